@@ -1,0 +1,1 @@
+"""The command line: recipes, plans, money and clouds. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The DeepSpeed program that trains a latent diffusion language model. Knows tensors, never clouds."""

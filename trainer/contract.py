@@ -1,0 +1,117 @@
+"""Words that launcher and trainer share: errors, exit codes, environment names, names in the run folder.
+
+Standard library only: both halves, and the node supervisor that must start before torch, import it.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import ClassVar
+
+
+class LdlmError(Exception):
+    """Something a user can put right: what is wrong, where, and what to type.
+
+    Attributes:
+        cli_exit_code: Exit code of the `ldlm` command when this ends it.
+        node_exit_code: Exit code of a node when this ends its trainer.
+    """
+
+    cli_exit_code: ClassVar[int] = 1
+    node_exit_code: ClassVar[int] = 1
+
+    def __init__(self, problem: str, *, place: str | None = None, fix: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.place = place
+        self.fix = fix
+
+    def __str__(self) -> str:
+        where = f"{self.place}: " if self.place else ""
+        return f"{where}{self.problem}" + (f"\n  fix: {self.fix}" if self.fix else "")
+
+
+class ExitCode(IntEnum):
+    """What a node's exit code tells the engine. Anything else is a crash that has no name yet.
+
+    Source: SkyPilot counts codes of 1 to 255; 75, 78 and 70 are EX_TEMPFAIL, EX_CONFIG and
+    EX_SOFTWARE of sysexits.h, and nothing on the way (torchrun, bash) uses them by itself.
+    """
+
+    FINISHED = 0  # finished, or stopped on purpose at a limit: `outcome.json` says which
+    BROKEN = 70  # diverged, an invariant broke, or no newer checkpoint in three attempts: do not retry
+    RECOVER = 75  # checkpoint committed, run me again
+    BAD_CONFIG = 78  # recipe or data is wrong: a retry spends money on the same mistake
+
+
+class ConfigError(LdlmError):
+    """The recipe, its data or its models are wrong: no retry can help."""
+
+    cli_exit_code = 3
+    node_exit_code = ExitCode.BAD_CONFIG
+
+
+class StoreError(LdlmError):
+    """The object store cannot be reached, read or written."""
+
+    cli_exit_code = 6
+
+
+class Outcome(StrEnum):
+    """How a run ended."""
+
+    FINISHED = "finished"
+    LIMIT = "limit"
+    STOPPED = "stopped"
+    DIVERGED = "diverged"
+    BAD_CONFIG = "bad_config"
+    NO_CAPACITY = "no_capacity"
+    LOST = "lost"
+
+
+class Env:
+    """Environment variables that a task sets for the programs on its nodes."""
+
+    RUN_ID = "LDLM_RUN_ID"
+    STORE = "LDLM_STORE"  # URL; the run folder is <store>/<run_id>
+    TRAIN_CONFIG = "LDLM_TRAIN_CONFIG"  # TrainConfig as JSON
+    RANKS_PER_NODE = "LDLM_RANKS_PER_NODE"
+    GPU = "LDLM_GPU"  # what the plan pays for, e.g. "RTX5090:1"; empty: no GPU
+    PRICE = "LDLM_PRICE_USD_PER_HOUR"  # of the whole node group
+    MAX_COST = "LDLM_MAX_COST_USD"
+    BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
+    DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
+    OFFER = "LDLM_OFFER"  # where and what, for the record
+    # Set by the local engine, which starts attempts itself; elsewhere the node claims a number.
+    ATTEMPT = "LDLM_ATTEMPT"
+    # Set by the node for its ranks.
+    END_FOLDER = "LDLM_END_FOLDER"  # each rank writes how it ended here
+
+
+class Document(StrEnum):
+    """The documents of a task, in the order in which they run."""
+
+    TRAIN = "train"
+    BENCH = "bench"
+
+
+class Name:
+    """Names below `<store>/<run_id>/`."""
+
+    RECIPE = "recipe.json"
+    PLAN = "plan.json"
+    TASK = "task.yaml"
+    OUTCOME = "outcome.json"
+    BENCH = "bench/result.json"
+    EVENTS = "events"
+    ATTEMPTS = "attempts"
+    CHECKPOINTS = "checkpoints"
+    MANIFEST = "manifest.json"
+
+
+def checkpoint_folder(step: int) -> str:
+    """Folder of the checkpoint of one step: `checkpoints/step-00000120`."""
+    return f"{Name.CHECKPOINTS}/step-{step:08d}"
+
+
+def attempt_file(attempt: int, name: str) -> str:
+    """Path of one file of an attempt: `attempts/2/heartbeat.json`."""
+    return f"{Name.ATTEMPTS}/{attempt}/{name}"

@@ -1,0 +1,244 @@
+"""What stands in `<store>/<run_id>/`, as types: attempts, heartbeats, ends, events, outcome.
+
+The object store is the only truth about a run. Nodes, the local engine and the launcher all read
+and write it through this file; none appends to an object that another attempt wrote. No torch.
+"""
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.contract import Document, LdlmError, Name, Outcome, StoreError, attempt_file
+from trainer.store import AlreadyExistsError, NotFoundError, Store
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Attempt(_Record):
+    """One life of the machines within a run. Written when it starts, never changed."""
+
+    number: int
+    document: Document
+    billed_from: datetime
+    price_usd_per_hour: Decimal
+    offer: str
+    host: str
+
+
+class Phases(_Record):
+    """Seconds of one attempt by what they went into. They add up to its age at the heartbeat."""
+
+    setup_s: float = 0.0  # from billed_from to the first step: install, start-up, restore
+    train_s: float = 0.0
+    checkpoint_s: float = 0.0  # training stood still for a save
+    evaluate_s: float = 0.0
+    bench_s: float = 0.0
+
+
+class Heartbeat(_Record):
+    """The newest word of a running attempt. Overwritten in place.
+
+    Attributes:
+        step: Optimizer steps done on this machine ("local step").
+        durable_step: Newest step whose manifest is committed. Only this one counts in a promise.
+        durable_train_s: `phases.train_s` when the durable step was done: time that is kept.
+        durable_evaluate_s: The same for `phases.evaluate_s`.
+        spent_usd: Over all attempts of the run, this one up to `at`.
+    """
+
+    at: datetime
+    step: int
+    total_steps: int
+    resumed_from_step: int
+    durable_step: int
+    durable_train_s: float
+    durable_evaluate_s: float
+    phases: Phases
+    tokens_per_s: float
+    spent_usd: Decimal
+    metrics: dict[str, float] = {}
+
+
+class AttemptEnd(_Record):
+    """How an attempt ended. A machine that vanished writes none: the engine does, or nobody.
+
+    Attributes:
+        exit_code: The node's exit code, None if the machine was taken.
+        preempted: The machine was taken back, whatever the code.
+    """
+
+    at: datetime
+    exit_code: int | None
+    preempted: bool
+    reason: str
+
+
+class Event(_Record):
+    """Something that the launcher or the engine did to a run. One object each, never changed."""
+
+    at: datetime
+    kind: str  # submitted, stop_requested, ended
+    detail: dict[str, Any] = {}
+
+
+class RunOutcome(_Record):
+    """`outcome.json`: how the run ended."""
+
+    outcome: Outcome
+    at: datetime
+    step: int
+    reason: str
+
+
+class AttemptFiles(_Record):
+    """All that the store knows of one attempt."""
+
+    attempt: Attempt
+    heartbeat: Heartbeat | None = None
+    end: AttemptEnd | None = None
+
+    def last_seen(self, now: datetime) -> datetime:
+        """Until when this attempt is charged: its end, else `now`."""
+        return self.end.at if self.end else now
+
+
+_T = TypeVar("_T", bound=BaseModel)
+
+
+class RunFolder:
+    """Typed access to the folder of one run."""
+
+    def __init__(self, store: Store, run_id: str) -> None:
+        self.store = store
+        self.run_id = run_id
+
+    def key(self, name: str) -> str:
+        """Key of a name in this run's folder, relative to the store."""
+        return f"{self.run_id}/{name}"
+
+    @property
+    def url(self) -> str:
+        """Where the folder is."""
+        return f"{self.store.url}/{self.run_id}"
+
+    def read_bytes(self, name: str) -> bytes:
+        """One object of the folder. Raises NotFoundError."""
+        return self.store.get(self.key(name))
+
+    def write_bytes(self, name: str, data: bytes, *, create: bool = False) -> None:
+        """Write one object of the folder. With `create`, AlreadyExistsError if it is there."""
+        self.store.put(self.key(name), data, create=create)
+
+    def read_json(self, name: str) -> Any:
+        """One JSON object. Raises NotFoundError, or StoreError when it does not parse."""
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise StoreError(f"is not JSON: {error}", place=f"{self.url}/{name}") from error
+
+    def read(self, name: str, kind: type[_T]) -> _T:
+        """One record. Raises NotFoundError, or StoreError when it does not parse."""
+        data = self.read_bytes(name)
+        try:
+            return kind.model_validate_json(data)
+        except ValueError as error:
+            raise StoreError(f"is not a valid {kind.__name__}: {str(error).splitlines()[0]}",
+                             place=f"{self.url}/{name}") from error
+
+    def find(self, name: str, kind: type[_T]) -> _T | None:
+        """One record, or None when it is not there yet."""
+        try:
+            return self.read(name, kind)
+        except NotFoundError:
+            return None
+
+    def write(self, name: str, record: BaseModel, *, create: bool = False) -> None:
+        """Write one record as JSON."""
+        self.write_bytes(name, record.model_dump_json(indent=1).encode(), create=create)
+
+    def exists(self) -> bool:
+        """True once the run has been submitted."""
+        return self.find_any(Name.RECIPE)
+
+    def find_any(self, name: str) -> bool:
+        """True if there is an object of this name."""
+        try:
+            self.read_bytes(name)
+        except NotFoundError:
+            return False
+        return True
+
+    # -- attempts -----------------------------------------------------------------------------
+
+    def attempts(self) -> list[AttemptFiles]:
+        """Every attempt so far, in order, with its last heartbeat and its end."""
+        numbers = sorted(int(name) for name in self.store.folders(self.key(Name.ATTEMPTS)) if name.isdigit())
+        return [self.attempt(number) for number in numbers]
+
+    def attempt(self, number: int) -> AttemptFiles:
+        """What is known of one attempt. Raises NotFoundError."""
+        return AttemptFiles(
+            attempt=self.read(attempt_file(number, "attempt.json"), Attempt),
+            heartbeat=self.find(attempt_file(number, "heartbeat.json"), Heartbeat),
+            end=self.find(attempt_file(number, "end.json"), AttemptEnd),
+        )
+
+    def claim_attempt(self, document: Document, *, billed_from: datetime, price_usd_per_hour: Decimal,
+                      offer: str, host: str) -> Attempt:
+        """Take the next attempt number; safe against a second claimer.
+
+        Raises:
+            StoreError: Another claimer won ten times in a row, or the store cannot be written.
+        """
+        taken = [int(name) for name in self.store.folders(self.key(Name.ATTEMPTS)) if name.isdigit()]
+        first = max(taken, default=0) + 1
+        for number in range(first, first + 10):
+            attempt = Attempt(number=number, document=document, billed_from=billed_from,
+                              price_usd_per_hour=price_usd_per_hour, offer=offer, host=host)
+            try:
+                self.write(attempt_file(number, "attempt.json"), attempt, create=True)
+                return attempt
+            except AlreadyExistsError:
+                continue
+        raise StoreError("cannot claim an attempt number: ten were taken meanwhile", place=self.url,
+                         fix="see that only one engine runs this run")
+
+    # -- events -------------------------------------------------------------------------------
+
+    def add_event(self, kind: str, at: datetime, **detail: Any) -> None:
+        """Record that something was done to this run. Names sort by time."""
+        stamp = at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        self.write(f"{Name.EVENTS}/{stamp}-{kind}.json", Event(at=at, kind=kind, detail=detail))
+
+    def events(self) -> list[Event]:
+        """All events, oldest first."""
+        prefix = self.key(Name.EVENTS)
+        names = [found.key.removeprefix(f"{self.run_id}/") for found in self.store.list(prefix)]
+        return [self.read(name, Event) for name in names]
+
+
+def spent_usd(attempts: Iterable[AttemptFiles], now: datetime) -> Decimal:
+    """Add up what a run has cost so far, each attempt at the price of its own offer.
+
+    An attempt that has not ended is charged up to `now`. Set-up counts: the cloud bills it.
+
+    Returns:
+        US dollars, unrounded. Round only when printing.
+
+    Raises:
+        LdlmError: An attempt ends before it begins (a clock is wrong).
+    """
+    total = Decimal(0)
+    for files in attempts:
+        seconds = (files.last_seen(now) - files.attempt.billed_from).total_seconds()
+        if seconds < 0:
+            raise LdlmError(f"attempt {files.attempt.number} ends {-seconds:.0f} s before it begins",
+                            fix="set the clock of the machine that wrote it (chronyc, ntpdate)")
+        total += files.attempt.price_usd_per_hour * Decimal(seconds) / 3600
+    return total
