@@ -83,7 +83,7 @@ class OptimizerConfig(Section):
     """AdamW and the average of weights (guess, from the authors' TEncDM code)."""
 
     learning_rate: PositiveFloat = 2e-4
-    betas: tuple[Fraction, Fraction] = (0.9, 0.98)
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5_000
