@@ -5,7 +5,7 @@ and write it through this file; none appends to an object that another attempt w
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -103,10 +103,6 @@ class AttemptFiles(_Record):
     heartbeat: Heartbeat | None = None
     end: AttemptEnd | None = None
 
-    def last_seen(self, now: datetime) -> datetime:
-        """Until when this attempt is charged: its end, else `now`."""
-        return self.end.at if self.end else now
-
 
 _T = TypeVar("_T", bound=BaseModel)
 
@@ -164,12 +160,8 @@ class RunFolder:
 
     def exists(self) -> bool:
         """True once the run has been submitted."""
-        return self.find_any(Name.RECIPE)
-
-    def find_any(self, name: str) -> bool:
-        """True if there is an object of this name."""
         try:
-            self.read_bytes(name)
+            self.read_bytes(Name.RECIPE)
         except NotFoundError:
             return False
         return True
@@ -223,10 +215,25 @@ class RunFolder:
         return [self.read(name, Event) for name in names]
 
 
-def spent_usd(attempts: Iterable[AttemptFiles], now: datetime) -> Decimal:
+def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datetime]:
+    """Until when each attempt is charged: its end; else, its successor's start; else `now`.
+
+    A machine that vanished leaves no end. Attempts of a run follow each other, so the start of the
+    next one bounds it from above: a cap must not be passed because a record is missing.
+    """
+    starts = [files.attempt.billed_from for files in attempts[1:]]
+    return [files.end.at if files.end else following
+            for files, following in zip(attempts, [*starts, now], strict=False)]
+
+
+def spent_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
     """Add up what a run has cost so far, each attempt at the price of its own offer.
 
-    An attempt that has not ended is charged up to `now`. Set-up counts: the cloud bills it.
+    Set-up counts: the cloud bills it, although an engine's own job duration may leave it out.
+
+    Args:
+        attempts: Every attempt of one run, in order.
+        now: Current time, UTC.
 
     Returns:
         US dollars, unrounded. Round only when printing.
@@ -235,8 +242,8 @@ def spent_usd(attempts: Iterable[AttemptFiles], now: datetime) -> Decimal:
         LdlmError: An attempt ends before it begins (a clock is wrong).
     """
     total = Decimal(0)
-    for files in attempts:
-        seconds = (files.last_seen(now) - files.attempt.billed_from).total_seconds()
+    for files, until in zip(attempts, charged_until(attempts, now), strict=True):
+        seconds = (until - files.attempt.billed_from).total_seconds()
         if seconds < 0:
             raise LdlmError(f"attempt {files.attempt.number} ends {-seconds:.0f} s before it begins",
                             fix="set the clock of the machine that wrote it (chronyc, ntpdate)")

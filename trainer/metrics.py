@@ -1,0 +1,147 @@
+"""What an attempt tells the world while it runs: phases, heartbeat, metric rows.
+
+Rank 0 owns one Recorder. A thread writes to the store, so that a slow store never holds a step up;
+rows go out in numbered chunks, because object storage cannot append.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Literal
+
+from trainer.contract import StoreError, attempt_file
+from trainer.run_folder import Attempt, Heartbeat, Phases, RunFolder
+
+Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
+
+
+class PhaseClock:
+    """Books every second since an attempt is billed on exactly one phase; starts in set-up."""
+
+    def __init__(self, billed_from: datetime, clock: Callable[[], float] = time.monotonic) -> None:
+        age_s = max(0.0, (datetime.now(UTC) - billed_from).total_seconds())
+        self._clock = clock
+        self._seconds: dict[Phase, float] = {"setup_s": age_s}
+        self._phase: Phase = "setup_s"
+        self._since = clock()
+        self._lock = threading.Lock()  # the recorder's thread reads while the loop changes phase
+
+    def enter(self, phase: Phase) -> None:
+        """From now on, time goes to `phase`."""
+        with self._lock:
+            now = self._clock()
+            self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
+            self._phase, self._since = phase, now
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Book the block on `phase`, then go back to the phase before it."""
+        before = self._phase
+        self.enter(phase)
+        try:
+            yield
+        finally:
+            self.enter(before)
+
+    def phases(self) -> Phases:
+        """Seconds by phase up to now."""
+        with self._lock:
+            running = {self._phase: self._seconds.get(self._phase, 0.0) + self._clock() - self._since}
+            return Phases(**{**self._seconds, **running})
+
+
+@dataclass
+class Progress:
+    """Where training is; the loop changes it, the recorder reads it."""
+
+    total_steps: int
+    step: int = 0
+    resumed_from_step: int = 0
+    durable_step: int = 0
+    durable_train_s: float = 0.0
+    durable_evaluate_s: float = 0.0
+    tokens_per_s: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class Recorder:
+    """Writes heartbeats and metric rows of one attempt.
+
+    Args:
+        folder: The run.
+        attempt: This attempt.
+        interval_s: Seconds between heartbeats.
+        spent_before_usd: What earlier attempts have cost.
+        clock: Books the phases.
+        progress: Read at each heartbeat.
+    """
+
+    def __init__(self, folder: RunFolder, attempt: Attempt, *, interval_s: float, spent_before_usd: Decimal,
+                 clock: PhaseClock, progress: Progress) -> None:
+        self._folder = folder
+        self._attempt = attempt
+        self._interval_s = interval_s
+        self._spent_before_usd = spent_before_usd
+        self._clock = clock
+        self._progress = progress
+        self._rows: list[dict[str, float]] = []
+        self._num_chunks = 0
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._write_until_closed, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def spent_usd(self, now: datetime) -> Decimal:
+        """What the run has cost up to `now`, this attempt included."""
+        seconds = max(0.0, (now - self._attempt.billed_from).total_seconds())
+        return self._spent_before_usd + self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Keep one row of metrics; it reaches the store with the next heartbeat."""
+        with self._lock:
+            self._rows.append({"step": step, "time": time.time(), **metrics})
+            self._progress.metrics = {**self._progress.metrics, **metrics}
+
+    def close(self) -> None:
+        """Write what is left and stop."""
+        self._closing.set()
+        self._thread.join()
+        self.write()
+
+    def write(self) -> None:
+        """One heartbeat and the rows since the last one. Raises StoreError."""
+        now = datetime.now(UTC)
+        with self._lock:
+            rows, self._rows = self._rows, []
+            progress = self._progress
+            heartbeat = Heartbeat(
+                at=now, step=progress.step, total_steps=progress.total_steps,
+                resumed_from_step=progress.resumed_from_step, durable_step=progress.durable_step,
+                durable_train_s=progress.durable_train_s, durable_evaluate_s=progress.durable_evaluate_s,
+                phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
+                spent_usd=self.spent_usd(now), metrics=dict(progress.metrics))
+        try:
+            if rows:
+                chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()
+                name = f"metrics/{self._num_chunks:06d}.jsonl"
+                self._folder.write_bytes(attempt_file(self._attempt.number, name), chunk)
+                self._num_chunks += 1
+                rows = []
+            self._folder.write(attempt_file(self._attempt.number, "heartbeat.json"), heartbeat)
+        except StoreError:
+            with self._lock:
+                self._rows = rows + self._rows
+            raise
+
+    def _write_until_closed(self) -> None:
+        while not self._closing.wait(self._interval_s):
+            try:
+                self.write()
+            except StoreError as error:
+                # The next heartbeat carries these rows; training does not depend on them.
+                print(f"warning: heartbeat not written: {error}", flush=True)
