@@ -3,8 +3,10 @@
 Standard library only: both halves, and the node supervisor that must start before torch, import it.
 """
 
+import json
 from enum import IntEnum, StrEnum
-from typing import ClassVar
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Self
 
 
 class LdlmError(Exception):
@@ -40,6 +42,25 @@ class ExitCode(IntEnum):
     BROKEN = 70  # diverged, an invariant broke, or no newer checkpoint in three attempts: do not retry
     RECOVER = 75  # checkpoint committed, run me again
     BAD_CONFIG = 78  # recipe or data is wrong: a retry spends money on the same mistake
+
+
+class RankEnd(NamedTuple):
+    """How one rank ended. torchrun exits 1 whatever its workers returned, so this travels as a file."""
+
+    code: int
+    reason: str
+
+    def write(self, folder: Path, rank: int) -> None:
+        """Leave it for the node supervisor, whole or not at all."""
+        path = folder / f"rank-{rank}.json"
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(self._asdict()))
+        draft.replace(path)
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[Self]:
+        """The ends that ranks have left in a folder."""
+        return [cls(**json.loads(path.read_text())) for path in sorted(folder.glob("rank-*.json"))]
 
 
 class ConfigError(LdlmError):

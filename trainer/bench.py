@@ -1,0 +1,166 @@
+"""The second document of a task: text from the trained model, its scores, and tokens per second.
+
+Throughput counts everything from seed to token ids in device memory: noise, denoiser passes, latent
+decoder, token decoder, vocabulary head, argmax. The token encoder is not part of generation; it is
+loaded here only to score reconstructions of held-out text.
+"""
+
+import os
+import platform
+import statistics
+import time
+import traceback
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from trainer.config import TrainConfig
+from trainer.contract import Env, LdlmError, Name, RankEnd
+from trainer.data import prepare
+from trainer.evaluate import evaluate
+from trainer.generate import decode, generate_tokens, to_text
+from trainer.job import build_model, cache_folder
+from trainer.manifest import load_averaged_weights
+from trainer.metrics import PhaseClock, Progress, Recorder
+from trainer.model import LatentDiffusionLM
+from trainer.run_folder import RunFolder, spent_usd
+from trainer.store import open_store
+from trainer.token_encoder import TokenEncoder, load_token_encoder
+
+_WARM_UP_GENERATIONS = 3
+_NUM_RECONSTRUCTIONS = 3
+
+
+class Throughput(BaseModel):
+    """Generation speed at batch 1, over `num_generations` timed generations after warm-up."""
+
+    model_config = ConfigDict(frozen=True)
+    device: str
+    is_rtx5090: bool
+    dtype: str
+    torch_version: str
+    denoiser_steps: int
+    tokens: int
+    num_generations: int
+    seconds_p10: float
+    seconds_median: float
+    seconds_p90: float
+    tokens_per_s: float
+
+
+class BenchResult(BaseModel):
+    """`bench/result.json`."""
+
+    model_config = ConfigDict(frozen=True)
+    step: int
+    scores: dict[str, float]
+    reconstructions: list[tuple[str, str]]
+    samples: list[str]
+    throughput: Throughput
+
+
+def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device) -> BenchResult:
+    """Score, sample and time the averaged weights of the newest checkpoint.
+
+    Raises:
+        CheckpointError: The run has no usable checkpoint.
+        ConfigError: Text or encoder are not there.
+    """
+    manifest, weights = load_averaged_weights(folder, lambda text: print(text, flush=True))
+    encoder = load_token_encoder(config.token_encoder, config.data.sequence_length, device)
+    corpus = prepare(config, encoder.tokenizer, encoder.end_of_text_id, cache_folder())
+    model = build_model(config, encoder, corpus).to(device).eval()
+    model.load_state_dict(weights)
+    held_out = corpus.heldout_NL[: config.evaluate_sequences]
+    scores = evaluate(model, encoder, held_out, seed=config.seed, batch_size=config.micro_batch_size)
+    throughput = measure(model, config, device)
+    samples = generate_tokens(model, config.sampling.num_samples, config.sampling.steps,
+                              torch.Generator(device).manual_seed(config.seed))
+    return BenchResult(
+        step=manifest.step, scores=scores, throughput=throughput,
+        reconstructions=reconstruct(model, encoder, held_out[:_NUM_RECONSTRUCTIONS]),
+        samples=to_text(encoder.tokenizer, samples, encoder.end_of_text_id))
+
+
+@torch.no_grad()
+def reconstruct(model: LatentDiffusionLM, encoder: TokenEncoder, rows: Any) -> list[tuple[str, str]]:
+    """Held-out text and what latent encoder and decoders make of it, as pairs."""
+    tokens_BL = torch.from_numpy(rows.astype("int64")).to(model.hidden_mean.device)
+    z_BKD = model.encode(encoder.hidden_states(tokens_BL))
+    pairs = zip(tokens_BL, decode(model, z_BKD), strict=True)
+    return [(encoder.tokenizer.decode(truth), encoder.tokenizer.decode(guess)) for truth, guess in pairs]
+
+
+def measure(model: LatentDiffusionLM, config: TrainConfig, device: torch.device) -> Throughput:
+    """Time generations one by one, each from another seed."""
+    seconds = []
+    for index in range(_WARM_UP_GENERATIONS + config.sampling.bench_generations):
+        generator = torch.Generator(device).manual_seed(index)
+        _wait_for(device)
+        began = time.perf_counter()
+        generate_tokens(model, 1, config.sampling.steps, generator)
+        _wait_for(device)
+        if index >= _WARM_UP_GENERATIONS:
+            seconds.append(time.perf_counter() - began)
+    deciles = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else seconds * 9
+    name = device_name(device)
+    return Throughput(
+        device=name, is_rtx5090="RTX 5090" in name, dtype=str(next(model.parameters()).dtype),
+        torch_version=torch.__version__, denoiser_steps=config.sampling.steps,
+        tokens=config.data.sequence_length, num_generations=len(seconds), seconds_p10=deciles[0],
+        seconds_median=statistics.median(seconds), seconds_p90=deciles[-1],
+        tokens_per_s=config.data.sequence_length / statistics.median(seconds))
+
+
+def device_name(device: torch.device) -> str:
+    """What ran the benchmark, as its driver calls it; a CPU with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def main() -> None:
+    """Run the benchmark of a finished training document and leave the result in the run folder."""
+    config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
+    try:
+        folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
+        recorder = open_recorder(config, folder, int(os.environ[Env.ATTEMPT]))
+        result = run_bench(config, folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        folder.write(Name.BENCH, result)
+        recorder.close()
+        speed = result.throughput
+        end = RankEnd(0, f"benchmark: {speed.tokens_per_s:,.0f} tokens/s on {speed.device}, "
+                         f"{speed.denoiser_steps} steps, batch 1, {speed.tokens} tokens")
+    except LdlmError as error:
+        end = RankEnd(error.node_exit_code, str(error))
+    except Exception as error:
+        traceback.print_exc()
+        end = RankEnd(1, f"{type(error).__name__}: {error}")
+    end.write(Path(os.environ[Env.END_FOLDER]), 0)
+
+
+def open_recorder(config: TrainConfig, folder: RunFolder, number: int) -> Recorder:
+    """Heartbeats of this attempt, all of its time booked on the benchmark from here on."""
+    attempts = folder.attempts()
+    attempt = next(files.attempt for files in attempts if files.attempt.number == number)
+    earlier = [files for files in attempts if files.attempt.number < number]
+    beats = [files.heartbeat for files in earlier if files.heartbeat]
+    step = max((beat.durable_step for beat in beats), default=0)
+    clock = PhaseClock(attempt.billed_from)
+    clock.enter("bench_s")
+    return Recorder(folder, attempt, interval_s=config.heartbeat_s, clock=clock,
+                    spent_before_usd=spent_usd(earlier, now=attempt.billed_from),
+                    progress=Progress(total_steps=config.steps, step=step, durable_step=step,
+                                      resumed_from_step=step))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""What makes a checkpoint exist: its manifest, and how the newest whole one is found and verified.
+
+No DeepSpeed and no torch at import: the benchmark, sampling and the launcher read checkpoints here.
+"""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.contract import ExitCode, LdlmError, Name, StoreError, checkpoint_folder
+from trainer.run_folder import RunFolder
+from trainer.store import NotFoundError
+
+EMA_FILE = "ema.safetensors"
+
+
+class CheckpointError(LdlmError):
+    """Checkpoints exist, but none can be trusted."""
+
+    cli_exit_code = 6
+    node_exit_code = ExitCode.BROKEN
+
+
+class StoredFile(BaseModel):
+    """One file of a checkpoint. `name` is relative to the checkpoint's folder."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    num_bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """The commit of a checkpoint.
+
+    Attributes:
+        step: Optimizer steps done.
+        attempt: The attempt that saved it.
+        world_size: Ranks; a plain restore needs as many.
+        files: Every file, shards of all ranks.
+        model: Arguments that rebuild the model without its token encoder.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    step: int
+    attempt: int
+    world_size: int
+    files: list[StoredFile]
+    model: dict[str, int]
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole checkpoint."""
+        return sum(file.num_bytes for file in self.files)
+
+
+def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[Manifest]:
+    """Every checkpoint whose manifest parses and whose files have their sizes, newest first.
+
+    Args:
+        folder: The run.
+        say: Told the name of each incomplete one, and why it does not count.
+    """
+    sizes = {found.key: found.num_bytes for found in folder.store.list(folder.key(Name.CHECKPOINTS))}
+    complete = []
+    for name in sorted(folder.store.folders(folder.key(Name.CHECKPOINTS)), reverse=True):
+        path = f"{Name.CHECKPOINTS}/{name}"
+        try:
+            manifest = folder.read(f"{path}/{Name.MANIFEST}", Manifest)
+        except NotFoundError:
+            say(f"checkpoint {name} has no manifest: its save did not finish; ignored")
+            continue
+        except StoreError as error:
+            say(f"checkpoint {name} ignored: {error.problem}")
+            continue
+        torn = [file.name for file in manifest.files
+                if sizes.get(folder.key(f"{path}/{file.name}")) != file.num_bytes]
+        if torn:
+            say(f"checkpoint {name} ignored: {torn[0]} is missing or has the wrong size")
+        else:
+            complete.append(manifest)
+    return complete
+
+
+def read_file(folder: RunFolder, manifest: Manifest, file: StoredFile) -> bytes:
+    """One file of a checkpoint, its hash checked. Raises StoreError when it does not match."""
+    name = f"{checkpoint_folder(manifest.step)}/{file.name}"
+    data = folder.read_bytes(name)
+    if hashlib.sha256(data).hexdigest() != file.sha256:
+        raise StoreError("its SHA-256 is not the manifest's: the file is corrupt", place=f"{folder.url}/{name}")
+    return data
+
+
+def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool],
+                    say: Callable[[str], None]) -> tuple[Manifest, dict[str, bytes]] | None:
+    """The newest complete checkpoint whose wanted files match their hashes, with their content.
+
+    Returns:
+        None when the run has no checkpoint yet.
+
+    Raises:
+        CheckpointError: There are committed checkpoints, but every one is damaged. Starting again
+            from step 0 would silently throw paid work away.
+    """
+    complete = complete_checkpoints(folder, say)
+    for manifest in complete:
+        try:
+            return manifest, {file.name: read_file(folder, manifest, file)
+                              for file in manifest.files if wanted(file)}
+        except StoreError as error:
+            say(f"checkpoint of step {manifest.step} not used: {error}")
+    committed = [found for found in folder.store.list(folder.key(Name.CHECKPOINTS))
+                 if found.key.endswith("/" + Name.MANIFEST)]
+    if committed:
+        raise CheckpointError(
+            f"all {len(committed)} committed checkpoints are damaged", place=f"{folder.url}/{Name.CHECKPOINTS}",
+            fix="restore one from a backup; or, to train again from step 0, delete that folder")
+    return None
+
+
+def load_averaged_weights(folder: RunFolder, say: Callable[[str], None]) -> tuple[Manifest, dict[str, Any]]:
+    """The averaged weights of the newest complete checkpoint, for sampling: no optimizer, no DeepSpeed load.
+
+    Raises:
+        CheckpointError: The run has none yet, or all are damaged.
+    """
+    from safetensors.torch import load
+
+    found = newest_verified(folder, lambda file: file.name.endswith(EMA_FILE), say)
+    if not found or not found[1]:
+        raise CheckpointError("this run has no complete checkpoint yet", place=folder.url,
+                              fix="wait for the first one (`ldlm status` shows the durable step)")
+    manifest, files = found
+    return manifest, load(next(iter(files.values())))

@@ -1,0 +1,233 @@
+"""What a task runs on a node: `python -m trainer.node train` or `... bench`. No torch in this process.
+
+Claims the attempt, checks the machine before it costs anything, starts torchrun (or the benchmark),
+forwards signals, and turns what happened into the exit code of `trainer.contract.ExitCode`: torchrun
+itself exits 1 whatever its workers returned, and after SIGTERM even when every rank saved.
+"""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainer.config import TrainConfig, grad_accum_steps
+from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
+from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
+from trainer.store import AlreadyExistsError, open_store
+
+# Ranks must have written their last checkpoint by then. Below the 120 s that the local engine waits;
+# clouds with a 30 s notice rely on the periodic checkpoint (guess).
+_SHUTDOWN_TIMEOUT_S = 100
+# Others may hang in a collective that waits for a rank which has already told us why it left.
+_PEER_GRACE_S = 20
+_MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 3
+_GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
+
+
+class MachineError(LdlmError):
+    """The machine is not what the plan pays for. Another one may be."""
+
+    node_exit_code = 1
+
+
+class StuckError(LdlmError):
+    """Attempt after attempt dies before it has saved anything new."""
+
+    node_exit_code = ExitCode.BROKEN
+
+
+def main(argv: list[str]) -> int:
+    """Run one document of a task on this node. Returns the node's exit code."""
+    started_at = datetime.now(UTC)
+    try:
+        document = Document(argv[0])
+        config = read_config()
+        folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
+        attempt = own_attempt(folder, document, started_at)
+    except LdlmError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.node_exit_code
+    try:
+        check_machine(os.environ.get(Env.GPU, ""))
+        check_progress(folder.attempts(), attempt)
+        end = run_document(document, config, attempt)
+    except LdlmError as error:
+        end = RankEnd(error.node_exit_code, str(error))
+    record_end(folder, attempt, end)
+    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
+    return end.code
+
+
+def read_config() -> TrainConfig:
+    """The train config of the task, checked against the ranks there are.
+
+    Raises:
+        ConfigError: It is missing, invalid, or its batch does not divide.
+    """
+    try:
+        config = TrainConfig.model_validate_json(_required(Env.TRAIN_CONFIG))
+        grad_accum_steps(config, num_nodes() * ranks_per_node())
+    except (ValidationError, ValueError) as error:
+        raise ConfigError(f"{error}", place=Env.TRAIN_CONFIG, fix="correct the recipe and launch again") from error
+    return config
+
+
+def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> Attempt:
+    """The attempt that the engine has numbered, or the next free one."""
+    number = os.environ.get(Env.ATTEMPT)
+    if number:
+        return folder.attempt(int(number)).attempt
+    return folder.claim_attempt(document, billed_from=started_at, host=socket.gethostname(),
+                                price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
+                                offer=os.environ.get(Env.OFFER, ""))
+
+
+def check_machine(gpu: str) -> None:
+    """Compare the GPUs here with what the plan pays for, e.g. `RTX5090:1`; empty: none are needed.
+
+    Raises:
+        MachineError: Another model, or fewer. SkyPilot has rented the wrong Vast host before.
+    """
+    if not gpu:
+        return
+    model, _, count = gpu.partition(":")
+    found = visible_gpus()
+    right = [name for name in found if _letters(model) in _letters(name)]
+    if len(right) < int(count or 1):
+        raise MachineError(f"the plan pays for {gpu}, this machine has {', '.join(found) or 'no GPU'}",
+                           place=socket.gethostname(), fix="nothing: the engine takes another machine")
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that the driver shows, e.g. `NVIDIA GeForce RTX 5090`."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+                           capture_output=True, text=True, timeout=60, check=False)
+    return [line.strip() for line in asked.stdout.splitlines() if line.strip()] if asked.returncode == 0 else []
+
+
+def check_progress(attempts: list[AttemptFiles], attempt: Attempt) -> None:
+    """Refuse to go on when the last attempts all crashed without a newer checkpoint.
+
+    Preempted attempts do not count: the market took those machines, not the code.
+
+    Raises:
+        StuckError: Three in a row.
+    """
+    earlier = [files for files in attempts
+               if files.attempt.number < attempt.number and files.attempt.document == attempt.document]
+    crashes, durable_step = 0, 0
+    for files in reversed(earlier):
+        end, beat = files.end, files.heartbeat
+        durable_step = max(durable_step, beat.durable_step if beat else 0)
+        crashed = end is not None and not end.preempted and end.exit_code not in _GOOD
+        if not crashed or (beat and beat.durable_step > beat.resumed_from_step):
+            break
+        crashes += 1
+    if crashes >= _MAX_ATTEMPTS_WITHOUT_CHECKPOINT:
+        raise StuckError(f"the last {crashes} attempts crashed without a newer checkpoint than step {durable_step}",
+                         fix="read `ldlm logs RUN`, correct the cause, then `ldlm resume RUN`")
+
+
+def run_document(document: Document, config: TrainConfig, attempt: Attempt) -> RankEnd:
+    """Start the program of one document, forward signals to it, and read how it ended."""
+    with tempfile.TemporaryDirectory(prefix="ldlm-node-") as ends:
+        environment = os.environ | {Env.END_FOLDER: ends, Env.ATTEMPT: str(attempt.number),
+                                    "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node())))
+        command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
+        child = subprocess.Popen(command, env=environment)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda received, _: child.send_signal(received))
+        wait_for(child, Path(ends))
+        num_expected = ranks_per_node() if document is Document.TRAIN else 1
+        return node_end(RankEnd.read_all(Path(ends)), num_expected, child.returncode)
+
+
+def train_command() -> list[str]:
+    """torchrun for this node, from what SkyPilot says about its peers."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run",
+                "--nproc-per-node", str(ranks_per_node()), "--shutdown-timeout", str(_SHUTDOWN_TIMEOUT_S)]
+    if num_nodes() == 1:
+        rendezvous = ["--standalone"]
+    else:
+        head = _required("SKYPILOT_NODE_IPS").split()[0]
+        rendezvous = ["--nnodes", str(num_nodes()), "--node-rank", _required("SKYPILOT_NODE_RANK"),
+                      "--master-addr", head, "--master-port", "29500"]
+    return [*torchrun, *rendezvous, "-m", "trainer.train"]
+
+
+def wait_for(child: "subprocess.Popen[bytes]", ends: Path) -> None:
+    """Wait for the program; end it when one rank has failed and its peers do not follow."""
+    failed_at: float | None = None
+    while child.poll() is None:
+        time.sleep(0.2)
+        if failed_at is None and any(end.code not in _GOOD
+                                     for end in RankEnd.read_all(ends)):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S:
+            child.kill()
+            child.wait()
+
+
+def node_end(ends: list[RankEnd], num_expected: int, returncode: int) -> RankEnd:
+    """One end out of those of all ranks: a named failure first, then a missing rank, then the rest."""
+    for code in (ExitCode.BAD_CONFIG, ExitCode.BROKEN):
+        for end in ends:
+            if end.code == code:
+                return end
+    for end in ends:
+        if end.code not in _GOOD:
+            return end
+    if len(ends) < num_expected:
+        return RankEnd(1, f"{num_expected - len(ends)} of {num_expected} ranks died without a word "
+                          f"(torchrun's code {returncode}): killed, out of memory, or a hardware fault")
+    return max(ends, key=lambda end: end.code)
+
+
+def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd) -> None:
+    """Leave the end of this attempt in the run folder, unless the engine was quicker."""
+    try:
+        folder.write(attempt_file(attempt.number, "end.json"), create=True,
+                     record=AttemptEnd(at=datetime.now(UTC), exit_code=end.code, preempted=False,
+                                       reason=end.reason))
+    except AlreadyExistsError:
+        pass
+    except LdlmError as error:
+        print(f"warning: end of attempt {attempt.number} not recorded: {error}", file=sys.stderr, flush=True)
+
+
+def ranks_per_node() -> int:
+    """Processes that train on this node."""
+    return int(_required(Env.RANKS_PER_NODE))
+
+
+def num_nodes() -> int:
+    """Nodes of this task."""
+    return int(os.environ.get("SKYPILOT_NUM_NODES") or 1)
+
+
+def _required(name: str) -> str:
+    value = os.environ.get(name)
+    if not value:
+        raise ConfigError(f"the environment has no {name}", place="trainer.node",
+                          fix="start it through `ldlm launch`, which renders the task that sets it")
+    return value
+
+
+def _letters(text: str) -> str:
+    return "".join(letter for letter in text.upper() if letter.isalnum())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
