@@ -1,0 +1,46 @@
+"""Everything the launcher raises on purpose, each with the exit code of the `ldlm` command.
+
+Exit codes: 1 problem or refused prompt, 2 usage, 3 recipe, 4 no offer within limits, 5 engine,
+6 run record or store. `main()` is the only catcher.
+"""
+
+from trainer.contract import ConfigError, LdlmError, StoreError
+
+__all__ = ["ConfigError", "EngineError", "LdlmError", "NoOfferError", "RecipeError", "Refused", "RunRecordError",
+           "StoreError", "UsageError"]
+
+
+class Refused(LdlmError):
+    """The user said no, or nobody was there to say yes."""
+
+    cli_exit_code = 1
+
+
+class UsageError(LdlmError):
+    """The command line asks for something that does not go together."""
+
+    cli_exit_code = 2
+
+
+class RecipeError(LdlmError):
+    """The recipe cannot be carried out as it is written; the place names the line to change."""
+
+    cli_exit_code = 3
+
+
+class NoOfferError(LdlmError):
+    """No hardware fits what was asked for, or none within the limits of money and time."""
+
+    cli_exit_code = 4
+
+
+class EngineError(LdlmError):
+    """The engine refused the task, or cannot be reached."""
+
+    cli_exit_code = 5
+
+
+class RunRecordError(LdlmError):
+    """The record of a run is missing, damaged or written by another version."""
+
+    cli_exit_code = 6

@@ -1,0 +1,171 @@
+"""What can be rented now, as offers: one hardware choice with price and place.
+
+Live prices of clouds are not asked for: a cloud offer carries a price only where the recipe bids one.
+"""
+
+import os
+import re
+import subprocess
+from datetime import datetime
+from decimal import Decimal
+
+from pydantic import BaseModel, ConfigDict
+
+from launcher.errors import NoOfferError
+from launcher.recipe import Candidate
+
+DEFAULT_CPU_RANKS = 2
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Gpu(_Frozen):
+    """One GPU of this machine, as its driver names it."""
+
+    name: str
+    memory_gib: float
+    driver: str
+
+    @property
+    def sky_name(self) -> str:
+        """The name SkyPilot uses: `RTX5090` for `NVIDIA GeForce RTX 5090`, `A100-80GB`, `H100`."""
+        words = re.sub(r"NVIDIA|GeForce|Tesla", "", self.name).strip()
+        if match := re.match(r"RTX (?:PRO )?\d+( Ti)?", words):
+            return match.group().replace(" ", "")
+        model = re.split(r"[ -]", words)[0]
+        return "A100-80GB" if model == "A100" and "80GB" in words else model
+
+
+class Machine(_Frozen):
+    """What this machine has: CPU cores of this process, memory of all."""
+
+    num_cores: int
+    memory_gib: float
+    gpus: tuple[Gpu, ...] = ()
+
+    def has(self, gpu: str) -> bool:
+        """True if `RTX5090:2` can be had here."""
+        name, _, number = gpu.partition(":")
+        return sum(found.sky_name.lower() == name.lower() for found in self.gpus) >= int(number)
+
+
+def probe_machine() -> Machine:
+    """Look at this machine. No GPU is found without `nvidia-smi`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Machine(num_cores=cores, memory_gib=round(memory / 2**30, 1), gpus=_probe_gpus())
+
+
+def _probe_gpus() -> tuple[Gpu, ...]:
+    try:
+        # 10 s: a driver that hangs must not hang every command.
+        done = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return parse_gpus(done.stdout)
+
+
+def parse_gpus(csv: str) -> tuple[Gpu, ...]:
+    """GPUs from the output of nvidia-smi (`name, MiB, driver` per line); odd lines are passed over."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in csv.splitlines()]
+    return tuple(Gpu(name=row[0], memory_gib=round(int(row[1]) / 1024, 1), driver=row[2])
+                 for row in rows if len(row) == 3 and row[1].isdigit())
+
+
+class Offer(_Frozen):
+    """One hardware choice with price and place.
+
+    Attributes:
+        gpu: SkyPilot's name without the number; None: no GPU, `cpu_ranks` processes instead.
+        spot: The machine can be taken back: spot on Azure and GCP, interruptible on Vast.
+        price_usd_per_hour: All nodes together; None when it is not known here.
+        price_is_simulated: Nobody sends a bill of this price.
+        seen_at: UTC, when the price was true.
+    """
+
+    infra: str
+    gpu: str | None
+    num_gpus: int
+    num_nodes: int
+    cpu_ranks: int
+    spot: bool
+    price_usd_per_hour: Decimal | None
+    on_demand_usd_per_hour: Decimal | None
+    price_is_simulated: bool
+    bid_usd_per_hour: Decimal | None
+    image: str | None
+    disk_gib: int
+    seen_at: datetime
+
+    @property
+    def cloud(self) -> str:
+        """First part of infra: `gcp` of `gcp/us-central1`."""
+        return self.infra.partition("/")[0]
+
+    @property
+    def is_local(self) -> bool:
+        """True for the machine that the launcher runs on."""
+        return self.infra == "local"
+
+    @property
+    def ranks_per_node(self) -> int:
+        """Processes of training on one node: one per GPU."""
+        return self.num_gpus or self.cpu_ranks
+
+    @property
+    def accelerators(self) -> str | None:
+        """`RTX5090:1`, or None without a GPU."""
+        return f"{self.gpu}:{self.num_gpus}" if self.gpu else None
+
+    @property
+    def hardware(self) -> str:
+        """What does the work, wherever it stands; speeds are compared by it."""
+        each = self.accelerators or f"{self.cpu_ranks} CPU core{'s' if self.cpu_ranks > 1 else ''}"
+        return f"{self.num_nodes}x {each}" if self.num_nodes > 1 else each
+
+    @property
+    def label(self) -> str:
+        """`2 CPU cores here`, `RTX5090:1 on vast (interruptible)`, `2x H100:8 on gcp (spot)`."""
+        if self.is_local:
+            return f"{self.hardware} here"
+        taken = "interruptible" if self.cloud == "vast" else "spot"
+        return f"{self.hardware} on {self.infra} ({taken if self.spot else 'on-demand'})"
+
+
+def make_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
+    """The offer behind a candidate, on this machine or in a cloud. Raises NoOfferError."""
+    return local_offer(candidate, machine, now) if candidate.is_local else cloud_offer(candidate, now)
+
+
+def local_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
+    """This machine, at the price that the recipe simulates (0 when it names none).
+
+    Without `gpu` a run takes one GPU if there is one, else CPU cores.
+
+    Raises:
+        NoOfferError: The candidate names GPUs that are not here.
+    """
+    wanted = candidate.gpu or (f"{machine.gpus[0].sky_name}:1" if machine.gpus else None)
+    if wanted and not machine.has(wanted):
+        here = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
+        raise NoOfferError(f"the recipe wants {wanted} here, and this machine has {here}",
+                           fix="choose other hardware with --infra, or remove gpu from the local candidate")
+    name, _, number = (wanted or "").partition(":")
+    return Offer(infra="local", gpu=name or None, num_gpus=int(number or 0), num_nodes=1,
+                 cpu_ranks=min(candidate.cpu_ranks or DEFAULT_CPU_RANKS, machine.num_cores), spot=False,
+                 price_usd_per_hour=candidate.price_usd_per_hour or Decimal(0),
+                 on_demand_usd_per_hour=candidate.on_demand_usd_per_hour, price_is_simulated=True,
+                 bid_usd_per_hour=None, image=None, disk_gib=candidate.disk_gib, seen_at=now)
+
+
+def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
+    """A rented machine. Its price is known only as a bid, which is the most its hour can cost."""
+    name, _, number = (candidate.gpu or "").partition(":")
+    return Offer(infra=candidate.infra, gpu=name or None, num_gpus=int(number or 0), num_nodes=candidate.num_nodes,
+                 cpu_ranks=DEFAULT_CPU_RANKS, spot=candidate.spot or candidate.bid_usd_per_hour is not None,
+                 price_usd_per_hour=candidate.bid_usd_per_hour, on_demand_usd_per_hour=None,
+                 price_is_simulated=False, bid_usd_per_hour=candidate.bid_usd_per_hour,
+                 image=candidate.image, disk_gib=candidate.disk_gib, seen_at=now)

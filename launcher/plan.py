@@ -1,0 +1,269 @@
+"""Recipe + offers -> Plan: hardware, hours, dollars as a range, warnings. Pure, spends nothing."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import ROUND_UP, Decimal
+from statistics import median
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from launcher.cost import Range, encoder_size, flops_per_token, hours_range, total, usd_range
+from launcher.errors import NoOfferError, RecipeError
+from launcher.offers import Machine, Offer
+from launcher.recipe import Candidate, Recipe
+from trainer.config import TrainConfig, grad_accum_steps
+from trainer.contract import Document
+
+# Guess: fp32 on two shared x86 cores, small matrices.
+CPU_GFLOPS_PER_CORE = 12.0
+# Dense bf16 by the vendors' data sheets.
+_PEAK_TFLOPS = {"RTX5090": 209.5, "RTX4090": 165.2, "A100": 312.0, "A100-80GB": 312.0, "H100": 989.0, "H200": 989.0,
+                "L4": 121.0}
+_UNKNOWN_GPU_TFLOPS = 150.0  # guess: a middling card of these years
+_GPU_UTILISATION = 0.25  # guess: share of the peak that large matrices reach
+_GPU_MICRO_BATCH_S = 0.06  # guess: Python and kernel launches of one micro-batch, however small the model
+_GUESS_FACTORS = (0.5, 2.0)  # on hours
+_MEASURED_FACTORS = (0.9, 1.2)  # guess: the same hardware again
+_SETUP_S = {"local": 40.0, "cloud": 600.0}  # guess: start-up and install, data, encoder statistics
+_BENCH_S = {"local": 60.0, "cloud": 720.0}  # guess: set-up of the benchmark's machine included
+_SAVE_S = 1.0  # guess: training stands still for one checkpoint
+_EVALUATION_SHARE = 1 / 3  # forward without backward
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class MeasuredSpeed:
+    """Training speed that an earlier run reached.
+
+    Attributes:
+        hardware: `Offer.hardware` of that run.
+        fingerprint: `config_fingerprint` of its config.
+        tokens_per_s: Over all ranks, while training (no set-up, no evaluation).
+    """
+
+    run_id: str
+    hardware: str
+    fingerprint: str
+    tokens_per_s: float
+
+
+class Part(_Frozen):
+    """One part of the bill."""
+
+    name: Literal["set-up", "training", "evaluating and saving", "benchmark"]
+    document: Document
+    hours: Range
+    usd: Range | None
+
+
+class Plan(_Frozen):
+    """A recipe, chosen offers, hours and dollars. What the user approves, and what is rendered.
+
+    Attributes:
+        tokens: Tokens that training sees.
+        hours: Train and benchmark, one after the other.
+        usd: None when a price is not known.
+        bench_reserve_usd: Part of the cap that training leaves for the benchmark.
+        deadline: UTC; training stops itself before it.
+        speed_source: Where tokens_per_s comes from, for the reader.
+    """
+
+    recipe: str
+    run_id: str
+    planned_at: datetime
+    offers: dict[Document, Offer]
+    ranks_per_node: int
+    world_size: int
+    grad_accum_steps: int
+    steps: int
+    tokens: int
+    tokens_per_s: float
+    speed_source: str
+    parts: tuple[Part, ...]
+    hours: Range
+    usd: Range | None
+    max_cost_usd: Decimal
+    bench_reserve_usd: Decimal
+    deadline: datetime | None
+    warnings: tuple[str, ...]
+
+    def digest(self) -> str:
+        """SHA-256 over everything in the plan, as 64 hex digits."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_fingerprint(config: TrainConfig) -> str:
+    """Equal for configs that train at the same speed on the same hardware: 16 hex digits."""
+    what = {"model": config.model.model_dump(), "encoder": [config.token_encoder.name, config.token_encoder.layer],
+            "length": config.data.sequence_length, "batch": [config.global_batch_size, config.micro_batch_size],
+            "precision": config.precision, "zero_stage": config.zero_stage,
+            "token_loss_fraction": config.token_loss_fraction,
+            "self_conditioning": config.diffusion.self_conditioning_probability}
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def choose(recipe: Recipe, infra: str | None, machine: Machine) -> dict[Document, Candidate]:
+    """The candidates of a run: what `--infra` asks for, else this machine, else the recipe's first.
+
+    A local candidate counts only if this machine has its GPUs. A local run is benchmarked here too.
+
+    Raises:
+        NoOfferError: The recipe has nothing on `infra`; the message names what it has.
+    """
+    train = [candidate for candidate in recipe.hardware.train if _possible(candidate, machine)]
+    wanted = [candidate for candidate in train if _matches(candidate, infra or "local")]
+    chosen = wanted or ([] if infra else train)
+    if not chosen:
+        has = ", ".join(dict.fromkeys(candidate.infra for candidate in recipe.hardware.train))
+        raise NoOfferError(f"recipe {recipe.name} has no hardware on {infra or 'this machine'}",
+                           place=recipe.place("hardware", "train"), fix=f"--infra one of: {has}; or add a candidate")
+    if chosen[0].is_local:
+        return {Document.TRAIN: chosen[0], Document.BENCH: chosen[0]}
+    bench = [candidate for candidate in recipe.hardware.bench if not candidate.is_local]
+    near = [candidate for candidate in bench if _matches(candidate, chosen[0].infra)] or bench
+    if not near:
+        raise NoOfferError("the recipe benchmarks only on this machine, which a rented run cannot reach",
+                           place=recipe.place("hardware", "bench"), fix="add a cloud candidate to hardware.bench")
+    return {Document.TRAIN: chosen[0], Document.BENCH: near[0]}
+
+
+def _possible(candidate: Candidate, machine: Machine) -> bool:
+    return not candidate.is_local or candidate.gpu is None or machine.has(candidate.gpu)
+
+
+def _matches(candidate: Candidate, infra: str) -> bool:
+    return candidate.infra == infra or candidate.infra.startswith(f"{infra}/")
+
+
+def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequence[MeasuredSpeed],
+              now: datetime, run_id: str) -> Plan:
+    """Work out what a run would take and cost.
+
+    Args:
+        offers: One per document.
+        history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
+        now: Current time, UTC; deadlines count from it.
+
+    Raises:
+        RecipeError: The batch does not divide over the ranks of this offer.
+        NoOfferError: The middle estimate is already over the cap or past the deadline.
+    """
+    train = offers[Document.TRAIN]
+    world_size = train.ranks_per_node * train.num_nodes
+    accumulation = _accumulation(recipe, world_size)
+    speed, source, factors = _speed(recipe.train, train, world_size, history)
+    parts = _parts(recipe.train, offers, speed, factors)
+    hours = total(part.hours for part in parts)
+    priced = [part.usd for part in parts if part.usd is not None]
+    usd = total(priced) if len(priced) == len(parts) else None
+    _refuse_over_limits(recipe, hours, usd)
+    deadline_hours = recipe.limits.deadline_hours
+    return Plan(
+        recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers), ranks_per_node=train.ranks_per_node,
+        world_size=world_size, grad_accum_steps=accumulation, steps=recipe.train.steps,
+        tokens=recipe.train.steps * recipe.train.tokens_per_step, tokens_per_s=round(speed, 1), speed_source=source,
+        parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
+        bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd),
+        deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
+        warnings=tuple(_warnings(recipe, offers, hours, usd)),
+    )
+
+
+def _accumulation(recipe: Recipe, world_size: int) -> int:
+    try:
+        return grad_accum_steps(recipe.train, world_size)
+    except ValueError as error:
+        problem, _, fix = str(error).partition(": set it ")
+        raise RecipeError(f"train.{problem}", place=recipe.place("train", "global_batch_size"),
+                          fix=f"set train.global_batch_size {fix}") from error
+
+
+def _speed(config: TrainConfig, offer: Offer, world_size: int,
+           history: Sequence[MeasuredSpeed]) -> tuple[float, str, tuple[float, float]]:
+    """Tokens per second, where that comes from, and factors on hours for the ends of the range."""
+    fingerprint = config_fingerprint(config)
+    same = [past for past in history if past.hardware == offer.hardware and past.fingerprint == fingerprint]
+    if same:
+        runs = f"run {same[-1].run_id}" if len(same) == 1 else f"{len(same)} runs, last {same[-1].run_id}"
+        return median(past.tokens_per_s for past in same), f"measured in {runs}", _MEASURED_FACTORS
+    if offer.gpu is None:
+        speed = offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9 / flops_per_token(config)
+        return speed, f"guess: {CPU_GFLOPS_PER_CORE:g} GFLOP/s per core", _GUESS_FACTORS
+    peak = _PEAK_TFLOPS.get(offer.gpu, _UNKNOWN_GPU_TFLOPS)
+    tokens = config.micro_batch_size * config.data.sequence_length
+    micro_batch_s = tokens * flops_per_token(config) / (peak * 1e12 * _GPU_UTILISATION) + _GPU_MICRO_BATCH_S
+    guess = f"guess: {_GPU_UTILISATION:.0%} of {peak:g} TFLOP/s and {_GPU_MICRO_BATCH_S:g} s per micro-batch"
+    return world_size * tokens / micro_batch_s, guess, _GUESS_FACTORS
+
+
+def _parts(config: TrainConfig, offers: Mapping[Document, Offer], speed: float,
+           factors: tuple[float, float]) -> tuple[Part, ...]:
+    train, bench = offers[Document.TRAIN], offers[Document.BENCH]
+    evaluated = (config.steps // config.evaluate_every_steps * config.evaluate_sequences
+                 * config.data.sequence_length * _EVALUATION_SHARE)
+    training = hours_range(config.steps * config.tokens_per_step, speed, *factors)
+    every = config.checkpoint.every_steps
+    minutes = config.checkpoint.every_minutes or 1.0
+    saves = config.steps // every if every else float(training.mid) * 60 / minutes
+    beside = Range.around(evaluated / speed / 3600 + saves * _SAVE_S / 3600, *_GUESS_FACTORS)
+    setup, benchmark = (Range.around(seconds["local" if offer.is_local else "cloud"] / 3600, *_GUESS_FACTORS)
+                        for seconds, offer in ((_SETUP_S, train), (_BENCH_S, bench)))
+    return (_part("set-up", Document.TRAIN, setup, train), _part("training", Document.TRAIN, training, train),
+            _part("evaluating and saving", Document.TRAIN, beside, train),
+            _part("benchmark", Document.BENCH, benchmark, bench))
+
+
+def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,
+          hours: Range, offer: Offer) -> Part:
+    price = offer.price_usd_per_hour
+    return Part(name=name, document=document, hours=hours, usd=None if price is None else usd_range(hours, price))
+
+
+def _bench_reserve(benchmark: Part, max_cost_usd: Decimal) -> Decimal:
+    """The benchmark's high estimate; at most half of the cap, or training could not start."""
+    wanted = benchmark.usd.high if benchmark.usd else Decimal(0)
+    return min(wanted, max_cost_usd / 2)
+
+
+def _refuse_over_limits(recipe: Recipe, hours: Range, usd: Range | None) -> None:
+    limits = recipe.limits
+    if usd is not None and usd.mid > limits.max_cost_usd:
+        enough = usd.high.quantize(Decimal("0.01"), rounding=ROUND_UP)
+        raise NoOfferError(f"this run would cost ~${usd.mid:.2f} (${usd.low:.2f} to ${usd.high:.2f}), and "
+                           f"limits.max_cost_usd is ${limits.max_cost_usd}",
+                           place=recipe.place("limits", "max_cost_usd"),
+                           fix=f"set limits.max_cost_usd to {enough}, or lower train.steps")
+    if limits.deadline_hours is not None and float(hours.mid) > limits.deadline_hours:
+        raise NoOfferError(f"this run would take ~{hours.mid:.1f} h ({hours.low:.1f} to {hours.high:.1f} h), and "
+                           f"limits.deadline_hours is {limits.deadline_hours:g}",
+                           place=recipe.place("limits", "deadline_hours"),
+                           fix=f"set limits.deadline_hours to {hours.high:.1f}, or lower train.steps")
+
+
+def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range, usd: Range | None) -> list[str]:
+    found = []
+    train, bench = offers[Document.TRAIN], offers[Document.BENCH]
+    for offer in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
+        found.append(f"the price of {offer} is not known, so neither are the dollars")
+    if train.price_is_simulated:
+        found.append("the price is simulated: nobody sends a bill for this machine")
+    if any(offer.bid_usd_per_hour is not None for offer in offers.values()):
+        found.append("the price is the bid, the most the GPU hour can cost; disk and traffic come on top")
+    if bench.gpu != "RTX5090":
+        found.append(f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures")
+    if encoder_size(recipe.train) is None:
+        found.append(f"the encoder {recipe.train.token_encoder.name} is not in the estimate: its size is not known")
+    if usd is not None and usd.high > recipe.limits.max_cost_usd:
+        found.append(f"may stop at its cap of ${recipe.limits.max_cost_usd}: the high estimate is ${usd.high:.2f}")
+    deadline = recipe.limits.deadline_hours
+    if deadline is not None and float(hours.high) > deadline:
+        found.append(f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.1f} h")
+    return found

