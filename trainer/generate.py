@@ -1,0 +1,80 @@
+"""Noise -> latents -> tokens -> text. Needs no token encoder.
+
+Shapes: B batch, K latents, D latent width, L tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from trainer.diffusion import TimestepSampler, alpha_sigma, sampling_grid
+from trainer.model import LatentDiffusionLM
+
+Solver = Literal["ddim", "ancestral"]
+
+
+@torch.inference_mode()
+def sample_latents(model: LatentDiffusionLM, num: int, steps: int, generator: torch.Generator,
+                   solver: Solver = "ddim", warp: TimestepSampler | None = None) -> Tensor:
+    """Draw latents z0 of shape (num, K, D), float32, on the generator's device.
+
+    Their scale is the denoiser's own: the decoder brings latents to scale on entry.
+
+    Args:
+        model: On the generator's device.
+        num: Samples.
+        steps: Denoiser passes.
+        generator: Where all randomness comes from.
+        solver: `ddim` adds no noise on the way; `ancestral` does.
+        warp: Even steps in its warped time instead of in u.
+    """
+    shape = (num, model.config.num_latents, model.config.model.latent_width)
+    z_BKD = torch.randn(shape, generator=generator, device=generator.device)
+    grid = sampling_grid(steps, warp).to(generator.device)
+    return integrate(model.denoiser, z_BKD, grid, model.config.diffusion.tan_d, solver, generator)
+
+
+def integrate(denoise: Callable[[Tensor, Tensor, Tensor], Tensor], z_BKD: Tensor, grid: Tensor, tan_d: float,
+              solver: Solver, generator: torch.Generator) -> Tensor:
+    """Follow the grid of times from noise to the last prediction of the clean latent.
+
+    Args:
+        denoise: (noisy latents, times_B, previous estimate) -> clean latents.
+        z_BKD: Standard normal.
+        grid: Falling times, one more than there are passes.
+        tan_d: d of the schedule.
+        solver: See `sample_latents`.
+        generator: For the noise that `ancestral` adds.
+    """
+    alphas, sigmas = alpha_sigma(grid, tan_d)
+    estimate = torch.zeros_like(z_BKD)
+    for i in range(len(grid) - 1):
+        estimate = denoise(z_BKD, grid[i].expand(len(z_BKD)), estimate)
+        eps = (z_BKD - alphas[i] * estimate) / sigmas[i]
+        z_BKD = alphas[i + 1] * estimate
+        if solver == "ddim":
+            z_BKD = z_BKD + sigmas[i + 1] * eps
+        else:
+            eta = sigmas[i + 1] / sigmas[i] * (1 - (alphas[i] / alphas[i + 1]).square()).sqrt()
+            fresh = torch.randn(z_BKD.shape, generator=generator, device=z_BKD.device)
+            z_BKD = z_BKD + (sigmas[i + 1].square() - eta.square()).sqrt() * eps + eta * fresh
+    return estimate
+
+
+@torch.inference_mode()
+def decode(model: LatentDiffusionLM, z_BKD: Tensor) -> Tensor:
+    """Most likely token ids (B, L), int64, of latents. No noise is added."""
+    rows_BL = model.token_decoder(model.decoder(z_BKD)).argmax(dim=-1)
+    return rows_BL if model.token_ids is None else model.token_ids[rows_BL]
+
+
+def to_text(tokenizer: Any, tokens_BL: Tensor | Sequence[Sequence[int]], end_of_text_id: int) -> list[str]:
+    """Text of each sequence up to its first end of text."""
+    rows = tokens_BL.tolist() if isinstance(tokens_BL, Tensor) else [list(row) for row in tokens_BL]
+    return [tokenizer.decode(_cut(row, end_of_text_id), skip_special_tokens=True) for row in rows]
+
+
+def _cut(row: list[int], end: int) -> list[int]:
+    return row[:row.index(end)] if end in row else row

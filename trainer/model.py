@@ -1,0 +1,187 @@
+"""The four trained parts together: their losses, and which gradients each loss may send where.
+
+Shapes: B batch, L tokens, K latents, D channels, P positions that the vocabulary loss looks at.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.config import TrainConfig
+from trainer.denoiser import Denoiser
+from trainer.diffusion import noised
+from trainer.latents import LatentDecoder, LatentEncoder, TokenDecoder
+
+_UNKNOWN = -100  # target of an id that the head has no row for; what cross_entropy skips
+
+
+class StepNoise(NamedTuple):
+    """All randomness of one micro-batch.
+
+    Attributes:
+        uniform_B: In [0, 1), to be turned into times by the timestep sampler; over the whole global
+            batch exactly one value falls into each of its equal parts.
+        latent_BKD: Standard normal, for the diffusion.
+        decoder_BKD: Standard normal, for the decoder's input.
+        self_conditioned_B: True where the denoiser sees its own estimate.
+        positions_BP: Positions of the vocabulary loss, all different within a sample.
+    """
+
+    uniform_B: Tensor
+    latent_BKD: Tensor
+    decoder_BKD: Tensor
+    self_conditioned_B: Tensor
+    positions_BP: Tensor
+
+
+class Losses(NamedTuple):
+    """Losses of one micro-batch, float32 scalars, and the diffusion loss of each sample (detached)."""
+
+    total: Tensor
+    hidden: Tensor
+    token: Tensor
+    diffusion: Tensor
+    diffusion_B: Tensor
+
+
+def draw_noise(config: TrainConfig, seed: int, step: int, sample_indices: Iterable[int],
+               device: torch.device | str) -> StepNoise:
+    """Noise of some samples of one step's global batch.
+
+    Sample i of step s gets the same noise whichever rank, micro-batch or attempt asks for it. Only
+    the kind of device matters, for the two normal tensors: they are drawn where they are used.
+
+    Args:
+        config: Shapes and probabilities.
+        seed: Of the run.
+        step: From 0.
+        sample_indices: Positions in the global batch, each in [0, global_batch_size).
+        device: Where the tensors go.
+    """
+    samples = [_draw_sample(config, seed, step, int(index), torch.device(device)) for index in sample_indices]
+    return StepNoise(*(torch.stack(tensors).to(device) for tensors in zip(*samples, strict=True)))
+
+
+def _draw_sample(config: TrainConfig, seed: int, step: int, index: int,
+                 device: torch.device) -> tuple[Tensor, ...]:
+    choices = _generator("cpu", seed, step, index, "choices")
+    normals = _generator(device, seed, step, index, "normals")
+    shape = (config.num_latents, config.model.latent_width)
+    uniform = (index + torch.rand((), generator=choices, dtype=torch.float64)) / config.global_batch_size
+    coin = torch.rand((), generator=choices) < config.diffusion.self_conditioning_probability
+    length = config.data.sequence_length
+    positions = torch.randperm(length, generator=choices)[:max(1, round(config.token_loss_fraction * length))]
+    latent, decoder = (torch.randn(shape, generator=normals, device=device) for _ in range(2))
+    return uniform.clamp(max=1 - 1e-7).float(), latent, decoder, coin, positions
+
+
+def _generator(device: torch.device | str, *key: object) -> torch.Generator:
+    # A hash, since sums of seed, step and index would repeat.
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
+
+
+class LatentDiffusionLM(nn.Module):
+    """Latent encoder, latent decoder, token decoder and denoiser.
+
+    Args:
+        config: Sizes, schedule and losses.
+        hidden_size: d_h of the frozen token encoder.
+        token_ids: Sorted ids that the head covers, or None for all.
+        vocab_size: Rows of the token encoder's embedding; the head's size when it covers all.
+    """
+
+    hidden_mean: Tensor
+    hidden_std: Tensor
+    token_ids: Tensor | None
+
+    def __init__(self, config: TrainConfig, hidden_size: int, token_ids: Tensor | None,
+                 vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        sizes = config.model
+        length, latents = config.data.sequence_length, config.num_latents
+        perceiver = (hidden_size, length, latents, sizes.latent_width, sizes.width, sizes.num_heads)
+        self.encoder = LatentEncoder(*perceiver, sizes.encoder_layers)
+        self.decoder = LatentDecoder(*perceiver, sizes.decoder_layers)
+        self.token_decoder = TokenDecoder(
+            hidden_size, length, vocab_size if token_ids is None else len(token_ids),
+            sizes.token_decoder_width, sizes.token_decoder_heads, sizes.token_decoder_layers)
+        self.denoiser = Denoiser(latents, sizes.latent_width, sizes.width, sizes.num_heads,
+                                 sizes.denoiser_layers)
+        self.register_buffer("hidden_mean", torch.zeros(hidden_size))
+        self.register_buffer("hidden_std", torch.ones(hidden_size))
+        self.register_buffer("token_ids", None if token_ids is None else token_ids.long().clone())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `.bfloat16()` would round the statistics: a channel whose mean is large against its spread
+        # would be shifted by a sizeable part of that spread.
+        mean, std = self.hidden_mean, self.hidden_std
+        super()._apply(fn, recurse)
+        if self.hidden_mean.dtype != torch.float32:
+            device = self.hidden_mean.device
+            self.hidden_mean, self.hidden_std = mean.to(device), std.to(device)
+        return self
+
+    def set_statistics(self, mean_D: Tensor, std_D: Tensor) -> None:
+        """Fix what `normalise` subtracts and divides by; measured once, before training."""
+        self.hidden_mean.copy_(mean_D)
+        self.hidden_std.copy_(std_D)
+
+    def normalise(self, h_BLD: Tensor) -> Tensor:
+        """Hidden states at mean 0 and standard deviation 1 in each channel, cut at +-`clip`, float32."""
+        clip = self.config.token_encoder.clip
+        return ((h_BLD.float() - self.hidden_mean) / self.hidden_std).clamp(-clip, clip)
+
+    def targets(self, tokens: Tensor) -> Tensor:
+        """Rows of the head for token ids, any shape; -100 for an id that it does not cover."""
+        if self.token_ids is None:
+            return tokens
+        rows = torch.searchsorted(self.token_ids, tokens).clamp(max=len(self.token_ids) - 1)
+        return torch.where(self.token_ids[rows] == tokens, rows, _UNKNOWN)
+
+    def forward(self, tokens_BL: Tensor, h_BLD: Tensor, noise: StepNoise, encoder_gate: float,
+                u_B: Tensor) -> Losses:
+        """Losses of one micro-batch; their sum is what is minimised.
+
+        Args:
+            tokens_BL: Token ids.
+            h_BLD: Their hidden states from the token encoder, not normalised.
+            noise: From `draw_noise`.
+            encoder_gate: gamma(s), the share of the diffusion gradient that reaches the encoder.
+            u_B: Diffusion times.
+        """
+        hbar_BLD = self.normalise(h_BLD)
+        z_BKD = self.encoder(hbar_BLD)
+        hhat_BLD = self.decoder(z_BKD + self.config.diffusion.decoder_noise_std * noise.decoder_BKD)
+        hidden = F.mse_loss(hhat_BLD, hbar_BLD)
+        # Detached: cross-entropy would push the latents of different texts far apart.
+        token = self.token_loss(hhat_BLD.detach(), tokens_BL, noise.positions_BP)
+        gated_BKD = z_BKD.detach() + encoder_gate * (z_BKD - z_BKD.detach())
+        diffusion_B = self.diffusion_loss(gated_BKD, noise.latent_BKD, u_B, noise.self_conditioned_B)
+        diffusion = diffusion_B.mean()
+        return Losses(diffusion + hidden + token, hidden, token, diffusion, diffusion_B.detach())
+
+    def token_loss(self, hhat_BLD: Tensor, tokens_BL: Tensor, positions_BP: Tensor) -> Tensor:
+        """Mean cross-entropy in nats at some positions; ids that the head does not cover do not count."""
+        features = self.token_decoder.features(hhat_BLD)
+        chosen = features.gather(1, positions_BP[..., None].expand(-1, -1, features.shape[-1]))
+        logits = self.token_decoder.head(chosen).float().flatten(0, 1)
+        targets = self.targets(tokens_BL.gather(1, positions_BP)).flatten()
+        summed = F.cross_entropy(logits, targets, ignore_index=_UNKNOWN, reduction="sum")
+        return summed / (targets != _UNKNOWN).sum().clamp(min=1)
+
+    def diffusion_loss(self, z_BKD: Tensor, eps_BKD: Tensor, u_B: Tensor,
+                       self_conditioned_B: Tensor) -> Tensor:
+        """Mean squared error of the predicted clean latent, for each sample: (B,)."""
+        z_u = noised(z_BKD, eps_BKD, u_B, self.config.diffusion.tan_d)
+        estimate = torch.zeros_like(z_u)
+        if self_conditioned_B.any():
+            with torch.no_grad():
+                estimate[self_conditioned_B] = self.denoiser(
+                    z_u[self_conditioned_B], u_B[self_conditioned_B], estimate[self_conditioned_B])
+        return (self.denoiser(z_u, u_B, estimate) - z_BKD).square().mean(dim=(1, 2))
