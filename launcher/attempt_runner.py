@@ -1,0 +1,135 @@
+"""One attempt on this machine: setup, then run, watched until it ends, is stopped or is taken away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from launcher.process_tree import kill_descendants, reap_zombies, start_bash
+from launcher.task_documents import TaskDocument
+from trainer.contract import Env
+
+# Marks every process that an attempt started, so that leftovers can be told from other programs.
+ENGINE_FOLDER = "LDLM_ENGINE_FOLDER"
+
+# From a stop to the kill: longer than the node gives its ranks for the last checkpoint (guess).
+STOP_GRACE_S = 120.0
+_POLL_S = 0.1
+
+
+class StopRequests:
+    """Counts SIGTERMs: the first asks for a graceful stop, a second for an immediate one."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def install(self) -> None:
+        """Take over SIGTERM and SIGINT of this process."""
+        signal.signal(signal.SIGTERM, self._add)
+        signal.signal(signal.SIGINT, self._add)
+
+    def _add(self, _number: int, _frame: object) -> None:
+        self.count += 1
+
+
+@dataclass(frozen=True)
+class AttemptResult:
+    """How an attempt ended, as its exit code alone tells it.
+
+    Attributes:
+        exit_code: 0 to 255, 128 + signal as a shell says it; None: the machine was taken.
+        in_setup: It did not get as far as `run`.
+    """
+
+    exit_code: int | None
+    in_setup: bool = False
+
+    @property
+    def preempted(self) -> bool:
+        """True when the machine was taken away."""
+        return self.exit_code is None
+
+
+class AttemptRunner:
+    """Runs the texts of one document and leaves no process behind, however they end."""
+
+    def __init__(self, document: TaskDocument, env: Mapping[str, str], log: BinaryIO, stop: StopRequests,
+                 *, on_stop: Callable[[], None], is_preempted: Callable[[], bool]) -> None:
+        self._document = document
+        self._env = env
+        self._log = log
+        self._stop = stop
+        self._on_stop = on_stop
+        self._is_preempted = is_preempted
+        self._stopping_since: float | None = None
+
+    def run(self) -> AttemptResult:
+        """Run setup, then run.
+
+        Raises:
+            OSError: A shell cannot be started.
+        """
+        if self._document.setup:
+            code = self._run_text(self._document.setup)
+            if code != 0:
+                return AttemptResult(code, in_setup=True)
+            if self._stop.count:
+                return AttemptResult(128 + signal.SIGTERM, in_setup=True)
+        return AttemptResult(self._run_text(self._document.run))
+
+    def _run_text(self, text: str) -> int | None:
+        process = start_bash(text, self._document.workdir, self._env, self._log)
+        try:
+            code = self._watch(process)
+        finally:
+            if survivors := kill_descendants():
+                print(f"processes {survivors} do not die", file=sys.stderr)
+            ended = process.wait()
+            reap_zombies()
+        if code is None:
+            return None
+        return ended if ended >= 0 else 128 - ended
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> int | None:
+        """Wait for the end; None when the machine was taken before it."""
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(_POLL_S)
+            if self._stop.count:
+                if self._must_kill(process):
+                    return -signal.SIGKILL
+            elif self._is_preempted():
+                return None
+
+    def _must_kill(self, process: subprocess.Popen[bytes]) -> bool:
+        """Pass a stop on when it is new; True when its grace is over or a second one came."""
+        if self._stopping_since is None:
+            self._stopping_since = time.monotonic()
+            # Only the main process: the node passes it on to torchrun, and that to the ranks.
+            process.send_signal(signal.SIGTERM)
+            self._on_stop()
+        return self._stop.count > 1 or time.monotonic() - self._stopping_since > STOP_GRACE_S
+
+
+def attempt_env(document: TaskDocument, number: int, folder: Path) -> dict[str, str]:
+    """Environment of an attempt's shells: this process's, what a node would have, and the task's."""
+    node = {
+        "SKYPILOT_NODE_RANK": "0",
+        "SKYPILOT_NODE_IPS": "127.0.0.1",
+        "SKYPILOT_NUM_NODES": "1",
+        "SKYPILOT_NUM_GPUS_PER_NODE": str(document.num_gpus),
+        "SKYPILOT_TASK_ID": f"local-{document.run_id}-{document.document}",
+        "SKYPILOT_CLUSTER_INFO": json.dumps({"cluster_name": "local", "cloud": "local",
+                                             "region": None, "zone": None}),
+        "SKYPILOT_USER": os.environ.get("USER", ""),
+    }
+    # A log file is no terminal: without this, Python would show its lines in blocks of 8 KiB.
+    own = {"PYTHONUNBUFFERED": "1", Env.ATTEMPT: str(number), ENGINE_FOLDER: str(folder)}
+    return {**os.environ, **node, **document.envs, **own}

@@ -1,0 +1,133 @@
+"""What an engine is, and what is missing on this machine before one could rent on a cloud."""
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from launcher.errors import EngineError
+from trainer.contract import Document
+
+
+class EnginePhase(StrEnum):
+    """What an engine knows of a run by itself, without looking into the store."""
+
+    NONE = "none"  # never submitted here
+    RUNNING = "running"
+    STOPPING = "stopping"
+    ENDED = "ended"
+    UNKNOWN = "unknown"  # it was running, but who supervised it is gone
+
+
+@dataclass(frozen=True)
+class EngineState:
+    """One look at a run through its engine.
+
+    Attributes:
+        document: Document of the task that runs, or ran last.
+        attempt: Number of the newest attempt.
+        pid: Process that supervises the run on this machine.
+        detail: One line for people: what it does now, or how it ended.
+    """
+
+    phase: EnginePhase
+    document: Document | None = None
+    attempt: int | None = None
+    pid: int | None = None
+    detail: str = ""
+
+
+class Engine(Protocol):
+    """Carries out rendered tasks. A run is known by the LDLM_RUN_ID in its task."""
+
+    def submit(self, task: str) -> None:
+        """Start a task (SkyPilot YAML text) and return once it is in safe hands."""
+
+    def state(self, run_id: str) -> EngineState:
+        """What the engine knows of a run now."""
+
+    def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
+        """Lines that the run's attempts printed; with `follow` also those to come."""
+
+    def cancel(self, run_id: str) -> None:
+        """Ask a run to commit a checkpoint and stop. Returns at once; `state` tells the rest."""
+
+
+@dataclass(frozen=True)
+class _Cloud:
+    """What SkyPilot needs to rent at one provider."""
+
+    title: str
+    modules: tuple[str, ...]  # any one of these is enough
+    variable: str | None
+    files: tuple[str, ...]
+    login: str
+
+
+_CLOUDS = {
+    "vast": _Cloud("Vast.ai", ("vastai", "vastai_sdk"), "VAST_API_KEY", ("~/.config/vastai/vast_api_key",),
+                   "write the API key of your Vast.ai account to ~/.config/vastai/vast_api_key"),
+    "azure": _Cloud("Azure", ("azure.mgmt.compute",), None,
+                    ("~/.azure/azureProfile.json", "~/.azure/msal_token_cache.json"), "az login"),
+    "gcp": _Cloud("Google Cloud", ("googleapiclient",), "GOOGLE_APPLICATION_CREDENTIALS",
+                  ("~/.config/gcloud/application_default_credentials.json",),
+                  "gcloud auth application-default login"),
+}
+
+
+def check_infra(infra: str) -> None:
+    """Pass for `local`; for anything else say exactly what is missing to rent there.
+
+    Args:
+        infra: SkyPilot's own language: `vast`, `azure`, `gcp/us-central1`, or `local`.
+
+    Raises:
+        EngineError: The run cannot be started there, with every missing piece and how to get it.
+    """
+    name = infra.partition("/")[0].lower()
+    if name == "local":
+        return
+    cloud = _CLOUDS.get(name)
+    if cloud is None:
+        raise EngineError(f"there is no engine for {infra!r}", place="--infra",
+                          fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))} with --dry-run")
+    _check_installed(name, cloud)
+    _check_credentials(cloud)
+    raise EngineError(f"renting on {cloud.title} is not part of this version yet "
+                      "(SkyPilot, SDK and credentials are all here)", place="--infra",
+                      fix=f"print the task with: ldlm launch RECIPE --infra {infra} --dry-run")
+
+
+def _check_installed(name: str, cloud: _Cloud) -> None:
+    missing = [] if _has_skypilot() else ["SkyPilot"]
+    if not any(_has_module(module) for module in cloud.modules):
+        missing.append(f"the {cloud.title} SDK (Python module {' or '.join(cloud.modules)})")
+    if missing:
+        raise EngineError(f"{' and '.join(missing)} not installed", place=f"--infra {name}",
+                          fix=f".venv/bin/pip install -e '.[{name}]'")
+
+
+def _check_credentials(cloud: _Cloud) -> None:
+    if cloud.variable and os.environ.get(cloud.variable):
+        return
+    if any(Path(file).expanduser().is_file() for file in cloud.files):
+        return
+    places = " or ".join([*cloud.files, *([f"${cloud.variable}"] if cloud.variable else [])])
+    raise EngineError(f"no {cloud.title} credentials: nothing at {places}", place="--infra", fix=cloud.login)
+
+
+def _has_skypilot() -> bool:
+    """True if `sky.Task` could be imported, without the seconds that importing it takes."""
+    spec = importlib.util.find_spec("sky")
+    # A checkout has a folder named sky/, which Python finds as an empty namespace: no origin.
+    return spec is not None and spec.origin is not None and (Path(spec.origin).parent / "task.py").is_file()
+
+
+def _has_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # a parent package is absent
+        return False
