@@ -21,7 +21,7 @@ from trainer.config import TrainConfig
 from trainer.contract import Env, LdlmError, Name, RankEnd
 from trainer.data import prepare
 from trainer.evaluate import evaluate
-from trainer.generate import decode, generate_tokens, to_text
+from trainer.generate import decode, sample_latents, to_text
 from trainer.job import build_model, cache_folder
 from trainer.manifest import load_averaged_weights
 from trainer.metrics import PhaseClock, Progress, Recorder
@@ -70,15 +70,14 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device) -> B
         ConfigError: Text or encoder are not there.
     """
     manifest, weights = load_averaged_weights(folder, lambda text: print(text, flush=True))
-    encoder = load_token_encoder(config.token_encoder, config.data.sequence_length, device)
-    corpus = prepare(config, encoder.tokenizer, encoder.end_of_text_id, cache_folder())
+    encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length)
+    corpus = prepare(config, encoder.tokenizer, cache_folder())
     model = build_model(config, encoder, corpus).to(device).eval()
     model.load_state_dict(weights)
     held_out = corpus.heldout_NL[: config.evaluate_sequences]
     scores = evaluate(model, encoder, held_out, seed=config.seed, batch_size=config.micro_batch_size)
     throughput = measure(model, config, device)
-    samples = generate_tokens(model, config.sampling.num_samples, config.sampling.steps,
-                              torch.Generator(device).manual_seed(config.seed))
+    samples = generate(model, config.sampling.num_samples, config.sampling.steps, config.seed)
     return BenchResult(
         step=manifest.step, scores=scores, throughput=throughput,
         reconstructions=reconstruct(model, encoder, held_out[:_NUM_RECONSTRUCTIONS]),
@@ -89,19 +88,24 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device) -> B
 def reconstruct(model: LatentDiffusionLM, encoder: TokenEncoder, rows: Any) -> list[tuple[str, str]]:
     """Held-out text and what latent encoder and decoders make of it, as pairs."""
     tokens_BL = torch.from_numpy(rows.astype("int64")).to(model.hidden_mean.device)
-    z_BKD = model.encode(encoder.hidden_states(tokens_BL))
+    z_BKD = model.encoder(model.normalise(encoder.hidden_states(tokens_BL)))
     pairs = zip(tokens_BL, decode(model, z_BKD), strict=True)
     return [(encoder.tokenizer.decode(truth), encoder.tokenizer.decode(guess)) for truth, guess in pairs]
+
+
+def generate(model: LatentDiffusionLM, num: int, steps: int, seed: int) -> torch.Tensor:
+    """Token ids of `num` texts: the whole way from a seed to tokens in device memory."""
+    generator = torch.Generator(model.hidden_mean.device).manual_seed(seed)
+    return decode(model, sample_latents(model, num, steps, generator))
 
 
 def measure(model: LatentDiffusionLM, config: TrainConfig, device: torch.device) -> Throughput:
     """Time generations one by one, each from another seed."""
     seconds = []
     for index in range(_WARM_UP_GENERATIONS + config.sampling.bench_generations):
-        generator = torch.Generator(device).manual_seed(index)
         _wait_for(device)
         began = time.perf_counter()
-        generate_tokens(model, 1, config.sampling.steps, generator)
+        generate(model, 1, config.sampling.steps, seed=index)
         _wait_for(device)
         if index >= _WARM_UP_GENERATIONS:
             seconds.append(time.perf_counter() - began)

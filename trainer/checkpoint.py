@@ -107,7 +107,9 @@ class Checkpointer:
             extra: Further files of this rank (rank 0: the averaged weights).
         """
         self.wait()
-        self._engine.save_checkpoint("unused", tag=f"step-{step}", client_state=client_state, save_latest=False)
+        # Only DeepSpeed's recovery script is written there; the shards go to `_Capture`.
+        with tempfile.TemporaryDirectory(prefix="ldlm-save-") as scratch:
+            self._engine.save_checkpoint(scratch, tag="it", client_state=client_state, save_latest=False)
         shards = {f"a{self._attempt}-{name}": state for name, state in self._capture.taken.items()}
         self._capture.taken = {}
         self._thread = threading.Thread(target=self._upload, args=(step, shards, extra), name="checkpoint")
@@ -165,7 +167,7 @@ class Checkpointer:
         for manifest in complete_checkpoints(self._folder, say=lambda _: None)[self._keep:]:
             base = self._folder.key(checkpoint_folder(manifest.step))
             self._folder.store.delete([f"{base}/{Name.MANIFEST}"])
-            self._folder.store.delete(found.key for found in self._folder.store.list(base))
+            self._folder.store.delete(found.key for found in self._folder.store.objects(base))
 
     # -- restore ------------------------------------------------------------------------------
 

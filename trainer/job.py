@@ -99,8 +99,8 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
         recorder = Recorder(folder, attempt, interval_s=config.heartbeat_s, clock=clock, progress=progress,
                             spent_before_usd=spent_usd(earlier, now=attempt.billed_from))
     device = _own_device()
-    encoder = load_token_encoder(config.token_encoder, config.data.sequence_length, device)
-    corpus = prepare(config, encoder.tokenizer, encoder.end_of_text_id, cache_folder())
+    encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length)
+    corpus = prepare(config, encoder.tokenizer, cache_folder())
     engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
     ema = copy.deepcopy(engine.module).float().eval().requires_grad_(False) if dist.get_rank() == 0 else None
     return Job(
@@ -129,8 +129,8 @@ def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> L
     """The four trained parts, from the run's seed."""
     torch.manual_seed(config.seed)
     token_ids = torch.from_numpy(corpus.seen_ids.astype("int64"))
-    return LatentDiffusionLM(config, encoder.hidden_size, encoder.vocab_size,
-                             token_ids if config.model.head_vocabulary == "seen" else None)
+    return LatentDiffusionLM(config, encoder.hidden_size,
+                             token_ids if config.model.head_vocabulary == "seen" else None, encoder.vocab_size)
 
 
 def _own_device() -> torch.device:

@@ -63,7 +63,7 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
         folder: The run.
         say: Told the name of each incomplete one, and why it does not count.
     """
-    sizes = {found.key: found.num_bytes for found in folder.store.list(folder.key(Name.CHECKPOINTS))}
+    sizes = {found.key: found.num_bytes for found in folder.store.objects(folder.key(Name.CHECKPOINTS))}
     complete = []
     for name in sorted(folder.store.folders(folder.key(Name.CHECKPOINTS)), reverse=True):
         path = f"{Name.CHECKPOINTS}/{name}"
@@ -111,7 +111,7 @@ def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool],
                               for file in manifest.files if wanted(file)}
         except StoreError as error:
             say(f"checkpoint of step {manifest.step} not used: {error}")
-    committed = [found for found in folder.store.list(folder.key(Name.CHECKPOINTS))
+    committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
                  if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
         raise CheckpointError(

@@ -211,7 +211,7 @@ class RunFolder:
     def events(self) -> list[Event]:
         """All events, oldest first."""
         prefix = self.key(Name.EVENTS)
-        names = [found.key.removeprefix(f"{self.run_id}/") for found in self.store.list(prefix)]
+        names = [found.key.removeprefix(f"{self.run_id}/") for found in self.store.objects(prefix)]
         return [self.read(name, Event) for name in names]
 
 

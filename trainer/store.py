@@ -17,7 +17,6 @@ from trainer.contract import StoreError
 # is tried again at its next interval (guess, not measured on a real cloud).
 _RETRY: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 _SCHEMES = ("file", "s3", "gs", "az")
-_Names = list[str]  # inside Store, `list` is a method
 
 
 class StoredObject(NamedTuple):
@@ -74,10 +73,10 @@ class Store:
 
         with _as_store_errors(f"{self.url}/{prefix}", "list"):
             found = [StoredObject(meta["path"], meta["size"])
-                     for batch in obstore.objects(self._backend, prefix or None) for meta in batch]
+                     for batch in obstore.list(self._backend, prefix or None) for meta in batch]
         return sorted(found)
 
-    def folders(self, prefix: str = "") -> _Names:
+    def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
         import obstore
 

