@@ -72,7 +72,7 @@ class LocalEngine:
         if state.phase is EnginePhase.ENDED:
             return state
         return EngineState(EnginePhase.UNKNOWN, state.document, state.attempt, None,
-                           "its supervisor is gone: killed, or the machine restarted")
+                           f"its supervisor was killed, or the machine: {folder.supervisor_log}")
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
         """Lines of all attempts that ran here, a header line before each.

@@ -1,0 +1,50 @@
+"""Stands in for `python -m trainer.node`: does what its arguments say, one after the other.
+
+`beat:STEP,DURABLE` writes a heartbeat, `sleep:SECONDS` and `exit:CODE` do that, `on-term:CODE` exits
+with that code on SIGTERM from there on, `end:CODE` writes the attempt's own end.json.
+"""
+
+import os
+import signal
+import sys
+import time
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from trainer.contract import Env, attempt_file  # noqa: E402
+from trainer.run_folder import AttemptEnd, Heartbeat, Phases, RunFolder  # noqa: E402
+from trainer.store import open_store  # noqa: E402
+
+ATTEMPT = int(os.environ[Env.ATTEMPT])
+RUN = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
+
+
+def beat(step: int, durable_step: int) -> None:
+    """Write a heartbeat; what it does not matter for stays at zero."""
+    RUN.write(attempt_file(ATTEMPT, "heartbeat.json"), Heartbeat(
+        at=datetime.now(UTC), step=step, total_steps=100, resumed_from_step=0, durable_step=durable_step,
+        durable_train_s=0, durable_evaluate_s=0, phases=Phases(), tokens_per_s=0, spent_usd=Decimal(0)))
+
+
+def do(order: str) -> None:
+    """Carry out one argument."""
+    kind, _, value = order.partition(":")
+    if kind == "beat":
+        beat(*map(int, value.split(",")))
+    elif kind == "sleep":
+        time.sleep(float(value))
+    elif kind == "on-term":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(value)))
+    elif kind == "end":
+        RUN.write(attempt_file(ATTEMPT, "end.json"), AttemptEnd(
+            at=datetime.now(UTC), exit_code=int(value), preempted=True, reason="the node's own word"))
+    elif kind == "exit":
+        sys.exit(int(value))
+
+
+for argument in sys.argv[1:]:
+    do(argument)
+    print(f"did {argument}")
