@@ -6,8 +6,8 @@ Exit codes: 1 problem or refused prompt, 2 usage, 3 recipe, 4 no offer within li
 
 from trainer.contract import ConfigError, LdlmError, StoreError
 
-__all__ = ["ConfigError", "EngineError", "LdlmError", "NoOfferError", "RecipeError", "Refused", "RunRecordError",
-           "StoreError", "UsageError"]
+__all__ = ["ConfigError", "EngineError", "LdlmError", "NoOfferError", "RecipeError", "Refused",
+           "RunRecordError", "StoreError", "UsageError"]
 
 
 class Refused(LdlmError):

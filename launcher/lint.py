@@ -16,6 +16,7 @@ _SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{20}|-----BEGIN [A-Z ]*PRIVATE KEY|"
     r"\b[0-9a-f]{40}\b|"  # a W&B key
     r"://[^/\s]+:[^/\s]+@|[?&](secret|password|sig|access_key|secret_access_key)[^=&]*=")
+_RENTED = {"vast", "azure", "gcp"}
 _MOUNTS = ("MOUNT", "MOUNT_CACHED")
 
 
@@ -38,7 +39,7 @@ def lint(task: Task) -> list[LintProblem]:
     found = list(_nulls("header", documents[0])) if documents else []
     for document in documents[1:]:
         name = str(document.get("name", "?"))
-        for rule in (_nulls, _infra, _vast, _recovery, _envs):
+        for rule in (_nulls, _infra, _vast, _recovery, _envs, _store):
             found += rule(name, document)
     return found
 
@@ -63,7 +64,7 @@ def _vast(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
     if any(resources.get("use_spot") for resources in on_vast):
         yield LintProblem(f"{name}: resources.use_spot", "use_spot on vast silently rents on-demand",
                           "set bid_usd_per_hour on the candidate instead")
-    if document.get("num_nodes", 1) > 1:
+    if (document.get("num_nodes") or 1) > 1:
         yield LintProblem(f"{name}: num_nodes", "SkyPilot has no clusters on vast",
                           "set num_nodes to 1, or choose another cloud")
     for path, mount in (document.get("file_mounts") or {}).items():
@@ -95,6 +96,15 @@ def _envs(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
         elif key == Env.PRICE and value == "":
             yield LintProblem(place, "the price is not known, so the run cannot stop itself at its cap",
                               "on vast set bid_usd_per_hour; live prices of other clouds are not asked for")
+
+
+def _store(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
+    """A file store on a rented machine dies with it; on Slurm and Kubernetes it may be a shared disk."""
+    store = str((document.get("envs") or {}).get(Env.STORE))
+    clouds = {str(resources.get("infra")).partition("/")[0] for resources in _resources(document)}
+    if store.startswith("file:") and clouds & _RENTED:
+        yield LintProblem(f"{name}: envs.{Env.STORE}", "a file store on a rented machine is lost with it",
+                          "set store to object storage: s3://, gs:// or az://")
 
 
 def _resources(document: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -164,8 +164,9 @@ def local_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
 def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
     """A rented machine. Its price is known only as a bid, which is the most its hour can cost."""
     name, _, number = (candidate.gpu or "").partition(":")
-    return Offer(infra=candidate.infra, gpu=name or None, num_gpus=int(number or 0), num_nodes=candidate.num_nodes,
-                 cpu_ranks=DEFAULT_CPU_RANKS, spot=candidate.spot or candidate.bid_usd_per_hour is not None,
+    return Offer(infra=candidate.infra, gpu=name or None, num_gpus=int(number or 0),
+                 num_nodes=candidate.num_nodes, cpu_ranks=DEFAULT_CPU_RANKS,
+                 spot=candidate.spot or candidate.bid_usd_per_hour is not None,
                  price_usd_per_hour=candidate.bid_usd_per_hour, on_demand_usd_per_hour=None,
                  price_is_simulated=False, bid_usd_per_hour=candidate.bid_usd_per_hour,
                  image=candidate.image, disk_gib=candidate.disk_gib, seen_at=now)

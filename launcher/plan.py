@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
@@ -21,8 +21,8 @@ from trainer.contract import Document
 # Guess: fp32 on two shared x86 cores, small matrices.
 CPU_GFLOPS_PER_CORE = 12.0
 # Dense bf16 by the vendors' data sheets.
-_PEAK_TFLOPS = {"RTX5090": 209.5, "RTX4090": 165.2, "A100": 312.0, "A100-80GB": 312.0, "H100": 989.0, "H200": 989.0,
-                "L4": 121.0}
+_PEAK_TFLOPS = {"RTX5090": 209.5, "RTX4090": 165.2, "A100": 312.0, "A100-80GB": 312.0, "H100": 989.0,
+                "H200": 989.0, "L4": 121.0}
 _UNKNOWN_GPU_TFLOPS = 150.0  # guess: a middling card of these years
 _GPU_UTILISATION = 0.25  # guess: share of the peak that large matrices reach
 _GPU_MICRO_BATCH_S = 0.06  # guess: Python and kernel launches of one micro-batch, however small the model
@@ -67,7 +67,6 @@ class Plan(_Frozen):
     """A recipe, chosen offers, hours and dollars. What the user approves, and what is rendered.
 
     Attributes:
-        tokens: Tokens that training sees.
         hours: Train and benchmark, one after the other.
         usd: None when a price is not known.
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
@@ -83,7 +82,7 @@ class Plan(_Frozen):
     world_size: int
     grad_accum_steps: int
     steps: int
-    tokens: int
+    tokens_per_step: int
     tokens_per_s: float
     speed_source: str
     parts: tuple[Part, ...]
@@ -94,6 +93,11 @@ class Plan(_Frozen):
     deadline: datetime | None
     warnings: tuple[str, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that training sees."""
+        return self.steps * self.tokens_per_step
+
     def digest(self) -> str:
         """SHA-256 over everything in the plan, as 64 hex digits."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -102,8 +106,10 @@ class Plan(_Frozen):
 
 def config_fingerprint(config: TrainConfig) -> str:
     """Equal for configs that train at the same speed on the same hardware: 16 hex digits."""
-    what = {"model": config.model.model_dump(), "encoder": [config.token_encoder.name, config.token_encoder.layer],
-            "length": config.data.sequence_length, "batch": [config.global_batch_size, config.micro_batch_size],
+    what = {"model": config.model.model_dump(),
+            "encoder": [config.token_encoder.name, config.token_encoder.layer],
+            "length": config.data.sequence_length,
+            "batch": [config.global_batch_size, config.micro_batch_size],
             "precision": config.precision, "zero_stage": config.zero_stage,
             "token_loss_fraction": config.token_loss_fraction,
             "self_conditioning": config.diffusion.self_conditioning_probability}
@@ -113,25 +119,29 @@ def config_fingerprint(config: TrainConfig) -> str:
 def choose(recipe: Recipe, infra: str | None, machine: Machine) -> dict[Document, Candidate]:
     """The candidates of a run: what `--infra` asks for, else this machine, else the recipe's first.
 
-    A local candidate counts only if this machine has its GPUs. A local run is benchmarked here too.
+    `--infra gcp` takes any region that the recipe names, `--infra gcp/us-central1` also narrows a
+    candidate that names none. A local candidate counts only if this machine has its GPUs. A local
+    run is benchmarked here too.
 
     Raises:
         NoOfferError: The recipe has nothing on `infra`; the message names what it has.
     """
     train = [candidate for candidate in recipe.hardware.train if _possible(candidate, machine)]
-    wanted = [candidate for candidate in train if _matches(candidate, infra or "local")]
+    wanted = [found for candidate in train if (found := _narrowed(candidate, infra or "local"))]
     chosen = wanted or ([] if infra else train)
     if not chosen:
         has = ", ".join(dict.fromkeys(candidate.infra for candidate in recipe.hardware.train))
         raise NoOfferError(f"recipe {recipe.name} has no hardware on {infra or 'this machine'}",
-                           place=recipe.place("hardware", "train"), fix=f"--infra one of: {has}; or add a candidate")
+                           place=recipe.place("hardware", "train"),
+                           fix=f"use --infra with one of: {has}; or add a candidate to hardware.train")
     if chosen[0].is_local:
         return {Document.TRAIN: chosen[0], Document.BENCH: chosen[0]}
     bench = [candidate for candidate in recipe.hardware.bench if not candidate.is_local]
-    near = [candidate for candidate in bench if _matches(candidate, chosen[0].infra)] or bench
+    near = [candidate for candidate in bench if _narrowed(candidate, chosen[0].infra)] or bench
     if not near:
         raise NoOfferError("the recipe benchmarks only on this machine, which a rented run cannot reach",
-                           place=recipe.place("hardware", "bench"), fix="add a cloud candidate to hardware.bench")
+                           place=recipe.place("hardware", "bench"),
+                           fix="add a cloud candidate to hardware.bench")
     return {Document.TRAIN: chosen[0], Document.BENCH: near[0]}
 
 
@@ -139,8 +149,12 @@ def _possible(candidate: Candidate, machine: Machine) -> bool:
     return not candidate.is_local or candidate.gpu is None or machine.has(candidate.gpu)
 
 
-def _matches(candidate: Candidate, infra: str) -> bool:
-    return candidate.infra == infra or candidate.infra.startswith(f"{infra}/")
+def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
+    """The candidate if it lies within `infra`, or moved there if `infra` is a region of its cloud."""
+    if candidate.infra == infra or candidate.infra.startswith(f"{infra}/"):
+        return candidate
+    within = not candidate.is_local and infra.startswith(f"{candidate.infra}/")
+    return candidate.model_copy(update={"infra": infra}) if within else None
 
 
 def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequence[MeasuredSpeed],
@@ -167,10 +181,11 @@ def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequenc
     _refuse_over_limits(recipe, hours, usd)
     deadline_hours = recipe.limits.deadline_hours
     return Plan(
-        recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers), ranks_per_node=train.ranks_per_node,
-        world_size=world_size, grad_accum_steps=accumulation, steps=recipe.train.steps,
-        tokens=recipe.train.steps * recipe.train.tokens_per_step, tokens_per_s=round(speed, 1), speed_source=source,
-        parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
+        recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers),
+        ranks_per_node=train.ranks_per_node, world_size=world_size, grad_accum_steps=accumulation,
+        steps=recipe.train.steps, tokens_per_step=recipe.train.tokens_per_step,
+        tokens_per_s=round(speed, 1), speed_source=source, parts=parts,
+        hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
         warnings=tuple(_warnings(recipe, offers, hours, usd)),
@@ -224,7 +239,8 @@ def _parts(config: TrainConfig, offers: Mapping[Document, Offer], speed: float,
 def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,
           hours: Range, offer: Offer) -> Part:
     price = offer.price_usd_per_hour
-    return Part(name=name, document=document, hours=hours, usd=None if price is None else usd_range(hours, price))
+    usd = None if price is None else usd_range(hours, price)
+    return Part(name=name, document=document, hours=hours, usd=usd)
 
 
 def _bench_reserve(benchmark: Part, max_cost_usd: Decimal) -> Decimal:
@@ -234,36 +250,40 @@ def _bench_reserve(benchmark: Part, max_cost_usd: Decimal) -> Decimal:
 
 
 def _refuse_over_limits(recipe: Recipe, hours: Range, usd: Range | None) -> None:
-    limits = recipe.limits
+    limits, deadline = recipe.limits, recipe.limits.deadline_hours
     if usd is not None and usd.mid > limits.max_cost_usd:
-        enough = usd.high.quantize(Decimal("0.01"), rounding=ROUND_UP)
         raise NoOfferError(f"this run would cost ~${usd.mid:.2f} (${usd.low:.2f} to ${usd.high:.2f}), and "
                            f"limits.max_cost_usd is ${limits.max_cost_usd}",
                            place=recipe.place("limits", "max_cost_usd"),
-                           fix=f"set limits.max_cost_usd to {enough}, or lower train.steps")
-    if limits.deadline_hours is not None and float(hours.mid) > limits.deadline_hours:
-        raise NoOfferError(f"this run would take ~{hours.mid:.1f} h ({hours.low:.1f} to {hours.high:.1f} h), and "
-                           f"limits.deadline_hours is {limits.deadline_hours:g}",
+                           fix=f"set limits.max_cost_usd to {_up(usd.high)}, or lower train.steps")
+    if deadline is not None and float(hours.mid) > deadline:
+        raise NoOfferError(f"this run would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
+                           f"and limits.deadline_hours is {deadline:g}",
                            place=recipe.place("limits", "deadline_hours"),
-                           fix=f"set limits.deadline_hours to {hours.high:.1f}, or lower train.steps")
+                           fix=f"set limits.deadline_hours to {_up(hours.high)}, or lower train.steps")
 
 
-def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range, usd: Range | None) -> list[str]:
-    found = []
+def _up(value: Decimal) -> Decimal:
+    """Rounded up to two decimals: a fix that is rounded down would not help."""
+    return value.quantize(Decimal("0.01"), rounding=ROUND_UP)
+
+
+def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range,
+              usd: Range | None) -> Iterator[str]:
     train, bench = offers[Document.TRAIN], offers[Document.BENCH]
     for offer in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
-        found.append(f"the price of {offer} is not known, so neither are the dollars")
+        yield f"the price of {offer} is not known, so neither are the dollars"
     if train.price_is_simulated:
-        found.append("the price is simulated: nobody sends a bill for this machine")
+        yield "the price is simulated: nobody sends a bill for this machine"
     if any(offer.bid_usd_per_hour is not None for offer in offers.values()):
-        found.append("the price is the bid, the most the GPU hour can cost; disk and traffic come on top")
+        yield "the price is the bid, the most the GPU hour can cost; disk and traffic come on top"
     if bench.gpu != "RTX5090":
-        found.append(f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures")
+        yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
     if encoder_size(recipe.train) is None:
-        found.append(f"the encoder {recipe.train.token_encoder.name} is not in the estimate: its size is not known")
-    if usd is not None and usd.high > recipe.limits.max_cost_usd:
-        found.append(f"may stop at its cap of ${recipe.limits.max_cost_usd}: the high estimate is ${usd.high:.2f}")
-    deadline = recipe.limits.deadline_hours
+        name = recipe.train.token_encoder.name
+        yield f"the encoder {name} is not in the estimate: its size is not known"
+    cap, deadline = recipe.limits.max_cost_usd, recipe.limits.deadline_hours
+    if usd is not None and usd.high > cap:
+        yield f"may stop at its cap of ${cap}: the high estimate is ${usd.high:.2f}"
     if deadline is not None and float(hours.high) > deadline:
-        found.append(f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.1f} h")
-    return found
+        yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"

@@ -61,14 +61,14 @@ class Candidate(Section):
     infra: Annotated[str, AfterValidator(_known_cloud)] = Field(
         description="`local`, `vast`, `azure`, `gcp/us-central1`, `slurm/NAME`, `k8s/CONTEXT`")
     gpu: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$")] | None = Field(
-        None, description="SkyPilot's name and the number per node: `RTX5090:1`. local: null takes one GPU or none")
+        None, description="SkyPilot's name and number per node, `RTX5090:1`; local: null takes one or none")
     num_nodes: PositiveInt = 1
     spot: bool = Field(False, description="azure and gcp; on vast a bid says so instead")
-    bid_usd_per_hour: PositiveUsd | None = Field(None, description="vast: rent interruptible, pay at most this")
+    bid_usd_per_hour: PositiveUsd | None = Field(None, description="vast: rent interruptible, up to this")
     cpu_ranks: PositiveInt | None = Field(None, description="local: ranks when there is no GPU; null: 2")
     price_usd_per_hour: Usd | None = Field(None, description="local: the simulated price; null: 0")
-    on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the simulated saving is measured by")
-    image: str | None = Field(None, description="docker image on vast and k8s, machine image on azure and gcp")
+    on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
+    image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
     disk_gib: PositiveInt = 100
 
     @property
@@ -82,7 +82,7 @@ class Candidate(Section):
                              "vast": ("bid_usd_per_hour",)}.items():
             given = [name for name in names if getattr(self, name) is not None]
             if given and self.cloud != cloud:
-                raise ValueError(f"{given[0]} is for infra {cloud}, and this is {self.infra}: remove {given[0]}")
+                raise ValueError(f"{given[0]} is for infra {cloud}, not {self.infra}: remove {given[0]}")
         if self.spot and self.cloud not in ("azure", "gcp"):
             instead = "set bid_usd_per_hour instead of spot" if self.cloud == "vast" else "remove spot"
             raise ValueError(f"{self.infra} has no spot machines for SkyPilot: {instead}")
@@ -127,7 +127,7 @@ class Recipe(Section):
     _source: Source | None = PrivateAttr(None)
 
     def place(self, *where: str | int) -> str:
-        """Where a value was written: `recipes/smoke.yaml:12`, `--set train.steps=1`, else the recipe's name."""
+        """Where a value was written: `recipes/smoke.yaml:12`, `--set train.steps=1`; else the recipe."""
         return self._source.place(where) if self._source else self.name
 
 
@@ -193,8 +193,9 @@ def _find(name_or_path: str) -> tuple[Path, str]:
         return path, shown
     known = sorted(found.stem for found in (checkout_folder() / "recipes").glob("*.yaml"))
     near = difflib.get_close_matches(path.stem, known, n=1)
+    others = f"the recipes are: {', '.join(known)}"
     raise RecipeError("there is no such recipe", place=shown,
-                      fix=f"did you mean {near[0]}?" if near else f"use one of: {', '.join(known) or '(none yet)'}")
+                      fix=f"did you mean {near[0]}? {others}" if near else others)
 
 
 def _missing_files(recipe: Recipe) -> list[Problem]:
@@ -225,7 +226,8 @@ def _error(problems: Sequence[Problem], shown: str) -> RecipeError:
         return RecipeError(only.text, place=only.place, fix=only.fix)
     lines = [f"{len(problems)} problems"]
     for problem in problems[:_MAX_PROBLEMS]:
-        lines.append(f"  {problem.place}: {problem.text}" + (f"\n    fix: {problem.fix}" if problem.fix else ""))
+        lines.append(f"  {problem.place}: {problem.text}")
+        lines += [f"    fix: {problem.fix}"] if problem.fix else []
     if len(problems) > _MAX_PROBLEMS:
         lines.append(f"  and {len(problems) - _MAX_PROBLEMS} more")
     return RecipeError("\n".join(lines), place=shown)

@@ -137,8 +137,8 @@ def _read_text(path: Path, shown: str) -> str:
 
 
 def _parse(source: Source, text: str, where: Where, place_of: Callable[[int], str]) -> Any:
-    loader = yaml.SafeLoader(text)
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -147,10 +147,9 @@ def _parse(source: Source, text: str, where: Where, place_of: Callable[[int], st
     except yaml.YAMLError as error:
         raise _syntax_error(error, source.shown, place_of) from error
     except (ValueError, RecursionError) as error:
-        problem = "is nested too deeply" if isinstance(error, RecursionError) else f"holds a bad value: {error}"
+        deep = isinstance(error, RecursionError)
+        problem = "is nested too deeply" if deep else f"holds a value that cannot be read: {error}"
         raise RecipeError(problem, place=source.shown, fix="quote the value, or write it plainly") from error
-    finally:
-        loader.dispose()
 
 
 def _syntax_error(error: yaml.YAMLError, shown: str, place_of: Callable[[int], str]) -> RecipeError:
@@ -159,7 +158,7 @@ def _syntax_error(error: yaml.YAMLError, shown: str, place_of: Callable[[int], s
     if mark is None:
         return RecipeError(f"is not YAML: {problem}", place=shown, fix="save it as plain UTF-8 text")
     return RecipeError(f"is not YAML: {problem} (column {mark.column + 1})", place=place_of(mark.line + 1),
-                       fix="look at this line and the one above: colon, quotes, indentation (spaces, no tabs)")
+                       fix="look at this line and the one above: colon, quotes, spaces and no tabs")
 
 
 class _Walk:

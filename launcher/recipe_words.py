@@ -13,11 +13,11 @@ _WANTED = {
     "int_type": "a whole number", "int_from_float": "a whole number", "float_type": "a number",
     "is_instance_of": "a number", "decimal_type": "a number", "finite_number": "a finite number",
     "string_type": "text", "bool_type": "true or false", "list_type": "a list", "tuple_type": "a list",
-    "model_type": "a block of keys", "model_attributes_type": "a block of keys", "dict_type": "a block of keys",
+    "model_type": "a block of keys", "model_attributes_type": "a block of keys",
     "greater_than": "more than {gt}", "greater_than_equal": "{ge} or more", "less_than": "less than {lt}",
-    "less_than_equal": "{le} or less", "literal_error": "{expected}", "string_pattern_mismatch": "text like {pattern}",
-    "string_too_long": "text of at most {max_length} characters", "too_short": "a list of {min_length} or more",
-    "too_long": "a list of at most {max_length}",
+    "less_than_equal": "{le} or less", "literal_error": "{expected}",
+    "string_too_long": "text of at most {max_length} characters",
+    "too_short": "a list of {min_length} or more", "too_long": "a list of at most {max_length}",
 }
 _NUMBERS = ("a whole number", "a number")
 # What the patterns of the recipe mean: a regular expression is no help to most.
@@ -33,7 +33,7 @@ def explain(error: ErrorDetails, source: Source, model: type[BaseModel]) -> Prob
     if kind == "extra_forbidden":
         return Problem(place, f"{name} is not a known key", _known_key(where, model))
     if kind == "missing":
-        return Problem(place, f"{name} is missing", f"add {where[-1]} to {dotted(where[:-1]) or 'the recipe'}")
+        return Problem(place, f"{name} is missing", f"add it to {dotted(where[:-1]) or 'the recipe'}")
     if kind == "value_error":
         text, _, fix = str(error["ctx"]["error"]).partition(": ")
         return Problem(source.newest_place(where), f"{name}: {text}", fix or None)

@@ -40,7 +40,7 @@ class Templates:
 
 @dataclass(frozen=True)
 class Task:
-    """Finished SkyPilot YAML: header, train, bench."""
+    """Finished SkyPilot YAML: header, train, bench; serial, which is SkyPilot's default."""
 
     text: str
 
@@ -69,12 +69,12 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
         LdlmError: A hole of a template is left, or a template is not a mapping.
     """
     if recipe.store is None:
-        raise RecipeError("store is not set, so there is nowhere to keep checkpoints", place=recipe.place("store"),
+        raise RecipeError("store is not set, so checkpoints have no place", place=recipe.place("store"),
                           fix="set store to a URL such as s3://BUCKET/ldlm, or give --store")
     envs = {Document.TRAIN: _envs(plan, recipe, plan.offers[Document.TRAIN], plan.ranks_per_node),
             # One process: the benchmark is of one GPU.
             Document.BENCH: _envs(plan, recipe, plan.offers[Document.BENCH], 1)}
-    documents = [{"name": plan.run_id, "execution": "serial"}]
+    documents: list[dict[str, Any]] = [{"name": plan.run_id}]
     for which, template in ((Document.TRAIN, templates.train), (Document.BENCH, templates.bench)):
         documents.append(_fill(which, template, plan.offers[which], envs[which], workdir))
     return Task(yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
@@ -97,10 +97,11 @@ def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str
     }
 
 
-def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str], workdir: Path) -> dict[str, Any]:
+def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str],
+          workdir: Path) -> dict[str, Any]:
     document = yaml.safe_load(template)
     if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
-        raise LdlmError("the template is not a task document", place=f"sky/{which}.yaml", fix="restore it from git")
+        raise LdlmError("is no template of a task", place=f"sky/{which}.yaml", fix="restore it from git")
     _put(document, {"workdir": str(workdir), "num_nodes": offer.num_nodes, "config": _config(offer)})
     _put(document["resources"], _resources(offer))
     _put(document.setdefault("envs", {}), envs)

@@ -1,0 +1,38 @@
+"""A recipe, a machine and a moment that the launcher's tests share; nothing here is looked up."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from launcher.offers import Machine, make_offer
+from launcher.plan import Plan, choose, make_plan
+from launcher.recipe import Recipe, load_recipe
+from launcher.render import Task, Templates, render
+from trainer.contract import Document
+
+GOLDEN = Path(__file__).parent / "golden"
+RECIPE = GOLDEN / "example-recipe.yaml"
+NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+TWO_CORES = Machine(num_cores=2, memory_gib=24.0)
+
+
+def example_recipe(*overrides: str) -> Recipe:
+    """The example recipe, changed by `--set` items."""
+    return load_recipe(str(RECIPE), overrides)
+
+
+def example_plan(infra: str | None = None, *overrides: str, history: tuple = (), machine: Machine = TWO_CORES,
+                 bench: str | None = None) -> Plan:
+    """The plan of the example recipe; `bench` names the infra of another bench candidate."""
+    recipe = example_recipe(*overrides)
+    offers = {document: make_offer(candidate, machine, NOW)
+              for document, candidate in choose(recipe, infra, machine).items()}
+    if bench:
+        (candidate,) = [found for found in recipe.hardware.bench if found.infra == bench]
+        offers[Document.BENCH] = make_offer(candidate, machine, NOW)
+    return make_plan(recipe, offers, history, NOW, "example-1")
+
+
+def example_task(infra: str | None = None, *overrides: str, **options) -> Task:
+    """The rendered task of the example recipe, for a checkout at /checkout."""
+    plan = example_plan(infra, *overrides, **options)
+    return render(plan, example_recipe(*overrides), Templates.load(), Path("/checkout"))

@@ -1,0 +1,243 @@
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
+
+from launcher.errors import NoOfferError, RecipeError
+from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
+from launcher.plan import MeasuredSpeed, Plan, choose, config_fingerprint
+from trainer.contract import Document
+
+TWO_GPUS = Machine(num_cores=8, memory_gib=64.0, gpus=parse_gpus(
+    "NVIDIA H100 80GB HBM3, 81559, 570.86\nNVIDIA H100 80GB HBM3, 81559, 570.86\n"))
+
+
+def measured(run_id: str, tokens_per_s: float, hardware: str = "2 CPU cores", **changes: str) -> MeasuredSpeed:
+    config = example_recipe(*(f"train.{key}={value}" for key, value in changes.items())).train
+    return MeasuredSpeed(run_id, hardware, config_fingerprint(config), tokens_per_s)
+
+
+# -- choosing
+
+
+def test_a_run_stays_here_unless_told_otherwise():
+    chosen = choose(example_recipe(), None, TWO_CORES)
+    assert chosen[Document.TRAIN].infra == "local"
+    assert chosen[Document.BENCH] == chosen[Document.TRAIN]
+
+
+@pytest.mark.parametrize(("infra", "train", "bench"), [
+    ("vast", "vast", "vast"), ("azure", "azure", "gcp/us-central1"),
+    ("gcp", "gcp/us-central1", "gcp/us-central1"),
+    ("gcp/us-east5", "gcp/us-east5", "gcp/us-central1"), ("slurm", "slurm/ldlm", "gcp/us-central1"),
+])
+def test_infra_picks_the_candidates_of_that_cloud_or_region(infra, train, bench):
+    chosen = choose(example_recipe(), infra, TWO_CORES)
+    assert (chosen[Document.TRAIN].infra, chosen[Document.BENCH].infra) == (train, bench)
+
+
+@pytest.mark.parametrize("infra", ["aws", "gc", "gcp/us-west1", "local/x"])
+def test_an_infra_that_the_recipe_lacks_is_no_offer_and_names_what_it_has(infra):
+    with pytest.raises(NoOfferError) as caught:
+        choose(example_recipe(), infra, TWO_CORES)
+    assert f"recipe example has no hardware on {infra}" in str(caught.value)
+    assert "local, vast, azure, gcp/us-central1, gcp/us-east5, slurm/ldlm" in caught.value.fix
+    assert caught.value.place.endswith("example-recipe.yaml:16")
+
+
+def test_a_region_narrows_a_candidate_that_names_none():
+    assert choose(example_recipe(), "azure/westus", TWO_CORES)[Document.TRAIN].infra == "azure/westus"
+
+
+def test_a_recipe_without_a_local_candidate_takes_its_first():
+    recipe = example_recipe("hardware.train=[{infra: azure, gpu: 'L4:1'}, {infra: vast, gpu: 'L4:1'}]")
+    assert choose(recipe, None, TWO_CORES)[Document.TRAIN].infra == "azure"
+
+
+def test_a_local_candidate_whose_gpus_are_not_here_is_passed_over():
+    recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
+    assert choose(recipe, None, TWO_CORES)[Document.TRAIN].infra == "vast"
+    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN].infra == "local"
+    with pytest.raises(NoOfferError, match="no hardware on local"):
+        choose(recipe, "local", TWO_CORES)
+
+
+def test_a_rented_run_cannot_be_benchmarked_here():
+    recipe = example_recipe("hardware.bench=[{infra: local}]")
+    with pytest.raises(NoOfferError, match="a rented run cannot reach"):
+        choose(recipe, "vast", TWO_CORES)
+
+
+# -- offers
+
+
+def offer_of(*overrides: str, machine: Machine = TWO_CORES) -> Offer:
+    return local_offer(example_recipe(*overrides).hardware.train[0], machine, NOW)
+
+
+def test_this_machine_is_offered_at_the_simulated_price():
+    offer = offer_of()
+    assert offer.label == "2 CPU cores here"
+    assert offer.price_usd_per_hour == Decimal("0.5")
+    assert offer.on_demand_usd_per_hour == Decimal("1.2")
+    assert offer.price_is_simulated
+    assert offer.ranks_per_node == 2
+
+
+def test_ranks_never_outnumber_the_cores():
+    assert offer_of("hardware.train.0.cpu_ranks=8").label == "2 CPU cores here"
+    assert offer_of(machine=Machine(num_cores=1, memory_gib=1.0)).label == "1 CPU core here"
+
+
+def test_one_gpu_is_taken_unless_more_are_asked_for():
+    assert offer_of(machine=TWO_GPUS).label == "H100:1 here"
+    assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node == 2
+    with pytest.raises(NoOfferError, match="wants H100:4 here, and this machine has NVIDIA H100"):
+        offer_of("hardware.train.0.gpu=H100:4", machine=TWO_GPUS)
+
+
+@pytest.mark.parametrize(("driver_name", "sky_name"), [
+    ("NVIDIA GeForce RTX 5090", "RTX5090"), ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+    ("NVIDIA A100-SXM4-40GB", "A100"), ("NVIDIA A100 80GB PCIe", "A100-80GB"), ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"),
+    ("Tesla T4", "T4"), ("NVIDIA L4", "L4"), ("NVIDIA GeForce RTX 4070 Ti", "RTX4070Ti"),
+])
+def test_gpus_get_skypilots_names(driver_name, sky_name):
+    assert Gpu(name=driver_name, memory_gib=1.0, driver="570").sky_name == sky_name
+
+
+def test_odd_lines_of_the_driver_are_passed_over():
+    assert parse_gpus("No devices were found\n") == ()
+    assert parse_gpus("NVIDIA L4, 23034, 570.1\nNVIDIA L4, [N/A], 570.1\n") == (
+        Gpu(name="NVIDIA L4", memory_gib=22.5, driver="570.1"),)
+
+
+def test_this_machine_can_be_probed():
+    machine = probe_machine()
+    assert machine.num_cores >= 1
+    assert machine.memory_gib > 0
+
+
+def test_labels_say_how_the_machine_is_rented():
+    plans = {infra: example_plan(infra).offers[Document.TRAIN].label
+             for infra in ("vast", "azure")}
+    assert plans == {"vast": "RTX5090:1 on vast (interruptible)", "azure": "A100-80GB:1 on azure (spot)"}
+    big = example_plan("gcp/us-east5", "train.global_batch_size=64")
+    assert big.offers[Document.TRAIN].label == "2x H100:8 on gcp/us-east5 (on-demand)"
+
+
+# -- planning
+
+
+def test_batch_arithmetic_follows_the_ranks():
+    here = example_plan()
+    assert (here.ranks_per_node, here.world_size, here.grad_accum_steps) == (2, 2, 1)
+    assert here.tokens == 400 * 8 * 64
+    two_nodes = example_plan("gcp/us-east5", "train.global_batch_size=128")
+    assert (two_nodes.ranks_per_node, two_nodes.world_size, two_nodes.grad_accum_steps) == (8, 16, 2)
+
+
+def test_a_batch_that_does_not_divide_names_line_and_number():
+    with pytest.raises(RecipeError) as caught:
+        example_plan("gcp/us-east5")
+    assert "train.global_batch_size is 8, but 16 ranks with micro_batch_size 4" in str(caught.value)
+    assert caught.value.place.endswith("example-recipe.yaml:6")
+    assert caught.value.fix.startswith("set train.global_batch_size to 64")
+
+
+def test_a_guess_says_that_it_is_one_and_is_wide():
+    plan = example_plan()
+    assert plan.speed_source.startswith("guess: ")
+    training = plan.parts[1].hours
+    assert float(training.mid) == pytest.approx(plan.tokens / plan.tokens_per_s / 3600, rel=1e-3)
+    assert float(training.high / training.low) == pytest.approx(4.0, rel=1e-3)
+
+
+def test_a_measured_speed_replaces_the_guess():
+    plan = example_plan(history=(measured("a", 100.0), measured("b", 300.0), measured("c", 200.0)))
+    assert plan.tokens_per_s == 200.0
+    assert plan.speed_source == "measured in 3 runs, last c"
+    assert float(plan.parts[1].hours.mid) == pytest.approx(400 * 8 * 64 / 200 / 3600, rel=1e-4)
+    assert example_plan(history=(measured("a", 50.0),)).speed_source == "measured in run a"
+
+
+@pytest.mark.parametrize("other", [
+    measured("a", 1.0, hardware="RTX5090:1"), measured("a", 1.0, micro_batch_size="2"),
+    measured("a", 1.0, precision="bf16"),
+])
+def test_speeds_of_other_hardware_or_configs_do_not_count(other):
+    assert example_plan(history=(other,)).speed_source.startswith("guess: ")
+
+
+def test_steps_and_seed_do_not_change_the_fingerprint():
+    first, other = example_recipe().train, example_recipe("train.steps=9", "train.seed=5").train
+    assert config_fingerprint(first) == config_fingerprint(other)
+
+
+def test_the_parts_add_up_to_the_whole():
+    plan = example_plan()
+    assert [part.name for part in plan.parts] == ["set-up", "training", "evaluating and saving", "benchmark"]
+    assert plan.hours.mid == sum(part.hours.mid for part in plan.parts)
+    assert plan.usd.mid == sum(part.usd.mid for part in plan.parts)
+    assert float(plan.usd.mid) == pytest.approx(float(plan.hours.mid) * 0.5, abs=0.001)
+    assert plan.bench_reserve_usd == plan.parts[-1].usd.high
+
+
+def test_the_benchmark_never_gets_more_than_half_of_the_cap():
+    plan = example_plan("vast", "hardware.bench.1.bid_usd_per_hour=1.8", "limits.max_cost_usd=1.0")
+    assert plan.bench_reserve_usd == Decimal("0.5")
+
+
+def test_a_cloud_without_a_price_has_no_dollars():
+    plan = example_plan("azure")
+    assert plan.usd is None
+    assert "the price of A100-80GB:1 on azure (spot) is not known, so neither are the dollars" in plan.warnings
+
+
+def test_an_estimate_over_the_cap_is_refused_with_what_would_do():
+    with pytest.raises(NoOfferError) as caught:
+        example_plan(None, "limits.max_cost_usd=0.01")
+    assert "limits.max_cost_usd is $0.01" in caught.value.problem
+    assert caught.value.place == "--set limits.max_cost_usd=0.01"
+    enough = caught.value.fix.split("to ")[1].split(",")[0]
+    assert example_plan(None, f"limits.max_cost_usd={enough}").warnings == example_plan().warnings
+
+
+def test_an_estimate_past_the_deadline_is_refused_with_what_would_do():
+    with pytest.raises(NoOfferError, match=r"limits.deadline_hours is 0.01") as caught:
+        example_plan(None, "limits.deadline_hours=0.01")
+    enough = caught.value.fix.split("to ")[1].split(",")[0]
+    assert example_plan(None, f"limits.deadline_hours={enough}").deadline > NOW
+
+
+def test_a_high_estimate_over_a_limit_is_a_warning():
+    usd, hours = example_plan().usd, example_plan().hours
+    between = example_plan(None, f"limits.max_cost_usd={(usd.mid + usd.high) / 2}",
+                           f"limits.deadline_hours={(hours.mid + hours.high) / 2}").warnings
+    assert any(warning.startswith("may stop at its cap") for warning in between)
+    assert any(warning.startswith("may stop at its deadline") for warning in between)
+
+
+def test_warnings_keep_the_reader_from_fooling_themselves():
+    here = example_plan().warnings
+    assert "the price is simulated: nobody sends a bill for this machine" in here
+    assert "the benchmark runs on 2 CPU cores here: its figures are not RTX 5090 figures" in here
+    rented = example_plan("vast").warnings
+    assert rented == (
+        "the price is the bid, the most the GPU hour can cost; disk and traffic come on top",)
+    unknown = example_plan(None, "train.token_encoder.name=mine").warnings
+    assert "the encoder mine is not in the estimate: its size is not known" in unknown
+
+
+def test_the_deadline_counts_from_now():
+    assert example_plan().deadline == NOW + timedelta(hours=2)
+    assert example_plan(None, "limits.deadline_hours=").deadline is None
+
+
+def test_a_plan_survives_json_and_its_digest_tells_plans_apart():
+    plan = example_plan("vast")
+    again = Plan.model_validate_json(plan.model_dump_json())
+    assert again == plan
+    assert again.digest() == plan.digest()
+    assert plan.digest() != example_plan("vast", "train.steps=401").digest()
+    assert plan.model_dump(mode="json")["usd"]["mid"] == str(plan.usd.mid)

