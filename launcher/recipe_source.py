@@ -4,6 +4,7 @@ PyYAML follows YAML 1.1, which reads `1:30` as 90 and `010` as 8. Such values pa
 so they are found here, in the text.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -146,7 +147,8 @@ def _parse(source: Source, text: str, where: Where, place_of: Callable[[int], st
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise _syntax_error(error, source.shown, place_of) from error
-    except (ValueError, RecursionError) as error:
+    # AttributeError, TypeError: PyYAML trips over a tag of its own that does not fit, `!!timestamp x`.
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         deep = isinstance(error, RecursionError)
         problem = "is nested too deeply" if deep else f"holds a value that cannot be read: {error}"
         raise RecipeError(problem, place=source.shown, fix="quote the value, or write it plainly") from error
@@ -205,14 +207,14 @@ class _Walk:
         if node.tag not in _NUMBER_TAGS:
             return
         text, name = node.value, dotted(where)
+        value = yaml.safe_load(text)
         if ":" in text:
-            value = yaml.safe_load(text)
             self._problem(line, f"{name} is {text}, which YAML reads as base 60: {value}",
                           f"write {value} if that is what you mean, else a plain number such as 1.5")
         elif re.fullmatch(r"[-+]?0[0-7_]+", text):
-            self._problem(line, f"{name} is {text}, which YAML reads as octal: {yaml.safe_load(text)}",
+            self._problem(line, f"{name} is {text}, which YAML reads as octal: {value}",
                           f"write {text.lstrip('-+').lstrip('0') or '0'}")
-        elif re.fullmatch(r"[-+]?\.(inf|nan)", text, re.IGNORECASE):
+        elif isinstance(value, float) and not math.isfinite(value):
             self._problem(line, f"{name} is {text}, not a finite number", "write a finite number")
 
     def _problem(self, line: int, text: str, fix: str) -> None:
