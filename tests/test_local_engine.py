@@ -257,8 +257,9 @@ def test_a_second_stop_kills_at_once(lab: Lab) -> None:
     assert lab.outcome() is Outcome.STOPPED
 
 
-def test_a_stop_during_setup_ends_the_run_without_starting_it(lab: Lab) -> None:
-    lab.submit("touch ran", setup="echo $$ > setup.pid; sleep 60", restarts=2)
+@pytest.mark.parametrize("trap", ["", "trap 'exit 0' TERM; "])
+def test_a_stop_during_setup_ends_the_run_without_starting_it(lab: Lab, trap: str) -> None:
+    lab.submit("touch ran", setup=f"{trap}echo $$ > setup.pid; while :; do sleep 0.05; done", restarts=2)
     lab.pid_in("setup.pid")
     lab.engine.cancel(RUN_ID)
     lab.wait_for_end()

@@ -19,8 +19,13 @@ _PERCEIVER_GAIN = 1.5
 
 
 def sinusoid(length: int, width: int, stretch: float = 1.0) -> Tensor:
-    """Sine and cosine of positions 0, stretch, 2 stretch, ...: shape (length, width), width even."""
-    frequencies = torch.exp(torch.arange(0, width, 2) * (-math.log(10_000) / width))
+    """Sine and cosine of positions 0, stretch, 2 stretch, ...: shape (length, width), width even.
+
+    The longest wave is as long as the sequence. Waves of thousands of positions, as for embeddings of
+    any length, would make neighbours nearly equal and blur the first attention over them.
+    """
+    longest = max(length * stretch / (2 * math.pi), 1.0)
+    frequencies = longest ** -torch.linspace(0, 1, width // 2)
     angles = torch.arange(length)[:, None] * stretch * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 

@@ -1,0 +1,73 @@
+PYTHON ?= python3
+PYTEST_ARGS ?= -q -n 2 --dist loadfile
+ENVIRONMENT := $(PYTHON) -m trainer.environment
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench lock clean .venv .venv-train tools
+
+help:
+	@echo 'make demo         train, preempt, resume and benchmark a tiny model on this machine'
+	@echo 'make test         every test that needs no GPU and no money'
+	@echo 'make lint types   ruff; mypy'
+	@echo 'make bench        how fast the command line answers'
+	@echo 'make .venv        the environment of the launcher: .venv/bin/ldlm'
+	@echo 'make .venv-train  the environment of the trainer'
+	@echo 'make lock         write the lock files anew from pyproject.toml'
+	@echo 'make clean        remove environments and caches, never the data of a run'
+	@echo
+	@echo 'PYTHON=python3.12 picks another Python (3.11 or newer). pip follows its own settings'
+	@echo '(pip.conf, PIP_*), so they decide between the CPU and the CUDA build of torch.'
+
+.venv:
+	@$(ENVIRONMENT) launcher
+
+.venv-train:
+	@$(ENVIRONMENT) trainer
+
+tools:
+	@$(ENVIRONMENT) launcher --with-tests
+
+demo: .venv .venv-train
+	.venv/bin/python -m tests.demo
+
+# Each test runs in one of the two environments; tests/conftest.py has the rule.
+test: tools
+	@$(ENVIRONMENT) trainer --with-tests
+	@failed=0; for env in .venv .venv-train; do \
+	    echo "$$env/bin/python -m pytest $(PYTEST_ARGS)"; \
+	    $$env/bin/python -m pytest $(PYTEST_ARGS) || failed=1; \
+	done; exit $$failed
+
+lint: tools
+	.venv/bin/ruff check launcher trainer tests
+
+types: tools
+	.venv/bin/mypy
+
+bench: .venv
+	.venv/bin/python -m tests.bench_cli
+
+# $(call write_lock,EXTRA,LOCK FILE,pip options)
+# The CUDA packages and the local version of torch depend on the machine, not on us. The setuptools
+# that a new venv carries before Python 3.12 goes, so that only one that is required is written down.
+define write_lock
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip uninstall --quiet --yes setuptools
+	.venv-lock/bin/python -m pip install --quiet -e '.[$(1)]' $(3)
+	( echo "# Made by 'make lock' from the extra [$(1)] of pyproject.toml; not edited by hand."; \
+	  .venv-lock/bin/python -m pip freeze --all --exclude pip --exclude-editable \
+	  | sed -E '/^(nvidia|cuda|triton)/d; s/^(torch==.*)\+.*/\1/' ) > $(2).new
+	mv $(2).new $(2)
+	rm -rf .venv-lock
+endef
+
+lock:
+	$(call write_lock,launch,launcher/requirements.lock,)
+	$(call write_lock,train,trainer/requirements.lock,)
+	$(call write_lock,test,tests/requirements.lock,-c launcher/requirements.lock)
+	$(call write_lock,check,tests/launcher.lock,-c launcher/requirements.lock -c tests/requirements.lock)
+
+clean:
+	rm -rf .venv .venv-train .venv-lock ldlm.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find launcher trainer tests -name __pycache__ -prune -exec rm -rf {} +

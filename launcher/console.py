@@ -1,0 +1,149 @@
+"""Everything that touches the terminal: theme, tables, progress, units, JSON. The only file with rich.
+
+stdout is the answer, stderr is talk. Without a terminal there are no colours, no bars and no waiting
+for a key: plain lines instead.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.theme import Theme
+
+from trainer.contract import LdlmError
+
+_THEME = Theme({
+    "problem": "bold red", "fix": "green", "note": "yellow", "quiet": "dim", "title": "bold", "money": "cyan",
+})
+# A pipe has no width; tables are made for 80 columns, and wide ones would break in a log.
+_WIDTH = None if sys.stdout.isatty() else 80
+_out = Console(theme=_THEME, width=_WIDTH, highlight=False)
+_err = Console(theme=_THEME, stderr=True, highlight=False, width=None if sys.stderr.isatty() else 80,
+               soft_wrap=not sys.stderr.isatty())
+
+
+def answer(text: str = "", style: str | None = None) -> None:
+    """Print a line of the answer."""
+    _out.print(escape(text), style=style, soft_wrap=True)
+
+
+def answer_json(value: Any) -> None:
+    """Print the answer as JSON, for programs."""
+    print(json.dumps(value, indent=2, default=str))
+
+
+def talk(text: str, style: str | None = None) -> None:
+    """Say something on stderr that is not part of the answer."""
+    _err.print(escape(text), style=style, soft_wrap=True)
+
+
+def show_error(error: LdlmError) -> None:
+    """Print problem, place and fix."""
+    place = f"{error.place}: " if error.place else ""
+    _err.print(f"[problem]error:[/] {escape(place + error.problem)}", soft_wrap=True)
+    if error.fix:
+        _err.print(f"  [fix]fix:[/] {escape(error.fix)}", soft_wrap=True)
+
+
+def answer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *,
+                 right: Sequence[int] = (), total: Sequence[str] | None = None) -> None:
+    """Print a table.
+
+    Args:
+        title: Above it.
+        columns: Headings.
+        rows: Cells as text.
+        right: Indices of columns with numbers.
+        total: A last row under a rule.
+    """
+    table = Table(title=title, title_justify="left", title_style="title", box=None, pad_edge=False,
+                  show_footer=total is not None, header_style="quiet", footer_style="title")
+    for index, heading in enumerate(columns):
+        table.add_column(heading, justify="right" if index in right else "left", overflow="fold",
+                         footer=escape(total[index]) if total else "")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    _out.print(table)
+
+
+def confirm(question: str) -> bool:
+    """Ask on the terminal; anything but y or yes is no."""
+    _err.print(f"{escape(question)} [title]\\[y/N][/] ", end="")
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def can_ask() -> bool:
+    """True if somebody is there to answer."""
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+class ProgressLine:
+    """How far a run is: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._task = progress.add_task("", total=None, visible=False) if progress else None
+        self._said_step = -1
+
+    def update(self, step: int, total: int, text: str) -> None:
+        """Show that `step` of `total` are done."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=step, total=total, visible=True, description=escape(text))
+        elif step >= self._said_step + max(1, total // 10):
+            self._said_step = step
+            talk(f"  step {step}/{total}  {text}")
+
+    def restart(self) -> None:
+        """A new attempt begins: it may stand at an earlier step."""
+        self._said_step = -1
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line above the bar."""
+        if self._progress is not None:
+            self._progress.console.print(escape(text), style=style, soft_wrap=True)
+        else:
+            talk(text, style)
+
+
+@contextmanager
+def progress_line() -> Iterator[ProgressLine]:
+    """A progress line for as long as the block runs."""
+    if not _err.is_terminal:
+        yield ProgressLine(None)
+        return
+    columns = (BarColumn(bar_width=20), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}"))
+    with Progress(*columns, console=_err, transient=True) as progress:
+        yield ProgressLine(progress)
+
+
+def dollars(usd: Decimal | float) -> str:
+    """`$12.34`; below a dollar with four decimals, since a demo costs cents."""
+    return f"${usd:,.2f}" if abs(usd) >= 1 else f"${usd:.4f}"
+
+
+def duration(length: timedelta | float) -> str:
+    """`2 h 05 min`, `3 min 20 s`, `12 s`. A number is in seconds."""
+    seconds = round(length.total_seconds() if isinstance(length, timedelta) else length)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def data_size(num_bytes: int) -> str:
+    """`1.4 GiB`, `12.0 MiB`."""
+    size = float(num_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}" if unit != "B" else f"{num_bytes} B"
+        size /= 1024
+    return f"{size:.1f} TiB"

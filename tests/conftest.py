@@ -1,0 +1,34 @@
+"""What every test can rely on, and which of the two environments runs it.
+
+Rule: a test file that says `pytest.importorskip("torch")` at module level runs in `.venv-train`; every
+other file runs in `.venv`. A file named on the command line always runs.
+"""
+
+import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# Before any test imports torch or deepspeed, and inherited by the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+_NEEDS_TORCH = re.compile(r'^(?:\w+ = )?pytest\.importorskip\("torch"\)', re.MULTILINE)
+_HAS_TORCH = find_spec("torch") is not None
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Leave out the test files that belong to the other environment."""
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    needs_torch = _NEEDS_TORCH.search(collection_path.read_text()) is not None
+    return True if needs_torch != _HAS_TORCH else None
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees or changes what the user keeps."""
+    monkeypatch.setenv("LDLM_HOME", str(tmp_path_factory.mktemp("ldlm-home")))
