@@ -101,7 +101,7 @@ class TimestepSampler:
         Args:
             sums: Loss of the bins, added up over their samples.
             counts: Samples of the bins.
-            step: Steps done, with this one: the density is refreshed at multiples of `refresh_steps`.
+            step: From 0. The density is refreshed at the end of every `refresh_steps` steps.
         """
         sums, counts = sums.double().cpu(), counts.double().cpu()
         self._counts += counts
@@ -109,7 +109,7 @@ class TimestepSampler:
         weight = torch.maximum(1 - self._decay**counts, counts / self._counts.clamp(min=1))
         batch_means = sums / counts.clamp(min=1)
         self._means = torch.where(counts > 0, self._means + weight * (batch_means - self._means), self._means)
-        if step % self._refresh_steps == 0:
+        if (step + 1) % self._refresh_steps == 0:
             self._refresh()
 
     def _refresh(self) -> None:

@@ -16,6 +16,10 @@ from torch import Tensor, nn
 # Gain of queries and keys after their RMS norm in a Perceiver. Measured on a prototype of width 192:
 # with queries and positions that start aligned, 1.5 lets a query find its token within 100 steps.
 _PERCEIVER_GAIN = 1.5
+# Amplitude of the queries' sinusoid: they are where the residual stream starts, and at 1 they would
+# drown what is read from the context in the first hundreds of steps (measured at width 128). The norm
+# before the first attention undoes it there.
+_QUERY_AMPLITUDE = 0.3
 
 
 def sinusoid(length: int, width: int, stretch: float = 1.0) -> Tensor:
@@ -69,8 +73,10 @@ class PerceiverBlock(nn.Module):
         self._align()
 
     def _align(self) -> None:
-        """Let a query start out attending to the context whose position it shares."""
+        """Let a query start out reading, undamped, the context whose position it shares."""
         self.context_key.load_state_dict(self.query.state_dict())
+        nn.init.orthogonal_(self.context_value.weight)
+        nn.init.orthogonal_(self.output.weight)
         nn.init.constant_(self.query_norm.weight, _PERCEIVER_GAIN)
         nn.init.constant_(self.key_norm.weight, _PERCEIVER_GAIN)
 
@@ -89,15 +95,18 @@ class Perceiver(nn.Module):
     """Learned queries that read a context of another length and width.
 
     Queries and context positions are learned; both start as the same sinusoid, stretched when the
-    lengths differ, so that a query finds its place in the context from the first step.
+    lengths differ, so that a query finds its place in the context from the first step. Without this
+    start the decoder noise hides the text from a small model for thousands of steps.
     """
 
     def __init__(self, num_inputs: int, input_width: int, num_outputs: int, output_width: int,
                  width: int, num_heads: int, num_layers: int) -> None:
         super().__init__()
         self.input = nn.Linear(input_width, width)
+        nn.init.orthogonal_(self.input.weight)
         self.positions = nn.Parameter(sinusoid(num_inputs, width))
-        self.queries = nn.Parameter(sinusoid(num_outputs, width, stretch=num_inputs / num_outputs))
+        queries = sinusoid(num_outputs, width, stretch=num_inputs / num_outputs)
+        self.queries = nn.Parameter(_QUERY_AMPLITUDE * queries)
         self.blocks = nn.ModuleList(PerceiverBlock(width, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
         self.output = nn.Linear(width, output_width)
