@@ -58,14 +58,16 @@ def answer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str
     """Print a table.
 
     Args:
-        title: Above it.
-        columns: Headings.
+        title: A line above it; empty: none.
+        columns: Headings; all empty: no line of headings.
         rows: Cells as text.
         right: Indices of columns with numbers.
         total: A last row under a rule.
     """
-    table = Table(title=title, title_justify="left", title_style="title", box=None, pad_edge=False,
-                  show_footer=total is not None, header_style="quiet", footer_style="title")
+    if title:
+        answer(title, "title")
+    table = Table(box=None, pad_edge=False, show_header=any(columns), show_footer=total is not None,
+                  header_style="quiet", footer_style="title")
     for index, heading in enumerate(columns):
         table.add_column(heading, justify="right" if index in right else "left", overflow="fold",
                          footer=escape(total[index]) if total else "")

@@ -65,7 +65,9 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
     """
     sizes = {found.key: found.num_bytes for found in folder.store.objects(folder.key(Name.CHECKPOINTS))}
     complete = []
-    for name in sorted(folder.store.folders(folder.key(Name.CHECKPOINTS)), reverse=True):
+    # From the objects: a local folder may be left over, empty, after its files were deleted.
+    names = {key.removeprefix(folder.key(Name.CHECKPOINTS) + "/").split("/")[0] for key in sizes}
+    for name in sorted(names, reverse=True):
         path = f"{Name.CHECKPOINTS}/{name}"
         try:
             manifest = folder.read(f"{path}/{Name.MANIFEST}", Manifest)

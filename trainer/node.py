@@ -101,7 +101,8 @@ def check_machine(gpu: str) -> None:
         return
     model, _, count = gpu.partition(":")
     found = visible_gpus()
-    right = [name for name in found if _letters(model) in _letters(name)]
+    # `A100-80GB` is how SkyPilot calls `NVIDIA A100-SXM4-80GB`: every part must be in the name.
+    right = [name for name in found if all(_letters(part) in _letters(name) for part in model.split("-"))]
     if len(right) < int(count or 1):
         raise MachineError(f"the plan pays for {gpu}, this machine has {', '.join(found) or 'no GPU'}",
                            place=socket.gethostname(), fix="nothing: the engine takes another machine")
@@ -145,6 +146,8 @@ def run_document(document: Document, config: TrainConfig, attempt: Attempt) -> R
         environment = os.environ | {Env.END_FOLDER: ends, Env.ATTEMPT: str(attempt.number),
                                     "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node())))
+        environment.setdefault("DS_ACCELERATOR", "cuda" if visible_gpus() else "cpu")
+        environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, about themselves
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
         child = subprocess.Popen(command, env=environment)
         for number in (signal.SIGTERM, signal.SIGINT):

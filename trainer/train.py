@@ -272,7 +272,6 @@ def close_recorder(job: Job) -> None:
 
 def init_process_group() -> None:
     """gloo for what lies in host memory, nccl for the GPUs; no compiler needed."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed.ops
 
     # On CPU, DeepSpeed would compile a shared-memory op at start-up: 75 s, and a compiler we cannot

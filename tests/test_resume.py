@@ -1,0 +1,137 @@
+"""Whatever happens to the machine, a run continues from its last durable checkpoint, exactly."""
+
+import signal
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.trainer_runs import ROOT, TrainerRun, kill_tree, tiny_config, write_text  # noqa: E402
+from trainer.contract import ExitCode  # noqa: E402
+from trainer.manifest import Manifest, load_averaged_weights, newest_verified  # noqa: E402
+from trainer.run_folder import RunOutcome  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "prose.txt")
+
+
+@pytest.fixture(scope="module")
+def straight(text: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
+    """Twelve steps that nobody interrupts."""
+    run = TrainerRun(tiny_config(text), tmp_path_factory.mktemp("straight") / "store")
+    code, output = run.finish()
+    assert code == ExitCode.FINISHED, output
+    return run
+
+
+def new_run(text: Path, tmp_path: Path, **changes: object) -> TrainerRun:
+    return TrainerRun(tiny_config(text, **changes), tmp_path / "store")
+
+
+def final_state(run: TrainerRun) -> tuple[Manifest, dict[str, "torch.Tensor"]]:
+    """Manifest of the newest checkpoint and every tensor in it: weights, optimizer, averages."""
+    found = newest_verified(run.folder, lambda file: True, say=lambda _: None)
+    assert found is not None
+    manifest, files = found
+    _, tensors = load_averaged_weights(run.folder, say=lambda _: None)
+    for name, data in files.items():
+        if name.endswith(".pt"):
+            (path := run.store.parent / "shard.pt").write_bytes(data)
+            loaded = torch.load(path, weights_only=False)
+            key = name.split("-", 1)[1]  # without the attempt's number
+            tensors.update({f"{key}/{where}": value for where, value in walk(loaded)})
+    return manifest, tensors
+
+
+def walk(value: object, where: str = "") -> list[tuple[str, "torch.Tensor"]]:
+    """Every tensor in nested dicts and lists, with its path."""
+    if isinstance(value, torch.Tensor):
+        return [(where, value)]
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in walk(item, f"{where}/{key}")]
+    if isinstance(value, list | tuple):
+        return [found for i, item in enumerate(value) for found in walk(item, f"{where}/{i}")]
+    return []
+
+
+def assert_same_end(run: TrainerRun, reference: TrainerRun) -> None:
+    """The newest checkpoints of two runs hold the same bits."""
+    manifest, tensors = final_state(run)
+    expected_manifest, expected = final_state(reference)
+    assert manifest.step == expected_manifest.step == 12
+    assert tensors.keys() == expected.keys() and len(tensors) > 50
+    different = [name for name in expected if not torch.equal(tensors[name], expected[name])]
+    assert different == []
+
+
+def test_a_run_that_was_killed_ends_in_the_same_bits_as_one_that_was_not(
+        straight: TrainerRun, text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path)
+    node = run.start()
+    run.wait_for(node, attempt=1, step=6, durable=4)
+    kill_tree(node)
+
+    code, output = run.finish()
+
+    assert code == ExitCode.FINISHED, output
+    assert "resumed from step " in output
+    resumed_at = run.folder.attempt(2).heartbeat.resumed_from_step
+    assert resumed_at in (4, 8)
+    expected = straight.losses(1)
+    assert sorted(expected) == list(range(1, 13))
+    assert run.losses(2) == {step: row for step, row in expected.items() if step > resumed_at}
+    before = run.losses(1)
+    assert before == {step: expected[step] for step in before} and len(before) >= 4
+    assert_same_end(run, straight)
+
+
+def test_a_rank_killed_while_it_writes_its_shard_leaves_the_checkpoint_before_in_charge(
+        straight: TrainerRun, text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path)
+
+    code, output = run.finish(PYTHONPATH=f"{ROOT / 'tests' / 'torn_write'}:{ROOT}")
+
+    assert code not in (0, 70, 75, 78), output
+    torn = [found.key for found in run.folder.store.objects("run/checkpoints/step-00000008")]
+    assert any("zero_pp_rank_1" in key for key in torn)
+    assert [manifest.step for manifest in run.checkpoints()] == [4]
+
+    code, output = run.finish()
+
+    assert code == ExitCode.FINISHED, output
+    assert "step-00000008 has no manifest: its save did not finish; ignored" in output
+    assert "resumed from step 4 of 12" in output
+    assert_same_end(run, straight)
+
+
+def test_sigterm_saves_and_asks_for_another_machine_and_nothing_is_lost(
+        straight: TrainerRun, text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path, checkpoint={"every_steps": 100, "keep": 2})
+    node = run.start()
+    run.wait_for(node, attempt=1, step=3)
+    node.send_signal(signal.SIGTERM)
+    output, _ = node.communicate(timeout=60)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    saved = run.checkpoints()[0].step
+    assert 3 <= saved < 12
+    assert f"asked to stop; step {saved} is durable" in output
+    assert run.folder.attempt(1).end.exit_code == ExitCode.RECOVER
+
+    code, output = run.finish()
+
+    assert code == ExitCode.FINISHED, output
+    assert f"resumed from step {saved} of 12" in output
+    assert_same_end(run, straight)
+
+
+def test_the_state_is_sharded_over_the_ranks_and_the_outcome_is_written(straight: TrainerRun) -> None:
+    names = sorted(file.name for file in straight.checkpoints()[0].files)
+    assert [name for name in names if "optim_states" in name] == [
+        f"a1-zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (0, 1)]
+    outcome = straight.folder.read("outcome.json", RunOutcome)
+    assert (outcome.outcome, outcome.step) == ("finished", 12)
+    assert [manifest.step for manifest in straight.checkpoints()] == [12, 8, 4]
