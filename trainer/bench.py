@@ -7,18 +7,20 @@ loaded here only to score reconstructions of held-out text.
 
 import os
 import platform
+import signal
 import statistics
 import time
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from trainer.config import TrainConfig
-from trainer.contract import Env, LdlmError, Name, RankEnd
+from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.data import prepare
 from trainer.evaluate import evaluate
 from trainer.generate import decode, sample_latents, to_text
@@ -133,6 +135,8 @@ def _wait_for(device: torch.device) -> None:
 
 def main() -> None:
     """Run the benchmark of a finished training document and leave the result in the run folder."""
+    ends = Path(os.environ[Env.END_FOLDER])
+    leave_when_asked(ends)
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     try:
         folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
@@ -148,7 +152,18 @@ def main() -> None:
     except Exception as error:
         traceback.print_exc()
         end = RankEnd(1, f"{type(error).__name__}: {error}")
-    end.write(Path(os.environ[Env.END_FOLDER]), 0)
+    end.write(ends, 0)
+
+
+def leave_when_asked(ends: Path) -> None:
+    """On SIGTERM, end at once: a benchmark has nothing to save."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        RankEnd(ExitCode.RECOVER, "asked to stop; the benchmark begins anew next time").write(ends, 0)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    RankEnd.listen(ends, os.getpid())
 
 
 def open_recorder(config: TrainConfig, folder: RunFolder, number: int) -> Recorder:

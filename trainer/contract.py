@@ -57,6 +57,16 @@ class RankEnd(NamedTuple):
         draft.write_text(json.dumps(self._asdict()))
         draft.replace(path)
 
+    @staticmethod
+    def listen(folder: Path, pid: int) -> None:
+        """Say that this rank's process hears SIGTERM from now on."""
+        (folder / f"listening-{pid}").touch()
+
+    @staticmethod
+    def listening(folder: Path) -> set[int]:
+        """Process ids of the ranks that hear SIGTERM."""
+        return {int(path.name.removeprefix("listening-")) for path in folder.glob("listening-*")}
+
     @classmethod
     def read_all(cls, folder: Path) -> list[Self]:
         """The ends that ranks have left in a folder."""

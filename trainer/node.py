@@ -5,6 +5,7 @@ forwards signals, and turns what happened into the exit code of `trainer.contrac
 itself exits 1 whatever its workers returned, and after SIGTERM even when every rank saved.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from types import FrameType
 
 from pydantic import ValidationError
 
@@ -148,19 +150,19 @@ def run_document(document: Document, config: TrainConfig, attempt: Attempt) -> R
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node())))
         environment.setdefault("DS_ACCELERATOR", "cuda" if visible_gpus() else "cpu")
         environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, about themselves
+        # Read by torchrun from 2.13 on, for when the signal reaches it and not us.
+        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_TIMEOUT_S))
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
+        stop = StopRequest()
         child = subprocess.Popen(command, env=environment)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda received, _: child.send_signal(received))
-        wait_for(child, Path(ends))
+        wait_for(child, Path(ends), stop)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(Path(ends)), num_expected, child.returncode)
 
 
 def train_command() -> list[str]:
     """torchrun for this node, from what SkyPilot says about its peers."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run",
-                "--nproc-per-node", str(ranks_per_node()), "--shutdown-timeout", str(_SHUTDOWN_TIMEOUT_S)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks_per_node())]
     if num_nodes() == 1:
         rendezvous = ["--standalone"]
     else:
@@ -170,13 +172,38 @@ def train_command() -> list[str]:
     return [*torchrun, *rendezvous, "-m", "trainer.train"]
 
 
-def wait_for(child: "subprocess.Popen[bytes]", ends: Path) -> None:
+class StopRequest:
+    """SIGTERM and SIGINT to this process, passed on to the ranks themselves.
+
+    torchrun is left out: it would answer with a trace and an exit code of 1 although every rank saved,
+    and before 2.13 it kills ranks that need more than 30 s for that. A rank tells its process id as
+    soon as it listens; one that is still starting is told when it does.
+    """
+
+    def __init__(self) -> None:
+        self.received = False
+        self._told: set[int] = set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._set)
+
+    def _set(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+
+    def pass_on(self, ends: Path) -> None:
+        """Tell every rank that listens and has not been told."""
+        for pid in RankEnd.listening(ends) - self._told if self.received else ():
+            self._told.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest) -> None:
     """Wait for the program; end it when one rank has failed and its peers do not follow."""
     failed_at: float | None = None
     while child.poll() is None:
         time.sleep(0.2)
-        if failed_at is None and any(end.code not in _GOOD
-                                     for end in RankEnd.read_all(ends)):
+        stop.pass_on(ends)
+        if failed_at is None and any(end.code not in _GOOD for end in RankEnd.read_all(ends)):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S:
             child.kill()

@@ -240,7 +240,8 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
 
 def main() -> None:
     """One rank: build, train, write how it ended. The node reads that, not our exit status."""
-    stop = StopSignal()
+    stop, ends = StopSignal(), Path(os.environ[Env.END_FOLDER])
+    RankEnd.listen(ends, os.getpid())
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     init_process_group()
     job, known = None, True
@@ -255,7 +256,7 @@ def main() -> None:
     finally:
         if job is not None and job.recorder is not None:
             close_recorder(job)
-    end.write(Path(os.environ[Env.END_FOLDER]), dist.get_rank())
+    end.write(ends, dist.get_rank())
     sys.stdout.flush()
     # A rank that waits for a lost peer in a collective cannot be unwound: leave without clean-up.
     os._exit(0 if known else 1)
