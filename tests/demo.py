@@ -46,7 +46,8 @@ def main() -> int:
     print("\ndemo: as promised:")
     for line in kept:
         print(f"  {line}")
-    print(f"demo: {time.monotonic() - began:.0f} s in all; the run stays: ldlm status {run_id}, ldlm rm {run_id}")
+    print(f"demo: {time.monotonic() - began:.0f} s in all; the run stays: ldlm status {run_id}, "
+          f"ldlm rm {run_id}")
     return 0
 
 
@@ -59,7 +60,8 @@ def check(record: RunRecord, cost: dict[str, Any]) -> list[str]:
     require(record.num_preemptions == 1, f"1 preemption, there were {record.num_preemptions}")
     require(0 < second.resumed_from_step == first.durable_step <= first.step,
             f"a resume from the durable step {first.durable_step}, it was {second.resumed_from_step}")
-    require(second.durable_step == second.total_steps, f"all {second.total_steps} steps, {second.durable_step} are durable")
+    require(second.durable_step == second.total_steps,
+            f"all {second.total_steps} steps, {second.durable_step} are durable")
     before, after = (beat.metrics["eval/reconstruction_accuracy"] for beat in beats)
     require(after > before, f"accuracy that rises across the resume, it was {before:.1%} and {after:.1%}")
     require(record.bench is not None, "a benchmark")

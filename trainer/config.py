@@ -56,8 +56,8 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
-        for name, width, heads in (("width", self.width, self.num_heads),
-                                   ("token_decoder_width", self.token_decoder_width, self.token_decoder_heads)):
+        decoder = ("token_decoder_width", self.token_decoder_width, self.token_decoder_heads)
+        for name, width, heads in (("width", self.width, self.num_heads), decoder):
             if width % heads:
                 raise ValueError(f"{name} {width} does not split into {heads} heads: "
                                  f"set {name} to {width // heads * heads + heads}")
@@ -71,7 +71,7 @@ class DiffusionConfig(Section):
 
     decoder_noise_std: Annotated[float, Field(ge=0)] = Field(3.0, description="sigma_dec, training only")
     tan_d: PositiveFloat = Field(3.0, description="d of the tangent schedule")
-    encoder_warmup_steps: PositiveInt = Field(50_000, description="S_wu: L_diff reaches the encoder fully after it")
+    encoder_warmup_steps: PositiveInt = Field(50_000, description="S_wu: then L_diff reaches the encoder fully")
     encoder_warmup_floor: Fraction = Field(0.001, description="g_min")
     self_conditioning_probability: Fraction = 0.5
     time_bins: PositiveInt = 100
@@ -87,7 +87,7 @@ class OptimizerConfig(Section):
     eps: PositiveFloat = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5_000
-    decay_steps: Annotated[int, Field(ge=0)] = Field(0, description="linear to zero over the last steps; 0: constant")
+    decay_steps: Annotated[int, Field(ge=0)] = Field(0, description="linear to zero at the end; 0: constant")
     clip_norm: PositiveFloat = 1.0
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
 
@@ -157,8 +157,8 @@ def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
     at_a_time = config.micro_batch_size * world_size
     if config.global_batch_size % at_a_time:
         near = max(1, round(config.global_batch_size / at_a_time)) * at_a_time
-        raise ValueError(f"global_batch_size is {config.global_batch_size}, but {world_size} ranks with "
-                         f"micro_batch_size {config.micro_batch_size} advance {at_a_time} sequences at a time: "
+        raise ValueError(f"global_batch_size is {config.global_batch_size}, but {world_size} ranks with micro_"
+                         f"batch_size {config.micro_batch_size} advance {at_a_time} sequences at a time: "
                          f"set it to {near} (any multiple of {at_a_time} works)")
     return config.global_batch_size // at_a_time
 
