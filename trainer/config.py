@@ -71,7 +71,7 @@ class DiffusionConfig(Section):
 
     decoder_noise_std: Annotated[float, Field(ge=0)] = Field(3.0, description="sigma_dec, training only")
     tan_d: PositiveFloat = Field(3.0, description="d of the tangent schedule")
-    encoder_warmup_steps: PositiveInt = Field(50_000, description="S_wu: then L_diff reaches the encoder fully")
+    encoder_warmup_steps: PositiveInt = Field(50_000, description="S_wu: then L_diff fully reaches phi")
     encoder_warmup_floor: Fraction = Field(0.001, description="g_min")
     self_conditioning_probability: Fraction = 0.5
     time_bins: PositiveInt = 100
@@ -157,9 +157,9 @@ def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
     at_a_time = config.micro_batch_size * world_size
     if config.global_batch_size % at_a_time:
         near = max(1, round(config.global_batch_size / at_a_time)) * at_a_time
-        raise ValueError(f"global_batch_size is {config.global_batch_size}, but {world_size} ranks with micro_"
-                         f"batch_size {config.micro_batch_size} advance {at_a_time} sequences at a time: "
-                         f"set it to {near} (any multiple of {at_a_time} works)")
+        raise ValueError(f"global_batch_size is {config.global_batch_size}, but {world_size} ranks with "
+                         f"micro_batch_size {config.micro_batch_size} advance {at_a_time} sequences at a "
+                         f"time: set it to {near} (any multiple of {at_a_time} works)")
     return config.global_batch_size // at_a_time
 
 
