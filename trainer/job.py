@@ -3,7 +3,7 @@
 import copy
 import os
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
     """
     folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
     attempts = folder.attempts()
-    attempt = next(files.attempt for files in attempts if files.attempt.number == int(os.environ[Env.ATTEMPT]))
+    number = agreed_attempt_number()
+    attempt = next(files.attempt for files in attempts if files.attempt.number == number)
     clock, progress = PhaseClock(attempt.billed_from), Progress(total_steps=config.steps)
     recorder = None
     if dist.get_rank() == 0:
@@ -114,6 +115,13 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
     )
 
 
+def agreed_attempt_number() -> int:
+    """The number that the first node has claimed, on every rank of every node."""
+    number = [os.environ.get(Env.ATTEMPT)]
+    dist.broadcast_object_list(number, src=0)
+    return int(number[0] or 0)
+
+
 def cache_folder() -> Path:
     """Where tokenised text is kept between attempts on one machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldlm"
@@ -129,8 +137,8 @@ def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> L
     """The four trained parts, from the run's seed."""
     torch.manual_seed(config.seed)
     token_ids = torch.from_numpy(corpus.seen_ids.astype("int64"))
-    return LatentDiffusionLM(config, encoder.hidden_size,
-                             token_ids if config.model.head_vocabulary == "seen" else None, encoder.vocab_size)
+    head_ids = token_ids if config.model.head_vocabulary == "seen" else None
+    return LatentDiffusionLM(config, encoder.hidden_size, head_ids, encoder.vocab_size)
 
 
 def _own_device() -> torch.device:

@@ -7,6 +7,7 @@ itself exits 1 whatever its workers returned, and after SIGTERM even when every 
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 
+import psutil
 from pydantic import ValidationError
 
 from trainer.config import TrainConfig, grad_accum_steps
@@ -32,6 +34,8 @@ _SHUTDOWN_TIMEOUT_S = 100
 # Others may hang in a collective that waits for a rank which has already told us why it left.
 _PEER_GRACE_S = 20
 _MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 3
+# Words in a driver's name that make another, slower card of a model.
+_WEAKER = {"LAPTOP", "MOBILE", "D"}
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
 
 
@@ -45,131 +49,6 @@ class StuckError(LdlmError):
     """Attempt after attempt dies before it has saved anything new."""
 
     node_exit_code = ExitCode.BROKEN
-
-
-def main(argv: list[str]) -> int:
-    """Run one document of a task on this node. Returns the node's exit code."""
-    started_at = datetime.now(UTC)
-    try:
-        document = Document(argv[0])
-        config = read_config()
-        folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
-        attempt = own_attempt(folder, document, started_at)
-    except LdlmError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.node_exit_code
-    try:
-        check_machine(os.environ.get(Env.GPU, ""))
-        check_progress(folder.attempts(), attempt)
-        end = run_document(document, config, attempt)
-    except LdlmError as error:
-        end = RankEnd(error.node_exit_code, str(error))
-    record_end(folder, attempt, end)
-    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
-    return end.code
-
-
-def read_config() -> TrainConfig:
-    """The train config of the task, checked against the ranks there are.
-
-    Raises:
-        ConfigError: It is missing, invalid, or its batch does not divide.
-    """
-    try:
-        config = TrainConfig.model_validate_json(_required(Env.TRAIN_CONFIG))
-        grad_accum_steps(config, num_nodes() * ranks_per_node())
-    except (ValidationError, ValueError) as error:
-        raise ConfigError(f"{error}", place=Env.TRAIN_CONFIG, fix="correct the recipe and launch again") from error
-    return config
-
-
-def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> Attempt:
-    """The attempt that the engine has numbered, or the next free one."""
-    number = os.environ.get(Env.ATTEMPT)
-    if number:
-        return folder.attempt(int(number)).attempt
-    return folder.claim_attempt(document, billed_from=started_at, host=socket.gethostname(),
-                                price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
-                                offer=os.environ.get(Env.OFFER, ""))
-
-
-def check_machine(gpu: str) -> None:
-    """Compare the GPUs here with what the plan pays for, e.g. `RTX5090:1`; empty: none are needed.
-
-    Raises:
-        MachineError: Another model, or fewer. SkyPilot has rented the wrong Vast host before.
-    """
-    if not gpu:
-        return
-    model, _, count = gpu.partition(":")
-    found = visible_gpus()
-    # `A100-80GB` is how SkyPilot calls `NVIDIA A100-SXM4-80GB`: every part must be in the name.
-    right = [name for name in found if all(_letters(part) in _letters(name) for part in model.split("-"))]
-    if len(right) < int(count or 1):
-        raise MachineError(f"the plan pays for {gpu}, this machine has {', '.join(found) or 'no GPU'}",
-                           place=socket.gethostname(), fix="nothing: the engine takes another machine")
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that the driver shows, e.g. `NVIDIA GeForce RTX 5090`."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-                           capture_output=True, text=True, timeout=60, check=False)
-    return [line.strip() for line in asked.stdout.splitlines() if line.strip()] if asked.returncode == 0 else []
-
-
-def check_progress(attempts: list[AttemptFiles], attempt: Attempt) -> None:
-    """Refuse to go on when the last attempts all crashed without a newer checkpoint.
-
-    Preempted attempts do not count: the market took those machines, not the code.
-
-    Raises:
-        StuckError: Three in a row.
-    """
-    earlier = [files for files in attempts
-               if files.attempt.number < attempt.number and files.attempt.document == attempt.document]
-    crashes, durable_step = 0, 0
-    for files in reversed(earlier):
-        end, beat = files.end, files.heartbeat
-        durable_step = max(durable_step, beat.durable_step if beat else 0)
-        crashed = end is not None and not end.preempted and end.exit_code not in _GOOD
-        if not crashed or (beat and beat.durable_step > beat.resumed_from_step):
-            break
-        crashes += 1
-    if crashes >= _MAX_ATTEMPTS_WITHOUT_CHECKPOINT:
-        raise StuckError(f"the last {crashes} attempts crashed without a newer checkpoint than step {durable_step}",
-                         fix="read `ldlm logs RUN`, correct the cause, then `ldlm resume RUN`")
-
-
-def run_document(document: Document, config: TrainConfig, attempt: Attempt) -> RankEnd:
-    """Start the program of one document, forward signals to it, and read how it ended."""
-    with tempfile.TemporaryDirectory(prefix="ldlm-node-") as ends:
-        environment = os.environ | {Env.END_FOLDER: ends, Env.ATTEMPT: str(attempt.number),
-                                    "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node())))
-        environment.setdefault("DS_ACCELERATOR", "cuda" if visible_gpus() else "cpu")
-        environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, about themselves
-        # Read by torchrun from 2.13 on, for when the signal reaches it and not us.
-        environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_TIMEOUT_S))
-        command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
-        stop = StopRequest()
-        child = subprocess.Popen(command, env=environment)
-        wait_for(child, Path(ends), stop)
-        num_expected = ranks_per_node() if document is Document.TRAIN else 1
-        return node_end(RankEnd.read_all(Path(ends)), num_expected, child.returncode)
-
-
-def train_command() -> list[str]:
-    """torchrun for this node, from what SkyPilot says about its peers."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks_per_node())]
-    if num_nodes() == 1:
-        rendezvous = ["--standalone"]
-    else:
-        head = _required("SKYPILOT_NODE_IPS").split()[0]
-        rendezvous = ["--nnodes", str(num_nodes()), "--node-rank", _required("SKYPILOT_NODE_RANK"),
-                      "--master-addr", head, "--master-port", "29500"]
-    return [*torchrun, *rendezvous, "-m", "trainer.train"]
 
 
 class StopRequest:
@@ -197,21 +76,232 @@ class StopRequest:
                 os.kill(pid, signal.SIGTERM)
 
 
+def main(argv: list[str]) -> int:
+    """Run one document of a task on this node. Returns the node's exit code."""
+    started_at, stop = datetime.now(UTC), StopRequest()
+    try:
+        document = read_document(argv)
+        read_config()
+        folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
+        attempt = own_attempt(folder, document, started_at) if node_rank() == 0 else None
+    except LdlmError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.node_exit_code
+    try:
+        check_machine(os.environ.get(Env.GPU, ""))
+        if attempt:
+            check_progress(folder.attempts(), attempt, resumed_at(folder))
+        end = run_document(document, attempt, stop)
+    except LdlmError as error:
+        end = RankEnd(error.node_exit_code, str(error))
+    if attempt:
+        record_end(folder, attempt, end)
+    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
+    return end.code
+
+
+def read_document(argv: list[str]) -> Document:
+    """The document that the command line names. Raises ConfigError when it names none."""
+    if len(argv) == 1 and argv[0] in list(Document):
+        return Document(argv[0])
+    raise ConfigError(f"cannot run {' '.join(argv) or 'nothing'}", place="trainer.node",
+                      fix=f"name one of: {', '.join(Document)}")
+
+
+def read_config() -> TrainConfig:
+    """The train config of the task, checked against the ranks there are.
+
+    Raises:
+        ConfigError: It is missing, invalid, or its batch does not divide.
+    """
+    try:
+        config = TrainConfig.model_validate_json(_required(Env.TRAIN_CONFIG))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(wrong["msg"].removeprefix("Value error, "),
+                          place=".".join(["train", *map(str, wrong["loc"])]),
+                          fix="correct the recipe and launch again") from error
+    try:
+        grad_accum_steps(config, num_nodes() * ranks_per_node())
+    except ValueError as error:
+        raise ConfigError(f"{error}", place="train.global_batch_size",
+                          fix="correct the recipe and launch again") from error
+    return config
+
+
+def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> Attempt:
+    """The attempt that the engine has numbered, or the next free one."""
+    number = os.environ.get(Env.ATTEMPT)
+    if number:
+        return folder.attempt(int(number)).attempt
+    return folder.claim_attempt(document, billed_from=started_at, host=socket.gethostname(),
+                                price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
+                                offer=os.environ.get(Env.OFFER, ""))
+
+
+def check_machine(gpu: str) -> None:
+    """Compare the GPUs here with what the plan pays for, e.g. `RTX5090:1`; empty: none are needed.
+
+    Raises:
+        MachineError: Another model, or fewer. SkyPilot has rented the wrong Vast host before.
+    """
+    if not gpu:
+        return
+    model, _, count = gpu.partition(":")
+    found = visible_gpus()
+    if sum(is_model(name, model) for name in found) < int(count or 1):
+        raise MachineError(f"the plan pays for {gpu}, this machine has {', '.join(found) or 'no GPU'}",
+                           place=socket.gethostname(), fix="nothing: the engine takes another machine")
+
+
+def is_model(name: str, model: str) -> bool:
+    """True when a GPU that the driver calls `name` is what SkyPilot calls `model`.
+
+    `A100-80GB` is an `NVIDIA A100-SXM4-80GB`, but an `L4` is no `L40S`, and an `RTX5090` is no
+    `NVIDIA GeForce RTX 5090 Laptop GPU`: each part must stand in the name as whole words (of the later
+    parts, a beginning is enough: `RTX4080-S` is an `RTX 4080 SUPER`).
+    """
+    chip, *details = model.upper().split("-")
+    name = name.upper()
+    if set(re.findall(r"[A-Z0-9]+", name)) & _WEAKER and not set(details) & _WEAKER:
+        return False
+    if any(part.startswith("SXM") for part in details) and not re.search("PCIE|NVL", name):
+        details = [part for part in details if not part.startswith("SXM")]  # `NVIDIA H100 80GB HBM3` is one
+    return _stands_in(name, chip, whole=True) and all(_stands_in(name, part, whole=False) for part in details)
+
+
+def _stands_in(name: str, part: str, *, whole: bool) -> bool:
+    letters = r"[^A-Z0-9]*".join(map(re.escape, part))
+    return re.search(rf"(?<![A-Z0-9]){letters}{'(?![A-Z0-9])' if whole else ''}", name) is not None
+
+
+def visible_gpus() -> list[str]:
+    """Names of the GPUs that the driver shows, e.g. `NVIDIA GeForce RTX 5090`."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    try:
+        asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
+                               capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
+        return []
+    names = [line.strip() for line in asked.stdout.splitlines()]
+    return list(filter(None, names)) if asked.returncode == 0 else []
+
+
+def resumed_at(folder: RunFolder) -> datetime | None:
+    """When a person last resumed this run; None: never."""
+    return max((event.at for event in folder.events() if event.kind == "resumed"), default=None)
+
+
+def check_progress(attempts: list[AttemptFiles], attempt: Attempt, resumed: datetime | None) -> None:
+    """Refuse to go on when the last attempts all crashed without a newer checkpoint.
+
+    Preempted attempts do not count: the market took those machines, not the code. Nor does what was
+    before a person resumed the run.
+
+    Raises:
+        StuckError: Three in a row.
+    """
+    earlier = [files for files in attempts
+               if files.attempt.number < attempt.number and files.attempt.document == attempt.document
+               and (resumed is None or files.attempt.billed_from > resumed)]
+    crashes, durable_step = 0, 0
+    for files in reversed(earlier):
+        end, beat = files.end, files.heartbeat
+        durable_step = max(durable_step, beat.durable_step if beat else 0)
+        crashed = end is not None and not end.preempted and end.exit_code not in list(ExitCode)
+        if not crashed or (beat and beat.durable_step > beat.resumed_from_step):
+            break
+        crashes += 1
+    if crashes >= _MAX_ATTEMPTS_WITHOUT_CHECKPOINT:
+        raise StuckError(f"the last {crashes} attempts crashed without a newer checkpoint "
+                         f"than step {durable_step}",
+                         fix="read `ldlm logs RUN`, correct the cause, then `ldlm resume RUN`")
+
+
+def run_document(document: Document, attempt: Attempt | None, stop: StopRequest) -> RankEnd:
+    """Start the program of one document, pass signals on to it, and read how it ended.
+
+    Args:
+        document: Which program.
+        attempt: None on every node but the first: the ranks hear its number from rank 0.
+        stop: Heard since this process began.
+    """
+    if stop.received:
+        return RankEnd(ExitCode.RECOVER, f"asked to stop before {document} began")
+    with tempfile.TemporaryDirectory(prefix="ldlm-node-") as folder:
+        ends = Path(folder)
+        command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
+        child = subprocess.Popen(command, env=child_environment(ends, attempt))
+        wait_for(child, ends, stop)
+        num_expected = ranks_per_node() if document is Document.TRAIN else 1
+        return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.received)
+
+
+def child_environment(ends: Path, attempt: Attempt | None) -> dict[str, str]:
+    """What torchrun and the ranks, or the benchmark, find in their environment."""
+    environment = os.environ | {Env.END_FOLDER: str(ends), "PYTHONUNBUFFERED": "1",
+                                "TOKENIZERS_PARALLELISM": "false"}
+    if attempt:
+        environment[Env.ATTEMPT] = str(attempt.number)
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node())))
+    environment.setdefault("DS_ACCELERATOR", "cuda" if visible_gpus() else "cpu")
+    environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, about themselves
+    # Read by torchrun from 2.13 on, for when the signal reaches it and not us.
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_TIMEOUT_S))
+    return environment
+
+
+def train_command() -> list[str]:
+    """torchrun for this node, from what SkyPilot says about its peers."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks_per_node())]
+    if num_nodes() == 1:
+        rendezvous = ["--standalone"]
+    else:
+        head = _required("SKYPILOT_NODE_IPS").split()[0]
+        rendezvous = ["--nnodes", str(num_nodes()), "--node-rank", str(node_rank()),
+                      "--master-addr", head, "--master-port", "29500"]
+    return [*torchrun, *rendezvous, "-m", "trainer.train"]
+
+
 def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest) -> None:
-    """Wait for the program; end it when one rank has failed and its peers do not follow."""
+    """Wait for the program; end it when one rank has failed or died and its peers do not follow."""
     failed_at: float | None = None
     while child.poll() is None:
         time.sleep(0.2)
         stop.pass_on(ends)
-        if failed_at is None and any(end.code not in _GOOD for end in RankEnd.read_all(ends)):
+        if failed_at is None and has_failed(ends):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S:
-            child.kill()
-            child.wait()
+            kill_tree(child)
 
 
-def node_end(ends: list[RankEnd], num_expected: int, returncode: int) -> RankEnd:
-    """One end out of those of all ranks: a named failure first, then a missing rank, then the rest."""
+def has_failed(ends: Path) -> bool:
+    """True when a rank has told of a failure, or is gone without having told anything."""
+    gone = [pid for pid in RankEnd.listening(ends) if not psutil.pid_exists(pid)]
+    told = RankEnd.read_all(ends)  # after the look at the processes: a rank tells first, then goes
+    return len(gone) > len(told) or any(end.code not in _GOOD for end in told)
+
+
+def kill_tree(child: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL to the program and everything that it started: torchrun's ranks would survive it."""
+    family = psutil.Process(child.pid).children(recursive=True)
+    child.kill()
+    child.wait()
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped: bool = False) -> RankEnd:
+    """One end out of those of all ranks: a named failure first, then a missing rank, then the rest.
+
+    Args:
+        ends: What the ranks of this node have left.
+        num_expected: How many ranks there were.
+        returncode: Of torchrun, or of the benchmark.
+        stopped: This node was asked to stop: a rank that died without a word was taken, it did not crash.
+    """
     for code in (ExitCode.BAD_CONFIG, ExitCode.BROKEN):
         for end in ends:
             if end.code == code:
@@ -220,8 +310,11 @@ def node_end(ends: list[RankEnd], num_expected: int, returncode: int) -> RankEnd
         if end.code not in _GOOD:
             return end
     if len(ends) < num_expected:
-        return RankEnd(1, f"{num_expected - len(ends)} of {num_expected} ranks died without a word "
-                          f"(torchrun's code {returncode}): killed, out of memory, or a hardware fault")
+        missing = f"{num_expected - len(ends)} of {num_expected} ranks"
+        if stopped:
+            return RankEnd(ExitCode.RECOVER, f"asked to stop; {missing} ended without a last checkpoint")
+        return RankEnd(1, f"{missing} died without a word (torchrun's code {returncode}): "
+                          "killed, out of memory, or a hardware fault")
     return max(ends, key=lambda end: end.code)
 
 
@@ -247,16 +340,17 @@ def num_nodes() -> int:
     return int(os.environ.get("SKYPILOT_NUM_NODES") or 1)
 
 
+def node_rank() -> int:
+    """Which of them this is, from 0."""
+    return int(os.environ.get("SKYPILOT_NODE_RANK") or 0)
+
+
 def _required(name: str) -> str:
     value = os.environ.get(name)
     if not value:
         raise ConfigError(f"the environment has no {name}", place="trainer.node",
                           fix="start it through `ldlm launch`, which renders the task that sets it")
     return value
-
-
-def _letters(text: str) -> str:
-    return "".join(letter for letter in text.upper() if letter.isalnum())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def over_limit(now: datetime, spent_usd: Decimal, *, deadline: datetime | None,
     if deadline is not None and now >= deadline:
         return f"deadline {deadline:%Y-%m-%d %H:%M} UTC"
     if max_cost_usd is not None and spent_usd >= max_cost_usd - reserve_usd:
-        return f"${spent_usd:.2f} of the cap of ${max_cost_usd:.2f} (${reserve_usd:.2f} kept for the benchmark)"
+        return (f"${spent_usd:.2f} of the cap of ${max_cost_usd:.2f} "
+                f"(${reserve_usd:.2f} kept for the benchmark)")
     return None
 
 
