@@ -11,7 +11,6 @@ import signal
 import statistics
 import time
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -139,20 +138,27 @@ def main() -> None:
     leave_when_asked(ends)
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     try:
-        folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
-        recorder = open_recorder(config, folder, int(os.environ[Env.ATTEMPT]))
-        result = run_bench(config, folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        folder.write(Name.BENCH, result)
-        recorder.close()
-        speed = result.throughput
-        end = RankEnd(0, f"benchmark: {speed.tokens_per_s:,.0f} tokens/s on {speed.device}, "
-                         f"{speed.denoiser_steps} steps, batch 1, {speed.tokens} tokens")
+        end = bench(config)
     except LdlmError as error:
         end = RankEnd(error.node_exit_code, str(error))
     except Exception as error:
         traceback.print_exc()
         end = RankEnd(1, f"{type(error).__name__}: {error}")
     end.write(ends, 0)
+
+
+def bench(config: TrainConfig) -> RankEnd:
+    """Run the benchmark under heartbeats and write its result."""
+    folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
+    recorder = open_recorder(config, folder, int(os.environ[Env.ATTEMPT]))
+    try:
+        result = run_bench(config, folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    finally:
+        recorder.close()
+    folder.write(Name.BENCH, result)
+    speed = result.throughput
+    return RankEnd(0, f"benchmark: {speed.tokens_per_s:,.0f} tokens/s on {speed.device}, "
+                      f"{speed.denoiser_steps} steps, batch 1, {speed.tokens} tokens")
 
 
 def leave_when_asked(ends: Path) -> None:

@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from torch import distributed as dist
 
 from trainer.contract import LdlmError, Name, StoreError, checkpoint_folder
-from trainer.manifest import CheckpointError, Manifest, StoredFile, complete_checkpoints, newest_verified
+from trainer.manifest import CheckpointError, Manifest, StoredFile, newest_verified, retain
 from trainer.run_folder import RunFolder
 
 
@@ -84,13 +84,15 @@ class Checkpointer:
         model: Goes into the manifest.
     """
 
-    def __init__(self, folder: RunFolder, attempt: int, engine: Any, *, keep: int, model: dict[str, int]) -> None:
+    def __init__(self, folder: RunFolder, attempt: int, engine: Any, *, keep: int,
+                 model: dict[str, int]) -> None:
         self._folder = folder
         self._attempt = attempt
         self._engine = engine
         self._keep = keep
         self._model = model
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._failures: dist.Store = dist.distributed_c10d._get_default_store()
         self._capture = engine.checkpoint_engine = _Capture()
         self._thread: threading.Thread | None = None
         self._error: LdlmError | None = None
@@ -135,8 +137,16 @@ class Checkpointer:
             self._folder.write(f"{base}/part-{self._rank:04d}.json", part)
             if self._rank == 0:
                 self._commit(step)
-        except LdlmError as error:
-            self._error = error
+        except Exception as error:  # whatever it is, training must hear that this save does not count
+            known = isinstance(error, LdlmError)
+            self._error = error if known else LdlmError(f"{type(error).__name__}: {error}")
+            self._failures.set(self._failure_key(step, self._rank), "failed")
+            return
+        if self._rank == 0:
+            self._retain(step)
+
+    def _failure_key(self, step: int, rank: int) -> str:
+        return f"ldlm/{self._attempt}/save-{step}/rank-{rank}"
 
     def _put(self, base: str, name: str, data: bytes) -> StoredFile:
         self._folder.write_bytes(f"{base}/{name}", data)
@@ -145,29 +155,29 @@ class Checkpointer:
     def _commit(self, step: int) -> None:
         """Wait for every rank's part list, then make the checkpoint count."""
         base = checkpoint_folder(step)
-        parts = [self._await_part(f"{base}/part-{rank:04d}.json") for rank in range(self._world_size)]
+        parts = [self._await_part(step, rank) for rank in range(self._world_size)]
         manifest = Manifest(step=step, attempt=self._attempt, world_size=self._world_size,
                             files=[file for part in parts for file in part.files], model=self._model)
         self._folder.write(f"{base}/{Name.MANIFEST}", manifest)
         self.durable_step = step
-        self._retain()
 
-    def _await_part(self, name: str, timeout_s: float = 1800) -> _Part:
+    def _await_part(self, step: int, rank: int, timeout_s: float = 1800) -> _Part:
+        name = f"{checkpoint_folder(step)}/part-{rank:04d}.json"
         give_up = time.monotonic() + timeout_s
-        while time.monotonic() < give_up:
+        while time.monotonic() < give_up and not self._failures.check([self._failure_key(step, rank)]):
             part = self._folder.find(name, _Part)
             if part and part.attempt == self._attempt:
                 return part
             time.sleep(0.1)
-        raise StoreError(f"not written within {timeout_s:.0f} s: a rank could not upload its shards",
-                         place=f"{self._folder.url}/{name}", fix="look for that rank's error in the log")
+        raise StoreError(f"rank {rank} did not upload its shards", place=f"{self._folder.url}/{name}",
+                         fix="look for that rank's error in the log")
 
-    def _retain(self) -> None:
-        """Delete what is older than the newest `keep` complete ones. Manifest first, then the files."""
-        for manifest in complete_checkpoints(self._folder, say=lambda _: None)[self._keep:]:
-            base = self._folder.key(checkpoint_folder(manifest.step))
-            self._folder.store.delete([f"{base}/{Name.MANIFEST}"])
-            self._folder.store.delete(found.key for found in self._folder.store.objects(base))
+    def _retain(self, step: int) -> None:
+        """Delete what the newest checkpoint makes superfluous. It counts already: failing here is no loss."""
+        try:
+            retain(self._folder, step, self._keep)
+        except LdlmError as error:
+            print(f"warning: old checkpoints not deleted: {error}", flush=True)
 
     # -- restore ------------------------------------------------------------------------------
 
@@ -199,7 +209,8 @@ class Checkpointer:
             if client_state is None:
                 raise CheckpointError(f"DeepSpeed could not load the checkpoint of step {manifest.step}",
                                       place=f"{self._folder.url}/{checkpoint_folder(manifest.step)}",
-                                      fix="resume with the versions that saved it (trainer/requirements.lock)")
+                                      fix="resume with the versions that saved it "
+                                          "(trainer/requirements.lock)")
             self.durable_step = manifest.step
             return {**client_state, "step": manifest.step, "files": extra}
 

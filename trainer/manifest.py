@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.contract import ExitCode, LdlmError, Name, StoreError, checkpoint_folder
+from trainer.contract import ExitCode, LdlmError, Name, checkpoint_folder
 from trainer.run_folder import RunFolder
-from trainer.store import NotFoundError
+from trainer.store import DamagedError, NotFoundError
 
 EMA_FILE = "ema.safetensors"
 
@@ -74,8 +74,8 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
         except NotFoundError:
             say(f"checkpoint {name} has no manifest: its save did not finish; ignored")
             continue
-        except StoreError as error:
-            say(f"checkpoint {name} ignored: {error.problem}")
+        except DamagedError as error:
+            say(f"checkpoint {name} ignored: its manifest {error.problem}")
             continue
         torn = [file.name for file in manifest.files
                 if sizes.get(folder.key(f"{path}/{file.name}")) != file.num_bytes]
@@ -86,12 +86,32 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
     return complete
 
 
+def retain(folder: RunFolder, step: int, keep: int) -> None:
+    """Delete complete checkpoints older than the newest `keep`. Manifest first, then the files.
+
+    Args:
+        folder: The run.
+        step: Of the newest one that is known to be good. Later ones do not count: an attempt that
+            found them damaged has started before them.
+        keep: At least 1.
+
+    Raises:
+        StoreError: They cannot be listed or deleted.
+    """
+    complete = complete_checkpoints(folder, say=lambda _: None)
+    for manifest in [manifest for manifest in complete if manifest.step <= step][keep:]:
+        base = folder.key(checkpoint_folder(manifest.step))
+        folder.store.delete([f"{base}/{Name.MANIFEST}"])
+        folder.store.delete(found.key for found in folder.store.objects(base))
+
+
 def read_file(folder: RunFolder, manifest: Manifest, file: StoredFile) -> bytes:
-    """One file of a checkpoint, its hash checked. Raises StoreError when it does not match."""
+    """One file of a checkpoint, its hash checked. Raises DamagedError when it does not match."""
     name = f"{checkpoint_folder(manifest.step)}/{file.name}"
     data = folder.read_bytes(name)
     if hashlib.sha256(data).hexdigest() != file.sha256:
-        raise StoreError("its SHA-256 is not the manifest's: the file is corrupt", place=f"{folder.url}/{name}")
+        raise DamagedError("its SHA-256 is not the manifest's: the file is corrupt",
+                           place=f"{folder.url}/{name}")
     return data
 
 
@@ -105,19 +125,21 @@ def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool],
     Raises:
         CheckpointError: There are committed checkpoints, but every one is damaged. Starting again
             from step 0 would silently throw paid work away.
+        StoreError: The store cannot be read now. That is no reason to take an older checkpoint.
     """
     complete = complete_checkpoints(folder, say)
     for manifest in complete:
         try:
             return manifest, {file.name: read_file(folder, manifest, file)
                               for file in manifest.files if wanted(file)}
-        except StoreError as error:
+        except (DamagedError, NotFoundError) as error:
             say(f"checkpoint of step {manifest.step} not used: {error}")
     committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
                  if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
         raise CheckpointError(
-            f"all {len(committed)} committed checkpoints are damaged", place=f"{folder.url}/{Name.CHECKPOINTS}",
+            f"all {len(committed)} committed checkpoints are damaged",
+            place=f"{folder.url}/{Name.CHECKPOINTS}",
             fix="restore one from a backup; or, to train again from step 0, delete that folder")
     return None
 

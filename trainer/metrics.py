@@ -108,10 +108,10 @@ class Recorder:
             self._progress.metrics = {**self._progress.metrics, **metrics}
 
     def close(self) -> None:
-        """Write what is left and stop."""
+        """Write what is left and stop. A store that fails now costs the last rows, nothing else."""
         self._closing.set()
         self._thread.join()
-        self.write()
+        self._try_to_write()
 
     def write(self) -> None:
         """One heartbeat and the rows since the last one. Raises StoreError."""
@@ -140,8 +140,11 @@ class Recorder:
 
     def _write_until_closed(self) -> None:
         while not self._closing.wait(self._interval_s):
-            try:
-                self.write()
-            except StoreError as error:
-                # The next heartbeat carries these rows; training does not depend on them.
-                print(f"warning: heartbeat not written: {error}", flush=True)
+            self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        try:
+            self.write()
+        except StoreError as error:
+            # The next heartbeat carries these rows; training does not depend on them.
+            print(f"warning: heartbeat not written: {error}", flush=True)

@@ -6,18 +6,20 @@ and write it through this file; none appends to an object that another attempt w
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.contract import Document, LdlmError, Name, Outcome, StoreError, attempt_file
-from trainer.store import AlreadyExistsError, NotFoundError, Store
+from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    # A metric may be NaN: as a string it stays JSON and reads back as the number.
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
 
 class Attempt(_Record):
@@ -132,20 +134,22 @@ class RunFolder:
         self.store.put(self.key(name), data, create=create)
 
     def read_json(self, name: str) -> Any:
-        """One JSON object. Raises NotFoundError, or StoreError when it does not parse."""
+        """One JSON object. Raises NotFoundError, or DamagedError when it does not parse."""
         try:
             return json.loads(self.read_bytes(name))
         except ValueError as error:
-            raise StoreError(f"is not JSON: {error}", place=f"{self.url}/{name}") from error
+            raise DamagedError(f"is not JSON: {error}", place=f"{self.url}/{name}",
+                               fix="restore it from a backup, or delete it if it can be missed") from error
 
     def read(self, name: str, kind: type[_T]) -> _T:
-        """One record. Raises NotFoundError, or StoreError when it does not parse."""
+        """One record. Raises NotFoundError, or DamagedError when it does not parse."""
         data = self.read_bytes(name)
         try:
             return kind.model_validate_json(data)
         except ValueError as error:
-            raise StoreError(f"is not a valid {kind.__name__}: {str(error).splitlines()[0]}",
-                             place=f"{self.url}/{name}") from error
+            raise DamagedError(f"is not a valid {kind.__name__}: {_problem(error)}",
+                               place=f"{self.url}/{name}",
+                               fix="restore it from a backup, or delete it if it can be missed") from error
 
     def find(self, name: str, kind: type[_T]) -> _T | None:
         """One record, or None when it is not there yet."""
@@ -171,7 +175,12 @@ class RunFolder:
     def attempts(self) -> list[AttemptFiles]:
         """Every attempt so far, in order, with its last heartbeat and its end."""
         numbers = sorted(int(name) for name in self.store.folders(self.key(Name.ATTEMPTS)) if name.isdigit())
-        return [self.attempt(number) for number in numbers]
+        found = []
+        for number in numbers:
+            # On a disk, a claim that is under way, or failed, may have made its folder alone.
+            with suppress(NotFoundError):
+                found.append(self.attempt(number))
+        return found
 
     def attempt(self, number: int) -> AttemptFiles:
         """What is known of one attempt. Raises NotFoundError."""
@@ -213,6 +222,14 @@ class RunFolder:
         prefix = self.key(Name.EVENTS)
         names = [found.key.removeprefix(f"{self.run_id}/") for found in self.store.objects(prefix)]
         return [self.read(name, Event) for name in names]
+
+
+def _problem(error: ValueError) -> str:
+    """What is wrong with a record, in one line."""
+    if not isinstance(error, ValidationError):
+        return str(error).splitlines()[0]
+    wrong = error.errors()[0]
+    return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}".removeprefix(": ")
 
 
 def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datetime]:

@@ -34,6 +34,10 @@ class NotFoundError(StoreError):
     """No object under that key."""
 
 
+class DamagedError(StoreError):
+    """An object could be read, but it is not what was written: no retry can help."""
+
+
 class Store:
     """A folder in object storage. Open with `open_store`."""
 

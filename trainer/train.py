@@ -191,7 +191,14 @@ def save_due(job: Job) -> bool:
 
 
 def save(job: Job) -> None:
-    """Start a checkpoint of the current step. Training goes on while it is uploaded."""
+    """Start a checkpoint of the current step. Training goes on while it is uploaded.
+
+    Raises:
+        DivergedError: The weights are not finite, on every rank: they must not replace good ones.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in job.model.parameters()):
+        raise DivergedError(f"the weights are not finite at step {job.progress.step}",
+                            fix="lower train.optimizer.learning_rate and launch again")
     with job.clock.during("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
@@ -213,13 +220,14 @@ def note_finished_save(job: Job) -> None:
         job.say(f"checkpoint of step {durable} is durable")
     error = job.checkpoints.pop_error()
     if error:
-        job.failed_saves += 1
+        # Rank 0 hears of every rank's failure, and only it hears of success.
+        job.failed_saves += dist.get_rank() == 0
         print(f"warning: rank {dist.get_rank()}: checkpoint not saved: {error}", flush=True)
 
 
 def finish(job: Job, verdict: Verdict) -> RankEnd:
     """Commit the last state, write the outcome, and say how the node should exit."""
-    if verdict is not Verdict.FAIL and job.progress.step > job.progress.durable_step:
+    if verdict is not Verdict.FAIL and is_ahead_of_durable(job):
         save(job)
     with job.clock.during("checkpoint_s"):
         job.checkpoints.wait()
@@ -227,7 +235,7 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
     failed = agree(Verdict.FAIL if job.failed_saves else Verdict.CONTINUE) is Verdict.FAIL
     if failed:
         return RankEnd(1, f"the state of step {job.progress.step} could not be saved; "
-                          f"step {job.progress.durable_step} is durable")
+                          f"step {job.progress.durable_step} is durable (see the warnings above)")
     if verdict is Verdict.RECOVER:
         return RankEnd(ExitCode.RECOVER, f"asked to stop; step {job.progress.step} is durable")
     outcome = Outcome.LIMIT if verdict is Verdict.LIMIT else Outcome.FINISHED
@@ -236,6 +244,13 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
         job.folder.write(Name.OUTCOME, RunOutcome(outcome=outcome, at=datetime.now(UTC),
                                                   step=job.progress.step, reason=reason))
     return RankEnd(ExitCode.FINISHED, f"{outcome}: {reason}")
+
+
+def is_ahead_of_durable(job: Job) -> bool:
+    """True when the newest step is not durable: rank 0 knows, and all ranks must save or none."""
+    ahead = torch.tensor(int(job.progress.step > job.progress.durable_step))
+    dist.broadcast(ahead, src=0)
+    return bool(ahead)
 
 
 def main() -> None:
@@ -255,20 +270,11 @@ def main() -> None:
         end, known = RankEnd(1, f"{type(error).__name__}: {error}"), False
     finally:
         if job is not None and job.recorder is not None:
-            close_recorder(job)
+            job.recorder.close()
     end.write(ends, dist.get_rank())
     sys.stdout.flush()
     # A rank that waits for a lost peer in a collective cannot be unwound: leave without clean-up.
     os._exit(0 if known else 1)
-
-
-def close_recorder(job: Job) -> None:
-    """Write the last heartbeat. A store that fails here has been reported by the save already."""
-    assert job.recorder is not None
-    try:
-        job.recorder.close()
-    except LdlmError as error:
-        print(f"warning: last heartbeat not written: {error}", flush=True)
 
 
 def init_process_group() -> None:
