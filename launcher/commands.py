@@ -145,10 +145,6 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     """Continue a run under the limits of the proposal."""
     check_usable(proposal)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
-    record = load_record(folder.store, folder.run_id)
-    if record.outcome and record.outcome.outcome is Outcome.LIMIT and not record.bench:
-        # It stopped at the old limits; with this word gone, training goes on under the new ones.
-        folder.store.delete([folder.key(Name.OUTCOME)])
     folder.write_bytes(Name.TASK, proposal.task.text.encode())
     folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest)
     LocalEngine().submit(proposal.task.text, preempt_at=preempt_at)
