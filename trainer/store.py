@@ -4,12 +4,13 @@ An object appears whole or not at all; keys are relative to the URL. No torch he
 reads run folders through this file too.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from trainer.contract import StoreError
 
@@ -17,6 +18,14 @@ from trainer.contract import StoreError
 # is tried again at its next interval (guess, not measured on a real cloud).
 _RETRY: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 _SCHEMES = ("file", "s3", "gs", "az")
+_CLOUDS = {"s3": "AWS", "gs": "Google", "az": "Azure"}
+_HOW_TO_SIGN_IN = {
+    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or `aws configure`",
+    "gs": "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+    "az": "set AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
+}
+# Where a rented machine finds its own identity. Elsewhere it is the last place that a client tries.
+_METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
 
 
 class StoredObject(NamedTuple):
@@ -112,7 +121,9 @@ def open_store(url: str) -> Store:
         StoreError: The URL is not one of these, or a local folder cannot be made.
     """
     parts = urlsplit(url)
-    if parts.scheme not in _SCHEMES or (parts.scheme != "file" and not parts.netloc):
+    has_path = bool(parts.path.strip("/"))
+    has_place = {"file": has_path and not parts.netloc, "az": has_path and bool(parts.netloc)}
+    if parts.scheme not in _SCHEMES or not has_place.get(parts.scheme, bool(parts.netloc)):
         raise StoreError(f"cannot open a store at {url!r}", place="store",
                          fix="use file:///dir, s3://bucket/prefix, gs://bucket/prefix "
                              "or az://ACCOUNT/CONTAINER/prefix")
@@ -135,7 +146,11 @@ def _open_backend(scheme: str, url: str, options: dict[str, str]) -> Any:
     if scheme == "gs":
         return GCSStore.from_url(url, retry_config=_RETRY)
     if scheme == "az":
-        return AzureStore.from_url(url, retry_config=_RETRY)
+        # obstore would take the account for the container.
+        account, _, path = url.removeprefix("az://").partition("/")
+        container, _, prefix = path.partition("/")
+        return AzureStore(container, prefix=unquote(prefix) or None, account_name=account,
+                          retry_config=_RETRY)
     settings: dict[str, Any] = {key: options[key] for key in ("endpoint", "region") if key in options}
     client: dict[str, Any] = {}
     if settings.get("endpoint", "").startswith("http://"):
@@ -144,13 +159,38 @@ def _open_backend(scheme: str, url: str, options: dict[str, str]) -> Any:
                             credential_provider=_aws_credentials(), **settings)
 
 
-def _aws_credentials() -> Any:
-    """Profiles, SSO and assumed roles through boto3; None leaves the rest to obstore."""
-    import boto3
-    from obstore.auth.boto3 import Boto3CredentialProvider
+class _NoCredentials(Exception):
+    """Nobody told us who we are."""
 
-    session = boto3.Session()
-    return Boto3CredentialProvider(session) if session.get_credentials() else None
+
+class _AwsCredentials:
+    """Whatever boto3 finds: variables, profile, SSO, assumed role, instance role. Looked up at first use."""
+
+    def __init__(self) -> None:
+        import boto3
+
+        self._session = boto3.Session()
+        self._provider: Any = None
+        self.config = {"region": self._session.region_name} if self._session.region_name else {}
+
+    def __call__(self) -> Any:
+        from obstore.auth.boto3 import Boto3CredentialProvider
+
+        if self._provider is None:
+            if self._session.get_credentials() is None:
+                raise _NoCredentials("no AWS credentials found")
+            self._provider = Boto3CredentialProvider(self._session)
+        return self._provider()
+
+
+def _aws_credentials() -> _AwsCredentials:
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return _AwsCredentials()
+    except BotoCoreError as error:
+        raise StoreError(f"AWS credentials cannot be used: {error}", place="store",
+                         fix=_HOW_TO_SIGN_IN["s3"]) from error
 
 
 @contextmanager
@@ -165,23 +205,37 @@ def _as_store_errors(place: str, verb: str) -> Iterator[None]:
     except FileNotFoundError as error:
         if verb in ("read", "delete"):
             raise NotFoundError("no such object", place=place) from error
-        raise StoreError(f"cannot {verb}: {_first_line(error)}", place=place,
-                         fix="check that the bucket or folder exists") from error
+        raise _explained(str(error).strip(), place, verb) from error
     except (exceptions.BaseError, OSError) as error:
-        raise StoreError(f"cannot {verb}: {_first_line(error)}", place=place,
-                         fix=_fix_for(str(error))) from error
+        raise _explained(str(error).strip(), place, verb) from error
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:300]
+def _explained(message: str, place: str, verb: str) -> StoreError:
+    """Our error for a message of obstore, without its debug dump."""
+    first_line, scheme = message.split("\n", 1)[0], place.partition(":")[0]
+    # What our own provider raised stands behind its name and the type of the error.
+    provider = re.search(r"External AWS credential provider: (?:\w+: )?(.*)", first_line)
+    if provider:
+        return StoreError(f"cannot {verb}: {provider[1]}", place=place, fix=_HOW_TO_SIGN_IN["s3"])
+    if any(address in message for address in _METADATA_SERVICES):
+        return StoreError(f"cannot {verb}: no {_CLOUDS.get(scheme, 'cloud')} credentials found", place=place,
+                          fix=_HOW_TO_SIGN_IN.get(scheme))
+    # S3 says what is wrong at the end, in XML; gs and az speak this dialect too.
+    said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", message, re.DOTALL)
+    problem = f"{said[1]}: {said[2]}" if said else first_line[:300]
+    return StoreError(f"cannot {verb}: {problem}", place=place, fix=_fix_for(message, scheme))
 
 
-def _fix_for(message: str) -> str:
+def _fix_for(message: str, scheme: str) -> str:
     lowered = message.lower()
     if "no space left" in lowered:
         return "free disk space, or name another store with --store"
+    if "nosuchbucket" in lowered or "bucket does not exist" in lowered:
+        return "check that the bucket exists, in the region and at the endpoint that the URL names"
     if any(word in lowered for word in ("permission", "denied", "read-only", "forbidden", "403")):
-        return "check the folder's permissions or the key's rights, or name another store with --store"
+        if scheme == "file":
+            return "check the folder's permissions, or name another store with --store"
+        return "check that the key is right and may do this, or name another store with --store"
     if any(word in lowered for word in ("credential", "token", "401", "unauthenticated")):
         return "renew the credentials of this store and try again"
     return "check the store's URL, region and endpoint, and that it is reachable from here"

@@ -1,0 +1,70 @@
+"""A real S3 server in a process of its own, for tests: moto's, which keeps everything in memory."""
+
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1"}
+_STARTS_WITHIN_S = 60
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """Where it listens."""
+
+    endpoint: str
+
+    def url(self, bucket: str, prefix: str = "") -> str:
+        """A store's URL on this server."""
+        return f"s3://{bucket}/{prefix}?endpoint={self.endpoint}&region=us-east-1"
+
+    def make_bucket(self, bucket: str) -> None:
+        """Make a bucket; no error if it is there."""
+        self._ask("PUT", f"/{bucket}", b"")
+
+    def trust_nobody(self) -> None:
+        """From now on, refuse every key."""
+        self._ask("POST", "/moto-api/reset-auth", b"0")
+
+    def trust_everybody(self) -> None:
+        """Accept any key, as at the start."""
+        self._ask("POST", "/moto-api/reset-auth", b"inf")
+
+    def _ask(self, method: str, path: str, data: bytes) -> None:
+        request = urllib.request.Request(self.endpoint + path, data, {"Content-Type": "text/plain"},
+                                         method=method)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            answer.read()
+
+
+@contextmanager
+def running_s3_server() -> Iterator[S3Server]:
+    """Start the server on a free port; end it after the block."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_until_open(process, port)
+        yield S3Server(f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _wait_until_open(process: "subprocess.Popen[bytes]", port: int) -> None:
+    give_up = time.monotonic() + _STARTS_WITHIN_S
+    while time.monotonic() < give_up and process.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the S3 server did not start")

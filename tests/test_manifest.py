@@ -1,0 +1,165 @@
+"""Which checkpoint counts, and which is deleted. What runs on every store is in test_store.py."""
+
+import re
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from pathlib import Path
+
+import pytest
+
+from trainer.contract import ExitCode, StoreError, checkpoint_folder
+from trainer.manifest import (
+    CheckpointError,
+    Manifest,
+    StoredFile,
+    complete_checkpoints,
+    newest_verified,
+    retain,
+)
+from trainer.run_folder import RunFolder
+from trainer.store import Store, local_store_url, open_store
+
+
+class RecordingStore(Store):
+    """A folder that writes down what is deleted, and fails to read keys that hold a word."""
+
+    def __init__(self, root: Path) -> None:
+        inner = open_store(local_store_url(root))
+        super().__init__(inner.url, inner._backend)
+        self.deleted: list[str] = []
+        self.unreadable: str | None = None
+
+    def get(self, key: str) -> bytes:
+        if self.unreadable and self.unreadable in key:
+            raise StoreError("cannot read: no route to host", place=f"{self.url}/{key}")
+        return super().get(key)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        listed = list(keys)
+        self.deleted += listed
+        super().delete(listed)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RecordingStore:
+    return RecordingStore(tmp_path)
+
+
+@pytest.fixture
+def folder(store: RecordingStore) -> RunFolder:
+    return RunFolder(store, "run")
+
+
+def commit(folder: RunFolder, *steps: int) -> None:
+    for step in steps:
+        data = f"state of {step}".encode()
+        folder.write_bytes(f"{checkpoint_folder(step)}/a1-x.pt", data)
+        listed = StoredFile(name="a1-x.pt", num_bytes=len(data), sha256=sha256(data).hexdigest())
+        folder.write(f"{checkpoint_folder(step)}/manifest.json",
+                     Manifest(step=step, attempt=1, world_size=2, files=[listed], model={}))
+
+
+def path_of(tmp_path: Path, step: int, name: str) -> Path:
+    return tmp_path / "run" / checkpoint_folder(step) / name
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[3] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "bit flipped": ("a1-x.pt", flip_a_bit, "step 8 not used: .*a1-x.pt: its SHA-256 is not the manifest's"),
+    "cut short": ("a1-x.pt", truncate, "step-00000008 ignored: a1-x.pt is missing or has the wrong size"),
+    "lost": ("a1-x.pt", Path.unlink, "step-00000008 ignored: a1-x.pt is missing or has the wrong size"),
+    "manifest cut": ("manifest.json", truncate, "00000008 ignored: its manifest is not a valid Manifest"),
+    "manifest lost": ("manifest.json", Path.unlink, "step-00000008 has no manifest: its save did not finish"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_the_one_before_a_damaged_checkpoint_is_used_and_the_log_says_why(
+        folder: RunFolder, tmp_path: Path, kind: str) -> None:
+    commit(folder, 4, 8)
+    name, damage, expected = DAMAGE[kind]
+    damage(path_of(tmp_path, 8, name))
+    said: list[str] = []
+
+    found = newest_verified(folder, lambda file: True, said.append)
+
+    assert found is not None
+    assert (found[0].step, found[1]) == (4, {"a1-x.pt": b"state of 4"})
+    assert len(said) == 1
+    assert re.search(expected, said[0])
+
+
+def test_when_all_are_damaged_nobody_starts_again_from_zero_and_nothing_is_deleted(
+        folder: RunFolder, store: RecordingStore, tmp_path: Path) -> None:
+    commit(folder, 4, 8)
+    flip_a_bit(path_of(tmp_path, 4, "a1-x.pt"))
+    truncate(path_of(tmp_path, 8, "a1-x.pt"))
+
+    with pytest.raises(CheckpointError, match="all 2 committed checkpoints are damaged") as caught:
+        newest_verified(folder, lambda file: True, lambda _: None)
+
+    assert caught.value.node_exit_code == ExitCode.BROKEN
+    assert "run/checkpoints" in str(caught.value.place) and "delete that folder" in str(caught.value.fix)
+    assert store.deleted == []
+
+
+@pytest.mark.parametrize("unreadable", ["step-00000008/a1-x.pt", "step-00000008/manifest.json"])
+def test_a_store_that_fails_for_a_moment_is_no_reason_to_take_an_older_checkpoint(
+        folder: RunFolder, store: RecordingStore, unreadable: str) -> None:
+    commit(folder, 4, 8)
+    store.unreadable = unreadable
+
+    with pytest.raises(StoreError, match="no route to host"):
+        newest_verified(folder, lambda file: True, lambda _: None)
+
+
+def test_a_run_without_checkpoints_has_none_and_debris_is_no_checkpoint(folder: RunFolder) -> None:
+    assert newest_verified(folder, lambda file: True, lambda _: None) is None
+    folder.write_bytes(f"{checkpoint_folder(4)}/a1-x.pt", b"torn")
+    assert newest_verified(folder, lambda file: True, lambda _: None) is None
+
+
+def test_retention_deletes_each_manifest_before_its_files(folder: RunFolder, store: RecordingStore) -> None:
+    commit(folder, 4, 8, 12, 16)
+
+    retain(folder, step=16, keep=2)
+
+    assert store.deleted == [f"run/checkpoints/step-{step:08d}/{name}" for step in (8, 4)
+                             for name in ("manifest.json", "a1-x.pt")]
+    assert [manifest.step for manifest in complete_checkpoints(folder, lambda _: None)] == [16, 12]
+
+
+def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_step(
+        folder: RunFolder, tmp_path: Path) -> None:
+    """A resume went back to 8 because 12 is damaged; the next save is 10."""
+    commit(folder, 8, 10, 12)
+    flip_a_bit(path_of(tmp_path, 12, "a1-x.pt"))
+
+    retain(folder, step=10, keep=1)
+
+    found = newest_verified(folder, lambda file: True, lambda _: None)
+    assert found is not None and found[0].step == 10
+
+
+def test_retention_leaves_what_was_never_committed(folder: RunFolder, store: RecordingStore) -> None:
+    folder.write_bytes(f"{checkpoint_folder(2)}/a1-x.pt", b"torn")
+    commit(folder, 4, 8)
+
+    retain(folder, step=8, keep=1)
+
+    assert [found.key for found in store.objects("run/checkpoints/step-00000002")] == [
+        "run/checkpoints/step-00000002/a1-x.pt"]
+
+
+def test_the_size_of_a_checkpoint_is_that_of_its_files(folder: RunFolder) -> None:
+    commit(folder, 4)
+    assert complete_checkpoints(folder, lambda _: None)[0].num_bytes == len(b"state of 4")
