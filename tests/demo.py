@@ -18,7 +18,7 @@ from launcher.run_record import RunRecord
 from trainer.contract import Document
 
 LDLM = str(Path(sys.executable).with_name("ldlm"))
-PREEMPT_AT_STEP = 170
+PREEMPT_AT_STEP = 150
 LEAST_ACCURACY = 0.30
 
 
