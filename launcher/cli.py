@@ -1,7 +1,11 @@
 """The `ldlm` command: parse, call, print. Everything slow is imported inside the commands."""
 
+import io
+import os
+import shlex
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
@@ -11,38 +15,45 @@ from trainer.contract import LdlmError
 if TYPE_CHECKING:
     from launcher.commands import PlanOptions, Proposal
     from launcher.preempt_at import PreemptAt
-    from launcher.run_record import RunRecord
-    from trainer.store import Store
 
 _ADVANCED = "Advanced"
+_INTERRUPTED = 130
 
 
 class _TwoPanels(TyperGroup):
     """Commands that a run needs first, the rarer ones below. Plain text: rich would cost 0.1 s."""
 
-    def format_commands(self, ctx: typer.Context, formatter: object) -> None:
+    def format_commands(self, ctx: Any, formatter: Any) -> None:  # Any: Typer's own Click is private
         for panel in ("Commands", _ADVANCED):
             rows = [(name, command.get_short_help_str(60)) for name, command in self.commands.items()
                     if (getattr(command, "rich_help_panel", None) == _ADVANCED) == (panel == _ADVANCED)]
-            with formatter.section(panel):  # type: ignore[attr-defined]
-                formatter.write_dl(rows)  # type: ignore[attr-defined]
+            with formatter.section(panel):
+                formatter.write_dl(rows)
 
 
 app = typer.Typer(
     cls=_TwoPanels, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Train latent diffusion language models on rented spot GPUs, and know where the money went.")
+    help="Train latent diffusion language models on rented spot GPUs, and know where the money went.",
+    epilog="Exit codes: 0 done; 1 refused or not planned for; 2 usage; 3 recipe; 4 no offer within the "
+           "limits; 5 engine, or a run that failed; 6 run record or store; 130 interrupted.")
 
-RecipeName = Annotated[str, typer.Argument(help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
+RecipeName = Annotated[str, typer.Argument(
+    help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
-StoreUrl = Annotated[str | None, typer.Option("--store", help="Object store: file:///dir, s3://bucket/prefix, …")]
+StoreUrl = Annotated[str | None, typer.Option(
+    "--store", help="Object store: file:///dir, s3://bucket/prefix, …")]
 Infra = Annotated[str | None, typer.Option("--infra", help="local, vast, azure, gcp, gcp/us-central1, …")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
-Deadline = Annotated[str | None, typer.Option("--deadline", help="Hours from now after which it stops itself.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: train.steps=100. Repeatable.")]
+Deadline = Annotated[str | None, typer.Option(
+    "--deadline", help="Hours from now after which it stops itself.")]
+Sets = Annotated[list[str] | None, typer.Option(
+    "--set", help="Change the recipe: train.steps=100. Repeatable.")]
 NewRunId = Annotated[str | None, typer.Option("--run-id", help="Name the run yourself.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, start nothing.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")]
 PreemptAtText = Annotated[str | None, typer.Option(
     "--preempt-at", help="local: kill the machine at step:N or time:SECONDS, to see the recovery.")]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; the run goes on.")]
@@ -74,58 +85,57 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
         console.answer_json(screens.plan_json(proposal))
         return
     screens.show_plan(proposal)
-    console.answer("nothing was started; `ldlm launch` with the same words does")
+    console.answer(f"nothing was started; this would: ldlm launch {shlex.join(sys.argv[2:])}")
 
 
 @app.command()
 def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
            deadline: Deadline = None, sets: Sets = None, run_id: NewRunId = None, yes: Yes = False,
-           dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, start nothing.")] = False,
-           preempt_at: PreemptAtText = None, detach: Detach = False) -> None:
+           dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False) -> None:
     """Plan, ask, train, benchmark, bill."""
-    from launcher import screens
-    from launcher.commands import check_usable, propose, submit
+    from launcher import commands, screens
     from launcher.engine import check_infra
 
     preemption = _preemption(preempt_at)
-    if infra and infra != "local" and not dry_run:
+    if infra and not dry_run:
         check_infra(infra)
-    proposal = propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets))
+    proposal = commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets))
     if dry_run:
         screens.show_problems(proposal)
         print(proposal.task.text, end="")
         return
-    check_usable(proposal)
+    commands.check_usable(proposal)
+    commands.check_new(proposal)
     _approve(proposal, yes)
-    submit(proposal, preemption)
-    _attend(proposal, detach)
+    _carry_out(proposal, lambda: commands.submit(proposal, preemption), detach)
 
 
 @app.command()
-def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.", metavar="[RUN]")] = None,
+def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.",
+                                                     metavar="[RUN]")] = None,
            store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where one run is, or list all."""
     from launcher import console, screens
-    from launcher.commands import open_run
-    from launcher.local_engine import LocalEngine
+    from launcher.commands import view_run
 
     if run is None:
         _list_runs(store, as_json)
         return
-    _, record = open_run(run, store)
-    state = LocalEngine().state(run)
+    view = view_run(run, store)
     if as_json:
-        console.answer_json(screens.status_json(record, state))
+        console.answer_json(screens.status_json(view))
     else:
-        screens.show_status(record, state)
-        screens.show_bench(record)
+        screens.show_status(view)
+        screens.show_bench(view.record)
 
 
 @app.command()
-def logs(run: RunId, follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")] = False) -> None:
+def logs(run: RunId, follow: Follow = False) -> None:
     """Print what the nodes of a run have printed."""
+    from launcher.commands import check_run_id
     from launcher.local_engine import LocalEngine
 
+    check_run_id(run, "RUN")
     for line in LocalEngine().logs(run, follow=follow):
         print(line, flush=follow)
 
@@ -134,10 +144,10 @@ def logs(run: RunId, follow: Annotated[bool, typer.Option("--follow", "-f", help
 def stop(run: RunId, store: StoreUrl = None) -> None:
     """Save a checkpoint and stop a run; `resume` continues it. Twice: stop at once."""
     from launcher import console
-    from launcher.commands import open_run
+    from launcher.commands import find_run
     from launcher.local_engine import LocalEngine
 
-    open_run(run, store)
+    find_run(run, store)
     LocalEngine().cancel(run)
     console.answer(f"asked {run} to save and stop; see it happen: ldlm logs -f {run}")
 
@@ -154,21 +164,17 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
     proposal = commands.propose_resume(opened, run, _options(infra, None, None, max_cost, deadline, None))
     commands.check_usable(proposal)
     _approve(proposal, yes)
-    commands.resume(proposal, preemption)
-    _attend(proposal, detach)
+    _carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
 
 
 @app.command()
 def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where the money of a run went."""
-    from datetime import UTC, datetime
-
     from launcher import console, screens
-    from launcher.commands import open_run
+    from launcher.commands import view_run
     from launcher.report import cost_report
 
-    _, record = open_run(run, store)
-    report = cost_report(record, datetime.now(UTC))
+    report = cost_report(view_run(run, store))
     if as_json:
         console.answer_json(report.to_json())
     else:
@@ -180,28 +186,51 @@ def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
     """Delete a run's folder: checkpoints, metrics, bill."""
     from launcher import commands, console
 
-    opened, record = commands.open_run(run, store)
-    size = sum(item.num_bytes for item in opened.objects(run))
-    _ask(f"Delete {record.url} ({console.data_size(size)})?", yes)
-    freed = commands.remove_run(opened, record)
+    folder = commands.find_run(run, store)
+    size = sum(item.num_bytes for item in folder.store.objects(run))
+    _ask(f"Delete {folder.url} ({console.data_size(size)})?", yes)
+    freed = commands.remove_run(folder)
     console.answer(f"deleted {run}: {console.data_size(freed)} freed")
 
 
 def main() -> None:
     """Entry point. The only catcher: turns what was raised on purpose into a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # what this terminal cannot show is no reason to end
     try:
-        code = app(standalone_mode=False)
-    except LdlmError as error:
-        from launcher import console
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the answer has had enough; the flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
 
-        console.show_error(error)
-        code = error.cli_exit_code
+
+def _run() -> int:
+    try:
+        code = int(app(standalone_mode=False) or 0)
+    except LdlmError as error:
+        return _show(error)
     except typer.TyperException as error:
-        error.show()
-        code = error.exit_code
-    if code == 130:
+        error.show()  # type: ignore[attr-defined]  # Typer's own Click is private
+        return int(getattr(error, "exit_code", 2))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        return _show(LdlmError(error.strerror or str(error), place=str(error.filename or "") or None,
+                               fix="check that it exists, its permissions and the space on its disk"))
+    if code == _INTERRUPTED:
         print("interrupted", file=sys.stderr)
-    sys.exit(code or 0)
+    return code
+
+
+def _show(error: LdlmError) -> int:
+    from launcher import console
+
+    console.show_error(error)
+    return error.cli_exit_code
 
 
 def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,
@@ -233,60 +262,61 @@ def _ask(question: str, yes: bool) -> None:
         return
     if not console.can_ask():
         raise Refused("nobody is here to answer, so nothing was done", fix="add --yes")
-    if not console.confirm(question):
+    try:
+        agreed = console.confirm(question)
+    except KeyboardInterrupt:
+        _end_interrupted("interrupted, so nothing was done")
+    if not agreed:
         raise Refused("you said no, so nothing was done")
 
 
-def _attend(proposal: "Proposal", detach: bool) -> None:
-    """Watch a run until it ends, then show what came of it. Ctrl-C only ends the watching."""
-    from launcher import console
-    from launcher.commands import open_run
+def _carry_out(proposal: "Proposal", start: Callable[[], None], detach: bool) -> None:
+    """Start what was approved and watch it to its end. Ctrl-C only ends the watching."""
+    from launcher import commands, console
     from launcher.follow import follow
     from launcher.local_engine import LocalEngine
 
     run_id = proposal.plan.run_id
-    again = f"ldlm status {run_id}, ldlm logs -f {run_id}, ldlm stop {run_id}"
-    store, _ = open_run(run_id, proposal.recipe.store)
-    if detach:
-        console.answer(f"run {run_id} is under way: {again}")
-        return
     try:
-        record = follow(store, LocalEngine(), run_id)
+        start()
+        if detach:
+            console.answer(f"run {run_id} is under way: {commands.ways_to(run_id)}")
+            return
+        store, _ = commands.open_run(run_id, proposal.recipe.store)
+        follow(store, LocalEngine(), run_id)
     except KeyboardInterrupt:
-        console.talk(f"\nno longer watching; the run goes on: {again}")
-        raise
-    _show_end(store, record)
+        _end_interrupted(commands.after_interrupt(proposal))
+    _show_end(run_id, proposal.recipe.store)
 
 
-def _show_end(store: "Store", record: "RunRecord") -> None:
-    from datetime import UTC, datetime
+def _end_interrupted(line: str) -> NoReturn:
+    from launcher import console
 
-    from launcher import console, screens
-    from launcher.errors import EngineError
+    console.talk(f"\n{line}")
+    raise SystemExit(_INTERRUPTED)
+
+
+def _show_end(run_id: str, store: str | None) -> None:
+    from launcher import commands, console, screens
     from launcher.report import cost_report
-    from launcher.run_record import outcome_words
-    from trainer.contract import Outcome
 
-    screens.show_bench(record)
+    view = commands.view_run(run_id, store)
+    screens.show_bench(view.record)
     console.answer()
-    screens.show_cost(cost_report(record, datetime.now(UTC)))
-    ended = outcome_words(record.outcome)
-    if record.outcome is None or record.outcome.outcome not in (Outcome.FINISHED, Outcome.LIMIT, Outcome.STOPPED):
-        raise EngineError(f"run {record.run_id} {ended}", place=record.url, fix=f"read ldlm logs {record.run_id}")
-    console.answer(f"run {record.run_id}: {ended}", "title")
+    screens.show_cost(cost_report(view))
+    console.answer()
+    console.answer(commands.end_words(view), "title")
 
 
 def _list_runs(store_url: str | None, as_json: bool) -> None:
-    from launcher import console, screens
-    from launcher.commands import open_default_store
-    from launcher.local_engine import LocalEngine
-    from launcher.run_record import list_run_ids, load_record, status_of
+    from launcher import commands, console, screens
 
-    opened, engine = open_default_store(store_url), LocalEngine()
-    records = [load_record(opened, run_id) for run_id in list_run_ids(opened)]
+    opened = commands.open_default_store(store_url)
+    views, problems = commands.view_all_runs(opened)
+    screens.show_damaged([str(problem) for problem in problems])
     if as_json:
-        console.answer_json([screens.status_json(record, engine.state(record.run_id)) for record in records])
-    elif records:
-        screens.show_runs([(record, status_of(record, engine.state(record.run_id))) for record in records])
+        console.answer_json([screens.status_json(view) for view in views])
+    elif views:
+        screens.show_runs(views)
     else:
         console.answer(f"no runs in {opened.url} yet; start one: ldlm launch smoke")

@@ -1,32 +1,55 @@
 """What each command does, without saying how it looks: plan, launch, resume, find a run."""
 
+import errno
 import os
 import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import yaml
 
 from launcher.engine import EnginePhase, check_infra
 from launcher.engine_folder import engine_home
-from launcher.errors import LdlmError, NoOfferError, RunRecordError, StoreError, UsageError
+from launcher.errors import (
+    EngineError,
+    LdlmError,
+    NoOfferError,
+    RecipeError,
+    RunRecordError,
+    UsageError,
+)
+from launcher.history import measured_speeds, recorded_recipe
 from launcher.lint import LintProblem, lint
 from launcher.local_engine import LocalEngine
 from launcher.offers import make_offer, probe_machine
-from launcher.plan import MeasuredSpeed, Plan, choose, config_fingerprint, make_plan
+from launcher.plan import Plan, choose, make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.recipe import Recipe, checkout_folder, load_recipe
 from launcher.render import Task, Templates, render
-from launcher.run_record import RunRecord, create_record, list_run_ids, load_record
+from launcher.run_record import (
+    RunRecord,
+    RunView,
+    check_free,
+    create_record,
+    find_folder,
+    is_alive_elsewhere,
+    list_run_ids,
+    load_record,
+    look_at,
+    outcome_words,
+)
 from trainer.contract import Document, Env, Name, Outcome
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store
 
 _RUN_ID = re.compile(r"[a-z][a-z0-9-]{0,59}")
-_MAX_HISTORY = 20  # runs; reading more would make `ldlm plan` slow
+_HIGHEST_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -60,10 +83,26 @@ class PlanOptions:
     deadline: str | None = None
     overrides: Sequence[str] = ()
 
+    def limits(self) -> dict[str, Decimal]:
+        """What --max-cost and --deadline say, by their names in a recipe. Raises UsageError."""
+        named = (("max_cost_usd", "--max-cost", "dollars", self.max_cost),
+                 ("deadline_hours", "--deadline", "hours", self.deadline))
+        return {name: _positive(option, unit, text) for name, option, unit, text in named if text is not None}
+
     def all_overrides(self) -> list[str]:
         """`--set` items, those behind --max-cost and --deadline last."""
-        named = {"limits.max_cost_usd": self.max_cost, "limits.deadline_hours": self.deadline}
-        return [*self.overrides, *(f"{key}={value}" for key, value in named.items() if value is not None)]
+        return [*self.overrides, *(f"limits.{name}={value:f}" for name, value in self.limits().items())]
+
+
+def _positive(option: str, unit: str, text: str) -> Decimal:
+    # The bound keeps a date within the calendar, and a slip of the finger from passing for a limit.
+    try:
+        if 0 < (value := Decimal(text)) <= _HIGHEST_LIMIT:
+            return value
+    except InvalidOperation:
+        pass
+    raise UsageError(f"{text!r} is no number of {unit}", place=option,
+                     fix=f"write a number above 0 and up to {_HIGHEST_LIMIT:,}, such as {option} 12.5")
 
 
 def propose(recipe_name: str, options: PlanOptions) -> Proposal:
@@ -78,18 +117,22 @@ def propose(recipe_name: str, options: PlanOptions) -> Proposal:
 
 
 def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime) -> Proposal:
-    if not _RUN_ID.fullmatch(run_id):
-        raise UsageError(f"{run_id!r} is not a run id", place="--run-id",
-                         fix="use up to 60 lower-case letters, digits and dashes, a letter first")
+    check_run_id(run_id, "--run-id")
     machine = probe_machine()
     candidates = choose(recipe, options.infra, machine)
     offers = {document: make_offer(candidate, machine, now) for document, candidate in candidates.items()}
     is_local = offers[Document.TRAIN].is_local
-    url = options.store or os.environ.get("LDLM_STORE") or recipe.store or (default_store_url() if is_local else None)
+    url = options.store or os.environ.get(Env.STORE) or recipe.store
+    if url is None and is_local:
+        url = default_store_url()
     if url is not None:
         recipe = recipe.model_copy(update={"store": _absolute(url)})
-    history = measured_speeds(open_store(recipe.store)) if recipe.store else []
-    plan = make_plan(recipe, offers, history, now, run_id)
+    history = measured_speeds(open_store(recipe.store)) if recipe.store and _may_exist(recipe.store) else []
+    try:
+        plan = make_plan(recipe, offers, history, now, run_id)
+    except ArithmeticError as error:
+        raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
+                          fix="lower train.steps and the sizes") from error
     task = render(plan, recipe, Templates.load(), checkout_folder())
     return Proposal(recipe, plan, task, lint(task))
 
@@ -101,10 +144,29 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
         RunRecordError: There is a run of this id.
         EngineError: The engine cannot take it.
     """
-    check_usable(proposal)
+    _check_home()
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC))
     LocalEngine().submit(proposal.task.text, preempt_at=preempt_at)
+
+
+def _check_home() -> None:
+    """Refuse a home that the engine could not write, before the store says that there is a run."""
+    home = engine_home()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        if not os.access(home, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise EngineError(f"cannot write the engine's folder: {error.strerror}", place=str(home),
+                          fix="make it writable, or set LDLM_HOME to another folder") from error
+
+
+def check_new(proposal: Proposal) -> None:
+    """Refuse the id of a run that exists, before anybody is asked. Raises RunRecordError."""
+    url = proposal.recipe.store or ""
+    if _may_exist(url):
+        check_free(RunFolder(open_store(url), proposal.plan.run_id))
 
 
 def check_usable(proposal: Proposal) -> None:
@@ -126,44 +188,115 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
     Raises:
         RunRecordError: No such run, it has finished, or it is running.
     """
-    record = load_record(store, run_id)
+    record, now = load_record(store, run_id), datetime.now(UTC)
     if record.outcome and record.outcome.outcome is Outcome.FINISHED and record.bench:
         raise RunRecordError(f"run {run_id} has finished: there is nothing to resume", place=record.url,
                              fix=f"see what it cost: ldlm cost {run_id}")
-    if LocalEngine().state(run_id).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
-        raise RunRecordError(f"run {run_id} is running", place=record.url, fix=f"watch it: ldlm logs -f {run_id}")
-    recipe = _recorded_recipe(RunFolder(store, run_id))
-    limits = recipe.limits
-    update = {name: kind(value) for name, kind, value in (
-        ("max_cost_usd", type(limits.max_cost_usd), options.max_cost), ("deadline_hours", float, options.deadline),
-    ) if value is not None}
-    recipe = recipe.model_copy(update={"limits": limits.model_copy(update=update)})
-    return _propose(recipe, PlanOptions(infra=options.infra, store=store.url), run_id, datetime.now(UTC))
+    state = LocalEngine().state(run_id)
+    if state.phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+        raise RunRecordError(f"run {run_id} is running", place=record.url,
+                             fix=f"watch it: ldlm logs -f {run_id}")
+    if state.phase is EnginePhase.NONE and is_alive_elsewhere(record, now):
+        host = record.attempts[-1].attempt.host
+        raise RunRecordError(f"run {run_id} is running on {host}", place=record.url,
+                             fix="stop it there; two machines would spoil each other's checkpoints")
+    recipe = recorded_recipe(RunFolder(store, run_id))
+    recipe = recipe.model_copy(update={"limits": recipe.limits.model_copy(update=options.limits())})
+    return _propose(recipe, PlanOptions(infra=options.infra, store=store.url), run_id, now)
 
 
 def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     """Continue a run under the limits of the proposal."""
-    check_usable(proposal)
+    _check_home()
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     folder.write_bytes(Name.TASK, proposal.task.text.encode())
     folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest)
     LocalEngine().submit(proposal.task.text, preempt_at=preempt_at)
 
 
-def open_run(run_id: str, store_option: str | None) -> tuple[Store, RunRecord]:
+def ways_to(run_id: str) -> str:
+    """What can be done with a run that is under way."""
+    return f"ldlm status {run_id}, ldlm logs -f {run_id}, ldlm stop {run_id}"
+
+
+def after_interrupt(proposal: Proposal) -> str:
+    """What an interrupted launch has left behind, and how to find it again: one line."""
+    run_id, url = proposal.plan.run_id, proposal.recipe.store or ""
+    phase = LocalEngine().state(run_id).phase
+    if phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+        return f"no longer watching, the run goes on: {ways_to(run_id)}"
+    if phase is EnginePhase.ENDED:
+        return f"no longer watching, the run has ended: ldlm status {run_id}"
+    if _may_exist(url) and RunFolder(open_store(url), run_id).exists():
+        return (f"the run is recorded but does not run: ldlm resume {run_id} --store {url}, "
+                f"or ldlm rm {run_id} --store {url}")
+    return "interrupted, so nothing was done"
+
+
+def end_words(view: RunView) -> str:
+    """The last line of a run that was watched to its end.
+
+    Raises:
+        EngineError: It did not end as it should.
+    """
+    record, run_id = view.record, view.record.run_id
+    if record.outcome is None:
+        raise EngineError(f"run {run_id} is not supervised any more: {view.engine.detail}", place=record.url,
+                          fix=f"continue it: ldlm resume {run_id}")
+    ended = outcome_words(record.outcome)
+    if record.outcome.outcome not in (Outcome.FINISHED, Outcome.LIMIT, Outcome.STOPPED):
+        raise EngineError(f"run {run_id} {ended}", place=record.url, fix=f"read ldlm logs {run_id}")
+    return f"run {run_id}: {ended}"
+
+
+def find_run(run_id: str, store_option: str | None) -> RunFolder:
     """Find a run: in the store that is named, where this machine's engine ran it, or in the default one.
 
     Raises:
         RunRecordError: No such run there.
     """
-    store = open_store(_absolute(store_option or os.environ.get("LDLM_STORE") or _store_of(run_id)
-                                 or default_store_url()))
-    return store, load_record(store, run_id)
+    check_run_id(run_id, "RUN")
+    url = store_option or os.environ.get(Env.STORE) or _store_of(run_id) or default_store_url()
+    return find_folder(open_store(_absolute(url)), run_id)
+
+
+def open_run(run_id: str, store_option: str | None) -> tuple[Store, RunRecord]:
+    """Find a run as `find_run` does, and read it.
+
+    Raises:
+        RunRecordError: No such run there, or its record is damaged.
+    """
+    folder = find_run(run_id, store_option)
+    return folder.store, load_record(folder.store, run_id)
+
+
+def view_run(run_id: str, store_option: str | None) -> RunView:
+    """Find a run as `find_run` does, and judge where it is. Raises RunRecordError."""
+    _, record = open_run(run_id, store_option)
+    return look_at(record, LocalEngine().state(run_id), datetime.now(UTC))
+
+
+def view_all_runs(store: Store) -> tuple[list[RunView], list[LdlmError]]:
+    """Every run of a store, and what is wrong with those that cannot be read."""
+    views, problems, engine = [], [], LocalEngine()
+    for run_id in list_run_ids(store):
+        try:
+            views.append(look_at(load_record(store, run_id), engine.state(run_id), datetime.now(UTC)))
+        except LdlmError as error:
+            problems.append(error)
+    return views, problems
 
 
 def open_default_store(store_option: str | None) -> Store:
     """The store to list runs of."""
-    return open_store(_absolute(store_option or os.environ.get("LDLM_STORE") or default_store_url()))
+    return open_store(_absolute(store_option or os.environ.get(Env.STORE) or default_store_url()))
+
+
+def check_run_id(run_id: str, place: str) -> None:
+    """Refuse what cannot be the name of a folder in every store. Raises UsageError."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise UsageError(f"{run_id!r} is not a run id", place=place,
+                         fix="use up to 60 lower-case letters, digits and dashes, a letter first")
 
 
 def default_store_url() -> str:
@@ -171,63 +304,26 @@ def default_store_url() -> str:
     return local_store_url(engine_home().parent / "store")
 
 
-def remove_run(store: Store, record: RunRecord) -> int:
-    """Delete a run's folder, what makes it exist first. Returns the number of bytes freed.
+def remove_run(folder: RunFolder) -> int:
+    """Delete a run's folder, what makes it exist last. Returns the number of bytes freed.
 
     Raises:
         RunRecordError: It is running.
     """
-    if LocalEngine().state(record.run_id).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
-        raise RunRecordError(f"run {record.run_id} is running", place=record.url,
-                             fix=f"stop it first: ldlm stop {record.run_id}")
-    found = store.objects(record.run_id)
-    keys = [item.key for item in found]
-    store.delete(sorted(keys, key=lambda key: (not key.endswith(f"/{Name.RECIPE}"),
-                                               not key.endswith(f"/{Name.MANIFEST}"))))
+    if LocalEngine().state(folder.run_id).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+        raise RunRecordError(f"run {folder.run_id} is running", place=folder.url,
+                             fix=f"stop it first: ldlm stop {folder.run_id}")
+    found = folder.store.objects(folder.run_id)
+    # Manifests first: no checkpoint may look whole without its files. The recipe last: what an
+    # interruption leaves can then still be named and deleted.
+    folder.store.delete(sorted((item.key for item in found), key=_deletion_order))
     return sum(item.num_bytes for item in found)
 
 
-def measured_speeds(store: Store) -> list[MeasuredSpeed]:
-    """What earlier runs in a store have measured, oldest first; what cannot be read is passed over.
-
-    A store that cannot be reached only costs the plan its history; a launch will say so itself.
-    """
-    speeds = []
-    try:
-        run_ids = list_run_ids(store)[-_MAX_HISTORY:]
-    except StoreError:
-        return []
-    for run_id in run_ids:
-        try:
-            speed = _measured_speed(RunFolder(store, run_id))
-        except (LdlmError, ValueError):
-            continue
-        if speed:
-            speeds.append(speed)
-    return speeds
-
-
-def _measured_speed(folder: RunFolder) -> MeasuredSpeed | None:
-    plan = Plan.model_validate_json(folder.read_bytes(Name.PLAN))
-    beats = [files.heartbeat for files in folder.attempts()
-             if files.heartbeat and files.attempt.document is Document.TRAIN]
-    steps = sum(beat.step - beat.resumed_from_step for beat in beats)
-    seconds = sum(beat.phases.train_s for beat in beats)
-    if steps < 10 or seconds <= 0:  # too short to say anything
-        return None
-    recipe = _recorded_recipe(folder)
-    return MeasuredSpeed(run_id=folder.run_id, hardware=plan.offers[Document.TRAIN].hardware,
-                         fingerprint=config_fingerprint(recipe.train),
-                         tokens_per_s=steps * recipe.train.tokens_per_step / seconds)
-
-
-def _recorded_recipe(folder: RunFolder) -> Recipe:
-    data = folder.read_bytes(Name.RECIPE)
-    try:
-        return Recipe.model_validate_json(data)
-    except ValueError as error:
-        raise RunRecordError(f"is not a recipe of this version: {str(error).splitlines()[0]}",
-                             place=f"{folder.url}/{Name.RECIPE}", fix="use the version that launched it") from error
+def _deletion_order(key: str) -> int:
+    if key.endswith(f"/{Name.MANIFEST}"):
+        return 0
+    return 2 if key.endswith(f"/{Name.RECIPE}") else 1
 
 
 def _store_of(run_id: str) -> str | None:
@@ -240,6 +336,11 @@ def _store_of(run_id: str) -> str | None:
         if url:
             return str(url)
     return None
+
+
+def _may_exist(url: str) -> bool:
+    """False for a folder that is not there: opening would make it, and a plan writes nothing."""
+    return not url.startswith("file://") or Path(url2pathname(urlsplit(url).path)).exists()
 
 
 def _absolute(url: str) -> str:

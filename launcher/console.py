@@ -12,10 +12,14 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
-from rich.table import Table
+from rich.segment import Segment, Segments
+from rich.table import Column, Table
+from rich.text import Text
 from rich.theme import Theme
 
 from trainer.contract import LdlmError
@@ -53,27 +57,53 @@ def show_error(error: LdlmError) -> None:
         _err.print(f"  [fix]fix:[/] {escape(error.fix)}", soft_wrap=True)
 
 
-def answer_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *,
-                 right: Sequence[int] = (), total: Sequence[str] | None = None) -> None:
+def answer_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print names and what is so about them; long texts are folded beside their names."""
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 3, 0, 0))
+    table.add_column(style="quiet", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in facts:
+        table.add_row(escape(name), escape(text))
+    _print_without_trailing_spaces(table)
+
+
+def answer_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (),
+                 total: Sequence[str] | None = None) -> None:
     """Print a table.
 
     Args:
-        title: A line above it; empty: none.
-        columns: Headings; all empty: no line of headings.
+        columns: Headings.
         rows: Cells as text.
         right: Indices of columns with numbers.
         total: A last row under a rule.
     """
-    if title:
-        answer(title, "title")
-    table = Table(box=None, pad_edge=False, show_header=any(columns), show_footer=total is not None,
-                  header_style="quiet", footer_style="title")
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0),
+                  show_footer=total is not None, header_style="quiet", footer_style="title",
+                  border_style="quiet")
     for index, heading in enumerate(columns):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold",
+        table.add_column(escape(heading), justify="right" if index in right else "left", overflow="fold",
                          footer=escape(total[index]) if total else "")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    _out.print(table)
+    _print_without_trailing_spaces(table)
+
+
+def answer_notes(notes: Sequence[str]) -> None:
+    """Print remarks, each folded under its own sign."""
+    for note in notes:
+        table = Table.grid(padding=(0, 1, 0, 0))
+        table.add_row(Text("!", style="note"), Text(note, style="note"))
+        _print_without_trailing_spaces(table)
+
+
+def _print_without_trailing_spaces(table: Table) -> None:
+    """Rich fills every line up to the width of the table, which is noise in a file."""
+    for line in _out.render_lines(Padding(table, (0, 0, 0, 2)), pad=False):
+        while line and not line[-1].text.strip():
+            line.pop()
+        if line:
+            line[-1] = Segment(line[-1].text.rstrip(), line[-1].style)
+        _out.print(Segments([*line, Segment.line()]), end="")
 
 
 def confirm(question: str) -> bool:
@@ -93,19 +123,20 @@ class ProgressLine:
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
         self._task = progress.add_task("", total=None, visible=False) if progress else None
-        self._said_step = -1
+        self._said_step: int | None = None
 
     def update(self, step: int, total: int, text: str) -> None:
         """Show that `step` of `total` are done."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=step, total=total, visible=True, description=escape(text))
-        elif step >= self._said_step + max(1, total // 10):
+            self._progress.update(self._task, completed=step, total=total, visible=True,
+                                  description=escape(text))
+        elif self._said_step is None or step >= self._said_step + max(1, total // 10):
             self._said_step = step
-            talk(f"  step {step}/{total}  {text}")
+            talk(f"  {step}/{total}  {text}")
 
     def restart(self) -> None:
         """A new attempt begins: it may stand at an earlier step."""
-        self._said_step = -1
+        self._said_step = None
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line above the bar."""
@@ -121,14 +152,17 @@ def progress_line() -> Iterator[ProgressLine]:
     if not _err.is_terminal:
         yield ProgressLine(None)
         return
-    columns = (BarColumn(bar_width=20), TextColumn("{task.completed:.0f}/{task.total:.0f} {task.description}"))
-    with Progress(*columns, console=_err, transient=True) as progress:
+    # What does not fit is cut off on the right, never wrapped.
+    text = TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}",
+                      table_column=Column(no_wrap=True, overflow="ellipsis"))
+    with Progress(BarColumn(bar_width=10), text, console=_err, transient=True) as progress:
         yield ProgressLine(progress)
 
 
-def dollars(usd: Decimal | float) -> str:
-    """`$12.34`; below a dollar with four decimals, since a demo costs cents."""
-    return f"${usd:,.2f}" if abs(usd) >= 1 else f"${usd:.4f}"
+def dollars(usd: Decimal | float, digits: int | None = None) -> str:
+    """`$12.34`; below a dollar with four digits, since a demo costs cents. `digits` says how many."""
+    default = 4 if -1 < usd < 1 else 2
+    return f"${usd:,.{default if digits is None else digits}f}"
 
 
 def duration(length: timedelta | float) -> str:
@@ -139,6 +173,17 @@ def duration(length: timedelta | float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+def rough_duration(seconds: float) -> str:
+    """The same for what is a guess: `2 h 05 min`, `3 min`, `12 s`."""
+    return f"{seconds / 60:.0f} min" if 60 <= seconds < 3570 else duration(seconds)
+
+
+def bar(share: Decimal, width: int) -> str:
+    """A bar of up to `width` blocks for a share between 0 and 1."""
+    block = "█" if _out.encoding.startswith("utf") else "#"
+    return block * round(float(share) * width)
 
 
 def data_size(num_bytes: int) -> str:

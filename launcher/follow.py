@@ -5,10 +5,10 @@ Only reads: the run goes on whether somebody watches or not.
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from launcher import console
 from launcher.engine import Engine, EnginePhase
+from launcher.errors import LdlmError
 from launcher.run_record import RunRecord, load_record
 from trainer.contract import Document
 from trainer.run_folder import AttemptFiles, Heartbeat
@@ -18,36 +18,58 @@ _POLL_S = 0.5
 
 
 def follow(store: Store, engine: Engine, run_id: str) -> RunRecord:
-    """Show a run until its engine says that it is over. Returns its last record."""
-    shown: dict[tuple[int, str], bool] = {}
+    """Show a run until its engine says that it is over. Returns its last record.
+
+    A store that cannot be read is asked again: the run itself is more patient still.
+
+    Raises:
+        LdlmError: The run is over and its record cannot be read.
+    """
+    shown: set[tuple[int, str]] = set()
+    problem = ""
     with console.progress_line() as line:
         while True:
-            state = engine.state(run_id)
-            record = load_record(store, run_id)
-            for files in record.attempts:
-                _show_news(files, line, shown)
-            _show_progress(record, line)
-            if state.phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING):
-                return load_record(store, run_id)
+            # Asked before reading: what was written before the answer is then surely read.
+            is_over = engine.state(run_id).phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING)
+            try:
+                record = load_record(store, run_id)
+            except LdlmError as error:
+                if is_over:
+                    raise
+                if str(error) != problem:
+                    problem = str(error)
+                    line.say(f"the run goes on, but cannot be watched: {problem}", "note")
+            else:
+                _show(record, line, shown)
+                if is_over:
+                    return record
             time.sleep(_POLL_S)
 
 
-def _show_news(files: AttemptFiles, line: console.ProgressLine, shown: dict[tuple[int, str], bool]) -> None:
+def _show(record: RunRecord, line: console.ProgressLine, shown: set[tuple[int, str]]) -> None:
+    for files in record.attempts:
+        _show_news(files, line, shown)
+    _show_progress(record, line)
+
+
+def _show_news(files: AttemptFiles, line: console.ProgressLine, shown: set[tuple[int, str]]) -> None:
     """Say once what is new about an attempt."""
     number, document = files.attempt.number, files.attempt.document
 
     def once(what: str, say: Callable[[], None]) -> None:
         if (number, what) not in shown:
-            shown[number, what] = True
+            shown.add((number, what))
             say()
 
-    once("start", lambda: line.say(f"attempt {number}: {document} on {files.attempt.offer}; setting up", "title"))
+    doing = "training" if document is Document.TRAIN else "benchmark"
+    start = f"attempt {number}: {doing} on {files.attempt.offer}, setting up"
+    once("start", lambda: line.say(start, "title"))
     beat = files.heartbeat
     if beat and document is Document.TRAIN and beat.phases.train_s > 0:
         once("first step", lambda: _say_first_step(number, beat, line))
     if beat and beat.durable_step > beat.resumed_from_step:
-        once(f"durable {beat.durable_step}",
-             lambda: line.say(f"attempt {number}: checkpoint of step {beat.durable_step} is durable", "quiet"))
+        durable = f"attempt {number}: checkpoint of step {beat.durable_step} is durable"
+        once(durable, lambda: line.say(durable, "quiet"))
     if files.end:
         end = files.end
         style = "note" if end.preempted else None
@@ -58,9 +80,9 @@ def _say_first_step(number: int, beat: Heartbeat, line: console.ProgressLine) ->
     line.restart()
     setup = console.duration(beat.phases.setup_s)
     if beat.resumed_from_step:
-        line.say(f"attempt {number}: resumed from step {beat.resumed_from_step} after {setup} of set-up", "fix")
+        line.say(f"attempt {number}: resumed from step {beat.resumed_from_step}, set-up took {setup}", "fix")
     else:
-        line.say(f"attempt {number}: training begins after {setup} of set-up")
+        line.say(f"attempt {number}: training begins, set-up took {setup}")
 
 
 def _show_progress(record: RunRecord, line: console.ProgressLine) -> None:
@@ -72,12 +94,16 @@ def _show_progress(record: RunRecord, line: console.ProgressLine) -> None:
 
 
 def describe(beat: Heartbeat) -> str:
-    """Losses, speed, dollars and time left of one heartbeat, for one line of 80 columns."""
-    losses = [f"{short} {beat.metrics[name]:.2f}" for name, short in
-              (("loss/hidden", "L_h"), ("loss/token", "L_w"), ("loss/diffusion", "L_diff")) if name in beat.metrics]
+    """One heartbeat for one line, what matters most first: a narrow terminal cuts off the end."""
+    left = [f"{console.rough_duration(seconds)} left"] if (seconds := seconds_left(beat)) is not None else []
     rate = [f"{beat.tokens_per_s:,.0f} tok/s"] if beat.tokens_per_s else []
-    left = [f"{console.duration(seconds)} left"] if (seconds := seconds_left(beat)) is not None else []
-    return "  ".join([*losses, *rate, console.dollars(beat.spent_usd), *left])
+    return "  ".join([*left, console.dollars(beat.spent_usd), *rate, *losses(beat)])
+
+
+def losses(beat: Heartbeat) -> list[str]:
+    """The losses of the last step: hidden states, tokens (words), diffusion."""
+    names = (("loss/hidden", "L_h"), ("loss/token", "L_w"), ("loss/diffusion", "L_diff"))
+    return [f"{short} {beat.metrics[name]:.2f}" for name, short in names if name in beat.metrics]
 
 
 def seconds_left(beat: Heartbeat) -> float | None:
@@ -86,8 +112,3 @@ def seconds_left(beat: Heartbeat) -> float | None:
     if done <= 0 or beat.phases.train_s <= 0:
         return None
     return (beat.total_steps - beat.step) * beat.phases.train_s / done
-
-
-def age(then: datetime) -> str:
-    """How long ago, for people."""
-    return console.duration(datetime.now(UTC) - then)

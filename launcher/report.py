@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_DOWN, Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from launcher.cost import Range
+from launcher.run_record import PlannedOffer, RunView, Status
 from trainer.contract import Document
 from trainer.run_folder import AttemptFiles, charged_until
 
-if TYPE_CHECKING:
-    from launcher.run_record import RunRecord
+# To a millionth of a millionth of a dollar: what is rounded here adds up exactly from here on.
+_EXACT = Decimal("1e-12")
+_MICRO = Decimal("1e-6")
 
 
 class Category(StrEnum):
@@ -25,9 +28,14 @@ class Category(StrEnum):
     SETUP = "set-up"  # install, start-up, restore, shut-down
     CHECKPOINT = "checkpointing"  # training stood still for a save
     EVALUATION = "evaluation"
-    LOST = "lost to preemption"  # paid after the last durable checkpoint of an attempt that was cut off
+    LOST = "lost to preemption"  # paid after the last durable checkpoint of a machine that was taken
+    CRASHED = "lost to a crash"  # the same of an attempt that broke; shown only when there is some
     UNSAVED = "not yet saved"  # of a running attempt: useful once the next checkpoint is durable
     BENCHMARK = "benchmark"
+
+
+_ONLY_IF_ANY = (Category.CRASHED, Category.UNSAVED)
+_WASTED = (Category.LOST, Category.CRASHED)
 
 
 @dataclass(frozen=True)
@@ -42,10 +50,21 @@ class AttemptCost:
     durable_step: int
     end: str
 
-    def usd(self, category: Category | None = None) -> Decimal:
-        """Dollars of one category, or of the whole attempt; unrounded."""
-        seconds = sum(self.seconds.values()) if category is None else self.seconds.get(category, 0.0)
-        return self.price_usd_per_hour * Decimal(seconds) / 3600
+    @property
+    def usd_by_category(self) -> dict[Category, Decimal]:
+        """Dollars of each category."""
+        return {category: (self.price_usd_per_hour * Decimal(seconds) / 3600).quantize(_EXACT)
+                for category, seconds in self.seconds.items()}
+
+    @property
+    def usd(self) -> Decimal:
+        """Dollars of the whole attempt."""
+        return sum(self.usd_by_category.values(), Decimal(0))
+
+    @property
+    def wasted_s(self) -> float:
+        """Seconds of work that has to be done again."""
+        return sum(self.seconds.get(category, 0.0) for category in _WASTED)
 
 
 @dataclass(frozen=True)
@@ -53,27 +72,28 @@ class CostReport:
     """The bill of a run, in our own arithmetic; the provider's bill is the provider's word.
 
     Attributes:
-        planned_usd: p10, p50, p90 of the plan; None if it had no prices.
+        planned_usd: Of the plan; None if it had no prices.
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
     """
 
     run_id: str
     attempts: Sequence[AttemptCost]
-    planned_usd: tuple[Decimal, Decimal, Decimal] | None
+    planned_usd: Range | None
     on_demand_usd: Decimal | None
     price_is_simulated: bool
     tokens: int
 
     @property
     def spent_usd(self) -> Decimal:
-        """Total over all attempts, unrounded."""
-        return sum((attempt.usd() for attempt in self.attempts), Decimal(0))
+        """Total over all attempts."""
+        return sum((attempt.usd for attempt in self.attempts), Decimal(0))
 
     def by_category(self) -> dict[Category, Decimal]:
-        """Dollars by category over all attempts; adds up to `spent_usd`."""
-        return {category: sum((attempt.usd(category) for attempt in self.attempts), Decimal(0))
+        """Dollars by category over all attempts; adds up to `spent_usd`, exactly."""
+        parts = [attempt.usd_by_category for attempt in self.attempts]
+        return {category: sum((part.get(category, Decimal(0)) for part in parts), Decimal(0))
                 for category in Category
-                if category is not Category.UNSAVED or any(Category.UNSAVED in a.seconds for a in self.attempts)}
+                if category not in _ONLY_IF_ANY or any(category in part for part in parts)}
 
     @property
     def goodput(self) -> float | None:
@@ -84,49 +104,54 @@ class CostReport:
         return useful / paid if paid else None
 
     def to_json(self) -> dict[str, Any]:
-        """Stable form for `--json`: dollars as text with six decimals."""
+        """Stable form for `--json`: dollars as text with six decimals, which add up as they stand."""
+        categories, plan = self.by_category(), self.planned_usd
+        shown = amounts_that_add_up([*categories.values()], _MICRO)
+        of_attempts = amounts_that_add_up([attempt.usd for attempt in self.attempts], _MICRO)
         return {
             "run_id": self.run_id,
-            "spent_usd": _text(self.spent_usd),
-            "planned_usd": [_text(value) for value in self.planned_usd] if self.planned_usd else None,
+            "spent_usd": _text(sum(shown, Decimal(0))),
+            "planned_usd": [_text(value) for value in (plan.low, plan.mid, plan.high)] if plan else None,
             "on_demand_usd": _text(self.on_demand_usd) if self.on_demand_usd is not None else None,
             "price_is_simulated": self.price_is_simulated,
             "goodput": self.goodput,
             "tokens": self.tokens,
-            "usd_by_category": {category.value: _text(usd) for category, usd in self.by_category().items()},
-            "attempts": [
-                {"attempt": cost.number, "document": cost.document.value, "end": cost.end,
-                 "from_step": cost.from_step, "durable_step": cost.durable_step, "usd": _text(cost.usd()),
-                 "price_usd_per_hour": str(cost.price_usd_per_hour),
-                 "seconds_by_category": {name.value: round(value, 3) for name, value in cost.seconds.items()}}
-                for cost in self.attempts],
+            "usd_by_category": {name.value: _text(usd) for name, usd in zip(categories, shown, strict=True)},
+            "attempts": [_attempt_json(cost, usd)
+                         for cost, usd in zip(self.attempts, of_attempts, strict=True)],
         }
 
 
-def cost_report(record: "RunRecord", now: datetime) -> CostReport:
-    """Compute the bill of a run from its record.
+def _attempt_json(cost: AttemptCost, usd: Decimal) -> dict[str, Any]:
+    return {"attempt": cost.number, "document": cost.document.value, "end": cost.end,
+            "from_step": cost.from_step, "durable_step": cost.durable_step, "usd": _text(usd),
+            "price_usd_per_hour": str(cost.price_usd_per_hour),
+            "seconds_by_category": {name.value: round(value, 3) for name, value in cost.seconds.items()}}
 
-    Args:
-        record: The run.
-        now: Current time, UTC; attempts that still run are charged up to it.
-    """
-    until = charged_until(record.attempts, now)
-    costs = [attempt_cost(files, end, running=files.end is None and files is record.attempts[-1])
-             for files, end in zip(record.attempts, until, strict=True)]
-    offer = (record.plan.get("offers") or {}).get("train") or {}
-    planned = record.plan.get("usd")
-    steps = record.training.heartbeat.durable_step if record.training and record.training.heartbeat else 0
+
+def cost_report(view: RunView) -> CostReport:
+    """Compute the bill of a run; an open attempt is charged as the view says."""
+    record, plan = view.record, view.record.plan
+    is_live = view.status not in (Status.ENDED, Status.UNKNOWN)
+    costs = [attempt_cost(files, until, running=is_live and files is record.open_attempt)
+             for files, until in zip(record.attempts, charged_until(record.attempts, view.charged_to),
+                                     strict=True)]
+    offer = plan.offers.get(Document.TRAIN, PlannedOffer()) if plan else PlannedOffer()
+    beat = record.training.heartbeat if record.training else None
     return CostReport(
         run_id=record.run_id, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
-        planned_usd=(Decimal(planned["low"]), Decimal(planned["mid"]), Decimal(planned["high"])) if planned else None,
-        price_is_simulated=bool(offer.get("price_is_simulated")),
-        tokens=steps * int(record.plan.get("tokens_per_step") or 0))
+        planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
+        tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0)
 
 
-def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal = Decimal("0.0001")) -> list[Decimal]:
+def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal) -> list[Decimal]:
     """Round amounts so that what is shown adds up to the rounded total, as a bill must.
 
     Everything is rounded down; the units that are then missing go to the largest remainders.
+
+    Args:
+        amounts: Zero or more each.
+        places: The unit: 0.01 for cents.
     """
     target = sum(amounts, Decimal(0)).quantize(places)
     rounded = [amount.quantize(places, rounding=ROUND_DOWN) for amount in amounts]
@@ -152,7 +177,7 @@ def _split(files: AttemptFiles, total_s: float, *, running: bool) -> dict[Catego
     if files.attempt.document is Document.BENCH:
         return {Category.BENCHMARK: total_s}
     beat = files.heartbeat
-    if beat is None:
+    if beat is None or beat.phases.train_s == 0:
         return {Category.SETUP: total_s}
     left_s = total_s
     seconds: dict[Category, float] = {}
@@ -172,31 +197,32 @@ def _rest_category(files: AttemptFiles, *, running: bool) -> Category:
     """What the time is that no durable checkpoint covers."""
     if running:
         return Category.UNSAVED
-    ended_by_itself = files.end is not None and not files.end.preempted and files.end.exit_code in (0, 75)
-    return Category.SETUP if ended_by_itself else Category.LOST
+    if files.end is None or files.end.preempted or files.end.exit_code is None:
+        return Category.LOST
+    return Category.SETUP if files.end.exit_code in (0, 75) else Category.CRASHED
 
 
 def _end_words(files: AttemptFiles, *, running: bool) -> str:
     if running:
         return "running"
-    if files.end is None:
-        return "vanished"
-    if files.end.preempted:
+    if files.end and files.end.preempted:
         return "preempted"
-    names = {0: "done", 75: "saved, asked to stop", 78: "bad recipe", 70: "broke"}
-    return names.get(files.end.exit_code or 0, f"crashed ({files.end.exit_code})")
+    if files.end is None or files.end.exit_code is None:
+        return "vanished"
+    names = {0: "done", 75: "saved", 78: "bad recipe", 70: "broke"}
+    return names.get(files.end.exit_code, f"crashed ({files.end.exit_code})")
 
 
-def _on_demand_usd(costs: Sequence[AttemptCost], offer: dict[str, Any]) -> Decimal | None:
+def _on_demand_usd(costs: Sequence[AttemptCost], offer: PlannedOffer) -> Decimal | None:
     """One undisturbed life: one set-up, the useful work with its saves and evaluations, one benchmark."""
-    price = offer.get("on_demand_usd_per_hour")
+    price = offer.on_demand_usd_per_hour
     if price is None or not costs:
         return None
     seconds = costs[0].seconds.get(Category.SETUP, 0.0)
     for cost in costs:
         seconds += sum(value for category, value in cost.seconds.items()
-                       if category not in (Category.SETUP, Category.LOST))
-    return Decimal(str(price)) * Decimal(seconds) / 3600
+                       if category is not Category.SETUP and category not in _WASTED)
+    return price * Decimal(seconds) / 3600
 
 
 def _text(usd: Decimal) -> str:

@@ -4,23 +4,32 @@ Nothing here is stored twice and nothing is changed after the fact: what a run "
 its engine and its nodes have written.
 """
 
+import difflib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from launcher.cost import Range
+from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
 from trainer.contract import Document, Name, Outcome
-from trainer.run_folder import AttemptFiles, Event, RunFolder, RunOutcome
-from trainer.store import AlreadyExistsError, NotFoundError, Store
+from trainer.run_folder import AttemptFiles, Event, RunFolder, RunOutcome, spent_usd
+from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 if TYPE_CHECKING:
-    from launcher.engine import EngineState
     from launcher.plan import Plan
     from launcher.recipe import Recipe
     from launcher.render import Task
+
+
+# Guess: a rented machine may install for ten minutes before its first heartbeat.
+_SILENCE = timedelta(minutes=15)
 
 
 class Status(StrEnum):
@@ -35,18 +44,72 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
+class _Recorded(BaseModel):
+    """The part of a JSON object that reports need; another version may have written more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class PlannedOffer(_Recorded):
+    """What reports need of an offer."""
+
+    price_is_simulated: bool = False
+    on_demand_usd_per_hour: Decimal | None = None
+
+
+class RecordedPlan(_Recorded):
+    """What reports need of `plan.json`."""
+
+    tokens_per_step: int
+    usd: Range | None
+    offers: dict[Document, PlannedOffer]
+
+
+class Scores(_Recorded):
+    """What reports need of the scores of a benchmark, over held-out text."""
+
+    reconstruction_accuracy: float
+    reconstruction_accuracy_noisy: float
+    diffusion_loss: float
+    diffusion_loss_trivial: float
+
+
+class Throughput(_Recorded):
+    """What reports need of the speed of a benchmark."""
+
+    device: str
+    is_rtx5090: bool
+    dtype: str
+    denoiser_steps: int
+    tokens: int
+    num_generations: int
+    seconds_p10: float
+    seconds_p90: float
+    tokens_per_s: float
+
+
+class Bench(_Recorded):
+    """What reports need of `bench/result.json`; `reconstructions` are pairs of text and guess."""
+
+    step: int
+    scores: Scores
+    throughput: Throughput
+    reconstructions: list[tuple[str, str]]
+    samples: list[str]
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """Everything the store knows of one run, at one moment.
 
     Attributes:
-        plan: `plan.json` as written at launch.
-        bench: `bench/result.json`, None before the benchmark is done.
+        plan: `plan.json` as written at launch; None while the launch is writing.
+        bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
     """
 
     run_id: str
     url: str
-    plan: dict[str, Any]
+    plan: RecordedPlan | None
     attempts: Sequence[AttemptFiles]
     events: Sequence[Event]
     outcome: RunOutcome | None
@@ -54,15 +117,62 @@ class RunRecord:
 
     @property
     def training(self) -> AttemptFiles | None:
-        """The newest training attempt that has sent a heartbeat."""
+        """The newest training attempt that knows its step; else the newest with a heartbeat.
+
+        An attempt that resumes says step 0 until its checkpoint is loaded.
+        """
         beating = [files for files in self.attempts
                    if files.attempt.document is Document.TRAIN and files.heartbeat]
-        return beating[-1] if beating else None
+        placed = [files for files in beating if files.heartbeat and files.heartbeat.step > 0]
+        return next(reversed(placed or beating), None)
 
     @property
     def num_preemptions(self) -> int:
         """How often the machine was taken back."""
         return sum(1 for files in self.attempts if files.end and files.end.preempted)
+
+    @property
+    def has_ended(self) -> bool:
+        """True once its engine has closed it; a later `resume` opens it again."""
+        return self.outcome is not None and bool(self.events) and self.events[-1].kind == "ended"
+
+    @property
+    def open_attempt(self) -> AttemptFiles | None:
+        """The newest attempt if nobody has written its end."""
+        return self.attempts[-1] if self.attempts and not self.attempts[-1].end else None
+
+    @property
+    def last_seen(self) -> datetime | None:
+        """When the open attempt last gave a sign of life; None without one."""
+        files = self.open_attempt
+        if files is None:
+            return None
+        return files.heartbeat.at if files.heartbeat else files.attempt.billed_from
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as one look at its record, its engine and the clock shows it.
+
+    Attributes:
+        charged_to: Until when an open attempt is charged. The processes of a run die with their
+            supervisor, so a run that is lost costs nothing after its last sign of life.
+        spent_usd: Over all attempts, unrounded.
+    """
+
+    record: RunRecord
+    engine: EngineState
+    status: Status
+    charged_to: datetime
+    spent_usd: Decimal
+
+
+def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
+    """Judge a run (pure). Raises LdlmError when its clocks contradict each other."""
+    status = status_of(record, engine, now)
+    is_lost = status in (Status.UNKNOWN, Status.ENDED)
+    charged_to = record.last_seen or now if is_lost else now
+    return RunView(record, engine, status, charged_to, spent_usd(record.attempts, charged_to))
 
 
 def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task", now: datetime) -> None:
@@ -75,29 +185,54 @@ def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task
     try:
         folder.write(Name.RECIPE, recipe, create=True)
     except AlreadyExistsError as error:
-        raise RunRecordError(
-            f"a run {folder.run_id!r} exists already", place=folder.url,
-            fix=f"`ldlm resume {folder.run_id}` continues it; or launch with another --run-id") from error
+        raise _exists_already(folder) from error
     folder.write(Name.PLAN, plan)
     folder.write_bytes(Name.TASK, task.text.encode())
     folder.add_event("submitted", now, task_digest=task.digest)
+
+
+def check_free(folder: RunFolder) -> None:
+    """Raise RunRecordError if there is a run of this id."""
+    if folder.exists():
+        raise _exists_already(folder)
+
+
+def _exists_already(folder: RunFolder) -> RunRecordError:
+    run_id = folder.run_id
+    return RunRecordError(f"a run {run_id!r} exists already", place=folder.url,
+                          fix=f"look at it with `ldlm status {run_id}`, or give another --run-id")
+
+
+def find_folder(store: Store, run_id: str) -> RunFolder:
+    """The folder of a run that exists.
+
+    Raises:
+        RunRecordError: There is no such run; the message names some that there are.
+    """
+    folder = RunFolder(store, run_id)
+    if not folder.exists():
+        known = list_run_ids(store)
+        raise RunRecordError(f"no run {run_id!r}", place=store.url,
+                             fix=_take_one_of(run_id, known) if known else "launch one: `ldlm launch smoke`")
+    return folder
+
+
+def _take_one_of(run_id: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(run_id, known, n=3) or known[-3:]
+    return f"take one of: {', '.join(near)}" + (" (all: `ldlm status`)" if len(near) < len(known) else "")
 
 
 def load_record(store: Store, run_id: str) -> RunRecord:
     """Read one run.
 
     Raises:
-        RunRecordError: There is no such run; the message names those there are.
+        RunRecordError: There is no such run.
+        StoreError: Something in its folder cannot be read or understood.
     """
-    folder = RunFolder(store, run_id)
-    if not folder.exists():
-        known = list_run_ids(store)
-        raise RunRecordError(
-            f"no run {run_id!r}", place=store.url,
-            fix=f"take one of: {', '.join(known[-5:])}" if known else "launch one: `ldlm launch smoke`")
-    return RunRecord(run_id=run_id, url=folder.url, plan=_json_or_none(folder, Name.PLAN) or {},
+    folder = find_folder(store, run_id)
+    return RunRecord(run_id=run_id, url=folder.url, plan=_find(folder, Name.PLAN, RecordedPlan),
                      attempts=folder.attempts(), events=folder.events(),
-                     outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_json_or_none(folder, Name.BENCH))
+                     outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder))
 
 
 def list_run_ids(store: Store) -> list[str]:
@@ -105,17 +240,22 @@ def list_run_ids(store: Store) -> list[str]:
     return [name for name in store.folders() if RunFolder(store, name).exists()]
 
 
-def status_of(record: RunRecord, engine: "EngineState") -> Status:
+def status_of(record: RunRecord, engine: EngineState, now: datetime) -> Status:
     """Where a run is, from its record and from what its engine says of the machines (pure)."""
-    from launcher.engine import EnginePhase
-
     if engine.phase is EnginePhase.STOPPING:
         return Status.STOPPING
     if engine.phase is EnginePhase.RUNNING:
         return _running_status(record)
-    if record.outcome is not None and record.events and record.events[-1].kind == "ended":
+    if record.has_ended:
         return Status.ENDED
+    if engine.phase is EnginePhase.NONE and is_alive_elsewhere(record, now):
+        return _running_status(record)
     return Status.UNKNOWN
+
+
+def is_alive_elsewhere(record: RunRecord, now: datetime) -> bool:
+    """True if some machine has lately given a sign of life (pure)."""
+    return not record.has_ended and record.last_seen is not None and now - record.last_seen < _SILENCE
 
 
 def _running_status(record: RunRecord) -> Status:
@@ -124,27 +264,47 @@ def _running_status(record: RunRecord) -> Status:
     last = record.attempts[-1]
     if last.attempt.document is Document.BENCH:
         return Status.BENCHMARKING
-    if last.heartbeat and not last.end:
+    if last.heartbeat and last.heartbeat.phases.train_s > 0 and not last.end:
         return Status.RUNNING
     return Status.STARTING if len(record.attempts) == 1 and not last.end else Status.RECOVERING
 
 
-def outcome_words(outcome: RunOutcome | None) -> str:
+def outcome_words(outcome: RunOutcome) -> str:
     """How a run ended, for people."""
-    if outcome is None:
-        return "not ended"
-    words = {Outcome.FINISHED: "finished", Outcome.LIMIT: "stopped at its limit", Outcome.STOPPED: "stopped by you",
-             Outcome.DIVERGED: "failed: diverged or broke", Outcome.BAD_CONFIG: "failed: bad recipe or data",
-             Outcome.NO_CAPACITY: "no machine to be had", Outcome.LOST: "failed: gave up after crashes"}
+    words = {Outcome.FINISHED: "finished", Outcome.LIMIT: "stopped at its limit",
+             Outcome.STOPPED: "stopped by you", Outcome.DIVERGED: "failed: diverged or broke",
+             Outcome.BAD_CONFIG: "failed: bad recipe or data", Outcome.NO_CAPACITY: "no machine to be had",
+             Outcome.LOST: "failed: gave up after crashes"}
     return f"{words[outcome.outcome]} ({outcome.reason})"
 
 
-def _json_or_none(folder: RunFolder, name: str) -> dict[str, Any] | None:
+_T = TypeVar("_T", bound=_Recorded)
+
+
+def _find(folder: RunFolder, name: str, kind: type[_T]) -> _T | None:
     try:
-        value: dict[str, Any] = json.loads(folder.read_bytes(name))
+        data = folder.read_bytes(name)
     except NotFoundError:
         return None
-    except ValueError as error:
-        raise RunRecordError(f"is not JSON: {error}", place=f"{folder.url}/{name}",
-                             fix="restore the object from a backup") from error
+    return _understood(data, kind, folder, name)
+
+
+def _find_bench(folder: RunFolder) -> dict[str, Any] | None:
+    try:
+        data = folder.read_bytes(Name.BENCH)
+    except NotFoundError:
+        return None
+    _understood(data, Bench, folder, Name.BENCH)
+    value: dict[str, Any] = json.loads(data)
     return value
+
+
+def _understood(data: bytes, kind: type[_T], folder: RunFolder, name: str) -> _T:
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise DamagedError(
+            f"cannot be understood: {where + ': ' if where else ''}{first['msg']}", place=f"{folder.url}/{name}",
+            fix=f"restore it from a backup, or delete the run: ldlm rm {folder.run_id}") from error

@@ -1,52 +1,67 @@
 """What each command shows: from records to lines and tables of 80 columns. Decides nothing."""
 
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import math
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
 from launcher import console
 from launcher.commands import Proposal
 from launcher.cost import Range
-from launcher.engine import EngineState
-from launcher.follow import describe, seconds_left
+from launcher.engine import EnginePhase
+from launcher.follow import describe
+from launcher.offers import Offer
+from launcher.plan import Plan
 from launcher.recipe import RecipeSummary
-from launcher.report import Category, CostReport, amounts_that_add_up
-from launcher.run_record import RunRecord, Status, outcome_words, status_of
+from launcher.report import AttemptCost, Category, CostReport, amounts_that_add_up
+from launcher.run_record import RunRecord, RunView, Status, outcome_words
 from trainer.contract import Document
+
+_BAR_WIDTH = 24
 
 
 def show_recipes(recipes: Sequence[RecipeSummary]) -> None:
     """One line per recipe; a broken one says where."""
-    console.answer_table("", ["recipe", "what it trains"],
+    console.answer_table(["recipe", "what it trains"],
                          [[recipe.name, recipe.summary or f"broken: {recipe.problem}"] for recipe in recipes])
 
 
 def show_plan(proposal: Proposal) -> None:
     """Hardware, time, dollars as ranges, limits and warnings."""
     plan = proposal.plan
-    console.answer(f"Plan for {plan.recipe}: {proposal.recipe.summary}", "title")
-    rows = [["run", plan.run_id], ["store", proposal.recipe.store or ""]]
-    for document, offer in plan.offers.items():
-        price = offer.price_usd_per_hour
-        simulated = " (simulated)" if offer.price_is_simulated else ""
-        rows.append([document, f"{offer.label}, " + (f"${price}/h{simulated}" if price is not None else "no price")])
-    tokens = f"{plan.tokens / 1e6:.2f} M" if plan.tokens < 1e8 else f"{plan.tokens / 1e9:.2f} B"
-    rows += [["steps", f"{plan.steps} of {plan.tokens_per_step:,} tokens, {tokens} in all"],
-             ["speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"]]
-    console.answer_table("", ["", ""], rows)
+    console.answer(f"Plan for {plan.recipe}", "title")
+    console.answer(proposal.recipe.summary)
     console.answer()
-    in_hours = plan.hours.high > 3
-    costs = [_cost_row(part.name, part.hours, part.usd, in_hours) for part in plan.parts]
-    console.answer_table("", ["estimated", "hours" if in_hours else "minutes", "p10 - p90", "dollars", "p10 - p90"],
-                         costs, right=[1, 2, 3, 4], total=_cost_row("total", plan.hours, plan.usd, in_hours))
+    console.answer_facts(_plan_facts(plan, proposal.recipe.store or ""))
     console.answer()
-    deadline = f", or at {plan.deadline:%Y-%m-%d %H:%M} UTC" if plan.deadline else ""
-    console.answer(f"stops itself at ${plan.max_cost_usd} (keeps ~{console.dollars(plan.bench_reserve_usd)} "
-                   f"for the benchmark){deadline}")
-    for warning in plan.warnings:
-        console.answer(f"note: {warning}", "note")
+    in_hours, digits = plan.hours.high > 3, 2 if plan.usd and plan.usd.high >= 10 else 4
+    rows = [_estimate_row(part.name, part.hours, part.usd, in_hours, digits) for part in plan.parts]
+    console.answer_table(
+        ["estimate", "hours" if in_hours else "minutes", "p10 - p90", "dollars", "p10 - p90"], rows,
+        right=[1, 2, 3, 4], total=_estimate_row("total", plan.hours, plan.usd, in_hours, digits))
+    if plan.warnings:
+        console.answer()
+        console.answer_notes(plan.warnings)
     show_problems(proposal)
+    console.answer()
+
+
+def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
+    tokens = f"{plan.tokens / 1e6:.2f} M" if plan.tokens < 1e8 else f"{plan.tokens / 1e9:.2f} B"
+    reserve = console.dollars(plan.bench_reserve_usd)
+    stops = f"${plan.max_cost_usd:,.2f}, of which ~{reserve} are kept for the benchmark"
+    facts = [("run", plan.run_id), ("store", store), ("training", _offer_words(plan.offers[Document.TRAIN])),
+             ("benchmark", _offer_words(plan.offers[Document.BENCH])),
+             ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens"),
+             ("speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"), ("stops at", stops)]
+    return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
+
+
+def _offer_words(offer: Offer) -> str:
+    price = offer.price_usd_per_hour
+    if price is None:
+        return f"{offer.label}, price not known"
+    return f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
 
 
 def show_problems(proposal: Proposal) -> None:
@@ -61,39 +76,63 @@ def plan_json(proposal: Proposal) -> dict[str, Any]:
             "plan_digest": proposal.plan.digest(), "task_digest": proposal.task.digest}
 
 
-def show_runs(rows: Sequence[tuple[RunRecord, Status]]) -> None:
+def show_runs(views: Sequence[RunView]) -> None:
     """One line per run."""
-    console.answer_table("", ["run", "status", "step", "durable", "spent", "preempted"], [
-        [record.run_id, record.outcome.outcome if status is Status.ENDED and record.outcome else status,
-         *_steps(record), console.dollars(spent(record)), str(record.num_preemptions)]
-        for record, status in rows], right=[2, 3, 4, 5])
+    rows = [[view.record.run_id, _status_word(view), *_steps(view.record), console.dollars(view.spent_usd),
+             str(view.record.num_preemptions)] for view in views]
+    console.answer_table(["run", "status", "step", "durable", "spent", "preempted"], rows, right=[2, 3, 4, 5])
 
 
-def show_status(record: RunRecord, engine: EngineState) -> None:
+def _status_word(view: RunView) -> str:
+    ended = view.status is Status.ENDED and view.record.outcome
+    return view.record.outcome.outcome.value if ended and view.record.outcome else view.status.value
+
+
+def show_damaged(problems: Sequence[str]) -> None:
+    """Runs whose records cannot be read, as talk."""
+    for problem in problems:
+        console.talk(f"damaged: {problem}", "note")
+
+
+def show_status(view: RunView) -> None:
     """Where one run is: step, what is durable, dollars, what comes next."""
-    status = status_of(record, engine)
+    record, status = view.record, view.status
+    detail = f": {view.engine.detail}" if view.engine.detail and status is not Status.ENDED else ""
     beat = record.training.heartbeat if record.training else None
     step, durable = _steps(record)
-    rows = [["status", f"{status}" + (f": {engine.detail}" if engine.detail and status is not Status.ENDED else "")],
-            ["step", f"{step} (durable: {durable})"],
-            ["attempts", f"{len(record.attempts)}, {record.num_preemptions} preempted"],
-            ["spent", console.dollars(spent(record))], ["store", record.url]]
+    facts = [("status", f"{status}{detail}")]
+    if status is Status.ENDED and record.outcome:
+        facts.append(("outcome", outcome_words(record.outcome)))
+    facts.append(("step", f"{step} (durable: {durable})"))
     if beat and status is Status.RUNNING:
-        left = seconds_left(beat)
-        rows.insert(2, ["now", describe(beat)])
-        rows.insert(3, ["time left", console.duration(left) if left is not None else "not known yet"])
-    if status is Status.ENDED:
-        rows.insert(1, ["outcome", outcome_words(record.outcome)])
-    console.answer_table(f"run {record.run_id}", ["", ""], rows)
+        facts.append(("now", describe(beat)))
+    if record.last_seen and status is Status.UNKNOWN:
+        facts.append(("last seen", f"{record.last_seen:%Y-%m-%d %H:%M:%S} UTC"))
+    facts += [("attempts", f"{len(record.attempts)}, of which preempted: {record.num_preemptions}"),
+              ("spent", console.dollars(view.spent_usd)), ("store", record.url)]
+    console.answer(f"Run {record.run_id}", "title")
+    console.answer_facts(facts)
     if status is Status.UNKNOWN:
-        console.answer(f"nobody supervises this run any more; continue it: ldlm resume {record.run_id}", "note")
+        console.answer()
+        console.answer_notes([_nobody_supervises(view)])
 
 
-def status_json(record: RunRecord, engine: EngineState) -> dict[str, Any]:
+def _nobody_supervises(view: RunView) -> str:
+    """Why a run stands still, and what starts it again."""
+    resume = f"continue it: ldlm resume {view.record.run_id}"
+    if view.engine.phase is EnginePhase.NONE and view.record.attempts:
+        return f"it did not run on this machine, and nothing has been heard of it for long; {resume}"
+    if view.engine.phase is EnginePhase.NONE:
+        return f"it was recorded and never started; {resume}"
+    return f"nobody supervises this run any more; {resume}"
+
+
+def status_json(view: RunView) -> dict[str, Any]:
     """Stable form of `status --json`."""
+    record = view.record
     beat = record.training.heartbeat if record.training else None
     return {
-        "run_id": record.run_id, "status": status_of(record, engine).value, "store": record.url,
+        "run_id": record.run_id, "status": view.status.value, "store": record.url,
         "outcome": record.outcome.outcome.value if record.outcome else None,
         "reason": record.outcome.reason if record.outcome else None,
         "step": beat.step if beat else 0, "total_steps": beat.total_steps if beat else None,
@@ -101,8 +140,14 @@ def status_json(record: RunRecord, engine: EngineState) -> dict[str, Any]:
         "preemptions": record.num_preemptions,
         "resumed_from_steps": [files.heartbeat.resumed_from_step for files in record.attempts
                                if files.heartbeat and files.attempt.document is Document.TRAIN],
-        "spent_usd": f"{spent(record):.6f}", "metrics": beat.metrics if beat else {}, "bench": record.bench,
+        "spent_usd": f"{view.spent_usd:.6f}", "metrics": _finite(beat.metrics) if beat else {},
+        "bench": record.bench,
     }
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: null stands for it."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def show_bench(record: RunRecord) -> None:
@@ -111,63 +156,105 @@ def show_bench(record: RunRecord) -> None:
     if bench is None:
         return
     scores, speed = bench["scores"], bench["throughput"]
+    console.answer()
     console.answer(f"What it learned by step {bench['step']} (held-out text)", "title")
     console.answer(f"  reconstruction: {scores['reconstruction_accuracy']:.1%} of tokens, "
                    f"{scores['reconstruction_accuracy_noisy']:.1%} under noise")
-    console.answer(f"  L_diff {scores['diffusion_loss']:.3f}, trivial predictor {scores['diffusion_loss_trivial']:.3f}")
+    console.answer(f"  L_diff {scores['diffusion_loss']:.3f}, "
+                   f"of a trivial predictor {scores['diffusion_loss_trivial']:.3f}")
     for truth, guess in bench["reconstructions"]:
         console.answer(f"  text   {_one_line(truth)}", "quiet")
         console.answer(f"  model  {_one_line(guess)}")
+    console.answer()
     console.answer("Generated from noise, unselected", "title")
     for sample in bench["samples"]:
         console.answer(f"  > {_one_line(sample)}")
-    console.answer("A few CPU minutes do not make language: these samples show that the path works, no more."
-                   if speed["device"].startswith("CPU") else "", "note")
-    console.answer(f"Benchmark on {speed['device']}: {speed['tokens_per_s']:,.0f} tokens/s "
-                   f"({speed['denoiser_steps']} steps, batch 1, {speed['tokens']} tokens, {speed['dtype']}; median of "
-                   f"{speed['num_generations']}, {speed['seconds_p10'] * 1e3:.0f} to "
-                   f"{speed['seconds_p90'] * 1e3:.0f} ms)", "title")
+    console.answer()
+    console.answer("Benchmark", "title")
+    console.answer(f"  {speed['tokens_per_s']:,.0f} tokens/s on {speed['device']}")
+    console.answer(f"  {speed['denoiser_steps']} steps, batch 1, {speed['tokens']} tokens, {speed['dtype']}; "
+                   f"median of {speed['num_generations']}: {speed['seconds_p10'] * 1e3:.0f} to "
+                   f"{speed['seconds_p90'] * 1e3:.0f} ms")
+    if notes := list(_bench_notes(speed)):
+        console.answer_notes(notes)
+
+
+def _bench_notes(speed: dict[str, Any]) -> Iterator[str]:
+    if speed["device"].startswith("CPU"):
+        yield "a few CPU minutes do not make language: the samples show that the path works, no more"
     if not speed["is_rtx5090"]:
-        console.answer("This is not an RTX 5090 figure.", "note")
+        yield "this is not an RTX 5090 figure"
 
 
 def show_cost(report: CostReport) -> None:
     """The bill: by category, by attempt, planned beside spent."""
     simulated = " (simulated price)" if report.price_is_simulated else ""
-    categories = report.by_category()
-    shown = amounts_that_add_up([*categories.values()])
-    rows = [[category, console.dollars(usd), _share(usd, report.spent_usd)]
-            for category, usd in zip(categories, shown, strict=True)]
-    console.answer_table(f"Cost of {report.run_id}{simulated}", ["category", "dollars", "share"], rows, right=[1, 2],
-                         total=["total", console.dollars(sum(shown, Decimal(0))), ""])
+    digits = 2 if report.spent_usd >= 10 else 4
+    console.answer(f"Cost of {report.run_id}{simulated}", "title")
     console.answer()
-    console.answer_table("", ["attempt", "document", "steps kept", "set-up", "lost", "dollars", "end"], [
-        [str(cost.number), cost.document, _kept(cost.from_step, cost.durable_step, cost.document),
-         console.duration(cost.seconds.get(Category.SETUP, 0)), console.duration(cost.seconds.get(Category.LOST, 0)),
-         console.dollars(cost.usd()), cost.end] for cost in report.attempts], right=[0, 3, 4, 5])
+    _show_categories(report, digits)
     console.answer()
-    for line in _comparisons(report):
-        console.answer(line)
+    _show_attempts(report, digits)
+    console.answer()
+    console.answer_facts(_comparisons(report, digits))
 
 
-def _comparisons(report: CostReport) -> list[str]:
-    lines = []
-    if report.planned_usd:
-        low, mid, high = (console.dollars(value) for value in report.planned_usd)
-        lines.append(f"planned ~{mid} ({low} - {high}), spent {console.dollars(report.spent_usd)}")
+def _show_categories(report: CostReport, digits: int) -> None:
+    categories, spent = report.by_category(), report.spent_usd
+    shown = amounts_that_add_up([*categories.values()], Decimal(1).scaleb(-digits))
+    shares = [usd / spent * 100 if spent else Decimal(0) for usd in categories.values()]
+    percents = amounts_that_add_up(shares, Decimal(1))
+    rows = [[category, console.dollars(usd, digits), f"{percent}%", console.bar(percent / 100, _BAR_WIDTH)]
+            for category, usd, percent in zip(categories, shown, percents, strict=True)]
+    console.answer_table(["where it went", "dollars", "share", ""], rows, right=[1, 2],
+                         total=["total", console.dollars(sum(shown, Decimal(0)), digits), "", ""])
+
+
+def _show_attempts(report: CostReport, digits: int) -> None:
+    shown = amounts_that_add_up([cost.usd for cost in report.attempts], Decimal(1).scaleb(-digits))
+    console.answer_table(["attempt", "", "steps kept", "set-up", "lost", "dollars", "end"], [
+        [str(cost.number), cost.document, _kept(cost), console.duration(cost.seconds.get(Category.SETUP, 0)),
+         console.duration(cost.wasted_s), console.dollars(usd, digits), cost.end]
+        for cost, usd in zip(report.attempts, shown, strict=True)], right=[0, 2, 3, 4, 5])
+
+
+def _kept(cost: AttemptCost) -> str:
+    if cost.document is not Document.TRAIN or cost.durable_step <= cost.from_step:
+        return "-"
+    return f"{cost.from_step} - {cost.durable_step}"
+
+
+def _comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
+    """Planned, spent, what on-demand would have cost, and what the money did."""
+    spent, facts = report.spent_usd, []
+    if planned := report.planned_usd:
+        low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))
+        facts.append(("planned", f"~{mid} (p10 - p90: {low} - {high})"))
+    facts.append(("spent", console.dollars(spent, digits) + _against(spent, planned)))
     if report.on_demand_usd is not None:
-        lines.append(f"the same work undisturbed on demand: ~{console.dollars(report.on_demand_usd)}")
+        undisturbed = f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed"
+        facts.append(("on demand", undisturbed + _saved(spent, report.on_demand_usd)))
     if report.goodput is not None:
-        per_billion = f", ${report.spent_usd / report.tokens * 10**9:,.2f} per B tokens" if report.tokens else ""
-        lines.append(f"goodput {report.goodput:.0%} of the training time{per_billion}")
-    return lines
+        facts.append(("goodput", f"{report.goodput:.0%} of the training time moved training forward"))
+    if report.tokens:
+        facts.append(("price", f"${spent / report.tokens * 10**9:,.2f} per B tokens"))
+    return facts
 
 
-def spent(record: RunRecord) -> Decimal:
-    """What a run has cost up to now."""
-    from trainer.run_folder import spent_usd
+def _against(spent: Decimal, planned: Range | None) -> str:
+    if planned is None or not planned.mid:
+        return ""
+    within = planned.low <= spent <= planned.high
+    return f", {_percent_off(spent, planned.mid)} the plan" + (", within its range" if within else "")
 
-    return spent_usd(record.attempts, datetime.now(UTC))
+
+def _saved(spent: Decimal, on_demand: Decimal) -> str:
+    return f", so far {_percent_off(spent, on_demand)} that" if on_demand else ""
+
+
+def _percent_off(value: Decimal, reference: Decimal) -> str:
+    percent = round((value / reference - 1) * 100)
+    return f"{abs(percent)}% {'over' if percent > 0 else 'under'}" if percent else "exactly"
 
 
 def _steps(record: RunRecord) -> tuple[str, str]:
@@ -175,21 +262,13 @@ def _steps(record: RunRecord) -> tuple[str, str]:
     return (f"{beat.step}/{beat.total_steps}", str(beat.durable_step)) if beat else ("-", "-")
 
 
-def _kept(first: int, last: int, document: Document) -> str:
-    return f"{first} - {last}" if document is Document.TRAIN else ""
-
-
-def _cost_row(name: str, hours: Range, usd: Range | None, in_hours: bool) -> list[str]:
-    low, mid, high = (f"{float(value) * (1 if in_hours else 60):.1f}" for value in (hours.low, hours.mid, hours.high))
+def _estimate_row(name: str, hours: Range, usd: Range | None, in_hours: bool, digits: int) -> list[str]:
+    low, mid, high = (f"{float(value) * (1 if in_hours else 60):,.1f}"
+                      for value in (hours.low, hours.mid, hours.high))
     row = [name, f"~{mid}", f"{low} - {high}"]
     if usd is None:
         return [*row, "not known", ""]
-    digits = 2 if usd.high >= 10 else 4
-    return [*row, f"~${usd.mid:.{digits}f}", f"{usd.low:.{digits}f} - {usd.high:.{digits}f}"]
-
-
-def _share(part: Decimal, whole: Decimal) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
+    return [*row, f"~{console.dollars(usd.mid, digits)}", f"{usd.low:,.{digits}f} - {usd.high:,.{digits}f}"]
 
 
 def _one_line(text: str, width: int = 68) -> str:

@@ -1,0 +1,56 @@
+"""What earlier runs in a store know: their recipe, and how fast they trained."""
+
+from launcher.errors import LdlmError, RunRecordError, StoreError
+from launcher.plan import MeasuredSpeed, Plan, config_fingerprint
+from launcher.recipe import Recipe
+from launcher.run_record import list_run_ids
+from trainer.contract import Document, Name
+from trainer.run_folder import RunFolder
+from trainer.store import Store
+
+_MAX_HISTORY = 20  # runs; reading more would make `ldlm plan` slow
+
+
+def measured_speeds(store: Store) -> list[MeasuredSpeed]:
+    """What earlier runs in a store have measured, oldest first; what cannot be read is passed over.
+
+    A store that cannot be reached only costs the plan its history; a launch will say so itself.
+    """
+    speeds = []
+    try:
+        run_ids = list_run_ids(store)[-_MAX_HISTORY:]
+    except StoreError:
+        return []
+    for run_id in run_ids:
+        try:
+            speed = _measured_speed(RunFolder(store, run_id))
+        except (LdlmError, ValueError):
+            continue
+        if speed:
+            speeds.append(speed)
+    return speeds
+
+
+def _measured_speed(folder: RunFolder) -> MeasuredSpeed | None:
+    plan = Plan.model_validate_json(folder.read_bytes(Name.PLAN))
+    beats = [files.heartbeat for files in folder.attempts()
+             if files.heartbeat and files.attempt.document is Document.TRAIN]
+    steps = sum(beat.step - beat.resumed_from_step for beat in beats)
+    seconds = sum(beat.phases.train_s for beat in beats)
+    if steps < 10 or seconds <= 0:  # too short to say anything
+        return None
+    recipe = recorded_recipe(folder)
+    return MeasuredSpeed(run_id=folder.run_id, hardware=plan.offers[Document.TRAIN].hardware,
+                         fingerprint=config_fingerprint(recipe.train),
+                         tokens_per_s=steps * recipe.train.tokens_per_step / seconds)
+
+
+def recorded_recipe(folder: RunFolder) -> Recipe:
+    """The recipe a run was launched with. Raises RunRecordError if this version cannot read it."""
+    data = folder.read_bytes(Name.RECIPE)
+    try:
+        return Recipe.model_validate_json(data)
+    except ValueError as error:
+        raise RunRecordError(f"is not a recipe of this version: {str(error).splitlines()[0]}",
+                             place=f"{folder.url}/{Name.RECIPE}",
+                             fix="use the version that launched it") from error

@@ -1,0 +1,123 @@
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_stories import ENDED, KILLED, NOON, RUN_ID, RUNNING, Story, at, every_fate, preempted_once
+
+from launcher.report import CostReport, amounts_that_add_up, cost_report
+from launcher.run_record import load_record, look_at
+from trainer.contract import Document
+
+
+def report_of(story: Story, engine, now=NOON) -> CostReport:
+    return cost_report(look_at(load_record(story.folder.store, RUN_ID), engine, now))
+
+
+def dollars(report: CostReport) -> dict[str, str]:
+    """Categories with money in them, rounded for people."""
+    return {name.value: f"{usd:.4f}" for name, usd in report.by_category().items() if usd}
+
+
+@pytest.fixture
+def store_url(tmp_path):
+    return f"file://{tmp_path}/store"
+
+
+def test_every_fate_of_an_attempt_is_billed_to_the_cent(store_url):
+    report = report_of(every_fate(store_url), ENDED)
+    # By hand, at $0.001 a second: 300 + 200 + 100 + 500 useful seconds, and so on.
+    assert dollars(report) == {
+        "useful": "1.1000", "set-up": "0.2600", "checkpointing": "0.0600", "evaluation": "0.0600",
+        "lost to preemption": "0.4900", "lost to a crash": "0.1300", "benchmark": "0.2400"}
+    assert report.spent_usd == Decimal("2.34")
+    assert [cost.end for cost in report.attempts] == ["preempted", "vanished", "crashed (1)", "done", "done"]
+    assert [f"{cost.usd:.2f}" for cost in report.attempts] == ["0.60", "0.60", "0.30", "0.60", "0.24"]
+    assert [cost.wasted_s for cost in report.attempts] == [150, 340, 130, 0, 0]
+
+
+def test_what_on_demand_would_have_cost_leaves_out_what_only_spot_pays(store_url):
+    report = report_of(every_fate(store_url), ENDED)
+    # One set-up of 100 s, 1100 useful, 60 saving, 60 evaluating, 120 benchmark; at $0.002 a second.
+    assert report.on_demand_usd == Decimal("2.88")
+    assert report.planned_usd.mid == 2
+    assert report.goodput == pytest.approx(1100 / 2100)
+    assert report.tokens == 400 * 512
+
+
+def test_a_running_attempt_is_charged_until_now_and_its_last_steps_are_not_yet_saved(store_url):
+    story = preempted_once(store_url)
+    story.attempt(2, 600)
+    story.beat(2, 800, step=160, durable=150, resumed=100, setup=50, train=140, durable_train=90,
+               checkpoint=10)
+    report = report_of(story, RUNNING, at(900))
+    assert dollars(report) == {
+        "useful": "0.3900", "set-up": "0.1500", "checkpointing": "0.0300", "evaluation": "0.0300",
+        "lost to preemption": "0.1500", "not yet saved": "0.1500"}
+    assert report.spent_usd == Decimal("0.90")
+    assert report.attempts[-1].end == "running"
+
+
+def test_before_the_first_step_everything_is_set_up(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    story.beat(1, 30, step=0, durable=0, setup=30)
+    assert dollars(report_of(story, RUNNING, at(50))) == {"set-up": "0.0500"}
+
+
+def test_a_run_whose_supervisor_was_killed_costs_nothing_after_its_last_sign_of_life(store_url):
+    story = preempted_once(store_url)
+    story.attempt(2, 600)
+    story.beat(2, 700, step=120, durable=100, resumed=100, setup=40, train=60)
+    report = report_of(story, KILLED, at(999_999))
+    assert report.spent_usd == Decimal("0.70")
+    assert report.attempts[-1].end == "vanished"
+
+
+def test_an_attempt_that_its_engine_closed_for_it_has_vanished(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    story.end(1, 10, None)
+    assert report_of(story, KILLED).attempts[0].end == "vanished"
+
+
+def test_a_run_without_attempts_costs_nothing(store_url):
+    report = report_of(Story(store_url), RUNNING)
+    assert (report.spent_usd, report.on_demand_usd, report.goodput, report.tokens) == (0, None, None, 0)
+
+
+def test_a_clock_that_was_set_back_never_bills_more_than_passed(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    story.beat(1, 90, step=5, durable=5, setup=80, train=500, durable_train=500)
+    story.end(1, 100, 0)
+    assert dollars(report_of(story, ENDED)) == {"set-up": "0.0800", "useful": "0.0200"}
+
+
+@given(durations=st.lists(st.floats(0, 1e6), min_size=1, max_size=5), price=st.decimals(0, 99, places=4),
+       data=st.data())
+def test_categories_and_attempts_always_add_up_to_the_total(tmp_path_factory, durations, price, data):
+    story = Story(f"file://{tmp_path_factory.mktemp('store')}")
+    begins = 0.0
+    for number, length in enumerate(durations, 1):
+        story.attempt(number, begins, data.draw(st.sampled_from(Document)), price)
+        share = data.draw(st.floats(0, 0.4))
+        story.beat(number, begins + length, step=1, durable=1, setup=share * length, train=share * length,
+                   durable_train=share * length, checkpoint=share * length)
+        begins += length
+        story.end(number, begins, data.draw(st.sampled_from([0, 1, 75, None])))
+    report = report_of(story, ENDED, NOON + timedelta(days=99))
+    assert sum(report.by_category().values()) == report.spent_usd
+    said = report.to_json()
+    total = Decimal(said["spent_usd"])
+    assert sum(map(Decimal, said["usd_by_category"].values())) == total
+    assert sum(Decimal(attempt["usd"]) for attempt in said["attempts"]) == total
+
+
+@given(st.lists(st.decimals(0, 1000, places=9), max_size=9))
+def test_rounded_amounts_add_up_and_stay_within_one_unit(amounts):
+    cent = Decimal("0.01")
+    rounded = amounts_that_add_up(amounts, cent)
+    assert sum(rounded, Decimal(0)) == sum(amounts, Decimal(0)).quantize(cent)
+    assert all(abs(shown - amount) < cent for shown, amount in zip(rounded, amounts, strict=True))
