@@ -48,6 +48,7 @@ class Job:
     """Everything one rank works with. `recorder` and `ema` live on rank 0 only.
 
     Attributes:
+        losses: Of the newest step, this rank's means.
         kept_by_step: Training and evaluation seconds at each snapshot that is not known durable yet.
     """
 
@@ -69,6 +70,7 @@ class Job:
     failed_saves: int = 0
     saved_at_s: float = 0.0
     stop_reason: str = ""
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)
     kept_by_step: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property

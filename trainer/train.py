@@ -47,12 +47,12 @@ def train(job: Job) -> RankEnd:
         verdict = agree(own_verdict(job))
         if verdict is not Verdict.CONTINUE:
             break
-        losses = train_step(job, progress.step)
+        job.losses = train_step(job, progress.step)
         progress.step += 1
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
             done = (progress.step - window_step) * config.tokens_per_step
             progress.tokens_per_s = done / (time.monotonic() - window_from)
-            log_losses(job, losses)
+            log_losses(job)
         if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
             run_evaluation(job)
         if progress.step < config.steps and save_due(job):
@@ -148,15 +148,20 @@ def update_average(job: Job, step: int) -> None:
     torch._foreach_lerp_(list(job.ema.parameters()), current, 1 - decay)
 
 
-def log_losses(job: Job, losses: dict[str, torch.Tensor]) -> None:
-    """Print one line and keep one row. Raises DivergedError, on every rank, when a loss is not finite."""
-    means = torch.stack([losses[name].float().cpu() for name in losses])
+def finite_losses(job: Job) -> dict[str, float]:
+    """Losses of the newest step, means over all ranks. Raises DivergedError, on every rank alike."""
+    means = torch.stack([loss.float().cpu() for loss in job.losses.values()])
     dist.all_reduce(means)
-    values = dict(zip(losses, (means / dist.get_world_size()).tolist(), strict=True))
-    step, config = job.progress.step, job.config
+    values = dict(zip(job.losses, (means / dist.get_world_size()).tolist(), strict=True))
     if not torch.isfinite(means).all():
-        raise DivergedError(f"the loss is not finite at step {step}: {values}",
+        raise DivergedError(f"the loss is not finite at step {job.progress.step}: {values}",
                             fix="lower train.optimizer.learning_rate and launch again")
+    return values
+
+
+def log_losses(job: Job) -> None:
+    """Print one line and keep one row. Raises DivergedError."""
+    values, step, config = finite_losses(job), job.progress.step, job.config
     if job.recorder is None:
         return
     rate = job.progress.tokens_per_s
@@ -194,11 +199,9 @@ def save(job: Job) -> None:
     """Start a checkpoint of the current step. Training goes on while it is uploaded.
 
     Raises:
-        DivergedError: The weights are not finite, on every rank: they must not replace good ones.
+        DivergedError: What diverged must not replace good checkpoints.
     """
-    if not all(bool(parameter.isfinite().all()) for parameter in job.model.parameters()):
-        raise DivergedError(f"the weights are not finite at step {job.progress.step}",
-                            fix="lower train.optimizer.learning_rate and launch again")
+    finite_losses(job)
     with job.clock.during("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)

@@ -1,0 +1,330 @@
+"""What a node makes of all that can happen: exit codes through the real torchrun, and the pure parts."""
+
+import re
+import signal
+import subprocess
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import psutil  # noqa: E402
+
+from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer.contract import Document, ExitCode, RankEnd  # noqa: E402
+from trainer.node import (  # noqa: E402
+    MachineError,
+    StuckError,
+    check_machine,
+    check_progress,
+    is_model,
+    node_end,
+)
+from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases  # noqa: E402
+
+DIED = 1
+SAVED = RankEnd(ExitCode.RECOVER, "saved")
+DONE = RankEnd(ExitCode.FINISHED, "done")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "prose.txt")
+
+
+def new_run(text: Path, tmp_path: Path, num_ranks: int = 2, **changes: object) -> TrainerRun:
+    return TrainerRun(tiny_config(text, **changes), tmp_path / "store", num_ranks)
+
+
+def ranks_of(node: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The trainer processes below a node, in the order of their ranks."""
+    below = psutil.Process(node.pid).children(recursive=True)
+    return sorted((process for process in below if "trainer.train" in process.cmdline()
+                   and "torch.distributed.run" not in process.cmdline()),
+                  key=lambda process: int(process.environ()["RANK"]))
+
+
+def wait_for_ranks(node: "subprocess.Popen[str]") -> list[psutil.Process]:
+    give_up = time.monotonic() + 60
+    while time.monotonic() < give_up:
+        try:
+            if len(found := ranks_of(node)) == 2:
+                return found
+        except psutil.NoSuchProcess:
+            continue
+        time.sleep(0.02)
+    raise AssertionError("the ranks did not start")
+
+
+def assert_one_clear_message(output: str) -> str:
+    """The one error in a log, with its fix; no trace of a program above or below it."""
+    assert "Traceback" not in output and "ChildFailedError" not in output, output
+    assert output.count("error: ") == 1 and output.count("\n  fix: ") == 1, output
+    return output[output.index("error: "):]
+
+
+# -- exit codes, through the real torchrun ---------------------------------------------------------
+
+
+def test_a_finished_run_exits_0_and_its_benchmark_too(text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path, num_ranks=1, steps=2)
+
+    code, output = run.finish()
+    assert (code, "Traceback" in output) == (0, False), output
+    assert run.folder.attempt(1).end.reason == "finished: 2 steps"
+
+    code, output = run.finish("bench")
+    assert (code, "Traceback" in output) == (0, False), output
+    assert run.folder.read_json("bench/result.json")["step"] == 2
+
+
+@pytest.mark.parametrize("during", ["the start of the ranks", "the steps"])
+def test_sigterm_exits_75_whenever_it_comes_and_however_often(
+        text: Path, tmp_path: Path, during: str) -> None:
+    run = new_run(text, tmp_path, checkpoint={"every_steps": 100, "keep": 2}, steps=10_000)
+    node = run.start(PYTHONPATH=f"{ROOT / 'tests' / 'slow_save'}:{ROOT}")
+    ranks = wait_for_ranks(node)
+    if during == "the steps":
+        run.wait_for(node, attempt=1, step=3)
+    node.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    node.send_signal(signal.SIGTERM)
+    output, _ = node.communicate(timeout=60)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    assert "Traceback" not in output and "Signal" not in output, output
+    end = run.folder.attempt(1).end
+    assert (end.exit_code, end.preempted) == (75, False)
+    saved = int(re.search(r"asked to stop; step (\d+) is durable", output)[1])
+    assert [manifest.step for manifest in run.checkpoints()] == ([saved] if saved else [])
+    assert saved >= 3 or during != "the steps"
+    assert not any(process.is_running() for process in ranks)
+
+
+def test_sigterm_to_every_process_still_saves(text: Path, tmp_path: Path) -> None:
+    """Some engines signal the whole tree: torchrun may then say what it likes, nothing is lost."""
+    run = new_run(text, tmp_path, num_ranks=1, checkpoint={"every_steps": 100, "keep": 2}, steps=10_000)
+    node = run.start()
+    run.wait_for(node, attempt=1, step=3)
+    for process in (*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)):
+        process.send_signal(signal.SIGTERM)
+    output, _ = node.communicate(timeout=60)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    assert run.checkpoints()[0].step >= 3
+
+
+def test_a_loss_that_is_no_number_exits_70_and_is_never_saved(text: Path, tmp_path: Path) -> None:
+    optimizer = {"learning_rate": 1e30, "warmup_steps": 0, "ema_decay": 0.9}
+    run = new_run(text, tmp_path, num_ranks=1, optimizer=optimizer, log_every_steps=100,
+                  checkpoint={"every_steps": 4, "keep": 3})
+
+    code, output = run.finish()
+
+    assert code == ExitCode.BROKEN, output
+    message = assert_one_clear_message(output)
+    assert "not finite at step 4" in message and "lower train.optimizer.learning_rate" in message
+    assert run.checkpoints() == []
+    assert run.folder.attempt(1).end.exit_code == ExitCode.BROKEN
+
+
+def test_a_killed_rank_is_a_crash_and_leaves_no_process(text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path, steps=10_000)
+    node = run.start()
+    run.wait_for(node, attempt=1, step=5, durable=4)
+    ranks = ranks_of(node)
+    ranks[1].kill()
+    output, _ = node.communicate(timeout=60)
+
+    assert node.returncode not in list(ExitCode), output
+    assert not any(process.is_running() for process in ranks)
+    assert run.folder.attempt(1).end.exit_code == node.returncode
+    assert run.checkpoints()[0].step >= 4
+
+
+def test_ranks_on_two_nodes_share_one_attempt(text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path, num_ranks=1, steps=2)
+    place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
+    nodes = [run.start(SKYPILOT_NODE_RANK=str(rank), **place) for rank in (0, 1)]
+    outputs = [node.communicate(timeout=60)[0] for node in nodes]
+
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
+    assert [files.attempt.number for files in run.folder.attempts()] == [1]
+    assert [(manifest.step, manifest.world_size) for manifest in run.checkpoints()] == [(2, 2)]
+
+
+def test_after_three_crashes_without_a_newer_checkpoint_the_fourth_attempt_exits_70(
+        text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path)
+    for files in crashes(3):
+        number = files.attempt.number
+        run.folder.write(f"attempts/{number}/attempt.json", files.attempt)
+        run.folder.write(f"attempts/{number}/end.json", files.end)
+
+    code, output = run.finish()
+
+    assert code == ExitCode.BROKEN
+    message = assert_one_clear_message(output)
+    assert "the last 3 attempts crashed without a newer checkpoint" in message
+    assert "ldlm resume RUN" in message
+    assert run.folder.attempt(4).end.exit_code == ExitCode.BROKEN
+
+
+# -- one end out of many ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("ends", "stopped", "code"), [
+    ([DONE, DONE], False, 0),
+    ([SAVED, SAVED], True, 75),
+    ([SAVED, DONE], True, 75),
+    ([DONE, RankEnd(78, "bad")], False, 78),
+    ([RankEnd(1, "crash"), RankEnd(70, "nan")], False, 70),
+    ([RankEnd(1, "crash"), RankEnd(78, "bad")], True, 78),
+    ([DONE, RankEnd(1, "crash")], False, 1),
+    ([DONE], False, DIED),
+    ([], False, DIED),
+    ([SAVED], True, 75),
+    ([], True, 75),
+    ([RankEnd(1, "could not save")], True, 1),
+])
+def test_the_gravest_end_of_any_rank_is_the_node_s(ends: list[RankEnd], stopped: bool, code: int) -> None:
+    assert node_end(ends, 2, returncode=1, stopped=stopped).code == code
+
+
+def test_ranks_that_died_are_counted_and_their_possible_reasons_named() -> None:
+    end = node_end([DONE], 8, returncode=-9)
+    assert "7 of 8 ranks died without a word" in end.reason and "out of memory" in end.reason
+
+
+# -- three crashes -----------------------------------------------------------------------------------
+
+T0 = datetime(2026, 11, 1, tzinfo=UTC)
+
+
+def attempt(number: int, document: Document = Document.TRAIN) -> Attempt:
+    return Attempt(number=number, document=document, billed_from=T0 + timedelta(hours=number), offer="",
+                   host="h", price_usd_per_hour=Decimal("0.5"))
+
+
+def ended(number: int, code: int | None, *, preempted: bool = False, resumed_from: int = 0,
+          durable: int = 0, document: Document = Document.TRAIN) -> AttemptFiles:
+    at = T0 + timedelta(hours=number, minutes=30)
+    beat = Heartbeat(at=at, step=durable, total_steps=12, resumed_from_step=resumed_from,
+                     durable_step=durable, durable_train_s=0, durable_evaluate_s=0, phases=Phases(), tokens_per_s=0,
+                     spent_usd=Decimal(0))
+    return AttemptFiles(attempt=attempt(number, document), heartbeat=beat,
+                        end=AttemptEnd(at=at, exit_code=code, preempted=preempted, reason=""))
+
+
+def crashes(num: int) -> list[AttemptFiles]:
+    return [ended(number, DIED) for number in range(1, num + 1)]
+
+
+def test_three_crashes_are_enough() -> None:
+    check_progress(crashes(2), attempt(3), None)
+    with pytest.raises(StuckError, match="the last 3 attempts crashed"):
+        check_progress(crashes(3), attempt(4), None)
+
+
+@pytest.mark.parametrize("second", [
+    ended(2, DIED, durable=4),
+    ended(2, None, preempted=True),
+    ended(2, 137, preempted=True),
+    ended(2, ExitCode.RECOVER),
+    ended(2, ExitCode.BAD_CONFIG),
+    ended(2, ExitCode.BROKEN),
+    AttemptFiles(attempt=attempt(2)),
+], ids=["progress", "taken", "killed when taken", "saved", "bad config", "broken", "vanished"])
+def test_what_is_no_crash_of_this_document_breaks_the_row(second: AttemptFiles) -> None:
+    check_progress([ended(1, DIED), second, ended(3, DIED), attempt_without_heartbeat(4)], attempt(5), None)
+
+
+def test_crashes_of_the_benchmark_are_its_own() -> None:
+    bench = [ended(number, DIED, document=Document.BENCH) for number in (3, 4)]
+    check_progress([*crashes(2), *bench], attempt(5), None)
+    check_progress([*crashes(2), *bench], attempt(5, Document.BENCH), None)
+
+
+def attempt_without_heartbeat(number: int) -> AttemptFiles:
+    return ended(number, DIED).model_copy(update={"heartbeat": None})
+
+
+def test_a_heartbeat_is_not_needed_to_count_a_crash() -> None:
+    with pytest.raises(StuckError):
+        check_progress([attempt_without_heartbeat(number) for number in (1, 2, 3)], attempt(4), None)
+
+
+def test_a_person_who_resumes_starts_the_count_anew() -> None:
+    resumed = T0 + timedelta(hours=3, minutes=45)
+    check_progress(crashes(3), attempt(4), resumed)
+    check_progress(crashes(5), attempt(6), resumed)
+    with pytest.raises(StuckError):
+        check_progress(crashes(6), attempt(7), resumed)
+
+
+# -- the machine -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "model", "same"), [
+    ("NVIDIA GeForce RTX 5090", "RTX5090", True),
+    ("NVIDIA GeForce RTX 5090 Laptop GPU", "RTX5090", False),
+    ("NVIDIA GeForce RTX 4090", "RTX5090", False),
+    ("NVIDIA GeForce RTX 4090 D", "RTX4090", False),
+    ("NVIDIA GeForce RTX 4090 D", "RTX4090-D", True),
+    ("NVIDIA GeForce RTX 4080 SUPER", "RTX4080-S", True),
+    ("NVIDIA A100-SXM4-80GB", "A100-80GB", True),
+    ("NVIDIA A100-SXM4-40GB", "A100-80GB", False),
+    ("NVIDIA A100-SXM4-40GB", "A100", True),
+    ("NVIDIA A100 80GB PCIe", "A100-80GB", True),
+    ("NVIDIA H100 80GB HBM3", "H100", True),
+    ("NVIDIA H100 80GB HBM3", "H100-SXM", True),
+    ("NVIDIA H100 NVL", "H100-SXM", False),
+    ("NVIDIA H200", "H100", False),
+    ("NVIDIA GH200 480GB", "H200", False),
+    ("NVIDIA L40S", "L4", False),
+    ("NVIDIA L40S", "L40", False),
+    ("NVIDIA L40S", "L40S", True),
+    ("NVIDIA A10G", "A10", False),
+    ("NVIDIA A100-SXM4-40GB", "A10", False),
+    ("Tesla V100-SXM2-32GB", "V100-32GB", True),
+    ("Tesla T4", "T4", True),
+    ("NVIDIA RTX 6000 Ada Generation", "RTX6000-Ada", True),
+    ("NVIDIA RTX A6000", "RTXA6000", True),
+])
+def test_the_driver_s_name_of_a_card_is_told_from_that_of_another(name: str, model: str, same: bool) -> None:
+    assert is_model(name, model) is same
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name on the PATH; write shell text into it."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.touch(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    return program
+
+
+def test_a_machine_must_have_the_cards_that_are_paid_for(nvidia_smi: Path) -> None:
+    nvidia_smi.write_text("#!/bin/sh\nprintf 'NVIDIA A100-SXM4-80GB\\nNVIDIA A100-SXM4-80GB\\n'\n")
+
+    check_machine("")
+    check_machine("A100-80GB:2")
+    check_machine("A100-80GB")
+    for wanted in ("H100:2", "A100-80GB:4"):
+        with pytest.raises(MachineError) as caught:
+            check_machine(wanted)
+        assert f"the plan pays for {wanted}, this machine has NVIDIA A100-SXM4-80GB, NVIDIA A100" in str(
+            caught.value)
+        assert caught.value.node_exit_code not in list(ExitCode)  # another machine may do
+
+
+@pytest.mark.parametrize("program", ["#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n", "not a program"])
+def test_a_driver_that_does_not_answer_is_no_card(nvidia_smi: Path, program: str) -> None:
+    nvidia_smi.write_text(program)
+    with pytest.raises(MachineError, match="this machine has no GPU"):
+        check_machine("RTX5090:1")
