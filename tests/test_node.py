@@ -214,8 +214,8 @@ def ended(number: int, code: int | None, *, preempted: bool = False, resumed_fro
           durable: int = 0, document: Document = Document.TRAIN) -> AttemptFiles:
     at = T0 + timedelta(hours=number, minutes=30)
     beat = Heartbeat(at=at, step=durable, total_steps=12, resumed_from_step=resumed_from,
-                     durable_step=durable, durable_train_s=0, durable_evaluate_s=0, phases=Phases(), tokens_per_s=0,
-                     spent_usd=Decimal(0))
+                     durable_step=durable, durable_train_s=0, durable_evaluate_s=0, phases=Phases(),
+                     tokens_per_s=0, spent_usd=Decimal(0))
     return AttemptFiles(attempt=attempt(number, document), heartbeat=beat,
                         end=AttemptEnd(at=at, exit_code=code, preempted=preempted, reason=""))
 

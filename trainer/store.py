@@ -212,7 +212,8 @@ def _as_store_errors(place: str, verb: str) -> Iterator[None]:
 
 def _explained(message: str, place: str, verb: str) -> StoreError:
     """Our error for a message of obstore, without its debug dump."""
-    first_line, scheme = message.split("\n", 1)[0], place.partition(":")[0]
+    first_line = re.sub(r"^Generic \w+ error: ", "", message.split("\n", 1)[0])
+    scheme = place.partition(":")[0]
     # What our own provider raised stands behind its name and the type of the error.
     provider = re.search(r"External AWS credential provider: (?:\w+: )?(.*)", first_line)
     if provider:

@@ -1,0 +1,174 @@
+"""Every second is booked once; every row reaches the store, however it behaves."""
+
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from trainer.contract import Document, StoreError
+from trainer.metrics import PhaseClock, Progress, Recorder
+from trainer.run_folder import Attempt, Heartbeat, RunFolder
+from trainer.store import Store, local_store_url, open_store
+
+
+class Hands:
+    """A clock that a test turns."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class UnsteadyStore(Store):
+    """A folder that refuses to write while `broken` names a part of the key."""
+
+    def __init__(self, root: Path) -> None:
+        inner = open_store(local_store_url(root))
+        super().__init__(inner.url, inner._backend)
+        self.broken: str | None = None
+
+    def put(self, key: str, data: bytes | memoryview, *, create: bool = False) -> None:
+        if self.broken and self.broken in key:
+            raise StoreError("cannot write: no route to host", place=f"{self.url}/{key}", fix="wait")
+        super().put(key, data, create=create)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> UnsteadyStore:
+    return UnsteadyStore(tmp_path)
+
+
+def recorder(store: Store, *, age_s: float = 0.0, interval_s: float = 3600.0) -> Recorder:
+    attempt = Attempt(number=2, document=Document.TRAIN, offer="", host="h",
+                      price_usd_per_hour=Decimal("3.60"),
+                      billed_from=datetime.now(UTC) - timedelta(seconds=age_s))
+    return Recorder(RunFolder(store, "run"), attempt, interval_s=interval_s, spent_before_usd=Decimal("1.00"),
+                    clock=PhaseClock(attempt.billed_from), progress=Progress(total_steps=12))
+
+
+def rows(store: Store) -> list[dict[str, float]]:
+    return [json.loads(line) for found in store.objects("run/attempts/2/metrics")
+            for line in store.get(found.key).splitlines()]
+
+
+# -- phases ----------------------------------------------------------------------------------------
+
+
+def test_phases_add_up_to_the_age_of_the_attempt() -> None:
+    hands = Hands()
+    clock = PhaseClock(datetime.now(UTC) - timedelta(seconds=100), hands)
+    hands.now_s += 20
+    clock.enter("train_s")
+    hands.now_s += 30
+    with clock.during("checkpoint_s"):
+        hands.now_s += 4
+    hands.now_s += 5
+    with clock.during("evaluate_s"):
+        hands.now_s += 6
+        with clock.during("checkpoint_s"):
+            hands.now_s += 1
+
+    phases = clock.phases()
+
+    assert phases.setup_s == pytest.approx(120, abs=0.5)  # 100 before the clock was made
+    assert (phases.train_s, phases.checkpoint_s, phases.evaluate_s, phases.bench_s) == (35, 5, 6, 0)
+    assert sum(phases.model_dump().values()) == pytest.approx(166, abs=0.5)
+
+
+def test_looking_at_the_clock_does_not_turn_it() -> None:
+    hands = Hands()
+    clock = PhaseClock(datetime.now(UTC), hands)
+    clock.enter("train_s")
+    hands.now_s += 7
+    assert clock.phases().train_s == clock.phases().train_s == 7
+
+
+def test_a_phase_ends_even_when_its_block_fails() -> None:
+    hands = Hands()
+    clock = PhaseClock(datetime.now(UTC), hands)
+    clock.enter("train_s")
+    with pytest.raises(ZeroDivisionError), clock.during("checkpoint_s"):
+        hands.now_s += 2
+        raise ZeroDivisionError
+    hands.now_s += 3
+    assert (clock.phases().checkpoint_s, clock.phases().train_s) == (2, 3)
+
+
+def test_an_attempt_that_begins_in_the_future_has_no_negative_set_up() -> None:
+    assert PhaseClock(datetime.now(UTC) + timedelta(hours=1), Hands()).phases().setup_s == 0
+
+
+# -- heartbeats and rows ---------------------------------------------------------------------------
+
+
+def test_a_heartbeat_knows_what_all_attempts_have_cost(store: UnsteadyStore) -> None:
+    recording = recorder(store, age_s=500)
+    recording.close()
+
+    beat = RunFolder(store, "run").read("attempts/2/heartbeat.json", Heartbeat)
+
+    # $1.00 before, then 500 s at a tenth of a cent.
+    assert Decimal("1.50") <= beat.spent_usd < Decimal("1.51")
+    assert (beat.at - datetime.now(UTC)) < timedelta(seconds=5)
+    assert sum(beat.phases.model_dump().values()) == pytest.approx(500, abs=1)
+
+
+def test_rows_come_in_chunks_that_are_never_written_again(store: UnsteadyStore) -> None:
+    recording = recorder(store)
+    recording.log(1, {"loss": 3.0})
+    recording.log(2, {"loss": 2.0})
+    recording.write()
+    recording.write()  # nothing new
+    recording.log(3, {"loss": 1.0})
+    recording.close()
+
+    assert [found.key for found in store.objects("run/attempts/2/metrics")] == [
+        "run/attempts/2/metrics/000000.jsonl", "run/attempts/2/metrics/000001.jsonl"]
+    assert [(row["step"], row["loss"]) for row in rows(store)] == [(1, 3.0), (2, 2.0), (3, 1.0)]
+    assert RunFolder(store, "run").read("attempts/2/heartbeat.json", Heartbeat).metrics == {"loss": 1.0}
+
+
+@pytest.mark.parametrize("broken", ["metrics", "heartbeat"])
+def test_a_row_is_written_once_although_the_store_fails_between(store: UnsteadyStore, broken: str) -> None:
+    recording = recorder(store)
+    recording.log(1, {"loss": 3.0})
+    store.broken = broken
+    with pytest.raises(StoreError):
+        recording.write()
+    recording.log(2, {"loss": 2.0})
+    store.broken = None
+    recording.close()
+
+    assert [row["step"] for row in rows(store)] == [1, 2]
+
+
+def test_the_thread_outlives_a_store_that_fails_and_closing_never_raises(
+        store: UnsteadyStore, capsys: pytest.CaptureFixture[str]) -> None:
+    store.broken = "attempts"
+    recording = recorder(store, interval_s=0.01)
+    recording.log(1, {"loss": 3.0})
+    time.sleep(0.1)
+    store.broken = None
+    give_up = time.monotonic() + 10
+    while not rows(store) and time.monotonic() < give_up:
+        time.sleep(0.01)
+    assert [row["step"] for row in rows(store)] == [1]
+    store.broken = "attempts"
+    recording.close()
+
+    said = capsys.readouterr().out
+    assert "warning: heartbeat not written: " in said and "no route to host" in said
+
+
+def test_a_metric_that_is_no_number_leaves_a_heartbeat_that_reads(store: UnsteadyStore) -> None:
+    recording = recorder(store)
+    recording.log(1, {"eval/loss": float("nan")})
+    recording.close()
+
+    assert RunFolder(store, "run").find("attempts/2/heartbeat.json", Heartbeat) is not None
+    assert rows(store)[0]["step"] == 1
