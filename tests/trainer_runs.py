@@ -63,18 +63,22 @@ class TrainerRun:
               **environment: str) -> "subprocess.Popen[str]":
         """Start `python -m trainer.node` in a session of its own."""
         env = os.environ | self.environment | environment | {
-            Env.RUN_ID: "run", Env.STORE: local_store_url(self.store), Env.RANKS_PER_NODE: str(self.num_ranks),
-            Env.TRAIN_CONFIG: self.config.model_dump_json(), "XDG_CACHE_HOME": str(self.store.parent / "cache")}
+            Env.RUN_ID: "run", Env.STORE: local_store_url(self.store),
+            Env.RANKS_PER_NODE: str(self.num_ranks), Env.TRAIN_CONFIG: self.config.model_dump_json(),
+            "XDG_CACHE_HOME": str(self.store.parent / "cache")}
         return subprocess.Popen([*prefix, sys.executable, "-m", "trainer.node", document], cwd=ROOT, env=env,
-                                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)
+                                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                start_new_session=True)
 
-    def finish(self, document: str = "train", prefix: tuple[str, ...] = (), **environment: str) -> tuple[int, str]:
+    def finish(self, document: str = "train", prefix: tuple[str, ...] = (),
+               **environment: str) -> tuple[int, str]:
         """Run one attempt to its end. Returns the node's exit code and what it printed."""
         process = self.start(document, prefix, **environment)
         output, _ = process.communicate(timeout=DEADLINE_S)
         return process.returncode, output
 
-    def wait_for(self, process: "subprocess.Popen[str]", attempt: int, *, step: int = 0, durable: int = 0) -> None:
+    def wait_for(self, process: "subprocess.Popen[str]", attempt: int, *, step: int = 0,
+                 durable: int = 0) -> None:
         """Return once an attempt's heartbeat has come this far."""
         give_up = time.monotonic() + DEADLINE_S
         while time.monotonic() < give_up:
