@@ -85,7 +85,7 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
         console.answer_json(screens.plan_json(proposal))
         return
     screens.show_plan(proposal)
-    console.answer(f"nothing was started; this would: ldlm launch {shlex.join(sys.argv[2:])}")
+    console.answer(f"nothing was started; this would:\n  ldlm launch {shlex.join(sys.argv[2:])}")
 
 
 @app.command()
@@ -210,7 +210,7 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        code = int(app(standalone_mode=False) or 0)
+        code = int(app(prog_name="ldlm", standalone_mode=False) or 0)
     except LdlmError as error:
         return _show(error)
     except typer.TyperException as error:

@@ -1,6 +1,5 @@
 """What each command does, without saying how it looks: plan, launch, resume, find a run."""
 
-import errno
 import os
 import re
 import secrets
@@ -152,14 +151,11 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
 
 def _check_home() -> None:
     """Refuse a home that the engine could not write, before the store says that there is a run."""
-    home = engine_home()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if not os.access(home, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise EngineError(f"cannot write the engine's folder: {error.strerror}", place=str(home),
-                          fix="make it writable, or set LDLM_HOME to another folder") from error
+    home = engine_home().absolute()
+    nearest = next(folder for folder in (home, *home.parents) if folder.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise EngineError(f"cannot write the engine's folder: {nearest} is no folder that you may write",
+                          place=str(home), fix="make it writable, or set LDLM_HOME to another folder")
 
 
 def check_new(proposal: Proposal) -> None:

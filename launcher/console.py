@@ -134,6 +134,11 @@ class ProgressLine:
             self._said_step = step
             talk(f"  {step}/{total}  {text}")
 
+    def hide(self) -> None:
+        """Nothing trains now."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, visible=False)
+
     def restart(self) -> None:
         """A new attempt begins: it may stand at an earlier step."""
         self._said_step = None
@@ -155,7 +160,8 @@ def progress_line() -> Iterator[ProgressLine]:
     # What does not fit is cut off on the right, never wrapped.
     text = TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}",
                       table_column=Column(no_wrap=True, overflow="ellipsis"))
-    with Progress(BarColumn(bar_width=10), text, console=_err, transient=True) as progress:
+    bar_column = BarColumn(bar_width=10, table_column=Column(min_width=10))
+    with Progress(bar_column, text, console=_err, transient=True) as progress:
         yield ProgressLine(progress)
 
 

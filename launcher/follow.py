@@ -86,11 +86,11 @@ def _say_first_step(number: int, beat: Heartbeat, line: console.ProgressLine) ->
 
 
 def _show_progress(record: RunRecord, line: console.ProgressLine) -> None:
-    if not record.attempts:
-        return
-    files = record.attempts[-1]
-    if files.attempt.document is Document.TRAIN and files.heartbeat and not files.end:
+    files = record.open_attempt
+    if files and files.attempt.document is Document.TRAIN and files.heartbeat:
         line.update(files.heartbeat.step, files.heartbeat.total_steps, describe(files.heartbeat))
+    else:
+        line.hide()
 
 
 def describe(beat: Heartbeat) -> str:
@@ -101,8 +101,8 @@ def describe(beat: Heartbeat) -> str:
 
 
 def losses(beat: Heartbeat) -> list[str]:
-    """The losses of the last step: hidden states, tokens (words), diffusion."""
-    names = (("loss/hidden", "L_h"), ("loss/token", "L_w"), ("loss/diffusion", "L_diff"))
+    """The losses of the last step: diffusion, tokens (words), hidden states."""
+    names = (("loss/diffusion", "L_diff"), ("loss/token", "L_w"), ("loss/hidden", "L_h"))
     return [f"{short} {beat.metrics[name]:.2f}" for name, short in names if name in beat.metrics]
 
 

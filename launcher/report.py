@@ -74,6 +74,8 @@ class CostReport:
     Attributes:
         planned_usd: Of the plan; None if it had no prices.
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
+        tokens: Seen by durable training steps.
+        is_final: The run has ended, so that planned and spent can be compared.
     """
 
     run_id: str
@@ -82,6 +84,7 @@ class CostReport:
     on_demand_usd: Decimal | None
     price_is_simulated: bool
     tokens: int
+    is_final: bool
 
     @property
     def spent_usd(self) -> Decimal:
@@ -141,7 +144,8 @@ def cost_report(view: RunView) -> CostReport:
     return CostReport(
         run_id=record.run_id, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
         planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
-        tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0)
+        tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0,
+        is_final=view.status is Status.ENDED)
 
 
 def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal) -> list[Decimal]:

@@ -306,5 +306,6 @@ def _understood(data: bytes, kind: type[_T], folder: RunFolder, name: str) -> _T
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise DamagedError(
-            f"cannot be understood: {where + ': ' if where else ''}{first['msg']}", place=f"{folder.url}/{name}",
+            f"cannot be understood: {where + ': ' if where else ''}{first['msg']}",
+            place=f"{folder.url}/{name}",
             fix=f"restore it from a backup, or delete the run: ldlm rm {folder.run_id}") from error

@@ -191,11 +191,14 @@ def show_cost(report: CostReport) -> None:
     simulated = " (simulated price)" if report.price_is_simulated else ""
     digits = 2 if report.spent_usd >= 10 else 4
     console.answer(f"Cost of {report.run_id}{simulated}", "title")
-    console.answer()
-    _show_categories(report, digits)
-    console.answer()
-    _show_attempts(report, digits)
-    console.answer()
+    if report.attempts:
+        console.answer()
+        _show_categories(report, digits)
+        console.answer()
+        _show_attempts(report, digits)
+        console.answer()
+    else:
+        console.answer("No attempt has begun, so nothing was spent.")
     console.answer_facts(_comparisons(report, digits))
 
 
@@ -226,11 +229,13 @@ def _kept(cost: AttemptCost) -> str:
 
 def _comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
     """Planned, spent, what on-demand would have cost, and what the money did."""
-    spent, facts = report.spent_usd, []
-    if planned := report.planned_usd:
+    spent, planned, facts = report.spent_usd, report.planned_usd, []
+    if planned:
         low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))
         facts.append(("planned", f"~{mid} (p10 - p90: {low} - {high})"))
-    facts.append(("spent", console.dollars(spent, digits) + _against(spent, planned)))
+    if report.attempts:
+        beside = f", {_against(spent, planned)}" if planned and report.is_final else ""
+        facts.append(("spent", console.dollars(spent, digits) + beside))
     if report.on_demand_usd is not None:
         undisturbed = f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed"
         facts.append(("on demand", undisturbed + _saved(spent, report.on_demand_usd)))
@@ -241,20 +246,17 @@ def _comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
     return facts
 
 
-def _against(spent: Decimal, planned: Range | None) -> str:
-    if planned is None or not planned.mid:
-        return ""
-    within = planned.low <= spent <= planned.high
-    return f", {_percent_off(spent, planned.mid)} the plan" + (", within its range" if within else "")
+def _against(spent: Decimal, planned: Range) -> str:
+    if planned.low <= spent <= planned.high:
+        return "within the planned range"
+    return f"{'above' if spent > planned.high else 'below'} the planned range"
 
 
 def _saved(spent: Decimal, on_demand: Decimal) -> str:
-    return f", so far {_percent_off(spent, on_demand)} that" if on_demand else ""
-
-
-def _percent_off(value: Decimal, reference: Decimal) -> str:
-    percent = round((value / reference - 1) * 100)
-    return f"{abs(percent)}% {'over' if percent > 0 else 'under'}" if percent else "exactly"
+    if not on_demand:
+        return ""
+    percent = round((1 - spent / on_demand) * 100)
+    return f": {percent}% saved" if percent >= 0 else f": {-percent}% more was paid"
 
 
 def _steps(record: RunRecord) -> tuple[str, str]:

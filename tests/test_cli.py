@@ -1,0 +1,207 @@
+"""Bad input, help and JSON of the command line: one clear message, the documented code, nothing started."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from cli_lab import LDLM, RECIPE, ROOT, check_golden, environment, files_below, ldlm, refused, without_names
+from run_stories import every_fate, preempted_once
+
+COMMANDS = ["recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm"]
+
+
+@pytest.fixture
+def home() -> Path:
+    """The folder in which nothing may appear when a command is refused."""
+    return Path(os.environ["LDLM_HOME"])
+
+
+def test_help_shows_two_panels_and_the_exit_codes():
+    check_golden("help.txt", ldlm("--help").stdout)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_within_80_columns(command):
+    done = ldlm(command, "--help")
+    assert done.returncode == 0
+    assert f"Usage: ldlm {command}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_no_command_at_all_shows_the_help():
+    done = ldlm()
+    assert done.returncode == 2
+    assert "Advanced:" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("args", "code", "place", "fix"), [
+    (["plan", "exampel"], 3, "recipes/exampel.yaml", "the recipes are"),
+    (["plan", "missing/x.yaml"], 3, "missing/x.yaml", "the recipes are"),
+    (["plan", "recipes"], 3, "recipes/recipes.yaml", "the recipes are"),
+    (["plan", RECIPE, "--set", "train.stepz=4"], 3, "train.stepz", "did you mean train.steps?"),
+    (["plan", RECIPE, "--set", "train.optimizer.learning_rate=3e-4"], 3, "the text `3e-4`", "write 3.0e-4"),
+    (["plan", RECIPE, "--set", "train.global_batch_size=7"], 3, "micro_batch_size 4 advance 8", "to 8 (any"),
+    (["plan", RECIPE, "--set", "train.steps=-1"], 3, "train.steps is -1", "more than 0"),
+    (["plan", RECIPE, "--set", "train.steps=0"], 3, "train.steps is 0", "more than 0"),
+    (["plan", RECIPE, "--set", f"train.steps={10**30}"], 3, "too large to plan", "lower train.steps"),
+    (["plan", RECIPE, "--set", "train.data.source=/nowhere/x.txt"], 3, "/nowhere/x.txt", "python-docs"),
+    (["plan", RECIPE, "--set", "nonsense"], 2, "--set nonsense", "--set train.steps=100"),
+    (["plan", RECIPE, "--set", "=1"], 2, "--set =1", "--set train.steps=100"),
+    (["plan", RECIPE, "--max-cost", "much"], 2, "--max-cost: 'much'", "--max-cost 12.5"),
+    (["plan", RECIPE, "--max-cost", "-3"], 2, "--max-cost: '-3'", "above 0"),
+    (["plan", RECIPE, "--max-cost", "nan"], 2, "--max-cost: 'nan'", "above 0"),
+    (["plan", RECIPE, "--max-cost", "1e999999"], 2, "--max-cost: '1e999999'", "above 0"),
+    (["plan", RECIPE, "--deadline", "soon"], 2, "--deadline: 'soon'", "--deadline 12.5"),
+    (["plan", RECIPE, "--deadline", "0"], 2, "--deadline: '0'", "above 0"),
+    (["plan", RECIPE, "--max-cost", "0.001"], 4, "this run would cost ~$0.", "set limits.max_cost_usd to"),
+    (["plan", RECIPE, "--deadline", "0.001"], 4, "this run would take ~0.", "set limits.deadline_hours to"),
+    (["plan", RECIPE, "--infra", "mars"], 4, "no hardware on mars", "use --infra with one of: local"),
+    (["plan", RECIPE, "--store", "ftp://x"], 6, "cannot open a store at 'ftp://x'", "file:///dir"),
+    (["launch", RECIPE, "--infra", "mars", "--yes"], 5, "no engine for 'mars'", "--infra local"),
+    (["launch", RECIPE, "--infra", "vast", "--yes"], 5, "--infra vast: the Vast.ai SDK", "'.[vast]'"),
+    (["launch", RECIPE, "--preempt-at", "noon"], 2, "--preempt-at: cannot preempt at 'noon'", "step:N or"),
+    (["launch", RECIPE, "--preempt-at", "step:0"], 2, "--preempt-at", "step:N or"),
+    (["launch", RECIPE, "--run-id", "Mine!"], 2, "--run-id: 'Mine!' is not a run id", "lower-case letters"),
+    (["launch", RECIPE, "--yes", "--store", "/dev/null/x"], 6, "/dev/null/x", "check the store's URL"),
+    (["launch", RECIPE, "--store", "/dev/null/x", "--run-id", "x"], 1, "nobody is here", "add --yes"),
+    (["status", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
+    (["cost", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
+    (["stop", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
+    (["resume", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
+    (["rm", "nope", "--yes"], 6, "no run 'nope'", "ldlm launch smoke"),
+    (["logs", "nope"], 5, "run nope has no logs on this machine", "where it was launched"),
+    (["status", "../x"], 2, "RUN: '../x' is not a run id", "lower-case letters"),
+    (["logs", ".."], 2, "RUN: '..' is not a run id", "lower-case letters"),
+    (["rm", ""], 2, "RUN: '' is not a run id", "lower-case letters"),
+])
+def test_bad_input_gets_one_message_with_place_and_fix_and_starts_nothing(home, args, code, place, fix):
+    if args[0] == "launch" and "/dev/null/x" not in args:
+        args = [*args, "--store", str(home / "store")]
+    said = refused(code, *args)
+    assert place in said
+    assert fix in said.split("fix:", 1)[1]
+    assert [name for name in files_below(home) if name != "store"] == []
+    assert files_below(home / "store") == []
+
+
+@pytest.mark.parametrize("args", [["bogus"], ["plan"], ["plan", RECIPE, "--set"], ["status", "--bogus"]])
+def test_a_command_line_that_cannot_be_parsed_is_a_usage_error(args):
+    done = ldlm(*args)
+    assert done.returncode == 2
+    assert "Error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_terminal_and_without_yes_nothing_is_started(home):
+    said = refused(1, "launch", RECIPE, "--store", str(home / "store"))
+    assert "nobody is here to answer, so nothing was done" in said
+    assert files_below(home) == []
+
+
+def test_a_plan_writes_nothing(home):
+    done = ldlm("plan", RECIPE, "--store", str(home / "store"))
+    assert done.returncode == 0, done.stderr
+    assert files_below(home) == []
+
+
+def test_a_home_that_cannot_be_written_is_told_before_the_store_holds_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    env = environment(LDLM_HOME=str(tmp_path / "file" / "home"))
+    said = refused(5, "launch", RECIPE, "--yes", "--store", str(tmp_path / "store"), env=env)
+    assert "set LDLM_HOME to another folder" in said
+    assert files_below(tmp_path) == ["file"]
+    assert "error: " in refused(1, "logs", "some-run", env=env)
+
+
+def test_a_run_id_that_exists_is_refused_before_anybody_is_asked(home):
+    story = preempted_once(f"file://{home}/store", "story-1")
+    before = files_below(home)
+    said = refused(6, "launch", RECIPE, "--run-id", "story-1", "--store", str(home / "store"))
+    assert "a run 'story-1' exists already" in said
+    assert "ldlm status story-1" in said
+    assert files_below(home) == before
+    assert story.folder.exists()
+
+
+@pytest.mark.parametrize(("option", "text"), [("--max-cost", "x"), ("--deadline", "-1")])
+def test_resume_checks_its_limits_as_launch_does(home, option, text):
+    preempted_once(f"file://{home}/store")
+    assert f"{option}: '{text}'" in refused(2, "resume", "story-1", option, text)
+
+
+def test_a_run_that_has_finished_cannot_be_resumed(home):
+    every_fate(f"file://{home}/store")
+    assert "fix: see what it cost: ldlm cost story-1" in refused(6, "resume", "story-1", "--yes")
+
+
+@pytest.mark.parametrize("name", ["plan.json", "attempts/1/heartbeat.json", "events/0.json"])
+@pytest.mark.parametrize("command", ["status", "cost"])
+def test_a_damaged_object_is_named_and_the_rest_of_the_list_still_shown(home, name, command):
+    preempted_once(f"file://{home}/store", "whole-1")
+    preempted_once(f"file://{home}/store", "torn-1").folder.write_bytes(name, b"{")
+    assert f"torn-1/{name}" in refused(6, command, "torn-1")
+    listed = ldlm("status")
+    assert (listed.returncode, "whole-1" in listed.stdout, "torn-1" in listed.stdout) == (0, True, False)
+    assert f"torn-1/{name}" in listed.stderr
+
+
+def test_a_damaged_recipe_stops_a_resume_and_a_damaged_run_can_be_deleted(home):
+    preempted_once(f"file://{home}/store").folder.write_bytes("recipe.json", b"{}")
+    assert "is not a recipe of this version" in refused(6, "resume", "story-1", "--yes")
+    assert "nobody is here" in refused(1, "rm", "story-1")
+    assert ldlm("rm", "story-1", "--yes").returncode == 0
+    assert "no run 'story-1'" in refused(6, "status", "story-1")
+
+
+def test_a_plan_for_people_says_what_would_start_it():
+    words = ["--set", "train.steps=300", "--store", "/tmp/ldlm-store"]
+    done = ldlm("plan", RECIPE, *words, env=environment(PATH="/nowhere"))
+    assert (done.returncode, done.stderr) == (0, "")
+    screen = without_names(done.stdout, (RECIPE, "RECIPE.yaml"))
+    assert max(map(len, screen.splitlines())) <= 80
+    check_golden("screen-plan.txt", screen)
+
+
+def keys(value: object) -> object:
+    """The shape of a JSON value: keys of objects, the first element of lists."""
+    if isinstance(value, dict):
+        return {key: keys(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [keys(value[0])] if value else []
+    return type(value).__name__
+
+
+def test_json_is_all_that_stands_on_stdout_and_its_keys_stay(home):
+    every_fate(f"file://{home}/store")
+    shapes = {}
+    commands = {"recipes": ["recipes"], "plan": ["plan", RECIPE, "--store", str(home / "store")],
+                "status": ["status", "story-1"], "runs": ["status"], "cost": ["cost", "story-1"]}
+    for name, args in commands.items():
+        done = ldlm(*args, "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        shapes[name] = keys(json.loads(done.stdout, parse_constant=lambda word: pytest.fail(word)))
+    check_golden("json-keys.json", json.dumps(shapes, indent=1) + "\n")
+
+
+def test_json_has_no_nan(home):
+    story = preempted_once(f"file://{home}/store")
+    beat = story.folder.attempts()[0].heartbeat
+    broken = beat.model_copy(update={"metrics": {"loss": float("nan")}})
+    story.folder.write("attempts/1/heartbeat.json", broken)
+    said = ldlm("status", "story-1", "--json").stdout
+    assert json.loads(said, parse_constant=lambda word: pytest.fail(word))["metrics"] == {"loss": None}
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = f"{subprocess.list2cmdline(LDLM)} plan {RECIPE} --json | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True,
+                          text=True, timeout=30, check=False)
+    assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+def test_a_terminal_without_unicode_gets_the_plan_too():
+    done = ldlm("plan", RECIPE, "--store", "/tmp/ldlm-store", env=environment(PYTHONIOENCODING="ascii"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()

@@ -1,0 +1,155 @@
+"""Launches by the command line, with nodes that only play theirs: attached, detached, interrupted, killed."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from cli_lab import FAKE_NODE, LDLM, RECIPE, Checkout, Terminal, environment, files_below, ldlm, refused
+from engine_lab import wait_until
+
+from launcher.engine import EnginePhase
+from launcher.engine_folder import EngineFolder, engine_home
+from launcher.local_engine import LocalEngine
+
+RUN = ["launch", "example", "--run-id", "r1"]
+
+
+@pytest.fixture
+def store(tmp_path) -> Iterator[str]:
+    """A store of this test; whatever runs in it is ended afterwards."""
+    yield str(tmp_path / "store")
+    for folder in engine_home().glob("*"):
+        for _ in range(2):
+            with contextlib.suppress(Exception):
+                LocalEngine().cancel(folder.name)
+                time.sleep(0.2)
+        wait_until(lambda folder=folder: not EngineFolder(folder).is_locked(), "the supervisor was gone")
+
+
+def phase() -> EnginePhase:
+    return LocalEngine().state("r1").phase
+
+
+def test_a_launch_tells_what_happens_and_ends_with_the_bill(tmp_path, store):
+    checkout = Checkout(tmp_path, f"{FAKE_NODE} beat:100,100 beat:400,400 exit:0")
+    done = checkout.ldlm(*RUN, "--yes", "--store", store)
+    assert done.returncode == 0, done.stderr
+    assert "attempt 1: training on 2 CPU cores here, setting up" in done.stderr
+    assert "attempt 2: benchmark on" in done.stderr
+    assert done.stdout.index("Plan for example") < done.stdout.index("Cost of r1 (simulated price)")
+    assert done.stdout.endswith("run r1: finished (train finished)\n")
+
+
+def test_a_run_that_fails_ends_with_code_5_and_where_to_read_why(tmp_path, store):
+    said = refused(5, *RUN, "--yes", "--store", store, cwd=Checkout(tmp_path, "exit 78").folder)
+    assert "run r1 failed: bad recipe or data" in said
+    assert "read ldlm logs r1" in said
+
+
+def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(tmp_path, store):
+    checkout = Checkout(tmp_path, f"{FAKE_NODE} on-term:75 beat:7,5 sleep:60")
+    done = checkout.ldlm(*RUN, "--yes", "--detach", "--store", store)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == (
+        "run r1 is under way: ldlm status r1, ldlm logs -f r1, ldlm stop r1")
+    wait_until(lambda: "did beat:7,5" in ldlm("logs", "r1").stdout, "the node has beaten")
+    seen = json.loads(ldlm("status", "r1", "--json").stdout)
+    assert (seen["step"], seen["durable_step"], seen["attempts"], seen["outcome"]) == (7, 5, 1, None)
+    assert ldlm("cost", "r1").returncode == 0
+    assert "a run 'r1' exists already" in refused(6, *RUN, "--yes", "--store", store, cwd=checkout.folder)
+    assert "run r1 is running" in refused(6, "resume", "r1", "--yes")
+    assert "stop it first: ldlm stop r1" in refused(6, "rm", "r1", "--yes")
+    assert ldlm("stop", "r1").returncode == 0
+    wait_until(lambda: phase() is EnginePhase.ENDED, "the run was stopped")
+    assert json.loads(ldlm("status", "r1", "--json").stdout)["outcome"] == "stopped"
+    assert "not running on this machine" in refused(5, "stop", "r1")
+    assert ldlm("rm", "r1", "--yes").stdout.startswith("deleted r1: ")
+    assert [name for name in files_below(tmp_path / "store") if name.endswith(".json")] == []
+
+
+def test_ctrl_c_while_attached_ends_only_the_watching(tmp_path, store):
+    checkout = Checkout(tmp_path, f"{FAKE_NODE} beat:7,5 sleep:60")
+    terminal = Terminal(*RUN, "--yes", "--store", store, cwd=checkout.folder)
+    terminal.wait_for("checkpoint of step 5 is durable")
+    terminal.type("\x03")
+    assert terminal.wait() == 130
+    last = terminal.plain().rstrip("\n").splitlines()[-1]
+    assert last == "no longer watching, the run goes on: ldlm status r1, ldlm logs -f r1, ldlm stop r1"
+    assert "Traceback" not in terminal.text
+    assert phase() is EnginePhase.RUNNING
+    status = json.loads(ldlm("status", "r1", "--json").stdout)
+    assert (status["step"], status["outcome"]) == (7, None)
+
+
+def test_ctrl_c_while_the_supervisor_starts_leaves_a_run_that_goes_on(tmp_path, store):
+    checkout = Checkout(tmp_path, f"{FAKE_NODE} beat:7,5 sleep:60")
+    checkout.slow_down("supervisor", 3)
+    terminal = Terminal(*RUN, "--yes", "--store", store, cwd=checkout.folder)
+    wait_until(lambda: EngineFolder(engine_home() / "r1").is_locked(), "the supervisor was started")
+    terminal.type("\x03")
+    assert terminal.wait() == 130
+    assert "no longer watching, the run goes on: ldlm status r1" in terminal.plain()
+    wait_until(lambda: json.loads(ldlm("status", "r1", "--json").stdout)["step"] == 7, "the run went on")
+
+
+@pytest.mark.parametrize(("keys", "code", "says"), [
+    ("\x03", 130, "interrupted, so nothing was done"),
+    ("n\n", 1, "you said no, so nothing was done"),
+    ("\n", 1, "you said no, so nothing was done"),
+])
+def test_at_the_question_anything_but_yes_leaves_nothing_behind(tmp_path, keys, code, says):
+    terminal = Terminal("launch", RECIPE, "--store", str(tmp_path / "store"))
+    terminal.wait_for("Start it? [y/N]")
+    terminal.type(keys)
+    assert terminal.wait() == code
+    assert says in terminal.plain()
+    assert "Traceback" not in terminal.text
+    assert files_below(tmp_path) == []
+    assert files_below(engine_home().parent) == []
+
+
+def test_yes_at_the_question_starts_the_run(tmp_path, store):
+    terminal = Terminal(*RUN, "--store", store, cwd=Checkout(tmp_path, "exit 0").folder)
+    terminal.wait_for("Start it? [y/N]")
+    terminal.type("y\n")
+    assert terminal.wait() == 0
+    assert "run r1: finished" in terminal.plain()
+
+
+@pytest.mark.parametrize("command", ["plan", "launch"])
+def test_ctrl_c_while_planning_is_one_word(tmp_path, command):
+    slow = tmp_path / "bin"
+    slow.mkdir()
+    (slow / "nvidia-smi").write_text(f"#!/bin/bash\ntouch {tmp_path}/asked\nexec sleep 9\n")
+    (slow / "nvidia-smi").chmod(0o755)
+    process = subprocess.Popen([*LDLM, command, RECIPE, "--store", str(tmp_path / "store")], text=True,
+                               env=environment(PATH=f"{slow}:/usr/bin:/bin"), start_new_session=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until((tmp_path / "asked").exists, "the plan looks for GPUs")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "interrupted\n")
+    assert process.returncode == 130
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_killed_supervisor_is_noticed_and_resume_finishes_the_run(tmp_path, store):
+    marker = tmp_path / "second"
+    run = f"test -e {marker} && exit 0; touch {marker}; {FAKE_NODE} beat:7,5 sleep:60"
+    checkout = Checkout(tmp_path, run)
+    terminal = Terminal(*RUN, "--yes", "--store", store, cwd=checkout.folder)
+    terminal.wait_for("checkpoint of step 5 is durable")
+    psutil.Process(LocalEngine().state("r1").pid).kill()
+    assert terminal.wait() == 5
+    assert "continue it: ldlm resume r1" in terminal.plain()
+    shown = ldlm("status", "r1").stdout
+    assert "unknown: its supervisor was killed, or the machine" in " ".join(shown.split())
+    assert "nobody supervises this run any more; continue it: ldlm resume r1" in " ".join(shown.split())
+    done = checkout.ldlm("resume", "r1", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(ldlm("status", "r1", "--json").stdout)["outcome"] == "finished"

@@ -1,0 +1,93 @@
+"""What a run looks like, on a pipe and on a terminal of 80 columns: whole screens beside their goldens."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_lab import RECIPE, Terminal, check_golden, environment, ldlm, without_names
+from run_stories import RUNNING, Story, every_fate, preempted_once
+
+from launcher.engine_folder import EngineFolder, engine_home
+
+
+@pytest.fixture
+def store(monkeypatch) -> Iterator[Path]:
+    """The default store, under a name short enough that no screen folds it."""
+    with tempfile.TemporaryDirectory(prefix="ldlm-", dir="/tmp") as home:
+        monkeypatch.setenv("LDLM_HOME", home)
+        yield Path(home) / "store"
+
+
+def screen(store: Path, *args: str) -> str:
+    done = ldlm(*args)
+    assert done.returncode == 0, done.stderr
+    return without_names(done.stdout, (f"file://{store}", "STORE"))
+
+
+def test_the_bill_of_every_fate(store):
+    every_fate(f"file://{store}")
+    check_golden("screen-cost.txt", screen(store, "cost", "story-1"))
+
+
+def test_a_run_that_has_ended_shows_its_outcome_and_what_it_learned(store):
+    every_fate(f"file://{store}")
+    check_golden("screen-status-ended.txt", screen(store, "status", "story-1"))
+
+
+def test_a_run_that_nobody_supervises_says_so_and_names_resume(store):
+    every = preempted_once(f"file://{store}")
+    every.attempt(2, 600)
+    check_golden("screen-status-lost.txt", screen(store, "status", "story-1"))
+
+
+def test_a_launch_that_was_interrupted_left_a_run_that_never_started(store):
+    Story(f"file://{store}")
+    said = screen(store, "status", "story-1")
+    assert "it was recorded and never started; continue it: ldlm resume story-1" in " ".join(said.split())
+
+
+def test_the_list_of_runs(store):
+    preempted_once(f"file://{store}", "lost-1")
+    every_fate(f"file://{store}", "ended-1")
+    Story(f"file://{store}", "recorded-1")
+    check_golden("screen-runs.txt", screen(store, "status"))
+
+
+def test_an_empty_store_says_what_to_type(store):
+    assert screen(store, "status") == "no runs in STORE yet; start one: ldlm launch smoke\n"
+
+
+def test_a_run_that_is_starting_can_be_looked_at(store):
+    Story(f"file://{store}")
+    folder = EngineFolder(engine_home() / "story-1")
+    folder.path.mkdir(parents=True)
+    lock = folder.take_lock()
+    try:
+        folder.write_state(RUNNING)
+        check_golden("screen-status-starting.txt", screen(store, "status", "story-1"))
+        check_golden("screen-cost-starting.txt", screen(store, "cost", "story-1"))
+        assert screen(store, "logs", "story-1") == ""
+    finally:
+        os.close(lock)
+
+
+@pytest.mark.parametrize("args", [["cost", "story-1"], ["status", "story-1"], ["status"],
+                                  ["plan", RECIPE, "--store", "/tmp/ldlm-store"]])
+def test_on_a_terminal_of_80_columns_no_line_is_broken(store, args):
+    every_fate(f"file://{store}")
+    terminal = Terminal(*args)
+    assert terminal.wait() == 0
+    assert "\x1b[" in terminal.text
+    piped = screen(store, *args).splitlines()
+    shown = without_names(terminal.plain(), (f"file://{store}", "STORE")).splitlines()
+    assert shown == piped
+    assert max(len(line) for line in shown if not line.startswith("  ldlm launch ")) <= 80
+
+
+def test_no_color_means_no_colour(store):
+    every_fate(f"file://{store}")
+    terminal = Terminal("cost", "story-1", env=environment(NO_COLOR="1"))
+    assert terminal.wait() == 0
+    assert "\x1b[3" not in terminal.text
