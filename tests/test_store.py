@@ -322,3 +322,9 @@ except StoreError as error:
                           cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_address_opens_the_same_store_again_with_endpoint_and_region() -> None:
+    store = open_store("s3://bucket/runs?endpoint=http://127.0.0.1:9&region=us-east-1")
+    assert store.url == "s3://bucket/runs"
+    assert store.address == "s3://bucket/runs?endpoint=http://127.0.0.1:9&region=us-east-1"

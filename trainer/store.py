@@ -48,10 +48,16 @@ class DamagedError(StoreError):
 
 
 class Store:
-    """A folder in object storage. Open with `open_store`."""
+    """A folder in object storage. Open with `open_store`.
 
-    def __init__(self, url: str, backend: Any) -> None:
+    Attributes:
+        url: Where it is, for people and for places in messages.
+        address: What `open_store` was given: opens it again, endpoint and region included.
+    """
+
+    def __init__(self, url: str, address: str, backend: Any) -> None:
         self.url = url
+        self.address = address
         self._backend = backend
 
     def put(self, key: str, data: bytes | memoryview, *, create: bool = False) -> None:
@@ -130,7 +136,7 @@ def open_store(url: str) -> Store:
     clean = parts._replace(query="").geturl().rstrip("/")
     options = dict(parse_qsl(parts.query))
     with _as_store_errors(clean, "open"):
-        return Store(clean, _open_backend(parts.scheme, clean, options))
+        return Store(clean, url, _open_backend(parts.scheme, clean, options))
 
 
 def local_store_url(folder: Path) -> str:
