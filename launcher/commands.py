@@ -198,7 +198,7 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
                              fix="stop it there; two machines would spoil each other's checkpoints")
     recipe = recorded_recipe(RunFolder(store, run_id))
     recipe = recipe.model_copy(update={"limits": recipe.limits.model_copy(update=options.limits())})
-    return _propose(recipe, PlanOptions(infra=options.infra, store=store.url), run_id, now)
+    return _propose(recipe, PlanOptions(infra=options.infra, store=store.address), run_id, now)
 
 
 def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
