@@ -135,3 +135,22 @@ def test_the_state_is_sharded_over_the_ranks_and_the_outcome_is_written(straight
     outcome = straight.folder.read("outcome.json", RunOutcome)
     assert (outcome.outcome, outcome.step) == ("finished", 12)
     assert [manifest.step for manifest in straight.checkpoints()] == [12, 8, 4]
+
+
+def test_a_run_stops_itself_at_its_cap_with_its_last_step_durable_and_goes_on_under_a_higher_one(
+        straight: TrainerRun, text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path, checkpoint={"every_steps": 100, "keep": 2})
+    # A dollar a second: set-up alone passes the cap, so the run may take no step at all.
+    price = {"LDLM_PRICE_USD_PER_HOUR": "3600"}
+    code, output = run.finish(LDLM_MAX_COST_USD="3", LDLM_BENCH_RESERVE_USD="1", **price)
+
+    assert code == ExitCode.FINISHED, output
+    outcome = run.folder.read("outcome.json", RunOutcome)
+    assert outcome.outcome == "limit" and outcome.step < 12
+    assert "of the cap of $3.00 ($1.00 kept for the benchmark)" in outcome.reason
+    assert [manifest.step for manifest in run.checkpoints()] == ([outcome.step] if outcome.step else [])
+
+    code, output = run.finish(LDLM_MAX_COST_USD="100000", **price)
+
+    assert code == ExitCode.FINISHED, output
+    assert_same_end(run, straight)

@@ -15,7 +15,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -192,8 +191,7 @@ class Checkpointer:
             CheckpointError: None of the committed ones is usable, or it was made by another number
                 of ranks.
         """
-        with ExitStack() as stack:
-            local = stack.enter_context(tempfile.TemporaryDirectory(prefix="ldlm-restore-"))
+        with tempfile.TemporaryDirectory(prefix="ldlm-restore-") as local:
             found = newest_verified(self._folder, lambda file: True, say)
             agreed: list[Any] = [found[0].step if found else None]
             dist.broadcast_object_list(agreed, src=0)
