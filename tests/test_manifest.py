@@ -25,7 +25,7 @@ class RecordingStore(Store):
 
     def __init__(self, root: Path) -> None:
         inner = open_store(local_store_url(root))
-        super().__init__(inner.url, inner._backend)
+        super().__init__(inner.url, inner.address, inner._backend)
         self.deleted: list[str] = []
         self.unreadable: str | None = None
 

@@ -29,7 +29,7 @@ class UnsteadyStore(Store):
 
     def __init__(self, root: Path) -> None:
         inner = open_store(local_store_url(root))
-        super().__init__(inner.url, inner._backend)
+        super().__init__(inner.url, inner.address, inner._backend)
         self.broken: str | None = None
 
     def put(self, key: str, data: bytes | memoryview, *, create: bool = False) -> None:
