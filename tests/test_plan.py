@@ -221,15 +221,16 @@ def test_a_high_estimate_over_a_limit_is_a_warning():
     assert any(warning.startswith("may stop at its deadline") for warning in between)
 
 
-def test_warnings_keep_the_reader_from_fooling_themselves():
+def test_warnings_keep_the_reader_from_fooling_themselves(tmp_path):
     here = example_plan().warnings
     assert "the price is simulated: nobody sends a bill for this machine" in here
     assert "the benchmark runs on 2 CPU cores here: its figures are not RTX 5090 figures" in here
     rented = example_plan("vast").warnings
     assert rented == (
         "the price is the bid, the most the GPU hour can cost; disk and traffic come on top",)
-    unknown = example_plan(None, "train.token_encoder.name=mine").warnings
-    assert "the encoder mine is not in the estimate: its size is not known" in unknown
+    (tmp_path / "config.json").write_text("{}")
+    unknown = example_plan(None, f"train.token_encoder.name={tmp_path}").warnings
+    assert f"the encoder {tmp_path} is not in the estimate: its size is not known" in unknown
 
 
 def test_the_deadline_counts_from_now():

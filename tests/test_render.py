@@ -67,8 +67,10 @@ def test_what_is_unknown_travels_as_empty_text():
     assert (envs[Env.PRICE], envs[Env.DEADLINE]) == ("", "")
 
 
-def test_shell_text_is_that_of_the_template_whatever_the_values():
-    nasty = example_task("vast", "summary='$(reboot)'", "train.token_encoder.name='x; reboot'")
+def test_shell_text_is_that_of_the_template_whatever_the_values(tmp_path):
+    (tmp_path / "x; reboot").mkdir()
+    (tmp_path / "x; reboot" / "config.json").write_text("{}")
+    nasty = example_task("vast", "summary='$(reboot)'", f"train.token_encoder.name='{tmp_path}/x; reboot'")
     templates = {document: yaml.safe_load(text) for document, text in
                  zip(Document, (Templates.load().train, Templates.load().bench), strict=True)}
     for document, template in templates.items():
