@@ -112,7 +112,7 @@ class AttemptRunner:
         """Pass a stop on when it is new; True when its grace is over or a second one came."""
         if self._stopping_since is None:
             self._stopping_since = time.monotonic()
-            # Only the main process: the node passes it on to torchrun, and that to the ranks.
+            # Only the main process: the node tells its ranks itself, past torchrun.
             process.send_signal(signal.SIGTERM)
             self._on_stop()
         return self._stop.count > 1 or time.monotonic() - self._stopping_since > STOP_GRACE_S

@@ -7,6 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ from launcher.errors import EngineError, UsageError
 from launcher.follow_logs import follow_logs
 from launcher.local_engine import LocalEngine, _clear_disk_errors
 from launcher.preempt_at import parse_preempt_at
-from trainer.contract import Outcome
+from trainer.contract import Document, Outcome
 
 
 @pytest.fixture
@@ -72,6 +74,16 @@ def test_an_attempt_waits_for_the_trainer_of_a_killed_supervisor(lab: Lab) -> No
     lab.submit("[ -e saved ] && exit 0; exit 70")
     lab.wait_for_end()
     assert lab.outcome() is Outcome.FINISHED
+
+
+def test_an_attempt_of_another_machine_is_charged_to_its_last_sign_of_life(lab: Lab) -> None:
+    begun = datetime.now(UTC) - timedelta(hours=5)
+    lab.run.claim_attempt(Document.TRAIN, billed_from=begun, price_usd_per_hour=Decimal(1), offer="",
+                          host="elsewhere")
+    lab.submit("exit 0")
+    lab.wait_for_end()
+    end = lab.run.attempts()[0].end
+    assert end is not None and end.at == begun
 
 
 def test_closing_the_terminal_of_the_client_does_not_stop_the_run(lab: Lab) -> None:
