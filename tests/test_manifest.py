@@ -56,7 +56,8 @@ def commit(folder: RunFolder, *steps: int) -> None:
         folder.write_bytes(f"{checkpoint_folder(step)}/a1-x.pt", data)
         listed = StoredFile(name="a1-x.pt", num_bytes=len(data), sha256=sha256(data).hexdigest())
         folder.write(f"{checkpoint_folder(step)}/manifest.json",
-                     Manifest(step=step, attempt=1, world_size=2, files=[listed], model={}))
+                     Manifest(step=step, attempt=1, world_size=2, files=[listed],
+                              data_fingerprint="x", model={}))
 
 
 def path_of(tmp_path: Path, step: int, name: str) -> Path:

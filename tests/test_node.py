@@ -99,9 +99,11 @@ def test_sigterm_exits_75_whenever_it_comes_and_however_often(
     assert "Traceback" not in output and "Signal" not in output, output
     end = run.folder.attempt(1).end
     assert (end.exit_code, end.preempted) == (75, False)
-    saved = int(re.search(r"asked to stop; step (\d+) is durable", output)[1])
-    assert [manifest.step for manifest in run.checkpoints()] == ([saved] if saved else [])
-    assert saved >= 3 or during != "the steps"
+    if during == "the steps":
+        saved = int(re.search(r"asked to stop; step (\d+) is durable", output)[1])
+        assert saved >= 3 and run.checkpoints()[0].step == saved
+    else:  # ranks that do not listen yet have nothing to save: they are not waited for
+        assert "asked to stop" in output and run.checkpoints() == []
     assert not any(process.is_running() for process in ranks)
 
 

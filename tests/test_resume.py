@@ -128,6 +128,23 @@ def test_sigterm_saves_and_asks_for_another_machine_and_nothing_is_lost(
     assert_same_end(run, straight)
 
 
+def test_a_run_does_not_go_on_with_another_text(text: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text(text.read_text())
+    run = new_run(own, tmp_path)
+    node = run.start()
+    run.wait_for(node, attempt=1, durable=4)
+    kill_tree(node)
+    documents = own.read_text().split("\n\n")
+    own.write_text("\n\n".join(reversed(documents)))
+
+    code, output = run.finish()
+
+    assert code == ExitCode.BAD_CONFIG, output
+    assert "the text is not the one that the" in output and "Traceback" not in output
+    assert run.checkpoints()[0].step >= 4
+
+
 def test_the_state_is_sharded_over_the_ranks_and_the_outcome_is_written(straight: TrainerRun) -> None:
     names = sorted(file.name for file in straight.checkpoints()[0].files)
     assert [name for name in names if "optim_states" in name] == [

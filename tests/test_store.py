@@ -153,7 +153,7 @@ def commit(folder: RunFolder, step: int, files: dict[str, bytes]) -> None:
         folder.write_bytes(f"{checkpoint_folder(step)}/{name}", data)
         listed.append(StoredFile(name=name, num_bytes=len(data), sha256=sha256(data).hexdigest()))
     folder.write(f"{checkpoint_folder(step)}/manifest.json",
-                 Manifest(step=step, attempt=1, world_size=1, files=listed, model={}))
+                 Manifest(step=step, attempt=1, world_size=1, files=listed, data_fingerprint="x", model={}))
 
 
 def test_a_checkpoint_counts_when_its_manifest_does_on_every_store(folder: RunFolder) -> None:

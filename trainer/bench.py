@@ -11,6 +11,9 @@ import signal
 import statistics
 import time
 import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,10 +26,11 @@ from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.data import prepare
 from trainer.evaluate import evaluate
 from trainer.generate import decode, sample_latents, to_text
-from trainer.job import build_model, cache_folder
+from trainer.job import Limits, build_model, cache_folder
 from trainer.manifest import load_averaged_weights
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
+from trainer.preemption import over_limit
 from trainer.run_folder import RunFolder, spent_usd
 from trainer.store import open_store
 from trainer.token_encoder import TokenEncoder, load_token_encoder
@@ -63,8 +67,15 @@ class BenchResult(BaseModel):
     throughput: Throughput
 
 
-def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device) -> BenchResult:
+def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
+              limit: Callable[[], str | None]) -> BenchResult:
     """Score, sample and time the averaged weights of the newest checkpoint.
+
+    Args:
+        config: As it was trained.
+        folder: The run.
+        device: Where to generate.
+        limit: Names the limit of the run that has been reached, or None.
 
     Raises:
         CheckpointError: The run has no usable checkpoint.
@@ -73,11 +84,15 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device) -> B
     manifest, weights = load_averaged_weights(folder, lambda text: print(text, flush=True))
     encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length)
     corpus = prepare(config, encoder.tokenizer, cache_folder())
-    model = build_model(config, encoder, corpus).to(device).eval()
+    if corpus.fingerprint != manifest.data_fingerprint:
+        print("warning: the text here is not the one of the training: held-out scores may be on text that "
+              "was trained on", flush=True)
+    seen_ids = weights["token_ids"].numpy() if "token_ids" in weights else corpus.seen_ids
+    model = build_model(config, encoder, seen_ids).to(device).eval()
     model.load_state_dict(weights)
     held_out = corpus.heldout_NL[: config.evaluate_sequences]
     scores = evaluate(model, encoder, held_out, seed=config.seed, batch_size=config.micro_batch_size)
-    throughput = measure(model, config, device)
+    throughput = measure(model, config, device, limit)
     samples = generate(model, config.sampling.num_samples, config.sampling.steps, config.seed)
     return BenchResult(
         step=manifest.step, scores=scores, throughput=throughput,
@@ -100,17 +115,22 @@ def generate(model: LatentDiffusionLM, num: int, steps: int, seed: int) -> torch
     return decode(model, sample_latents(model, num, steps, generator))
 
 
-def measure(model: LatentDiffusionLM, config: TrainConfig, device: torch.device) -> Throughput:
-    """Time generations one by one, each from another seed."""
-    seconds = []
+def measure(model: LatentDiffusionLM, config: TrainConfig, device: torch.device,
+            limit: Callable[[], str | None]) -> Throughput:
+    """Time generations one by one, each from another seed; fewer than asked for at a limit of the run."""
+    seconds: list[float] = []
     for index in range(_WARM_UP_GENERATIONS + config.sampling.bench_generations):
+        if seconds and (reached := limit()):
+            print(f"warning: timed only {len(seconds)} generations: {reached}", flush=True)
+            break
         _wait_for(device)
         began = time.perf_counter()
         generate(model, 1, config.sampling.steps, seed=index)
         _wait_for(device)
         if index >= _WARM_UP_GENERATIONS:
             seconds.append(time.perf_counter() - began)
-    deciles = statistics.quantiles(seconds, n=10) if len(seconds) > 1 else seconds * 9
+    # Inclusive: the other method extrapolates, below zero for a few scattered values.
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
     name = device_name(device)
     return Throughput(
         device=name, is_rtx5090="RTX 5090" in name, dtype=str(next(model.parameters()).dtype),
@@ -151,8 +171,16 @@ def bench(config: TrainConfig) -> RankEnd:
     """Run the benchmark under heartbeats and write its result."""
     folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
     recorder = open_recorder(config, folder, int(os.environ[Env.ATTEMPT]))
+    limits = Limits.from_environment()
+
+    def limit() -> str | None:
+        now = datetime.now(UTC)
+        return over_limit(now, recorder.spent_usd(now), deadline=limits.deadline,
+                          max_cost_usd=limits.max_cost_usd, reserve_usd=Decimal(0))
+
     try:
-        result = run_bench(config, folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        result = run_bench(config, folder, device, limit)
     finally:
         recorder.close()
     folder.write(Name.BENCH, result)

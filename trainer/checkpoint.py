@@ -23,7 +23,7 @@ from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointComm
 from pydantic import BaseModel
 from torch import distributed as dist
 
-from trainer.contract import LdlmError, Name, StoreError, checkpoint_folder
+from trainer.contract import ConfigError, LdlmError, Name, StoreError, checkpoint_folder
 from trainer.manifest import CheckpointError, Manifest, StoredFile, newest_verified, retain
 from trainer.run_folder import RunFolder
 
@@ -80,15 +80,17 @@ class Checkpointer:
             attempt can never be mixed with one of this.
         engine: What `deepspeed.initialize` returned.
         keep: Complete checkpoints to keep.
+        data_fingerprint: Of the text; a checkpoint of another text is not continued.
         model: Goes into the manifest.
     """
 
     def __init__(self, folder: RunFolder, attempt: int, engine: Any, *, keep: int,
-                 model: dict[str, int]) -> None:
+                 data_fingerprint: str, model: dict[str, int]) -> None:
         self._folder = folder
         self._attempt = attempt
         self._engine = engine
         self._keep = keep
+        self._data_fingerprint = data_fingerprint
         self._model = model
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._failures: dist.Store = dist.distributed_c10d._get_default_store()
@@ -156,7 +158,8 @@ class Checkpointer:
         base = checkpoint_folder(step)
         parts = [self._await_part(step, rank) for rank in range(self._world_size)]
         manifest = Manifest(step=step, attempt=self._attempt, world_size=self._world_size,
-                            files=[file for part in parts for file in part.files], model=self._model)
+                            files=[file for part in parts for file in part.files],
+                            data_fingerprint=self._data_fingerprint, model=self._model)
         self._folder.write(f"{base}/{Name.MANIFEST}", manifest)
         self.durable_step = step
 
@@ -190,6 +193,7 @@ class Checkpointer:
         Raises:
             CheckpointError: None of the committed ones is usable, or it was made by another number
                 of ranks.
+            ConfigError: It was trained on another text.
         """
         with tempfile.TemporaryDirectory(prefix="ldlm-restore-") as local:
             found = newest_verified(self._folder, lambda file: True, say)
@@ -202,6 +206,7 @@ class Checkpointer:
                 return None
             manifest, files = found
             self._require_same_world(manifest)
+            self._require_same_text(manifest)
             extra = self._lay_out(Path(local), manifest, files)
             _, client_state = self._engine.load_checkpoint(local, tag="it", load_module_strict=True)
             if client_state is None:
@@ -218,6 +223,13 @@ class Checkpointer:
                 f"the checkpoint of step {manifest.step} was saved by {manifest.world_size} ranks, "
                 f"this attempt has {self._world_size}", place=self._folder.url,
                 fix=f"resume on hardware with {manifest.world_size} GPUs or ranks")
+
+    def _require_same_text(self, manifest: Manifest) -> None:
+        if manifest.data_fingerprint != self._data_fingerprint:
+            raise ConfigError(
+                f"the text is not the one that the {manifest.step} steps so far were trained on",
+                place="data.source",
+                fix="bring that text back (`python-docs` changes with Python's version), or launch a new run")
 
     def _lay_out(self, local: Path, manifest: Manifest, files: dict[str, bytes]) -> dict[str, bytes]:
         """Write the shards where DeepSpeed looks for them; hand the other files back."""

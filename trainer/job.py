@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import distributed as dist
 
@@ -104,7 +105,7 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
     device = _own_device()
     encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length)
     corpus = prepare(config, encoder.tokenizer, cache_folder())
-    engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
+    engine = _build_engine(config, build_model(config, encoder, corpus.seen_ids).to(device))
     ema = copy.deepcopy(engine.module).float().eval().requires_grad_(False) if dist.get_rank() == 0 else None
     return Job(
         config=config, folder=folder, attempt=attempt, limits=Limits.from_environment(), device=device,
@@ -113,7 +114,7 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps),
         checkpoints=Checkpointer(folder, attempt.number, engine, keep=config.checkpoint.keep,
-                                 model=model_arguments(encoder, corpus)),
+                                 data_fingerprint=corpus.fingerprint, model=model_arguments(encoder, corpus)),
     )
 
 
@@ -135,12 +136,11 @@ def model_arguments(encoder: TokenEncoder, corpus: Corpus) -> dict[str, int]:
             "num_seen_ids": len(corpus.seen_ids), "end_of_text_id": encoder.end_of_text_id}
 
 
-def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> LatentDiffusionLM:
-    """The four trained parts, from the run's seed."""
+def build_model(config: TrainConfig, encoder: TokenEncoder, seen_ids: np.ndarray) -> LatentDiffusionLM:
+    """The four trained parts, from the run's seed. `seen_ids`: see `Corpus`."""
     torch.manual_seed(config.seed)
-    token_ids = torch.from_numpy(corpus.seen_ids.astype("int64"))
-    head_ids = token_ids if config.model.head_vocabulary == "seen" else None
-    return LatentDiffusionLM(config, encoder.hidden_size, head_ids, encoder.vocab_size)
+    covered = torch.from_numpy(seen_ids.astype("int64")) if config.model.head_vocabulary == "seen" else None
+    return LatentDiffusionLM(config, encoder.hidden_size, covered, encoder.vocab_size)
 
 
 def _own_device() -> torch.device:

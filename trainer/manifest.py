@@ -40,6 +40,7 @@ class Manifest(BaseModel):
         attempt: The attempt that saved it.
         world_size: Ranks; a plain restore needs as many.
         files: Every file, shards of all ranks.
+        data_fingerprint: `Corpus.fingerprint` of the text that the steps so far were trained on.
         model: Arguments that rebuild the model without its token encoder.
     """
 
@@ -48,6 +49,7 @@ class Manifest(BaseModel):
     attempt: int
     world_size: int
     files: list[StoredFile]
+    data_fingerprint: str
     model: dict[str, int]
 
     @property

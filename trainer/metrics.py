@@ -92,7 +92,8 @@ class Recorder:
         self._rows: list[dict[str, float]] = []
         self._num_chunks = 0
         self._lock = threading.Lock()
-        self._closing = threading.Event()
+        self._closing = False
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._write_until_closed, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -107,9 +108,14 @@ class Recorder:
             self._rows.append({"step": step, "time": time.time(), **metrics})
             self._progress.metrics = {**self._progress.metrics, **metrics}
 
+    def write_soon(self) -> None:
+        """Do not wait for the next interval: something has happened that the bill depends on."""
+        self._wake.set()
+
     def close(self) -> None:
         """Write what is left and stop. A store that fails now costs the last rows, nothing else."""
-        self._closing.set()
+        self._closing = True
+        self._wake.set()
         self._thread.join()
         self._try_to_write()
 
@@ -139,7 +145,11 @@ class Recorder:
             raise
 
     def _write_until_closed(self) -> None:
-        while not self._closing.wait(self._interval_s):
+        while True:
+            self._wake.wait(self._interval_s)
+            self._wake.clear()
+            if self._closing:
+                return
             self._try_to_write()
 
     def _try_to_write(self) -> None:

@@ -28,8 +28,8 @@ from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Ra
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
 
-# Ranks must have written their last checkpoint by then. Below the 120 s that the local engine waits;
-# clouds with a 30 s notice rely on the periodic checkpoint (guess).
+# What torchrun (2.13 on) gives its ranks for a last checkpoint when a signal reaches it and not us. Below
+# the 120 s that the local engine waits; clouds with a 30 s notice rely on the periodic checkpoint (guess).
 _SHUTDOWN_TIMEOUT_S = 100
 # Others may hang in a collective that waits for a rank which has already told us why it left.
 _PEER_GRACE_S = 20
@@ -256,7 +256,8 @@ def train_command() -> list[str]:
     """torchrun for this node, from what SkyPilot says about its peers."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks_per_node())]
     if num_nodes() == 1:
-        rendezvous = ["--standalone"]
+        # By its name, torchrun would wait for minutes on a machine whose name does not resolve.
+        rendezvous = ["--standalone", "--local-addr", "127.0.0.1"]
     else:
         head = _required("SKYPILOT_NODE_IPS").split()[0]
         rendezvous = ["--nnodes", str(num_nodes()), "--node-rank", str(node_rank()),
@@ -270,6 +271,8 @@ def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest) ->
     while child.poll() is None:
         time.sleep(0.2)
         stop.pass_on(ends)
+        if stop.received and not RankEnd.listening(ends):
+            kill_tree(child)  # still starting: nothing is there to be saved, and the time is billed
         if failed_at is None and has_failed(ends):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S:

@@ -43,6 +43,8 @@ def train(job: Job) -> RankEnd:
     config, progress, verdict = job.config, job.progress, Verdict.CONTINUE
     window_from, window_step = time.monotonic(), progress.step
     job.clock.enter("train_s")
+    if job.recorder is not None:
+        job.recorder.write_soon()
     while progress.step < config.steps:
         verdict = agree(own_verdict(job))
         if verdict is not Verdict.CONTINUE:
@@ -221,6 +223,8 @@ def note_finished_save(job: Job) -> None:
         job.kept_by_step = {step: kept for step, kept in job.kept_by_step.items() if step > durable}
         job.failed_saves = 0
         job.say(f"checkpoint of step {durable} is durable")
+        if job.recorder is not None:
+            job.recorder.write_soon()
     error = job.checkpoints.pop_error()
     if error:
         # Rank 0 hears of every rank's failure, and only it hears of success.
