@@ -35,6 +35,10 @@ class StopRequests:
         signal.signal(signal.SIGTERM, self._add)
         signal.signal(signal.SIGINT, self._add)
 
+    def ask(self) -> None:
+        """Ask for a graceful stop from within this process."""
+        self.count += 1
+
     def _add(self, _number: int, _frame: object) -> None:
         self.count += 1
 
@@ -61,11 +65,13 @@ class AttemptRunner:
     """Runs the texts of one document and leaves no process behind, however they end."""
 
     def __init__(self, document: TaskDocument, env: Mapping[str, str], log: BinaryIO, stop: StopRequests,
-                 *, on_stop: Callable[[], None], is_preempted: Callable[[], bool]) -> None:
+                 *, on_poll: Callable[[], None], on_stop: Callable[[], None],
+                 is_preempted: Callable[[], bool]) -> None:
         self._document = document
         self._env = env
         self._log = log
         self._stop = stop
+        self._on_poll = on_poll
         self._on_stop = on_stop
         self._is_preempted = is_preempted
         self._stopping_since: float | None = None
@@ -102,6 +108,7 @@ class AttemptRunner:
         while True:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(_POLL_S)
+            self._on_poll()
             if self._stop.count:
                 if self._must_kill(process):
                     return -signal.SIGKILL

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from launcher.errors import UsageError
 from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
@@ -38,18 +39,28 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 refused or not planned for; 2 usage; 3 recipe; 4 no offer within the "
            "limits; 5 engine, or a run that failed; 6 run record or store; 130 interrupted.")
 
+
+def _not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
+    """An empty text is a shell variable that is not set; taken for no option it would start another run."""
+    if value == "":
+        raise UsageError("is empty", place=param.opts[0],
+                         fix="give it a value, or leave it out (is a shell variable not set?)")
+    return value
+
+
 RecipeName = Annotated[str, typer.Argument(
     help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
 StoreUrl = Annotated[str | None, typer.Option(
-    "--store", help="Object store: file:///dir, s3://bucket/prefix, …")]
-Infra = Annotated[str | None, typer.Option("--infra", help="local, vast, azure, gcp, gcp/us-central1, …")]
+    "--store", callback=_not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
+Infra = Annotated[str | None, typer.Option(
+    "--infra", callback=_not_empty, help="local, vast, azure, gcp, gcp/us-central1, …")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
 Deadline = Annotated[str | None, typer.Option(
     "--deadline", help="Hours from now after which it stops itself.")]
 Sets = Annotated[list[str] | None, typer.Option(
     "--set", help="Change the recipe: train.steps=100. Repeatable.")]
-NewRunId = Annotated[str | None, typer.Option("--run-id", help="Name the run yourself.")]
+NewRunId = Annotated[str | None, typer.Option("--run-id", callback=_not_empty, help="Name the run yourself.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, start nothing.")]
@@ -144,11 +155,15 @@ def logs(run: RunId, follow: Follow = False) -> None:
 def stop(run: RunId, store: StoreUrl = None) -> None:
     """Save a checkpoint and stop a run; `resume` continues it. Twice: stop at once."""
     from launcher import console
-    from launcher.commands import find_run
+    from launcher.commands import check_run_id, find_run
+    from launcher.engine import EnginePhase
     from launcher.local_engine import LocalEngine
 
-    find_run(run, store)
-    LocalEngine().cancel(run)
+    check_run_id(run, "RUN")
+    engine = LocalEngine()
+    if engine.state(run).phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+        find_run(run, store)  # a slip of the pen is answered with the names there are; what runs needs no store
+    engine.cancel(run)
     console.answer(f"asked {run} to save and stop; see it happen: ldlm logs -f {run}")
 
 

@@ -31,6 +31,7 @@ from trainer.store import AlreadyExistsError, open_store
 
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)
 _HEARTBEAT_POLL_S = 0.25
+_RECORD_POLL_S = 30.0  # one small read; a run without a record costs no more than this (guess)
 _LEFTOVER_GRACE_S = 120.0  # time for a last checkpoint, as after a stop
 
 _T = TypeVar("_T")
@@ -47,6 +48,8 @@ class Supervisor:
         self._preempt_at = preempt_at
         self._state = EngineState(EnginePhase.RUNNING, pid=os.getpid(), detail="starting")
         self._run = RunFolder(open_store(documents[0].envs[Env.STORE]), documents[0].run_id)
+        self._is_record_gone = False
+        self._record_seen = time.monotonic()
 
     def run(self) -> None:
         """Carry the run out. Every way to its end is told in state.json."""
@@ -88,6 +91,9 @@ class Supervisor:
                 return Verdict(Follows.END, Outcome.STOPPED, f"stopped on request before {document.document}")
             attempt = self._claim(document)
             result = self._run_attempt(document, attempt)
+            if self._is_record_gone:
+                return Verdict(Follows.END, Outcome.LOST,
+                               f"somebody deleted the run's record: no {self._run.url}/{Name.RECIPE}")
             newest = self._durable_step()
             if newest > durable_step:
                 durable_step, retries_used = newest, 0
@@ -110,8 +116,8 @@ class Supervisor:
             with self._folder.attempt_log(attempt.number).open("ab", buffering=0) as log:
                 injection = Injection(self._preempt_at, lambda: self._heartbeat(attempt.number), log)
                 env = attempt_env(document, attempt.number, self._folder.path)
-                result = AttemptRunner(document, env, log, self._stop, on_stop=self._stop_was_requested,
-                                       is_preempted=injection.is_due).run()
+                result = AttemptRunner(document, env, log, self._stop, on_poll=self._look_for_record,
+                                       on_stop=self._stop_was_requested, is_preempted=injection.is_due).run()
                 if result.in_setup:
                     say(f"setup failed with exit code {result.exit_code}", log)
         except OSError as error:
@@ -125,6 +131,16 @@ class Supervisor:
     def _stop_was_requested(self) -> None:
         self._show(phase=EnginePhase.STOPPING, detail="stopping: waiting for a last checkpoint")
         self._event("stop_requested", attempt=self._state.attempt)
+
+    def _look_for_record(self) -> None:
+        """Stop a run that somebody deleted while it runs: it costs money, and nobody would find its work."""
+        if self._stop.count or time.monotonic() - self._record_seen < _RECORD_POLL_S:
+            return
+        self._record_seen = time.monotonic()
+        with suppress(StoreError):  # unreadable is not gone
+            self._is_record_gone = not self._run.exists()
+        if self._is_record_gone:
+            self._stop.ask()
 
     def _record_end(self, attempt: Attempt, result: AttemptResult, verdict: Verdict) -> None:
         number, reason = attempt.number, verdict.reason
@@ -204,7 +220,12 @@ class Supervisor:
         self._try(lambda: self._run.add_event(kind, at, **detail), f"record the event {kind}")
 
     def _try(self, action: Callable[[], _T], what: str) -> _T | None:
-        """Do it patiently; a store that stays away costs a record, never the run."""
+        """Do it patiently; a store that stays away costs a record, never the run.
+
+        Does nothing once the record is gone: what was deleted must not come back in pieces.
+        """
+        if self._is_record_gone:
+            return None
         try:
             return patiently(action, what)
         except StoreError as error:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -71,6 +72,16 @@ def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(
     assert "not running on this machine" in refused(5, "stop", "r1")
     assert ldlm("rm", "r1", "--yes").stdout.startswith("deleted r1: ")
     assert [name for name in files_below(tmp_path / "store") if name.endswith(".json")] == []
+
+
+def test_a_run_whose_store_was_deleted_can_still_be_stopped(tmp_path, store):
+    checkout = Checkout(tmp_path, f"{FAKE_NODE} on-term:75 beat:7,5 sleep:60")
+    assert checkout.ldlm(*RUN, "--yes", "--detach", "--store", store).returncode == 0
+    wait_until(lambda: "did beat:7,5" in ldlm("logs", "r1").stdout, "the node has beaten")
+    shutil.rmtree(store)
+    done = ldlm("stop", "r1")
+    assert done.returncode == 0, done.stderr
+    wait_until(lambda: phase() is EnginePhase.ENDED, "the run was stopped")
 
 
 def test_ctrl_c_while_attached_ends_only_the_watching(tmp_path, store):

@@ -1,5 +1,6 @@
 """A supervised run with real processes: shells that end in every way, and kill -9."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,6 +158,20 @@ def test_a_second_stop_kills_at_once(lab: Lab) -> None:
     lab.wait_for_end()
     assert has_ended(pid)
     assert lab.outcome() is Outcome.STOPPED
+
+
+def test_a_run_whose_record_is_deleted_stops_itself_and_says_why(lab: Lab) -> None:
+    lab.run.write_bytes("recipe.json", b"{}")
+    run = "trap 'touch told; exit 75' TERM; echo $$ > node.pid; while :; do sleep 0.05; done"
+    supervisor = supervise(lab, run, "supervisor._RECORD_POLL_S = 0.2")
+    lab.pid_in("node.pid")
+    assert not lab.ends()
+    shutil.rmtree(Path(lab.store_url.removeprefix("file://")) / RUN_ID)
+    supervisor.wait(TIMEOUT_S)
+    assert (lab.workdir / "told").exists()
+    assert lab.wait_for_end().detail == (
+        f"lost: somebody deleted the run's record: no {lab.store_url}/{RUN_ID}/recipe.json")
+    assert lab.run.store.objects(RUN_ID) == []
 
 
 @pytest.mark.parametrize("trap", ["", "trap 'exit 0' TERM; "])
