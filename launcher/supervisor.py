@@ -98,7 +98,7 @@ class Supervisor:
             if newest > durable_step:
                 durable_step, retries_used = newest, 0
             verdict = judge(result, document, retries_used=retries_used,
-                            stop_requested=bool(self._stop.count))
+                            stop_requested=bool(self._stop.count), cause=self._cause(attempt, result))
             self._record_end(attempt, result, verdict)
             if verdict.follows in (Follows.END, Follows.NEXT_DOCUMENT):
                 return verdict
@@ -151,6 +151,14 @@ class Supervisor:
         self._event("attempt_ended", attempt=number, exit_code=result.exit_code,
                     in_setup=result.in_setup, follows=str(verdict.follows), reason=reason)
         say(f"attempt {number}: {reason}; {verdict.follows}")
+
+    def _cause(self, attempt: Attempt, result: AttemptResult) -> str | None:
+        """The first line of what the node wrote about its own end; the others say how to put it right."""
+        name = attempt_file(attempt.number, "end.json")
+        end = self._try(lambda: self._run.find(name, AttemptEnd), "read what the node says of its end")
+        if end is None or end.exit_code != result.exit_code:
+            return None
+        return next(iter(end.reason.splitlines()), None)
 
     def _write_end(self, number: int, end: AttemptEnd) -> None:
         """Record an end, unless the node did so itself: it knows more."""

@@ -26,22 +26,23 @@ class Verdict:
     reason: str
 
 
-def judge(result: AttemptResult, document: TaskDocument, *, retries_used: int,
-          stop_requested: bool) -> Verdict:
+def judge(result: AttemptResult, document: TaskDocument, *, retries_used: int, stop_requested: bool,
+          cause: str | None = None) -> Verdict:
     """Decide what follows an attempt.
 
     Args:
         retries_used: Retries since the newest durable step last moved.
         stop_requested: Somebody asked the run to stop: nothing is started again.
+        cause: Why it failed, in the node's own words; None if it left none.
     """
     code, where = result.exit_code, "setup" if result.in_setup else str(document.document)
     ran = not result.in_setup
     if code == 0:
         return Verdict(Follows.NEXT_DOCUMENT, Outcome.FINISHED, f"{where} finished")
     if ran and code == ExitCode.BAD_CONFIG:
-        return Verdict(Follows.END, Outcome.BAD_CONFIG, f"{where}: recipe or data is wrong (exit code 78)")
+        return Verdict(Follows.END, Outcome.BAD_CONFIG, f"{where}: {cause or 'recipe or data is wrong'} (exit code 78)")
     if ran and code == ExitCode.BROKEN:
-        return Verdict(Follows.END, Outcome.DIVERGED, f"{where}: diverged or broke (exit code 70)")
+        return Verdict(Follows.END, Outcome.DIVERGED, f"{where}: {cause or 'diverged or broke'} (exit code 70)")
     if stop_requested:
         how = "after a last checkpoint" if ran and code == ExitCode.RECOVER else f"with exit code {code}"
         return Verdict(Follows.END, Outcome.STOPPED, f"stopped on request, {where} ended {how}")
@@ -49,7 +50,7 @@ def judge(result: AttemptResult, document: TaskDocument, *, retries_used: int,
         return Verdict(Follows.RECOVER, Outcome.LOST, "the machine was taken back")
     if ran and code in document.recover_on_exit_codes:
         return Verdict(Follows.RECOVER, Outcome.LOST, f"{where} asks to be run again (exit code {code})")
-    what = f"{where} failed with exit code {code}"
+    what = f"{where} failed with exit code {code}" + (f": {cause}" if cause else "")
     return _judge_crash(what, retries_used, document.max_restarts_on_errors)
 
 

@@ -1,7 +1,7 @@
 """Stands in for `python -m trainer.node`: does what its arguments say, one after the other.
 
 `beat:STEP,DURABLE` writes a heartbeat, `sleep:SECONDS` and `exit:CODE` do that, `on-term:CODE` exits
-with that code on SIGTERM from there on, `end:CODE` writes the attempt's own end.json.
+with that code on SIGTERM from there on, `end:CODE` writes the attempt's own end.json, with two lines.
 """
 
 import os
@@ -40,7 +40,8 @@ def do(order: str) -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(int(value)))
     elif kind == "end":
         RUN.write(attempt_file(ATTEMPT, "end.json"), AttemptEnd(
-            at=datetime.now(UTC), exit_code=int(value), preempted=True, reason="the node's own word"))
+            at=datetime.now(UTC), exit_code=int(value), preempted=True,
+            reason="x.json: the node's own word\n  fix: none"))
     elif kind == "exit":
         sys.exit(int(value))
 

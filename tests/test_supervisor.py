@@ -65,8 +65,19 @@ def test_what_the_node_wrote_about_its_end_and_outcome_stays(lab: Lab) -> None:
         > ${{LDLM_STORE#file://}}/{RUN_ID}/outcome.json; {NODE} end:0 exit:0""")
     lab.wait_for_end()
     end = lab.run.attempts()[0].end
-    assert end is not None and end.reason == "the node's own word"
+    assert end is not None and end.reason.startswith("x.json: the node's own word")
     assert lab.outcome() is Outcome.LIMIT
+
+
+@pytest.mark.parametrize(("code", "says"), [
+    (78, "bad_config: train: x.json: the node's own word (exit code 78)"),
+    (70, "diverged: train: x.json: the node's own word (exit code 70)"),
+    (1, "lost: train failed with exit code 1: x.json: the node's own word; all 0 retries"),
+])
+def test_why_a_run_failed_is_told_in_the_words_of_its_node(lab: Lab, code: int, says: str) -> None:
+    lab.submit(f"{NODE} end:{code} exit:{code}")
+    assert lab.wait_for_end().detail.startswith(says)
+    assert says.partition(": ")[2] in lab.run.read("outcome.json", RunOutcome).reason
 
 
 # -- documents --------------------------------------------------------------------------------
