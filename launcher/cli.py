@@ -162,7 +162,7 @@ def stop(run: RunId, store: StoreUrl = None) -> None:
     check_run_id(run, "RUN")
     engine = LocalEngine()
     if engine.state(run).phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING):
-        find_run(run, store)  # a slip of the pen is answered with the names there are; what runs needs no store
+        find_run(run, store)  # names the runs there are; to stop one that runs takes no store
     engine.cancel(run)
     console.answer(f"asked {run} to save and stop; see it happen: ldlm logs -f {run}")
 

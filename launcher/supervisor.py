@@ -26,6 +26,7 @@ from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
 from launcher.verdict import Follows, Verdict, judge
 from trainer.contract import Document, Env, Name, Outcome, attempt_file
+from trainer.manifest import complete_checkpoints
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, RunFolder, RunOutcome
 from trainer.store import AlreadyExistsError, open_store
 
@@ -201,7 +202,10 @@ class Supervisor:
             return None
 
     def _durable_step(self) -> int:
-        return _newest_step(self._try(self._run.attempts, "read the attempts") or [])
+        """By the checkpoints themselves: a node may die between a commit and its next heartbeat."""
+        told = _newest_step(self._try(self._run.attempts, "read the attempts") or [])
+        found = self._try(lambda: complete_checkpoints(self._run, say=lambda _: None), "list checkpoints")
+        return max([told, *(manifest.step for manifest in found or ())])
 
     def _end(self, verdict: Verdict) -> None:
         found = self._write_outcome(verdict)

@@ -42,8 +42,9 @@ def test_each_exit_code_has_its_consequence(lab: Lab, run: str, outcome: Outcome
     assert kinds == ["engine_started", *["attempt_ended"] * len(codes), "ended"]
 
 
-def test_a_newer_durable_step_gives_the_retries_back(lab: Lab) -> None:
-    crashing = f"{NODE} beat:9,$LDLM_ATTEMPT exit:1"
+@pytest.mark.parametrize("progress", ["beat:9,$LDLM_ATTEMPT", "save:$LDLM_ATTEMPT"])
+def test_a_newer_durable_step_gives_the_retries_back(lab: Lab, progress: str) -> None:
+    crashing = f"{NODE} {progress} exit:1"
     lab.submit(f"[ $LDLM_ATTEMPT -lt 4 ] || exit 1\n{crashing}", restarts=1)
     lab.wait_for_end()
     # Durable 1, 2, 3: each crash is a first one. The fourth attempt was the retry of the third.
