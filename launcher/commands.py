@@ -1,7 +1,6 @@
 """What each command does, without saying how it looks: plan, launch, resume, find a run."""
 
 import os
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,11 +42,11 @@ from launcher.run_record import (
     look_at,
     outcome_words,
 )
+from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Document, Env, Name, Outcome
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store
 
-_RUN_ID = re.compile(r"[a-z][a-z0-9-]{0,59}")
 _HIGHEST_LIMIT = 1_000_000
 
 
@@ -290,9 +289,8 @@ def open_default_store(store_option: str | None) -> Store:
 
 def check_run_id(run_id: str, place: str) -> None:
     """Refuse what cannot be the name of a folder in every store. Raises UsageError."""
-    if not _RUN_ID.fullmatch(run_id):
-        raise UsageError(f"{run_id!r} is not a run id", place=place,
-                         fix="use up to 60 lower-case letters, digits and dashes, a letter first")
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(f"{run_id!r} is not a run id", place=place, fix=RUN_ID_FIX)
 
 
 def default_store_url() -> str:
@@ -325,7 +323,7 @@ def _deletion_order(key: str) -> int:
 def _store_of(run_id: str) -> str | None:
     """The store of a run that this machine's engine has run, from the task it was given."""
     task = engine_home() / run_id / "task.yaml"
-    if not _RUN_ID.fullmatch(run_id) or not task.is_file():
+    if not RUN_ID.fullmatch(run_id) or not task.is_file():
         return None
     for document in yaml.safe_load_all(task.read_text(encoding="utf-8")):
         url = (document.get("envs") or {}).get(Env.STORE)

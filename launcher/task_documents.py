@@ -12,8 +12,9 @@ import yaml
 from launcher.errors import EngineError
 from trainer.contract import Document, Env
 
-# It becomes a folder here and in the store.
-_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+# It becomes a folder here and in every store, the name of a SkyPilot job, and a word on command lines.
+RUN_ID = re.compile(r"[a-z][a-z0-9-]{0,59}")
+RUN_ID_FIX = "use up to 60 lower-case letters, digits and dashes, a letter first"
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def _parse_envs(envs: Any, place: str) -> dict[str, str]:
     for name in (Env.RUN_ID, Env.STORE):
         if not envs.get(name):
             raise EngineError(f"envs.{name} is missing", place=place)
-    if not _RUN_ID.fullmatch(envs[Env.RUN_ID]):
+    if not RUN_ID.fullmatch(envs[Env.RUN_ID]):
         raise EngineError(f"{Env.RUN_ID} {envs[Env.RUN_ID]!r} cannot name a folder", place=place,
-                          fix="use letters, digits, dots, dashes and underscores")
+                          fix=RUN_ID_FIX)
     _check_numbers(envs, place)
     return dict(envs)
 

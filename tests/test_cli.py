@@ -86,6 +86,18 @@ def test_bad_input_gets_one_message_with_place_and_fix_and_starts_nothing(home, 
     assert files_below(home / "store") == []
 
 
+@pytest.mark.parametrize("args", [
+    ["launch", RECIPE, "--run-id", ""], ["launch", RECIPE, "--infra", ""], ["launch", RECIPE, "--store", ""],
+    ["plan", RECIPE, "--infra", ""], ["resume", "r1", "--store="], ["status", "--store", ""],
+    ["rm", "r1", "--store", ""],
+])
+def test_an_empty_value_is_a_shell_variable_that_is_not_set_and_never_passed_over(home, args):
+    said = refused(2, *args)
+    option = next(arg.rstrip("=") for arg in args if arg.startswith("--"))
+    assert f"error: {option}: is empty" in said
+    assert files_below(home) == []
+
+
 @pytest.mark.parametrize("args", [["bogus"], ["plan"], ["plan", RECIPE, "--set"], ["status", "--bogus"]])
 def test_a_command_line_that_cannot_be_parsed_is_a_usage_error(args):
     done = ldlm(*args)

@@ -153,6 +153,7 @@ def test_a_run_that_was_never_here_has_no_logs_and_no_state(lab: Lab) -> None:
 @pytest.mark.parametrize(("change", "message"), [
     ({"envs": {"LDLM_RUN_ID": "r1"}}, "LDLM_STORE is missing"),
     ({"envs": {"LDLM_RUN_ID": "../r1", "LDLM_STORE": "file:///x"}}, "cannot name a folder"),
+    ({"envs": {"LDLM_RUN_ID": "Mine", "LDLM_STORE": "file:///x"}}, "use up to 60 lower-case letters"),
     ({"envs": {"LDLM_RUN_ID": "r1", "LDLM_STORE": "file:///x", "A": None}}, "envs.A is None, not text"),
     ({"envs": {"LDLM_RUN_ID": "r1", "LDLM_STORE": "file:///x", "LDLM_PRICE_USD_PER_HOUR": "a"}}, "dollars"),
     ({"envs": {"LDLM_RUN_ID": "r1", "LDLM_STORE": "file:///x", "LDLM_GPU": "H100"}}, "NAME:COUNT"),
