@@ -24,10 +24,10 @@ from launcher.errors import EngineError, LdlmError, StoreError
 from launcher.preempt_at import PreemptAt, parse_preempt_at
 from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
-from launcher.verdict import Follows, Verdict, judge
+from launcher.verdict import Follows, Verdict, judge, limit_reached
 from trainer.contract import Document, Env, Name, Outcome, attempt_file
 from trainer.manifest import complete_checkpoints
-from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, RunFolder, RunOutcome
+from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, RunFolder, RunOutcome, spent_usd
 from trainer.store import AlreadyExistsError, open_store
 
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)
@@ -103,7 +103,15 @@ class Supervisor:
             self._record_end(attempt, result, verdict)
             if verdict.follows in (Follows.END, Follows.NEXT_DOCUMENT):
                 return verdict
+            if limit := self._limit_reached(document):
+                return Verdict(Follows.END, Outcome.LIMIT, f"{limit}; not started again: {verdict.reason}")
             retries_used += verdict.follows is Follows.RETRY
+
+    def _limit_reached(self, document: TaskDocument) -> str | None:
+        """Before an attempt is started again: its trainer looks at the limits only once it trains."""
+        now = datetime.now(UTC)
+        attempts = self._try(self._run.attempts, "read the attempts") or []
+        return limit_reached(document.document, document.envs, spent_usd(attempts, now), now)
 
     def _claim(self, document: TaskDocument) -> Attempt:
         attempt = patiently(lambda: self._run.claim_attempt(
