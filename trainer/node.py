@@ -288,12 +288,14 @@ def has_failed(ends: Path) -> bool:
 
 def kill_tree(child: "subprocess.Popen[bytes]") -> None:
     """SIGKILL to the program and everything that it started: torchrun's ranks would survive it."""
-    family = psutil.Process(child.pid).children(recursive=True)
-    child.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        family = psutil.Process(child.pid).children(recursive=True)
+        child.kill()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=5)
     child.wait()
-    for process in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
 
 
 def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped: bool = False) -> RankEnd:
