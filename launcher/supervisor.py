@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,6 @@ from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
 from launcher.verdict import Follows, Verdict, judge, limit_reached
 from trainer.contract import Document, Env, Name, Outcome, attempt_file
-from trainer.manifest import complete_checkpoints
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, RunFolder, RunOutcome, spent_usd
 from trainer.store import AlreadyExistsError, open_store
 
@@ -210,10 +209,11 @@ class Supervisor:
             return None
 
     def _durable_step(self) -> int:
-        """By the checkpoints themselves: a node may die between a commit and its next heartbeat."""
+        """By the checkpoints themselves too: a node may die between a commit and its next heartbeat."""
         told = _newest_step(self._try(self._run.attempts, "read the attempts") or [])
-        found = self._try(lambda: complete_checkpoints(self._run, say=lambda _: None), "list checkpoints")
-        return max([told, *(manifest.step for manifest in found or ())])
+        prefix = self._run.key(Name.CHECKPOINTS)
+        found = self._try(lambda: self._run.store.objects(prefix), "list the checkpoints") or []
+        return max(told, _newest_commit(item.key for item in found))
 
     def _end(self, verdict: Verdict) -> None:
         found = self._write_outcome(verdict)
@@ -293,6 +293,13 @@ class Injection:
 
 def _newest_step(attempts: Sequence[AttemptFiles]) -> int:
     return max((files.heartbeat.durable_step for files in attempts if files.heartbeat), default=0)
+
+
+def _newest_commit(keys: Iterable[str]) -> int:
+    """Newest step with a manifest, which is what commits a checkpoint; 0 without one."""
+    folders = (key.removesuffix(f"/{Name.MANIFEST}") for key in keys if key.endswith(f"/{Name.MANIFEST}"))
+    steps = (folder.rpartition("-")[2] for folder in folders)
+    return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
 def patiently(action: Callable[[], _T], what: str) -> _T:

@@ -43,9 +43,11 @@ def judge(result: AttemptResult, document: TaskDocument, *, retries_used: int, s
     if code == 0:
         return Verdict(Follows.NEXT_DOCUMENT, Outcome.FINISHED, f"{where} finished")
     if ran and code == ExitCode.BAD_CONFIG:
-        return Verdict(Follows.END, Outcome.BAD_CONFIG, f"{where}: {cause or 'recipe or data is wrong'} (exit code 78)")
+        why = cause or "recipe or data is wrong"
+        return Verdict(Follows.END, Outcome.BAD_CONFIG, f"{where}: {why} (exit code 78)")
     if ran and code == ExitCode.BROKEN:
-        return Verdict(Follows.END, Outcome.DIVERGED, f"{where}: {cause or 'diverged or broke'} (exit code 70)")
+        why = cause or "diverged or broke"
+        return Verdict(Follows.END, Outcome.DIVERGED, f"{where}: {why} (exit code 70)")
     if stop_requested:
         how = "after a last checkpoint" if ran and code == ExitCode.RECOVER else f"with exit code {code}"
         return Verdict(Follows.END, Outcome.STOPPED, f"stopped on request, {where} ended {how}")
