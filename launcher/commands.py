@@ -35,12 +35,12 @@ from launcher.run_record import (
     RunView,
     check_free,
     create_record,
+    ending_words,
     find_folder,
     is_alive_elsewhere,
     list_run_ids,
     load_record,
     look_at,
-    outcome_words,
 )
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Document, Env, Name, Outcome
@@ -238,8 +238,8 @@ def end_words(view: RunView) -> str:
     if record.outcome is None:
         raise EngineError(f"run {run_id} is not supervised any more: {view.engine.detail}", place=record.url,
                           fix=f"continue it: ldlm resume {run_id}")
-    ended = outcome_words(record.outcome)
-    if record.outcome.outcome not in (Outcome.FINISHED, Outcome.LIMIT, Outcome.STOPPED):
+    ended = ending_words(record)
+    if record.has_failed:
         raise EngineError(f"run {run_id} {ended}", place=record.url, fix=f"read ldlm logs {run_id}")
     return f"run {run_id}: {ended}"
 

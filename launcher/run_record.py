@@ -137,6 +137,24 @@ class RunRecord:
         return self.outcome is not None and bool(self.events) and self.events[-1].kind == "ended"
 
     @property
+    def bench_end(self) -> RunOutcome | None:
+        """How the benchmark ended if it came to no result; `outcome` tells of the training alone."""
+        if self.outcome is None or not self.has_ended:
+            return None
+        last = self.events[-1]
+        said = last.detail.get("bench", Outcome.FINISHED)
+        if said == Outcome.FINISHED or said not in list(Outcome):
+            return None
+        return RunOutcome(outcome=Outcome(said), at=last.at, step=self.outcome.step,
+                          reason=str(last.detail.get("reason", "")))
+
+    @property
+    def has_failed(self) -> bool:
+        """True if training or benchmark ended as nobody wanted it."""
+        ends = [end for end in (self.outcome, self.bench_end) if end]
+        return any(end.outcome not in (Outcome.FINISHED, Outcome.LIMIT, Outcome.STOPPED) for end in ends)
+
+    @property
     def open_attempt(self) -> AttemptFiles | None:
         """The newest attempt if nobody has written its end."""
         return self.attempts[-1] if self.attempts and not self.attempts[-1].end else None
@@ -276,6 +294,17 @@ def outcome_words(outcome: RunOutcome) -> str:
              Outcome.BAD_CONFIG: "failed: bad recipe or data", Outcome.NO_CAPACITY: "no machine to be had",
              Outcome.LOST: "failed: gave up after crashes"}
     return f"{words[outcome.outcome]} ({outcome.reason})"
+
+
+def ending_words(record: RunRecord) -> str:
+    """How training and benchmark of a run ended, for people; empty before the end."""
+    training, bench = record.outcome, record.bench_end
+    if training is None or bench is None:
+        return outcome_words(training) if training else ""
+    trained = "trained" if training.outcome is Outcome.FINISHED else outcome_words(training)
+    words = {Outcome.STOPPED: "stopped by you", Outcome.LIMIT: "stopped at the run's limit"}
+    how = words.get(bench.outcome, "failed")
+    return f"{trained}; benchmark {how} ({bench.reason}): ldlm resume {record.run_id}"
 
 
 _T = TypeVar("_T", bound=_Recorded)

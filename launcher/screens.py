@@ -14,8 +14,8 @@ from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.recipe import RecipeSummary
 from launcher.report import AttemptCost, Category, CostReport, amounts_that_add_up
-from launcher.run_record import RunRecord, RunView, Status, outcome_words
-from trainer.contract import Document
+from launcher.run_record import RunRecord, RunView, Status, ending_words
+from trainer.contract import Document, Outcome
 
 _BAR_WIDTH = 24
 
@@ -84,8 +84,13 @@ def show_runs(views: Sequence[RunView]) -> None:
 
 
 def _status_word(view: RunView) -> str:
-    ended = view.status is Status.ENDED and view.record.outcome
-    return view.record.outcome.outcome.value if ended and view.record.outcome else view.status.value
+    record = view.record
+    if view.status is not Status.ENDED or record.outcome is None:
+        return view.status.value
+    ended = record.outcome.outcome.value
+    if record.bench_end is None:
+        return ended
+    return f"{'trained' if record.outcome.outcome is Outcome.FINISHED else ended}; no benchmark"
 
 
 def show_damaged(problems: Sequence[str]) -> None:
@@ -102,7 +107,7 @@ def show_status(view: RunView) -> None:
     step, durable = _steps(record)
     facts = [("status", f"{status}{detail}")]
     if status is Status.ENDED and record.outcome:
-        facts.append(("outcome", outcome_words(record.outcome)))
+        facts.append(("outcome", ending_words(record)))
     facts.append(("step", f"{step} (durable: {durable})"))
     if beat and status is Status.RUNNING:
         facts.append(("now", describe(beat)))
@@ -135,6 +140,7 @@ def status_json(view: RunView) -> dict[str, Any]:
         "run_id": record.run_id, "status": view.status.value, "store": record.url,
         "outcome": record.outcome.outcome.value if record.outcome else None,
         "reason": record.outcome.reason if record.outcome else None,
+        "bench_outcome": record.bench_end.outcome.value if record.bench_end else None,
         "step": beat.step if beat else 0, "total_steps": beat.total_steps if beat else None,
         "durable_step": beat.durable_step if beat else 0, "attempts": len(record.attempts),
         "preemptions": record.num_preemptions,

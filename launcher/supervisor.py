@@ -55,23 +55,24 @@ class Supervisor:
         """Carry the run out. Every way to its end is told in state.json."""
         self._show(detail="starting")
         try:
-            self._end(self._run_documents())
+            self._end(*self._run_documents())
         except LdlmError as error:
             say(str(error))
             self._show(phase=EnginePhase.ENDED, detail=f"{Outcome.LOST}: {error}")
 
-    def _run_documents(self) -> Verdict:
+    def _run_documents(self) -> tuple[Document, Verdict]:
         self._event("engine_started", pid=os.getpid(), host=socket.gethostname())
         self._wait_for_leftovers()
         self._close_open_attempts()
+        last = Document.TRAIN
         verdict = Verdict(Follows.NEXT_DOCUMENT, Outcome.FINISHED, "it had finished before")
         for document in self._documents_left():
-            verdict = self._run_document(document)
+            last, verdict = document.document, self._run_document(document)
             if verdict.follows is Follows.END:
                 break
             if document.document is Document.TRAIN:
                 self._write_outcome(verdict)
-        return verdict
+        return last, verdict
 
     def _documents_left(self) -> Sequence[TaskDocument]:
         """Leave out training that finished. An older end of another kind must not pass for the new one."""
@@ -215,10 +216,12 @@ class Supervisor:
         found = self._try(lambda: self._run.store.objects(prefix), "list the checkpoints") or []
         return max(told, _newest_commit(item.key for item in found))
 
-    def _end(self, verdict: Verdict) -> None:
+    def _end(self, last: Document, verdict: Verdict) -> None:
+        """Close the run. outcome.json tells how training ended; the event adds how the benchmark did."""
         found = self._write_outcome(verdict)
         detail = f"{verdict.outcome}: {verdict.reason}"
-        self._event("ended", outcome=str(found.outcome), reason=verdict.reason)
+        bench = {"bench": str(verdict.outcome)} if last is Document.BENCH else {}
+        self._event("ended", outcome=str(found.outcome), reason=verdict.reason, **bench)
         self._show(phase=EnginePhase.ENDED, detail=detail)
         say(detail)
 

@@ -1,8 +1,8 @@
 """Stands in for `python -m trainer.node`: does what its arguments say, one after the other.
 
 `beat:STEP,DURABLE` writes a heartbeat, `sleep:SECONDS` and `exit:CODE` do that, `on-term:CODE` exits
-with that code on SIGTERM from there on, `end:CODE` writes the attempt's own end.json, with two lines, `save:STEP` commits
-a checkpoint of no files.
+with that code on SIGTERM from there on, `end:CODE` writes the attempt's own end.json,
+with two lines, `save:STEP` commits a checkpoint of no files.
 """
 
 import os

@@ -71,11 +71,11 @@ class Story:
         self.folder.write(attempt_file(number, "end.json"), AttemptEnd(
             at=at(when), exit_code=code, preempted=preempted, reason="the machine was taken back"))
 
-    def outcome(self, outcome: Outcome, when: float, step: int) -> None:
-        """The run ends."""
+    def outcome(self, outcome: Outcome, when: float, step: int, **detail: str) -> None:
+        """The run ends; `detail` is of the event."""
         self.folder.write(Name.OUTCOME, RunOutcome(outcome=outcome, at=at(when), step=step,
                                                    reason="all steps done"))
-        self.folder.add_event("ended", at(when))
+        self.folder.add_event("ended", at(when), **detail)
 
 
 def preempted_once(store_url: str, run_id: str = RUN_ID) -> Story:

@@ -53,6 +53,23 @@ def test_a_run_that_fails_ends_with_code_5_and_where_to_read_why(tmp_path, store
     assert "read ldlm logs r1" in said
 
 
+def test_a_benchmark_that_fails_or_is_stopped_is_told_and_resume_runs_it_alone(tmp_path, store):
+    checkout = Checkout(tmp_path, f"{FAKE_NODE} exit:0", f"test -e {tmp_path}/go && exec sleep 60; exit 78")
+    said = refused(5, *RUN, "--yes", "--store", store, cwd=checkout.folder)
+    told = "trained; benchmark failed (bench: recipe or data is wrong (exit code 78)): ldlm resume r1"
+    assert told in said
+    assert told in " ".join(ldlm("status", "r1").stdout.split())
+    assert "trained; no benchmark" in ldlm("status", "--store", store).stdout
+    (tmp_path / "go").touch()
+    terminal = Terminal("resume", "r1", "--yes", cwd=checkout.folder)
+    terminal.wait_for("attempt 3: benchmark")
+    wait_until(lambda: ldlm("stop", "r1").returncode == 0, "the run could be stopped")
+    assert terminal.wait() == 0
+    assert "trained; benchmark stopped by you" in terminal.plain()
+    attempts = json.loads(ldlm("cost", "r1", "--json").stdout)["attempts"]
+    assert [attempt["document"] for attempt in attempts] == ["train", "bench", "bench"]
+
+
 def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(tmp_path, store):
     checkout = Checkout(tmp_path, f"{FAKE_NODE} on-term:75 beat:7,5 sleep:60")
     done = checkout.ldlm(*RUN, "--yes", "--detach", "--store", store)

@@ -16,6 +16,7 @@ from launcher.engine import EnginePhase, EngineState
 from launcher.errors import LdlmError, RunRecordError, StoreError
 from launcher.run_record import (
     create_record,
+    ending_words,
     list_run_ids,
     load_record,
     look_at,
@@ -142,6 +143,24 @@ def test_a_resumed_run_has_not_ended_although_its_old_outcome_stands(store_url):
     story.folder.add_event("resumed", at(9000))
     assert not record_of(story).has_ended
     assert status(story, KILLED) == "unknown"
+
+
+@pytest.mark.parametrize(("outcome", "bench", "words", "failed"), [
+    (Outcome.FINISHED, "lost", "trained; benchmark failed (why): ldlm resume story-1", True),
+    (Outcome.FINISHED, "bad_config", "trained; benchmark failed (why): ldlm resume story-1", True),
+    (Outcome.FINISHED, "stopped", "trained; benchmark stopped by you (why): ldlm resume story-1", False),
+    (Outcome.LIMIT, "lost", "stopped at its limit (all steps done); benchmark failed (why): "
+                            "ldlm resume story-1", True),
+    (Outcome.FINISHED, "finished", "finished (all steps done)", False),
+    (Outcome.FINISHED, "of a later version", "finished (all steps done)", False),
+])
+def test_a_benchmark_without_a_result_is_told_beside_the_training(store_url, outcome, bench, words, failed):
+    story = preempted_once(store_url)
+    story.outcome(outcome, 700, 400, bench=bench, reason="why")
+    record = record_of(story)
+    assert (ending_words(record), record.has_failed) == (words, failed)
+    story.folder.add_event("resumed", at(9000))
+    assert record_of(story).bench_end is None
 
 
 def test_while_an_attempt_resumes_the_steps_of_the_one_before_count(store_url):
