@@ -22,13 +22,13 @@ from launcher.errors import (
     RunRecordError,
     UsageError,
 )
-from launcher.history import measured_speeds, recorded_recipe
+from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.lint import LintProblem, lint
 from launcher.local_engine import LocalEngine
 from launcher.offers import make_offer, probe_machine
-from launcher.plan import Plan, choose, make_plan
+from launcher.plan import Done, Plan, choose, make_plan
 from launcher.preempt_at import PreemptAt
-from launcher.recipe import Recipe, checkout_folder, load_recipe
+from launcher.recipe import LIMIT_OPTIONS, Recipe, checkout_folder, load_recipe
 from launcher.render import Task, Templates, render
 from launcher.run_record import (
     RunRecord,
@@ -83,13 +83,9 @@ class PlanOptions:
 
     def limits(self) -> dict[str, Decimal]:
         """What --max-cost and --deadline say, by their names in a recipe. Raises UsageError."""
-        named = (("max_cost_usd", "--max-cost", "dollars", self.max_cost),
-                 ("deadline_hours", "--deadline", "hours", self.deadline))
-        return {name: _positive(option, unit, text) for name, option, unit, text in named if text is not None}
-
-    def all_overrides(self) -> list[str]:
-        """`--set` items, those behind --max-cost and --deadline last."""
-        return [*self.overrides, *(f"limits.{name}={value:f}" for name, value in self.limits().items())]
+        given = (("max_cost_usd", "dollars", self.max_cost), ("deadline_hours", "hours", self.deadline))
+        return {name: _positive(LIMIT_OPTIONS[name], unit, text) for name, unit, text in given
+                if text is not None}
 
 
 def _positive(option: str, unit: str, text: str) -> Decimal:
@@ -109,12 +105,13 @@ def propose(recipe_name: str, options: PlanOptions) -> Proposal:
     Raises:
         RecipeError, NoOfferError, StoreError: See the message.
     """
-    recipe = load_recipe(recipe_name, options.all_overrides())
+    recipe = load_recipe(recipe_name, options.overrides, options.limits())
     now = datetime.now(UTC)
     return _propose(recipe, options, options.run_id or _new_run_id(recipe.name, now), now)
 
 
-def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime) -> Proposal:
+def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
+             done: Done | None = None) -> Proposal:
     check_run_id(run_id, "--run-id")
     machine = probe_machine()
     candidates = choose(recipe, options.infra, machine)
@@ -127,7 +124,7 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime) -
         recipe = recipe.model_copy(update={"store": _absolute(url)})
     history = measured_speeds(open_store(recipe.store)) if recipe.store and _may_exist(recipe.store) else []
     try:
-        plan = make_plan(recipe, offers, history, now, run_id)
+        plan = make_plan(recipe, offers, history, now, run_id, done)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
@@ -178,10 +175,11 @@ def check_usable(proposal: Proposal) -> None:
 
 
 def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
-    """Plan to continue a run from its own recipe.
+    """Plan what is left of a run, by its own recipe and the limits of its last start.
 
     Raises:
         RunRecordError: No such run, it has finished, or it is running.
+        NoOfferError: What is left does not fit into what its cap leaves.
     """
     record, now = load_record(store, run_id), datetime.now(UTC)
     if record.outcome and record.outcome.outcome is Outcome.FINISHED and record.bench:
@@ -196,8 +194,10 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
         raise RunRecordError(f"run {run_id} is running on {host}", place=record.url,
                              fix="stop it there; two machines would spoil each other's checkpoints")
     recipe = recorded_recipe(RunFolder(store, run_id))
-    recipe = recipe.model_copy(update={"limits": recipe.limits.model_copy(update=options.limits())})
-    return _propose(recipe, PlanOptions(infra=options.infra, store=store.address), run_id, now)
+    limits = newest_limits(record, recipe).changed(options.limits())
+    done = done_so_far(look_at(record, state, now))
+    return _propose(recipe.model_copy(update={"limits": limits}),
+                    PlanOptions(infra=options.infra, store=store.address), run_id, now, done)
 
 
 def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
@@ -205,7 +205,8 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     _check_home()
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     folder.write_bytes(Name.TASK, proposal.task.text.encode())
-    folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest)
+    folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest,
+                     limits=proposal.recipe.limits.model_dump(mode="json"))
     LocalEngine().submit(proposal.task.text, preempt_at=preempt_at)
 
 

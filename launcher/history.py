@@ -1,10 +1,12 @@
 """What earlier runs in a store know: their recipe, and how fast they trained."""
 
+import json
+
 from launcher.errors import LdlmError, RunRecordError, StoreError
-from launcher.plan import MeasuredSpeed, Plan, config_fingerprint
-from launcher.recipe import Recipe
-from launcher.run_record import list_run_ids
-from trainer.contract import Document, Name
+from launcher.plan import Done, MeasuredSpeed, Plan, config_fingerprint
+from launcher.recipe import Limits, Recipe, read_recorded
+from launcher.run_record import RunRecord, RunView, list_run_ids
+from trainer.contract import Document, Name, Outcome
 from trainer.run_folder import RunFolder
 from trainer.store import Store
 
@@ -47,10 +49,31 @@ def _measured_speed(folder: RunFolder) -> MeasuredSpeed | None:
 
 def recorded_recipe(folder: RunFolder) -> Recipe:
     """The recipe a run was launched with. Raises RunRecordError if this version cannot read it."""
-    data = folder.read_bytes(Name.RECIPE)
+    data, place = folder.read_bytes(Name.RECIPE), f"{folder.url}/{Name.RECIPE}"
     try:
-        return Recipe.model_validate_json(data)
+        return read_recorded(data, place)
     except ValueError as error:
-        raise RunRecordError(f"is not a recipe of this version: {str(error).splitlines()[0]}",
-                             place=f"{folder.url}/{Name.RECIPE}",
+        raise RunRecordError(f"is not a recipe of this version: {str(error).splitlines()[0]}", place=place,
                              fix="use the version that launched it") from error
+
+
+def newest_limits(record: RunRecord, recipe: Recipe) -> Limits:
+    """The limits under which a run was last started. Raises RunRecordError if they cannot be read."""
+    resumed = [event.detail["limits"] for event in record.events if "limits" in event.detail]
+    if not resumed:
+        return recipe.limits
+    try:
+        return Limits.model_validate_json(json.dumps(resumed[-1]))
+    except ValueError as error:
+        raise RunRecordError(f"its limits are not of this version: {str(error).splitlines()[0]}",
+                             place=f"{record.url}/{Name.EVENTS}",
+                             fix="use the version that resumed it") from error
+
+
+def done_so_far(view: RunView) -> Done:
+    """What a run has that a resume does not do again, and what it has cost."""
+    outcome = view.record.outcome
+    durable = [files.heartbeat.durable_step for files in view.record.attempts
+               if files.heartbeat and files.attempt.document is Document.TRAIN]
+    return Done(step=max(durable, default=0), spent_usd=view.spent_usd,
+                has_trained=outcome is not None and outcome.outcome is Outcome.FINISHED)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from launcher.cost import Range, encoder_size, flops_per_token, hours_range, total, usd_range
 from launcher.errors import NoOfferError, RecipeError
 from launcher.offers import Machine, Offer
-from launcher.recipe import Candidate, Recipe
+from launcher.recipe import LIMIT_OPTIONS, Candidate, Recipe
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import Document
 
@@ -56,6 +56,21 @@ class MeasuredSpeed:
     tokens_per_s: float
 
 
+@dataclass(frozen=True)
+class Done:
+    """What a run that is resumed has behind it.
+
+    Attributes:
+        step: Newest step whose checkpoint is durable.
+        spent_usd: Over all attempts.
+        has_trained: Training has finished: only the benchmark is left.
+    """
+
+    step: int
+    spent_usd: Decimal
+    has_trained: bool
+
+
 class Part(_Frozen):
     """One part of the bill."""
 
@@ -69,6 +84,8 @@ class Plan(_Frozen):
     """A recipe, chosen offers, hours and dollars. What the user approves, and what is rendered.
 
     Attributes:
+        done_steps: Steps of a resumed run that are durable; the parts are of what is left.
+        spent_usd: What a resumed run has cost so far; it counts towards the cap.
         hours: Train and benchmark, one after the other.
         usd: None when a price is not known.
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
@@ -84,6 +101,8 @@ class Plan(_Frozen):
     world_size: int
     grad_accum_steps: int
     steps: int
+    done_steps: int = 0
+    spent_usd: Decimal = Decimal(0)
     tokens_per_step: int
     tokens_per_s: float
     speed_source: str
@@ -160,37 +179,40 @@ def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
 
 
 def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequence[MeasuredSpeed],
-              now: datetime, run_id: str) -> Plan:
-    """Work out what a run would take and cost.
+              now: datetime, run_id: str, done: Done | None = None) -> Plan:
+    """Work out what a run would take and cost, or what is left of one that is resumed.
 
     Args:
         offers: One per document.
         history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         now: Current time, UTC; deadlines count from it.
+        done: Of the run that is resumed; None for a new one.
 
     Raises:
         RecipeError: The batch does not divide over the ranks of this offer.
-        NoOfferError: The middle estimate is already over the cap or past the deadline.
+        NoOfferError: With what is spent, the middle estimate is already over the cap; or past the deadline.
     """
     train = offers[Document.TRAIN]
     world_size = train.ranks_per_node * train.num_nodes
     accumulation = _accumulation(recipe, world_size)
     speed, source, factors = _speed(recipe.train, train, world_size, history)
-    parts = _parts(recipe.train, offers, speed, factors)
+    done_steps, spent = _behind(recipe.train, done)
+    parts = _parts(recipe.train, offers, speed, factors, done)
     hours = total(part.hours for part in parts)
     priced = [part.usd for part in parts if part.usd is not None]
     usd = total(priced) if len(priced) == len(parts) else None
-    _refuse_over_limits(recipe, hours, usd)
+    _refuse_over_cap(recipe, usd, done)
+    _refuse_past_deadline(recipe, hours)
     deadline_hours = recipe.limits.deadline_hours
     return Plan(
         recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers),
         ranks_per_node=train.ranks_per_node, world_size=world_size, grad_accum_steps=accumulation,
-        steps=recipe.train.steps, tokens_per_step=recipe.train.tokens_per_step,
-        tokens_per_s=round(speed, 1), speed_source=source, parts=parts,
-        hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
-        bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd),
+        steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
+        tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(speed, 1), speed_source=source,
+        parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
+        bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd - spent),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
-        warnings=tuple(_warnings(recipe, offers, hours, usd)),
+        warnings=tuple(_warnings(recipe, offers, hours, usd, spent)),
     )
 
 
@@ -221,21 +243,41 @@ def _speed(config: TrainConfig, offer: Offer, world_size: int,
     return world_size * tokens / micro_batch_s, guess, _GUESS_FACTORS
 
 
+def _behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
+    """Steps that are durable, and dollars that are spent."""
+    if done is None:
+        return 0, Decimal(0)
+    step = config.steps if done.has_trained else min(done.step, config.steps)
+    return step, done.spent_usd.quantize(Decimal("0.000001"))
+
+
 def _parts(config: TrainConfig, offers: Mapping[Document, Offer], speed: float,
-           factors: tuple[float, float]) -> tuple[Part, ...]:
-    train, bench = offers[Document.TRAIN], offers[Document.BENCH]
-    evaluated = (config.steps // config.evaluate_every_steps * config.evaluate_sequences
-                 * config.data.sequence_length * _EVALUATION_SHARE)
-    training = hours_range(config.steps * config.tokens_per_step, speed, *factors)
-    every = config.checkpoint.every_steps
-    minutes = config.checkpoint.every_minutes or 1.0
-    saves = config.steps // every if every else float(training.mid) * 60 / minutes
+           factors: tuple[float, float], done: Done | None) -> tuple[Part, ...]:
+    offer = offers[Document.BENCH]
+    hours = Range.around(_seconds(_BENCH_S, offer) / 3600, *_GUESS_FACTORS)
+    benchmark = _part("benchmark", Document.BENCH, hours, offer)
+    if done and done.has_trained:
+        return (benchmark,)
+    from_step, _ = _behind(config, done)
+    return (*_training_parts(config, offers[Document.TRAIN], speed, factors, from_step), benchmark)
+
+
+def _training_parts(config: TrainConfig, offer: Offer, speed: float, factors: tuple[float, float],
+                    from_step: int) -> tuple[Part, ...]:
+    """Set-up, and the steps after `from_step` with their evaluations and saves."""
+    training = hours_range((config.steps - from_step) * config.tokens_per_step, speed, *factors)
+    evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
+    evaluated = evaluations * config.evaluate_sequences * config.data.sequence_length * _EVALUATION_SHARE
+    every, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes or 1.0
+    saves = config.steps // every - from_step // every if every else float(training.mid) * 60 / minutes
     beside = Range.around(evaluated / speed / 3600 + saves * _SAVE_S / 3600, *_GUESS_FACTORS)
-    setup, benchmark = (Range.around(seconds["local" if offer.is_local else "cloud"] / 3600, *_GUESS_FACTORS)
-                        for seconds, offer in ((_SETUP_S, train), (_BENCH_S, bench)))
-    return (_part("set-up", Document.TRAIN, setup, train), _part("training", Document.TRAIN, training, train),
-            _part("evaluating and saving", Document.TRAIN, beside, train),
-            _part("benchmark", Document.BENCH, benchmark, bench))
+    setup = Range.around(_seconds(_SETUP_S, offer) / 3600, *_GUESS_FACTORS)
+    return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
+            _part("evaluating and saving", Document.TRAIN, beside, offer))
+
+
+def _seconds(by_place: Mapping[str, float], offer: Offer) -> float:
+    return by_place["local" if offer.is_local else "cloud"]
 
 
 def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,
@@ -245,24 +287,42 @@ def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmar
     return Part(name=name, document=document, hours=hours, usd=usd)
 
 
-def _bench_reserve(benchmark: Part, max_cost_usd: Decimal) -> Decimal:
-    """The benchmark's high estimate; at most half of the cap, or training could not start."""
+def _bench_reserve(benchmark: Part, left_usd: Decimal) -> Decimal:
+    """The benchmark's high estimate; at most half of what is left of the cap, or training could not start."""
     wanted = benchmark.usd.high if benchmark.usd else Decimal(0)
-    return min(wanted, max_cost_usd / 2)
+    return max(Decimal(0), min(wanted, left_usd / 2))
 
 
-def _refuse_over_limits(recipe: Recipe, hours: Range, usd: Range | None) -> None:
-    limits, deadline = recipe.limits, recipe.limits.deadline_hours
-    if usd is not None and usd.mid > limits.max_cost_usd:
-        raise NoOfferError(f"this run would cost ~${usd.mid:.2f} (${usd.low:.2f} to ${usd.high:.2f}), and "
-                           f"limits.max_cost_usd is ${limits.max_cost_usd}",
-                           place=recipe.place("limits", "max_cost_usd"),
-                           fix=f"set limits.max_cost_usd to {_up(usd.high)}, or lower train.steps")
+def _refuse_over_cap(recipe: Recipe, usd: Range | None, done: Done | None) -> None:
+    cap, spent = recipe.limits.max_cost_usd, done.spent_usd if done else Decimal(0)
+    needed = usd or total([])
+    if spent + needed.mid <= cap:
+        return
+    name, place, change = _limit(recipe, "max_cost_usd")
+    estimate = f"cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f})"
+    fix = f"{change} {_up(spent + needed.high)}"
+    if done:
+        raise NoOfferError(f"this run has spent ${spent:.4f}, what is left would {estimate}, and {name} is "
+                           f"${cap}", place=place, fix=fix)
+    raise NoOfferError(f"this run would {estimate}, and {name} is ${cap}", place=place,
+                       fix=f"{fix}, or lower train.steps")
+
+
+def _refuse_past_deadline(recipe: Recipe, hours: Range) -> None:
+    deadline = recipe.limits.deadline_hours
     if deadline is not None and float(hours.mid) > deadline:
+        name, place, change = _limit(recipe, "deadline_hours")
         raise NoOfferError(f"this run would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
-                           f"and limits.deadline_hours is {deadline:g}",
-                           place=recipe.place("limits", "deadline_hours"),
-                           fix=f"set limits.deadline_hours to {_up(hours.high)}, or lower train.steps")
+                           f"and {name} is {deadline:g}", place=place,
+                           fix=f"{change} {_up(hours.high)}, or lower train.steps")
+
+
+def _limit(recipe: Recipe, name: str) -> tuple[str, str, str]:
+    """What a limit is called where it was written, that place, and how it is changed there."""
+    place, option = recipe.place("limits", name), LIMIT_OPTIONS[name]
+    if place.startswith(option):
+        return option, place, f"write {option}"
+    return f"limits.{name}", place, f"set limits.{name} to"
 
 
 def _up(value: Decimal) -> Decimal:
@@ -271,7 +331,7 @@ def _up(value: Decimal) -> Decimal:
 
 
 def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range,
-              usd: Range | None) -> Iterator[str]:
+              usd: Range | None, spent: Decimal) -> Iterator[str]:
     train, bench = offers[Document.TRAIN], offers[Document.BENCH]
     for offer in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
         yield f"the price of {offer} is not known, so neither are the dollars"
@@ -285,7 +345,7 @@ def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range,
         name = recipe.train.token_encoder.name
         yield f"the encoder {name} is not in the estimate: its size is not known"
     cap, deadline = recipe.limits.max_cost_usd, recipe.limits.deadline_hours
-    if usd is not None and usd.high > cap:
-        yield f"may stop at its cap of ${cap}: the high estimate is ${usd.high:.2f}"
+    if usd is not None and spent + usd.high > cap:
+        yield f"may stop at its cap of ${cap}: the high estimate is ${spent + usd.high:.2f}"
     if deadline is not None and float(hours.high) > deadline:
         yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"

@@ -5,9 +5,9 @@ Recipes are found in the checkout that this file lies in: nothing is shipped as 
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -28,6 +28,8 @@ from launcher.recipe_words import explain
 from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
 
 _MAX_PROBLEMS = 5  # more at once is a wall of text
+# The options of the command line behind which a limit stands.
+LIMIT_OPTIONS = {"max_cost_usd": "--max-cost", "deadline_hours": "--deadline"}
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
 
 
@@ -39,7 +41,10 @@ def checkout_folder() -> Path:
 def _decimal(value: Any, info: ValidationInfo) -> Any:
     # YAML has no decimals: 0.1 arrives as a float, and its shortest text is what was written.
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return Decimal(str(value)) if number or (info.mode == "json" and isinstance(value, str)) else value
+    try:
+        return Decimal(str(value)) if number or (info.mode == "json" and isinstance(value, str)) else value
+    except InvalidOperation:
+        return value
 
 
 def _known_cloud(infra: str) -> str:
@@ -114,6 +119,11 @@ class Limits(Section):
     max_cost_usd: PositiveUsd = Field(description="over all attempts and the benchmark")
     deadline_hours: PositiveFloat | None = Field(None, description="from submission; null: none")
 
+    def changed(self, limits: Mapping[str, Decimal]) -> Self:
+        """The same with some limits replaced, by name."""
+        return self.model_copy(update={name: float(value) if name == "deadline_hours" else value
+                                       for name, value in limits.items()})
+
 
 class Recipe(Section):
     """What to train, on what, within which limits."""
@@ -152,13 +162,15 @@ def list_recipes(folder: Path | None = None) -> list[RecipeSummary]:
     return found
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
+                limits: Mapping[str, Decimal] | None = None) -> Recipe:
     """Load a recipe by its name (`smoke`) or by the path of a .yaml file.
 
     Args:
         name_or_path: A name is looked up in recipes/ of the checkout.
         overrides: `--set` items such as `train.steps=100`; the value is YAML, the path dotted,
             elements of lists by number (`hardware.train.0.price_usd_per_hour=0.7`).
+        limits: What `LIMIT_OPTIONS` say, by their names in a recipe.
 
     Raises:
         RecipeError: With file and line, and up to five problems at once.
@@ -168,6 +180,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     source = read_source(path, shown)
     for item in overrides:
         apply_override(source, item)
+    for name, value in (limits or {}).items():
+        apply_override(source, f"limits.{name}={value:f}", f"{LIMIT_OPTIONS[name]} {value:f}")
     problems, recipe = list(source.problems), None
     try:
         recipe = Recipe.model_validate(source.data)
@@ -180,6 +194,22 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         problems += _file_problems(recipe)
     if recipe is None or problems:
         raise _error(problems, shown)
+    return recipe
+
+
+def read_recorded(data: bytes, shown: str) -> Recipe:
+    """A recipe as a run has recorded it: only options can change it, so these are the places of its limits.
+
+    Args:
+        data: JSON.
+        shown: Where it stands.
+
+    Raises:
+        ValueError: It is no recipe of this version.
+    """
+    recipe = Recipe.model_validate_json(data)
+    recipe._source = Source(shown, places={("limits", name): option
+                                           for name, option in LIMIT_OPTIONS.items()})
     return recipe
 
 

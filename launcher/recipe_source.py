@@ -82,8 +82,11 @@ def read_source(path: Path, shown: str) -> Source:
     return source
 
 
-def apply_override(source: Source, item: str) -> None:
+def apply_override(source: Source, item: str, place: str | None = None) -> None:
     """Put one `--set KEY=VALUE` into the source; VALUE is YAML.
+
+    Args:
+        place: What was typed, when another option stands for this item.
 
     Raises:
         UsageError: There is no `=`, no key, or VALUE is not YAML.
@@ -96,7 +99,7 @@ def apply_override(source: Source, item: str) -> None:
     for known in (source.places, source.written):
         for stale in [path for path in known if path[:len(where)] == where]:
             del known[stale]
-    place = f"{_OVERRIDE}{item}"
+    place = place or f"{_OVERRIDE}{item}"
     try:
         value = _parse(source, text, where, lambda line: place)
     except RecipeError as error:

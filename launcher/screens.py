@@ -36,9 +36,10 @@ def show_plan(proposal: Proposal) -> None:
     console.answer()
     in_hours, digits = plan.hours.high > 3, 2 if plan.usd and plan.usd.high >= 10 else 4
     rows = [_estimate_row(part.name, part.hours, part.usd, in_hours, digits) for part in plan.parts]
+    total = "total" if not plan.done_steps and not plan.spent_usd else "left to do"
     console.answer_table(
         ["estimate", "hours" if in_hours else "minutes", "p10 - p90", "dollars", "p10 - p90"], rows,
-        right=[1, 2, 3, 4], total=_estimate_row("total", plan.hours, plan.usd, in_hours, digits))
+        right=[1, 2, 3, 4], total=_estimate_row(total, plan.hours, plan.usd, in_hours, digits))
     if plan.warnings:
         console.answer()
         console.answer_notes(plan.warnings)
@@ -52,8 +53,11 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
     stops = f"${plan.max_cost_usd:,.2f}, of which ~{reserve} are kept for the benchmark"
     facts = [("run", plan.run_id), ("store", store), ("training", _offer_words(plan.offers[Document.TRAIN])),
              ("benchmark", _offer_words(plan.offers[Document.BENCH])),
-             ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens"),
-             ("speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"), ("stops at", stops)]
+             ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens")]
+    if plan.done_steps or plan.spent_usd:
+        facts.append(("so far", f"already spent {console.dollars(plan.spent_usd)}, "
+                                f"step {plan.done_steps:,} of {plan.steps:,} is durable"))
+    facts += [("speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"), ("stops at", stops)]
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
 
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.offers import Machine, make_offer
-from launcher.plan import Plan, choose, make_plan
+from launcher.plan import Done, Plan, choose, make_plan
 from launcher.recipe import Recipe, load_recipe
 from launcher.render import Task, Templates, render
 from trainer.contract import Document
@@ -21,7 +21,7 @@ def example_recipe(*overrides: str) -> Recipe:
 
 
 def example_plan(infra: str | None = None, *overrides: str, history: tuple = (), machine: Machine = TWO_CORES,
-                 bench: str | None = None) -> Plan:
+                 bench: str | None = None, done: Done | None = None) -> Plan:
     """The plan of the example recipe; `bench` names the infra of another bench candidate."""
     recipe = example_recipe(*overrides)
     offers = {document: make_offer(candidate, machine, NOW)
@@ -29,7 +29,7 @@ def example_plan(infra: str | None = None, *overrides: str, history: tuple = (),
     if bench:
         (candidate,) = [found for found in recipe.hardware.bench if found.infra == bench]
         offers[Document.BENCH] = make_offer(candidate, machine, NOW)
-    return make_plan(recipe, offers, history, NOW, "example-1")
+    return make_plan(recipe, offers, history, NOW, "example-1", done)
 
 
 def example_task(infra: str | None = None, *overrides: str, **options) -> Task:

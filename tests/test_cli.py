@@ -3,11 +3,14 @@
 import json
 import os
 import subprocess
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cli_lab import LDLM, RECIPE, ROOT, check_golden, environment, files_below, ldlm, refused, without_names
-from run_stories import every_fate, preempted_once
+from run_stories import NOON, every_fate, preempted_once
+
+from trainer.contract import Outcome
 
 COMMANDS = ["recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm"]
 
@@ -55,8 +58,8 @@ def test_no_command_at_all_shows_the_help():
     (["plan", RECIPE, "--max-cost", "1e999999"], 2, "--max-cost: '1e999999'", "above 0"),
     (["plan", RECIPE, "--deadline", "soon"], 2, "--deadline: 'soon'", "--deadline 12.5"),
     (["plan", RECIPE, "--deadline", "0"], 2, "--deadline: '0'", "above 0"),
-    (["plan", RECIPE, "--max-cost", "0.001"], 4, "this run would cost ~$0.", "set limits.max_cost_usd to"),
-    (["plan", RECIPE, "--deadline", "0.001"], 4, "this run would take ~0.", "set limits.deadline_hours to"),
+    (["plan", RECIPE, "--max-cost", "0.001"], 4, "--max-cost 0.001: this run", "write --max-cost 0."),
+    (["plan", RECIPE, "--deadline", "0.001"], 4, "--deadline 0.001: this run would take", "write --deadline"),
     (["plan", RECIPE, "--infra", "mars"], 4, "no hardware on mars", "use --infra with one of: local"),
     (["plan", RECIPE, "--store", "ftp://x"], 6, "cannot open a store at 'ftp://x'", "file:///dir"),
     (["launch", RECIPE, "--infra", "mars", "--yes"], 5, "no engine for 'mars'", "--infra local"),
@@ -141,6 +144,46 @@ def test_a_run_id_that_exists_is_refused_before_anybody_is_asked(home):
 def test_resume_checks_its_limits_as_launch_does(home, option, text):
     preempted_once(f"file://{home}/store")
     assert f"{option}: '{text}'" in refused(2, "resume", "story-1", option, text)
+
+
+def resumed_plan(*args: str) -> str:
+    """The plan that a resume shows before it asks; nobody answers."""
+    return ldlm("resume", "story-1", *args).stdout
+
+
+def test_resume_plans_only_what_is_left_and_counts_what_is_spent(home):
+    preempted_once(f"file://{home}/store")  # 600 s at $3.60 an hour; step 100 of 400 is durable
+    words = " ".join(resumed_plan("--max-cost", "2").split())
+    assert "so far already spent $0.6000, step 100 of 400 is durable" in words
+    assert "left to do" in words
+    said = refused(4, "resume", "story-1", "--yes", "--max-cost", "0.6")
+    assert "error: --max-cost: this run has spent $0.6000, what is left would cost ~$0.0" in said
+    assert ", and --max-cost is $0.6" in said
+    assert float(said.split("fix: write --max-cost ")[1]) > 0.6
+    before = files_below(home)
+    assert "--max-cost" in refused(4, "resume", "story-1", "--yes", "--max-cost", "0.03")
+    assert files_below(home) == before
+
+
+def test_when_only_the_benchmark_is_left_the_plan_is_the_benchmark(home):
+    story = preempted_once(f"file://{home}/store")
+    story.outcome(Outcome.FINISHED, 600, 400)
+    shown = resumed_plan()
+    assert "step 400 of 400 is durable" in shown
+    assert "  benchmark  " in shown
+    assert "  set-up" not in shown and "evaluating and saving" not in shown
+
+
+def test_a_plain_resume_takes_the_limits_of_the_newest_one(home):
+    story = preempted_once(f"file://{home}/store")
+    assert "stops at    $1.00" in resumed_plan()
+    for hour, cap in ((1, "7.5"), (2, "3.25")):
+        story.folder.add_event("resumed", NOON + timedelta(hours=hour),
+                               limits={"max_cost_usd": cap, "deadline_hours": None})
+    assert "stops at    $3.25" in resumed_plan()
+    assert "stops at    $9.00" in resumed_plan("--max-cost", "9")
+    story.folder.add_event("resumed", NOON + timedelta(hours=3), limits={"max_cost_usd": "much"})
+    assert "its limits are not of this version" in refused(6, "resume", "story-1")
 
 
 def test_a_run_that_has_finished_cannot_be_resumed(home):

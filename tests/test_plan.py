@@ -6,7 +6,7 @@ from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
 
 from launcher.errors import NoOfferError, RecipeError
 from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
-from launcher.plan import MeasuredSpeed, Plan, choose, config_fingerprint
+from launcher.plan import Done, MeasuredSpeed, Plan, choose, config_fingerprint
 from trainer.contract import Document
 
 TWO_GPUS = Machine(num_cores=8, memory_gib=64.0, gpus=parse_gpus(
@@ -204,6 +204,38 @@ def test_an_estimate_over_the_cap_is_refused_with_what_would_do():
     assert caught.value.place == "--set limits.max_cost_usd=0.01"
     enough = caught.value.fix.split("to ")[1].split(",")[0]
     assert example_plan(None, f"limits.max_cost_usd={enough}").warnings == example_plan().warnings
+
+
+def test_a_resumed_run_is_planned_for_what_is_left():
+    whole = example_plan()
+    half = example_plan(done=Done(step=200, spent_usd=Decimal("0.25"), has_trained=False))
+    assert (half.steps, half.done_steps, half.spent_usd) == (400, 200, Decimal("0.25"))
+    assert [part.name for part in half.parts] == [part.name for part in whole.parts]
+    assert float(half.parts[1].hours.mid * 2) == pytest.approx(float(whole.parts[1].hours.mid), rel=1e-3)
+    assert (half.parts[0], half.parts[3]) == (whole.parts[0], whole.parts[3])
+    assert (whole.done_steps, whole.spent_usd) == (0, 0)
+
+
+def test_what_is_spent_counts_towards_the_cap_and_its_fix():
+    whole = example_plan()
+    done = Done(step=200, spent_usd=Decimal("0.99"), has_trained=False)
+    with pytest.raises(NoOfferError) as caught:
+        example_plan(done=done)
+    assert caught.value.problem.startswith("this run has spent $0.9900, what is left would cost ~$0.01 ")
+    assert caught.value.fix.startswith("set limits.max_cost_usd to 1.0")
+    enough = caught.value.fix.split("to ")[1]
+    fits = example_plan(None, f"limits.max_cost_usd={enough}", done=done)
+    assert fits.warnings == whole.warnings
+    tight = example_plan(done=Done(step=200, spent_usd=Decimal("0.985"), has_trained=False))
+    assert any(warning.startswith("may stop at its cap of $1.0") for warning in tight.warnings)
+    assert tight.bench_reserve_usd <= Decimal("0.015") / 2
+
+
+def test_after_training_only_the_benchmark_is_planned():
+    plan = example_plan(done=Done(step=400, spent_usd=Decimal("0.5"), has_trained=True))
+    assert [part.name for part in plan.parts] == ["benchmark"]
+    assert plan.done_steps == 400
+    assert plan.hours == plan.parts[0].hours
 
 
 def test_an_estimate_past_the_deadline_is_refused_with_what_would_do():
