@@ -34,6 +34,7 @@ class Category(StrEnum):
     BENCHMARK = "benchmark"
 
 
+_DONE = "done"
 _ONLY_IF_ANY = (Category.CRASHED, Category.UNSAVED)
 _WASTED = (Category.LOST, Category.CRASHED)
 
@@ -213,20 +214,25 @@ def _end_words(files: AttemptFiles, *, running: bool) -> str:
         return "preempted"
     if files.end is None or files.end.exit_code is None:
         return "vanished"
-    names = {0: "done", 75: "saved", 78: "bad recipe", 70: "broke"}
+    names = {0: _DONE, 75: "saved", 78: "bad recipe", 70: "broke"}
     return names.get(files.end.exit_code, f"crashed ({files.end.exit_code})")
 
 
 def _on_demand_usd(costs: Sequence[AttemptCost], offer: PlannedOffer) -> Decimal | None:
-    """One undisturbed life: one set-up, the useful work with its saves and evaluations, one benchmark."""
+    """One undisturbed life: one set-up, the useful work with its saves and evaluations, one benchmark.
+
+    The set-up is that of the first attempt that reached training, the benchmark the one that succeeded.
+    None before any training: there is no work to compare.
+    """
     price = offer.on_demand_usd_per_hour
-    if price is None or not costs:
+    trained = [cost.seconds for cost in costs if Category.USEFUL in cost.seconds]
+    if price is None or not trained:
         return None
-    seconds = costs[0].seconds.get(Category.SETUP, 0.0)
-    for cost in costs:
-        seconds += sum(value for category, value in cost.seconds.items()
-                       if category is not Category.SETUP and category not in _WASTED)
-    return price * Decimal(seconds) / 3600
+    work = sum(value for seconds in trained for category, value in seconds.items()
+               if category is not Category.SETUP and category not in _WASTED)
+    benchmarks = [cost.seconds for cost in costs if cost.document is Document.BENCH and cost.end == _DONE]
+    benchmark = benchmarks[-1][Category.BENCHMARK] if benchmarks else 0.0
+    return price * Decimal(trained[0][Category.SETUP] + work + benchmark) / 3600
 
 
 def _text(usd: Decimal) -> str:

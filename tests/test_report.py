@@ -46,6 +46,27 @@ def test_what_on_demand_would_have_cost_leaves_out_what_only_spot_pays(store_url
     assert report.tokens == 400 * 512
 
 
+def test_on_demand_counts_one_set_up_that_led_to_training_and_one_benchmark_that_succeeded(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)  # 70 s of set-up that led nowhere
+    story.end(1, 70, 1)
+    story.attempt(2, 70)
+    story.beat(2, 170, step=400, durable=400, setup=40, train=50, durable_train=50, checkpoint=10)
+    story.end(2, 170, 0)
+    for number, begins, code in ((3, 170, 78), (4, 200, 1), (5, 230, 0)):
+        story.attempt(number, begins, Document.BENCH)
+        story.end(number, begins + 30 * (1 + (code == 0)), code)
+    # 40 set-up, 50 useful, 10 saving, 60 benchmark; at $0.002 a second.
+    assert report_of(story, ENDED).on_demand_usd == Decimal("0.32")
+
+
+def test_before_any_training_there_is_nothing_to_compare_with_on_demand(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    story.end(1, 70, 1)
+    assert report_of(story, ENDED).on_demand_usd is None
+
+
 def test_a_running_attempt_is_charged_until_now_and_its_last_steps_are_not_yet_saved(store_url):
     story = preempted_once(store_url)
     story.attempt(2, 600)
