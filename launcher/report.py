@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import Any
 
 from launcher.cost import Range
-from launcher.run_record import PlannedOffer, RunView, Status
-from trainer.contract import Document
-from trainer.run_folder import AttemptFiles, charged_until
+from launcher.run_record import PlannedOffer, RunRecord, RunView, Status
+from trainer.contract import Document, Outcome
+from trainer.run_folder import AttemptFiles, Heartbeat, charged_until
 
 # To a millionth of a millionth of a dollar: what is rounded here adds up exactly from here on.
 _EXACT = Decimal("1e-12")
@@ -76,7 +76,7 @@ class CostReport:
         planned_usd: Of the plan; None if it had no prices.
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
         tokens: Seen by durable training steps.
-        is_final: The run has ended, so that planned and spent can be compared.
+        has_finished: All that was planned is done, so that planned and spent can be compared.
     """
 
     run_id: str
@@ -85,7 +85,7 @@ class CostReport:
     on_demand_usd: Decimal | None
     price_is_simulated: bool
     tokens: int
-    is_final: bool
+    has_finished: bool
 
     @property
     def spent_usd(self) -> Decimal:
@@ -146,7 +146,13 @@ def cost_report(view: RunView) -> CostReport:
         run_id=record.run_id, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
         planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
         tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0,
-        is_final=view.status is Status.ENDED)
+        has_finished=view.status is Status.ENDED and _is_all_done(record))
+
+
+def _is_all_done(record: RunRecord) -> bool:
+    """False for a run that was stopped half-way, or that came to no benchmark."""
+    trained = record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
+    return trained and record.bench_end is None
 
 
 def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal) -> list[Decimal]:

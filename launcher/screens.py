@@ -244,7 +244,7 @@ def _comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
         low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))
         facts.append(("planned", f"~{mid} (p10 - p90: {low} - {high})"))
     if report.attempts:
-        beside = f", {_against(spent, planned)}" if planned and report.is_final else ""
+        beside = f", {_against(spent, planned)}" if planned and report.has_finished else ""
         facts.append(("spent", console.dollars(spent, digits) + beside))
     if report.on_demand_usd is not None:
         undisturbed = f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed"

@@ -67,7 +67,7 @@ def test_no_command_at_all_shows_the_help():
     (["launch", RECIPE, "--preempt-at", "noon"], 2, "--preempt-at: cannot preempt at 'noon'", "step:N or"),
     (["launch", RECIPE, "--preempt-at", "step:0"], 2, "--preempt-at", "step:N or"),
     (["launch", RECIPE, "--run-id", "Mine!"], 2, "--run-id: 'Mine!' is not a run id", "lower-case letters"),
-    (["launch", RECIPE, "--yes", "--store", "/dev/null/x"], 6, "/dev/null/x", "check the store's URL"),
+    (["launch", RECIPE, "--yes", "--store", "/dev/null/x"], 6, "/dev/null/x", "check the folder"),
     (["launch", RECIPE, "--store", "/dev/null/x", "--run-id", "x"], 1, "nobody is here", "add --yes"),
     (["status", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
     (["cost", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),

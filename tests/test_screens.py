@@ -10,6 +10,7 @@ from cli_lab import RECIPE, Terminal, check_golden, environment, ldlm, without_n
 from run_stories import RUNNING, Story, every_fate, preempted_once
 
 from launcher.engine_folder import EngineFolder, engine_home
+from trainer.contract import Outcome
 
 
 @pytest.fixture
@@ -29,6 +30,14 @@ def screen(store: Path, *args: str) -> str:
 def test_the_bill_of_every_fate(store):
     every_fate(f"file://{store}")
     check_golden("screen-cost.txt", screen(store, "cost", "story-1"))
+
+
+@pytest.mark.parametrize(("outcome", "compares"), [
+    (Outcome.FINISHED, True), (Outcome.STOPPED, False), (Outcome.LIMIT, False), (Outcome.LOST, False)])
+def test_only_a_run_that_finished_is_compared_with_its_planned_range(store, outcome, compares):
+    preempted_once(f"file://{store}").outcome(outcome, 600, 100)  # $0.60; planned were 1 to 4
+    said = screen(store, "cost", "story-1")
+    assert ("$0.6000, below the planned range" in said) is compares
 
 
 def test_a_run_that_has_ended_shows_its_outcome_and_what_it_learned(store):

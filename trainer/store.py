@@ -245,4 +245,6 @@ def _fix_for(message: str, scheme: str) -> str:
         return "check that the key is right and may do this, or name another store with --store"
     if any(word in lowered for word in ("credential", "token", "401", "unauthenticated")):
         return "renew the credentials of this store and try again"
+    if scheme == "file":
+        return "check the folder, and that it can be written here; or name another store with --store"
     return "check the store's URL, region and endpoint, and that it is reachable from here"
