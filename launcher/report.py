@@ -4,6 +4,7 @@ Every second that a machine is billed belongs to exactly one category, so that t
 report add up to its total.
 """
 
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,13 +31,14 @@ class Category(StrEnum):
     EVALUATION = "evaluation"
     LOST = "lost to preemption"  # paid after the last durable checkpoint of a machine that was taken
     CRASHED = "lost to a crash"  # the same of an attempt that broke; shown only when there is some
+    STOPPED = "lost to a stop"  # of one that its user stopped before it could save
     UNSAVED = "not yet saved"  # of a running attempt: useful once the next checkpoint is durable
     BENCHMARK = "benchmark"
 
 
 _DONE = "done"
-_ONLY_IF_ANY = (Category.CRASHED, Category.UNSAVED)
-_WASTED = (Category.LOST, Category.CRASHED)
+_ONLY_IF_ANY = (Category.CRASHED, Category.STOPPED, Category.UNSAVED)
+_WASTED = (Category.LOST, Category.CRASHED, Category.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -136,10 +138,13 @@ def _attempt_json(cost: AttemptCost, usd: Decimal) -> dict[str, Any]:
 def cost_report(view: RunView) -> CostReport:
     """Compute the bill of a run; an open attempt is charged as the view says."""
     record, plan = view.record, view.record.plan
+    open_number = record.open_attempt.attempt.number if record.open_attempt else None
     is_live = view.status not in (Status.ENDED, Status.UNKNOWN)
-    costs = [attempt_cost(files, until, running=is_live and files is record.open_attempt)
-             for files, until in zip(record.attempts, charged_until(record.attempts, view.charged_to),
-                                     strict=True)]
+    stopped = {event.detail.get("attempt") for event in record.events if event.kind == "stop_requested"}
+    costs = [attempt_cost(files, until, running=is_live and files.attempt.number == open_number,
+                          stopped=files.attempt.number in stopped)
+             for files, until in zip(_with_later_knowledge(record.attempts),
+                                     charged_until(record.attempts, view.charged_to), strict=True)]
     offer = plan.offers.get(Document.TRAIN, PlannedOffer()) if plan else PlannedOffer()
     beat = record.training.heartbeat if record.training else None
     return CostReport(
@@ -173,18 +178,48 @@ def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal) -> list[Dec
     return rounded
 
 
-def attempt_cost(files: AttemptFiles, until: datetime, *, running: bool) -> AttemptCost:
-    """Split one attempt's billed seconds into categories."""
+def attempt_cost(files: AttemptFiles, until: datetime, *, running: bool, stopped: bool) -> AttemptCost:
+    """Split one attempt's billed seconds into categories; `stopped`: its user asked it to end."""
     total_s = max(0.0, (until - files.attempt.billed_from).total_seconds())
     beat = files.heartbeat
     return AttemptCost(
         number=files.attempt.number, document=files.attempt.document,
-        price_usd_per_hour=files.attempt.price_usd_per_hour, seconds=_split(files, total_s, running=running),
+        price_usd_per_hour=files.attempt.price_usd_per_hour,
+        seconds=_split(files, total_s, _rest_category(files, running=running, stopped=stopped)),
         from_step=beat.resumed_from_step if beat else 0, durable_step=beat.durable_step if beat else 0,
-        end=_end_words(files, running=running))
+        end=_end_words(files, running=running, stopped=stopped))
 
 
-def _split(files: AttemptFiles, total_s: float, *, running: bool) -> dict[Category, float]:
+def _with_later_knowledge(attempts: Sequence[AttemptFiles]) -> list[AttemptFiles]:
+    """The attempts, each with the durable step that its successor found.
+
+    A machine may vanish between a commit and the heartbeat that would tell of it. Where the next
+    training attempt resumed from a later step than the last heartbeat knew as durable, that step was
+    kept. Training time after the known durable step is kept in proportion to the steps: 20 of 50 such
+    steps keep 20/50 of it. What passed after the last heartbeat is in no phase and stays lost.
+    """
+    found: list[AttemptFiles] = []
+    resumed_from = 0
+    for files in reversed(attempts):
+        beat = files.heartbeat
+        if beat and files.attempt.document is Document.TRAIN:
+            if resumed_from > beat.durable_step and beat.phases.train_s > 0:
+                files = files.model_copy(update={"heartbeat": _durable_at(beat, resumed_from)})
+            # An attempt says step 0 until its checkpoint is loaded.
+            resumed_from = beat.resumed_from_step if beat.step > 0 else resumed_from
+        found.append(files)
+    return found[::-1]
+
+
+def _durable_at(beat: Heartbeat, step: int) -> Heartbeat:
+    """A heartbeat as it would have been, had it known of the commit of a later step."""
+    unknown_steps = beat.step - beat.durable_step
+    share = min(1.0, (step - beat.durable_step) / unknown_steps) if unknown_steps > 0 else 1.0
+    kept_s = beat.durable_train_s + share * (beat.phases.train_s - beat.durable_train_s)
+    return beat.model_copy(update={"durable_step": step, "durable_train_s": kept_s})
+
+
+def _split(files: AttemptFiles, total_s: float, rest: Category) -> dict[Category, float]:
     if files.attempt.document is Document.BENCH:
         return {Category.BENCHMARK: total_s}
     beat = files.heartbeat
@@ -199,29 +234,34 @@ def _split(files: AttemptFiles, total_s: float, *, running: bool) -> dict[Catego
         # No category may claim more than was billed, whatever a skewed clock says.
         seconds[category] = min(claimed_s, left_s)
         left_s -= seconds[category]
-    rest = _rest_category(files, running=running)
     seconds[rest] = seconds.get(rest, 0.0) + left_s
     return seconds
 
 
-def _rest_category(files: AttemptFiles, *, running: bool) -> Category:
+def _rest_category(files: AttemptFiles, *, running: bool, stopped: bool) -> Category:
     """What the time is that no durable checkpoint covers."""
     if running:
         return Category.UNSAVED
     if files.end is None or files.end.preempted or files.end.exit_code is None:
         return Category.LOST
-    return Category.SETUP if files.end.exit_code in (0, 75) else Category.CRASHED
+    if files.end.exit_code in (0, 75):
+        return Category.SETUP
+    return Category.STOPPED if stopped else Category.CRASHED
 
 
-def _end_words(files: AttemptFiles, *, running: bool) -> str:
+def _end_words(files: AttemptFiles, *, running: bool, stopped: bool) -> str:
     if running:
         return "running"
     if files.end and files.end.preempted:
         return "preempted"
     if files.end is None or files.end.exit_code is None:
         return "vanished"
-    names = {0: _DONE, 75: "saved", 78: "bad recipe", 70: "broke"}
-    return names.get(files.end.exit_code, f"crashed ({files.end.exit_code})")
+    code = files.end.exit_code
+    saved = "saved" if files.attempt.document is Document.TRAIN else "stopped"  # a benchmark saves nothing
+    names = {0: _DONE, 75: saved, 78: "bad recipe", 70: "broke"}
+    if stopped and code not in names:
+        return "stopped at once" if code == 128 + signal.SIGKILL else "stopped"
+    return names.get(code, f"crashed ({code})")
 
 
 def _on_demand_usd(costs: Sequence[AttemptCost], offer: PlannedOffer) -> Decimal | None:

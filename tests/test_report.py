@@ -60,6 +60,45 @@ def test_on_demand_counts_one_set_up_that_led_to_training_and_one_benchmark_that
     assert report_of(story, ENDED).on_demand_usd == Decimal("0.32")
 
 
+@pytest.mark.parametrize(("resumed", "useful", "lost"), [
+    (100, "0.3000", "0.1500"),  # as the heartbeat knew
+    (120, "0.3560", "0.0940"),  # 20 of the 50 steps after it: 20/50 of 140 s more
+    (150, "0.4400", "0.0100"),
+    (170, "0.4400", "0.0100"),  # beyond the last heartbeat: no more time is known
+])
+def test_steps_that_the_next_attempt_found_durable_are_kept_in_the_bill(store_url, resumed, useful, lost):
+    story = preempted_once(store_url)
+    story.attempt(2, 600)  # says step 0 all its life: it never loaded a checkpoint
+    story.beat(2, 650, step=0, durable=0, setup=50)
+    story.end(2, 700, None, preempted=True)
+    story.attempt(3, 700)
+    story.beat(3, 800, step=resumed, durable=resumed, resumed=resumed, setup=100)
+    report = report_of(story, RUNNING, at(800))
+    # Of the first attempt by hand: 600 s, of which 100 set-up, 20 saving, 30 evaluating.
+    first = report.attempts[0]
+    assert (first.from_step, first.durable_step) == (0, resumed)
+    assert dollars(report)["useful"] == useful
+    assert dollars(report)["lost to preemption"] == lost
+
+
+def test_what_a_user_stopped_at_once_is_not_called_a_crash(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    story.beat(1, 90, step=9, durable=5, setup=40, train=50, durable_train=20)
+    story.folder.add_event("stop_requested", at(95), attempt=1)
+    story.end(1, 100, 137)
+    story.attempt(2, 100)
+    story.folder.add_event("stop_requested", at(105), attempt=2)
+    story.end(2, 110, 143)
+    story.attempt(3, 110, Document.BENCH)
+    story.folder.add_event("stop_requested", at(115), attempt=3)
+    story.end(3, 120, 75)
+    report = report_of(story, ENDED)
+    assert dollars(report) == {
+        "useful": "0.0200", "set-up": "0.0500", "lost to a stop": "0.0400", "benchmark": "0.0100"}
+    assert [cost.end for cost in report.attempts] == ["stopped at once", "stopped", "stopped"]
+
+
 def test_before_any_training_there_is_nothing_to_compare_with_on_demand(store_url):
     story = Story(store_url)
     story.attempt(1, 0)
