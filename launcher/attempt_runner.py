@@ -65,8 +65,9 @@ class AttemptRunner:
     """Runs the texts of one document and leaves no process behind, however they end."""
 
     def __init__(self, document: TaskDocument, env: Mapping[str, str], log: BinaryIO, stop: StopRequests,
-                 *, on_poll: Callable[[], None], on_stop: Callable[[], None],
+                 *, on_poll: Callable[[], None], on_stop: Callable[[bool], None],
                  is_preempted: Callable[[], bool]) -> None:
+        """`on_stop` is told whether the stop came during setup."""
         self._document = document
         self._env = env
         self._log = log
@@ -74,6 +75,7 @@ class AttemptRunner:
         self._on_poll = on_poll
         self._on_stop = on_stop
         self._is_preempted = is_preempted
+        self._in_setup = bool(document.setup)
         self._stopping_since: float | None = None
 
     def run(self) -> AttemptResult:
@@ -88,6 +90,7 @@ class AttemptRunner:
                 return AttemptResult(code, in_setup=True)
             if self._stop.count:
                 return AttemptResult(128 + signal.SIGTERM, in_setup=True)
+        self._in_setup = False
         return AttemptResult(self._run_text(self._document.run))
 
     def _run_text(self, text: str) -> int | None:
@@ -121,7 +124,7 @@ class AttemptRunner:
             self._stopping_since = time.monotonic()
             # Only the main process: the node tells its ranks itself, past torchrun.
             process.send_signal(signal.SIGTERM)
-            self._on_stop()
+            self._on_stop(self._in_setup)
         return self._stop.count > 1 or time.monotonic() - self._stopping_since > STOP_GRACE_S
 
 

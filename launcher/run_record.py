@@ -284,7 +284,9 @@ def _running_status(record: RunRecord) -> Status:
         return Status.BENCHMARKING
     if last.heartbeat and last.heartbeat.phases.train_s > 0 and not last.end:
         return Status.RUNNING
-    return Status.STARTING if len(record.attempts) == 1 and not last.end else Status.RECOVERING
+    beats = (files.heartbeat for files in record.attempts)
+    has_trained = any(beat.phases.train_s > 0 for beat in beats if beat)
+    return Status.RECOVERING if has_trained else Status.STARTING  # set-up alone leaves nothing to recover
 
 
 def outcome_words(outcome: RunOutcome) -> str:

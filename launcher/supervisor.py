@@ -137,8 +137,11 @@ class Supervisor:
             self._preempt_at = None  # once per run
         return result
 
-    def _stop_was_requested(self) -> None:
-        self._show(phase=EnginePhase.STOPPING, detail="stopping: waiting for a last checkpoint")
+    def _stop_was_requested(self, in_setup: bool) -> None:
+        saves = self._state.document is Document.TRAIN and not in_setup
+        what = "set-up" if in_setup else "the benchmark"
+        self._show(phase=EnginePhase.STOPPING,
+                   detail="waiting for a last checkpoint" if saves else f"{what} has nothing to save")
         self._event("stop_requested", attempt=self._state.attempt)
 
     def _look_for_record(self) -> None:

@@ -145,6 +145,16 @@ def test_a_resumed_run_has_not_ended_although_its_old_outcome_stands(store_url):
     assert status(story, KILLED) == "unknown"
 
 
+def test_an_attempt_after_one_that_never_trained_is_starting(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    story.beat(1, 5, step=0, durable=0, setup=5)
+    story.end(1, 10, 143)
+    assert status(story, RUNNING) == "starting"
+    story.attempt(2, 20)
+    assert status(story, RUNNING) == "starting"
+
+
 @pytest.mark.parametrize(("outcome", "bench", "words", "failed"), [
     (Outcome.FINISHED, "lost", "trained; benchmark failed (why): ldlm resume story-1", True),
     (Outcome.FINISHED, "bad_config", "trained; benchmark failed (why): ldlm resume story-1", True),

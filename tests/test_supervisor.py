@@ -223,6 +223,24 @@ def test_a_run_whose_record_is_deleted_stops_itself_and_says_why(lab: Lab) -> No
     assert lab.run.store.objects(RUN_ID) == []
 
 
+@pytest.mark.parametrize(("document", "setup", "says"), [
+    ("train", "", "waiting for a last checkpoint"),
+    ("train", "here", "set-up has nothing to save"),
+    ("bench", "", "the benchmark has nothing to save"),
+])
+def test_a_stop_says_what_it_waits_for(lab: Lab, document: str, setup: str, says: str) -> None:
+    wait = "trap '' TERM; echo $$ > node.pid; while :; do sleep 0.05; done"
+    texts = {"train": "exit 0", "bench": "exit 0", **({} if setup else {document: wait})}
+    lab.engine.submit(lab.task(*(lab.document(name, text, setup=wait if setup else None)
+                                 for name, text in texts.items())))
+    lab.pid_in("node.pid")
+    lab.engine.cancel(RUN_ID)
+    wait_until(lambda: lab.engine.state(RUN_ID).phase is EnginePhase.STOPPING, "it was stopping")
+    assert lab.engine.state(RUN_ID).detail == says
+    lab.engine.cancel(RUN_ID)
+    lab.wait_for_end()
+
+
 @pytest.mark.parametrize("trap", ["", "trap 'exit 0' TERM; "])
 def test_a_stop_during_setup_ends_the_run_without_starting_it(lab: Lab, trap: str) -> None:
     lab.submit("touch ran", setup=f"{trap}echo $$ > setup.pid; while :; do sleep 0.05; done", restarts=2)
