@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -142,7 +143,19 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     _check_home()
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC))
-    LocalEngine().submit(proposal.task.text, preempt_at=preempt_at)
+    _hand_over(proposal, preempt_at)
+
+
+def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
+    """Give a recorded task to the engine; an engine that refuses it leaves the record behind."""
+    run_id, engine = proposal.plan.run_id, LocalEngine()
+    try:
+        engine.submit(proposal.task.text, preempt_at=preempt_at)
+    except EngineError as error:
+        if engine.state(run_id).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+            raise
+        raise EngineError(error.problem, place=error.place,
+                          fix=f"{error.fix}; {_recorded_only(proposal)}") from error
 
 
 def _check_home() -> None:
@@ -207,7 +220,7 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     folder.write_bytes(Name.TASK, proposal.task.text.encode())
     folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest,
                      limits=proposal.recipe.limits.model_dump(mode="json"))
-    LocalEngine().submit(proposal.task.text, preempt_at=preempt_at)
+    _hand_over(proposal, preempt_at)
 
 
 def ways_to(run_id: str) -> str:
@@ -224,9 +237,22 @@ def after_interrupt(proposal: Proposal) -> str:
     if phase is EnginePhase.ENDED:
         return f"no longer watching, the run has ended: ldlm status {run_id}"
     if _may_exist(url) and RunFolder(open_store(url), run_id).exists():
-        return (f"the run is recorded but does not run: ldlm resume {run_id} --store {url}, "
-                f"or ldlm rm {run_id} --store {url}")
+        return _recorded_only(proposal)
     return "interrupted, so nothing was done"
+
+
+def _recorded_only(proposal: Proposal) -> str:
+    # The engine may not have its task, so nothing else says where the run is.
+    which = f"{proposal.plan.run_id} --store {shlex.quote(proposal.recipe.store or '')}"
+    return f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which}"
+
+
+def resume_command(record: RunRecord) -> str:
+    """What continues a run; it names the store where the run would not be found without."""
+    command = f"ldlm resume {record.run_id}"
+    if _absolute(_usual_store(record.run_id)) == record.store_address:
+        return command
+    return f"{command} --store {shlex.quote(record.store_address)}"
 
 
 def end_words(view: RunView) -> str:
@@ -252,7 +278,7 @@ def find_run(run_id: str, store_option: str | None) -> RunFolder:
         RunRecordError: No such run there.
     """
     check_run_id(run_id, "RUN")
-    url = store_option or os.environ.get(Env.STORE) or _store_of(run_id) or default_store_url()
+    url = store_option or _usual_store(run_id)
     return find_folder(open_store(_absolute(url)), run_id)
 
 
@@ -319,6 +345,11 @@ def _deletion_order(key: str) -> int:
     if key.endswith(f"/{Name.MANIFEST}"):
         return 0
     return 2 if key.endswith(f"/{Name.RECIPE}") else 1
+
+
+def _usual_store(run_id: str) -> str:
+    """Where a run is looked for when no store is named."""
+    return os.environ.get(Env.STORE) or _store_of(run_id) or default_store_url()
 
 
 def _store_of(run_id: str) -> str | None:

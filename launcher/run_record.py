@@ -103,12 +103,14 @@ class RunRecord:
     """Everything the store knows of one run, at one moment.
 
     Attributes:
+        store_address: Opens its store again.
         plan: `plan.json` as written at launch; None while the launch is writing.
         bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
     """
 
     run_id: str
     url: str
+    store_address: str
     plan: RecordedPlan | None
     attempts: Sequence[AttemptFiles]
     events: Sequence[Event]
@@ -248,7 +250,8 @@ def load_record(store: Store, run_id: str) -> RunRecord:
         StoreError: Something in its folder cannot be read or understood.
     """
     folder = find_folder(store, run_id)
-    return RunRecord(run_id=run_id, url=folder.url, plan=_find(folder, Name.PLAN, RecordedPlan),
+    return RunRecord(run_id=run_id, url=folder.url, store_address=store.address,
+                     plan=_find(folder, Name.PLAN, RecordedPlan),
                      attempts=folder.attempts(), events=folder.events(),
                      outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder))
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from launcher import console
-from launcher.commands import Proposal
+from launcher.commands import Proposal, resume_command
 from launcher.cost import Range
 from launcher.engine import EnginePhase
 from launcher.follow import describe
@@ -128,7 +128,7 @@ def show_status(view: RunView) -> None:
 
 def _nobody_supervises(view: RunView) -> str:
     """Why a run stands still, and what starts it again."""
-    resume = f"continue it: ldlm resume {view.record.run_id}"
+    resume = f"continue it: {resume_command(view.record)}"
     if view.engine.phase is EnginePhase.NONE and view.record.attempts:
         return f"it did not run on this machine, and nothing has been heard of it for long; {resume}"
     if view.engine.phase is EnginePhase.NONE:

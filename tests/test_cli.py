@@ -146,6 +146,14 @@ def test_resume_checks_its_limits_as_launch_does(home, option, text):
     assert f"{option}: '{text}'" in refused(2, "resume", "story-1", option, text)
 
 
+def test_advice_names_the_store_where_the_run_would_not_be_found_without_it(home):
+    preempted_once(f"file://{home}/other store")
+    said = "".join(ldlm("status", "story-1", "--store", str(home / "other store")).stdout.split())
+    assert f"continueit:ldlmresumestory-1--storefile://{home}/other%20store" in said  # folded at 80 columns
+    known = environment(LDLM_STORE=str(home / "other store"))
+    assert ldlm("status", "story-1", env=known).stdout.rstrip().endswith("resume story-1")
+
+
 def resumed_plan(*args: str) -> str:
     """The plan that a resume shows before it asks; nobody answers."""
     return ldlm("resume", "story-1", *args).stdout

@@ -70,6 +70,18 @@ def test_a_benchmark_that_fails_or_is_stopped_is_told_and_resume_runs_it_alone(t
     assert [attempt["document"] for attempt in attempts] == ["train", "bench", "bench"]
 
 
+def test_a_run_that_the_engine_cannot_take_says_that_it_is_recorded_and_can_be_resumed(tmp_path, store):
+    checkout = Checkout(tmp_path, "exit 0")
+    in_the_way = engine_home() / "r1" / "task.yaml"
+    in_the_way.mkdir(parents=True)
+    said = refused(5, *RUN, "--yes", "--store", store, cwd=checkout.folder)
+    assert "cannot write the engine's folder" in said
+    which = f"r1 --store file://{store}"
+    assert f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which}" in said
+    in_the_way.rmdir()
+    assert checkout.ldlm("resume", "r1", "--yes", "--store", store).returncode == 0
+
+
 def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(tmp_path, store):
     checkout = Checkout(tmp_path, f"{FAKE_NODE} on-term:75 beat:7,5 sleep:60")
     done = checkout.ldlm(*RUN, "--yes", "--detach", "--store", store)
