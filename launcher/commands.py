@@ -3,7 +3,7 @@
 import os
 import secrets
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -146,11 +146,12 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     _hand_over(proposal, preempt_at)
 
 
-def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
+def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None,
+               on_lock: Callable[[], None] | None = None) -> None:
     """Give a recorded task to the engine; an engine that refuses it leaves the record behind."""
     run_id, engine = proposal.plan.run_id, LocalEngine()
     try:
-        engine.submit(proposal.task.text, preempt_at=preempt_at)
+        engine.submit(proposal.task.text, preempt_at=preempt_at, on_lock=on_lock)
     except EngineError as error:
         if engine.state(run_id).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
             raise
@@ -217,10 +218,13 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     """Continue a run under the limits of the proposal."""
     _check_home()
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
-    folder.write_bytes(Name.TASK, proposal.task.text.encode())
-    folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest,
-                     limits=proposal.recipe.limits.model_dump(mode="json"))
-    _hand_over(proposal, preempt_at)
+
+    def record() -> None:
+        folder.write_bytes(Name.TASK, proposal.task.text.encode())
+        folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest,
+                         limits=proposal.recipe.limits.model_dump(mode="json"))
+
+    _hand_over(proposal, preempt_at, on_lock=record)
 
 
 def ways_to(run_id: str) -> str:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,12 +32,14 @@ class LocalEngine:
     def __init__(self, home: Path | None = None) -> None:
         self._home = (home or engine_home()).absolute()
 
-    def submit(self, task: str, *, preempt_at: PreemptAt | None = None) -> None:
+    def submit(self, task: str, *, preempt_at: PreemptAt | None = None,
+               on_lock: Callable[[], None] | None = None) -> None:
         """Start or resume a run and return once its supervisor is at work.
 
         Args:
             task: SkyPilot YAML: a header, document `train`, perhaps document `bench`.
             preempt_at: Take the machine away from the run, once, at this moment.
+            on_lock: Called once nobody else can start this run: for what only the winner may write.
 
         Raises:
             EngineError: The task is not runnable, the run is alive, or the supervisor died.
@@ -50,6 +52,8 @@ class LocalEngine:
             folder.path.mkdir(parents=True, exist_ok=True)
             lock = folder.take_lock()
             try:
+                if on_lock:
+                    on_lock()
                 folder.forget_state()
                 write_atomically(folder.task, task)
                 supervisor = _start_supervisor(folder, lock, preempt_at)

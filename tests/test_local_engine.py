@@ -51,6 +51,15 @@ def test_two_submits_at_once_give_one_supervisor(lab: Lab) -> None:
     assert len(lab.run.attempts()) == 1
 
 
+def test_only_the_winner_of_two_submits_writes_to_the_record(lab: Lab) -> None:
+    wrote: list[str] = []
+    task = lab.task(lab.document("train", "sleep 60"))
+    lab.engine.submit(task, on_lock=lambda: wrote.append("winner"))
+    with pytest.raises(EngineError, match="already being run"):
+        lab.engine.submit(task, on_lock=lambda: wrote.append("loser"))
+    assert wrote == ["winner"]
+
+
 def test_a_killed_supervisor_leaves_no_trainer_and_the_run_can_be_submitted_again(lab: Lab) -> None:
     lab.submit("echo $$ > node.pid; exec sleep 60")
     node = lab.pid_in("node.pid")
