@@ -3,7 +3,9 @@
 import os
 import secrets
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -330,7 +332,9 @@ def default_store_url() -> str:
 
 
 def remove_run(folder: RunFolder) -> int:
-    """Delete a run's folder, what makes it exist last. Returns the number of bytes freed.
+    """Delete a run's folder, what makes it exist last, and what this machine's engine keeps of it.
+
+    Returns the number of bytes freed in the store.
 
     Raises:
         RunRecordError: It is running.
@@ -342,7 +346,19 @@ def remove_run(folder: RunFolder) -> int:
     # Manifests first: no checkpoint may look whole without its files. The recipe last: what an
     # interruption leaves can then still be named and deleted.
     folder.store.delete(sorted((item.key for item in found), key=_deletion_order))
+    _remove_leftovers(folder)
     return sum(item.num_bytes for item in found)
+
+
+def _remove_leftovers(folder: RunFolder) -> None:
+    """Folders and logs from which a new run of this id would take its number and its past."""
+    if _store_of(folder.run_id) == folder.store.address:
+        shutil.rmtree(engine_home() / folder.run_id, ignore_errors=True)
+    parts = urlsplit(folder.url)
+    if parts.scheme == "file":  # there, unlike in a cloud, a folder outlives its objects
+        for path, _, _ in os.walk(url2pathname(parts.path), topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(path)
 
 
 def _deletion_order(key: str) -> int:

@@ -100,7 +100,8 @@ def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(
     assert json.loads(ldlm("status", "r1", "--json").stdout)["outcome"] == "stopped"
     assert "not running on this machine" in refused(5, "stop", "r1")
     assert ldlm("rm", "r1", "--yes").stdout.startswith("deleted r1: ")
-    assert [name for name in files_below(tmp_path / "store") if name.endswith(".json")] == []
+    assert files_below(tmp_path / "store") == files_below(engine_home()) == []
+    assert "has no logs" in refused(5, "logs", "r1")
 
 
 def test_a_run_whose_store_was_deleted_can_still_be_stopped(tmp_path, store):
