@@ -202,7 +202,7 @@ def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequenc
     priced = [part.usd for part in parts if part.usd is not None]
     usd = total(priced) if len(priced) == len(parts) else None
     _refuse_over_cap(recipe, usd, done)
-    _refuse_past_deadline(recipe, hours)
+    _refuse_past_deadline(recipe, hours, is_new=done is None)
     deadline_hours = recipe.limits.deadline_hours
     return Plan(
         recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers),
@@ -308,13 +308,13 @@ def _refuse_over_cap(recipe: Recipe, usd: Range | None, done: Done | None) -> No
                        fix=f"{fix}, or lower train.steps")
 
 
-def _refuse_past_deadline(recipe: Recipe, hours: Range) -> None:
+def _refuse_past_deadline(recipe: Recipe, hours: Range, *, is_new: bool) -> None:
     deadline = recipe.limits.deadline_hours
     if deadline is not None and float(hours.mid) > deadline:
         name, place, change = _limit(recipe, "deadline_hours")
         raise NoOfferError(f"this run would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
                            f"and {name} is {deadline:g}", place=place,
-                           fix=f"{change} {_up(hours.high)}, or lower train.steps")
+                           fix=f"{change} {_up(hours.high)}" + (", or lower train.steps" if is_new else ""))
 
 
 def _limit(recipe: Recipe, name: str) -> tuple[str, str, str]:

@@ -168,6 +168,8 @@ def test_resume_plans_only_what_is_left_and_counts_what_is_spent(home):
     assert "error: --max-cost: this run has spent $0.6000, what is left would cost ~$0.0" in said
     assert ", and --max-cost is $0.6" in said
     assert float(said.split("fix: write --max-cost ")[1]) > 0.6
+    late = refused(4, "resume", "story-1", "--deadline", "0.001")
+    assert "lower train.steps" not in late.split("fix: write --deadline 0.")[1]
     before = files_below(home)
     assert "--max-cost" in refused(4, "resume", "story-1", "--yes", "--max-cost", "0.03")
     assert files_below(home) == before

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -79,7 +80,11 @@ def test_a_run_that_the_engine_cannot_take_says_that_it_is_recorded_and_can_be_r
     which = f"r1 --store file://{store}"
     assert f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which}" in said
     in_the_way.rmdir()
-    assert checkout.ldlm("resume", "r1", "--yes", "--store", store).returncode == 0
+    done = checkout.ldlm("resume", "r1", "--yes", "--store", store, "--max-cost", "2.5", "--deadline", "3")
+    assert done.returncode == 0, done.stderr
+    (resumed,) = (Path(store) / "r1" / "events").glob("*-resumed.json")
+    limits = json.loads(resumed.read_text())["detail"]["limits"]
+    assert limits == {"max_cost_usd": "2.5", "deadline_hours": 3.0}
 
 
 def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(tmp_path, store):
