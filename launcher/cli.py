@@ -35,7 +35,7 @@ class _TwoPanels(TyperGroup):
 app = typer.Typer(
     cls=_TwoPanels, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     no_args_is_help=True,
-    help="Train latent diffusion language models on rented spot GPUs, and know where the money went.",
+    help="Train latent diffusion language models, survive losing the machine, know what it cost.",
     epilog="Exit codes: 0 done; 1 refused or not planned for; 2 usage; 3 recipe; 4 no offer within the "
            "limits; 5 engine, or a run that failed; 6 run record or store; 130 interrupted.")
 

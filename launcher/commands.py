@@ -270,7 +270,7 @@ def end_words(view: RunView) -> str:
     record, run_id = view.record, view.record.run_id
     if record.outcome is None:
         raise EngineError(f"run {run_id} is not supervised any more: {view.engine.detail}", place=record.url,
-                          fix=f"continue it: ldlm resume {run_id}")
+                          fix=f"continue it: {resume_command(record)}")
     ended = ending_words(record)
     if record.has_failed:
         raise EngineError(f"run {run_id} {ended}", place=record.url, fix=f"read ldlm logs {run_id}")
