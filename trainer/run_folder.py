@@ -85,7 +85,7 @@ class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
     at: datetime
-    kind: str  # submitted, stop_requested, ended
+    kind: str  # submitted, resumed, engine_started, attempt_ended, preempted, stop_requested, ended
     detail: dict[str, Any] = {}
 
 
