@@ -1,0 +1,111 @@
+"""Counts and arithmetic of sizes without torch, against the real modules on the meta device."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    GPT2Config,
+    PreTrainedConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+)
+
+from trainer.encoder_shape import KNOWN_CONFIGS, EncoderShape, shape_of_config  # noqa: E402
+
+SMALL = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+         "linear_key_head_dim": 16, "linear_value_head_dim": 32, "tie_word_embeddings": True}
+VARIED = {
+    "gpt2": GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=500, n_positions=96, n_inner=200),
+    "bert": BertConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=100,
+                       vocab_size=300, max_position_embeddings=64, type_vocab_size=3),
+    "dense": Qwen3_5TextConfig(**SMALL, intermediate_size=160),
+    "dense with biases": Qwen3_5TextConfig(**SMALL, intermediate_size=160, attention_bias=True),
+    "dense, another pattern": Qwen3_5TextConfig(
+        **SMALL, intermediate_size=96,
+        layer_types=["full_attention", "linear_attention", "full_attention", "linear_attention"]),
+    "mixture": Qwen3_5MoeTextConfig(**SMALL, moe_intermediate_size=24, num_experts=8, num_experts_per_tok=2,
+                                    shared_expert_intermediate_size=40),
+}
+
+
+def known_config(name: str) -> PreTrainedConfig:
+    """What transformers makes of a table entry: keys that it lacks get transformers' own defaults."""
+    told = dict(KNOWN_CONFIGS[name])
+    return AutoConfig.for_model(told.pop("model_type"), **told)
+
+
+def without_pooler(config: PreTrainedConfig) -> torch.nn.Module:
+    options = {"add_pooling_layer": False} if config.model_type == "bert" else {}
+    return AutoModel.from_config(config, **options)
+
+
+def on_meta(config: PreTrainedConfig) -> torch.nn.Module:
+    with torch.device("meta"):
+        return without_pooler(config)
+
+
+def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
+    return next(module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def check_parameters(shape: EncoderShape, model: torch.nn.Module) -> None:
+    blocks = blocks_of(model)
+    assert [shape.block_parameters(index) for index in range(shape.num_blocks)] == [count(b) for b in blocks]
+    final_norm = sum(count(getattr(model, name)) for name in ("norm", "ln_f") if hasattr(model, name))
+    assert shape.embedding_parameters == count(model) - count(blocks) - final_norm
+    embedding = model.get_input_embeddings()
+    assert (shape.vocab_size, shape.hidden_size) == tuple(embedding.weight.shape)
+
+
+@pytest.mark.parametrize("name", KNOWN_CONFIGS)
+def test_known_encoders_have_the_parameters_of_their_modules(name):
+    check_parameters(shape_of_config(KNOWN_CONFIGS[name]), on_meta(known_config(name)))
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_any_config_has_the_parameters_of_its_modules(name):
+    check_parameters(shape_of_config(VARIED[name].to_dict()), on_meta(VARIED[name]))
+
+
+def test_a_token_meets_only_the_experts_it_is_routed_to():
+    config = VARIED["mixture"]
+    shape, block = shape_of_config(config.to_dict()), blocks_of(on_meta(config))[0]
+    experts = count(block.mlp.experts)
+    assert shape.active_block_parameters(0) == count(block) - experts + experts * 2 // 8
+
+
+def counted_flops_per_token(model: torch.nn.Module, length: int) -> float:
+    """Forward pass of one sequence, as torch counts it.
+
+    Eager attention: its products are plain matrix products. The triangular solves of the plain delta
+    rule are not counted by torch; the fused kernels invert small blocks in a way of their own.
+    """
+    model.eval()
+    tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    return counter.get_total_flops() / length
+
+
+@pytest.mark.parametrize(("name", "length"), [
+    ("gpt2", 64), ("gpt2", 96), ("bert", 64),
+    # Whole chunks of 64: torch counts the padding of a torn one.
+    ("dense", 64), ("dense", 128), ("dense, another pattern", 128), ("mixture", 64),
+])
+def test_arithmetic_of_an_encoder_is_what_torch_counts(name, length):
+    config = VARIED[name]
+    config._attn_implementation = config._experts_implementation = "eager"
+    shape = shape_of_config(config.to_dict())
+    expected = sum(2 * block.matrix_parameters + 4 * length * block.attention_width + block.recurrence_flops
+                   for block in shape.blocks)
+    assert expected == pytest.approx(counted_flops_per_token(without_pooler(config), length), rel=0.02)

