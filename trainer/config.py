@@ -19,6 +19,8 @@ WeightFormat = Literal["bf16", "fp8", "nf4"]
 # gpu: on the GPU of each rank. next_gpu: a rank has two GPUs, trains on the first, encodes on the second.
 # sharded: split over a node's GPUs, gathered block by block. host: in host memory, copied block by block.
 Placement = Literal["gpu", "next_gpu", "sharded", "host"]
+# 100 MB in bf16; DeepSpeed's default of ten times as much would stand beside the gradients (guess).
+_REDUCE_BUCKET_ELEMENTS = 50_000_000
 
 
 class Section(BaseModel):
@@ -184,7 +186,8 @@ class TrainConfig(Section):
     global_batch_size: PositiveInt = 512
     micro_batch_size: PositiveInt = Field(description="sequences a rank takes at a time")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[1, 2] = Field(1, description="1: the optimizer's state is split over the ranks; "
+                                      "2: gradients too, for a reduction in every micro-batch")
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: with float32 master weights")
     activation_checkpointing: bool = Field(False, description="keep only the inputs of blocks for the "
                                            "backward pass: less memory, a third more arithmetic")
@@ -240,15 +243,26 @@ def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
 
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """The dict for `deepspeed.initialize`. The optimizer itself is handed over as an object."""
+    """The dict for `deepspeed.initialize`. The optimizer itself is handed over as an object.
+
+    Master weights, accumulated gradients and reductions are float32 in every stage and precision.
+    """
+    is_bf16 = config.precision == "bf16"
+    # DeepSpeed's own norm and clipping are off: `trainer.gradients` clips part by part. The optimizer
+    # that it takes for bf16 in stage 1 cannot go without the norm.
+    zero = {"stage": config.zero_stage, "reduce_bucket_size": _REDUCE_BUCKET_ELEMENTS,
+            "compute_grad_norm": is_bf16 and config.zero_stage == 1}
     return {
         "train_batch_size": config.global_batch_size,
         "train_micro_batch_size_per_gpu": config.micro_batch_size,
         "gradient_accumulation_steps": grad_accum_steps(config, world_size),
-        "gradient_clipping": config.optimizer.clip_norm,
-        "zero_optimization": {"stage": config.zero_stage},
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
         # A foreign optimizer object under ZeRO needs this word.
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": config.precision == "bf16"},
+        # A gradient that is not finite ends the run; DeepSpeed would ask for it, and wait, at every step.
+        "bf16": {"enabled": is_bf16, "immediate_grad_update": True, "check_grad_overflow": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
         "steps_per_print": 10**9,
     }

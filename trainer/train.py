@@ -24,6 +24,7 @@ from trainer.job import Job, build_job
 from trainer.manifest import EMA_FILE
 from trainer.model import draw_noise
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
+from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
 from trainer.token_encoder import measure_statistics
 
@@ -282,18 +283,6 @@ def main() -> None:
     sys.stdout.flush()
     # A rank that waits for a lost peer in a collective cannot be unwound: leave without clean-up.
     os._exit(0 if known else 1)
-
-
-def init_process_group() -> None:
-    """gloo for what lies in host memory, nccl for the GPUs; no compiler needed."""
-    import deepspeed.ops
-
-    # On CPU, DeepSpeed would compile a shared-memory op at start-up: 75 s, and a compiler we cannot
-    # count on. The table is private, so a version that lacks it is none of our business.
-    table = getattr(deepspeed.ops, "__compatible_ops__", {})
-    if "deepspeed_shm_comm" in table:
-        table["deepspeed_shm_comm"] = False
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,134 @@
+"""DeepSpeed with our clipping does what a plain loop of PyTorch does, part by part."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import multiprocessing, nn  # noqa: E402
+
+from tests.trainer_runs import tiny_config  # noqa: E402
+from trainer.config import TrainConfig, deepspeed_config  # noqa: E402
+from trainer.gradients import clip_by_part, parameter_groups  # noqa: E402
+
+STEPS, MICRO, ACCUMULATE, CLIP = 4, 3, 2, 0.5
+Weights = dict[str, "torch.Tensor"]
+CASES = [(stage, precision) for stage in (1, 2) for precision in ("fp32", "bf16")]
+
+
+class TwoParts(nn.Module):
+    """The gradient of `loud` is far above the clip, that of `quiet` below it; odd sizes need padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.loud = nn.Sequential(nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3))
+        self.quiet = nn.Sequential(nn.Linear(5, 11), nn.LayerNorm(11), nn.Linear(11, 3))
+
+    def forward(self, x: "torch.Tensor") -> "torch.Tensor":
+        x = x.to(self.loud[0].weight.dtype)
+        return 50 * self.loud(x).float().square().mean() + 0.01 * self.quiet(x).float().square().mean()
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"loud": self.loud, "quiet": self.quiet}
+
+
+def config_for(stage: int, precision: str, world_size: int) -> TrainConfig:
+    return tiny_config(Path("unused"), zero_stage=stage, precision=precision, micro_batch_size=MICRO,
+                       global_batch_size=MICRO * ACCUMULATE * world_size)
+
+
+def micro_batches(world_size: int, rank: int, step: int) -> Iterator["torch.Tensor"]:
+    for micro in range(ACCUMULATE):
+        seed = (step * ACCUMULATE + micro) * world_size + rank
+        yield torch.randn(MICRO, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def adamw(groups: list[dict[str, Any]]) -> "torch.optim.AdamW":
+    # eps of 1: a small one would divide the scale of the gradients, and so their clipping, out again.
+    return torch.optim.AdamW(groups, lr=1e-1, betas=(0.9, 0.98), eps=1.0)
+
+
+def train_with_deepspeed(rank: int, world_size: int, port: int, results: Path) -> None:
+    """Every case on one rank; rank 0 keeps weights and norms."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    import deepspeed
+
+    from trainer.ranks import init_process_group
+
+    init_process_group()
+    for stage, precision in CASES:
+        model, config = TwoParts(), config_for(stage, precision, world_size)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=adamw(parameter_groups(model.parts(), weight_decay=0.1)),
+            dist_init_required=False, config=deepspeed_config(config, world_size))
+        norms = []
+        for step in range(STEPS):
+            for batch in micro_batches(world_size, rank, step):
+                engine.backward(engine(batch))
+                if engine.is_gradient_accumulation_boundary():
+                    norms.append({name: float(norm) for name, norm in clip_by_part(engine, CLIP).items()})
+                engine.step()
+        weights = {name: weight.detach().float().clone() for name, weight in engine.module.named_parameters()}
+        if rank == 0:
+            torch.save((weights, norms), results / f"{stage}-{precision}.pt")
+    os._exit(0)  # gloo's threads may hang at exit when a peer is gone first
+
+
+def train_plainly(precision: str, world_size: int) -> tuple[Weights, list[dict[str, float]]]:
+    """The same steps in one process: float32 master weights, gradients averaged in float32."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    working, master = TwoParts().to(dtype), TwoParts()
+    master.load_state_dict(working.state_dict())
+    matrices = [weight for weight in master.parameters() if weight.ndim >= 2]
+    vectors = [weight for weight in master.parameters() if weight.ndim < 2]
+    optimizer = adamw([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}])
+    norms = []
+    for step in range(STEPS):
+        for rank in range(world_size):
+            for batch in micro_batches(world_size, rank, step):
+                working.zero_grad()
+                (working(batch) / ACCUMULATE).backward()
+                for weight, source in zip(master.parameters(), working.parameters(), strict=True):
+                    share = source.grad.float() / world_size
+                    weight.grad = share if weight.grad is None else weight.grad + share
+        norms.append({name: float(nn.utils.clip_grad_norm_(part.parameters(), CLIP))
+                      for name, part in master.parts().items()})
+        optimizer.step()
+        optimizer.zero_grad()
+        working.load_state_dict(master.state_dict())
+    return {name: weight.detach().float() for name, weight in working.named_parameters()}, norms
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, Path]:
+    """World size, and where every case of it has left its result."""
+    results = tmp_path_factory.mktemp("results")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    multiprocessing.spawn(train_with_deepspeed, (request.param, port, results), nprocs=request.param)
+    return request.param, results
+
+
+@pytest.mark.parametrize(("stage", "precision"), CASES)
+def test_each_part_is_clipped_by_its_own_norm_as_in_plain_pytorch(
+        trained: tuple[int, Path], stage: int, precision: str) -> None:
+    world_size, results = trained
+    weights, norms = torch.load(results / f"{stage}-{precision}.pt")
+    expected_weights, expected_norms = train_plainly(precision, world_size)
+    # A float32 sum in another order; where it tips a bf16 weight over, that is one of its 8 bits.
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if precision == "fp32" else {"rtol": 2**-7, "atol": 1e-4}
+    for found, expected in zip(norms, expected_norms, strict=True):
+        assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 2e-2)
+        assert expected["loud"] > CLIP > expected["quiet"]
+    assert weights.keys() == expected_weights.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected_weights[name], **tolerance, msg=name)
