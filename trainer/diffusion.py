@@ -30,6 +30,12 @@ def alpha_sigma(u: Tensor, d: float) -> tuple[Tensor, Tensor]:
     return signal / norm, noise / norm
 
 
+def log_snr(u: Tensor, d: float) -> Tensor:
+    """ln(alpha^2 / sigma^2) at time u, of u's shape: +inf at 0, -inf at 1."""
+    alpha, sigma = alpha_sigma(u, d)
+    return 2 * (alpha.clamp(min=0).log() - sigma.log())  # the cosine of pi / 2 rounds to below 0
+
+
 def encoder_gate(step: int, warmup_steps: int, floor: float) -> float:
     """gamma(s): share of the diffusion loss's gradient that reaches the latent encoder, in [floor, 1].
 

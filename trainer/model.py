@@ -4,8 +4,8 @@ Shapes: B batch, L tokens, K latents, D channels, P positions that the vocabular
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, Self
+from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.denoiser import Denoiser
 from trainer.diffusion import noised
+from trainer.latent_scale import ExactBuffers
 from trainer.latents import LatentDecoder, LatentEncoder, TokenDecoder
 
 _UNKNOWN = -100  # target of an id that the head has no row for; what cross_entropy skips
@@ -85,7 +86,7 @@ def _generator(device: torch.device | str, *key: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
-class LatentDiffusionLM(nn.Module):
+class LatentDiffusionLM(ExactBuffers):
     """Latent encoder, latent decoder, token decoder and denoiser.
 
     Args:
@@ -103,29 +104,19 @@ class LatentDiffusionLM(nn.Module):
                  vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        sizes = config.model
-        length, latents = config.data.sequence_length, config.num_latents
-        perceiver = (hidden_size, length, latents, sizes.latent_width, sizes.width, sizes.num_heads)
-        self.encoder = LatentEncoder(*perceiver, sizes.encoder_layers)
-        self.decoder = LatentDecoder(*perceiver, sizes.decoder_layers)
-        self.token_decoder = TokenDecoder(
-            hidden_size, length, vocab_size if token_ids is None else len(token_ids),
-            sizes.token_decoder_width, sizes.token_decoder_heads, sizes.token_decoder_layers)
-        self.denoiser = Denoiser(latents, sizes.latent_width, sizes.width, sizes.num_heads,
-                                 sizes.denoiser_layers)
+        self.encoder = LatentEncoder(config, hidden_size)
+        self.decoder = LatentDecoder(config, hidden_size)
+        self.token_decoder = TokenDecoder(config, hidden_size,
+                                          vocab_size if token_ids is None else len(token_ids))
+        self.denoiser = Denoiser(config, hidden_size)
         self.register_buffer("hidden_mean", torch.zeros(hidden_size))
         self.register_buffer("hidden_std", torch.ones(hidden_size))
         self.register_buffer("token_ids", None if token_ids is None else token_ids.long().clone())
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `.bfloat16()` would round the statistics: a channel whose mean is large against its spread
-        # would be shifted by a sizeable part of that spread.
-        mean, std = self.hidden_mean, self.hidden_std
-        super()._apply(fn, recurse)
-        if self.hidden_mean.dtype != torch.float32:
-            device = self.hidden_mean.device
-            self.hidden_mean, self.hidden_std = mean.to(device), std.to(device)
-        return self
+    def parts(self) -> dict[str, nn.Module]:
+        """The trained parts by name."""
+        return {"latent_encoder": self.encoder, "latent_decoder": self.decoder,
+                "token_decoder": self.token_decoder, "denoiser": self.denoiser}
 
     def set_statistics(self, mean_D: Tensor, std_D: Tensor) -> None:
         """Fix what `normalise` subtracts and divides by; measured once, before training."""
