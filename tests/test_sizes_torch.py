@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from transformers import (  # noqa: E402
     AutoConfig,
@@ -15,7 +16,11 @@ from transformers import (  # noqa: E402
     Qwen3_5TextConfig,
 )
 
-from trainer.encoder_shape import KNOWN_CONFIGS, EncoderShape, shape_of_config  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
+from trainer.encoder_shape import KNOWN_CONFIGS, EncoderShape, encoder_shape, shape_of_config  # noqa: E402
+from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
+from trainer.profiles import PROFILES  # noqa: E402
+from trainer.sizes import flops_per_token, trained_parameters  # noqa: E402
 
 SMALL = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
@@ -109,3 +114,93 @@ def test_arithmetic_of_an_encoder_is_what_torch_counts(name, length):
     expected = sum(2 * block.matrix_parameters + 4 * length * block.attention_width + block.recurrence_flops
                    for block in shape.blocks)
     assert expected == pytest.approx(counted_flops_per_token(without_pooler(config), length), rel=0.02)
+
+
+# -- the trained parts
+
+BASE = {"steps": 1, "micro_batch_size": 2, "global_batch_size": 2, "data": {"source": "python-docs"},
+        "checkpoint": {"every_steps": 1}}
+TINY = {"latent_width": 16, "width": 32, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 1,
+        "denoiser_layers": 3, "token_decoder_layers": 2, "token_decoder_width": 24, "token_decoder_heads": 2}
+LAYOUTS = [
+    {}, {"num_latents": 5}, {"perceiver_block": "split"}, {"token_decoder_mlp": "plain"},
+    {"denoiser_block": "plain"}, {"self_conditioning": False}, {"latent_norm": "running_std"},
+    {"time_input": "log_snr"}, {"denoiser_positions": "rotary"}, {"qk_norm": False}, {"prompt": True},
+    {"prompt": True, "denoiser_block": "plain", "qk_norm": False}, {"dropout": 0.1},
+    # Equal widths: the split and plain layouts leave out their projections.
+    {"latent_width": 32, "token_decoder_width": 32, "perceiver_block": "split", "denoiser_block": "plain",
+     "self_conditioning": False},
+    {"latent_width": 32, "perceiver_block": "split", "denoiser_block": "plain"},
+    {"latent_width": 64, "denoiser_block": "plain", "self_conditioning": False},
+    {"latent_width": 16, "width": 32, "denoiser_block": "plain", "self_conditioning": True},
+]
+HIDDEN_32 = shape_of_config({"model_type": "gpt2", "n_embd": 32, "vocab_size": 77, "n_layer": 4})
+
+
+def tiny(layout: dict, **over: object) -> TrainConfig:
+    return TrainConfig.model_validate(
+        {**BASE, "data": {"source": "python-docs", "sequence_length": 12},
+         "token_encoder": {"name": "tiny", "prefix_token": False}, "model": {**TINY, **layout}, **over})
+
+
+def by_part(config: TrainConfig, shape: EncoderShape, num_seen_ids: int | None = None) -> dict[str, int]:
+    with torch.device("meta"):
+        seen = torch.arange(num_seen_ids) if num_seen_ids else None
+        model = LatentDiffusionLM(config, shape.hidden_size, seen, shape.vocab_size)
+    counted = {name: count(part) for name, part in model.parts().items()}
+    counted["vocabulary_head"] = count(model.token_decoder.head)
+    counted["token_decoder"] -= counted["vocabulary_head"]
+    assert sum(counted.values()) == count(model)
+    return counted
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_each_profile_has_the_parameters_of_its_modules(name):
+    config = TrainConfig.model_validate({**BASE, "profile": name})
+    shape = encoder_shape(config.token_encoder.name)
+    seen = 9_000 if config.model.head_vocabulary == "seen" else None
+    assert trained_parameters(config, shape, seen) == by_part(config, shape, seen)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_each_layout_has_the_parameters_of_its_modules(layout):
+    config = tiny(layout)
+    assert trained_parameters(config, HIDDEN_32) == by_part(config, HIDDEN_32)
+
+
+@pytest.mark.parametrize(("name", "denoiser", "decoding", "total"), [
+    ("seed-35b-a3b", 206e6, 912e6, 1.39e9), ("seed-27b", 1285e6, 3789e6, 6.75e9)])
+def test_the_published_full_width_shapes_come_out(name, denoiser, decoding, total):
+    config = TrainConfig.model_validate({**BASE, "profile": name})
+    parts = trained_parameters(config, encoder_shape(config.token_encoder.name))
+    assert parts["denoiser"] == pytest.approx(denoiser, rel=0.002)
+    assert parts["latent_decoder"] + parts["token_decoder"] + parts["vocabulary_head"] == (
+        pytest.approx(decoding, rel=0.002))
+    assert sum(parts.values()) == pytest.approx(total, rel=0.003)
+
+
+# Wide enough that products of matrices outweigh what the rule leaves out; 3/4 of positions are told.
+WIDE = {"latent_width": 48, "width": 64, "num_heads": 4, "encoder_layers": 2, "decoder_layers": 3,
+        "denoiser_layers": 3, "token_decoder_layers": 2, "token_decoder_width": 96, "token_decoder_heads": 2}
+
+
+@pytest.mark.parametrize("layout", [
+    {}, {"num_latents": 8}, {"perceiver_block": "split"}, {"token_decoder_mlp": "plain"},
+    {"denoiser_block": "plain"}, {"self_conditioning": False}], ids=str)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_arithmetic_of_training_is_what_torch_counts(layout, recompute):
+    config = TrainConfig.model_validate(
+        {**BASE, "data": {"source": "python-docs", "sequence_length": 32}, "token_loss_fraction": 0.75,
+         "token_encoder": {"name": "tiny", "prefix_token": False}, "model": {**WIDE, **layout},
+         "activation_checkpointing": recompute, "diffusion": {"self_conditioning_probability": 1.0}})
+    shape = shape_of_config({"model_type": "gpt2", "n_embd": 80, "vocab_size": 600, "n_layer": 4})
+    torch.manual_seed(0)
+    model = LatentDiffusionLM(config, shape.hidden_size, None, shape.vocab_size)
+    noise = draw_noise(config, 0, 0, [0, 1], "cpu")
+    tokens, hidden = torch.randint(0, 600, (2, 32)), torch.randn(2, 32, 80)
+    # Attention as plain products, which torch counts the same on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(tokens, hidden, noise, 1.0, noise.uniform_B).total.backward()
+    flops = flops_per_token(config, shape)
+    expected = (flops.trained + flops.self_conditioning + flops.recomputed) * tokens.numel()
+    assert expected == pytest.approx(counter.get_total_flops(), rel=0.04)

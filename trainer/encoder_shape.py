@@ -6,7 +6,7 @@ too, since hidden states are read below it. No torch, no pydantic.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,16 +26,21 @@ class BlockShape:
         active_parameters: That one token meets: of the experts, those it is routed to.
         matrix_parameters: Of the active ones those in matrix products, two operations a token each.
         attention_width: Heads times their width in attention over all positions; 0 in a linear block.
+        quantised_parameters: In matrices that 8- and 4-bit formats pack; the rest stays as it is.
+        quantised_rows: Rows of those matrices (all dimensions but the last).
+        attention_width: Heads times their width in attention over all positions; 0 in a linear block.
         recurrence_flops: Operations on one token in the chunks of a linear block.
-        inner_width: Widest activation of one token, in channels.
+        work_width: Channels of one token that are alive at once in a forward pass, about.
     """
 
     parameters: int
     active_parameters: int
     matrix_parameters: int
+    quantised_parameters: int
+    quantised_rows: int
     attention_width: int = 0
     recurrence_flops: int = 0
-    inner_width: int = 0
+    work_width: int = 0
 
 
 @dataclass(frozen=True)
@@ -137,14 +142,50 @@ def _known(name: str) -> EncoderShape | None:
     return shape_of_config(KNOWN_CONFIGS[name])
 
 
+@dataclass(frozen=True)
+class _Matrix:
+    """Matrices of one shape, as torch stores it; a mixture has many, of which a token meets some."""
+
+    rows: int
+    columns: int
+    count: int = 1
+    used: int = 1
+    is_packed: bool = True
+
+    @property
+    def size(self) -> int:
+        return self.rows * self.columns * self.count
+
+    @property
+    def quantised(self) -> int:
+        # What is no whole number of 4-bit groups of 64 is left alone.
+        return self.size if self.is_packed and self.size % 64 == 0 else 0
+
+
+def _block(matrices: Sequence[_Matrix], others: int, work_width: int, attention_width: int = 0,
+           recurrence_flops: int = 0) -> BlockShape:
+    """A block from its matrices and the number of its other parameters: biases, norms, decays."""
+    used = sum(matrix.rows * matrix.columns * matrix.used for matrix in matrices)
+    return BlockShape(
+        sum(matrix.size for matrix in matrices) + others, used + others, used,
+        sum(matrix.quantised for matrix in matrices),
+        sum(matrix.rows * matrix.count for matrix in matrices if matrix.quantised),
+        attention_width, recurrence_flops, work_width)
+
+
+def _classic(width: int, inner: int, is_transposed: bool) -> BlockShape:
+    """Attention and an MLP with biases, two norms: GPT-2, whose matrices lie transposed, and BERT."""
+    shapes = [(3 * width, width), (width, width), (inner, width), (width, inner)]
+    if not is_transposed:
+        shapes[0:1] = [(width, width)] * 3
+    matrices = [_Matrix(*(reversed(shape) if is_transposed else shape)) for shape in shapes]
+    return _block(matrices, 4 * width + inner + width + 4 * width, 4 * width + 2 * inner, width)
+
+
 def _gpt2(told: Mapping[str, Any]) -> EncoderShape:
     value = {"n_embd": 768, "n_layer": 12, "vocab_size": 50_257, "n_positions": 1024, **told}
     width, positions = value["n_embd"], value["n_positions"]
-    inner = value.get("n_inner") or 4 * width
-    matrices = 4 * width**2 + 2 * width * inner
-    biases_and_norms = 4 * width + inner + width + 4 * width
-    block = BlockShape(matrices + biases_and_norms, matrices + biases_and_norms, matrices, width,
-                       inner_width=inner)
+    block = _classic(width, value.get("n_inner") or 4 * width, is_transposed=True)
     return EncoderShape("gpt2", width, value["vocab_size"], positions,
                         (value["vocab_size"] + positions) * width, (block,) * value["n_layer"])
 
@@ -152,14 +193,11 @@ def _gpt2(told: Mapping[str, Any]) -> EncoderShape:
 def _bert(told: Mapping[str, Any]) -> EncoderShape:
     value = {"hidden_size": 768, "num_hidden_layers": 12, "intermediate_size": 3072, "vocab_size": 30_522,
              "max_position_embeddings": 512, "type_vocab_size": 2, **told}
-    width, inner = value["hidden_size"], value["intermediate_size"]
-    matrices = 4 * width**2 + 2 * width * inner
-    biases_and_norms = 4 * width + inner + width + 4 * width
-    rows = value["vocab_size"] + value["max_position_embeddings"] + value["type_vocab_size"]
-    block = BlockShape(matrices + biases_and_norms, matrices + biases_and_norms, matrices, width,
-                       inner_width=inner)
-    return EncoderShape("bert", width, value["vocab_size"], value["max_position_embeddings"],
-                        rows * width + 2 * width, (block,) * value["num_hidden_layers"])
+    width, positions = value["hidden_size"], value["max_position_embeddings"]
+    block = _classic(width, value["intermediate_size"], is_transposed=False)
+    rows = value["vocab_size"] + positions + value["type_vocab_size"]
+    return EncoderShape("bert", width, value["vocab_size"], positions, rows * width + 2 * width,
+                        (block,) * value["num_hidden_layers"])
 
 
 # What transformers 5.23 takes for a key that config.json lacks; dense and mixture differ in sizes only.
@@ -195,18 +233,19 @@ def _qwen_block(value: Mapping[str, Any], mixer: BlockShape, mlp: BlockShape) ->
     norms = 2 * value["hidden_size"]
     return BlockShape(
         mixer.parameters + mlp.parameters + norms, mixer.active_parameters + mlp.active_parameters + norms,
-        mixer.matrix_parameters + mlp.matrix_parameters, mixer.attention_width, mixer.recurrence_flops,
-        max(mixer.inner_width, mlp.inner_width))
+        mixer.matrix_parameters + mlp.matrix_parameters,
+        mixer.quantised_parameters + mlp.quantised_parameters, mixer.quantised_rows + mlp.quantised_rows,
+        mixer.attention_width, mixer.recurrence_flops, max(mixer.work_width, mlp.work_width))
 
 
 def _full_attention(value: Mapping[str, Any]) -> BlockShape:
     """Queries come with an output gate of their width; queries and keys are normed per head."""
     width, head = value["hidden_size"], value["head_dim"]
     queries, keys = value["num_attention_heads"] * head, value["num_key_value_heads"] * head
-    matrices = width * (2 * queries + 2 * keys) + queries * width
+    matrices = [_Matrix(2 * queries, width), _Matrix(keys, width), _Matrix(keys, width),
+                _Matrix(width, queries)]
     biases = 2 * queries + 2 * keys + width if value["attention_bias"] else 0
-    stored = matrices + biases + 2 * head
-    return BlockShape(stored, stored, matrices, queries, inner_width=3 * queries + 2 * keys)
+    return _block(matrices, biases + 2 * head, 5 * queries + 4 * keys, queries)
 
 
 def _linear_attention(value: Mapping[str, Any]) -> BlockShape:
@@ -214,27 +253,29 @@ def _linear_attention(value: Mapping[str, Any]) -> BlockShape:
     width, heads = value["hidden_size"], value["linear_num_value_heads"]
     key, head = value["linear_key_head_dim"], value["linear_value_head_dim"]
     keys, values = value["linear_num_key_heads"] * key, heads * head
-    convolution = value["linear_conv_kernel_dim"] * (2 * keys + values)
-    matrices = width * (2 * keys + 2 * values + 2 * heads) + values * width + convolution
-    stored = matrices + 2 * heads + head
+    mixed = 2 * keys + values
+    matrices = [_Matrix(mixed, width), _Matrix(values, width), _Matrix(width, values),
+                _Matrix(heads, width, is_packed=False), _Matrix(heads, width, is_packed=False),
+                _Matrix(mixed, value["linear_conv_kernel_dim"], is_packed=False)]
     # Within a chunk key x key, query x key and the mix of values; with the state, three products.
     recurrence = heads * (4 * _CHUNK * key + 2 * _CHUNK * head + 6 * key * head)
-    return BlockShape(stored, stored, matrices, 0, recurrence, 2 * keys + 2 * values)
+    return _block(matrices, 2 * heads + head, 3 * mixed + 3 * values, recurrence_flops=recurrence)
 
 
 def _dense(value: Mapping[str, Any]) -> BlockShape:
-    matrices = 3 * value["hidden_size"] * value["intermediate_size"]
-    return BlockShape(matrices, matrices, matrices, inner_width=2 * value["intermediate_size"])
+    width, inner = value["hidden_size"], value["intermediate_size"]
+    return _block([_Matrix(inner, width), _Matrix(inner, width), _Matrix(width, inner)], 0, 3 * inner)
 
 
 def _mixture(value: Mapping[str, Any]) -> BlockShape:
     """Routed experts, a shared one with its gate, and the router."""
-    width, routed = value["hidden_size"], value["num_experts_per_tok"]
-    expert = 3 * width * value["moe_intermediate_size"]
-    always = 3 * width * value["shared_expert_intermediate_size"] + width + value["num_experts"] * width
-    active = always + routed * expert
-    return BlockShape(always + value["num_experts"] * expert, active, active,
-                      inner_width=2 * routed * value["moe_intermediate_size"])
+    width, count, used = value["hidden_size"], value["num_experts"], value["num_experts_per_tok"]
+    inner, shared = value["moe_intermediate_size"], value["shared_expert_intermediate_size"]
+    experts = [_Matrix(2 * inner, width, count, used), _Matrix(width, inner, count, used)]
+    always = [_Matrix(shared, width), _Matrix(shared, width), _Matrix(width, shared),
+              _Matrix(1, width, is_packed=False), _Matrix(count, width, is_packed=False)]
+    # Each token is copied once for every expert it goes to.
+    return _block(experts + always, 0, used * (2 * width + 3 * inner))
 
 
 _QWEN_LONG: Mapping[str, Any] = {"max_position_embeddings": 262_144}

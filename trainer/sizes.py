@@ -1,0 +1,227 @@
+"""What a training config amounts to: parameters by part, arithmetic per token, bytes that travel.
+
+Counts are of the very modules in `trainer/latents.py`, `denoiser.py` and `prompt.py`, biases, norms and
+positions included; a test builds those without memory and compares. No torch.
+"""
+
+from dataclasses import dataclass
+
+from trainer.config import ModelConfig, TrainConfig, WeightFormat
+from trainer.encoder_shape import EncoderShape
+
+# Guess: about a third of the vocabulary of 30,522 occurs in a text of some million words.
+SEEN_VOCABULARY = 10_000
+PARTS = ("latent_encoder", "latent_decoder", "token_decoder", "vocabulary_head", "denoiser")
+
+
+def head_rows(config: TrainConfig, shape: EncoderShape | None, num_seen_ids: int | None = None) -> int:
+    """Rows of the vocabulary head; a guess where it covers only ids that occur in a text not yet read."""
+    if config.model.head_vocabulary == "full" and shape is not None:
+        return shape.vocab_size
+    if num_seen_ids is not None:
+        return num_seen_ids
+    return min(SEEN_VOCABULARY, shape.vocab_size) if shape is not None else SEEN_VOCABULARY
+
+
+def trained_parameters(config: TrainConfig, shape: EncoderShape,
+                       num_seen_ids: int | None = None) -> dict[str, int]:
+    """Parameters by part, exact, under the names of `PARTS`; `token_decoder` is without its head.
+
+    Args:
+        config: Sizes and layouts.
+        shape: Of the token encoder.
+        num_seen_ids: Rows of the head, where `model.head_vocabulary` is `seen` and they are known.
+    """
+    model, hidden = config.model, shape.hidden_size
+    length, latents, width = config.data.sequence_length, config.num_latents, config.model.token_decoder_width
+    blocks = model.token_decoder_layers * _transformer(
+        width, model.token_decoder_heads, model, model.token_decoder_mlp)
+    between = _linear(hidden, width) if hidden != width else 0
+    return {
+        "latent_encoder": _perceiver((length, hidden), (latents, model.latent_width), model.encoder_layers,
+                                     model),
+        "latent_decoder": _perceiver((latents, model.latent_width), (length, hidden), model.decoder_layers,
+                                     model),
+        "token_decoder": between + length * width + blocks + 2 * width,
+        "vocabulary_head": _linear(width, head_rows(config, shape, num_seen_ids)),
+        "denoiser": _denoiser(config, hidden),
+    }
+
+
+def num_trained(config: TrainConfig, shape: EncoderShape) -> int:
+    """All trained parameters."""
+    return sum(trained_parameters(config, shape).values())
+
+
+def longest_prompt(config: TrainConfig) -> int:
+    """Most tokens of a prompt; 0 when the denoiser reads none."""
+    longest = int(config.diffusion.prompt_max_fraction * config.data.sequence_length)
+    return max(1, longest) if config.model.prompt else 0
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def _attention(width: int, num_heads: int, qk_norm: bool, num_maps: int = 4) -> int:
+    return num_maps * _linear(width, width) + (2 * width // num_heads if qk_norm else 0)
+
+
+def _mlp(width: int, kind: str = "plain") -> int:
+    inwards = 2 if kind == "gated" else 1
+    return inwards * _linear(width, 4 * width) + _linear(4 * width, width)
+
+
+def _transformer(width: int, num_heads: int, model: ModelConfig, mlp: str = "plain") -> int:
+    return _attention(width, num_heads, model.qk_norm) + _mlp(width, mlp) + 4 * width
+
+
+def _perceiver(inputs: tuple[int, int], outputs: tuple[int, int], layers: int, model: ModelConfig) -> int:
+    (num_inputs, input_width), (num_outputs, output_width), width = inputs, outputs, model.width
+    is_joint = model.perceiver_block == "joint"
+    if is_joint:
+        block = _attention(width, model.num_heads, model.qk_norm, 6) + _mlp(width) + 6 * width
+    else:
+        block = 2 * _attention(width, model.num_heads, model.qk_norm) + _mlp(width) + 8 * width
+    entry = _linear(input_width, width) if is_joint or input_width != width else 0
+    end = 2 * width + _linear(width, output_width) if is_joint or output_width != width else 0
+    return entry + (num_inputs + num_outputs) * width + layers * block + end
+
+
+def _denoiser(config: TrainConfig, hidden_size: int) -> int:
+    model = config.model
+    width, latent = model.width, model.latent_width
+    inputs = 2 * latent if model.self_conditioning else latent
+    positions = config.num_latents * width if model.denoiser_positions == "learned" else 0
+    attention = _attention(width, model.num_heads, model.qk_norm)
+    if model.denoiser_block == "adaln":
+        block = attention + _mlp(width) + _linear(width, 6 * width)
+        around = _linear(inputs, width) + 2 * _linear(width, width) + _linear(width, 2 * width)
+        around += _linear(width, latent)
+    else:
+        block = attention + _mlp(width) + 4 * width
+        around = _linear(1, width) + _linear(width, width)
+        around += _linear(inputs, width) if inputs != width else 0
+        around += _linear(width, latent) if latent != width else width
+    prompt = 0
+    if model.prompt:
+        prompt = _linear(hidden_size, width) + longest_prompt(config) * width
+        block += attention + 3 * width
+    return positions + around + prompt + model.denoiser_layers * block
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Floating-point operations of training on one token.
+
+    Attributes:
+        encoder: Forward pass of the frozen token encoder; 0 where its size is not known.
+        trained: Forward and backward pass of the trained parts, three times the forward pass.
+        self_conditioning: The denoiser's extra pass, by its probability.
+        recomputed: Blocks run again for the backward pass, with activation checkpointing, as far as
+            something in them is needed: not the last map of an MLP, unless a gate reads what it gives.
+    """
+
+    encoder: float
+    trained: float
+    self_conditioning: float
+    recomputed: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.encoder + self.trained + self.self_conditioning + self.recomputed
+
+
+def flops_per_token(config: TrainConfig, shape: EncoderShape | None) -> Flops:
+    """Matrix products and attention, two operations for each multiply and add.
+
+    Without a shape the encoder counts nothing, and hidden states are taken to be as wide as the parts.
+    The prompt, where there is one, counts at its longest.
+    """
+    length, prefix = config.data.sequence_length, int(config.token_encoder.prefix_token)
+    encoder = 0.0
+    if shape is not None:
+        each = shape.forward_flops_per_token(config.token_encoder.layer, length + prefix)
+        encoder = each * (length + prefix) / length
+    blocks, around = _forward_flops(config, shape)
+    denoiser = (blocks["denoiser"] + around["denoiser"]) / length
+    repeated = config.diffusion.self_conditioning_probability if config.model.self_conditioning else 0.0
+    inner = sum(blocks.values()) / length
+    again = inner - _last_maps(config) / length if config.activation_checkpointing else 0.0
+    return Flops(encoder, 3 * (inner + sum(around.values()) / length), repeated * denoiser, again)
+
+
+def _forward_flops(config: TrainConfig,
+                   shape: EncoderShape | None) -> tuple[dict[str, float], dict[str, float]]:
+    """Of one sequence, by part: in blocks, and around them."""
+    model, length, latents = config.model, config.data.sequence_length, config.num_latents
+    hidden = shape.hidden_size if shape is not None else model.width
+    width, decoder_width = model.width, model.token_decoder_width
+    maps = 16 if model.token_decoder_mlp == "gated" else 12
+    rows = head_rows(config, shape) * config.token_loss_fraction
+    denoiser_in = model.latent_width * (2 if model.self_conditioning else 1)
+    prompt = longest_prompt(config)
+    times = (2 + 6 * model.denoiser_layers + 2) * width**2 if model.denoiser_block == "adaln" else width**2
+    blocks = {
+        "latent_encoder": model.encoder_layers * _perceiver_flops(length, latents, model),
+        "latent_decoder": model.decoder_layers * _perceiver_flops(latents, length, model),
+        "token_decoder": model.token_decoder_layers * length * (
+            2 * maps * decoder_width**2 + 4 * length * decoder_width),
+        "denoiser": model.denoiser_layers * (
+            latents * (24 * width**2 + 4 * latents * width)
+            + (4 * (latents + prompt) * width**2 + 4 * latents * prompt * width if prompt else 0)),
+    }
+    around = {
+        "latent_encoder": 2 * width * (length * hidden + latents * model.latent_width),
+        "latent_decoder": 2 * width * (length * hidden + latents * model.latent_width),
+        "token_decoder": 2 * length * decoder_width * (rows + hidden),
+        "denoiser": 2 * latents * width * (denoiser_in + model.latent_width) + 2 * times
+        + 2 * prompt * hidden * width,
+    }
+    return blocks, around
+
+
+def _last_maps(config: TrainConfig) -> float:
+    """Operations of one sequence in the last maps of blocks that end with one."""
+    model, length, latents = config.model, config.data.sequence_length, config.num_latents
+    plain = model.denoiser_layers if model.denoiser_block == "plain" else 0
+    inner = latents * (model.encoder_layers + plain) + length * model.decoder_layers
+    return 8 * (inner * model.width**2 + length * model.token_decoder_layers * model.token_decoder_width**2)
+
+
+def _perceiver_flops(num_inputs: int, num_outputs: int, model: ModelConfig) -> float:
+    """One block: outputs read inputs and each other."""
+    width, read = model.width, num_inputs + num_outputs
+    own = 12 if model.perceiver_block == "joint" else 14
+    return 2 * width**2 * (own * num_outputs + 2 * num_inputs) + 4 * num_outputs * read * width
+
+
+def checkpoint_bytes(config: TrainConfig, shape: EncoderShape) -> int:
+    """Bytes of one checkpoint, all ranks together: weights, float32 master, two moments, average.
+
+    It does not depend on the number of ranks: weights are written once, the optimizer's state in parts.
+    """
+    weight = 2 if config.precision == "bf16" else 4
+    return num_trained(config, shape) * (weight + 4 + 8 + 4)
+
+
+def block_bytes(shape: EncoderShape, index: int, weights: WeightFormat) -> int:
+    """Bytes of one frozen block in a format, without padding.
+
+    fp8 has a float32 scale for each row, nf4 a bf16 scale for each 64 weights.
+    """
+    block = shape.blocks[index]
+    plain = 2 * (block.parameters - block.quantised_parameters)
+    if weights == "fp8":
+        return plain + block.quantised_parameters + 4 * block.quantised_rows
+    if weights == "nf4":
+        return plain + block.quantised_parameters // 2 + 2 * (block.quantised_parameters // 64)
+    return 2 * block.parameters
+
+
+def encoder_bytes(config: TrainConfig, shape: EncoderShape) -> int:
+    """Bytes of the frozen weights that a run needs: embeddings in bf16, kept blocks in their format."""
+    encoder = config.token_encoder
+    kept = range(shape.kept_blocks(encoder.layer))
+    return 2 * shape.embedding_parameters + sum(block_bytes(shape, index, encoder.weights) for index in kept)
