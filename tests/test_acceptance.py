@@ -4,10 +4,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny_model import LAYOUTS, name_of, tiny_config  # noqa: E402
+from tiny_model import HIDDEN_SIZE, LAYOUTS, VOCABULARY, name_of, tiny_config, tiny_model  # noqa: E402
 
 from trainer.config import TrainConfig  # noqa: E402
-from trainer.model import LatentDiffusionLM  # noqa: E402
+from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
 
 
 def _millions(profile: str, hidden_size: int, vocabulary: int) -> dict[str, float]:
@@ -16,10 +16,10 @@ def _millions(profile: str, hidden_size: int, vocabulary: int) -> dict[str, floa
                                          "checkpoint": {"every_steps": 1}})
     with torch.device("meta"):
         model = LatentDiffusionLM(config, hidden_size, None, vocabulary)
-    counts = {name: sum(parameter.numel() for parameter in part.parameters()) / 1e6
+    counts = {name: sum(parameter.numel() for parameter in part.parameters())
               for name, part in model.parts().items()}
-    assert sum(counts.values()) * 1e6 == sum(parameter.numel() for parameter in model.parameters())
-    return counts
+    assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    return {name: count / 1e6 for name, count in counts.items()}
 
 
 def test_paper_scale_has_the_sizes_that_readers_report() -> None:
@@ -44,5 +44,38 @@ def test_seed_profiles_have_the_published_sizes(profile: str, width: int, denois
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
 def test_every_layout_can_be_built_without_memory(layout: dict) -> None:
     with torch.device("meta"):
-        model = LatentDiffusionLM(tiny_config(layout), 10, None, 40)
+        model = LatentDiffusionLM(tiny_config(layout), HIDDEN_SIZE, None, VOCABULARY)
     assert all(tensor.is_meta for tensor in model.state_dict().values())
+
+
+def _gradients(layout: dict, loss: str, gate: float) -> dict[str, torch.Tensor]:
+    """Gradient of one loss for each part, all its parameters in a row."""
+    config = tiny_config(layout)
+    model, generator = tiny_model(config), torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, VOCABULARY, (4, 8), generator=generator)
+    hidden = torch.randn(4, 8, HIDDEN_SIZE, generator=generator)
+    noise = draw_noise(config, 0, 0, range(4), "cpu")
+    torch.manual_seed(0)  # of dropout
+    getattr(model(tokens, hidden, noise, gate, noise.uniform_B), loss).backward()
+    return {name: torch.cat([torch.zeros(1) if p.grad is None else p.grad.flatten()
+                             for p in part.parameters()]) for name, part in model.parts().items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+@pytest.mark.parametrize(("loss", "reached"), [
+    ("hidden", {"latent_encoder", "latent_decoder"}), ("diffusion", {"latent_encoder", "denoiser"}),
+    ("token", {"token_decoder"})])
+def test_each_loss_trains_exactly_the_parts_that_the_method_names(loss: str, reached: set[str],
+                                                                  layout: dict) -> None:
+    gradients = _gradients(layout, loss, gate=0.5)
+    assert {part for part, gradient in gradients.items() if gradient.any()} == reached
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+@pytest.mark.parametrize("gate", [0.0, 0.001, 0.3])
+def test_encoder_gets_the_gated_share_of_the_diffusion_gradient_and_the_denoiser_all(gate: float,
+                                                                                     layout: dict) -> None:
+    full, gated = _gradients(layout, "diffusion", 1.0), _gradients(layout, "diffusion", gate)
+    encoder, denoiser = gated["latent_encoder"], gated["denoiser"]
+    assert torch.allclose(encoder, gate * full["latent_encoder"], rtol=1e-4, atol=1e-6)
+    assert torch.allclose(denoiser, full["denoiser"], rtol=1e-4, atol=1e-6)

@@ -23,6 +23,7 @@ from trainer.attention import (
 )
 from trainer.config import ModelConfig, TrainConfig
 from trainer.latent_scale import latent_scale
+from trainer.token_loss import VocabularyHead
 
 # Gain of queries and keys after their RMS norm in a Perceiver. Measured on a prototype of width 192:
 # with queries and positions that start aligned, 1.5 lets a query find its token within 100 steps.
@@ -154,10 +155,7 @@ class LatentDecoder(nn.Module):
 
 
 class TokenDecoder(nn.Module):
-    """Hidden states (B, L, d_h) -> logits: a transformer without a mask, then a linear head.
-
-    `features` and `head` are apart so that a loss may look at some positions only.
-    """
+    """Hidden states (B, L, d_h) -> logits: a transformer without a mask, then a linear head."""
 
     def __init__(self, config: TrainConfig, hidden_size: int, num_rows: int) -> None:
         super().__init__()
@@ -169,15 +167,24 @@ class TokenDecoder(nn.Module):
         self.blocks = BlockStack((TransformerBlock(shape, gated) for _ in range(sizes.token_decoder_layers)),
                                  config.activation_checkpointing)
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, num_rows)
+        self.head = VocabularyHead(width, num_rows)
 
     def features(self, hidden_BLD: Tensor) -> Tensor:
         """What the head reads: (B, L, W)."""
         x_BLW = self.input(hidden_BLD.to(self.positions.dtype)) + self.positions
         return self.norm(self.blocks(x_BLW))
 
-    def forward(self, hidden_BLD: Tensor) -> Tensor:
-        return self.head(self.features(hidden_BLD))
+    def forward(self, hidden_BLD: Tensor, positions_BP: Tensor | None = None,
+                targets_BP: Tensor | None = None) -> Tensor:
+        """Logits (B, L, V) of all positions; or the mean cross-entropy at some, given their targets.
+
+        Targets are rows of the head, -100 where nothing is to be counted.
+        """
+        features_BLW = self.features(hidden_BLD)
+        if positions_BP is None:
+            return self.head(features_BLW)
+        chosen = features_BLW.gather(1, positions_BP[..., None].expand(-1, -1, features_BLW.shape[-1]))
+        return self.head(chosen, targets_BP)
 
 
 def attention_shape(sizes: ModelConfig) -> AttentionShape:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.denoiser import Denoiser
 from trainer.diffusion import noised
-from trainer.latent_scale import ExactBuffers
+from trainer.latent_scale import ExactBuffers, RunningScale
 from trainer.latents import LatentDecoder, LatentEncoder, TokenDecoder
-
-_UNKNOWN = -100  # target of an id that the head has no row for; what cross_entropy skips
+from trainer.prompt import PromptContext, longest_prompt
+from trainer.token_loss import IGNORED
 
 
 class StepNoise(NamedTuple):
@@ -30,6 +30,7 @@ class StepNoise(NamedTuple):
         decoder_BKD: Standard normal, for the decoder's input.
         self_conditioned_B: True where the denoiser sees its own estimate.
         positions_BP: Positions of the vocabulary loss, all different within a sample.
+        prompt_length_B: Tokens of the prompt that the denoiser is told, int64; 0: none.
     """
 
     uniform_B: Tensor
@@ -37,10 +38,14 @@ class StepNoise(NamedTuple):
     decoder_BKD: Tensor
     self_conditioned_B: Tensor
     positions_BP: Tensor
+    prompt_length_B: Tensor
 
 
 class Losses(NamedTuple):
-    """Losses of one micro-batch, float32 scalars, and the diffusion loss of each sample (detached)."""
+    """Losses of one micro-batch, float32 scalars, and the diffusion loss of each sample (detached).
+
+    What is not a number stays visible in the part that it comes from; nothing raises.
+    """
 
     total: Tensor
     hidden: Tensor
@@ -77,7 +82,16 @@ def _draw_sample(config: TrainConfig, seed: int, step: int, index: int,
     length = config.data.sequence_length
     positions = torch.randperm(length, generator=choices)[:max(1, round(config.token_loss_fraction * length))]
     latent, decoder = (torch.randn(shape, generator=normals, device=device) for _ in range(2))
-    return uniform.clamp(max=1 - 1e-7).float(), latent, decoder, coin, positions
+    prompt_length = _draw_prompt_length(config, choices)
+    return uniform.clamp(max=1 - 1e-7).float(), latent, decoder, coin, positions, prompt_length
+
+
+def _draw_prompt_length(config: TrainConfig, generator: torch.Generator) -> Tensor:
+    if not config.model.prompt:
+        return torch.zeros((), dtype=torch.int64)
+    is_dropped = torch.rand((), generator=generator) < config.diffusion.prompt_dropout
+    length = torch.randint(1, longest_prompt(config) + 1, (), generator=generator)
+    return length * ~is_dropped
 
 
 def _generator(device: torch.device | str, *key: object) -> torch.Generator:
@@ -133,11 +147,35 @@ class LatentDiffusionLM(ExactBuffers):
         if self.token_ids is None:
             return tokens
         rows = torch.searchsorted(self.token_ids, tokens).clamp(max=len(self.token_ids) - 1)
-        return torch.where(self.token_ids[rows] == tokens, rows, _UNKNOWN)
+        return torch.where(self.token_ids[rows] == tokens, rows, IGNORED)
+
+    def prompt_context(self, h_BPD: Tensor, lengths_B: Tensor) -> PromptContext:
+        """What the denoiser is told of prompts, from their hidden states as the token encoder gave them.
+
+        Args:
+            h_BPD: Hidden states, padded to one length; not normalised.
+            lengths_B: Tokens of each prompt, 0 for none.
+
+        Raises:
+            ValueError: Padded prompts are longer than any in training, or `model.prompt` is off.
+        """
+        longest = longest_prompt(self.config) if self.config.model.prompt else 0
+        if h_BPD.shape[1] > longest:
+            raise ValueError(f"a prompt of {h_BPD.shape[1]} tokens, but this model reads at most {longest}")
+        return PromptContext(self.normalise(h_BPD), lengths_B)
+
+    def end_step(self) -> None:
+        """Close an optimizer step: a running scale of the latents takes in what the step has seen.
+
+        Call it on every rank after each optimizer step: with `latent_norm: running_std` it is a
+        collective, and every rank holds the same scale afterwards.
+        """
+        if isinstance(self.encoder.scale, RunningScale):
+            self.encoder.scale.end_step()
 
     def forward(self, tokens_BL: Tensor, h_BLD: Tensor, noise: StepNoise, encoder_gate: float,
-                u_B: Tensor) -> Losses:
-        """Losses of one micro-batch; their sum is what is minimised.
+                u_B: Tensor, prompt_h_BPD: Tensor | None = None) -> Losses:
+        """Losses of one micro-batch; their weighted sum is what is minimised.
 
         Args:
             tokens_BL: Token ids.
@@ -145,34 +183,45 @@ class LatentDiffusionLM(ExactBuffers):
             noise: From `draw_noise`.
             encoder_gate: gamma(s), the share of the diffusion gradient that reaches the encoder.
             u_B: Diffusion times.
+            prompt_h_BPD: Hidden states of the first tokens as they are without the tokens after them.
+                None: those of `h_BLD`, which is the same for a causal token encoder.
         """
+        settings = self.config.diffusion
         hbar_BLD = self.normalise(h_BLD)
         z_BKD = self.encoder(hbar_BLD)
-        hhat_BLD = self.decoder(z_BKD + self.config.diffusion.decoder_noise_std * noise.decoder_BKD)
+        hhat_BLD = self.decoder(z_BKD + settings.decoder_noise_std * noise.decoder_BKD)
         hidden = F.mse_loss(hhat_BLD, hbar_BLD)
         # Detached: cross-entropy would push the latents of different texts far apart.
         token = self.token_loss(hhat_BLD.detach(), tokens_BL, noise.positions_BP)
         gated_BKD = z_BKD.detach() + encoder_gate * (z_BKD - z_BKD.detach())
-        diffusion_B = self.diffusion_loss(gated_BKD, noise.latent_BKD, u_B, noise.self_conditioned_B)
+        prompt = None
+        if self.config.model.prompt:
+            first_BPD = h_BLD[:, :longest_prompt(self.config)] if prompt_h_BPD is None else prompt_h_BPD
+            prompt = self.prompt_context(first_BPD, noise.prompt_length_B)
+        diffusion_B = self.diffusion_loss(gated_BKD, noise.latent_BKD, u_B, noise.self_conditioned_B, prompt)
         diffusion = diffusion_B.mean()
-        return Losses(diffusion + hidden + token, hidden, token, diffusion, diffusion_B.detach())
+        total = (settings.diffusion_weight * diffusion + settings.hidden_weight * hidden
+                 + settings.token_weight * token)
+        return Losses(total, hidden, token, diffusion, diffusion_B.detach())
 
     def token_loss(self, hhat_BLD: Tensor, tokens_BL: Tensor, positions_BP: Tensor) -> Tensor:
         """Mean cross-entropy in nats at some positions; ids that the head does not cover do not count."""
-        features = self.token_decoder.features(hhat_BLD)
-        chosen = features.gather(1, positions_BP[..., None].expand(-1, -1, features.shape[-1]))
-        logits = self.token_decoder.head(chosen).float().flatten(0, 1)
-        targets = self.targets(tokens_BL.gather(1, positions_BP)).flatten()
-        summed = F.cross_entropy(logits, targets, ignore_index=_UNKNOWN, reduction="sum")
-        return summed / (targets != _UNKNOWN).sum().clamp(min=1)
+        return self.token_decoder(hhat_BLD, positions_BP, self.targets(tokens_BL.gather(1, positions_BP)))
 
-    def diffusion_loss(self, z_BKD: Tensor, eps_BKD: Tensor, u_B: Tensor,
-                       self_conditioned_B: Tensor) -> Tensor:
+    def diffusion_loss(self, z_BKD: Tensor, eps_BKD: Tensor, u_B: Tensor, self_conditioned_B: Tensor,
+                       prompt: PromptContext | None = None) -> Tensor:
         """Mean squared error of the predicted clean latent, for each sample: (B,)."""
         z_u = noised(z_BKD, eps_BKD, u_B, self.config.diffusion.tan_d)
+        estimate = self._earlier_estimate(z_u, u_B, self_conditioned_B, prompt)
+        return (self.denoiser(z_u, u_B, estimate, prompt) - z_BKD).square().mean(dim=(1, 2))
+
+    @torch.no_grad()
+    def _earlier_estimate(self, z_u: Tensor, u_B: Tensor, self_conditioned_B: Tensor,
+                          prompt: PromptContext | None) -> Tensor:
+        """The denoiser's own first prediction where a sample is self-conditioned, zeros elsewhere."""
         estimate = torch.zeros_like(z_u)
-        if self_conditioned_B.any():
-            with torch.no_grad():
-                estimate[self_conditioned_B] = self.denoiser(
-                    z_u[self_conditioned_B], u_B[self_conditioned_B], estimate[self_conditioned_B])
-        return (self.denoiser(z_u, u_B, estimate) - z_BKD).square().mean(dim=(1, 2))
+        if self.config.model.self_conditioning and self_conditioned_B.any():
+            chosen = None if prompt is None else PromptContext(*(part[self_conditioned_B] for part in prompt))
+            estimate[self_conditioned_B] = self.denoiser(
+                z_u[self_conditioned_B], u_B[self_conditioned_B], estimate[self_conditioned_B], chosen)
+        return estimate

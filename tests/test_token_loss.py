@@ -1,0 +1,102 @@
+"""The cross-entropy of the vocabulary head, against torch's own on whole logits."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+
+from trainer.token_loss import VocabularyHead, linear_cross_entropy  # noqa: E402
+
+
+def _case(dtype: torch.dtype = torch.float32, num_rows: int = 13) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    features = (2 * torch.randn(num_rows, 6, generator=generator)).to(dtype).requires_grad_()
+    weight = torch.randn(17, 6, generator=generator).to(dtype).requires_grad_()
+    bias = torch.randn(17, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(0, 17, (num_rows,), generator=generator)
+    targets[::4] = -100
+    return features, weight, bias, targets
+
+
+def _reference(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
+               targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Value and gradients by torch, in float64, at the same (rounded) inputs."""
+    leaves = [tensor.detach().double().requires_grad_() for tensor in (features, weight, bias)]
+    loss = F.cross_entropy(F.linear(*leaves), targets)
+    (3 * loss).backward()
+    return loss.detach(), *(leaf.grad for leaf in leaves)
+
+
+@pytest.mark.parametrize("rows_at_a_time", [1, 3, 5, 100])
+def test_value_and_all_gradients_are_exact_however_the_rows_are_split(rows_at_a_time: int) -> None:
+    features, weight, bias, targets = _case()
+    loss = linear_cross_entropy(features, weight, bias, targets, chunk_elements=17 * rows_at_a_time)
+    (3 * loss).backward()
+    found = (loss.detach(), features.grad, weight.grad, bias.grad)
+    for mine, theirs in zip(found, _reference(features, weight, bias, targets), strict=True):
+        assert torch.allclose(mine.double(), theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_weights_get_gradients_that_are_rounded_once() -> None:
+    """Rounded chunk by chunk, a sum over thousands of rows would lose whole digits."""
+    features, weight, bias, targets = _case(torch.bfloat16, num_rows=4_000)
+    loss = linear_cross_entropy(features, weight, bias, targets, chunk_elements=17 * 10)
+    (3 * loss).backward()
+    value, for_features, for_weight, for_bias = _reference(features, weight, bias, targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(value.item(), rel=1e-2)
+    for mine, theirs in ((features.grad, for_features), (weight.grad, for_weight), (bias.grad, for_bias)):
+        assert mine.dtype == torch.bfloat16
+        assert (mine.double() - theirs).norm() < 1e-2 * theirs.norm()
+
+
+def test_no_counted_row_gives_zero_and_no_gradient() -> None:
+    for num_rows in (5, 0):
+        features, weight, bias, _ = _case(num_rows=num_rows)
+        loss = linear_cross_entropy(features, weight, bias, torch.full((num_rows,), -100))
+        loss.backward()
+        assert loss.item() == 0.0
+        assert not any(leaf.grad.any() for leaf in (features, weight, bias))
+
+
+def test_large_logits_neither_overflow_nor_underflow() -> None:
+    features, weight, bias, targets = _case()
+    with torch.no_grad():
+        features *= 1e4
+    loss = linear_cross_entropy(features, weight, bias, targets)
+    assert loss.item() == pytest.approx(_reference(features, weight, bias, targets)[0].item(), rel=1e-5)
+
+
+def test_what_is_not_a_number_shows_in_the_loss() -> None:
+    features, weight, bias, targets = _case()
+    with torch.no_grad():
+        features[1] = float("nan")
+    assert linear_cross_entropy(features, weight, bias, targets).isnan()
+
+
+def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+        seen.append(plain(*arguments))
+        return seen[-1]
+
+    plain = F.linear
+    monkeypatch.setattr("trainer.token_loss.F.linear", watched)
+    linear_cross_entropy(*_case(), chunk_elements=17 * 4 + 1).backward()
+    assert [tuple(logits.shape) for logits in seen] == [(4, 17), (4, 17), (4, 17), (1, 17)]
+
+
+def test_head_gives_logits_or_their_loss_and_starts_as_a_linear_map() -> None:
+    torch.manual_seed(0)
+    head = VocabularyHead(6, 17)
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(6, 17)
+    assert torch.equal(head.weight, linear.weight) and torch.equal(head.bias, linear.bias)
+    features, targets = torch.randn(2, 5, 6), torch.randint(0, 17, (2, 5))
+    assert torch.equal(head(features), linear(features))
+    expected = F.cross_entropy(linear(features).flatten(0, 1), targets.flatten())
+    assert head(features, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    with torch.no_grad():
+        assert head(features, targets).item() == pytest.approx(expected.item(), rel=1e-5)
