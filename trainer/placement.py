@@ -1,0 +1,116 @@
+"""Where the frozen weights of a token encoder lie, and how they come to where they compute."""
+
+import os
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from trainer.block_feeds import FedBlocks, Feed, HeldFeed, HostFeed, ShardedFeed, share_of
+from trainer.config import Placement, WeightFormat
+from trainer.contract import ConfigError
+from trainer.encoder_weights import Weights
+from trainer.packed_blocks import bind, pack, packed_layout, parameter_shapes
+from trainer.trunk import build_trunk, family_of
+
+
+def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
+                 device: torch.device) -> nn.Module:
+    """A trunk that computes on `device`, its blocks' weights held as asked.
+
+    One block at a time is read, so host memory holds little more than what stays there. On a CPU bf16
+    means float32: weights are held and computed with in float32.
+
+    Args:
+        weights: Where they come from: in `held_as`, or in bf16 and quantised here.
+        held_as: Format of the blocks' matrices.
+        placement: `gpu` and `next_gpu` hold them on `device`, `host` in page-locked host memory,
+            `sharded` in equal shares on the ranks of this node, which all call this together.
+        device: Where it computes.
+
+    Raises:
+        ConfigError: The weights are missing, damaged or another model's, or `sharded` without ranks.
+    """
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    kept_dtype = dtype if held_as == "bf16" else torch.bfloat16
+    trunk = build_trunk(weights.config, weights.outer(), dtype, device)
+    blocks = family_of(weights.config).block_list(trunk)
+    shapes = [parameter_shapes(block) for block in blocks]
+    layouts = [packed_layout(named, held_as, kept_dtype) for named in shapes]
+    keeper = _keeper(placement, device)
+    held = [keeper.keep(pack(weights.block(index, kept_dtype), layout, device))
+            for index, layout in enumerate(layouts)]
+    if held_as == "bf16" and isinstance(keeper, _OnDevice):
+        for block, packed, layout in zip(blocks, held, layouts, strict=True):
+            bind(block, packed, layout)
+    else:
+        slot_layouts = [packed_layout(named, "bf16", dtype) for named in shapes]
+        FedBlocks(blocks, keeper.feed(held), layouts, slot_layouts, device)
+    return trunk
+
+
+class _Keeper(Protocol):
+    """Stores packed blocks one by one, and feeds them later."""
+
+    def keep(self, packed: Tensor) -> Tensor:
+        """What of a block's bytes stays, wherever that is."""
+
+    def feed(self, held: list[Tensor]) -> Feed:
+        """Brings what `keep` has stored."""
+
+
+class _OnDevice:
+    def keep(self, packed: Tensor) -> Tensor:
+        return packed
+
+    def feed(self, held: list[Tensor]) -> Feed:
+        return HeldFeed(held)
+
+
+class _OnHost:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def keep(self, packed: Tensor) -> Tensor:
+        held = packed.cpu()
+        if self._device.type == "cuda":
+            # Not pin_memory(): its allocator rounds sizes up to powers of two.
+            failed = int(torch.cuda.cudart().cudaHostRegister(held.data_ptr(), held.numel(), 0))
+            if failed:
+                raise ConfigError(f"the host gives no page-locked memory for weights: CUDA error {failed}",
+                                  place="token_encoder.placement: host",
+                                  fix="allow it (ulimit -l unlimited; --ulimit memlock=-1 for containers)")
+        return held
+
+    def feed(self, held: list[Tensor]) -> Feed:
+        return HostFeed(held, self._device)
+
+
+class _OnRanks:
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._group = device, _node_group()
+
+    def keep(self, packed: Tensor) -> Tensor:
+        return share_of(packed, self._group)
+
+    def feed(self, held: list[Tensor]) -> Feed:
+        return ShardedFeed(held, self._group, self._device)
+
+
+def _keeper(placement: Placement, device: torch.device) -> _Keeper:
+    if placement == "host":
+        return _OnHost(device)
+    return _OnRanks(device) if placement == "sharded" else _OnDevice()
+
+
+def _node_group() -> Any:
+    """A process group of its own for the ranks of this node; every rank of every node makes all of them."""
+    if not dist.is_initialized():
+        raise ConfigError("`sharded` needs several processes under torchrun",
+                          place="token_encoder.placement", fix="set token_encoder.placement to gpu or host")
+    world_size = dist.get_world_size()
+    per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
+    groups = [dist.new_group(list(range(first, first + per_node)))
+              for first in range(0, world_size, per_node)]
+    return groups[dist.get_rank() // per_node]

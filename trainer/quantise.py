@@ -1,0 +1,89 @@
+"""Frozen weights in 8 or 4 bits, and back: torch operations only, in pieces, on any device.
+
+fp8: e4m3 codes and one float32 scale for each row (all but the last dimension). nf4: the 16 values of
+QLoRA (arXiv 2305.14314, appendix E) scaled by the largest of each 64 weights, two codes a byte, the
+first in the high half.
+"""
+
+import torch
+from torch import Tensor
+
+NF4_BLOCK = 64
+# Quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (paper, appendix E).
+NF4_VALUES = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
+    1.0)
+_FP8_MAX = 448.0
+# Weights at a time: at most 12 bytes of temporaries each, so 48 MiB (arithmetic).
+_PIECE = 4 * 2**20
+
+
+def encode_nf4(weights: Tensor, codes: Tensor, scales: Tensor) -> None:
+    """Write the nf4 form of `weights` into `codes` and `scales`, all on one device.
+
+    Args:
+        weights: Any shape and float type; a multiple of 64 of them.
+        codes: uint8, half as many.
+        scales: bfloat16, one for each 64: the largest magnitude. All-zero blocks have scale 0.
+    """
+    flat = weights.reshape(-1)
+    values = torch.tensor(NF4_VALUES, device=weights.device)
+    borders = (values[1:] + values[:-1]) / 2
+    for start in range(0, flat.numel(), _PIECE):
+        piece = flat[start:start + _PIECE].float().view(-1, NF4_BLOCK)
+        largest = piece.abs().amax(dim=1).to(torch.bfloat16)
+        divisor = largest.float()
+        piece = piece / torch.where(divisor > 0, divisor, 1)[:, None]
+        nearest = torch.bucketize(piece, borders, out_int32=True).to(torch.uint8).view(-1, 2)
+        end = start + nearest.numel()
+        torch.add(nearest[:, 0] * 16, nearest[:, 1], out=codes[start // 2:end // 2])
+        scales[start // NF4_BLOCK:end // NF4_BLOCK] = largest
+
+
+def decode_nf4(codes: Tensor, scales: Tensor, weights: Tensor) -> None:
+    """Write the weights of `codes` into `weights`: flat, contiguous, bfloat16 or float32."""
+    values = torch.tensor(NF4_VALUES, dtype=weights.dtype, device=weights.device)
+    # A byte stands for two neighbouring weights, moved as one integer of their joint size.
+    pair = torch.int32 if weights.dtype == torch.bfloat16 else torch.int64
+    pairs = torch.cartesian_prod(values, values).view(pair).view(-1)
+    for start in range(0, codes.numel(), _PIECE):
+        index = codes[start:start + _PIECE].int()
+        target = weights[2 * start:2 * (start + index.numel())]
+        torch.index_select(pairs, 0, index, out=target.view(pair))
+        first = 2 * start // NF4_BLOCK
+        blocks = target.view(-1, NF4_BLOCK)
+        blocks.mul_(scales[first:first + len(blocks), None])
+
+
+def encode_fp8(weights: Tensor, codes: Tensor, scales: Tensor) -> None:
+    """Write the fp8 form of `weights` into `codes` and `scales`, all on one device.
+
+    Args:
+        weights: At least two dimensions, any float type.
+        codes: float8_e4m3fn, flat, as many.
+        scales: float32, one for each row. All-zero rows have scale 0.
+    """
+    rows = weights.reshape(-1, weights.shape[-1])
+    coded = codes.view(rows.shape)
+    for start, end in _row_pieces(*rows.shape):
+        piece = rows[start:end].float()
+        scale = piece.abs().amax(dim=1) / _FP8_MAX
+        piece = piece / torch.where(scale > 0, scale, 1)[:, None]
+        coded[start:end] = piece.clamp_(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
+        scales[start:end] = scale
+
+
+def decode_fp8(codes: Tensor, scales: Tensor, weights: Tensor) -> None:
+    """Write the weights of `codes` into `weights`: flat, contiguous, bfloat16 or float32."""
+    rows = weights.view(len(scales), -1)
+    coded = codes.view(rows.shape)
+    for start, end in _row_pieces(*rows.shape):
+        rows[start:end].copy_(coded[start:end])  # e4m3 is exact in both
+        rows[start:end].mul_(scales[start:end, None])
+
+
+def _row_pieces(num_rows: int, row_length: int) -> list[tuple[int, int]]:
+    step = max(1, _PIECE // row_length)
+    return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
