@@ -20,7 +20,7 @@ WeightFormat = Literal["bf16", "fp8", "nf4"]
 # sharded: split over a node's GPUs, gathered block by block. host: in host memory, copied block by block.
 Placement = Literal["gpu", "next_gpu", "sharded", "host"]
 # 100 MB in bf16; DeepSpeed's default of ten times as much would stand beside the gradients (guess).
-_REDUCE_BUCKET_ELEMENTS = 50_000_000
+REDUCE_BUCKET_ELEMENTS = 50_000_000
 
 
 class Section(BaseModel):
@@ -250,7 +250,7 @@ def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
     is_bf16 = config.precision == "bf16"
     # DeepSpeed's own norm and clipping are off: `trainer.gradients` clips part by part. The optimizer
     # that it takes for bf16 in stage 1 cannot go without the norm.
-    zero = {"stage": config.zero_stage, "reduce_bucket_size": _REDUCE_BUCKET_ELEMENTS,
+    zero = {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
             "compute_grad_norm": is_bf16 and config.zero_stage == 1}
     return {
         "train_batch_size": config.global_batch_size,
