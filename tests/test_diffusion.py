@@ -10,6 +10,7 @@ from trainer.diffusion import (  # noqa: E402
     TimestepSampler,
     alpha_sigma,
     encoder_gate,
+    log_snr,
     noised,
     sampling_grid,
 )
@@ -20,6 +21,13 @@ def test_tangent_schedule_has_the_signal_power_of_the_paper(u: float, signal: fl
     alpha, sigma = alpha_sigma(torch.tensor(u), 3.0)
     assert alpha.item() ** 2 == pytest.approx(signal, abs=5e-4)
     assert alpha.item() ** 2 + sigma.item() ** 2 == pytest.approx(1.0)
+
+
+def test_log_snr_is_that_of_the_tangent_schedule_and_infinite_at_the_ends() -> None:
+    for u in (0.1, 0.5, 0.9):
+        expected = -2 * math.log(3 * math.tan(math.pi * u / 2))
+        assert log_snr(torch.tensor(u), 3.0).item() == pytest.approx(expected, abs=1e-4)
+    assert log_snr(torch.tensor([0.0, 1.0]), 3.0).tolist() == [math.inf, -math.inf]
 
 
 @pytest.mark.parametrize(("share", "gate"), [(0, 0.001), (0.25, 0.005), (0.5, 0.054), (0.6, 0.136),
