@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape", "trainer.profiles",
-                    "trainer.run_folder", "trainer.sizes", "trainer.store"}
+OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape", "trainer.memory",
+                    "trainer.profiles", "trainer.run_folder", "trainer.sizes", "trainer.store"}
 PURE = [path for path in LAUNCHER if path.stem in ("plan", "policy", "cost", "render", "lint", "simulate")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",

@@ -18,6 +18,7 @@ from transformers import (  # noqa: E402
 
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.encoder_shape import KNOWN_CONFIGS, EncoderShape, encoder_shape, shape_of_config  # noqa: E402
+from trainer.memory import saved_activations  # noqa: E402
 from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
 from trainer.profiles import PROFILES  # noqa: E402
 from trainer.sizes import flops_per_token, trained_parameters  # noqa: E402
@@ -204,3 +205,33 @@ def test_arithmetic_of_training_is_what_torch_counts(layout, recompute):
     flops = flops_per_token(config, shape)
     expected = (flops.trained + flops.self_conditioning + flops.recomputed) * tokens.numel()
     assert expected == pytest.approx(counter.get_total_flops(), rel=0.04)
+
+
+@pytest.mark.parametrize("layout", [
+    {}, {"num_latents": 8}, {"perceiver_block": "split"}, {"token_decoder_mlp": "plain"},
+    {"denoiser_block": "plain"}, {"self_conditioning": False}, {"prompt": True},
+    {"latent_width": 64, "token_decoder_width": 64, "token_decoder_heads": 4, "perceiver_block": "split",
+     "denoiser_block": "plain", "self_conditioning": False}], ids=str)
+def test_what_autograd_keeps_is_what_the_memory_plan_says(layout):
+    # Without norms of queries and keys: what those keep differs between CPU and GPU kernels.
+    config = TrainConfig.model_validate(
+        {**BASE, "data": {"source": "python-docs", "sequence_length": 32}, "precision": "fp32",
+         "token_encoder": {"name": "tiny", "prefix_token": False},
+         "model": {**WIDE, "qk_norm": False, **layout}})
+    shape = shape_of_config({"model_type": "gpt2", "n_embd": 80, "vocab_size": 600, "n_layer": 4})
+    model = LatentDiffusionLM(config, shape.hidden_size, None, shape.vocab_size)
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address comes twice
+        return tensor
+
+    noise = draw_noise(config, 0, 0, [0, 1], "cpu")
+    tokens, hidden = torch.randint(0, 600, (2, 32)), torch.randn(2, 32, 80)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        total = model(tokens, hidden, noise, 1.0, noise.uniform_B).total
+    found = sum(tensor.untyped_storage().nbytes() for at, tensor in kept.items() if at not in own)
+    told = 2 * hidden.nbytes  # normalised states and predicted ones: inputs of the first loss
+    assert sum(saved_activations(config, shape).values()) + told == pytest.approx(found, rel=0.04)
+    assert total.requires_grad
