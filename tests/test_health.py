@@ -1,0 +1,90 @@
+"""Health of the latent space, on cases that can be checked by hand."""
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny_model import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
+
+from trainer.health import LatentHealth, distinct, effective_rank, encoder_gradient_norms  # noqa: E402
+from trainer.model import draw_noise  # noqa: E402
+
+
+def _summary(z: torch.Tensor, batch: int = 3) -> dict[str, float]:
+    health = LatentHealth(z.shape[1], z.shape[2], "cpu")
+    for part in z.split(batch):
+        health.add(part)
+    return health.summary()
+
+
+def test_two_opposite_texts() -> None:
+    """+-1 in the first channel, +-3 in the second, about another mean at each of two positions."""
+    away = torch.tensor([[1.0, 3.0, 0.0]])
+    means = torch.tensor([[0.0, 0.0, 2.0], [0.0, 0.0, 5.0]])
+    found = _summary(torch.stack([means + away, means - away]))
+    assert found["latent_variance"] == pytest.approx((1 + 9 + 0) / 3)
+    assert found["latent_std_min"] == 0.0
+    assert found["latent_std_max"] == pytest.approx(3.0)
+    assert found["latent_rank"] == pytest.approx(1.0)  # both channels move together
+    # cos of (1, 3, c) and (-1, -3, c): (c^2 - 10) / (c^2 + 10), for c of 2 and 5
+    assert found["latent_cosine"] == pytest.approx(((4 - 10) / 14 + (25 - 10) / 35) / 2, abs=1e-9)
+
+
+def test_texts_that_are_all_the_same_have_collapsed_though_positions_differ() -> None:
+    one = torch.randn(1, 4, 6, generator=torch.Generator().manual_seed(0))
+    found = _summary(one.expand(10, -1, -1))
+    assert found["latent_cosine"] == pytest.approx(1.0)
+    assert found["latent_variance"] == pytest.approx(0.0, abs=1e-7)
+    assert found["latent_rank"] == 0.0
+
+
+def test_random_texts_use_every_direction_and_share_none() -> None:
+    found = _summary(torch.randn(4_000, 2, 8, generator=torch.Generator().manual_seed(0)), batch=900)
+    assert found["latent_cosine"] == pytest.approx(0.0, abs=0.01)
+    assert found["latent_rank"] == pytest.approx(8.0, rel=0.01)
+    assert found["latent_variance"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_one_text_says_nothing_and_lost_latents_do_not_raise() -> None:
+    assert _summary(torch.ones(1, 2, 3)) == {}
+    assert math.isnan(_summary(torch.full((4, 2, 3), float("nan")))["latent_rank"])
+
+
+def test_effective_rank_counts_directions_by_their_variance() -> None:
+    assert effective_rank(torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0]))) == pytest.approx(3.0)
+    # exp of the entropy of (3/4, 1/4)
+    expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_pull_at_the_encoder_is_the_norm_of_its_gradient_and_leaves_the_step_alone(recompute: bool) -> None:
+    config = tiny_config(activation_checkpointing=recompute,
+                         diffusion={"hidden_weight": 2.0, "diffusion_weight": 3.0})
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, VOCABULARY, (4, 8), generator=generator)
+    hidden = torch.randn(4, 8, HIDDEN_SIZE, generator=generator)
+    noise = draw_noise(config, 0, 0, range(4), "cpu")
+
+    def gradients(loss: str, look: bool = False) -> tuple[dict, torch.Tensor]:
+        model = tiny_model(config)
+        losses = model(tokens, hidden, noise, 0.1, noise.uniform_B)
+        found = encoder_gradient_norms(model, losses) if look else {}
+        getattr(losses, loss).backward()
+        return found, torch.cat([p.grad.flatten() for p in model.encoder.parameters() if p.grad is not None])
+
+    found, total = gradients("total", look=True)
+    assert torch.equal(total, gradients("total")[1])
+    hidden_norm, diffusion_norm = (gradients(loss)[1].norm().item() for loss in ("hidden", "diffusion"))
+    assert found["encoder_grad_hidden"].item() == pytest.approx(2 * hidden_norm, rel=1e-5)
+    assert found["encoder_grad_diffusion"].item() == pytest.approx(3 * diffusion_norm, rel=1e-5)
+    assert found["encoder_grad_ratio"].item() == pytest.approx(1.5 * diffusion_norm / hidden_norm, rel=1e-5)
+
+
+def test_distinct_counts_each_n_gram_once() -> None:
+    rows = [[1, 2, 1, 2], [1, 2, 3]]
+    assert distinct(rows, 1) == pytest.approx(3 / 7)
+    assert distinct(rows, 2) == pytest.approx(3 / 5)  # 12 21 12 | 12 23
+    assert distinct(rows, 9) == 0.0

@@ -1,0 +1,124 @@
+"""Signs that the latent space is healthy, or that it collapses: what to watch besides the losses.
+
+A diffusion loss near 0 while latents of different texts become alike is a collapse: the encoder has
+made its latents trivial. Shapes: B texts, K latents, D latent width, L tokens.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import distributed as dist
+
+from trainer.model import LatentDiffusionLM, Losses
+
+# What subtracting means in float64 can leave of a variance of nothing, relative to the mean square.
+_ROUNDING = 1e-12
+
+
+class LatentHealth:
+    """How latents of different texts differ, from batches of them.
+
+    Args:
+        num_latents: K.
+        latent_width: D.
+        device: Where batches come from; sums stay there, in float64: 8 D^2 bytes.
+    """
+
+    def __init__(self, num_latents: int, latent_width: int, device: torch.device | str) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float64, device=device)
+
+        self._num_texts = zeros()
+        self._sum_KD, self._squares_KD = zeros(num_latents, latent_width), zeros(num_latents, latent_width)
+        self._directions_KD = zeros(num_latents, latent_width)
+        self._products_DD = zeros(latent_width, latent_width)
+
+    def add(self, z_BKD: Tensor) -> None:
+        """Take in the latents of some texts."""
+        z_BKD = z_BKD.detach().double()
+        self._num_texts += len(z_BKD)
+        self._sum_KD += z_BKD.sum(0)
+        self._squares_KD += z_BKD.square().sum(0)
+        self._directions_KD += F.normalize(z_BKD, dim=-1).sum(0)
+        flat = z_BKD.flatten(0, 1)
+        self._products_DD += flat.T @ flat
+
+    def reduce(self) -> None:
+        """Add up what all ranks have seen. A collective."""
+        for total in vars(self).values():
+            dist.all_reduce(total)
+
+    def summary(self) -> dict[str, float]:
+        """What can be said of two texts or more; nothing of fewer.
+
+        Returns:
+            latent_variance: across texts, mean over positions and channels. The diffusion loss of the
+                trivial predictor, which always says the mean latent: a useful denoiser is well below.
+            latent_std_min, latent_std_max: the same as a standard deviation, of the channel that says
+                least and of the one that says most
+            latent_rank: effective number of directions that latents use, in [1, D]: the exponential of
+                the entropy of the shares of variance along the principal axes
+            latent_cosine: mean cosine between the latents of two texts at one position; towards 1 the
+                latents have collapsed
+        """
+        n = self._num_texts.item()
+        if n < 2:
+            return {}
+        mean_KD = self._sum_KD / n
+        variance_D = (self._squares_KD / n - mean_KD.square()).clamp(min=0).mean(0)
+        std_D = variance_D.sqrt()
+        # Of n (n - 1) ordered pairs: the square of a sum, less each vector with itself.
+        cosines = (self._directions_KD.square().sum(-1) - n) / (n * (n - 1))
+        moments_DD = self._products_DD / (n * len(mean_KD))
+        covariance_DD = moments_DD - mean_KD.T @ mean_KD / len(mean_KD)
+        rounding = _ROUNDING * moments_DD.abs().max().item()
+        return {"latent_variance": variance_D.mean().item(), "latent_std_min": std_D.min().item(),
+                "latent_std_max": std_D.max().item(), "latent_rank": effective_rank(covariance_DD, rounding),
+                "latent_cosine": cosines.mean().item()}
+
+
+def effective_rank(covariance_DD: Tensor, rounding: float = 0.0) -> float:
+    """Directions along which something varies, weighted: in [1, D], or 0 where nothing varies.
+
+    The exponential of the entropy of the eigenvalues' shares (Roy and Vetterli, 2007). Variances up to
+    `rounding` count as none. Not a number where the covariance is not finite.
+    """
+    if not torch.isfinite(covariance_DD).all():
+        return float("nan")
+    variances_D = torch.linalg.eigvalsh(covariance_DD.double())
+    variances_D = torch.where(variances_D > rounding, variances_D, 0.0)
+    if not variances_D.any():
+        return 0.0
+    shares_D = variances_D / variances_D.sum()
+    return torch.special.entr(shares_D).sum().exp().item()
+
+
+def encoder_gradient_norms(model: LatentDiffusionLM, losses: Losses) -> dict[str, Tensor]:
+    """How hard reconstruction and diffusion pull at the latent encoder, each with its weight and gate.
+
+    Call it between forward and backward, of the same step: it goes back twice through the graph, leaves
+    the graph and every `.grad` as they are. For one micro-batch on one rank.
+
+    Returns:
+        encoder_grad_hidden, encoder_grad_diffusion: norms of the gradients, float32 scalars
+        encoder_grad_ratio: the second over the first
+    """
+    weights, settings = list(model.encoder.parameters()), model.config.diffusion
+    pulls = [weight * _norm(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
+             for weight, loss in ((settings.hidden_weight, losses.hidden),
+                                  (settings.diffusion_weight, losses.diffusion))]
+    return {"encoder_grad_hidden": pulls[0], "encoder_grad_diffusion": pulls[1],
+            "encoder_grad_ratio": pulls[1] / pulls[0]}
+
+
+def distinct(rows: Iterable[Sequence[int]], n: int) -> float:
+    """Share of n-grams, over all rows, that are the first of their kind: in [0, 1]; 0 without any."""
+    grams = [tuple(row[i:i + n]) for row in rows for i in range(len(row) - n + 1)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
+    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
+    return torch.stack(norms).norm()
