@@ -1,109 +1,250 @@
-"""Text -> token blocks -> the batch of a step. Numpy only; the position in the data is one integer.
+"""The text of a run: prepared shards -> sequences of token ids. No torch.
 
 Shapes: N sequences, L tokens of a sequence.
 """
 
-import ast
+import fcntl
 import functools
 import hashlib
 import json
+import math
 import os
-import sysconfig
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from trainer.batches import Layout, coming_shards
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError
+from trainer.preparing import Quiet, bad_rows
+from trainer.preparing import prepare as prepare_source
+from trainer.shard_cache import ShardCache
+from trainer.shards import PARTS, SPLITS, PreparedManifest, Shard, find_manifest
+from trainer.store import Store, local_store_url, open_store, sub_store
+from trainer.text_sources import digest, open_source
+from trainer.text_tokenizer import (
+    TextTokenizer,
+    TokenizerIdentity,
+    end_of_text_id,  # noqa: F401
+    text_tokenizer,
+)
 
-PYTHON_DOCS = "python-docs"
-_MIN_DOCUMENT_CHARS = 80
-_SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__", "lib2to3"}
-_DOCUMENTS_AT_A_TIME = 1_000
+SHARDS = "shards:"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
-@dataclass(frozen=True)
 class Corpus:
-    """Text as blocks of token ids, held by memory map.
+    """Sequences of L tokens: each shard is cut into them, what is left at its end is dropped.
 
     Attributes:
-        train_NL: uint32 training blocks.
-        heldout_NL: uint32 blocks of documents that no training block holds.
-        seen_ids: Sorted ids that occur in `train_NL`, int64.
-        fingerprint: Names text, tokenizer, length and split: equal fingerprints are equal blocks.
+        layout: How many sequences each training shard holds.
+        heldout_NL: uint32, at most `evaluate_sequences` of documents that no training shard holds.
+        num_dropped_tokens: Of the training shards, too few for a sequence.
+        fingerprint: Names tokens, length and order: equal fingerprints and seeds give equal batches.
     """
 
-    train_NL: np.ndarray
-    heldout_NL: np.ndarray
-    seen_ids: np.ndarray
-    fingerprint: str
+    def __init__(self, manifest: PreparedManifest, config: TrainConfig, shards: ShardCache,
+                 cache: Path) -> None:
+        self._shards, self._cache, self._seed = shards, cache, config.seed
+        self._length = config.data.sequence_length
+        self._train: list[Shard] = manifest.of("train")
+        self.layout = Layout(tuple(self._rows_of(shard) for shard in self._train), config.data.window_shards)
+        self.num_dropped_tokens = sum(shard.num_tokens % self._length for shard in self._train)
+        self.heldout_NL = self._read_heldout(manifest.of("heldout"), config.evaluate_sequences)
+        parts = [[shard.sha256 for shard in manifest.shards], self._length, self.layout.window_shards]
+        self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    @property
+    def train_NL(self) -> np.ndarray:
+        """All training sequences."""
+        return self.rows(np.arange(self.num_sequences))
+
+    @property
+    def num_sequences(self) -> int:
+        """N of the training part."""
+        return self.layout.num_sequences
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Training sequences by number: uint32 (n, L).
+
+        Raises:
+            StoreError: A shard cannot be fetched.
+            DamagedShardError: It is not what its manifest says.
+        """
+        shards = np.searchsorted(self.layout.first, indices, side="right") - 1
+        rows_NL = np.empty((len(indices), self._length), dtype=np.uint32)
+        for shard in np.unique(shards):
+            here = shards == shard
+            rows_NL[here] = self._blocks(self._train[shard])[indices[here] - self.layout.first[shard]]
+        return rows_NL
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """Fetch these training shards ahead, let go of all others."""
+        self._shards.expect(self._train[shard] for shard in shards)
+
+    def sample(self, num_rows: int) -> np.ndarray:
+        """Sequences spread evenly over the shards that training begins with, which are drawn at random:
+        uint32 (n, L), n at most `num_rows`. Raises as `rows`."""
+        shards = coming_shards(self.layout, self._seed, 0)
+        numbers = np.concatenate([np.arange(self.layout.first[shard], self.layout.first[shard + 1])
+                                  for shard in shards])
+        chosen = np.linspace(0, len(numbers) - 1, min(num_rows, len(numbers))).round().astype(np.int64)
+        return self.rows(numbers[chosen])
+
+    @functools.cached_property
+    def seen_ids(self) -> np.ndarray:
+        """Ids that occur in the training sequences, sorted, int64. Reads them all, once per machine."""
+        path = self._cache / f"{self.fingerprint}-seen.npy"
+        if not path.exists():
+            found = [np.unique(self._blocks(shard)) for shard in self._train]
+            _write(path, np.unique(np.concatenate(found)).astype(np.int64))
+        return np.load(path)  # type: ignore[no-any-return]
+
+    def _rows_of(self, shard: Shard) -> int:
+        return shard.num_tokens // self._length
+
+    def _blocks(self, shard: Shard) -> np.ndarray:
+        num_rows = self._rows_of(shard)
+        return self._shards.tokens(shard)[:num_rows * self._length].reshape(num_rows, self._length)
+
+    def _read_heldout(self, shards: Sequence[Shard], num_rows: int) -> np.ndarray:
+        found = np.empty((0, self._length), dtype=np.uint32)
+        for shard in shards:
+            if len(found) < num_rows and self._rows_of(shard):
+                found = np.concatenate([found, self._blocks(shard)[:num_rows - len(found)]])
+        return found
 
 
-def load_documents(source: str) -> list[str]:
-    """The documents of a source, in an order that is the same on every call, without repeats.
+def open_corpus(config: TrainConfig, tokenizer: Any, store: Store | None, cache: Path,
+                say: Callable[[str], None] = print) -> Corpus:
+    """Find the text of a run, check that it fits, and make it ready to be read.
+
+    Any number of processes may call this at once.
 
     Args:
-        source: `python-docs` (the language reference's topics and the standard library's docstrings,
-            about 2 MB), or the path of a UTF-8 text file whose documents are separated by blank lines.
+        config: `data` says what to read.
+        tokenizer: The Hugging Face tokenizer of the token encoder.
+        store: Of the run, for `shards:NAME`.
+        cache: Folder of this machine, made when missing.
+        say: Told of bad rows, by the one process that finds them.
 
     Raises:
-        ConfigError: The file is missing, is not UTF-8 or holds no text.
+        ConfigError: There is no such text, it is of another tokenizer, damaged, or too little.
+        StoreError: It cannot be read.
     """
-    if source == PYTHON_DOCS:
-        documents = list(_python_docs())
-    else:
-        documents = [part.strip() for part in _read_text(Path(source)).replace("\r\n", "\n").split("\n\n")]
-    documents = list(dict.fromkeys(filter(None, documents)))
-    if not documents:
-        raise ConfigError("data.source holds no text", place=source, fix="name a file with text in it")
-    return documents
+    text = text_tokenizer(tokenizer, config.token_encoder.name)
+    prepared = _prepared_store(config, text, store, cache, say)
+    manifest = find_manifest(prepared)
+    if manifest is None:
+        raise _not_there(prepared)
+    _check_tokenizer(manifest.preparation.tokenizer, text.identity, prepared.url)
+    _check_enough(config, manifest)
+    limit_bytes = int(config.data.cache_gib * 2**30)
+    _check_cache(config, manifest, limit_bytes)
+    return Corpus(manifest, config, ShardCache(prepared, cache / "shards", limit_bytes), cache)
+
+
+def _prepared_store(config: TrainConfig, text: TextTokenizer, store: Store | None, cache: Path,
+                    say: Callable[[str], None]) -> Store:
+    """Where the shards are; a text that has none is prepared first."""
+    source = config.data.source
+    if source.startswith(SHARDS):
+        name = source.removeprefix(SHARDS)
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{source!r} names no prepared text", place="data.source",
+                              fix="write shards:NAME; NAME is a folder below <store>/data")
+        if store is None:
+            raise ConfigError(f"{source} is looked for in the store, but there is none", place="data.source",
+                              fix="set store in the recipe, or name the URL of the shards")
+        return sub_store(store, f"data/{name}")
+    if source.startswith("hf://"):
+        raise ConfigError(f"{source} is a dataset, not prepared shards", place="data.source",
+                          fix=f"ldlm data prepare {source} --tokenizer {config.token_encoder.name} "
+                              "--out URL; then set data.source to that URL")
+    return open_store(source) if "://" in source else _prepare_here(config, text, cache, say)
+
+
+def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Callable[[str], None]) -> Store:
+    """The shards of a text that is small enough to be prepared on each machine, when it is needed."""
+    source, heldout = open_source(config.data.source), config.data.heldout_fraction
+    key = digest(source.listing, text.identity.digest, text.identity.end_of_text_id, heldout)
+    folder = cache / "texts" / key[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    store = open_store(local_store_url(folder))
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other ranks of this machine wait here
+        if find_manifest(store) is None:
+            result = prepare_source(source, text, store, Quiet(), heldout_fraction=heldout)
+            if result.manifest and result.manifest.rows.num_bad:
+                say(f"{config.data.source}: {bad_rows(result.manifest.rows)}")
+    return store
+
+
+def _not_there(store: Store) -> ConfigError:
+    finished = len(store.objects(PARTS))
+    if not finished:
+        return ConfigError("there is no prepared text", place=store.url,
+                           fix=f"ldlm data prepare SOURCE --tokenizer NAME --out {store.address}")
+    return ConfigError(f"its preparation is not finished: {finished} units are there, but no manifest",
+                       place=store.url, fix="run the same `ldlm data prepare` again, on one machine")
+
+
+def _check_tokenizer(found: TokenizerIdentity, wanted: TokenizerIdentity, place: str) -> None:
+    if found.digest != wanted.digest:
+        raise ConfigError(f"the shards are of tokenizer {found}, but the token encoder's is {wanted}",
+                          place=place, fix=f"prepare the text with --tokenizer {wanted.name}, or set "
+                                           f"token_encoder.name to {found.name}")
+    if found.end_of_text_id != wanted.end_of_text_id:
+        raise ConfigError(f"documents of the shards end in id {found.end_of_text_id}, but the end of text "
+                          f"of {wanted.name} is {wanted.end_of_text_id}", place=place,
+                          fix=f"prepare the text anew with --tokenizer {wanted.name}")
+
+
+def _check_enough(config: TrainConfig, manifest: PreparedManifest) -> None:
+    length = config.data.sequence_length
+    num_train, num_heldout = (sum(shard.num_tokens // length for shard in manifest.of(split))
+                              for split in SPLITS)
+    if num_train >= config.global_batch_size and num_heldout >= 1:
+        return
+    raise ConfigError(
+        f"too little text: {num_train} training and {num_heldout} held-out sequences of "
+        f"{length} tokens, but one step needs {config.global_batch_size} and evaluation needs 1",
+        place=config.data.source,
+        fix="give more documents, or lower data.sequence_length or global_batch_size, or raise "
+            "data.heldout_fraction (of prepared shards: --heldout)")
+
+
+def _check_cache(config: TrainConfig, manifest: PreparedManifest, limit_bytes: int) -> None:
+    """Shards in use stay on disk whatever the limit, so it must have room for them."""
+    largest = sorted((shard.num_bytes for shard in manifest.of("train")), reverse=True)
+    needed = sum(largest[:2 * config.data.window_shards])
+    if needed > limit_bytes:
+        raise ConfigError(f"data.cache_gib is {config.data.cache_gib:g}, but two windows of "
+                          f"{config.data.window_shards} shards take {needed / 2**30:.2g} GiB",
+                          place=config.data.source,
+                          fix=f"set data.cache_gib to {math.ceil(needed / 2**30)}, or data.window_shards to "
+                              f"{max(1, config.data.window_shards * limit_bytes // (needed + 1))}")
+
+
+def _write(path: Path, array: np.ndarray) -> None:
+    # Under its name only when whole: another rank may look at any time.
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
+        np.save(file, array)
+    os.replace(file.name, path)
 
 
 def prepare(config: TrainConfig, tokenizer: Any, cache: Path) -> Corpus:
-    """Token blocks of the configured text, from `cache` when it has them, else made and stored there.
-
-    A document belongs to the held-out part by the hash of its content, so that adding or moving
-    documents moves no other. Several processes may call this at once with the same cache.
-
-    Args:
-        config: `data` says what to read; `global_batch_size` how much there must be.
-        tokenizer: A Hugging Face tokenizer.
-        cache: Folder, made when missing.
-
-    Raises:
-        ConfigError: As `load_documents`, or too little text.
-    """
-    fingerprint = _fingerprint(config, tokenizer)
-    paths = [cache / f"{fingerprint}-{part}.npy" for part in ("train", "heldout", "seen")]
-    if not all(path.exists() for path in paths):
-        train_NL, heldout_NL = _tokenised(config, tokenizer)
-        cache.mkdir(parents=True, exist_ok=True)
-        arrays = (train_NL, heldout_NL, np.unique(train_NL).astype(np.int64))
-        for path, array in zip(paths, arrays, strict=True):
-            _write(path, array)
-    train_NL, heldout_NL, seen_ids = (np.load(path, mmap_mode="r") for path in paths)
-    _check_enough(config, len(train_NL), len(heldout_NL))
-    return Corpus(train_NL, heldout_NL, np.array(seen_ids), fingerprint)
+    """`open_corpus` of a text that is prepared on the spot."""
+    return open_corpus(config, tokenizer, None, cache)
 
 
 def batch_indices(num_sequences: int, global_batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which sequences the global batch of one step holds: a pure function, whatever the world size.
-
-    Every epoch is a permutation of its own; a batch may begin in one epoch and end in the next.
-
-    Args:
-        num_sequences: N.
-        global_batch_size: Sequences of one step.
-        seed: Of the run.
-        step: From 0.
-
-    Returns:
-        int64 of shape (global_batch_size,), each in [0, N).
-    """
+    """Which sequences the global batch of one step holds, with one permutation for all."""
     positions = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
     epochs, offsets = np.divmod(positions, num_sequences)
     batch = np.empty_like(positions)
@@ -113,138 +254,6 @@ def batch_indices(num_sequences: int, global_batch_size: int, seed: int, step: i
     return batch
 
 
-def end_of_text_id(tokenizer: Any) -> int:
-    """Id that ends a document: the end-of-text token, else the separator.
-
-    Raises:
-        ConfigError: The tokenizer has neither.
-    """
-    for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        if token_id is not None:
-            return int(token_id)
-    raise ConfigError("the tokenizer has neither an end-of-text nor a separator token",
-                      place="token_encoder.name", fix="set eos_token in the model's tokenizer_config.json")
-
-
-@functools.lru_cache(maxsize=2)  # the epoch that ends in a batch and the one that begins
+@functools.lru_cache(maxsize=2)
 def _permutation(num_sequences: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(num_sequences)
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"data.source cannot be read: {error.strerror}", place=str(path),
-                          fix=f"name a text file that is there, or `{PYTHON_DOCS}`") from error
-
-
-def _read_text(path: Path) -> str:
-    content = _read_bytes(path)
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"data.source is not UTF-8: byte {error.start} is {content[error.start]:#04x}",
-                          place=str(path), fix=f"convert it: iconv -f latin1 -t utf-8 {path}") from error
-
-
-def _python_files() -> list[Path]:
-    """Files whose prose `python-docs` is made of, sorted by their path inside the library."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders
-                         if name not in _SKIPPED_FOLDERS and not name.startswith("config-")]
-        files += [Path(folder, name) for name in names if name.endswith(".py")]
-    return sorted(files, key=lambda path: path.relative_to(root).as_posix())
-
-
-def _python_docs() -> Iterator[str]:
-    from pydoc_data.topics import topics
-
-    documents = [topics[name] for name in sorted(topics)]
-    for path in _python_files():
-        documents += _docstrings(path)
-    return (text.strip() for text in documents if len(text.strip()) > _MIN_DOCUMENT_CHARS)
-
-
-def _docstrings(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # some distributions add files of other Python versions
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
-
-
-def _source_digest(source: str) -> str:
-    # Of the library's files, not of the documents in them: parsing takes seconds, hashing does not.
-    paths = _python_files() if source == PYTHON_DOCS else [Path(source)]
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(_read_bytes(path)).digest())
-    return digest.hexdigest()
-
-
-def _tokenizer_identity(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    described = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
-    for changed_by_use in ("padding", "truncation"):
-        described.pop(changed_by_use, None)
-    return json.dumps([type(tokenizer).__name__, described], sort_keys=True)
-
-
-def _fingerprint(config: TrainConfig, tokenizer: Any) -> str:
-    parts = [_source_digest(config.data.source), _tokenizer_identity(tokenizer), end_of_text_id(tokenizer),
-             config.data.sequence_length, config.data.heldout_fraction]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _is_heldout(document: str, fraction: float) -> bool:
-    digest = hashlib.sha256(document.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < fraction * 2**64
-
-
-def _tokenised(config: TrainConfig, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Training and held-out blocks of the configured text."""
-    documents = load_documents(config.data.source)
-    heldout = [_is_heldout(document, config.data.heldout_fraction) for document in documents]
-    train_NL, heldout_NL = (
-        _blocks([document for document, held in zip(documents, heldout, strict=True) if held is part],
-                tokenizer, config.data.sequence_length)
-        for part in (False, True))
-    _check_enough(config, len(train_NL), len(heldout_NL))
-    return train_NL, heldout_NL
-
-
-def _blocks(documents: Sequence[str], tokenizer: Any, sequence_length: int) -> np.ndarray:
-    """uint32 blocks of shape (N, L): documents end to end, each closed by end of text; the tail goes."""
-    end = end_of_text_id(tokenizer)
-    parts = [np.empty(0, dtype=np.uint32)]
-    for first in range(0, len(documents), _DOCUMENTS_AT_A_TIME):
-        encoded = tokenizer(list(documents[first:first + _DOCUMENTS_AT_A_TIME]), add_special_tokens=False,
-                            return_attention_mask=False, verbose=False)["input_ids"]
-        parts.append(np.array([token for ids in encoded for token in (*ids, end)], dtype=np.uint32))
-    stream = np.concatenate(parts)
-    num_blocks = len(stream) // sequence_length
-    return stream[:num_blocks * sequence_length].reshape(num_blocks, sequence_length)
-
-
-def _check_enough(config: TrainConfig, num_train: int, num_heldout: int) -> None:
-    if num_train >= config.global_batch_size and num_heldout >= 1:
-        return
-    raise ConfigError(
-        f"too little text: {num_train} training and {num_heldout} held-out sequences of "
-        f"{config.data.sequence_length} tokens, but one step needs {config.global_batch_size} "
-        "and evaluation needs 1",
-        place=config.data.source,
-        fix="give more documents (separated by blank lines), or lower data.sequence_length "
-            "or global_batch_size, or raise data.heldout_fraction")
-
-
-def _write(path: Path, array: np.ndarray) -> None:
-    # Under its name only when whole: another rank may look at any time.
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-        np.save(file, array)
-    os.replace(file.name, path)

@@ -4,12 +4,13 @@ An object appears whole or not at all; keys are relative to the URL. No torch he
 reads run folders through this file too.
 """
 
+import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from trainer.contract import StoreError
@@ -17,6 +18,8 @@ from trainer.contract import StoreError
 # obstore's own defaults retry for three minutes. A heartbeat is worth less than that, a checkpoint
 # is tried again at its next interval (guess, not measured on a real cloud).
 _RETRY: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
+# Of a file that is read by ranges (guess: a request to a cloud takes as long as a few MB).
+_READ_AHEAD_BYTES = 8 * 2**20
 _SCHEMES = ("file", "s3", "gs", "az")
 _CLOUDS = {"s3": "AWS", "gs": "Google", "az": "Azure"}
 _HOW_TO_SIGN_IN = {
@@ -86,6 +89,24 @@ class Store:
         with _as_store_errors(f"{self.url}/{key}", "read"):
             return bytes(obstore.get(self._backend, key).bytes())
 
+    def size(self, key: str) -> int:
+        """Bytes of one object. Raises NotFoundError when there is none."""
+        import obstore
+
+        with _as_store_errors(f"{self.url}/{key}", "read"):
+            return int(obstore.head(self._backend, key)["size"])
+
+    def open(self, key: str) -> BinaryIO:
+        """One object as a file that is read by ranges, so that it need not fit into memory."""
+        return io.BufferedReader(_RangeReader(self, key), _READ_AHEAD_BYTES)
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Bytes [start, end) of one object. Raises NotFoundError when there is none."""
+        import obstore
+
+        with _as_store_errors(f"{self.url}/{key}", "read"):
+            return bytes(obstore.get_range(self._backend, key, start=start, end=end))
+
     def objects(self, prefix: str = "") -> list[StoredObject]:
         """All objects below a folder, in key order. `prefix` names whole path segments."""
         import obstore
@@ -94,6 +115,17 @@ class Store:
             found = [StoredObject(meta["path"], meta["size"])
                      for batch in obstore.list(self._backend, prefix or None) for meta in batch]
         return sorted(found)
+
+    def versions(self, prefix: str = "") -> dict[str, str]:
+        """What changes when an object is written again, by key: its ETag; on a local disk the second
+        of its last change, which copying a folder with its times keeps."""
+        import obstore
+
+        local = self.url.startswith("file:")
+        with _as_store_errors(f"{self.url}/{prefix}", "list"):
+            found = [meta for batch in obstore.list(self._backend, prefix or None) for meta in batch]
+        return {meta["path"]: str(int(meta["last_modified"].timestamp())) if local else meta["e_tag"] or ""
+                for meta in found}
 
     def folders(self, prefix: str = "") -> list[str]:
         """Names of the folders directly below `prefix`, sorted."""
@@ -113,6 +145,36 @@ class Store:
                     obstore.delete(self._backend, key)
                 except FileNotFoundError:
                     continue
+
+
+class _RangeReader(io.RawIOBase):
+    """The bytes of an object by position; io.BufferedReader makes a file of it."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self._store, self._key, self._size, self._position = store, key, store.size(key), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origins = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        self._position = offset + origins[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._size, self._position + len(buffer))
+        if end <= self._position:
+            return 0
+        data = self._store.get_range(self._key, self._position, end)
+        buffer[:len(data)] = data
+        self._position += len(data)
+        return len(data)
 
 
 def open_store(url: str) -> Store:
@@ -137,6 +199,12 @@ def open_store(url: str) -> Store:
     options = dict(parse_qsl(parts.query))
     with _as_store_errors(clean, "open"):
         return Store(clean, url, _open_backend(parts.scheme, clean, options))
+
+
+def sub_store(store: Store, path: str) -> Store:
+    """The folder `path` of a store as a store of its own. Raises as `open_store`."""
+    parts = urlsplit(store.address)
+    return open_store(parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl())
 
 
 def local_store_url(folder: Path) -> str:

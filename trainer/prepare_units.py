@@ -1,0 +1,258 @@
+"""Units of a source -> token shards, in this process or in several. No torch.
+
+A worker talks through a pipe of its own: when this process dies, even by SIGKILL, the worker's next
+word finds nobody, and it ends too.
+"""
+
+import hashlib
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from trainer.contract import LdlmError
+from trainer.file_rows import Row
+from trainer.shards import (
+    NUM_EXAMPLES,
+    SPLITS,
+    BadRow,
+    Part,
+    Preparation,
+    RowCounts,
+    ShardWriter,
+    Split,
+    part_key,
+    write_record,
+)
+from trainer.store import Store, open_store
+from trainer.text_sources import Source
+from trainer.text_tokenizer import TextTokenizer
+
+# Texts that are tokenised in one call: enough to keep threads busy (guess).
+_TEXTS_AT_A_TIME = 512
+_CHARACTERS_AT_A_TIME = 2**20
+
+Tell = Callable[[int, int, int], None]  # unit, characters, tokens since the last time
+
+
+class WorkerDiedError(LdlmError):
+    """A process that prepared a unit ended without a word."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every process that prepares units knows."""
+
+    source: Source
+    tokenizer: TextTokenizer
+    preparation: Preparation
+    address: str
+
+
+@dataclass
+class _Unit:
+    """A unit on its way: counts, hash and what has been seen."""
+
+    lines: dict[str, int] = field(default_factory=dict)
+    num_rows: int = 0
+    num_documents: int = 0
+    num_repeated: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    examples: list[BadRow] = field(default_factory=list)
+    keys: set[str] = field(default_factory=set)
+    seen: set[bytes] = field(default_factory=set)
+    digest: Any = field(default_factory=hashlib.sha256)
+
+    def documents(self, rows: Iterator[tuple[str, Row]],
+                  heldout_fraction: float) -> Iterator[tuple[Split, str]]:
+        """Good rows that are no repeats, each with its split."""
+        for file, row in rows:
+            self.num_rows += 1
+            if row.text is None:
+                self._count_bad(file, row)
+                continue
+            content = hashlib.sha256(row.text.encode()).digest()
+            if content in self.seen:
+                self.num_repeated += 1
+                continue
+            self.seen.add(content)
+            self.digest.update(content)
+            self.num_documents += 1
+            yield "heldout" if is_heldout(content, heldout_fraction) else "train", row.text
+
+    def _count_bad(self, file: str, row: Row) -> None:
+        self.bad[row.problem] += 1
+        self.keys.update(row.keys)
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append(BadRow(file=file, line=row.line, problem=row.detail or row.problem))
+
+    def counts(self) -> RowCounts:
+        """For the record."""
+        return RowCounts(num_rows=self.num_rows, num_documents=self.num_documents,
+                         num_repeated=self.num_repeated, bad=dict(sorted(self.bad.items())),
+                         examples=tuple(self.examples), keys=tuple(sorted(self.keys)[:NUM_EXAMPLES]))
+
+
+def is_heldout(content: bytes, fraction: float) -> bool:
+    """Whether the document with this SHA-256 is held out: by content, so adding documents moves no other."""
+    return int.from_bytes(content[:8], "big") < fraction * 2**64
+
+
+def prepare_unit(work: Work, store: Store, number: int, tell: Tell) -> Part:
+    """Tokenise one unit, store its shards and then its record.
+
+    Repeated documents of a unit are dropped and counted. Repeats of another unit are kept: to know them,
+    all machines would have to wait for each other. They fall into the same split, being the same text.
+
+    Raises:
+        StoreError: The source cannot be read, or the shards not be written.
+    """
+    end = work.preparation.tokenizer.end_of_text_id
+    writers = {split: ShardWriter(store, split, number, end) for split in SPLITS}
+    state = _Unit()
+    rows = _rows(work.source, number, state.lines)
+    for batch in _batches(state.documents(rows, work.preparation.heldout_fraction)):
+        encoded = work.tokenizer.encode([text for _, text in batch])
+        for (split, _), ids in zip(batch, encoded, strict=True):
+            writers[split].add(ids)
+        tell(number, sum(len(text) for _, text in batch), sum(map(len, encoded)) + len(encoded))
+    for writer in writers.values():
+        writer.flush()
+    part = Part(preparation=work.preparation.digest, unit=number, source_sha256=state.digest.hexdigest(),
+                shards=tuple(shard for split in SPLITS for shard in writers[split].shards),
+                lines=tuple(state.lines.items()), rows=state.counts())
+    write_record(store, part_key(number), part)
+    return part
+
+
+def _rows(source: Source, unit: int, lines: dict[str, int]) -> Iterator[tuple[str, Row]]:
+    for piece in source.units[unit].pieces:
+        for row in source.rows(piece, lines):
+            yield piece.file, row
+
+
+def _batches(documents: Iterator[tuple[Split, str]]) -> Iterator[list[tuple[Split, str]]]:
+    held: list[tuple[Split, str]] = []
+    size = 0
+    for document in documents:
+        held.append(document)
+        size += len(document[1])
+        if len(held) >= _TEXTS_AT_A_TIME or size >= _CHARACTERS_AT_A_TIME:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def prepare_all(work: Work, units: Sequence[int], num_processes: int, tell: Tell,
+                done: Callable[[Part], None]) -> None:
+    """Prepare units in the order given.
+
+    Args:
+        work: The same for all.
+        units: Numbers.
+        num_processes: 1: in this process, where `tokenizers` takes a thread per core by itself.
+        tell: Called often.
+        done: Called with each record, in any order.
+
+    Raises:
+        LdlmError: What the first unit that failed raised; the others are stopped.
+        WorkerDiedError: A process was killed.
+    """
+    if min(num_processes, len(units)) <= 1:
+        store = open_store(work.address)
+        for unit in units:
+            done(prepare_unit(work, store, unit, tell))
+        return
+    with _Workers(work, min(num_processes, len(units))) as workers:
+        workers.run(list(units), tell, done)
+
+
+class _Workers:
+    """Processes that each prepare one unit after the other."""
+
+    def __init__(self, work: Work, number: int) -> None:
+        # Spawned: the runtime of the object store has threads, which a fork would lose.
+        context = multiprocessing.get_context("spawn")
+        self._processes: dict[Connection, BaseProcess] = {}
+        threads = max(1, len(os.sched_getaffinity(0)) // number)
+        for _ in range(number):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes[ours] = process
+
+    def __enter__(self) -> "_Workers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for connection, process in self._processes.items():
+            connection.close()
+            process.terminate()
+            process.join()
+
+    def run(self, waiting: list[int], tell: Tell, done: Callable[[Part], None]) -> None:
+        """Hand out units until all are done."""
+        waiting.reverse()
+        busy = set()
+        for connection in self._processes:
+            connection.send(waiting.pop())
+            busy.add(connection)
+        while busy:
+            for connection in wait(list(busy)):
+                assert isinstance(connection, Connection)
+                if not self._hear(connection, tell, done):
+                    continue
+                busy.discard(connection)
+                if waiting:
+                    connection.send(waiting.pop())
+                    busy.add(connection)
+
+    def _hear(self, connection: Connection, tell: Tell, done: Callable[[Part], None]) -> bool:
+        """Take one word of a worker. Returns whether it has finished its unit."""
+        try:
+            kind, content = connection.recv()
+        except (EOFError, ConnectionError):
+            raise self._died(connection) from None
+        if kind == "told":
+            tell(*content)
+            return False
+        if kind == "error":
+            error_type, problem, place, fix = content
+            raise error_type(problem, place=place, fix=fix)
+        done(content)
+        return True
+
+    def _died(self, connection: Connection) -> WorkerDiedError:
+        process = self._processes[connection]
+        process.join(timeout=5)
+        code = process.exitcode
+        how = f"killed by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
+        return WorkerDiedError(f"a worker process ended, {how}", fix="if memory ran out, use fewer of them: "
+                               f"--processes {max(1, len(self._processes) // 2)}; what is finished is kept")
+
+
+def _serve(connection: Connection, work: Work, threads: int) -> None:
+    """A worker's life: units in, words out, until nobody is there."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    os.environ["RAYON_NUM_THREADS"] = str(threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
+
+    def tell(*told: int) -> None:
+        connection.send(("told", told))
+
+    try:
+        store = open_store(work.address)
+        while True:
+            part = prepare_unit(work, store, connection.recv(), tell)
+            connection.send(("done", part))
+    except LdlmError as error:
+        connection.send(("error", (type(error), error.problem, error.place, error.fix)))
+    except (EOFError, ConnectionError):
+        return

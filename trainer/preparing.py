@@ -1,0 +1,235 @@
+"""A source is prepared once, by however many machines: claim, do what is missing, commit. No torch.
+
+Machines need not know of each other. `plan.json` is created by the first and compared by the others;
+each takes the units that are its share and leaves a record of every one it has finished; whoever finds
+all records there writes the manifest, which is the same whoever writes it.
+"""
+
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import NamedTuple, Protocol
+
+from trainer.contract import ConfigError, Name
+from trainer.file_rows import NO_KEY
+from trainer.prepare_units import Work, prepare_all
+from trainer.shards import (
+    PARTS,
+    PLAN,
+    SPLITS,
+    Part,
+    Preparation,
+    PreparedManifest,
+    RowCounts,
+    find_manifest,
+    make_manifest,
+    part_key,
+    read_record,
+    write_record,
+    wrong_sizes,
+)
+from trainer.store import AlreadyExistsError, NotFoundError, Store
+from trainer.text_sources import KINDS, Source
+from trainer.text_tokenizer import TextTokenizer
+
+_REQUESTS_AT_A_TIME = 16
+_ROWS_LOOKED_AT = 1_000
+
+
+class Share(NamedTuple):
+    """Which units are ours: those whose number is `index` modulo `count`."""
+
+    index: int = 0
+    count: int = 1
+
+
+ALL = Share()
+
+
+class Watch(Protocol):
+    """Told how the work goes on."""
+
+    def begin(self, num_units: int, num_done: int, weights: dict[int, int]) -> None:
+        """There are so many units in all, of which ours to do have these weights."""
+
+    def tell(self, unit: int, characters: int, tokens: int) -> None:
+        """So much more of a unit is done."""
+
+    def done(self, part: Part) -> None:
+        """A unit is finished."""
+
+
+class Quiet:
+    """A Watch that looks away."""
+
+    def begin(self, num_units: int, num_done: int, weights: dict[int, int]) -> None:
+        """Nothing."""
+
+    def tell(self, unit: int, characters: int, tokens: int) -> None:
+        """Nothing."""
+
+    def done(self, part: Part) -> None:
+        """Nothing."""
+
+
+class Result(NamedTuple):
+    """What a preparation has come to.
+
+    Attributes:
+        manifest: None while units of others are missing.
+        num_units: In all.
+        num_finished: Of all.
+        num_made: By this call.
+    """
+
+    manifest: PreparedManifest | None
+    num_units: int
+    num_finished: int
+    num_made: int
+
+
+def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch, *,
+            heldout_fraction: float, share: Share = ALL, num_processes: int = 1) -> Result:
+    """Prepare a share of a source, and commit when nothing is missing.
+
+    What is finished is not made again: a call after a kill continues, one after the end does nothing.
+
+    Args:
+        source: The text.
+        tokenizer: Gives the ids.
+        store: A folder for this text alone.
+        watch: Is told how it goes.
+        heldout_fraction: Of the documents, by their content.
+        share: The part of this machine.
+        num_processes: On this machine.
+
+    Raises:
+        ConfigError: Something else is prepared there, no row is usable, or one split is empty.
+        StoreError: Source or store cannot be read or written. What is finished is kept.
+    """
+    preparation = claim(store, Preparation(
+        source=source.spec, text_key=source.text_key, listing=source.listing, num_units=len(source.units),
+        tokenizer=tokenizer.identity, heldout_fraction=heldout_fraction))
+    finished = _finished_units(store, preparation)
+    ours = [unit for unit in range(share.index, preparation.num_units, share.count) if unit not in finished]
+    manifest = find_manifest(store)
+    if manifest and len(finished) == preparation.num_units:
+        return Result(manifest, preparation.num_units, len(finished), 0)
+    if manifest:
+        store.delete([Name.MANIFEST])  # shards are missing: nobody may train until they are there again
+    _look_at_rows(source, ours)
+    watch.begin(preparation.num_units, len(finished), {unit: source.units[unit].weight for unit in ours})
+    work = Work(source, tokenizer, preparation, store.address)
+    prepare_all(work, ours, num_processes, watch.tell, watch.done)
+    finished = _finished_units(store, preparation)
+    if len(finished) < preparation.num_units:
+        return Result(None, preparation.num_units, len(finished), len(ours))
+    manifest = make_manifest(preparation, [finished[unit] for unit in range(preparation.num_units)])
+    if not manifest.rows.num_documents:
+        raise _no_documents(manifest.rows, preparation)
+    write_record(store, Name.MANIFEST, manifest)
+    return Result(manifest, preparation.num_units, len(finished), len(ours))
+
+
+def claim(store: Store, wanted: Preparation) -> Preparation:
+    """The preparation of this place: ours if nobody was here before, else theirs, if it is the same.
+
+    Raises:
+        ConfigError: Something else is prepared there.
+    """
+    with suppress(AlreadyExistsError):
+        write_record(store, PLAN, wanted, create=True)
+        return wanted
+    found = read_record(store, PLAN, Preparation)
+    differences = _differences(found, wanted)
+    if differences:
+        raise ConfigError(f"something else is prepared there: {'; '.join(differences)}", place=store.url,
+                          fix="name another place with --out, or prepare it anew with --restart")
+    return found
+
+
+def remove_prepared(store: Store) -> None:
+    """Delete a prepared text, or what there is of it: the manifest first, the plan last."""
+    keys = [Name.MANIFEST] + [found.key for folder in (PARTS, *SPLITS) for found in store.objects(folder)]
+    store.delete([*keys, PLAN])
+
+
+def _differences(found: Preparation, wanted: Preparation) -> list[str]:
+    told = []
+    if (found.tokenizer.digest, found.tokenizer.end_of_text_id) != (
+            wanted.tokenizer.digest, wanted.tokenizer.end_of_text_id):
+        told.append(f"its tokenizer is {found.tokenizer}, not {wanted.tokenizer}")
+    if (found.listing, found.num_units) != (wanted.listing, wanted.num_units):
+        told.append(f"its source is {found.source}, not {wanted.source}" if found.source != wanted.source
+                    else f"its source {found.source} has changed since")
+    told += [f"its {name} is {getattr(found, field)}, not {getattr(wanted, field)}"
+             for name, field in (("text key", "text_key"), ("held-out fraction", "heldout_fraction"))
+             if getattr(found, field) != getattr(wanted, field)]
+    return told
+
+
+def _finished_units(store: Store, preparation: Preparation) -> dict[int, Part]:
+    """Records of units that are finished: the record is whole, and its shards have their sizes."""
+    keys = {found.key for found in store.objects(PARTS)}
+    units = [unit for unit in range(preparation.num_units) if part_key(unit) in keys]
+    sizes = {found.key: found.num_bytes for split in SPLITS for found in store.objects(split)}
+    with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
+        parts = list(pool.map(lambda unit: _read_part(store, unit), units))
+    return {part.unit: part for part in parts
+            if part and part.preparation == preparation.digest and not wrong_sizes(part.shards, sizes)}
+
+
+def _read_part(store: Store, unit: int) -> Part | None:
+    try:
+        return read_record(store, part_key(unit), Part)
+    except (ConfigError, NotFoundError):
+        return None  # it is made anew
+
+
+def _look_at_rows(source: Source, units: list[int]) -> None:
+    """A wrong key should be told before hours are spent on it."""
+    keys: set[str] = set()
+    pieces = source.units[units[0]].pieces if units else ()
+    rows = itertools.chain.from_iterable(source.rows(piece, {}) for piece in pieces)
+    for number, row in enumerate(rows, start=1):
+        keys.update(row.keys)
+        if row.problem != NO_KEY:
+            return
+        if number >= _ROWS_LOOKED_AT:
+            raise _wrong_key(source.spec, source.text_key, keys)
+
+
+def check_splits(manifest: PreparedManifest, place: str) -> None:
+    """Refuse a split without a document. Raises ConfigError."""
+    rows, fraction = manifest.rows, manifest.preparation.heldout_fraction
+    for split, other in zip(SPLITS, reversed(SPLITS), strict=True):
+        if not manifest.of(split):
+            raise ConfigError(
+                f"the {split} split is empty: with --heldout {fraction:g} all {rows.num_documents:,} "
+                f"documents went to {other}", place=place,
+                fix="give more documents, or prepare it anew with --restart and a "
+                    f"{'larger' if split == 'heldout' else 'smaller'} --heldout")
+
+
+def bad_rows(rows: RowCounts) -> str:
+    """How many rows are bad, and which kinds, in words."""
+    kinds = ", ".join(f"{kind}: {count:,}" for kind, count in rows.bad.items())
+    return f"{rows.num_bad:,} of {rows.num_rows:,} rows are bad ({kinds}); the first is {rows.examples[0]}"
+
+
+def _no_documents(rows: RowCounts, preparation: Preparation) -> ConfigError:
+    if rows.keys and set(rows.bad) == {NO_KEY}:
+        return _wrong_key(preparation.source, preparation.text_key, set(rows.keys))
+    if not rows.num_rows:
+        return ConfigError("the source holds no text", place=preparation.source,
+                           fix="name a file with text in it")
+    fix = ("convert it: iconv -f latin1 -t utf-8 FILE" if "not UTF-8" in rows.bad
+           else f"check that the files are what their names say: {KINDS}")
+    return ConfigError(f"no row is usable: {bad_rows(rows)}", place=preparation.source, fix=fix)
+
+
+def _wrong_key(spec: str, text_key: str, keys: set[str]) -> ConfigError:
+    return ConfigError(f"no row has the key `{text_key}`; the keys are {', '.join(sorted(keys))}", place=spec,
+                       fix=f"name the one that holds the text, such as --text-key {min(keys)}")
+
+

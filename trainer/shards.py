@@ -1,0 +1,248 @@
+"""Prepared text: token shards, records of finished units, and the manifest that makes them count. No torch.
+
+    plan.json             what is prepared here; whoever comes first writes it, the others compare
+    train/00000.bin       little-endian uint32 ids of unit 0, each document closed by end of text
+    train/00000.idx       little-endian uint64: where its documents start, in tokens
+    heldout/00000.bin     the same for documents that no training shard holds
+    parts/00000.json      unit 0 is finished: its shards are there, and these are their hashes
+    manifest.json         all units are finished. Without it there is nothing to train on
+
+Every file is a function of plan.json and the source alone, so it does not matter who writes it, how
+often, or how many work at once.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainer.contract import ConfigError, Name
+from trainer.store import NotFoundError, Store
+from trainer.text_tokenizer import TokenizerIdentity
+
+TOKEN = np.dtype("<u4")
+START = np.dtype("<u8")
+PLAN = "plan.json"
+PARTS = "parts"
+# A unit that gives more continues in a second shard: one of these must be quick to fetch and to hash (guess).
+SHARD_TOKENS = 2**26
+NUM_EXAMPLES = 20
+
+Split = Literal["train", "heldout"]
+SPLITS: tuple[Split, Split] = ("train", "heldout")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Shard(_Record):
+    """One token file and its index. `name` is relative to the prepared text: `train/00000`."""
+
+    name: str
+    split: Split
+    num_tokens: int
+    num_documents: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def key(self) -> str:
+        """Of the token file."""
+        return f"{self.name}.bin"
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the token file."""
+        return self.num_tokens * TOKEN.itemsize
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file, by key."""
+        return {self.key: self.num_bytes, f"{self.name}.idx": self.num_documents * START.itemsize}
+
+
+class BadRow(_Record):
+    """A row that gave no document: where, and what was wrong."""
+
+    file: str
+    line: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.problem}"
+
+
+class RowCounts(_Record):
+    """What became of the rows of a source. Repeats are those within one unit, by content."""
+
+    num_rows: int = 0
+    num_documents: int = 0
+    num_repeated: int = 0
+    bad: dict[str, int] = {}
+    examples: tuple[BadRow, ...] = ()
+    keys: tuple[str, ...] = ()
+
+    @property
+    def num_bad(self) -> int:
+        """Rows that gave no document, repeats aside."""
+        return sum(self.bad.values())
+
+
+class Preparation(_Record):
+    """What decides every byte of the result, save the content of the source.
+
+    Attributes:
+        source: As first written by a user, for people.
+        listing: SHA-256 of names, sizes and versions of the files, and of how they are cut into units.
+    """
+
+    format: Literal[1] = 1
+    source: str
+    text_key: str
+    listing: str
+    num_units: int
+    tokenizer: TokenizerIdentity
+    heldout_fraction: float
+
+    @property
+    def digest(self) -> str:
+        """Names this preparation in the records of its parts."""
+        return hashlib.sha256(self.model_dump_json(exclude={"source"}).encode()).hexdigest()
+
+
+class Part(_Record):
+    """One finished unit.
+
+    Attributes:
+        preparation: Digest of the Preparation it belongs to.
+        source_sha256: Of the documents in order: what the source said when it was read.
+        lines: Lines (rows) of each piece of a file in the unit: (file, count).
+        rows: Lines of examples count from the start of their piece.
+    """
+
+    preparation: str
+    unit: int
+    shards: tuple[Shard, ...]
+    source_sha256: str
+    lines: tuple[tuple[str, int], ...]
+    rows: RowCounts
+
+
+class PreparedManifest(_Record):
+    """The commit of a prepared text."""
+
+    preparation: Preparation
+    source_sha256: str
+    shards: tuple[Shard, ...]
+    rows: RowCounts
+
+    def of(self, split: Split) -> list[Shard]:
+        """Shards of a split, in order of the source."""
+        return [shard for shard in self.shards if shard.split == split]
+
+    def num_tokens(self, split: Split) -> int:
+        """Tokens of a split, ends of text included."""
+        return sum(shard.num_tokens for shard in self.of(split))
+
+
+_R = TypeVar("_R", bound=_Record)
+
+
+def part_key(unit: int) -> str:
+    """Where the record of a finished unit lies."""
+    return f"{PARTS}/{unit:05d}.json"
+
+
+def write_record(store: Store, key: str, record: BaseModel, *, create: bool = False) -> None:
+    """Write a record as JSON. Raises AlreadyExistsError with `create`, StoreError."""
+    store.put(key, record.model_dump_json(indent=1).encode() + b"\n", create=create)
+
+
+def read_record(store: Store, key: str, kind: type[_R]) -> _R:
+    """Read a record.
+
+    Raises:
+        NotFoundError: There is none.
+        ConfigError: It is damaged, or of another version of this program.
+    """
+    try:
+        return kind.model_validate_json(store.get(key))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        what = ".".join(map(str, wrong["loc"])) or "it"
+        raise ConfigError(f"is damaged, or of another version of ldlm: {what}: {wrong['msg']}",
+                          place=f"{store.url}/{key}",
+                          fix="prepare the text anew: the same `ldlm data prepare` with --restart") from error
+
+
+def find_manifest(store: Store) -> PreparedManifest | None:
+    """The manifest of a prepared text, or None. Raises ConfigError when it is damaged."""
+    try:
+        return read_record(store, Name.MANIFEST, PreparedManifest)
+    except NotFoundError:
+        return None
+
+
+def wrong_sizes(shards: Iterable[Shard], sizes: dict[str, int]) -> list[str]:
+    """Keys of files that are missing or have another size. `sizes`: bytes by key."""
+    return [key for shard in shards for key, size in shard.sizes.items() if sizes.get(key) != size]
+
+
+def make_manifest(preparation: Preparation, parts: Sequence[Part]) -> PreparedManifest:
+    """The manifest of all parts, given in order of their units."""
+    digest = hashlib.sha256("".join(part.source_sha256 for part in parts).encode())
+    bad: Counter[str] = Counter()
+    examples: list[BadRow] = []
+    first_lines: Counter[str] = Counter()
+    for part in parts:
+        bad.update(part.rows.bad)
+        # In a part, a line is counted from the start of a piece: only now it is known where that is.
+        examples += [found.model_copy(update={"line": found.line + first_lines[found.file]})
+                     for found in part.rows.examples]
+        first_lines.update(dict(part.lines))
+    rows = RowCounts(
+        num_rows=sum(part.rows.num_rows for part in parts),
+        num_documents=sum(part.rows.num_documents for part in parts),
+        num_repeated=sum(part.rows.num_repeated for part in parts),
+        bad=dict(sorted(bad.items())), examples=tuple(examples[:NUM_EXAMPLES]),
+        keys=tuple(sorted({key for part in parts for key in part.rows.keys})))
+    return PreparedManifest(preparation=preparation, source_sha256=digest.hexdigest(), rows=rows,
+                            shards=tuple(shard for part in parts for shard in part.shards))
+
+
+class ShardWriter:
+    """Collects the documents of one unit and one split, and stores them as shards."""
+
+    def __init__(self, store: Store, split: Split, unit: int, end_of_text_id: int) -> None:
+        self._store, self._split, self._unit = store, split, unit
+        self._end = np.array([end_of_text_id], dtype=TOKEN)
+        self._pieces: list[np.ndarray] = []
+        self._starts: list[int] = []
+        self._num_tokens = 0
+        self.shards: list[Shard] = []
+
+    def add(self, ids: np.ndarray) -> None:
+        """Append one document, without its end of text. Raises StoreError: a full shard cannot be stored."""
+        if self._num_tokens and self._num_tokens + len(ids) + 1 > SHARD_TOKENS:
+            self.flush()
+        self._starts.append(self._num_tokens)
+        self._pieces += [ids.astype(TOKEN, copy=False), self._end]
+        self._num_tokens += len(ids) + 1
+
+    def flush(self) -> None:
+        """Store what has been collected, if anything. Raises StoreError."""
+        if not self._starts:
+            return
+        part = f"-{len(self.shards)}" if self.shards else ""
+        name = f"{self._split}/{self._unit:05d}{part}"
+        tokens, index = np.concatenate(self._pieces).tobytes(), np.array(self._starts, dtype=START).tobytes()
+        self._store.put(f"{name}.bin", tokens)
+        self._store.put(f"{name}.idx", index)
+        self.shards.append(Shard(
+            name=name, split=self._split, num_tokens=self._num_tokens, num_documents=len(self._starts),
+            sha256=hashlib.sha256(tokens).hexdigest(), index_sha256=hashlib.sha256(index).hexdigest()))
+        self._pieces, self._starts, self._num_tokens = [], [], 0

@@ -1,0 +1,251 @@
+"""Where text comes from: `python-docs`, files here or in a cloud, Hugging Face datasets. No torch.
+
+A source is cut into units by a rule that looks at nothing but the source, so whoever prepares which
+unit, and how many do it at once, makes no difference.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol
+from urllib.parse import unquote, urlsplit
+
+from trainer.contract import ConfigError
+from trainer.file_rows import Piece, Row, file_kind, file_rows, parquet_file, row_of
+from trainer.python_docs import python_docs, python_docs_digest
+from trainer.store import NotFoundError, Store, local_store_url, open_store
+
+PYTHON_DOCS = "python-docs"
+UNIT_BYTES = 64 * 2**20  # seconds to prepare, and tens of millions of tokens (guess)
+_MAGIC = re.compile(r"[*?\[]")
+# Text that a compressed byte stands for, about: only for cutting and for the progress bar (guess).
+_EXPANSION = 3
+_HASHED_BYTES = 64 * 2**20  # larger local files are told by size and time
+_REQUESTS_AT_A_TIME = 16
+KINDS = ".txt, .jsonl (either may end in .gz or .zst) or .parquet"
+
+
+class Unit(NamedTuple):
+    """What one process prepares at a time.
+
+    Attributes:
+        pieces: Of files, each file at most once.
+        weight: Bytes of text, about.
+    """
+
+    pieces: tuple[Piece, ...]
+    weight: int
+
+
+class Source(Protocol):
+    """Text that can be read unit by unit, in any process: it can be pickled.
+
+    Attributes:
+        spec: As the user wrote it.
+        text_key: Key or column that holds the text.
+        listing: SHA-256 of what there is and how it is cut.
+        ignored: Files that were left out because of their names.
+    """
+
+    spec: str
+    text_key: str
+    listing: str
+    units: Sequence[Unit]
+    ignored: Sequence[str]
+
+    def rows(self, piece: Piece, lines: dict[str, int]) -> Iterator[Row]:
+        """Rows of a piece; see `file_rows`."""
+
+
+def open_source(spec: str, text_key: str = "text", unit_bytes: int = UNIT_BYTES) -> Source:
+    """Find what there is of a source and cut it into units. Reads no text, save to hash small files.
+
+    Args:
+        spec: `python-docs`; a file, a folder or a glob (`**` crosses folders); s3://, gs:// or az://
+            of the same; `hf://owner/name[@revision][/config][:split]` or `hf:///folder[:split]`.
+        text_key: Key of an object, or name of a column, that holds the text.
+        unit_bytes: Of a unit, about.
+
+    Raises:
+        ConfigError: There is nothing of that name, or nothing that can be read.
+        StoreError: A cloud does not answer.
+    """
+    if spec == PYTHON_DOCS:
+        return PythonDocs(spec, text_key, python_docs_digest())
+    if spec.startswith("hf://"):
+        from trainer.hf_source import open_hf_source
+
+        return open_hf_source(spec, text_key)
+    address, names, ignored = _find_files(spec)
+    store = open_store(address)
+    wanted = set(names)
+    sizes = {name: store.size(name) for name in names} if len(names) == 1 else {
+        found.key: found.num_bytes for found in store.objects() if found.key in wanted}
+    units = _pack(_weighed_pieces(store, sizes, text_key, unit_bytes), unit_bytes)
+    listing = digest(sorted(sizes.items()), _versions(store, sizes), units)
+    return FileSource(spec, text_key, listing, units, tuple(ignored), address)
+
+
+def digest(*parts: object) -> str:
+    """SHA-256 of JSON."""
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def folder_listing(folder: Path) -> str:
+    """SHA-256 of names, sizes and versions of all files of a local folder.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if not folder.is_dir():
+        raise ConfigError("there is no such folder", place=str(folder), fix="name one that holds a dataset")
+    store = open_store(local_store_url(folder))
+    sizes = {found.key: found.num_bytes for found in store.objects()}
+    return digest(sizes, _versions(store, sizes))
+
+
+@dataclass
+class PythonDocs:
+    """The prose that every Python carries: one unit."""
+
+    spec: str
+    text_key: str
+    listing: str
+    units: Sequence[Unit] = (Unit((Piece(PYTHON_DOCS),), 2_200_000),)
+    ignored: Sequence[str] = ()
+
+    def rows(self, piece: Piece, lines: dict[str, int]) -> Iterator[Row]:
+        """The documents."""
+        for number, document in enumerate(python_docs(), start=1):
+            lines[piece.file] = number
+            yield row_of(number, document)
+
+
+@dataclass
+class FileSource:
+    """Files of one store."""
+
+    spec: str
+    text_key: str
+    listing: str
+    units: Sequence[Unit]
+    ignored: Sequence[str]
+    address: str
+
+    def rows(self, piece: Piece, lines: dict[str, int]) -> Iterator[Row]:
+        """Rows of a part of one file."""
+        return file_rows(open_store(self.address), piece, self.text_key, lines)
+
+
+def _find_files(spec: str) -> tuple[str, list[str], list[str]]:
+    """Address of a store, names of files in it, and of others that are left out."""
+    if "://" in spec and not spec.startswith("file://"):
+        address, pattern = _split_url(spec)
+    else:
+        address, pattern = _split_path(Path(unquote(urlsplit(spec).path) if "://" in spec else spec))
+    if pattern and not _MAGIC.search(pattern):
+        return address, [pattern], []
+    try:
+        found = [item.key for item in open_store(address).objects() if item.num_bytes]
+    except NotFoundError:
+        found = []
+    matching = re.compile(_as_regex(pattern or "**"))
+    candidates = [name for name in found if matching.fullmatch(name)]
+    names = [name for name in candidates if file_kind(name)]
+    if not names:
+        raise ConfigError(f"there is no text: {len(candidates)} files match, none is {KINDS}", place=spec,
+                          fix="name a file, a folder or a glob of such files")
+    return address, names, sorted(set(candidates) - set(names))
+
+
+def _split_path(path: Path) -> tuple[str, str]:
+    path = path.expanduser().absolute()
+    if path.is_dir():
+        return local_store_url(path), ""
+    if path.is_file():
+        return local_store_url(path.parent), path.name
+    if not _MAGIC.search(str(path)):
+        raise ConfigError("the source cannot be read: No such file or directory", place=str(path),
+                          fix=f"name text that is there, or `{PYTHON_DOCS}`")
+    fixed = next(index for index, part in enumerate(path.parts) if _MAGIC.search(part))
+    base = Path(*path.parts[:fixed])
+    if not base.is_dir():
+        raise ConfigError("the source cannot be read: No such file or directory", place=str(base),
+                          fix=f"name text that is there, or `{PYTHON_DOCS}`")
+    return local_store_url(base), "/".join(path.parts[fixed:])
+
+
+def _split_url(spec: str) -> tuple[str, str]:
+    """Address of a folder and the pattern in it; no pattern: all of it."""
+    parts = urlsplit(spec)
+    segments = parts.path.split("/")
+    fixed = next((index for index, part in enumerate(segments) if _MAGIC.search(part)), len(segments))
+    if fixed == len(segments) and file_kind(segments[-1]):
+        fixed -= 1
+    return parts._replace(path="/".join(segments[:fixed])).geturl(), unquote("/".join(segments[fixed:]))
+
+
+def _as_regex(pattern: str) -> str:
+    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return "".join(words.get(part) or (part if part.startswith("[") else re.escape(part))
+                   for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern))
+
+
+def _weighed_pieces(store: Store, sizes: dict[str, int], text_key: str,
+                    unit_bytes: int) -> Iterator[tuple[Piece, int]]:
+    """Pieces of all files in order of their names, none much larger than a unit where it can be cut."""
+    parquet = [name for name in sorted(sizes) if (file_kind(name) or ("",))[0] == "parquet"]
+    with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
+        groups = dict(zip(parquet, pool.map(lambda name: _group_sizes(store, name, text_key), parquet),
+                          strict=True))
+    for name in sorted(sizes):
+        if name in groups:
+            yield from ((Piece(name, group, group + 1), size) for group, size in enumerate(groups[name]))
+        elif (file_kind(name) or ("text", ""))[1]:
+            yield Piece(name), sizes[name] * _EXPANSION
+        else:
+            cuts = -(-sizes[name] // unit_bytes) or 1
+            edges = [sizes[name] * cut // cuts for cut in range(cuts + 1)]
+            yield from ((Piece(name, start, stop), stop - start)
+                        for start, stop in zip(edges, edges[1:], strict=False))
+
+
+def _group_sizes(store: Store, name: str, text_key: str) -> list[int]:
+    with store.open(name) as file:
+        metadata = parquet_file(file, f"{store.url}/{name}").metadata
+    sizes = []
+    for index in range(metadata.num_row_groups):
+        group = metadata.row_group(index)
+        columns = {column.path_in_schema: column.total_uncompressed_size
+                   for column in map(group.column, range(group.num_columns))}
+        sizes.append(columns.get(text_key, group.total_byte_size))
+    return sizes
+
+
+def _pack(pieces: Iterator[tuple[Piece, int]], unit_bytes: int) -> tuple[Unit, ...]:
+    """Consecutive pieces become one unit until it is large enough."""
+    units: list[Unit] = []
+    held: list[Piece] = []
+    weight = 0
+    for piece, size in pieces:
+        if held and held[-1].file == piece.file:
+            held[-1] = held[-1]._replace(stop=piece.stop)
+        else:
+            held.append(piece)
+        weight += size
+        if weight >= unit_bytes:
+            units.append(Unit(tuple(held), weight))
+            held, weight = [], 0
+    return (*units, Unit(tuple(held), weight)) if held else tuple(units)
+
+
+def _versions(store: Store, sizes: dict[str, int]) -> dict[str, str]:
+    """What changes when a file changes, in order of names. Of small files here: their content."""
+    local = store.url.startswith("file://")
+    versions = store.versions() if not local or max(sizes.values(), default=0) > _HASHED_BYTES else {}
+    return {name: hashlib.sha256(store.get(name)).hexdigest() if local and size <= _HASHED_BYTES
+            else versions[name] for name, size in sorted(sizes.items())}
