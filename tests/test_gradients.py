@@ -1,4 +1,4 @@
-"""DeepSpeed with our clipping does what a plain loop of PyTorch does, part by part."""
+"""DeepSpeed with our clipping and averaging does what a plain loop of PyTorch does, part by part."""
 
 import os
 import socket
@@ -13,10 +13,11 @@ torch = pytest.importorskip("torch")
 from torch import multiprocessing, nn  # noqa: E402
 
 from tests.trainer_runs import tiny_config  # noqa: E402
+from trainer.average import WeightAverage, assembled  # noqa: E402
 from trainer.config import TrainConfig, deepspeed_config  # noqa: E402
 from trainer.gradients import clip_by_part, parameter_groups  # noqa: E402
 
-STEPS, MICRO, ACCUMULATE, CLIP = 4, 3, 2, 0.5
+STEPS, MICRO, ACCUMULATE, CLIP, EMA_DECAY = 4, 3, 2, 0.5, 0.3
 Weights = dict[str, "torch.Tensor"]
 CASES = [(stage, precision) for stage in (1, 2) for precision in ("fp32", "bf16")]
 
@@ -54,8 +55,12 @@ def adamw(groups: list[dict[str, Any]]) -> "torch.optim.AdamW":
     return torch.optim.AdamW(groups, lr=1e-1, betas=(0.9, 0.98), eps=1.0)
 
 
+def weights_of(module: nn.Module) -> Weights:
+    return {name: weight.detach().float().clone() for name, weight in module.named_parameters()}
+
+
 def train_with_deepspeed(rank: int, world_size: int, port: int, results: Path) -> None:
-    """Every case on one rank; rank 0 keeps weights and norms."""
+    """Every case on one rank; each leaves weights, norms and its share of the averages."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -69,20 +74,24 @@ def train_with_deepspeed(rank: int, world_size: int, port: int, results: Path) -
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=adamw(parameter_groups(model.parts(), weight_decay=0.1)),
             dist_init_required=False, config=deepspeed_config(config, world_size))
-        norms = []
+        average, norms = WeightAverage(engine, EMA_DECAY), []
         for step in range(STEPS):
             for batch in micro_batches(world_size, rank, step):
                 engine.backward(engine(batch))
                 if engine.is_gradient_accumulation_boundary():
                     norms.append({name: float(norm) for name, norm in clip_by_part(engine, CLIP).items()})
                 engine.step()
-        weights = {name: weight.detach().float().clone() for name, weight in engine.module.named_parameters()}
-        if rank == 0:
-            torch.save((weights, norms), results / f"{stage}-{precision}.pt")
+            average.update(step)
+        before = weights_of(engine.module)
+        with average.applied() as module:
+            applied = weights_of(module)
+        result = {"weights": weights_of(engine.module), "before": before, "applied": applied,
+                  "norms": norms, "share": average.state_dict()}
+        torch.save(result, results / f"{stage}-{precision}-{rank}.pt")
     os._exit(0)  # gloo's threads may hang at exit when a peer is gone first
 
 
-def train_plainly(precision: str, world_size: int) -> tuple[Weights, list[dict[str, float]]]:
+def train_plainly(precision: str, world_size: int) -> tuple[Weights, list[dict[str, float]], Weights]:
     """The same steps in one process: float32 master weights, gradients averaged in float32."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     working, master = TwoParts().to(dtype), TwoParts()
@@ -90,7 +99,7 @@ def train_plainly(precision: str, world_size: int) -> tuple[Weights, list[dict[s
     matrices = [weight for weight in master.parameters() if weight.ndim >= 2]
     vectors = [weight for weight in master.parameters() if weight.ndim < 2]
     optimizer = adamw([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}])
-    norms = []
+    norms, average = [], weights_of(master)
     for step in range(STEPS):
         for rank in range(world_size):
             for batch in micro_batches(world_size, rank, step):
@@ -104,7 +113,10 @@ def train_plainly(precision: str, world_size: int) -> tuple[Weights, list[dict[s
         optimizer.step()
         optimizer.zero_grad()
         working.load_state_dict(master.state_dict())
-    return {name: weight.detach().float() for name, weight in working.named_parameters()}, norms
+        decay = [0.1, 2 / 11, 3 / 12, EMA_DECAY][step]  # (1 + s) / (10 + s), at most the one asked for
+        average = {name: decay * average[name] + (1 - decay) * weight
+                   for name, weight in weights_of(master).items()}
+    return weights_of(working), norms, average
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["1 rank", "2 ranks"])
@@ -118,17 +130,41 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, results
 
 
+def assert_close(found: Weights, expected: Weights, precision: str) -> None:
+    # A float32 sum in another order; where it tips a bf16 weight over, that is one of its 8 bits.
+    tolerance = {"rtol": 1e-5, "atol": 1e-6} if precision == "fp32" else {"rtol": 2**-7, "atol": 1e-4}
+    assert found.keys() == expected.keys()
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, expected[name], **tolerance, msg=name)
+
+
 @pytest.mark.parametrize(("stage", "precision"), CASES)
 def test_each_part_is_clipped_by_its_own_norm_as_in_plain_pytorch(
         trained: tuple[int, Path], stage: int, precision: str) -> None:
     world_size, results = trained
-    weights, norms = torch.load(results / f"{stage}-{precision}.pt")
-    expected_weights, expected_norms = train_plainly(precision, world_size)
-    # A float32 sum in another order; where it tips a bf16 weight over, that is one of its 8 bits.
-    tolerance = {"rtol": 1e-5, "atol": 1e-6} if precision == "fp32" else {"rtol": 2**-7, "atol": 1e-4}
-    for found, expected in zip(norms, expected_norms, strict=True):
-        assert found == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 2e-2)
-        assert expected["loud"] > CLIP > expected["quiet"]
-    assert weights.keys() == expected_weights.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, expected_weights[name], **tolerance, msg=name)
+    weights, norms, _ = train_plainly(precision, world_size)
+    for rank in range(world_size):
+        found = torch.load(results / f"{stage}-{precision}-{rank}.pt")
+        for norm, expected in zip(found["norms"], norms, strict=True):
+            assert norm == pytest.approx(expected, rel=1e-4 if precision == "fp32" else 2e-2)
+            assert expected["loud"] > CLIP > expected["quiet"]
+        assert_close(found["weights"], weights, precision)
+
+
+@pytest.mark.parametrize(("stage", "precision"), CASES)
+def test_the_average_is_kept_in_shares_and_lent_to_the_model_and_taken_back_to_the_bit(
+        trained: tuple[int, Path], stage: int, precision: str) -> None:
+    world_size, results = trained
+    _, _, average = train_plainly(precision, world_size)
+    ranks = [torch.load(results / f"{stage}-{precision}-{rank}.pt") for rank in range(world_size)]
+    shares = [rank["share"] for rank in ranks]
+    whole = assembled({key: piece for share in shares for key, piece in share.items()},
+                      {name: list(weight.shape) for name, weight in average.items()})
+    assert_close(whole, average, precision)
+    assert max(sum(map(torch.numel, share.values())) for share in shares) < 1.2 * sum(
+        map(torch.numel, average.values())) / world_size
+    for rank in ranks:
+        assert all(torch.equal(rank["before"][name], weight) for name, weight in rank["weights"].items())
+        rounded = {name: weight.to(torch.bfloat16).float() if precision == "bf16" else weight
+                   for name, weight in whole.items()}
+        assert all(torch.equal(rank["applied"][name], weight) for name, weight in rounded.items())

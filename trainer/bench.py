@@ -1,8 +1,8 @@
 """The second document of a task: text from the trained model, its scores, and tokens per second.
 
 Throughput counts everything from seed to token ids in device memory: noise, denoiser passes, latent
-decoder, token decoder, vocabulary head, argmax. The token encoder is not part of generation; it is
-loaded here only to score reconstructions of held-out text.
+decoder, token decoder, vocabulary head, argmax. The token encoder is not part of generation and is not
+loaded here: scores and reconstructions are those that the end of training has left.
 """
 
 import os
@@ -12,31 +12,30 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
-from trainer.data import prepare
-from trainer.evaluate import evaluate
+from trainer.diffusion import TimestepSampler
+from trainer.evaluate import Evaluation
 from trainer.generate import decode, sample_latents, to_text
-from trainer.job import Limits, build_model, cache_folder
-from trainer.manifest import load_averaged_weights
+from trainer.job import Limits
+from trainer.manifest import TIME_DENSITY, CheckpointError, Manifest, load_averaged_weights
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.preemption import over_limit
 from trainer.run_folder import RunFolder, spent_usd
 from trainer.store import open_store
-from trainer.token_encoder import TokenEncoder, load_token_encoder
+from trainer.token_encoder import load_tokenizer
 
 _WARM_UP_GENERATIONS = 3
-_NUM_RECONSTRUCTIONS = 3
 
 
 class Throughput(BaseModel):
@@ -67,9 +66,32 @@ class BenchResult(BaseModel):
     throughput: Throughput
 
 
+@dataclass(frozen=True)
+class Generator:
+    """A trained model as sampling needs it.
+
+    Attributes:
+        model: The averaged weights, on the device where it generates.
+        warp: The time that training has warped, when the sampling grid follows it.
+        num_tokens: Ids from there on stand for no token.
+    """
+
+    config: TrainConfig
+    model: LatentDiffusionLM
+    warp: TimestepSampler | None
+    num_tokens: int
+
+    def tokens(self, num: int, seed: int) -> torch.Tensor:
+        """Token ids of `num` texts: the whole way from a seed to tokens in device memory."""
+        random = torch.Generator(self.model.hidden_mean.device).manual_seed(seed)
+        sampling = self.config.sampling
+        latents = sample_latents(self.model, num, sampling.steps, random, sampling.solver, self.warp)
+        return decode(self.model, latents, self.num_tokens)
+
+
 def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
               limit: Callable[[], str | None]) -> BenchResult:
-    """Score, sample and time the averaged weights of the newest checkpoint.
+    """Sample and time the averaged weights of the newest checkpoint; add what training has scored.
 
     Args:
         config: As it was trained.
@@ -78,54 +100,48 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
         limit: Names the limit of the run that has been reached, or None.
 
     Raises:
-        CheckpointError: The run has no usable checkpoint.
-        ConfigError: Text or encoder are not there.
+        CheckpointError: The run has no usable checkpoint, or its training has not ended.
+        ConfigError: The tokenizer is not there.
     """
     manifest, weights = load_averaged_weights(folder, lambda text: print(text, flush=True))
-    encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length)
-    corpus = prepare(config, encoder.tokenizer, cache_folder())
-    if corpus.fingerprint != manifest.data_fingerprint:
-        print("warning: the text here is not the one of the training: held-out scores may be on text that "
-              "was trained on", flush=True)
-    seen_ids = weights["token_ids"].numpy() if "token_ids" in weights else corpus.seen_ids
-    model = build_model(config, encoder, seen_ids).to(device).eval()
-    model.load_state_dict(weights)
-    held_out = corpus.heldout_NL[: config.evaluate_sequences]
-    scores = evaluate(model, encoder, held_out, seed=config.seed, batch_size=config.micro_batch_size)
-    throughput = measure(model, config, device, limit)
-    samples = generate(model, config.sampling.num_samples, config.sampling.steps, config.seed)
+    evaluation = folder.find(Name.EVALUATION, Evaluation)
+    if evaluation is None:
+        raise CheckpointError("the training of this run has not ended: it has left no scores",
+                              place=f"{folder.url}/{Name.EVALUATION}", fix="`ldlm resume RUN`")
+    tokenizer = load_tokenizer(config.token_encoder, folder.store)
+    generator = load_generator(config, manifest, weights, device)
+    throughput = measure(generator, limit)
+    samples = generator.tokens(config.sampling.num_samples, config.seed)
     return BenchResult(
-        step=manifest.step, scores=scores, throughput=throughput,
-        reconstructions=reconstruct(model, encoder, held_out[:_NUM_RECONSTRUCTIONS]),
-        samples=to_text(encoder.tokenizer, samples, encoder.end_of_text_id))
+        step=manifest.step, scores=evaluation.scores, reconstructions=evaluation.reconstructions,
+        samples=to_text(tokenizer, samples, manifest.model["end_of_text_id"]), throughput=throughput)
 
 
-@torch.no_grad()
-def reconstruct(model: LatentDiffusionLM, encoder: TokenEncoder, rows: Any) -> list[tuple[str, str]]:
-    """Held-out text and what latent encoder and decoders make of it, as pairs."""
-    tokens_BL = torch.from_numpy(rows.astype("int64")).to(model.hidden_mean.device)
-    z_BKD = model.encoder(model.normalise(encoder.hidden_states(tokens_BL)))
-    pairs = zip(tokens_BL, decode(model, z_BKD), strict=True)
-    return [(encoder.tokenizer.decode(truth), encoder.tokenizer.decode(guess)) for truth, guess in pairs]
+def load_generator(config: TrainConfig, manifest: Manifest, weights: dict[str, torch.Tensor],
+                   device: torch.device) -> Generator:
+    """Build the model of a checkpoint and give it the averaged weights."""
+    sizes, state = manifest.model, dict(weights)
+    warp = None
+    if config.sampling.grid == "warped":
+        warp = TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
+                               config.diffusion.time_refresh_steps)
+        warp.probabilities = state[TIME_DENSITY]
+    state.pop(TIME_DENSITY, None)
+    model = LatentDiffusionLM(config, sizes["hidden_size"], state.get("token_ids"), sizes["vocab_size"])
+    model.load_state_dict(state)
+    return Generator(config, model.to(device).eval(), warp, sizes["num_tokens"])
 
 
-def generate(model: LatentDiffusionLM, num: int, steps: int, seed: int) -> torch.Tensor:
-    """Token ids of `num` texts: the whole way from a seed to tokens in device memory."""
-    generator = torch.Generator(model.hidden_mean.device).manual_seed(seed)
-    return decode(model, sample_latents(model, num, steps, generator))
-
-
-def measure(model: LatentDiffusionLM, config: TrainConfig, device: torch.device,
-            limit: Callable[[], str | None]) -> Throughput:
+def measure(generator: Generator, limit: Callable[[], str | None]) -> Throughput:
     """Time generations one by one, each from another seed; fewer than asked for at a limit of the run."""
-    seconds: list[float] = []
+    config, device, seconds = generator.config, generator.model.hidden_mean.device, []
     for index in range(_WARM_UP_GENERATIONS + config.sampling.bench_generations):
         if seconds and (reached := limit()):
             print(f"warning: timed only {len(seconds)} generations: {reached}", flush=True)
             break
         _wait_for(device)
         began = time.perf_counter()
-        generate(model, 1, config.sampling.steps, seed=index)
+        generator.tokens(1, seed=index)
         _wait_for(device)
         if index >= _WARM_UP_GENERATIONS:
             seconds.append(time.perf_counter() - began)
@@ -133,7 +149,7 @@ def measure(model: LatentDiffusionLM, config: TrainConfig, device: torch.device,
     deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
     name = device_name(device)
     return Throughput(
-        device=name, is_rtx5090="RTX 5090" in name, dtype=str(next(model.parameters()).dtype),
+        device=name, is_rtx5090="RTX 5090" in name, dtype=str(next(generator.model.parameters()).dtype),
         torch_version=torch.__version__, denoiser_steps=config.sampling.steps,
         tokens=config.data.sequence_length, num_generations=len(seconds), seconds_p10=deciles[0],
         seconds_median=statistics.median(seconds), seconds_p90=deciles[-1],

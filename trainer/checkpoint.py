@@ -14,18 +14,31 @@ import io
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from pydantic import BaseModel
+from safetensors import torch as safetensors
 from torch import distributed as dist
 
+from trainer.average import WeightAverage
 from trainer.contract import ConfigError, LdlmError, Name, StoreError, checkpoint_folder
-from trainer.manifest import CheckpointError, Manifest, StoredFile, newest_verified, retain
+from trainer.manifest import (
+    TIME_DENSITY,
+    CheckpointError,
+    Manifest,
+    StoredFile,
+    averages_file,
+    newest_verified,
+    retain,
+)
 from trainer.run_folder import RunFolder
+
+_TAG = "it"  # DeepSpeed's name for a checkpoint: a folder that only it sees
 
 
 class _Part(BaseModel):
@@ -36,11 +49,17 @@ class _Part(BaseModel):
 
 
 class _Capture(CheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's hook: `save` keeps a copy on the host instead of writing a file."""
+    """DeepSpeed's hook: `save` keeps a copy on the host instead of writing a file, `load` reads one.
+
+    Attributes:
+        taken: What was saved last, by file name.
+        given: Files to load from, by name.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.taken: dict[str, Any] = {}
+        self.given: dict[str, bytes] = {}
 
     def create(self, info: CheckpointCommitInfo) -> None:
         self.taken = {}
@@ -53,7 +72,8 @@ class _Capture(CheckpointEngine):  # type: ignore[misc]
 
     def load(self, path: str, map_location: Any = None) -> Any:
         # The files' hashes were checked against the manifest; they hold the run's own optimizer.
-        return torch.load(path, map_location=map_location, weights_only=False)
+        return torch.load(io.BytesIO(self.given[Path(path).name]), map_location=map_location,
+                          weights_only=False)
 
     def commit(self, info: CheckpointCommitInfo) -> bool:
         return True
@@ -72,26 +92,32 @@ def _copy_to_host(value: Any) -> Any:
 
 
 class Checkpointer:
-    """Saves and restores one DeepSpeed engine. Every rank has one and calls the same methods.
+    """Saves and restores one DeepSpeed engine and its average. Every rank has one and calls the same methods.
 
     Args:
         folder: The run.
-        attempt: Number of this attempt; part of every file name, so that a torn save of an earlier
-            attempt can never be mixed with one of this.
-        engine: What `deepspeed.initialize` returned.
+        attempt: Number of this attempt; file names carry it, so that attempts never overwrite each other.
+        engine: The DeepSpeed engine.
+        average: The running average of its weights.
         keep: Complete checkpoints to keep.
-        data_fingerprint: Of the text; a checkpoint of another text is not continued.
-        model: Goes into the manifest.
+        data_fingerprint: Of the text that is trained on.
+        model: What a manifest says about the model, see `Manifest`.
+
+    Attributes:
+        durable_step: Newest step whose manifest this process knows to be committed (rank 0 only).
     """
 
-    def __init__(self, folder: RunFolder, attempt: int, engine: Any, *, keep: int,
+    def __init__(self, folder: RunFolder, attempt: int, engine: Any, average: WeightAverage, *, keep: int,
                  data_fingerprint: str, model: dict[str, int]) -> None:
         self._folder = folder
         self._attempt = attempt
         self._engine = engine
+        self._average = average
         self._keep = keep
         self._data_fingerprint = data_fingerprint
         self._model = model
+        self._shapes = {name: list(weight.shape) for name, weight in engine.module.named_parameters()}
+        self._engine_kind = f"{engine.get_data_types()[0]}, ZeRO stage {engine.zero_optimization_stage()}"
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._failures: dist.Store = dist.distributed_c10d._get_default_store()
         self._capture = engine.checkpoint_engine = _Capture()
@@ -101,21 +127,28 @@ class Checkpointer:
 
     # -- save ---------------------------------------------------------------------------------
 
-    def save(self, step: int, client_state: dict[str, Any], extra: dict[str, bytes]) -> None:
+    def save(self, step: int, client_state: dict[str, Any]) -> None:
         """Snapshot now, upload in the background. Waits for the save before it, if one is in flight.
 
         Args:
             step: Optimizer steps done.
-            client_state: Comes back from `restore`; tensors and plain values.
-            extra: Further files of this rank (rank 0: the averaged weights).
+            client_state: Comes back from `restore`; tensors and plain values. `timesteps` is the state of
+                the timestep sampler: sampling needs its density.
+
+        Raises:
+            StoreError: There is no room for temporary files.
         """
         self.wait()
         # Only DeepSpeed's recovery script is written there; the shards go to `_Capture`.
-        with tempfile.TemporaryDirectory(prefix="ldlm-save-") as scratch:
-            self._engine.save_checkpoint(scratch, tag="it", client_state=client_state, save_latest=False)
-        shards = {f"a{self._attempt}-{name}": state for name, state in self._capture.taken.items()}
-        self._capture.taken = {}
-        self._thread = threading.Thread(target=self._upload, args=(step, shards, extra), name="checkpoint")
+        with _scratch_folder("ldlm-save-") as scratch:
+            self._engine.save_checkpoint(scratch, tag=_TAG, client_state=client_state, save_latest=False)
+        shards, self._capture.taken = self._capture.taken, {}
+        averages = self._average.state_dict()
+        if self._rank == 0:
+            buffers = {name: value for name, value in self._engine.module.state_dict().items()
+                       if name not in self._shapes}
+            averages |= _copy_to_host({**buffers, TIME_DENSITY: client_state["timesteps"]["probabilities"]})
+        self._thread = threading.Thread(target=self._upload, args=(step, shards, averages), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -129,11 +162,11 @@ class Checkpointer:
         error, self._error = self._error, None
         return error
 
-    def _upload(self, step: int, shards: dict[str, Any], extra: dict[str, bytes]) -> None:
+    def _upload(self, step: int, shards: dict[str, Any], averages: dict[str, torch.Tensor]) -> None:
         base = checkpoint_folder(step)
         try:
             files = [self._put(base, name, _serialise(state)) for name, state in shards.items()]
-            files += [self._put(base, f"a{self._attempt}-{name}", data) for name, data in extra.items()]
+            files.append(self._put(base, averages_file(self._rank), safetensors.save(averages)))
             part = _Part(attempt=self._attempt, files=files)
             self._folder.write(f"{base}/part-{self._rank:04d}.json", part)
             if self._rank == 0:
@@ -150,6 +183,7 @@ class Checkpointer:
         return f"ldlm/{self._attempt}/save-{step}/rank-{rank}"
 
     def _put(self, base: str, name: str, data: bytes) -> StoredFile:
+        name = f"a{self._attempt}-{name}"
         self._folder.write_bytes(f"{base}/{name}", data)
         return StoredFile(name=name, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -159,7 +193,8 @@ class Checkpointer:
         parts = [self._await_part(step, rank) for rank in range(self._world_size)]
         manifest = Manifest(step=step, attempt=self._attempt, world_size=self._world_size,
                             files=[file for part in parts for file in part.files],
-                            data_fingerprint=self._data_fingerprint, model=self._model)
+                            data_fingerprint=self._data_fingerprint, model=self._model,
+                            shapes=self._shapes, engine=self._engine_kind)
         self._folder.write(f"{base}/{Name.MANIFEST}", manifest)
         self.durable_step = step
 
@@ -184,38 +219,65 @@ class Checkpointer:
     # -- restore ------------------------------------------------------------------------------
 
     def restore(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint that verifies into the engine, on every rank.
+        """Load the newest complete checkpoint that verifies into engine and average, on every rank.
+
+        A rank reads the model's states, its own share of the optimizer's and its own averages.
 
         Returns:
-            The `client_state` of the save, with `step`; `files` holds rank 0's extra files. None: no
-            checkpoint yet.
+            The `client_state` of the save, with `step`. None: no checkpoint yet.
 
         Raises:
             CheckpointError: None of the committed ones is usable, or it was made by another number
                 of ranks.
-            ConfigError: It was trained on another text.
+            ConfigError: It is of another model, precision or ZeRO stage, or was trained on another text.
+            StoreError: The store cannot be read, or there is no room for temporary files.
         """
-        with tempfile.TemporaryDirectory(prefix="ldlm-restore-") as local:
-            found = newest_verified(self._folder, lambda file: True, say)
-            agreed: list[Any] = [found[0].step if found else None]
-            dist.broadcast_object_list(agreed, src=0)
-            if agreed[0] != (found[0].step if found else None):
-                raise CheckpointError("ranks do not see the same newest checkpoint", place=self._folder.url,
+        found = self._agreed_newest(say)
+        if not found:
+            return None
+        manifest, stored = found
+        self._require_same_world(manifest)
+        self._require_same_text(manifest)
+        self._require_same_model(manifest)
+        files = {name.removeprefix(f"a{manifest.attempt}-"): data for name, data in stored.items()}
+        self._average.load_state_dict(safetensors.load(files.pop(averages_file(self._rank))))
+        client_state = self._load_into_engine(files)
+        if client_state is None:
+            raise CheckpointError(f"DeepSpeed could not load the checkpoint of step {manifest.step}",
+                                  place=f"{self._folder.url}/{checkpoint_folder(manifest.step)}",
+                                  fix="resume with the versions that saved it (trainer/requirements.lock)")
+        self.durable_step = manifest.step
+        return {**client_state, "step": manifest.step}
+
+    def _agreed_newest(self, say: Callable[[str], None]) -> tuple[Manifest, dict[str, bytes]] | None:
+        """The newest checkpoint of which every rank can verify what it needs."""
+        before: int | None = None
+        while True:
+            found = newest_verified(self._folder, self._is_own, say, before)
+            steps: list[int | None] = [None] * self._world_size
+            dist.all_gather_object(steps, found[0].step if found else None)
+            if len(set(steps)) == 1:
+                return found
+            if None in steps:
+                raise CheckpointError("ranks do not see the same checkpoints", place=self._folder.url,
                                       fix="see that the store lists its objects consistently, then resume")
-            if not found:
-                return None
-            manifest, files = found
-            self._require_same_world(manifest)
-            self._require_same_text(manifest)
-            extra = self._lay_out(Path(local), manifest, files)
-            _, client_state = self._engine.load_checkpoint(local, tag="it", load_module_strict=True)
-            if client_state is None:
-                raise CheckpointError(f"DeepSpeed could not load the checkpoint of step {manifest.step}",
-                                      place=f"{self._folder.url}/{checkpoint_folder(manifest.step)}",
-                                      fix="resume with the versions that saved it "
-                                          "(trainer/requirements.lock)")
-            self.durable_step = manifest.step
-            return {**client_state, "step": manifest.step, "files": extra}
+            before = min(step for step in steps if step is not None) + 1
+
+    def _is_own(self, file: StoredFile) -> bool:
+        is_share = "optim_states" in file.name or "averages-" in file.name
+        own = (f"zero_pp_rank_{self._rank}_", averages_file(self._rank))
+        return not is_share or any(name in file.name for name in own)
+
+    def _load_into_engine(self, files: dict[str, bytes]) -> dict[str, Any] | None:
+        self._capture.given = files
+        # DeepSpeed looks for files of these names, and has their content read by `_Capture`.
+        with _scratch_folder("ldlm-restore-") as scratch:
+            (Path(scratch) / _TAG).mkdir()
+            for name in files:
+                (Path(scratch) / _TAG / name).touch()
+            _, client_state = self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=True)
+        self._capture.given = {}
+        return client_state  # type: ignore[no-any-return]
 
     def _require_same_world(self, manifest: Manifest) -> None:
         if manifest.world_size != self._world_size:
@@ -231,16 +293,29 @@ class Checkpointer:
                 place="data.source",
                 fix="bring that text back (`python-docs` changes with Python's version), or launch a new run")
 
-    def _lay_out(self, local: Path, manifest: Manifest, files: dict[str, bytes]) -> dict[str, bytes]:
-        """Write the shards where DeepSpeed looks for them; hand the other files back."""
-        (local / "it").mkdir()
-        prefix, extra = f"a{manifest.attempt}-", {}
-        for name, data in files.items():
-            if name.endswith(".pt"):
-                (local / "it" / name.removeprefix(prefix)).write_bytes(data)
-            else:
-                extra[name.removeprefix(prefix)] = data
-        return extra
+    def _require_same_model(self, manifest: Manifest) -> None:
+        names = sorted({*manifest.shapes, *self._shapes})
+        pairs = [("the engine", manifest.engine, self._engine_kind),
+                 *((name, manifest.model.get(name), self._model.get(name)) for name in self._model),
+                 *((name, manifest.shapes.get(name), self._shapes.get(name)) for name in names)]
+        for name, there, here in pairs:
+            if there != here:
+                raise ConfigError(
+                    f"the checkpoint of step {manifest.step} is of another model: {name} is {there} there "
+                    f"and {here} here", place="train", fix="resume with the recipe that the run began with, "
+                    "or launch a new run")
+
+
+@contextmanager
+def _scratch_folder(prefix: str) -> Iterator[str]:
+    """A temporary folder for what DeepSpeed insists to write. Raises StoreError when the disk is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
+            yield folder
+    except OSError as error:
+        raise StoreError(f"no temporary files can be written: {error.strerror or error}",
+                         place=tempfile.gettempdir(),
+                         fix="free disk space there, or set TMPDIR to a folder on another disk") from error
 
 
 def _serialise(state: Any) -> bytes:

@@ -132,6 +132,7 @@ class Name:
     TASK = "task.yaml"
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"
+    EVALUATION = "evaluation/result.json"  # of the end of training
     EVENTS = "events"
     ATTEMPTS = "attempts"
     CHECKPOINTS = "checkpoints"

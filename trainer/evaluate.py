@@ -3,30 +3,49 @@
 Shapes: B batch, N sequences, L tokens, K latents, D channels.
 """
 
+import math
 from collections import defaultdict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+from torch import distributed as dist
 
 from trainer.generate import decode
+from trainer.health import LatentHealth
 from trainer.model import LatentDiffusionLM, StepNoise, draw_noise
 from trainer.token_encoder import TokenEncoder
 
 _NUM_TIMES = 8  # fixed times of the diffusion loss, in the middle of equal parts of [0, 1]
 
 
+class Evaluation(BaseModel):
+    """What averaged weights were worth at one step; `evaluation/result.json` for the last one.
+
+    Attributes:
+        step: Optimizer steps done.
+        scores: From `evaluate`.
+        reconstructions: Held-out texts, each with what encoder and decoders make of it.
+    """
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+    step: int
+    scores: dict[str, float]
+    reconstructions: list[tuple[str, str]]
+
+
 @torch.inference_mode()
 def evaluate(model: LatentDiffusionLM, encoder: TokenEncoder, heldout_NL: np.ndarray, seed: int,
              batch_size: int) -> dict[str, float]:
-    """Measure reconstruction and denoising on some held-out sequences.
+    """Measure reconstruction and denoising on some held-out sequences, shared out over the ranks.
 
     Args:
-        model: On the device where `encoder` is.
+        model: On the device of `encoder`'s hidden states. The same on every rank.
         encoder: The frozen token encoder.
         heldout_NL: Sequences to measure on; slice them to bound the time. At least 2 for a variance.
-        seed: Of the noise. The noise of a sequence depends on its row, not on `batch_size`.
+        seed: Of the noise. The noise of a sequence depends on its row, not on `batch_size` or ranks.
         batch_size: Sequences at a time.
 
     Returns:
@@ -36,28 +55,51 @@ def evaluate(model: LatentDiffusionLM, encoder: TokenEncoder, heldout_NL: np.nda
         token_loss: cross-entropy under that noise, nats, over all positions
         diffusion_loss: mean squared error of the denoiser over even times, without self-conditioning
         diffusion_loss_trivial: the same for the best constant prediction, which is the mean latent
-        latent_variance: of the latents across texts, mean over positions and channels. It is what the
-            best constant leaves, so it equals `diffusion_loss_trivial`; near 0 the latents have collapsed.
+        latent_...: how latents of different texts differ, from `LatentHealth.summary`
     """
     sums: dict[str, float] = defaultdict(float)
-    moments = torch.zeros(2, *_latent_shape(model), dtype=torch.float64)
-    for first in range(0, len(heldout_NL), batch_size):
-        tokens_BL = torch.from_numpy(heldout_NL[first:first + batch_size].astype(np.int64))
-        tokens_BL = tokens_BL.to(model.hidden_mean.device)
-        rows = range(first, first + len(tokens_BL))
-        noise = draw_noise(model.config, seed, 0, rows, tokens_BL.device)
+    health = LatentHealth(model.config.num_latents, model.config.model.latent_width, model.hidden_mean.device)
+    for rows in _own_batches(len(heldout_NL), batch_size):
+        # Past the end, a rank without sequences of its own takes part: an encoder may need all ranks.
+        read = rows or range(min(batch_size, len(heldout_NL)))
+        tokens_BL = tokens_of(heldout_NL[read.start:read.stop], model)
+        noise = draw_noise(model.config, seed, 0, read, tokens_BL.device)
         z_BKD, measured = _measure(model, tokens_BL, encoder.hidden_states(tokens_BL), noise)
-        moments += torch.stack([z_BKD.double().sum(0), z_BKD.double().square().sum(0)]).cpu()
+        health.add(z_BKD[: len(rows)])
         for name, value in measured.items():
-            sums[name] += value * len(tokens_BL)
-    result = {name: value / len(heldout_NL) for name, value in sums.items()}
-    mean, mean_square = moments / len(heldout_NL)
-    variance = (mean_square - mean.square()).mean().item()
-    return result | {"diffusion_loss_trivial": variance, "latent_variance": variance}
+            sums[name] += value * len(rows)
+    totals = torch.tensor(list(sums.values()), dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(totals)
+        health.reduce()
+    result = dict(zip(sums, (totals / len(heldout_NL)).tolist(), strict=True)) | health.summary()
+    return result | {"diffusion_loss_trivial": result.get("latent_variance", math.nan)}
 
 
-def _latent_shape(model: LatentDiffusionLM) -> tuple[int, int]:
-    return model.config.num_latents, model.config.model.latent_width
+@torch.inference_mode()
+def reconstruct(model: LatentDiffusionLM, encoder: TokenEncoder,
+                rows_NL: np.ndarray) -> list[tuple[str, str]]:
+    """Held-out text and what latent encoder and decoders make of it, as pairs.
+
+    A collective when `encoder` is: then every rank calls it with the same rows.
+    """
+    tokens_BL = tokens_of(rows_NL, model)
+    z_BKD = model.encoder(model.normalise(encoder.hidden_states(tokens_BL)))
+    pairs = zip(tokens_BL, decode(model, z_BKD), strict=True)
+    return [(encoder.tokenizer.decode(truth), encoder.tokenizer.decode(guess)) for truth, guess in pairs]
+
+
+def tokens_of(rows_NL: np.ndarray, model: LatentDiffusionLM) -> Tensor:
+    """Token ids of some sequences on the model's device, int64."""
+    return torch.from_numpy(rows_NL.astype(np.int64)).to(model.hidden_mean.device)
+
+
+def _own_batches(num_rows: int, batch_size: int) -> list[range]:
+    """This rank's batches of rows: as many on every rank, so some may be empty."""
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    num_batches = -(-num_rows // (batch_size * world_size))
+    firsts = [(i * world_size + rank) * batch_size for i in range(num_batches)]
+    return [range(min(first, num_rows), min(first + batch_size, num_rows)) for first in firsts]
 
 
 def _measure(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: Tensor,

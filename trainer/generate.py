@@ -83,9 +83,20 @@ def integrate(denoise: Denoise, z_BKD: Tensor, grid: Tensor, tan_d: float, solve
 
 
 @torch.inference_mode()
-def decode(model: LatentDiffusionLM, z_BKD: Tensor) -> Tensor:
-    """Most likely token ids (B, L), int64, of latents. No noise is added."""
-    rows_BL = model.token_decoder(model.decoder(z_BKD)).argmax(dim=-1)
+def decode(model: LatentDiffusionLM, z_BKD: Tensor, num_tokens: int | None = None) -> Tensor:
+    """Most likely token ids (B, L), int64, of latents. No noise is added.
+
+    Args:
+        model: On the latents' device.
+        z_BKD: Clean latents, or noisy ones.
+        num_tokens: Of the tokenizer. Embeddings are padded with rows that stand for no token: a head
+            that covers them must not choose them.
+    """
+    features_BLW = model.token_decoder.features(model.decoder(z_BKD))
+    num_rows = None if model.token_ids is not None else num_tokens
+    # One text at a time: logits of a batch would be gigabytes at the vocabularies of today.
+    rows_BL = torch.stack([model.token_decoder.head(features_LW)[:, :num_rows].argmax(dim=-1)
+                           for features_LW in features_BLW])
     return rows_BL if model.token_ids is None else model.token_ids[rows_BL]
 
 

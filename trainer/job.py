@@ -1,6 +1,7 @@
 """Everything one rank works with, built once: process group, data, models, engine, checkpoints, records."""
 
-import copy
+import contextlib
+import io
 import os
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -8,21 +9,26 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import distributed as dist
 
+from trainer.average import WeightAverage
+from trainer.batches import Batches
 from trainer.checkpoint import Checkpointer
 from trainer.config import TrainConfig, deepspeed_config
 from trainer.contract import Env
-from trainer.data import Corpus, prepare
+from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
+from trainer.divergence import DivergenceWatch
+from trainer.evaluate import Evaluation
+from trainer.gradients import parameter_groups
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.preemption import StopSignal
+from trainer.ranks import own_devices
 from trainer.run_folder import Attempt, RunFolder, spent_usd
 from trainer.store import open_store
-from trainer.token_encoder import TokenEncoder, load_token_encoder
+from trainer.token_encoder import TokenEncoder, load_token_encoder, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -46,10 +52,15 @@ class Limits:
 
 @dataclass
 class Job:
-    """Everything one rank works with. `recorder` and `ema` live on rank 0 only.
+    """Everything one rank works with. `recorder` lives on rank 0 only.
 
     Attributes:
+        batches: This rank's text, from the step where the attempt begins; None until that is known.
         losses: Of the newest step, this rank's means.
+        grad_norms: Of the newest step, of each trained part, before clipping.
+        encoder_pulls: Of losses at the latent encoder, when last measured; see `encoder_gradient_norms`.
+        data_wait_s: Waited for text since the last log row.
+        evaluation: The newest one of this attempt.
         kept_by_step: Training and evaluation seconds at each snapshot that is not known durable yet.
     """
 
@@ -61,17 +72,23 @@ class Job:
     corpus: Corpus
     encoder: TokenEncoder
     engine: Any  # deepspeed.DeepSpeedEngine: the package has no types
-    ema: LatentDiffusionLM | None
+    average: WeightAverage
     timesteps: TimestepSampler
     checkpoints: Checkpointer
+    watch: DivergenceWatch
     stop: StopSignal
     clock: PhaseClock
     progress: Progress
     recorder: Recorder | None
+    batches: Batches | None = None
     failed_saves: int = 0
     saved_at_s: float = 0.0
     stop_reason: str = ""
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
+    grad_norms: dict[str, torch.Tensor] = field(default_factory=dict)
+    encoder_pulls: dict[str, torch.Tensor] = field(default_factory=dict)
+    data_wait_s: float = 0.0
+    evaluation: Evaluation | None = None
     kept_by_step: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -79,20 +96,37 @@ class Job:
         """The module behind the engine."""
         return self.engine.module  # type: ignore[no-any-return]
 
+    def next_batch(self) -> torch.Tensor:
+        """Token ids of this rank's share of the next step: int64 (accumulation steps, B, L) on the device.
+
+        Raises:
+            StoreError: The text cannot be fetched.
+        """
+        assert self.batches is not None, "the attempt has begun"
+        rows = self.batches.next()
+        self.data_wait_s += self.batches.waited_s
+        return torch.from_numpy(rows.astype("int64")).to(self.device)
+
     def say(self, text: str) -> None:
         """Print one line, once for all ranks."""
-        if dist.get_rank() == 0:
-            print(text, flush=True)
+        say_once(text)
+
+
+def say_once(text: str) -> None:
+    """Print one line, on rank 0 only."""
+    if dist.get_rank() == 0:
+        print(text, flush=True)
 
 
 def build_job(config: TrainConfig, stop: StopSignal) -> Job:
-    """Build this rank's Job.
+    """Build this rank's Job. What is quick to refuse is looked at before what takes minutes to load.
 
     Raises:
-        ConfigError: Text, tokenizer and encoder do not fit together.
-        StoreError: The run folder cannot be read.
+        ConfigError: Text, tokenizer and encoder do not fit together, or the node has too few GPUs.
+        StoreError: The run folder, text or weights cannot be read.
     """
-    folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
+    store = open_store(os.environ[Env.STORE])
+    folder = RunFolder(store, os.environ[Env.RUN_ID])
     attempts = folder.attempts()
     number = agreed_attempt_number()
     attempt = next(files.attempt for files in attempts if files.attempt.number == number)
@@ -102,19 +136,23 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
         earlier = [files for files in attempts if files.attempt.number < attempt.number]
         recorder = Recorder(folder, attempt, interval_s=config.heartbeat_s, clock=clock, progress=progress,
                             spent_before_usd=spent_usd(earlier, now=attempt.billed_from))
-    device = _own_device()
-    encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length)
-    corpus = prepare(config, encoder.tokenizer, cache_folder())
-    engine = _build_engine(config, build_model(config, encoder, corpus.seen_ids).to(device))
-    ema = copy.deepcopy(engine.module).float().eval().requires_grad_(False) if dist.get_rank() == 0 else None
+    devices = own_devices(config.gpus_per_rank)
+    device = devices[0]
+    tokenizer = load_tokenizer(config.token_encoder, store, say_once)
+    corpus = open_corpus(config, tokenizer, store, cache_folder())
+    encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length,
+                                 encoder_device=devices[-1], store=store, say=say_once)
+    engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
+    average = WeightAverage(engine, config.optimizer.ema_decay)
     return Job(
         config=config, folder=folder, attempt=attempt, limits=Limits.from_environment(), device=device,
-        corpus=corpus, encoder=encoder, engine=engine, ema=ema, stop=stop, clock=clock, progress=progress,
-        recorder=recorder,
+        corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
+        progress=progress, recorder=recorder, watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps),
-        checkpoints=Checkpointer(folder, attempt.number, engine, keep=config.checkpoint.keep,
-                                 data_fingerprint=corpus.fingerprint, model=model_arguments(encoder, corpus)),
+        checkpoints=Checkpointer(folder, attempt.number, engine, average, keep=config.checkpoint.keep,
+                                 data_fingerprint=corpus.fingerprint,
+                                 model=model_arguments(encoder, engine.module)),
     )
 
 
@@ -126,41 +164,37 @@ def agreed_attempt_number() -> int:
 
 
 def cache_folder() -> Path:
-    """Where tokenised text is kept between attempts on one machine."""
+    """Where text and weights are kept between attempts on one machine."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldlm"
 
 
-def model_arguments(encoder: TokenEncoder, corpus: Corpus) -> dict[str, int]:
-    """What a manifest needs to say so that the model can be built without its encoder."""
+def model_arguments(encoder: TokenEncoder, model: LatentDiffusionLM) -> dict[str, int]:
+    """What a manifest says so that the model can be built, and used, without its encoder.
+
+    `num_tokens`: ids from there on are rows of the embedding that stand for no token.
+    """
     return {"hidden_size": encoder.hidden_size, "vocab_size": encoder.vocab_size,
-            "num_seen_ids": len(corpus.seen_ids), "end_of_text_id": encoder.end_of_text_id}
+            "num_seen_ids": 0 if model.token_ids is None else len(model.token_ids),
+            "num_tokens": max(encoder.tokenizer.get_vocab().values()) + 1,
+            "end_of_text_id": encoder.end_of_text_id}
 
 
-def build_model(config: TrainConfig, encoder: TokenEncoder, seen_ids: np.ndarray) -> LatentDiffusionLM:
-    """The four trained parts, from the run's seed. `seen_ids`: see `Corpus`."""
+def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> LatentDiffusionLM:
+    """The four trained parts, from the run's seed."""
     torch.manual_seed(config.seed)
-    covered = torch.from_numpy(seen_ids.astype("int64")) if config.model.head_vocabulary == "seen" else None
+    seen_ids = corpus.seen_ids if config.model.head_vocabulary == "seen" else None
+    covered = None if seen_ids is None else torch.from_numpy(seen_ids.astype("int64"))
     return LatentDiffusionLM(config, encoder.hidden_size, covered, encoder.vocab_size)
-
-
-def _own_device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
 
 
 def _build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
     import deepspeed
 
-    decay = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-    plain = [parameter for parameter in model.parameters() if parameter.ndim < 2]
     settings = config.optimizer
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=settings.learning_rate, betas=settings.betas, eps=settings.eps,
-    )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, dist_init_required=False,
-                                      config=deepspeed_config(config, dist.get_world_size()))
+    optimizer = torch.optim.AdamW(parameter_groups(model.parts(), settings.weight_decay),
+                                  lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+    # Its bf16 optimizer prints the machine's memory, several times and unasked; errors are exceptions.
+    with contextlib.redirect_stdout(io.StringIO()):
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, dist_init_required=False,
+                                          config=deepspeed_config(config, dist.get_world_size()))
     return engine

@@ -13,7 +13,13 @@ from trainer.contract import ExitCode, LdlmError, Name, checkpoint_folder
 from trainer.run_folder import RunFolder
 from trainer.store import DamagedError, NotFoundError
 
-EMA_FILE = "ema.safetensors"
+TIME_DENSITY = "time_density"  # beside the averaged weights: probability of each bin of time
+_AVERAGES = "averages-"
+
+
+def averages_file(rank: int) -> str:
+    """File of one rank's fragments of the averaged weights, without the attempt in front."""
+    return f"{_AVERAGES}{rank:04d}.safetensors"
 
 
 class CheckpointError(LdlmError):
@@ -42,6 +48,8 @@ class Manifest(BaseModel):
         files: Every file, shards of all ranks.
         data_fingerprint: `Corpus.fingerprint` of the text that the steps so far were trained on.
         model: Arguments that rebuild the model without its token encoder.
+        shapes: Of every averaged weight, by name.
+        engine: Precision and ZeRO stage that saved it; a restore needs the same.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -51,6 +59,8 @@ class Manifest(BaseModel):
     files: list[StoredFile]
     data_fingerprint: str
     model: dict[str, int]
+    shapes: dict[str, list[int]] = {}
+    engine: str = ""
 
     @property
     def num_bytes(self) -> int:
@@ -117,9 +127,15 @@ def read_file(folder: RunFolder, manifest: Manifest, file: StoredFile) -> bytes:
     return data
 
 
-def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool],
-                    say: Callable[[str], None]) -> tuple[Manifest, dict[str, bytes]] | None:
+def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool], say: Callable[[str], None],
+                    before: int | None = None) -> tuple[Manifest, dict[str, bytes]] | None:
     """The newest complete checkpoint whose wanted files match their hashes, with their content.
+
+    Args:
+        folder: The run.
+        wanted: Which files to read. The others are only known to be there, with their sizes.
+        say: Told about each checkpoint that is passed over.
+        before: When given, only checkpoints of earlier steps than this one.
 
     Returns:
         None when the run has no checkpoint yet.
@@ -129,8 +145,9 @@ def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool],
             from step 0 would silently throw paid work away.
         StoreError: The store cannot be read now. That is no reason to take an older checkpoint.
     """
-    complete = complete_checkpoints(folder, say)
-    for manifest in complete:
+    for manifest in complete_checkpoints(folder, say):
+        if before is not None and manifest.step >= before:
+            continue
         try:
             return manifest, {file.name: read_file(folder, manifest, file)
                               for file in manifest.files if wanted(file)}
@@ -149,14 +166,19 @@ def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool],
 def load_averaged_weights(folder: RunFolder, say: Callable[[str], None]) -> tuple[Manifest, dict[str, Any]]:
     """The averaged weights of the newest complete checkpoint, for sampling: no optimizer, no DeepSpeed load.
 
+    With them come the model's buffers, and `TIME_DENSITY`.
+
     Raises:
         CheckpointError: The run has none yet, or all are damaged.
     """
     from safetensors.torch import load
 
-    found = newest_verified(folder, lambda file: file.name.endswith(EMA_FILE), say)
+    from trainer.average import assembled
+
+    found = newest_verified(folder, lambda file: _AVERAGES in file.name, say)
     if not found or not found[1]:
         raise CheckpointError("this run has no complete checkpoint yet", place=folder.url,
                               fix="wait for the first one (`ldlm status` shows the durable step)")
     manifest, files = found
-    return manifest, load(next(iter(files.values())))
+    fragments = {key: tensor for data in files.values() for key, tensor in load(data).items()}
+    return manifest, assembled(fragments, manifest.shapes)

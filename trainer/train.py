@@ -12,30 +12,24 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from safetensors import torch as safetensors
 from torch import distributed as dist
 
-from trainer.config import TrainConfig, grad_accum_steps
+from trainer.batches import Batches
+from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd
-from trainer.data import batch_indices
-from trainer.diffusion import encoder_gate
-from trainer.evaluate import evaluate
+from trainer.divergence import diverged_error
+from trainer.evaluate import Evaluation, evaluate, reconstruct
 from trainer.job import Job, build_job
-from trainer.manifest import EMA_FILE
-from trainer.model import draw_noise
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
-from trainer.token_encoder import measure_statistics
+from trainer.step import is_evaluated, train_step
+from trainer.token_encoder import measure_extremes, measure_statistics
 
 # One failed save may be the store's bad minute; after two in a row, training on would risk paid work.
 _MAX_FAILED_SAVES = 2
-
-
-class DivergedError(LdlmError):
-    """The loss is not a number any more."""
-
-    node_exit_code = ExitCode.BROKEN
+_NUM_RECONSTRUCTIONS = 3
+_NUM_MEASURED_FOR_EXTREMES = 256  # sequences, of those behind mean and standard deviation
 
 
 def train(job: Job) -> RankEnd:
@@ -50,13 +44,11 @@ def train(job: Job) -> RankEnd:
         verdict = agree(own_verdict(job))
         if verdict is not Verdict.CONTINUE:
             break
-        job.losses = train_step(job, progress.step)
+        train_step(job, progress.step)
         progress.step += 1
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
-            done = (progress.step - window_step) * config.tokens_per_step
-            progress.tokens_per_s = done / (time.monotonic() - window_from)
-            log_losses(job)
-        if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
+            log_step(job, progress.step - window_step, time.monotonic() - window_from)
+        if is_evaluated(config, progress.step):
             run_evaluation(job)
         if progress.step < config.steps and save_due(job):
             save(job)
@@ -71,19 +63,29 @@ def restore_or_start(job: Job) -> None:
     if state:
         job.progress.step = job.progress.resumed_from_step = job.progress.durable_step = state["step"]
         job.timesteps.load_state_dict(state["timesteps"])
-        if job.ema is not None:
-            job.ema.load_state_dict(safetensors.load(state["files"][EMA_FILE]))
         job.say(f"resumed from step {state['step']} of {job.config.steps}")
     else:
-        num_tokens = job.config.token_encoder.statistics_tokens
-        mean_D, std_D = measure_statistics(job.encoder, job.corpus.train_NL, num_tokens)
-        dist.broadcast(mean_D, src=0)
-        dist.broadcast(std_D, src=0)
-        job.model.set_statistics(mean_D, std_D)
-        if job.ema is not None:
-            job.ema.set_statistics(mean_D, std_D)
+        measure_hidden_states(job)
         job.say(f"starting at step 0 of {job.config.steps}")
+    job.batches = Batches(job.corpus, job.config, dist.get_rank(), dist.get_world_size(), job.progress.step)
     job.saved_at_s = time.monotonic()
+
+
+def measure_hidden_states(job: Job) -> None:
+    """Fix mean and standard deviation of the hidden states, and report how far they go beyond."""
+    config = job.config.token_encoder
+    num_rows = -(-config.statistics_tokens // job.config.data.sequence_length)
+    rows_NL = job.corpus.sample(num_rows)
+    statistics = measure_statistics(job.encoder, rows_NL, config.statistics, job.config.micro_batch_size)
+    for values_D in statistics:
+        dist.broadcast(values_D, src=0)
+    job.model.set_statistics(*statistics)
+    few_NL = rows_NL[:: max(1, len(rows_NL) // _NUM_MEASURED_FOR_EXTREMES)]
+    extremes = measure_extremes(job.encoder, few_NL, *statistics, config.clip, job.config.micro_batch_size)
+    job.say(f"hidden states: {config.statistics} mean and deviation over {rows_NL.size:,} tokens; at most "
+            f"{extremes.largest:.1f} deviations from the mean, {extremes.clipped:.2%} cut at {config.clip:g}")
+    if job.recorder is not None:
+        job.recorder.log(0, {"hidden/largest": extremes.largest, "hidden/clipped": extremes.clipped})
 
 
 def own_verdict(job: Job) -> Verdict:
@@ -102,87 +104,47 @@ def own_verdict(job: Job) -> Verdict:
     return Verdict.LIMIT if job.stop_reason else Verdict.CONTINUE
 
 
-def train_step(job: Job, step: int) -> dict[str, torch.Tensor]:
-    """One optimizer step over this rank's share of the global batch. Returns this rank's mean losses."""
-    config = job.config
-    accumulate = grad_accum_steps(config, dist.get_world_size())
-    batch = batch_indices(len(job.corpus.train_NL), config.global_batch_size, config.seed, step)
-    first = dist.get_rank() * accumulate * config.micro_batch_size
-    gate = encoder_gate(step, config.diffusion.encoder_warmup_steps, config.diffusion.encoder_warmup_floor)
-    set_learning_rate(job, step)
-    sums: dict[str, torch.Tensor] = {}
-    bins = torch.zeros(2, config.diffusion.time_bins)
-    for micro in range(accumulate):
-        begin = first + micro * config.micro_batch_size
-        positions = list(range(begin, begin + config.micro_batch_size))
-        tokens_BL = torch.from_numpy(job.corpus.train_NL[batch[positions]].astype("int64")).to(job.device)
-        noise = draw_noise(config, config.seed, step, positions, job.device)
-        u_B = job.timesteps.sample(noise.uniform_B)
-        losses = job.engine(tokens_BL, job.encoder.hidden_states(tokens_BL), noise, gate, u_B)
-        job.engine.backward(losses.total)
-        job.engine.step()
-        bins += torch.stack(job.timesteps.bin_sums(u_B, losses.diffusion_B)).cpu()
-        for name in ("total", "hidden", "token", "diffusion"):
-            sums[name] = sums.get(name, 0) + getattr(losses, name).detach() / accumulate
-    dist.all_reduce(bins)
-    job.timesteps.update(bins[0], bins[1], step)
-    update_average(job, step)
-    return sums
-
-
-def set_learning_rate(job: Job, step: int) -> None:
-    """Linear warm-up, constant, linear decay over the last `decay_steps`."""
-    optimizer = job.config.optimizer
-    factor = min(1.0, (step + 1) / max(1, optimizer.warmup_steps))
-    if optimizer.decay_steps:
-        factor *= min(1.0, (job.config.steps - step) / optimizer.decay_steps)
-    for group in job.engine.optimizer.param_groups:
-        group["lr"] = optimizer.learning_rate * factor
-
-
-@torch.no_grad()
-def update_average(job: Job, step: int) -> None:
-    """Average all four trained parts together: they are only ever evaluated with each other."""
-    if job.ema is None:
-        return
-    # Early averages would be dominated by the random start: the usual (1 + s) / (10 + s) ramp.
-    decay = min(job.config.optimizer.ema_decay, (1 + step) / (10 + step))
-    current = [parameter.float() for parameter in job.model.parameters()]
-    torch._foreach_lerp_(list(job.ema.parameters()), current, 1 - decay)
-
-
-def finite_losses(job: Job) -> dict[str, float]:
-    """Losses of the newest step, means over all ranks. Raises DivergedError, on every rank alike."""
-    means = torch.stack([loss.float().cpu() for loss in job.losses.values()])
+def log_step(job: Job, num_steps: int, seconds: float) -> None:
+    """Print one line and keep one row for the last `num_steps` steps. Raises DivergedError."""
+    stop_if_diverged(job)
+    step, config, accelerator = job.progress.step, job.config, job.device.type == "cuda"
+    names = [*(f"loss/{name}" for name in job.losses), "data_wait_s"]
+    means = torch.stack([*job.losses.values(), torch.tensor(job.data_wait_s / num_steps)]).cpu()
+    job.data_wait_s = 0.0
     dist.all_reduce(means)
-    values = dict(zip(job.losses, (means / dist.get_world_size()).tolist(), strict=True))
-    if not torch.isfinite(means).all():
-        raise DivergedError(f"the loss is not finite at step {job.progress.step}: {values}",
-                            fix="lower train.optimizer.learning_rate and launch again")
-    return values
-
-
-def log_losses(job: Job) -> None:
-    """Print one line and keep one row. Raises DivergedError."""
-    values, step, config = finite_losses(job), job.progress.step, job.config
     if job.recorder is None:
         return
-    rate = job.progress.tokens_per_s
-    job.recorder.log(step, {"tokens_per_s": rate} | {f"loss/{name}": value for name, value in values.items()})
+    row = dict(zip(names, (means / dist.get_world_size()).tolist(), strict=True))
+    rate = job.progress.tokens_per_s = num_steps * config.tokens_per_step / seconds
+    row |= {f"grad_norm/{part}": float(norm) for part, norm in job.grad_norms.items()}
+    row |= {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if accelerator else {}
+    job.recorder.log(step, {"tokens_per_s": rate} | row)
     left_s = (config.steps - step) * config.tokens_per_step / rate
-    job.say(f"step {step}/{config.steps}  L_h {values['hidden']:.3f}  L_w {values['token']:.3f}  "
-            f"L_diff {values['diffusion']:.3f}  {rate:,.0f} tok/s  "
+    job.say(f"step {step}/{config.steps}  L_h {row['loss/hidden']:.3f}  L_w {row['loss/token']:.3f}  "
+            f"L_diff {row['loss/diffusion']:.3f}  {rate:,.0f} tok/s  "
             f"${job.recorder.spent_usd(datetime.now(UTC)):.4f}  {left_s:.0f} s left")
 
 
-def run_evaluation(job: Job) -> None:
-    """Held-out scores of the averaged weights, on rank 0. The others wait at the next collective."""
-    if job.ema is None or job.recorder is None:
+def stop_if_diverged(job: Job) -> None:
+    """Raise DivergedError, on every rank alike, when a number of an earlier step was not finite."""
+    found = job.watch.found()
+    if found is None:
         return
-    with job.clock.during("evaluate_s"):
-        scores = evaluate(job.ema, job.encoder, job.corpus.heldout_NL[: job.config.evaluate_sequences],
-                          seed=job.config.seed, batch_size=job.config.micro_batch_size)
-    job.recorder.log(job.progress.step, {f"eval/{name}": value for name, value in scores.items()})
+    job.checkpoints.wait()  # what it uploads is from before that step
+    note_finished_save(job)
+    raise diverged_error(*found, job.progress.durable_step)
+
+
+def run_evaluation(job: Job) -> None:
+    """Held-out scores of the averaged weights. All ranks share the work."""
+    heldout_NL = job.corpus.heldout_NL[: job.config.evaluate_sequences]
+    with job.clock.during("evaluate_s"), job.average.applied() as model:
+        scores = evaluate(model, job.encoder, heldout_NL, job.config.seed, job.config.micro_batch_size)
+        texts = reconstruct(model, job.encoder, heldout_NL[:_NUM_RECONSTRUCTIONS])
+    scores |= {name: float(norm) for name, norm in job.encoder_pulls.items()}
+    job.evaluation = Evaluation(step=job.progress.step, scores=scores, reconstructions=texts)
+    if job.recorder is not None:
+        job.recorder.log(job.progress.step, {f"eval/{name}": value for name, value in scores.items()})
     job.say(f"step {job.progress.step}  held-out reconstruction {scores['reconstruction_accuracy']:.1%} "
             f"({scores['reconstruction_accuracy_noisy']:.1%} under noise)  "
             f"L_diff {scores['diffusion_loss']:.3f} (trivial {scores['diffusion_loss_trivial']:.3f})")
@@ -204,12 +166,11 @@ def save(job: Job) -> None:
     Raises:
         DivergedError: What diverged must not replace good checkpoints.
     """
-    finite_losses(job)
+    stop_if_diverged(job)
     with job.clock.during("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
-        extra = {EMA_FILE: safetensors.save(job.ema.state_dict())} if job.ema is not None else {}
-        job.checkpoints.save(job.progress.step, {"timesteps": job.timesteps.state_dict()}, extra)
+        job.checkpoints.save(job.progress.step, {"timesteps": job.timesteps.state_dict()})
     phases = job.clock.phases()
     job.kept_by_step[job.progress.step] = (phases.train_s, phases.evaluate_s)
     job.saved_at_s = time.monotonic()
@@ -246,9 +207,13 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
                           f"step {job.progress.durable_step} is durable (see the warnings above)")
     if verdict is Verdict.RECOVER:
         return RankEnd(ExitCode.RECOVER, f"asked to stop; step {job.progress.step} is durable")
+    if job.progress.step and (job.evaluation is None or job.evaluation.step < job.progress.step):
+        run_evaluation(job)
     outcome = Outcome.LIMIT if verdict is Verdict.LIMIT else Outcome.FINISHED
     reason = job.stop_reason if verdict is Verdict.LIMIT else f"{job.progress.step} steps"
     if dist.get_rank() == 0:
+        if job.evaluation is not None:
+            job.folder.write(Name.EVALUATION, job.evaluation)
         job.folder.write(Name.OUTCOME, RunOutcome(outcome=outcome, at=datetime.now(UTC),
                                                   step=job.progress.step, reason=reason))
     return RankEnd(ExitCode.FINISHED, f"{outcome}: {reason}")

@@ -1,0 +1,83 @@
+"""Which number first stopped being finite, and at which step: noted on the device, asked for now and then.
+
+To look at every step from the host would make it wait for the device at every step.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from trainer.contract import ExitCode, LdlmError
+
+# Names of what is watched beside the parts' gradients, in the order in which one spoils the next.
+HIDDEN_STATES = "hidden states of the token encoder"
+_LOSSES = ("L_h, the loss of the latent decoder", "L_w, the loss of the token decoder",
+           "L_diff, the loss of the denoiser")
+_NEVER = torch.iinfo(torch.int64).max
+
+
+class DivergedError(LdlmError):
+    """Training has produced numbers that are not finite."""
+
+    node_exit_code = ExitCode.BROKEN
+
+
+class DivergenceWatch:
+    """Remembers the first step at which each watched number was not finite.
+
+    Args:
+        parts: Names of the trained parts.
+        device: Where the watched numbers are.
+    """
+
+    def __init__(self, parts: Sequence[str], device: torch.device) -> None:
+        self._places = [HIDDEN_STATES, *_LOSSES, *(f"the gradient of the {part}" for part in parts)]
+        self._first = torch.full((len(self._places),), _NEVER, device=device)
+
+    def note(self, step: int, values: Sequence[Tensor]) -> None:
+        """Look at one step's numbers, without waiting for the device.
+
+        Args:
+            step: That ends with these, from 1.
+            values: Scalars: anything that the hidden states would spoil, L_h, L_w, L_diff, then one
+                gradient norm for each part.
+        """
+        finite = torch.isfinite(torch.stack([value.detach().float() for value in values]))
+        now = torch.where(finite, _NEVER, step)
+        self._first = torch.minimum(self._first, now)
+
+    def found(self) -> tuple[int, list[str]] | None:
+        """The first step at which any rank noted a number that is not finite, and where; or None.
+
+        A collective. The places are in the order in which one spoils the next.
+        """
+        first = self._first.cpu()
+        dist.all_reduce(first, op=dist.ReduceOp.MIN)
+        step = int(first.min())
+        if step == _NEVER:
+            return None
+        return step, [place for place, at in zip(self._places, first.tolist(), strict=True) if at == step]
+
+
+def diverged_error(step: int, places: Sequence[str], durable_step: int) -> DivergedError:
+    """What to say of what `DivergenceWatch.found`.
+
+    Args:
+        step: The first bad one.
+        places: What was not finite there.
+        durable_step: Newest step with a checkpoint, 0 for none.
+    """
+    also = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+    kept = f"the checkpoint of step {durable_step} is kept" if durable_step else "no checkpoint was due yet"
+    return DivergedError(f"not finite any more at step {step}: {places[0]}{also}; {kept}",
+                         fix=_fix(places[0]))
+
+
+def _fix(place: str) -> str:
+    if place == HIDDEN_STATES:
+        return ("its weights are damaged or overflow: delete their local copy or mirror them anew "
+                "(`ldlm weights mirror`), or set train.token_encoder.weights to bf16; then `ldlm resume RUN`")
+    return ("lower train.optimizer.learning_rate or raise its warmup_steps and launch again; if that does "
+            "not help, train.precision: fp32 tells whether rounding is the cause")
