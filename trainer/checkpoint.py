@@ -253,7 +253,8 @@ class Checkpointer:
         """The newest checkpoint of which every rank can verify what it needs."""
         before: int | None = None
         while True:
-            found = newest_verified(self._folder, self._is_own, say, before)
+            found = newest_verified(self._folder, self._is_own, say, say_damaged=self._say_damaged,
+                                    before=before)
             steps: list[int | None] = [None] * self._world_size
             dist.all_gather_object(steps, found[0].step if found else None)
             if len(set(steps)) == 1:
@@ -262,6 +263,10 @@ class Checkpointer:
                 raise CheckpointError("ranks do not see the same checkpoints", place=self._folder.url,
                                       fix="see that the store lists its objects consistently, then resume")
             before = min(step for step in steps if step is not None) + 1
+
+    def _say_damaged(self, text: str) -> None:
+        # Only this rank reads the file.
+        print(f"rank {self._rank}: {text}", flush=True)
 
     def _is_own(self, file: StoredFile) -> bool:
         is_share = "optim_states" in file.name or "averages-" in file.name

@@ -13,6 +13,8 @@ from trainer.contract import ExitCode, LdlmError
 
 # Names of what is watched beside the parts' gradients, in the order in which one spoils the next.
 HIDDEN_STATES = "hidden states of the token encoder"
+FIX_HIDDEN_STATES = ("its weights are damaged or overflow: delete their local copy or mirror them anew "
+                     "(`ldlm weights mirror`), or set train.token_encoder.weights to bf16")
 _LOSSES = ("L_h, the loss of the latent decoder", "L_w, the loss of the token decoder",
            "L_diff, the loss of the denoiser")
 _NEVER = torch.iinfo(torch.int64).max
@@ -77,7 +79,6 @@ def diverged_error(step: int, places: Sequence[str], durable_step: int) -> Diver
 
 def _fix(place: str) -> str:
     if place == HIDDEN_STATES:
-        return ("its weights are damaged or overflow: delete their local copy or mirror them anew "
-                "(`ldlm weights mirror`), or set train.token_encoder.weights to bf16; then `ldlm resume RUN`")
+        return FIX_HIDDEN_STATES
     return ("lower train.optimizer.learning_rate or raise its warmup_steps and launch again; if that does "
             "not help, train.precision: fp32 tells whether rounding is the cause")

@@ -127,7 +127,8 @@ def read_file(folder: RunFolder, manifest: Manifest, file: StoredFile) -> bytes:
     return data
 
 
-def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool], say: Callable[[str], None],
+def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool], say: Callable[[str], None], *,
+                    say_damaged: Callable[[str], None] | None = None,
                     before: int | None = None) -> tuple[Manifest, dict[str, bytes]] | None:
     """The newest complete checkpoint whose wanted files match their hashes, with their content.
 
@@ -135,6 +136,7 @@ def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool], say
         folder: The run.
         wanted: Which files to read. The others are only known to be there, with their sizes.
         say: Told about each checkpoint that is passed over.
+        say_damaged: Told instead about those whose files are read and do not match.
         before: When given, only checkpoints of earlier steps than this one.
 
     Returns:
@@ -152,7 +154,7 @@ def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool], say
             return manifest, {file.name: read_file(folder, manifest, file)
                               for file in manifest.files if wanted(file)}
         except (DamagedError, NotFoundError) as error:
-            say(f"checkpoint of step {manifest.step} not used: {error}")
+            (say_damaged or say)(f"checkpoint of step {manifest.step} not used: {error}")
     committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
                  if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
