@@ -40,12 +40,13 @@ class _Record(BaseModel):
 
 
 class Shard(_Record):
-    """One token file and its index. `name` is relative to the prepared text: `train/00000`."""
+    """One token file, its size and its index. `name` is relative to the prepared text: `train/00000`."""
 
     name: str
     split: Split
     num_tokens: int
     num_documents: int
+    num_bytes: int
     sha256: str
     index_sha256: str
 
@@ -53,11 +54,6 @@ class Shard(_Record):
     def key(self) -> str:
         """Of the token file."""
         return f"{self.name}.bin"
-
-    @property
-    def num_bytes(self) -> int:
-        """Of the token file."""
-        return self.num_tokens * TOKEN.itemsize
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -244,5 +240,6 @@ class ShardWriter:
         self._store.put(f"{name}.idx", index)
         self.shards.append(Shard(
             name=name, split=self._split, num_tokens=self._num_tokens, num_documents=len(self._starts),
-            sha256=hashlib.sha256(tokens).hexdigest(), index_sha256=hashlib.sha256(index).hexdigest()))
+            num_bytes=len(tokens), sha256=hashlib.sha256(tokens).hexdigest(),
+            index_sha256=hashlib.sha256(index).hexdigest()))
         self._pieces, self._starts, self._num_tokens = [], [], 0

@@ -82,12 +82,21 @@ def open_source(spec: str, text_key: str = "text", unit_bytes: int = UNIT_BYTES)
         return open_hf_source(spec, text_key)
     address, names, ignored = _find_files(spec)
     store = open_store(address)
-    wanted = set(names)
-    sizes = {name: store.size(name) for name in names} if len(names) == 1 else {
-        found.key: found.num_bytes for found in store.objects() if found.key in wanted}
+    sizes = _sizes(store, names)
     units = _pack(_weighed_pieces(store, sizes, text_key, unit_bytes), unit_bytes)
     listing = digest(sorted(sizes.items()), _versions(store, sizes), units)
     return FileSource(spec, text_key, listing, units, tuple(ignored), address)
+
+
+def _sizes(store: Store, names: list[str]) -> dict[str, int]:
+    if len(names) > 1:
+        wanted = set(names)
+        return {found.key: found.num_bytes for found in store.objects() if found.key in wanted}
+    try:
+        return {name: store.size(name) for name in names}
+    except NotFoundError as error:
+        raise ConfigError("there is no such object", place=error.place,
+                          fix="name a file, a folder or a glob that is there") from error
 
 
 def digest(*parts: object) -> str:
@@ -146,7 +155,7 @@ def _find_files(spec: str) -> tuple[str, list[str], list[str]]:
     if "://" in spec and not spec.startswith("file://"):
         address, pattern = _split_url(spec)
     else:
-        address, pattern = _split_path(Path(unquote(urlsplit(spec).path) if "://" in spec else spec))
+        address, pattern = _split_path(Path(unquote(spec.removeprefix("file://")) if "://" in spec else spec))
     if pattern and not _MAGIC.search(pattern):
         return address, [pattern], []
     try:

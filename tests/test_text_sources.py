@@ -1,0 +1,226 @@
+"""Texts, JSON Lines, Parquet and datasets become the same documents, however they are cut."""
+
+import gzip
+import json
+import pickle
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch")
+
+import pyarrow  # noqa: E402
+from data_examples import documents, write_text  # noqa: E402
+from pyarrow import parquet  # noqa: E402
+
+from trainer import file_rows  # noqa: E402
+from trainer.contract import ConfigError  # noqa: E402
+from trainer.file_rows import Row  # noqa: E402
+from trainer.text_sources import Source, open_source  # noqa: E402
+
+
+def rows_of(source: Source) -> list[tuple[str, int, Row]]:
+    """All rows with their file and their line in it, put together from the pieces of all units."""
+    found, lines_before = [], Counter()
+    for unit in source.units:
+        for piece in unit.pieces:
+            lines: dict[str, int] = {}
+            before = lines_before[piece.file]
+            found += [(piece.file, before + row.line, row) for row in source.rows(piece, lines)]
+            lines_before.update(lines)
+    return found
+
+
+def texts_of(source: Source) -> list[str]:
+    return [row.text for _, _, row in rows_of(source) if row.text is not None]
+
+
+def problems_of(source: Source) -> list[tuple[str, int, str]]:
+    return [(file, line, row.problem) for file, line, row in rows_of(source) if row.text is None]
+
+
+LINES = [b"\n", b"\r\n", b" \t\n", b"a\n", b"bb b\r\n", "zwölf\n".encode(), b"x" * 30 + b"\n"]
+
+
+@given(st.lists(st.sampled_from(LINES), max_size=60), st.booleans(), st.integers(1, 50))
+@settings(max_examples=300, deadline=None)
+def test_a_text_gives_each_document_once_wherever_it_is_cut(tmp_path_factory, lines, ends, unit_bytes):
+    content = b"".join(lines).rstrip(b"\n" if ends else b"") + b"end"
+    path = tmp_path_factory.mktemp("text") / "a.txt"
+    path.write_bytes(content)
+    text = content.decode().replace("\r\n", "\n")
+    expected = [part.strip() for part in re.split(r"\n(?:[ \t]*\n)+", "\n" + text) if part.strip()]
+    source = open_source(str(path), unit_bytes=unit_bytes)
+    assert texts_of(source) == expected
+    physical = content.split(b"\n")
+    for _, line, row in rows_of(source):
+        assert physical[line - 1].decode().strip() == row.text.split("\n")[0].strip()
+
+
+@given(st.lists(st.one_of(st.text(max_size=20), st.none(), st.integers()), max_size=40), st.integers(1, 60))
+@settings(max_examples=150, deadline=None)
+def test_json_lines_give_each_row_once_wherever_they_are_cut(tmp_path_factory, values, unit_bytes):
+    path = tmp_path_factory.mktemp("json") / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": value}) + "\n" for value in values) + "{}")
+    found = rows_of(open_source(str(path), unit_bytes=unit_bytes))
+    assert [line for _, line, _ in found] == list(range(1, len(values) + 2))
+    good = [value for value in values if isinstance(value, str) and value.strip()]
+    assert [row.text for _, _, row in found if row.text is not None] == good
+    assert found[-1][2].problem == "no text key"
+
+
+def test_documents_of_a_text_file_are_separated_by_blank_lines(tmp_path):
+    path = tmp_path / "a.log"
+    path.write_bytes("\ufeffone\r\nstill one\r\n\r\n\r\nzwölf\n\none more\n \t\nlast".encode())
+    assert texts_of(open_source(str(path))) == ["one\nstill one", "zwölf", "one more", "last"]
+
+
+BAD_LINES = [b'{"text": "good"}', b'{"text": ', b"[1]", b'{"body": "x"}', b'{"text": null}', b'{"text": 5}',
+             b'{"text": "caf\xe9"}', b'{"text": "  "}', rb'{"text": "\ud800"}', b"", b'{"text": "also good"}']
+BAD_KINDS = [(2, "not JSON"), (3, "not an object"), (4, "no text key"), (5, "null"), (6, "not text"),
+             (7, "not UTF-8"), (8, "empty"), (9, "not UTF-8")]
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 40, 10_000])
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json.zst"])
+def test_each_bad_row_is_told_by_kind_file_and_line(tmp_path, suffix, unit_bytes):
+    content = b"\n".join(BAD_LINES)
+    pack = {"gz": gzip.compress, "zst": pyarrow.Codec("zstd").compress}.get(suffix.rpartition(".")[2], bytes)
+    (tmp_path / f"a.{suffix}").write_bytes(bytes(pack(content)))
+    source = open_source(str(tmp_path), unit_bytes=unit_bytes)
+    assert texts_of(source) == ["good", "also good"]
+    assert problems_of(source) == [(f"a.{suffix}", line, kind) for line, kind in BAD_KINDS]
+
+
+def test_a_row_without_the_key_tells_its_keys(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x", "id": 1}\n')
+    ((_, _, row),) = rows_of(open_source(str(tmp_path / "a.jsonl")))
+    assert row.keys == ("body", "id")
+    assert texts_of(open_source(str(tmp_path / "a.jsonl"), "body")) == ["x"]
+
+
+def test_a_row_that_is_too_long_is_bad_and_the_next_one_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_rows, "MAX_ROW_BYTES", 50)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "y" * 500}) + '\n{"text": "short"}\n')
+    (tmp_path / "b.txt").write_text("one\n\n" + "line of ten\n" * 9 + "\nlast\n\n" + "z" * 400 + "\n\nend")
+    source = open_source(str(tmp_path), unit_bytes=10_000)
+    assert texts_of(source) == ["short", "one", "last", "end"]
+    assert problems_of(source) == [(file, line, "too long")
+                                   for file, line in (("a.jsonl", 1), ("b.txt", 3), ("b.txt", 15))]
+
+
+def test_a_compressed_file_that_breaks_off_gives_what_it_has_and_says_so(tmp_path):
+    whole = gzip.compress(b"".join(json.dumps({"text": f"row {i} {i * 7919 % 1000}"}).encode() + b"\n"
+                                   for i in range(2000)))
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:len(whole) // 2])
+    source = open_source(str(tmp_path / "a.jsonl.gz"))
+    texts = texts_of(source)
+    assert 100 < len(texts) < 2000 and texts[50] == "row 50 950"
+    assert problems_of(source) == [("a.jsonl.gz", len(texts) + 1, "damaged file")]
+
+
+def write_parquet(path: Path, values: list[Any], kind: Any = None, group: int = 3) -> Path:
+    table = pyarrow.table({"id": list(range(len(values))), "text": pyarrow.array(values, kind)})
+    parquet.write_table(table, path, row_group_size=group)
+    return path
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary(),
+                                  pyarrow.dictionary(pyarrow.int32(), pyarrow.string())])
+@pytest.mark.parametrize("unit_bytes", [1, 90, 10_000])
+def test_parquet_rows_are_read_by_groups(tmp_path, kind, unit_bytes):
+    values = ["one", None, "zwölf", " ", *(f"row {i}" for i in range(20))]
+    write_parquet(tmp_path / "a.parquet", values, kind)
+    source = open_source(str(tmp_path / "*.parquet"), unit_bytes=unit_bytes)
+    assert (len(source.units) == 1) == (unit_bytes == 10_000)
+    assert texts_of(source) == ["one", "zwölf", *(f"row {i}" for i in range(20))]
+    assert problems_of(source) == [("a.parquet", 2, "null"), ("a.parquet", 4, "empty")]
+
+
+def test_bad_values_and_missing_columns_of_parquet_are_told(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [b"good", b"caf\xe9"], pyarrow.binary())
+    write_parquet(tmp_path / "b.parquet", [1, 2])
+    assert problems_of(open_source(str(tmp_path))) == [
+        ("a.parquet", 2, "not UTF-8"), ("b.parquet", 1, "not text"), ("b.parquet", 2, "not text")]
+    rows = rows_of(open_source(str(tmp_path / "b.parquet"), "body"))
+    assert [(row.problem, row.keys) for _, _, row in rows] == [("no text key", ("id", "text"))] * 2
+
+
+def test_a_file_that_is_no_parquet_is_named_at_once(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(ConfigError, match="is not a Parquet file") as caught:
+        open_source(str(tmp_path))
+    assert "a.parquet" in (caught.value.place or "")
+
+
+def test_a_folder_gives_its_text_files_in_order_and_names_the_others(tmp_path):
+    write_text(tmp_path / "b.txt", ["b1", "b2"])
+    write_text(tmp_path / "sub" / "a.md", ["sub"])
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "picture.png").write_bytes(b"1")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    source = open_source(str(tmp_path))
+    assert texts_of(source) == ["a", "b1", "b2", "sub"]
+    assert source.ignored == ("picture.png",)
+    assert len(source.units) == 1
+
+
+@pytest.mark.parametrize(("pattern", "expected"), [
+    ("*.txt", ["a"]), ("**/*.txt", ["a", "c", "d"]), ("sub/*.txt", ["c"]), ("?.txt", ["a"]),
+    ("[b-z]*/**", ["c", "d"]),
+])
+def test_a_glob_crosses_folders_only_with_two_stars(tmp_path, pattern, expected):
+    for name in ("a.txt", "sub/c.txt", "sub/deep/d.txt"):
+        write_text(tmp_path / name, [Path(name).stem])
+    assert texts_of(open_source(f"{tmp_path}/{pattern}")) == expected
+    assert texts_of(open_source(f"file://{tmp_path}/{pattern}")) == expected
+
+
+@pytest.mark.parametrize(("name", "problem"), [
+    ("none.txt", "No such file"), ("none/*.txt", "No such file"), ("*.txt", "0 files match"), ("", "none is"),
+    ("hf://nothing", "names no dataset"), ("hf:///nowhere/at/all", "no such folder"),
+])
+def test_a_source_that_is_not_there_is_an_error_with_a_way_out(tmp_path, name, problem):
+    (tmp_path / "picture.png").write_bytes(b"1")
+    with pytest.raises(ConfigError) as caught:
+        open_source(name if "://" in name else f"{tmp_path}/{name}")
+    assert problem in caught.value.problem and caught.value.fix
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_dataset_is_streamed_file_by_file(tmp_path, suffix):
+    texts = documents(12)
+    for part in range(3):
+        values = texts[part * 4:part * 4 + 4]
+        if suffix == "parquet":
+            write_parquet(tmp_path / f"train-{part}.parquet", values)
+        else:
+            lines = [json.dumps({"text": value}) + "\n" for value in values]
+            (tmp_path / f"train-{part}.jsonl").write_text("".join(lines))
+    source = pickle.loads(pickle.dumps(open_source(f"hf://{tmp_path}:train")))
+    assert len(source.units) == 3
+    assert texts_of(source) == texts
+    assert {row.problem for _, _, row in rows_of(open_source(f"hf://{tmp_path}", "body"))} == {"no text key"}
+    with pytest.raises(ConfigError, match="cannot be read"):
+        open_source(f"hf://{tmp_path}:validation")
+
+
+def test_python_docs_are_megabytes_of_prose_in_a_fixed_order():
+    texts = texts_of(open_source("python-docs"))
+    assert 1.5e6 < sum(map(len, texts)) < 4e6
+    assert min(map(len, texts)) > 80
+    assert texts_of(open_source("python-docs")) == texts
+
+
+def test_a_listing_changes_with_content_and_not_with_the_clock(tmp_path):
+    path = write_text(tmp_path / "a.txt", ["one", "two"])
+    before = open_source(str(path)).listing
+    path.touch()
+    assert open_source(str(path)).listing == before
+    write_text(path, ["one", "owt"])
+    assert open_source(str(path)).listing != before
