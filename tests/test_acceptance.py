@@ -1,4 +1,8 @@
-"""What the method's description promises of an implementation, number by number."""
+"""What the method's description asks of an implementation: sizes, gradients, and that it can learn.
+
+Its other checks stand beside what they judge: gamma, alpha and the adaptive sampler in test_diffusion,
+solvers on Gaussian latents in test_generate, signs of collapse in test_health.
+"""
 
 import pytest
 
@@ -7,6 +11,9 @@ torch = pytest.importorskip("torch")
 from tiny_model import HIDDEN_SIZE, LAYOUTS, VOCABULARY, name_of, tiny_config, tiny_model  # noqa: E402
 
 from trainer.config import TrainConfig  # noqa: E402
+from trainer.diffusion import encoder_gate  # noqa: E402
+from trainer.generate import decode  # noqa: E402
+from trainer.health import LatentHealth  # noqa: E402
 from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
 
 
@@ -79,3 +86,36 @@ def test_encoder_gets_the_gated_share_of_the_diffusion_gradient_and_the_denoiser
     encoder, denoiser = gated["latent_encoder"], gated["denoiser"]
     assert torch.allclose(encoder, gate * full["latent_encoder"], rtol=1e-4, atol=1e-6)
     assert torch.allclose(denoiser, full["denoiser"], rtol=1e-4, atol=1e-6)
+
+
+def test_64_sequences_are_learned_by_heart_under_the_papers_decoder_noise() -> None:
+    """The slow one: 15 s. Random embeddings of the tokens stand in for the frozen encoder."""
+    steps, learning_rate, vocabulary = 400, 5e-3, 32
+    config = tiny_config({"latent_width": 256, "width": 64, "token_decoder_width": 64},
+                         global_batch_size=64, micro_batch_size=64, token_loss_fraction=1.0,
+                         diffusion={"decoder_noise_std": 3.0, "encoder_warmup_steps": steps})
+    torch.manual_seed(0)
+    model = LatentDiffusionLM(config, 32, None, vocabulary)
+    tokens = torch.randint(0, vocabulary, (64, 8))
+    hidden = torch.randn(vocabulary, 32)[tokens]
+    optimizer = torch.optim.AdamW(model.parameters(), learning_rate, betas=(0.9, 0.98))
+    tail = []
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = learning_rate * min(1, (step + 1) / 20, (steps - step) / 120)
+        noise = draw_noise(config, 0, step, range(64), "cpu")
+        losses = model(tokens, hidden, noise, encoder_gate(step, steps, 0.001), noise.uniform_B)
+        optimizer.zero_grad()
+        losses.total.backward()
+        optimizer.step()
+        tail = [*tail[-19:], torch.stack(losses[1:4]).detach()]
+    hidden_loss, _, diffusion_loss = torch.stack(tail).mean(0).tolist()
+    with torch.no_grad():
+        z = model.encoder(hidden)
+        accuracy = (decode(model, z) == tokens).float().mean().item()
+    health = LatentHealth(8, 256, "cpu")
+    health.add(z)
+    found = health.summary()
+    assert hidden_loss < 0.1
+    assert accuracy > 0.99
+    assert diffusion_loss < 0.5 * found["latent_variance"]
+    assert found["latent_variance"] > 0.5 and found["latent_cosine"] < 0.5
