@@ -24,13 +24,15 @@ _VISION: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 1
                            "out_hidden_size": 32, "patch_size": 4, "num_position_embeddings": 16}
 
 
-def save_model(folder: Path, family: str, num_rows: int = len(WORDS), **saving: Any) -> Path:
+def save_model(folder: Path, family: str, num_rows: int = len(WORDS), *, dtype: torch.dtype = torch.float32,
+               **saving: Any) -> Path:
     """Write config, weights and tokenizer of a model with random weights; returns the folder.
 
     Args:
         folder: Where to.
         family: One of ALL; `-vl` are vision-language checkpoints.
         num_rows: Of its embedding.
+        dtype: Of the weights.
         saving: For `save_pretrained`: `max_shard_size`, say.
     """
     torch.manual_seed(0)
@@ -38,7 +40,7 @@ def save_model(folder: Path, family: str, num_rows: int = len(WORDS), **saving: 
     for name, parameter in model.named_parameters():
         # Norms and biases are born alike; a mistake between two of them must show.
         torch.nn.init.normal_(parameter, 0.5 if "norm" in name.lower() or "ln_" in name else 0.0, 0.2)
-    model.save_pretrained(folder, **saving)
+    model.to(dtype).save_pretrained(folder, **saving)
     tokenizer(cls=family in BIDIRECTIONAL).save_pretrained(folder)
     return folder
 

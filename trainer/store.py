@@ -63,12 +63,12 @@ class Store:
         self.address = address
         self._backend = backend
 
-    def put(self, key: str, data: bytes | memoryview, *, create: bool = False) -> None:
+    def put(self, key: str, data: bytes | memoryview | Path, *, create: bool = False) -> None:
         """Write one object, atomically.
 
         Args:
             key: Path below the store's URL.
-            data: Whole content.
+            data: Whole content, or the file that holds it: large ones are sent part by part.
             create: Refuse to replace an object that is there.
 
         Raises:

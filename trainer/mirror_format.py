@@ -1,0 +1,123 @@
+"""The mirror of a truncated trunk in a store: where it lies, what is in it, how it comes to this machine."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainer.config import TokenEncoderConfig, WeightFormat
+from trainer.contract import Name, StoreError
+from trainer.encoder_weights import cache_folder
+from trainer.manifest import StoredFile
+from trainer.store import NotFoundError, Store
+from trainer.transfers import Progress, fetch_files, is_whole, one_at_a_time
+from trainer.trunk import kept_blocks
+
+_FOLDER = "weights"
+
+
+class MirrorManifest(BaseModel):
+    """The commit of a mirror: written last.
+
+    Attributes:
+        name: Of the model.
+        revision: What was asked for; None for the newest.
+        commit: On the Hub; None for a folder or a package.
+        source: Changes when the weights it was made from do.
+        num_blocks: Of the whole model.
+        kept_blocks: That are here.
+        weights: Format of the blocks' matrices.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    revision: str | None
+    commit: str | None
+    source: str
+    num_blocks: int
+    kept_blocks: int
+    weights: WeightFormat
+    files: list[StoredFile]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files."""
+        return sum(file.num_bytes for file in self.files)
+
+
+def mirror_key(name: str, num_kept: int, weights: WeightFormat) -> str:
+    """Folder of a mirror in its store: `weights/Qwen--Qwen3.6-27B/62-blocks-bf16`."""
+    return f"{_model_key(name)}/{num_kept}-blocks-{weights}"
+
+
+def find_mirror(store: Store, config: TokenEncoderConfig) -> tuple[str, MirrorManifest] | None:
+    """Key and manifest of a complete mirror that serves this config: in its format, else in bf16.
+
+    Raises:
+        ConfigError: There is a mirror, and the model has no such layer.
+        StoreError: The store cannot be read.
+    """
+    manifests = {}
+    for folder in store.folders(_model_key(config.name)):
+        manifest = read_manifest(store, f"{_model_key(config.name)}/{folder}")
+        if manifest is not None and config.revision in (None, manifest.revision, manifest.commit):
+            manifests[f"{_model_key(config.name)}/{folder}"] = manifest
+    for weights in (config.weights, "bf16"):
+        for key, manifest in manifests.items():
+            wanted = kept_blocks(config.layer, manifest.num_blocks, config.name)
+            if (manifest.kept_blocks, manifest.weights) == (wanted, weights):
+                return key, manifest
+    return None
+
+
+def read_manifest(store: Store, key: str) -> MirrorManifest | None:
+    """The manifest of a mirror; None when it is not complete.
+
+    Raises:
+        StoreError: The store cannot be read, or the manifest is damaged.
+    """
+    try:
+        return MirrorManifest.model_validate_json(store.get(f"{key}/{Name.MANIFEST}"))
+    except NotFoundError:
+        return None
+    except ValidationError as error:
+        raise StoreError("the manifest of this mirror is damaged", place=f"{store.url}/{key}/{Name.MANIFEST}",
+                         fix="delete it and write the mirror again: ldlm weights mirror") from error
+
+
+def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable[[str], None], *,
+                 only: Iterable[str] | None = None) -> Path:
+    """The folder on this machine with the files of a mirror: a copy, or the store itself if it is here.
+
+    Processes of one machine may call this together: one fetches, the others wait.
+
+    Args:
+        store: That holds it.
+        key: Its folder there.
+        manifest: Its files.
+        say: Told of progress.
+        only: Names of the files that are wanted; all by default.
+
+    Raises:
+        StoreError: As `fetch_files`.
+    """
+    if store.url.startswith("file:"):
+        return Path(unquote(urlsplit(store.url).path), key)
+    # Another mirror under the same key has other hashes, and so a folder of its own.
+    content = hashlib.sha256("".join(sorted(file.sha256 for file in manifest.files)).encode())
+    folder = cache_folder() / key / content.hexdigest()[:12]
+    wanted = [file for file in manifest.files if only is None or file.name in set(only)]
+    with one_at_a_time(folder.with_suffix(".lock")):
+        missing = [file for file in wanted if not is_whole(folder / file.name, file.num_bytes)]
+        if missing:
+            progress = Progress(f"weights of {manifest.name} from the store",
+                                sum(file.num_bytes for file in missing), say)
+            fetch_files(store, key, missing, folder, progress)
+            say(progress.line())
+    return folder
+
+
+def _model_key(name: str) -> str:
+    return f"{_FOLDER}/{name.strip('/').replace('/', '--')}"
