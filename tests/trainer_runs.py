@@ -53,17 +53,19 @@ class TrainerRun:
     store: Path
     num_ranks: int = 2
     environment: dict[str, str] = field(default_factory=dict)
+    run_id: str = "run"
+    deadline_s: float = DEADLINE_S
 
     @property
     def folder(self) -> RunFolder:
         """The run folder."""
-        return RunFolder(open_store(local_store_url(self.store)), "run")
+        return RunFolder(open_store(local_store_url(self.store)), self.run_id)
 
     def start(self, document: str = "train", prefix: tuple[str, ...] = (),
               **environment: str) -> "subprocess.Popen[str]":
         """Start `python -m trainer.node` in a session of its own."""
         env = os.environ | self.environment | environment | {
-            Env.RUN_ID: "run", Env.STORE: local_store_url(self.store),
+            Env.RUN_ID: self.run_id, Env.STORE: local_store_url(self.store),
             Env.RANKS_PER_NODE: str(self.num_ranks), Env.TRAIN_CONFIG: self.config.model_dump_json(),
             "XDG_CACHE_HOME": str(self.store.parent / "cache")}
         return subprocess.Popen([*prefix, sys.executable, "-m", "trainer.node", document], cwd=ROOT, env=env,
@@ -74,13 +76,13 @@ class TrainerRun:
                **environment: str) -> tuple[int, str]:
         """Run one attempt to its end. Returns the node's exit code and what it printed."""
         process = self.start(document, prefix, **environment)
-        output, _ = process.communicate(timeout=DEADLINE_S)
+        output, _ = process.communicate(timeout=self.deadline_s)
         return process.returncode, output
 
     def wait_for(self, process: "subprocess.Popen[str]", attempt: int, *, step: int = 0,
                  durable: int = 0) -> None:
         """Return once an attempt's heartbeat has come this far."""
-        give_up = time.monotonic() + DEADLINE_S
+        give_up = time.monotonic() + self.deadline_s
         while time.monotonic() < give_up:
             beat = self.folder.find(f"attempts/{attempt}/heartbeat.json", Heartbeat)
             if beat and beat.step >= step and beat.durable_step >= durable:
@@ -92,7 +94,7 @@ class TrainerRun:
     def losses(self, attempt: int) -> dict[int, dict[str, str]]:
         """Rows of losses by step, each number as a hex float: equal text is equal bits."""
         rows: dict[int, dict[str, str]] = {}
-        for chunk in self.folder.store.objects(f"run/attempts/{attempt}/metrics"):
+        for chunk in self.folder.store.objects(f"{self.run_id}/attempts/{attempt}/metrics"):
             for line in self.folder.store.get(chunk.key).decode().splitlines():
                 row = json.loads(line)
                 values = {name: float(value).hex() for name, value in row.items() if name.startswith("loss/")}

@@ -1,0 +1,72 @@
+"""The whole trainer on a GPU at real sizes: what it takes of memory is what the plan has said."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+from random_mirrors import write_random_mirror  # noqa: E402
+from trainer_runs import TrainerRun  # noqa: E402
+
+from trainer.config import TrainConfig  # noqa: E402
+from trainer.encoder_shape import encoder_shape  # noqa: E402
+from trainer.memory import GIB, memory_per_gpu  # noqa: E402
+from trainer.profiles import merged  # noqa: E402
+
+pytestmark = [pytest.mark.gpu,
+              pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+SHORT: dict[str, Any] = {
+    "steps": 3, "log_every_steps": 1, "evaluate_every_steps": 100, "evaluate_sequences": 4,
+    "heartbeat_s": 0.5, "data": {"source": "python-docs"},
+    "token_encoder": {"statistics_tokens": 16_384, "placement": "gpu"},
+    "checkpoint": {"every_steps": 100}, "sampling": {"steps": 2, "num_samples": 1, "bench_generations": 2}}
+# Profile, and what is changed: batches that one GPU takes in seconds, and settings that move memory.
+CASES: dict[str, dict[str, Any]] = {
+    "paper-gpt2": {"micro_batch_size": 8, "global_batch_size": 16},
+    "qwen3.5-0.8b": {"micro_batch_size": 32, "global_batch_size": 64},
+    "qwen3.5-2b": {"micro_batch_size": 64, "global_batch_size": 64, "zero_stage": 2},
+    "qwen3.6-35b-a3b": {"micro_batch_size": 2, "global_batch_size": 4, "activation_checkpointing": True,
+                        "token_encoder": {"weights": "nf4"}},
+    "seed-35b-a3b": {"micro_batch_size": 32, "global_batch_size": 64, "zero_stage": 2,
+                     "token_encoder": {"weights": "nf4"}},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all cases, so that an encoder is made once."""
+    return tmp_path_factory.mktemp("store")
+
+
+def configured(profile: str, changes: dict[str, Any]) -> TrainConfig:
+    return TrainConfig.model_validate({"profile": profile, **merged(SHORT, changes)})
+
+
+def logged(run: TrainerRun) -> list[dict[str, float]]:
+    chunks = run.folder.store.objects(f"{run.folder.run_id}/attempts/1/metrics")
+    return [json.loads(line) for chunk in chunks
+            for line in run.folder.store.get(chunk.key).decode().splitlines()]
+
+
+@pytest.mark.parametrize("profile", CASES)
+def test_the_predicted_peak_of_memory_is_the_measured_one_within_ten_percent(profile, store):
+    config = configured(profile, CASES[profile])
+    encoder = config.token_encoder
+    if not list(store.glob(f"weights/{encoder.name.replace('/', '--')}/*-{encoder.weights}/manifest.json")):
+        write_random_mirror(encoder, store)
+    run = TrainerRun(config, store, num_ranks=1, run_id=profile, deadline_s=400)
+    code, output = run.finish()
+    assert code == 0, output[-4000:]
+    rows = [row for row in logged(run) if "peak_memory_gib" in row]
+    shape = encoder_shape(encoder.name)
+    assert shape is not None
+    told = memory_per_gpu(config, shape, world_size=1)
+    predicted, measured = told.allocated_bytes / GIB, max(row["peak_memory_gib"] for row in rows)
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in told.parts.items())
+    print(f"\n{profile}: measured {measured:.2f} GiB, predicted {predicted:.2f} "
+          f"({predicted / measured - 1:+.1%}) at {told.moment}: {parts}; "
+          f"{rows[-1]['tokens_per_s']:,.0f} tokens/s")
+    print(next((line for line in output.splitlines() if line.startswith("hidden states:")), "no statistics"))
+    assert predicted == pytest.approx(measured, rel=0.1)
