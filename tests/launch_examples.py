@@ -5,9 +5,10 @@ from pathlib import Path
 
 from launcher.offers import Machine, make_offer
 from launcher.plan import Done, Plan, choose, make_plan
-from launcher.recipe import Recipe, load_recipe
+from launcher.recipe import Recipe, checkout_folder, load_recipe
 from launcher.render import Task, Templates, render
 from trainer.contract import Document
+from trainer.encoder_shape import encoder_shape
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = GOLDEN / "example-recipe.yaml"
@@ -29,7 +30,8 @@ def example_plan(infra: str | None = None, *overrides: str, history: tuple = (),
     if bench:
         (candidate,) = [found for found in recipe.hardware.bench if found.infra == bench]
         offers[Document.BENCH] = make_offer(candidate, machine, NOW)
-    return make_plan(recipe, offers, history, NOW, "example-1", done)
+    shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
+    return make_plan(recipe, shape, offers, history, NOW, "example-1", done)
 
 
 def example_task(infra: str | None = None, *overrides: str, **options) -> Task:

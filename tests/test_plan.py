@@ -6,7 +6,8 @@ from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
 
 from launcher.errors import NoOfferError, RecipeError
 from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
-from launcher.plan import Done, MeasuredSpeed, Plan, choose, config_fingerprint
+from launcher.plan import Done, Plan, choose
+from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.contract import Document
 
 TWO_GPUS = Machine(num_cores=8, memory_gib=64.0, gpus=parse_gpus(
@@ -83,7 +84,8 @@ def test_this_machine_is_offered_at_the_simulated_price():
     assert offer.price_usd_per_hour == Decimal("0.5")
     assert offer.on_demand_usd_per_hour == Decimal("1.2")
     assert offer.price_is_simulated
-    assert offer.ranks_per_node == 2
+    assert offer.ranks_per_node(1) == offer.ranks_per_node(2) == 2
+    assert (offer.gpu_memory_gib, offer.host_memory_gib) == (None, 24.0)
 
 
 def test_ranks_never_outnumber_the_cores():
@@ -93,7 +95,8 @@ def test_ranks_never_outnumber_the_cores():
 
 def test_one_gpu_is_taken_unless_more_are_asked_for():
     assert offer_of(machine=TWO_GPUS).label == "H100:1 here"
-    assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node == 2
+    assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node(1) == 2
+    assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node(2) == 1
     with pytest.raises(NoOfferError, match="wants H100:4 here, and this machine has NVIDIA H100"):
         offer_of("hardware.train.0.gpu=H100:4", machine=TWO_GPUS)
 

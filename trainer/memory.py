@@ -51,9 +51,14 @@ class Memory:
         return sum(self.parts.values())
 
     @property
+    def fuller_parts(self) -> dict[str, int]:
+        """Parts of whichever of a rank's two GPUs needs more."""
+        return max(self.parts, self.encoder_gpu, key=needed_bytes)
+
+    @property
     def needed_bytes(self) -> int:
         """What the GPU must have, whichever of a rank's two GPUs needs more."""
-        return max(needed_bytes(self.parts), needed_bytes(self.encoder_gpu))
+        return needed_bytes(self.fuller_parts)
 
     def fits(self, gpu_gib: float) -> bool:
         """True if GPUs of so many GiB are large enough."""

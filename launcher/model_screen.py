@@ -1,0 +1,68 @@
+"""What a plan shows of its model: sizes as lines, memory as a small table. Decides nothing."""
+
+from launcher import console
+from launcher.fit import PLACES
+from launcher.plan import Plan
+from launcher.plan_sizes import EncoderPlan, MemoryPlan, Sizes
+
+_GIB = 2**30
+_BELOW_GIB = 0.05  # shown as 0.0, so put under "other"
+
+
+def model_facts(plan: Plan) -> list[tuple[str, str]]:
+    """Parameters, arithmetic, the frozen encoder, a checkpoint; nothing where sizes are not known."""
+    sizes = plan.sizes
+    if sizes is None:
+        return []
+    facts = [("model", _parameter_words(sizes.parameters)), ("compute", _flops_words(sizes)),
+             ("encoder", _encoder_words(sizes.encoder, has_gpu=sizes.memory is not None))]
+    if sizes.encoder.fetch_s:
+        facts.append(("download", _fetch_words(sizes.encoder)))
+    return [*facts, ("saves", f"{console.data_size(sizes.checkpoint_bytes)} a checkpoint")]
+
+
+def _parameter_words(parameters: dict[str, int]) -> str:
+    whole, digits = sum(parameters.values()), 1 if min(parameters.values()) >= 1e7 else 2
+    parts = ", ".join(f"{name.replace('_', ' ')} {number / 1e6:,.{digits}f}"
+                      for name, number in parameters.items())
+    return f"{whole / 1e6:,.{digits}f} M trained parameters: {parts}"
+
+
+def _flops_words(sizes: Sizes) -> str:
+    flops = sizes.flops_per_token
+    unit, word = (1e9, "GFLOP") if flops.total >= 1e9 else (1e6, "MFLOP")
+    in_all = f"{sizes.flops:.1e}".replace("e+", "e")
+    return (f"{flops.total / unit:.1f} {word} a token, {flops.encoder / unit:.1f} of them the encoder's; "
+            f"{in_all} in all")
+
+
+def _encoder_words(encoder: EncoderPlan, has_gpu: bool) -> str:
+    where = f" {PLACES[encoder.placement]}" if has_gpu else ""
+    return f"{encoder.name}, {console.data_size(encoder.num_bytes)} in {encoder.weights}{where}"
+
+
+def _fetch_words(encoder: EncoderPlan) -> str:
+    price = "" if encoder.fetch_usd is None else f", ~{console.dollars(encoder.fetch_usd)}"
+    rate = f"{encoder.fetch_bytes_per_s / 1e6:.0f} MB/s"
+    return (f"{console.data_size(encoder.num_bytes)} at each start: "
+            f"~{console.rough_duration(encoder.fetch_s)}{price} (guess: {rate})")
+
+
+def show_memory(memory: MemoryPlan) -> None:
+    """A table with one column for each GPU of a rank; its parts add up to what it needs."""
+    columns = [memory.parts, *([memory.encoder_gpu] if memory.encoder_gpu else [])]
+    needs = [memory.needed_bytes, *([memory.encoder_needed_bytes] if memory.encoder_gpu else [])]
+    names = [name for name in dict.fromkeys(name for column in columns for name in column)
+             if max(column.get(name, 0) for column in columns) >= _BELOW_GIB * _GIB]
+    rows = [[name, *(f"{column.get(name, 0) / _GIB:.1f}" for column in columns)] for name in names]
+    rest = [need - sum(column.get(name, 0) for name in names)
+            for need, column in zip(needs, columns, strict=True)]
+    rows.append(["CUDA, allocator, small parts", *(f"{size / _GIB:.1f}" for size in rest)])
+    headings = ["GiB"] if len(columns) == 1 else ["GiB", "next GPU"]
+    console.answer_table([f"memory of a GPU, {memory.moment}", *headings], rows,
+                         right=range(1, len(headings) + 1),
+                         total=[f"needed, of {memory.gpu_gib:g}", *(f"{need / _GIB:.1f}" for need in needs)])
+    for stage, need in memory.needed_bytes_by_stage.items():
+        if stage != memory.zero_stage:
+            console.answer(f"  under zero_stage {memory.zero_stage}; {need / _GIB:.1f} under {stage}",
+                           "quiet")
