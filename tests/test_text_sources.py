@@ -210,11 +210,10 @@ def test_a_dataset_is_streamed_file_by_file(tmp_path, suffix):
         open_source(f"hf://{tmp_path}:validation")
 
 
-def test_python_docs_are_megabytes_of_prose_in_a_fixed_order():
+def test_python_docs_are_megabytes_of_prose():
     texts = texts_of(open_source("python-docs"))
     assert 1.5e6 < sum(map(len, texts)) < 4e6
     assert min(map(len, texts)) > 80
-    assert texts_of(open_source("python-docs")) == texts
 
 
 def test_a_listing_changes_with_content_and_not_with_the_clock(tmp_path):

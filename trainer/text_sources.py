@@ -217,8 +217,7 @@ def _weighed_pieces(store: Store, sizes: dict[str, int], text_key: str,
         elif (file_kind(name) or ("text", ""))[1]:
             yield Piece(name), sizes[name] * _EXPANSION
         else:
-            cuts = -(-sizes[name] // unit_bytes) or 1
-            edges = [sizes[name] * cut // cuts for cut in range(cuts + 1)]
+            edges = [*range(0, sizes[name], unit_bytes), sizes[name]]
             yield from ((Piece(name, start, stop), stop - start)
                         for start, stop in zip(edges, edges[1:], strict=False))
 

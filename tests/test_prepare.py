@@ -1,0 +1,332 @@
+"""`ldlm data prepare`: the same bytes however many work and whatever interrupts them; clear words else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from data_examples import byte_tokenizer, documents, files_in, prepared, text_bytes, write_text  # noqa: E402
+from dying_worker import die  # noqa: E402
+
+from trainer import prepare, prepare_units, preparing  # noqa: E402
+from trainer.contract import ConfigError, StoreError  # noqa: E402
+from trainer.preparing import Share, claim  # noqa: E402
+from trainer.shards import find_manifest  # noqa: E402
+from trainer.store import Store, local_store_url, open_store  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    byte_tokenizer().save_pretrained(tmp_path / "bytes")
+    (tmp_path / "bytes" / "config.json").write_text('{"model_type": "gpt2"}')
+    return tmp_path / "bytes"
+
+
+def command(source: object, tokenizer: Path, *more: str) -> list[str]:
+    out = tokenizer.parent / "out"
+    return [str(source), "--tokenizer", str(tokenizer), "--out", str(out), "--heldout", "0.2", *more]
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    code = prepare.main(list(arguments))
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+# -- the same bytes for any number of processes and machines
+
+
+def test_any_number_of_processes_and_machines_gives_the_same_bytes(tmp_path):
+    source = write_text(tmp_path / "a.txt", documents(60))
+    prepared(source, tmp_path / "one")
+    expected = files_in(tmp_path / "one")
+    assert len([name for name in expected if name.startswith("parts/")]) > 4
+    prepared(source, tmp_path / "processes", processes=2)
+    assert files_in(tmp_path / "processes") == expected
+    for count in (2, 3, 20):
+        out = tmp_path / f"machines-{count}"
+        for index in reversed(range(count)):
+            assert find_manifest(open_store(local_store_url(out))) is None
+            result, _ = prepared(source, out, share=Share(index, count))
+        assert result.manifest and files_in(out) == expected
+
+
+def test_whoever_finishes_last_commits_also_when_two_do_at_once(tmp_path):
+    source = write_text(tmp_path / "a.txt", documents(60))
+    _, store = prepared(source, tmp_path / "out")
+    manifest = (tmp_path / "out" / "manifest.json").read_bytes()
+    store.delete(["manifest.json"])  # as if it died just before
+    result, _ = prepared(source, tmp_path / "out", share=Share(1, 3))
+    assert result.num_made == 0 and result.manifest
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == manifest
+
+
+# -- interrupted
+
+
+def test_a_finished_text_is_not_made_again(tmp_path, capsys, tokenizer):
+    arguments = command(write_text(tmp_path / "a.txt", documents(40)), tokenizer)
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "prepared in" in out
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "was prepared already, nothing was done" in out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == stamps
+
+
+@pytest.mark.parametrize("damage", [
+    "shard gone", "shard torn", "record gone", "record torn", "record of another"])
+def test_a_unit_whose_files_are_not_right_is_made_again_and_no_other(tmp_path, damage):
+    source, out = write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out"
+    prepared(source, out)
+    expected = files_in(out)
+    shard, record = out / "train" / "00002.bin", out / "parts" / "00002.json"
+    if damage == "shard gone":
+        shard.unlink()
+    elif damage == "shard torn":
+        shard.write_bytes(shard.read_bytes()[:-4])
+    elif damage == "record gone":
+        record.unlink()
+    elif damage == "record torn":
+        record.write_bytes(record.read_bytes()[:50])
+    else:
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"preparation": "another"}))
+    result, _ = prepared(source, out)
+    assert result.num_made == 1
+    assert files_in(out) == expected
+
+
+SLOW = """
+import sys, time
+from trainer import prepare, prepare_units, text_sources
+real = prepare_units.write_record
+def slow(store, key, record, **more):
+    real(store, key, record, **more)
+    print("wrote", key, flush=True)
+    time.sleep(0.3)
+prepare_units.write_record = slow
+text_sources.open_source.__defaults__ = ("text", 500)
+sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+def start_slowly(arguments: list[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *arguments], cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               env=os.environ | {"PYTHONPATH": str(ROOT)})
+    assert process.stdout is not None
+    for _ in range(3):
+        process.stdout.readline()
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_preparation_goes_on_where_it_was(tmp_path, number, tokenizer):
+    source = write_text(tmp_path / "a.txt", documents(100))
+    process = start_slowly(command(source, tokenizer, "--processes", "1"))
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "units are finished and kept; the same command goes on from there" in err.splitlines()[-1]
+        assert "Traceback" not in err
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").iterdir()}
+    assert len(kept) >= 3
+    text = text_bytes(str(tokenizer))
+    result, _ = prepared(source, tmp_path / "out", tokenizer=text)
+    assert result.num_made == result.num_units - len(kept) > 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    prepared(source, tmp_path / "undisturbed", tokenizer=text)
+    assert files_in(tmp_path / "out") == files_in(tmp_path / "undisturbed")
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path, tokenizer):
+    import psutil
+
+    source = write_text(tmp_path / "a.jsonl", [])
+    source.write_text("".join(json.dumps({"text": text * 200}) + "\n" for text in documents(20_000)))
+    process = subprocess.Popen([sys.executable, "-m", "trainer.prepare", *command(
+        source, tokenizer, "--processes", "2")], cwd=ROOT,
+        stderr=subprocess.DEVNULL)
+    give_up = time.monotonic() + 60
+    workers: list[psutil.Process] = []
+    while not (tmp_path / "out" / "plan.json").exists() or len(workers) < 2:
+        assert time.monotonic() < give_up and process.poll() is None
+        workers = [child for child in psutil.Process(process.pid).children()
+                   if "spawn_main" in str(child.cmdline())]
+        time.sleep(0.05)
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    for worker in alive:
+        worker.kill()
+    assert not alive
+
+
+def test_a_worker_that_dies_is_told_with_a_way_out(tmp_path, monkeypatch):
+    source = write_text(tmp_path / "a.txt", documents(60))
+    monkeypatch.setattr(prepare_units, "_serve", die)
+    with pytest.raises(prepare_units.WorkerDiedError, match="killed by signal 9") as caught:
+        prepared(source, tmp_path / "out", processes=2)
+    assert "--processes 1" in (caught.value.fix or "")
+
+
+def test_an_error_in_a_worker_comes_out_as_it_was(tmp_path):
+    source = write_text(tmp_path / "a.txt", documents(60))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "train").write_text("a file where a folder must be")
+    with pytest.raises(StoreError, match="cannot write") as caught:
+        prepared(source, tmp_path / "out", processes=2)
+    assert "train/" in (caught.value.place or "") and caught.value.fix
+
+
+# -- refused
+
+
+def test_another_text_tokenizer_or_split_in_the_same_place_is_refused(tmp_path):
+    source, out = write_text(tmp_path / "a.txt", documents(40)), tmp_path / "out"
+    prepared(source, out)
+    before = files_in(out)
+    other = write_text(tmp_path / "b.txt", documents(41))
+    changed = [
+        (lambda: prepared(other, out), "its source is .*a.txt, not .*b.txt"),
+        (lambda: prepared(source, out, tokenizer=text_bytes("lower", lower=True)),
+         "its tokenizer is bytes .*not lower"),
+        (lambda: prepared(source, out, heldout=0.3), "held-out fraction is 0.2, not 0.3"),
+        (lambda: prepared(source, out, text_key="body"), "text key is text, not body"),
+        (lambda: prepared(write_text(source, documents(39)), out), "a.txt has changed since"),
+    ]
+    for attempt, problem in changed:
+        with pytest.raises(ConfigError, match=problem) as caught:
+            attempt()
+        assert "--restart" in (caught.value.fix or "")
+    assert files_in(out) == before
+
+
+def test_restart_makes_it_anew(tmp_path, capsys, tokenizer):
+    assert run(capsys, *command(write_text(tmp_path / "a.txt", documents(40)), tokenizer))[0] == 0
+    other = command(write_text(tmp_path / "b.txt", documents(30)), tokenizer)
+    code, _, err = run(capsys, *other)
+    assert code == 3 and "something else is prepared there" in err and "fix: " in err
+    assert run(capsys, *other, "--restart")[0] == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"]["num_documents"] == 30
+
+
+def test_two_that_begin_at_once_agree_on_one_plan(tmp_path):
+    store = open_store(local_store_url(tmp_path))
+    source = write_text(tmp_path / "a.txt", documents(40))
+    prepared(source, tmp_path / "out")
+    prepared_store = open_store(local_store_url(tmp_path / "out"))
+    plan = preparing.read_record(prepared_store, "plan.json", preparing.Preparation)
+    assert claim(store, plan) == plan
+    elsewhere = plan.model_copy(update={"source": "the/same/elsewhere"})
+    assert claim(store, elsewhere) == plan
+
+
+# -- what a user sees
+
+
+def test_bad_and_repeated_rows_are_counted_and_named(tmp_path, capsys, tokenizer):
+    lines = [json.dumps({"text": text}) for text in documents(40)]
+    lines[7:7] = ["{", '{"text": null}', json.dumps({"text": documents(1)[0]}), '{"body": 1}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    code, out, _ = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
+    assert code == 0
+    assert "documents  40 of 44 rows" in out and "repeated   1 documents" in out
+    assert "3 of 44 rows are bad (no text key: 1, not JSON: 1, null: 1); the first is a.jsonl:8: not" in out
+    assert "a.jsonl:9: null" in out and "a.jsonl:11: no key `text`" in out
+    code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer, "--json"))
+    summary = json.loads(out)
+    assert summary["complete"] and summary["num_units_made"] == 0
+    assert summary["rows"]["bad"] == {"no text key": 1, "not JSON": 1, "null": 1}
+    assert summary["num_train_tokens"] + summary["num_heldout_tokens"] == sum(
+        len(text.encode()) + 1 for text in documents(40))
+
+
+@pytest.mark.parametrize(("content", "problem", "fix"), [
+    ('{"body": "x", "id": 1}\n' * 2000, "no row has the key `text`; the keys are body, id", "--text-key bo"),
+    ('{"body": "x"}\n' * 3, "no row has the key `text`; the keys are body", "--text-key body"),
+    ("not json\n" * 3, "3 of 3 rows are bad (not JSON: 3); the first is a.jsonl:1", ".jsonl"),
+    ("\n\n", "holds no text", "text in it"),
+])
+def test_when_no_row_is_good_the_error_says_what_to_change(tmp_path, capsys, content, problem, fix, tokenizer):
+    (tmp_path / "a.jsonl").write_text(content)
+    code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
+    assert code == 3 and out == ""
+    assert problem in err and fix in err.partition("fix:")[2]
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_text_in_another_encoding_is_named_with_a_way_out(tmp_path, capsys, tokenizer):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 au lait")
+    code, _, err = run(capsys, *command(tmp_path / "a.txt", tokenizer))
+    assert code == 3 and "a.txt:1: not UTF-8: byte 3 is 0xe9" in err and "iconv" in err
+
+
+def test_an_empty_held_out_split_is_an_error_also_the_second_time(tmp_path, capsys, tokenizer):
+    arguments = command(write_text(tmp_path / "a.txt", documents(5)), tokenizer)
+    for _ in range(2):
+        code, _, err = run(capsys, *arguments, "--heldout", "0.000001")
+        assert code == 3 and "the heldout split is empty" in err and "larger --heldout" in err
+    assert run(capsys, *arguments, "--heldout", "0.4", "--restart")[0] == 0
+
+
+@pytest.mark.parametrize(("change", "code", "words"), [
+    (["--tokenizer", "/no/such/model"], 3, "/no/such/model"),
+    (["--out", "ftp://x"], 6, "cannot open a store"),
+    (["--shard", "3/3"], 2, "I/N"), (["--shard", "x"], 2, "I/N"), (["--heldout", "0.7"], 2, "0 and 0.5"),
+    (["--processes", "0"], 2, "positive"),
+])
+def test_a_wrong_option_is_told_before_anything_is_done(tmp_path, capsys, change, code, words, tokenizer):
+    arguments = command(write_text(tmp_path / "a.txt", documents(5)), tokenizer)
+    try:
+        ended = prepare.main([*arguments, *change])
+    except SystemExit as usage:
+        ended = int(usage.code or 0)
+    assert ended == code
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_a_full_disk_is_a_clean_message_and_what_is_finished_stays(tmp_path, capsys, monkeypatch, tokenizer):
+    source = write_text(tmp_path / "a.txt", documents(60))
+    real = Store.put
+
+    def put(self: Store, key: str, data: bytes, **more: bool) -> None:
+        if key == "train/00003.bin":
+            raise StoreError("cannot write: No space left on device", place=key, fix="free disk space")
+        real(self, key, data, **more)
+
+    monkeypatch.setattr(Store, "put", put)
+    monkeypatch.setattr(prepare, "open_source", lambda spec, key: preparing_source(spec, key))
+    code, out, err = run(capsys, *command(source, tokenizer, "--processes", "1"))
+    assert code == 6 and "No space left" in err and "Traceback" not in err
+    assert len(list((tmp_path / "out" / "parts").iterdir())) == 3
+
+
+def preparing_source(spec: str, key: str) -> object:
+    from trainer.text_sources import open_source
+
+    return open_source(spec, key, 500)
+
+
+def test_without_a_terminal_progress_is_plain_lines(tmp_path, capsys, monkeypatch, tokenizer):
+    monkeypatch.setattr(prepare, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(prepare, "open_source", lambda spec, key: preparing_source(spec, key))
+    code, _, err = run(capsys, *command(write_text(tmp_path / "a.txt", documents(60)), tokenizer,
+                                        "--processes", "1"))
+    lines = err.splitlines()
+    assert code == 0 and "\r" not in err
+    assert lines[0].endswith("to do here") and "0 finished" in lines[0]
+    assert "units" in lines[-1] and "tokens" in lines[-1] and "100%" in lines[-1] and "left" in lines[-1]
