@@ -260,7 +260,7 @@ def test_bad_and_repeated_rows_are_counted_and_named(tmp_path, capsys, tokenizer
     ("not json\n" * 3, "3 of 3 rows are bad (not JSON: 3); the first is a.jsonl:1", ".jsonl"),
     ("\n\n", "holds no text", "text in it"),
 ])
-def test_when_no_row_is_good_the_error_says_what_to_change(tmp_path, capsys, content, problem, fix, tokenizer):
+def test_when_no_row_is_good_the_error_says_why(tmp_path, capsys, content, problem, fix, tokenizer):
     (tmp_path / "a.jsonl").write_text(content)
     code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
     assert code == 3 and out == ""

@@ -80,19 +80,24 @@ def batch_indices(layout: Layout, global_batch_size: int, seed: int, step: int) 
     return np.concatenate(parts)
 
 
-def coming_shards(layout: Layout, seed: int, position: int) -> list[int]:
-    """Shards of the window that holds the sequence at a position, and of the window after it.
+def coming_shards(layout: Layout, seed: int, position: int, num_sequences: int = 1) -> list[int]:
+    """Shards of the windows that hold the next sequences, and of the window after them, in order.
 
     Args:
+        layout: Of the corpus.
+        seed: Of the run.
         position: Sequences that the run has seen: step * G.
+        num_sequences: That come next.
     """
-    epoch, offset = divmod(position, layout.num_sequences)
-    window, inside = _window_at(layout, seed, epoch, offset)
-    shards = _window_shards(layout, seed, epoch, window)
-    after = position - inside + sum(layout.sequences[shard] for shard in shards)
-    epoch, offset = divmod(after, layout.num_sequences)
-    window, _ = _window_at(layout, seed, epoch, offset)
-    coming = [*shards, *_window_shards(layout, seed, epoch, window)]
+    coming: list[int] = []
+    end, beyond = position + num_sequences, False
+    while not beyond:
+        beyond = position >= end
+        epoch, offset = divmod(position, layout.num_sequences)
+        window, inside = _window_at(layout, seed, epoch, offset)
+        shards = _window_shards(layout, seed, epoch, window)
+        coming += shards
+        position += sum(layout.sequences[shard] for shard in shards) - inside
     return [shard for shard in dict.fromkeys(coming) if layout.sequences[shard]]
 
 
@@ -158,8 +163,9 @@ class Batches:
 
     def _make(self, step: int) -> np.ndarray:
         config, layout = self._config, self._corpus.layout
-        self._corpus.expect(coming_shards(layout, config.seed, step * config.global_batch_size))
-        indices = batch_indices(layout, config.global_batch_size, config.seed, step)[self._share]
+        batch = config.global_batch_size
+        self._corpus.expect(coming_shards(layout, config.seed, step * batch, batch))
+        indices = batch_indices(layout, batch, config.seed, step)[self._share]
         rows = self._corpus.rows(indices)
         return rows.reshape(self._accumulate, config.micro_batch_size, -1)
 
