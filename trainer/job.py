@@ -58,7 +58,6 @@ class Job:
         batches: This rank's text, from the step where the attempt begins; None until that is known.
         losses: Of the newest step, this rank's means.
         grad_norms: Of the newest step, of each trained part, before clipping.
-        encoder_pulls: Of losses at the latent encoder, when last measured; see `encoder_gradient_norms`.
         data_wait_s: Waited for text since the last log row.
         evaluation: The newest one of this attempt.
         kept_by_step: Training and evaluation seconds at each snapshot that is not known durable yet.
@@ -86,7 +85,6 @@ class Job:
     stop_reason: str = ""
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     grad_norms: dict[str, torch.Tensor] = field(default_factory=dict)
-    encoder_pulls: dict[str, torch.Tensor] = field(default_factory=dict)
     data_wait_s: float = 0.0
     evaluation: Evaluation | None = None
     kept_by_step: dict[int, tuple[float, float]] = field(default_factory=dict)

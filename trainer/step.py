@@ -3,16 +3,19 @@
 Shapes: B micro-batch, L tokens, P tokens of a prompt, D channels of a hidden state.
 """
 
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from trainer.config import TrainConfig
 from trainer.diffusion import encoder_gate
+from trainer.evaluate import tokens_of
 from trainer.gradients import clip_by_part
 from trainer.health import encoder_gradient_norms
 from trainer.job import Job
-from trainer.model import draw_noise
+from trainer.model import StepNoise, draw_noise
 from trainer.prompt import longest_prompt
 
 _LOSSES = ("total", "hidden", "token", "diffusion")
@@ -23,17 +26,16 @@ def train_step(job: Job, step: int) -> None:
 
     Leaves losses and gradient norms in the job, on the device.
     """
-    config, diffusion = job.config, job.config.diffusion
+    config = job.config
     batch = job.next_batch()
-    gate = encoder_gate(step, diffusion.encoder_warmup_steps, diffusion.encoder_warmup_floor)
     set_learning_rate(job, step)
     sums = torch.zeros(len(_LOSSES) + 1, device=job.device)
-    bins = torch.zeros(2, diffusion.time_bins, dtype=torch.float64, device=job.device)
+    bins = torch.zeros(2, config.diffusion.time_bins, dtype=torch.float64, device=job.device)
     first = dist.get_rank() * len(batch) * config.micro_batch_size
     for micro, tokens_BL in enumerate(batch):
         begin = first + micro * config.micro_batch_size
         positions = range(begin, begin + config.micro_batch_size)
-        values, bins_of_micro = forward_and_backward(job, step, positions, tokens_BL, gate)
+        values, bins_of_micro = forward_and_backward(job, step, positions, tokens_BL)
         sums += values / len(batch)
         bins += bins_of_micro
         if micro == len(batch) - 1:
@@ -48,38 +50,54 @@ def train_step(job: Job, step: int) -> None:
     job.average.update(step)
 
 
-def is_evaluated(config: TrainConfig, step: int) -> bool:
-    """True when the averaged weights are scored after so many steps."""
-    return step % config.evaluate_every_steps == 0 or step == config.steps
+def forward_and_backward(job: Job, step: int, positions: range, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """One micro-batch: its losses with the sum of its hidden states, and its sums over bins of time."""
+    if job.config.model.dropout:
+        torch.manual_seed(hash((job.config.seed, step, positions.start)))
+    inputs = model_inputs(job, step, positions, tokens_BL)
+    losses = job.engine(*inputs)
+    job.engine.backward(losses.total)
+    values = torch.stack([*(getattr(losses, name).detach() for name in _LOSSES), inputs.h_BLD.sum()])
+    return values, torch.stack(job.timesteps.bin_sums(inputs.u_B, losses.diffusion_B))
 
 
-def forward_and_backward(job: Job, step: int, positions: range, tokens_BL: Tensor,
-                         gate: float) -> tuple[Tensor, Tensor]:
-    """One micro-batch: its losses with the sum of its hidden states, and its sums over bins of time.
+class ModelInputs(NamedTuple):
+    """What the model reads for one micro-batch, in the order of its `forward`."""
+
+    tokens_BL: Tensor
+    h_BLD: Tensor
+    noise: StepNoise
+    encoder_gate: float
+    u_B: Tensor
+    prompt_h_BPD: Tensor | None
+
+
+def model_inputs(job: Job, step: int, positions: range, tokens_BL: Tensor) -> ModelInputs:
+    """Ask the token encoder and draw what is random.
 
     Args:
-        job: Whose gradients grow.
+        job: Whose encoder and timestep sampler are asked.
         step: From 0.
         positions: Of the samples in the global batch: their noise depends on it.
         tokens_BL: Token ids.
-        gate: Share of the diffusion gradient that reaches the latent encoder.
     """
-    config = job.config
-    if config.model.dropout:
-        torch.manual_seed(hash((config.seed, step, positions.start)))
-    h_BLD = job.encoder.hidden_states(tokens_BL)
+    config, settings = job.config, job.config.diffusion
     noise = draw_noise(config, config.seed, step, positions, job.device)
-    u_B = job.timesteps.sample(noise.uniform_B)
     prompt_h_BPD = None
     if config.model.prompt and not job.encoder.is_causal:
         prompts_BP = tokens_BL[:, :longest_prompt(config)]
         prompt_h_BPD = job.encoder.prompt_states(prompts_BP, noise.prompt_length_B)
-    losses = job.engine(tokens_BL, h_BLD, noise, gate, u_B, prompt_h_BPD)
-    if is_evaluated(config, step + 1):
-        job.encoder_pulls = encoder_gradient_norms(job.model, losses)
-    job.engine.backward(losses.total)
-    values = torch.stack([*(getattr(losses, name).detach() for name in _LOSSES), h_BLD.sum()])
-    return values, torch.stack(job.timesteps.bin_sums(u_B, losses.diffusion_B))
+    gate = encoder_gate(step, settings.encoder_warmup_steps, settings.encoder_warmup_floor)
+    return ModelInputs(tokens_BL, job.encoder.hidden_states(tokens_BL), noise, gate,
+                       job.timesteps.sample(noise.uniform_B), prompt_h_BPD)
+
+
+def encoder_pulls(job: Job, rows_NL: np.ndarray) -> dict[str, float]:
+    """How hard the losses pull at the latent encoder on some rows; see `encoder_gradient_norms`."""
+    inputs = model_inputs(job, job.progress.step, range(len(rows_NL)), tokens_of(rows_NL, job.model))
+    norms = encoder_gradient_norms(job.model.eval(), *inputs)
+    job.model.train()
+    return {name: float(norm) for name, norm in norms.items()}
 
 
 def set_learning_rate(job: Job, step: int) -> None:

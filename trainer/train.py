@@ -23,7 +23,7 @@ from trainer.job import Job, build_job
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
-from trainer.step import is_evaluated, train_step
+from trainer.step import encoder_pulls, train_step
 from trainer.token_encoder import measure_extremes, measure_statistics
 
 # One failed save may be the store's bad minute; after two in a row, training on would risk paid work.
@@ -48,7 +48,7 @@ def train(job: Job) -> RankEnd:
         progress.step += 1
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
             log_step(job, progress.step - window_step, time.monotonic() - window_from)
-        if is_evaluated(config, progress.step):
+        if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
             run_evaluation(job)
         if progress.step < config.steps and save_due(job):
             save(job)
@@ -139,12 +139,14 @@ def stop_if_diverged(job: Job) -> None:
 
 
 def run_evaluation(job: Job) -> None:
-    """Held-out scores of the averaged weights. All ranks share the work."""
+    """Held-out scores of the averaged weights, all ranks sharing the work; pulls on the current ones."""
     heldout_NL = job.corpus.heldout_NL[: job.config.evaluate_sequences]
-    with job.clock.during("evaluate_s"), job.average.applied() as model:
-        scores = evaluate(model, job.encoder, heldout_NL, job.config.seed, job.config.micro_batch_size)
-        texts = reconstruct(model, job.encoder, heldout_NL[:_NUM_RECONSTRUCTIONS])
-    scores |= {name: float(norm) for name, norm in job.encoder_pulls.items()}
+    with job.clock.during("evaluate_s"):
+        pulls = encoder_pulls(job, heldout_NL[: job.config.micro_batch_size])
+        with job.average.applied() as model:
+            scores = evaluate(model, job.encoder, heldout_NL, job.config.seed, job.config.micro_batch_size)
+            texts = reconstruct(model, job.encoder, heldout_NL[:_NUM_RECONSTRUCTIONS])
+    scores |= pulls
     job.evaluation = Evaluation(step=job.progress.step, scores=scores, reconstructions=texts)
     if job.recorder is not None:
         job.recorder.log(job.progress.step, {f"eval/{name}": value for name, value in scores.items()})
