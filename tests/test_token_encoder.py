@@ -104,6 +104,17 @@ def test_encoder_says_what_the_trainer_must_know(tmp_path: Path) -> None:
         assert load_tokenizer(TokenEncoderConfig(name=str(tmp_path / family)))("b a")["input_ids"] == [4, 3]
 
 
+def test_documents_end_with_end_of_text_though_a_chat_model_names_another_end(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "gpt2")
+    chat = load(folder).tokenizer
+    chat.eos_token = "b"  # as <|im_end|> in post-trained Qwen
+    chat.save_pretrained(folder)
+    encoder = load(folder)
+    assert (encoder.tokenizer.eos_token_id, encoder.end_of_text_id) == (4, 0)
+    prefixed = torch.cat([torch.zeros(2, 1, dtype=torch.int64), some_tokens()], dim=1)
+    assert torch.equal(encoder.hidden_states(some_tokens()), whole_model_states(folder, prefixed, -3)[:, 1:])
+
+
 # -- nothing above the cut is read ----------------------------------------------------------------------
 
 
@@ -126,6 +137,25 @@ def test_dropped_tensors_in_a_needed_file_are_never_touched(tmp_path: Path, fami
     path = folder / "model.safetensors"
     kept = {name: tensor for name, tensor in load_file(path).items() if not is_dropped(name)}
     save_file({**kept, "mtp.layers.0.fc.weight": torch.full((1,), torch.nan)}, path)
+    assert torch.equal(load(folder).hidden_states(some_tokens()), expected)
+
+
+def test_experts_may_be_stored_as_one_tensor(tmp_path: Path) -> None:
+    """As the published mixtures store them; transformers itself saves each expert apart."""
+    folder = save_model(tmp_path, "moe-vl")
+    expected, path = load(folder).hidden_states(some_tokens()), folder / "model.safetensors"
+    tensors, fused = load_file(path), {}
+    for name in [name for name in tensors if ".experts.0." in name]:
+        stem, _, kind = name.partition(".experts.0.")
+        if kind == "up_proj.weight":
+            continue
+        kinds = ("down_proj",) if kind == "down_proj.weight" else ("gate_proj", "up_proj")
+        fused[f"{stem}.experts.{'down_proj' if len(kinds) == 1 else 'gate_up_proj'}"] = torch.stack([
+            torch.cat([tensors[f"{stem}.experts.{expert}.{part}.weight"] for part in kinds])
+            for expert in range(4)])
+    kept = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
+    save_file(kept | fused, path, {"format": "pt"})
+    assert len(fused) == 2 * NUM_BLOCKS
     assert torch.equal(load(folder).hidden_states(some_tokens()), expected)
 
 
@@ -185,6 +215,15 @@ def test_extremes_show_massive_activations(tmp_path: Path) -> None:
     found = measure_extremes(encoder, rows_NL, mean_D, std_D, clip=2.0, batch_size=9)
     assert found.largest == pytest.approx(normalised.max(), rel=1e-4)
     assert found.clipped == pytest.approx((normalised > 2).mean(), abs=1e-3) and found.clipped > 0
+
+
+def test_hidden_states_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "gpt2")
+    tensors = load_file(folder / "model.safetensors")
+    next(tensor for name, tensor in tensors.items() if "h.1.mlp.c_fc.weight" in name).fill_(torch.nan)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="not all finite"):
+        measure_statistics(load(folder), some_rows())
 
 
 # -- what a user can get wrong ----------------------------------------------------------------------------

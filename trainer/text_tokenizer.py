@@ -89,7 +89,10 @@ def end_of_text_id(tokenizer: Any) -> int:
     Raises:
         ConfigError: The tokenizer has neither.
     """
-    for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+    # Post-trained models name the end of a chat turn as their end of sequence; GPT-2's and Qwen's
+    # pre-training closed documents with this one.
+    end_of_document = tokenizer.get_vocab().get("<|endoftext|>")
+    for token_id in (end_of_document, tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token_id is not None:
             return int(token_id)
     raise ConfigError("the tokenizer has neither an end-of-text nor a separator token",

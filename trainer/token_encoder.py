@@ -20,6 +20,9 @@ from trainer.text_tokenizer import end_of_text_id
 from trainer.trunk import family_of, first_line, quiet
 from trainer.weight_sources import find_tokenizer, find_weights
 
+# 5,120 channels: 160 MiB at a time.
+_ROWS_IN_FLOAT64 = 4096
+
 
 class Extremes(NamedTuple):
     """How far normalised hidden states go.
@@ -121,7 +124,9 @@ class TokenEncoder:
         if self._prefix_id is not None:
             tokens_BL = nn.functional.pad(tokens_BL, (1, 0), value=self._prefix_id)
             mask_BL, skip = nn.functional.pad(mask_BL, (1, 0), value=1), 1
-        with torch.inference_mode():
+        # Triton kernels start on the current device, wherever their tensors are.
+        here = torch.cuda.device(self._encoder_device if self._encoder_device.type == "cuda" else -1)
+        with here, torch.inference_mode():
             states = self._trunk(input_ids=tokens_BL, attention_mask=mask_BL)[0]
         # A copy made out here is an ordinary tensor, which a backward pass may keep.
         return states[:, skip:].to(self._device, torch.float32, copy=True)
@@ -181,15 +186,21 @@ def measure_statistics(encoder: TokenEncoder, rows_NL: np.ndarray,
 
     Returns:
         (mean_D, std_D); the standard deviation is at least 1e-6.
+
+    Raises:
+        ConfigError: Hidden states are not finite.
     """
     total_D = torch.zeros(encoder.hidden_size, dtype=torch.float64)
     squares_D = torch.zeros_like(total_D)
     count = 0
     for hidden_ND in _measured(encoder, rows_NL, batch_size):
-        hidden_ND = hidden_ND.double()
-        total_D += hidden_ND.sum(0).cpu()
-        squares_D += hidden_ND.square().sum(0).cpu()
+        for piece_ND in hidden_ND.split(_ROWS_IN_FLOAT64):
+            total_D += piece_ND.double().sum(0).cpu()
+            squares_D += piece_ND.double().square().sum(0).cpu()
         count += len(hidden_ND)
+    if not squares_D.isfinite().all():
+        raise ConfigError("hidden states of this encoder are not all finite numbers",
+                          place="token_encoder", fix="choose another layer, or weights: bf16")
     mean_D, square_D = total_D / count, squares_D / count
     if kind == "scalar":
         mean_D, square_D = (part.mean().expand_as(part) for part in (mean_D, square_D))
