@@ -59,28 +59,34 @@ def test_effective_rank_counts_directions_by_their_variance() -> None:
     assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("layout", [{}, {"latent_norm": "running_std"}, {"prompt": True}])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_pull_at_the_encoder_is_the_norm_of_its_gradient_and_leaves_the_step_alone(recompute: bool) -> None:
-    config = tiny_config(activation_checkpointing=recompute,
+def test_pull_at_the_encoder_is_the_norm_of_its_gradient_and_leaves_the_step_alone(recompute: bool,
+                                                                                   layout: dict) -> None:
+    config = tiny_config(layout, activation_checkpointing=recompute,
                          diffusion={"hidden_weight": 2.0, "diffusion_weight": 3.0})
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, VOCABULARY, (4, 8), generator=generator)
     hidden = torch.randn(4, 8, HIDDEN_SIZE, generator=generator)
     noise = draw_noise(config, 0, 0, range(4), "cpu")
+    inputs = (tokens, hidden, noise, 0.1, noise.uniform_B)
 
-    def gradients(loss: str, look: bool = False) -> tuple[dict, torch.Tensor]:
+    def norm_of(loss: str) -> float:
         model = tiny_model(config)
-        losses = model(tokens, hidden, noise, 0.1, noise.uniform_B)
-        found = encoder_gradient_norms(model, losses) if look else {}
-        getattr(losses, loss).backward()
-        return found, torch.cat([p.grad.flatten() for p in model.encoder.parameters() if p.grad is not None])
+        getattr(model(*inputs), loss).backward()
+        gradients = [p.grad.flatten() for p in model.encoder.parameters() if p.grad is not None]
+        return torch.cat(gradients).norm().item()
 
-    found, total = gradients("total", look=True)
-    assert torch.equal(total, gradients("total")[1])
-    hidden_norm, diffusion_norm = (gradients(loss)[1].norm().item() for loss in ("hidden", "diffusion"))
-    assert found["encoder_grad_hidden"].item() == pytest.approx(2 * hidden_norm, rel=1e-5)
-    assert found["encoder_grad_diffusion"].item() == pytest.approx(3 * diffusion_norm, rel=1e-5)
-    assert found["encoder_grad_ratio"].item() == pytest.approx(1.5 * diffusion_norm / hidden_norm, rel=1e-5)
+    model = tiny_model(config)
+    before = {name: tensor.clone() for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    found = encoder_gradient_norms(model, *inputs)
+    after = dict([*model.named_parameters(), *model.named_buffers()])
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert all(parameter.grad is None for parameter in model.parameters()) and model.encoder.scale.training
+    hidden_norm, diffusion_norm = 2 * norm_of("hidden"), 3 * norm_of("diffusion")
+    assert found["encoder_grad_hidden"].item() == pytest.approx(hidden_norm, rel=1e-5)
+    assert found["encoder_grad_diffusion"].item() == pytest.approx(diffusion_norm, rel=1e-5)
+    assert found["encoder_grad_ratio"].item() == pytest.approx(diffusion_norm / hidden_norm, rel=1e-5)
 
 
 def test_distinct_counts_each_n_gram_once() -> None:

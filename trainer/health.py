@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
-from trainer.model import LatentDiffusionLM, Losses
+from trainer.model import LatentDiffusionLM, StepNoise
 
 # What subtracting means in float64 can leave of a variance of nothing, relative to the mean square.
 _ROUNDING = 1e-12
@@ -95,22 +95,32 @@ def effective_rank(covariance_DD: Tensor, rounding: float = 0.0) -> float:
     return torch.special.entr(shares_D).sum().exp().item()
 
 
-def encoder_gradient_norms(model: LatentDiffusionLM, losses: Losses) -> dict[str, Tensor]:
+def encoder_gradient_norms(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: Tensor, noise: StepNoise,
+                           encoder_gate: float, u_B: Tensor,
+                           prompt_h_BPD: Tensor | None = None) -> dict[str, Tensor]:
     """How hard reconstruction and diffusion pull at the latent encoder, each with its weight and gate.
 
-    Call it between forward and backward, of the same step: it goes back twice through the graph, leaves
-    the graph and every `.grad` as they are. For one micro-batch on one rank.
+    A forward pass of its own and two ways back, for one micro-batch on one rank; nothing of the model
+    changes, no `.grad` either. Pass the model itself, not an engine around it: DeepSpeed takes any way
+    back through its own output for the step's.
+
+    Args:
+        model: In training mode, or in evaluation mode for a look without dropout.
+        tokens_BL, h_BLD, noise, encoder_gate, u_B, prompt_h_BPD: See `LatentDiffusionLM.forward`.
 
     Returns:
         encoder_grad_hidden, encoder_grad_diffusion: norms of the gradients, float32 scalars
         encoder_grad_ratio: the second over the first
     """
-    weights, settings = list(model.encoder.parameters()), model.config.diffusion
-    pulls = [weight * _norm(torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True))
-             for weight, loss in ((settings.hidden_weight, losses.hidden),
-                                  (settings.diffusion_weight, losses.diffusion))]
-    return {"encoder_grad_hidden": pulls[0], "encoder_grad_diffusion": pulls[1],
-            "encoder_grad_ratio": pulls[1] / pulls[0]}
+    scale, settings = model.encoder.scale, model.config.diffusion
+    was_training = scale.training
+    scale.eval()  # a running scale must not count these latents twice
+    losses = model(tokens_BL, h_BLD, noise, encoder_gate, u_B, prompt_h_BPD)
+    scale.train(was_training)
+    hidden = _gradient_norm(settings.hidden_weight * losses.hidden, model.encoder)
+    diffusion = _gradient_norm(settings.diffusion_weight * losses.diffusion, model.encoder)
+    return {"encoder_grad_hidden": hidden, "encoder_grad_diffusion": diffusion,
+            "encoder_grad_ratio": diffusion / hidden}
 
 
 def distinct(rows: Iterable[Sequence[int]], n: int) -> float:
@@ -119,6 +129,6 @@ def distinct(rows: Iterable[Sequence[int]], n: int) -> float:
     return len(set(grams)) / max(1, len(grams))
 
 
-def _norm(gradients: Iterable[Tensor | None]) -> Tensor:
-    norms = [gradient.float().norm() for gradient in gradients if gradient is not None]
-    return torch.stack(norms).norm()
+def _gradient_norm(loss: Tensor, part: nn.Module) -> Tensor:
+    gradients = torch.autograd.grad(loss, list(part.parameters()), retain_graph=True, allow_unused=True)
+    return torch.stack([gradient.float().norm() for gradient in gradients if gradient is not None]).norm()
