@@ -245,7 +245,7 @@ def child_environment(ends: Path, attempt: Attempt | None) -> dict[str, str]:
     if attempt:
         environment[Env.ATTEMPT] = str(attempt.number)
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks_per_node())))
-    environment.setdefault("DS_ACCELERATOR", "cuda" if visible_gpus() else "cpu")
+    environment["DS_ACCELERATOR"] = "cuda" if visible_gpus() else "cpu"
     environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, about themselves
     # Read by torchrun from 2.13 on, for when the signal reaches it and not us.
     environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_TIMEOUT_S))
