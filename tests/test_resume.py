@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from tests.trainer_runs import ROOT, TrainerRun, kill_tree, tiny_config, write_text  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
+from trainer.evaluate import Evaluation  # noqa: E402
 from trainer.manifest import Manifest, load_averaged_weights, newest_verified  # noqa: E402
 from trainer.run_folder import RunOutcome  # noqa: E402
 
@@ -88,6 +89,79 @@ def test_a_run_that_was_killed_ends_in_the_same_bits_as_one_that_was_not(
     assert_same_end(run, straight)
 
 
+# What each setting keeps beside the weights of float32 in stage 1, all at once: other optimizers of
+# DeepSpeed, recomputed blocks, dropout's random numbers, a running scale, prompts.
+_TINY = tiny_config(Path("unused")).model.model_dump()
+LAYOUTS = {
+    "bf16 in stage 1": {"precision": "bf16", "zero_stage": 1, "activation_checkpointing": True,
+                        "model": _TINY | {"prompt": True, "dropout": 0.1, "latent_norm": "running_std"}},
+    "bf16 in stage 2": {"precision": "bf16", "zero_stage": 2, "model": _TINY | {"prompt": True}},
+    "fp32 in stage 2": {"precision": "fp32", "zero_stage": 2},
+}
+
+
+@pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_resume_is_exact_in_every_precision_and_stage(
+        changes: dict[str, object], text: Path, tmp_path: Path) -> None:
+    reference = TrainerRun(tiny_config(text, **changes), tmp_path / "reference" / "store")
+    code, output = reference.finish()
+    assert code == ExitCode.FINISHED, output
+    run = TrainerRun(tiny_config(text, **changes), tmp_path / "killed" / "store")
+    node = run.start()
+    run.wait_for(node, attempt=1, step=6, durable=4)
+    kill_tree(node)
+
+    code, output = run.finish()
+
+    assert code == ExitCode.FINISHED, output
+    resumed_at = run.folder.attempt(2).heartbeat.resumed_from_step
+    assert run.losses(2) == {step: row for step, row in reference.losses(1).items() if step > resumed_at}
+    assert_same_end(run, reference)
+
+
+def test_what_is_logged_and_scored_leaves_no_trace_in_the_weights(
+        straight: TrainerRun, text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path, evaluate_every_steps=5, log_every_steps=7)
+    code, output = run.finish()
+    assert code == ExitCode.FINISHED, output
+    assert_same_end(run, straight)
+
+
+def test_ranks_go_back_together_to_the_newest_checkpoint_that_all_can_read(
+        straight: TrainerRun, text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path)
+    node = run.start()
+    run.wait_for(node, attempt=1, durable=8)
+    kill_tree(node)
+    newest = run.checkpoints()[0].step
+    damaged = f"run/checkpoints/step-{newest:08d}/a1-zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    run.folder.store.put(damaged, run.folder.store.get(damaged)[:-1] + b"?")
+
+    code, output = run.finish()
+
+    assert code == ExitCode.FINISHED, output
+    assert f"rank 1: checkpoint of step {newest} not used" in output and "rank 0: " not in output
+    assert f"resumed from step {newest - 4} of 12" in output
+    assert_same_end(run, straight)
+
+
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"model": _TINY | {"width": 32}}, "bias is [16] there and [32] here"),
+    ({"zero_stage": 2}, "torch.float32, ZeRO stage 1 there and torch.float32, ZeRO stage 2 here"),
+])
+def test_a_checkpoint_of_another_model_is_refused(
+        changes: dict[str, object], problem: str, straight: TrainerRun, text: Path) -> None:
+    run = TrainerRun(tiny_config(text, **changes), straight.store)
+    before = [manifest.step for manifest in run.checkpoints()]
+
+    code, output = run.finish()
+
+    assert code == ExitCode.BAD_CONFIG, output
+    assert "the checkpoint of step 12 is of another model: " in output and problem in output
+    assert "Traceback" not in output
+    assert [manifest.step for manifest in run.checkpoints()] == before
+
+
 def test_a_rank_killed_while_it_writes_its_shard_leaves_the_checkpoint_before_in_charge(
         straight: TrainerRun, text: Path, tmp_path: Path) -> None:
     run = new_run(text, tmp_path)
@@ -152,6 +226,19 @@ def test_the_state_is_sharded_over_the_ranks_and_the_outcome_is_written(straight
     outcome = straight.folder.read("outcome.json", RunOutcome)
     assert (outcome.outcome, outcome.step) == ("finished", 12)
     assert [manifest.step for manifest in straight.checkpoints()] == [12, 8, 4]
+
+
+def test_a_run_logs_norms_and_waits_and_leaves_its_last_scores(straight: TrainerRun) -> None:
+    metrics = straight.folder.attempt(1).heartbeat.metrics
+    parts = ("latent_encoder", "latent_decoder", "token_decoder", "denoiser")
+    assert all(metrics[f"grad_norm/{part}"] > 0 for part in parts)
+    assert {"data_wait_s", "hidden/largest", "hidden/clipped"} <= metrics.keys()
+    result = straight.folder.read("evaluation/result.json", Evaluation)
+    assert result.step == 12
+    assert result.scores == pytest.approx(
+        {name.removeprefix("eval/"): value for name, value in metrics.items() if name.startswith("eval/")})
+    assert result.scores["encoder_grad_hidden"] > 0 and result.scores["latent_rank"] > 1
+    assert len(result.reconstructions) == 3 and all(truth for truth, _ in result.reconstructions)
 
 
 def test_a_run_stops_itself_at_its_cap_with_its_last_step_durable_and_goes_on_under_a_higher_one(
