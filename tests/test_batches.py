@@ -25,7 +25,8 @@ layouts = st.builds(Layout, counts, st.integers(1, 5))
 def order(layout: Layout, number: int, seed: int = 0, batch: int = 1) -> list[int]:
     """The first numbers of a run."""
     steps = -(-number // batch)
-    return np.concatenate([batch_indices(layout, batch, seed, step) for step in range(steps)]).tolist()[:number]
+    found = np.concatenate([batch_indices(layout, batch, seed, step) for step in range(steps)])
+    return found.tolist()[:number]
 
 
 @given(layouts, st.integers(1, 40), st.integers(0, 2**31 - 1))

@@ -1,152 +1,386 @@
-"""From text to the batch of a step."""
+"""From a recipe's text to its sequences: what is found, what is refused, and what a broken store does."""
 
-import collections
+import hashlib
+import json
 import multiprocessing
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from trainer.config import TrainConfig  # noqa: E402
-from trainer.contract import ConfigError  # noqa: E402
-from trainer.data import batch_indices, load_documents, prepare  # noqa: E402
+from data_examples import END, byte_tokenizer, documents, files_in, prepared, train_config, write_text  # noqa: E402
+
+from trainer.batches import Batches, batch_indices  # noqa: E402
+from trainer.contract import ConfigError, StoreError  # noqa: E402
+from trainer.data import Corpus, open_corpus  # noqa: E402
+from trainer.shard_cache import DamagedShardError, ShardCache  # noqa: E402
+from trainer.shards import find_manifest  # noqa: E402
+from trainer.store import Store, local_store_url, open_store  # noqa: E402
 
 
-class _Bytes:
-    """A tokenizer: id of a byte is the byte, 256 ends a text."""
+class Remote(Store):
+    """A local store that passes for one far away; `log` tells what was read, `answer` may change it."""
 
-    eos_token_id = 256
-    sep_token_id = None
+    def __init__(self, folder: Path, answer: Any = None) -> None:
+        near = open_store(local_store_url(folder))
+        super().__init__("s3://far/away", near.address, near._backend)
+        self.log: list[str] = []
+        self._answer = answer or (lambda key, data, reads: data)
 
-    def __call__(self, documents: list[str], **_options: object) -> dict[str, list[list[int]]]:
-        return {"input_ids": [list(document.encode()) for document in documents]}
-
-    def get_vocab(self) -> dict[str, int]:
-        return {str(i): i for i in range(257)}
-
-
-def _config(source: Path | str, length: int = 8, heldout: float = 0.3, batch: int = 4) -> TrainConfig:
-    return TrainConfig.model_validate({
-        "steps": 1, "micro_batch_size": 1, "global_batch_size": batch, "checkpoint": {"every_steps": 1},
-        "data": {"source": str(source), "sequence_length": length, "heldout_fraction": heldout},
-        "token_encoder": {"name": "none"}})
+    def get(self, key: str) -> bytes:
+        self.log.append(key)
+        return self._answer(key, super().get(key), self.log.count(key))
 
 
-def _text(folder: Path, num_documents: int = 60) -> Path:
-    path = folder / "text.txt"
-    path.write_text("\n\n".join(f"document {i:03}\nhas two lines" for i in range(num_documents)))
-    return path
+def corpus_of(folder: Path, cache: Path, store: Store | None = None, gib: float = 1.0,
+              **data: object) -> Corpus:
+    """The corpus of prepared shards, without `open_corpus`."""
+    config = train_config("any", **data)
+    manifest = find_manifest(open_store(local_store_url(folder)))
+    assert manifest
+    shards = ShardCache(store or open_store(local_store_url(folder)), cache / "shards", int(gib * 2**30))
+    return Corpus(manifest, config, shards, cache)
 
 
-def test_documents_of_a_text_file_are_separated_by_blank_lines(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes("\ufeffone\r\nstill one\r\n\r\n\r\nzwölf\n\none more\n\nzwölf\n".encode())
-    assert load_documents(str(path)) == ["one\nstill one", "zwölf", "one more"]
+def stream_of(path: Path) -> np.ndarray:
+    return np.fromfile(path, "<u4")
 
 
-def test_python_docs_are_megabytes_of_prose_in_a_fixed_order() -> None:
-    documents = load_documents("python-docs")
-    assert 1.5e6 < sum(map(len, documents)) < 4e6
-    assert min(map(len, documents)) > 80
-    assert len(set(documents)) == len(documents)
-    assert load_documents("python-docs") == documents
+# -- prepared shards
 
 
-@pytest.mark.parametrize(("content", "problem", "fix"), [
-    (None, "No such file", "python-docs"), (b"caf\xe9 au lait", "byte 3 is 0xe9", "iconv"),
-    (b" \n\n ", "no text", "text in it")])
-def test_unusable_text_is_named_with_a_way_out(tmp_path: Path, content: bytes | None, problem: str,
-                                               fix: str) -> None:
-    path = tmp_path / "bad.txt"
-    if content is not None:
-        path.write_bytes(content)
+def test_sequences_are_cut_from_each_shard_and_the_rest_is_counted(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    corpus = open_corpus(train_config(f"file://{tmp_path}/out"), byte_tokenizer(), None, tmp_path / "cache")
+    streams = [stream_of(path) for path in sorted((tmp_path / "out" / "train").glob("*.bin"))]
+    expected = [stream[i:i + 8] for stream in streams for i in range(0, len(stream) - 7, 8)]
+    assert len(streams) > 3
+    assert corpus.num_sequences == len(expected)
+    assert corpus.num_dropped_tokens == sum(len(stream) % 8 for stream in streams)
+    numbers = np.random.default_rng(0).permutation(len(expected))
+    assert np.array_equal(corpus.rows(numbers), np.array(expected)[numbers])
+    assert corpus.rows(numbers[:0]).shape == (0, 8) and corpus.rows(numbers[:1]).dtype == np.uint32
+    assert corpus.seen_ids.tolist() == sorted({int(token) for row in expected for token in row})
+    assert corpus.seen_ids.dtype == np.int64
+
+
+def test_held_out_sequences_are_of_held_out_documents_and_no_more_than_asked(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    streams = [stream_of(path) for path in sorted((tmp_path / "out" / "heldout").glob("*.bin"))]
+    expected = np.array([stream[i:i + 8] for stream in streams for i in range(0, len(stream) - 7, 8)])
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache")
+    assert 20 < len(corpus.heldout_NL) == min(256, len(expected))
+    assert np.array_equal(corpus.heldout_NL, expected[:256]) and corpus.heldout_NL.dtype == np.uint32
+
+
+def test_a_sample_is_spread_over_shards_and_the_same_each_time(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(200)), tmp_path / "out")
+    far = Remote(tmp_path / "out")
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far, window_shards=2)
+    sample = corpus.sample(40)
+    assert sample.shape == (40, 8) and np.array_equal(sample, corpus.sample(40))
+    assert len([key for key in far.log if key.startswith("train")]) == 4  # two windows
+    everything = {tuple(row) for row in corpus.rows(np.arange(corpus.num_sequences)).tolist()}
+    assert {tuple(row) for row in sample.tolist()} <= everything
+    assert len(corpus.sample(10**6)) < corpus.num_sequences / 2
+
+
+def test_the_fingerprint_names_tokens_length_and_window(tmp_path):
+    source = write_text(tmp_path / "a.txt", documents(60))
+    prepared(source, tmp_path / "out")
+    prepared(source, tmp_path / "again")
+    prepared(source, tmp_path / "other", heldout=0.3)
+    one = corpus_of(tmp_path / "out", tmp_path / "cache").fingerprint
+    assert corpus_of(tmp_path / "again", tmp_path / "cache2").fingerprint == one
+    others = {corpus_of(tmp_path / "other", tmp_path / "cache").fingerprint,
+              corpus_of(tmp_path / "out", tmp_path / "cache", length=16).fingerprint,
+              corpus_of(tmp_path / "out", tmp_path / "cache", window_shards=3).fingerprint, one}
+    assert len(others) == 4
+
+
+def test_a_run_finds_shards_by_name_in_its_own_store(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "store" / "data" / "mine.v1")
+    store = open_store(local_store_url(tmp_path / "store"))
+    named = open_corpus(train_config("shards:mine.v1"), byte_tokenizer(), store, tmp_path / "cache")
+    config = train_config(f"{store.address}/data/mine.v1")
+    by_url = open_corpus(config, byte_tokenizer(), None, tmp_path / "cache2")
+    assert named.fingerprint == by_url.fingerprint
+
+
+# -- refused
+
+
+def refused(config: Any, tmp_path: Path, tokenizer: Any = None, store: Store | None = None) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        load_documents(str(path))
-    assert problem in caught.value.problem
-    assert caught.value.place == str(path)
-    assert fix in (caught.value.fix or "")
+        open_corpus(config, tokenizer or byte_tokenizer(), store, tmp_path / "cache")
+    assert caught.value.fix and caught.value.place
+    return caught.value
 
 
-@pytest.mark.parametrize(("num_documents", "batch"), [(1, 1), (20, 10_000)])
-def test_too_little_text_is_refused_before_training(tmp_path: Path, num_documents: int, batch: int) -> None:
-    path = _text(tmp_path, num_documents)
-    with pytest.raises(ConfigError, match="too little text") as caught:
-        prepare(_config(path, batch=batch), _Bytes(), tmp_path / "cache")
-    assert "more documents" in (caught.value.fix or "")
-    with pytest.raises(ConfigError, match="too little text"):
-        prepare(_config(path, batch=batch), _Bytes(), tmp_path / "cache")
+def test_shards_of_another_tokenizer_are_refused_with_both_names(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    error = refused(train_config(f"file://{tmp_path}/out"), tmp_path, byte_tokenizer(lower=True))
+    assert "shards are of tokenizer bytes (257 ids," in error.problem
+    assert "token encoder's is bytes (257 ids," in error.problem
 
 
-def test_blocks_hold_the_documents_end_to_end(tmp_path: Path) -> None:
-    corpus = prepare(_config(_text(tmp_path)), _Bytes(), tmp_path / "cache")
-    assert corpus.train_NL.dtype == np.uint32 and corpus.train_NL.shape[1] == 8
-    stream = corpus.train_NL.ravel().tolist()
-    first = stream[:stream.index(256)]
-    assert bytes(first).decode().startswith("document ")
-    assert stream[len(first) + 1:len(first) + 10] == list(b"document ")
-    assert corpus.seen_ids.tolist() == sorted(set(stream))
+def test_another_end_of_text_is_refused(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    changed = byte_tokenizer()
+    changed.eos_token = "a"
+    error = refused(train_config(f"file://{tmp_path}/out"), tmp_path, changed)
+    assert f"end in id {END}, but the end of text of bytes is {changed.eos_token_id}" in error.problem
 
 
-def _documents_in(blocks_NL: np.ndarray) -> set[str]:
-    text = bytes(255 if token == 256 else token for token in blocks_NL.ravel().tolist())
-    return {part.decode() for part in text.split(b"\xff")[:-1]}
+def test_text_that_is_not_prepared_is_told_from_text_that_is_not_finished(tmp_path):
+    url = local_store_url(tmp_path / "out")
+    error = refused(train_config(url), tmp_path)
+    assert "no prepared text" in error.problem and "ldlm data prepare" in (error.fix or "")
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert "not finished" in refused(train_config(url), tmp_path).problem
 
 
-def test_split_follows_content_and_not_position(tmp_path: Path) -> None:
-    path = _text(tmp_path)
-    before = prepare(_config(path), _Bytes(), tmp_path / "cache")
-    path.write_text("\n\n".join(reversed([*path.read_text().split("\n\n"), "a new document " * 3])))
-    after = prepare(_config(path), _Bytes(), tmp_path / "cache")
-    old, new = _documents_in(before.heldout_NL), _documents_in(after.heldout_NL)
-    assert before.fingerprint != after.fingerprint
-    assert not _documents_in(before.train_NL) & old
-    # The dropped tail may cost one document on either side.
-    assert len(old ^ new - {"a new document " * 3}) <= 2
-    assert not old & _documents_in(after.train_NL)
+@pytest.mark.parametrize(("source", "problem"), [
+    ("shards:", "names no prepared text"), ("shards:../x", "names no prepared text"),
+    ("shards:x", "there is none"),
+    ("hf://owner/name", "not prepared shards"), ("none.txt", "No such file")])
+def test_a_source_that_cannot_be_is_named_with_a_way_out(tmp_path, source, problem):
+    assert problem in refused(train_config(source), tmp_path).problem
 
 
-def test_second_preparation_reads_the_cache(tmp_path: Path) -> None:
-    config, cache = _config(_text(tmp_path)), tmp_path / "cache"
-    first = prepare(config, _Bytes(), cache)
-    stamps = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    second = prepare(config, _Bytes(), cache)
-    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == stamps
+@pytest.mark.parametrize(("number", "batch", "heldout"), [(1, 1, 0.3), (20, 10_000, 0.3), (60, 4, 1e-9)])
+def test_too_little_text_is_refused_before_training(tmp_path, number, batch, heldout):
+    config = train_config(write_text(tmp_path / "a.txt", documents(number)), batch=batch, heldout=heldout)
+    for _ in range(2):
+        error = refused(config, tmp_path)
+        assert "too little text" in error.problem and "more documents" in (error.fix or "")
+
+
+def test_a_cache_that_cannot_hold_two_windows_is_refused(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    error = refused(train_config(f"file://{tmp_path}/out", cache_gib=1e-6), tmp_path)
+    assert "two windows of 8 shards" in error.problem and "set data.cache_gib to 1" in (error.fix or "")
+
+
+def test_a_damaged_manifest_is_refused(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    path = tmp_path / "out" / "manifest.json"
+    path.write_bytes(path.read_bytes()[:100])
+    assert "is damaged" in refused(train_config(f"file://{tmp_path}/out"), tmp_path).problem
+
+
+# -- text that is prepared on the spot
+
+
+def test_a_text_file_is_prepared_once_and_then_found(tmp_path):
+    config, cache = train_config(write_text(tmp_path / "a.txt", documents(60))), tmp_path / "cache"
+    first = open_corpus(config, byte_tokenizer(), None, cache)
+    stamps = {path: path.stat().st_mtime_ns for path in cache.rglob("*.*")}
+    second = open_corpus(config, byte_tokenizer(), None, cache)
+    assert {path: path.stat().st_mtime_ns for path in cache.rglob("*.*")} == stamps
     assert first.fingerprint == second.fingerprint
-    assert isinstance(second.train_NL, np.memmap)
-    assert np.array_equal(first.train_NL, second.train_NL)
+    assert not list(cache.glob("shards/*"))  # what is on this disk is read where it is
 
 
-def _prepare(folder: str) -> str:
-    return prepare(_config(Path(folder) / "text.txt"), _Bytes(), Path(folder) / "cache").fingerprint
+def test_another_text_under_the_same_name_is_another_corpus(tmp_path):
+    path = write_text(tmp_path / "a.txt", documents(60))
+    config = train_config(path)
+    before = open_corpus(config, byte_tokenizer(), None, tmp_path / "cache")
+    write_text(path, [text.replace("second", "SECOND") for text in documents(60)])
+    after = open_corpus(config, byte_tokenizer(), None, tmp_path / "cache")
+    assert before.fingerprint != after.fingerprint
+    lower = open_corpus(config, byte_tokenizer(lower=True), None, tmp_path / "cache")
+    assert len({before.fingerprint, after.fingerprint, lower.fingerprint}) == 3
 
 
-def test_several_processes_may_prepare_at_once(tmp_path: Path) -> None:
-    _text(tmp_path)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        fingerprints = pool.map(_prepare, [str(tmp_path)] * 4)
+def test_bad_rows_of_a_text_are_told(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\n\n".join(documents(60)).encode() + b"\n\ncaf\xe9 au lait\n")
+    said: list[str] = []
+    config = train_config(tmp_path / "a.txt")
+    for _ in range(2):
+        open_corpus(config, byte_tokenizer(), None, tmp_path / "cache", said.append)
+    assert len(said) == 1 and "1 of 61 rows are bad (not UTF-8: 1); the first is a.txt:181" in said[0]
+
+
+def _open(folder: str) -> str:
+    source = Path(folder) / "a.txt"
+    return open_corpus(train_config(source), byte_tokenizer(), None, Path(folder) / "cache").fingerprint
+
+
+def test_several_ranks_may_prepare_at_once(tmp_path):
+    write_text(tmp_path / "a.txt", documents(2000))
+    with multiprocessing.get_context("forkserver").Pool(3) as pool:
+        fingerprints = pool.map(_open, [str(tmp_path)] * 3, chunksize=1)
     assert len(set(fingerprints)) == 1
-    assert not list((tmp_path / "cache").glob("*.part"))
+    assert len([name for name in files_in(tmp_path / "cache") if name.endswith("manifest.json")]) == 1
 
 
-def test_every_epoch_visits_each_sequence_once_across_batch_borders() -> None:
-    order = np.concatenate([batch_indices(10, 4, seed=1, step=step) for step in range(15)])
-    for epoch in range(6):
-        assert sorted(order[epoch * 10:(epoch + 1) * 10]) == list(range(10))
-    assert order.dtype == np.int64
-    assert len({tuple(order[epoch * 10:(epoch + 1) * 10]) for epoch in range(6)}) == 6
+# -- a store far away
 
 
-def test_batch_is_a_pure_function_of_seed_and_step() -> None:
-    late = batch_indices(100, 8, seed=3, step=57)
-    batch_indices(7, 2, seed=0, step=0)
-    assert np.array_equal(late, batch_indices(100, 8, seed=3, step=57))
-    assert not np.array_equal(late, batch_indices(100, 8, seed=4, step=57))
-    # seeds and epochs are not added up
-    assert not np.array_equal(batch_indices(8, 8, seed=0, step=1), batch_indices(8, 8, seed=1, step=0))
+def test_shards_are_fetched_once_and_kept(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    near = corpus_of(tmp_path / "out", tmp_path / "none")
+    everything = np.arange(near.num_sequences)
+    for expected_reads in (True, False):
+        far = Remote(tmp_path / "out")
+        corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far)
+        assert np.array_equal(corpus.rows(everything), near.rows(everything))
+        corpus.rows(everything)
+        assert bool(far.log) == expected_reads and len(set(far.log)) == len(far.log)
+    names = {path.stem for path in (tmp_path / "cache" / "shards").iterdir()}
+    shards = (tmp_path / "out").rglob("*.bin")
+    assert names == {hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
 
 
-def test_batch_larger_than_the_text_spans_epochs() -> None:
-    counts = collections.Counter(batch_indices(3, 9, seed=0, step=0).tolist())
-    assert counts == {0: 3, 1: 3, 2: 3}
+def test_a_shard_that_comes_damaged_is_fetched_again_once(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    near = corpus_of(tmp_path / "out", tmp_path / "none")
+    far = Remote(tmp_path / "out", lambda key, data, reads: data[:-3] if reads == 1 else data)
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far)
+    everything = np.arange(near.num_sequences)
+    assert np.array_equal(corpus.rows(everything), near.rows(everything))
+    assert {far.log.count(key) for key in far.log} == {2}
+
+
+@pytest.mark.parametrize("where", ["far", "near", "missing"])
+def test_a_shard_that_stays_damaged_is_named_with_the_way_to_mend_it(tmp_path, where):
+    source = write_text(tmp_path / "a.txt", documents(60))
+    prepared(source, tmp_path / "out")
+    path, expected = tmp_path / "out" / "train" / "00001.bin", files_in(tmp_path / "out")
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    if where == "missing":
+        path.unlink()
+    store = Remote(tmp_path / "out") if where != "near" else None
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", store)
+    with pytest.raises(DamagedShardError) as caught:
+        corpus.rows(np.arange(corpus.num_sequences))
+    assert "train/00001.bin" in (caught.value.place or "") and caught.value.node_exit_code == 78
+    assert "delete it" in (caught.value.fix or "")
+    path.unlink(missing_ok=True)
+    result, _ = prepared(source, tmp_path / "out")
+    assert result.num_made == 1 and files_in(tmp_path / "out") == expected
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+    expected = corpus.rows(np.arange(corpus.num_sequences))
+    for path in (tmp_path / "cache" / "shards").iterdir():
+        content = bytearray(path.read_bytes())
+        content[8] ^= 1
+        path.unlink()  # the first corpus still reads the old file
+        path.write_bytes(content)
+    again = corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+    assert np.array_equal(again.rows(np.arange(corpus.num_sequences)), expected)
+
+
+def test_the_cache_stays_within_its_size_and_keeps_what_is_in_use(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(300)), tmp_path / "out")
+    sizes = [path.stat().st_size for path in (tmp_path / "out" / "train").glob("*.bin")]
+    limit = 5 * max(sizes)
+    assert sum(sizes) > 3 * limit
+    far = Remote(tmp_path / "out")
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far, limit / 2**30, window_shards=2)
+    near = corpus_of(tmp_path / "out", tmp_path / "none", window_shards=2)
+    batches = Batches(corpus, train_config("any"), 0, 1, 0)
+    for step in range(2 * near.num_sequences // 4):
+        expected = near.rows(batch_indices(near.layout, 4, 0, step))
+        assert np.array_equal(batches.next()[:, 0], expected)
+        kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "shards").glob("*.bin")
+                   if path.exists())
+        assert kept <= limit + 4 * max(sizes)  # that are arriving
+    batches.close()
+
+
+def test_training_waits_for_a_slow_store_and_then_has_shards_ahead(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+
+    def slowly(key: str, data: bytes, reads: int) -> bytes:
+        time.sleep(0.3)
+        return data
+
+    far = Remote(tmp_path / "out", slowly)
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far, window_shards=2)
+    near = corpus_of(tmp_path / "out", tmp_path / "none", window_shards=2)
+    batches = Batches(corpus, train_config("any"), 0, 1, 0)
+    assert np.array_equal(batches.next()[:, 0], near.rows(batch_indices(near.layout, 4, 0, 0)))
+    assert batches.waited_s > 0.2
+    time.sleep(1.5)  # two windows and the steps ahead are here by now
+    for step in range(1, 5):
+        assert np.array_equal(batches.next()[:, 0], near.rows(batch_indices(near.layout, 4, 0, step)))
+        assert batches.waited_s < 0.2
+    batches.close()
+
+
+def test_a_store_that_fails_for_a_moment_is_asked_again(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+
+    def once(key: str, data: bytes, reads: int) -> bytes:
+        if reads == 1:
+            raise StoreError("cannot read: connection reset", place=key)
+        return data
+
+    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out", once))
+    assert len(corpus.rows(np.arange(corpus.num_sequences))) == corpus.num_sequences
+
+
+def test_a_store_that_stays_away_comes_out_of_next(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+
+    def never(key: str, data: bytes, reads: int) -> bytes:
+        if key.startswith("train"):
+            raise StoreError("cannot read: connection reset", place=key)
+        return data
+
+    batches = Batches(corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out", never)),
+                      train_config("any"), 0, 1, 0)
+    with pytest.raises(StoreError, match="connection reset"):
+        batches.next()
+    batches.close()
+
+
+def test_a_full_disk_is_told_with_a_way_out(tmp_path, monkeypatch):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StoreError, match="No space left on device") as caught:
+        corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+    assert "data.cache_gib" in (caught.value.fix or "")
+
+
+def _read(folder: str) -> str:
+    out = Path(folder) / "out"
+    corpus = corpus_of(out, Path(folder) / "cache", Remote(out), 20_000 / 2**30)
+    digest = hashlib.sha256()
+    for _ in range(3):
+        digest.update(corpus.rows(np.arange(corpus.num_sequences)).tobytes())
+        corpus.expect([])
+    return digest.hexdigest()
+
+
+def test_ranks_of_a_node_share_the_cache_while_it_is_too_small_for_all(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(300)), tmp_path / "out")
+    with multiprocessing.get_context("forkserver").Pool(3) as pool:
+        found = pool.map(_read, [str(tmp_path)] * 3, chunksize=1)
+    assert len(set(found)) == 1
+    left = {path.suffix for path in (tmp_path / "cache" / "shards").iterdir()}
+    assert left == {".bin"}
+
+
+def test_python_docs_need_no_file(tmp_path):
+    config = train_config("python-docs", length=64, heldout=0.02)
+    corpus = open_corpus(config, byte_tokenizer(), None, tmp_path / "cache")
+    assert corpus.num_sequences * 64 > 1_500_000 and len(corpus.heldout_NL) == 256
+    manifest = json.loads(next((tmp_path / "cache").rglob("manifest.json")).read_text())
+    assert manifest["rows"]["num_repeated"] > 20 and not manifest["rows"]["bad"]

@@ -32,7 +32,8 @@ class ShardCache:
     Args:
         store: Where the shards are. One on this disk is read in place, without a copy.
         folder: For copies, made when missing.
-        limit_bytes: Of all copies. Those in use stay, so it has to hold at least them.
+        limit_bytes: Of all copies, save those that are just arriving. Those in use stay, so it has to
+            hold at least them.
     """
 
     def __init__(self, store: Store, folder: Path, limit_bytes: int) -> None:
