@@ -26,13 +26,13 @@ from launcher.errors import (
     UsageError,
 )
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
-from launcher.lint import LintProblem, lint
+from launcher.lint import lint
 from launcher.local_engine import LocalEngine
 from launcher.offers import make_offer, probe_machine
-from launcher.plan import Done, Plan, choose, make_plan
+from launcher.plan import Done, choose, make_plan
 from launcher.preempt_at import PreemptAt
+from launcher.proposal import Proposal
 from launcher.recipe import LIMIT_OPTIONS, Recipe, checkout_folder, load_recipe
-from launcher.render import Task, Templates, render
 from launcher.run_record import (
     RunRecord,
     RunView,
@@ -52,26 +52,6 @@ from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store
 
 _HIGHEST_LIMIT = 1_000_000
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """What the user is asked to approve; `launch` carries out exactly this."""
-
-    recipe: Recipe
-    plan: Plan
-    task: Task
-    problems: Sequence[LintProblem]
-
-    @property
-    def infra(self) -> str:
-        """Where training would run."""
-        return self.plan.offers[Document.TRAIN].infra
-
-    @property
-    def is_local(self) -> bool:
-        """True if nothing is rented."""
-        return self.plan.offers[Document.TRAIN].is_local
 
 
 @dataclass(frozen=True)
@@ -120,9 +100,8 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     machine = probe_machine()
     candidates = choose(recipe, options.infra, machine)
     offers = {document: make_offer(candidate, machine, now) for document, candidate in candidates.items()}
-    is_local = offers[Document.TRAIN].is_local
     url = options.store or os.environ.get(Env.STORE) or recipe.store
-    if url is None and is_local:
+    if url is None and offers[Document.TRAIN].is_local:
         url = default_store_url()
     if url is not None:
         recipe = recipe.model_copy(update={"store": _absolute(url)})
@@ -133,8 +112,7 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    task = render(plan, recipe, Templates.load(), checkout_folder())
-    return Proposal(recipe, plan, task, lint(task))
+    return Proposal(recipe, plan)
 
 
 def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
@@ -188,7 +166,7 @@ def check_usable(proposal: Proposal) -> None:
     """
     if not proposal.is_local:
         check_infra(proposal.infra)
-    for found in proposal.problems:
+    for found in lint(proposal.task):
         raise NoOfferError(found.problem, place=found.place, fix=found.fix)
 
 
@@ -397,5 +375,5 @@ def _absolute(url: str) -> str:
 
 
 def _new_run_id(recipe_name: str, now: datetime) -> str:
-    return f"{recipe_name}-{now:%m%d-%H%M}-{secrets.token_hex(2)}"
+    return f"{recipe_name.replace('.', '-')}-{now:%m%d-%H%M}-{secrets.token_hex(2)}"
 

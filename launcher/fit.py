@@ -122,7 +122,7 @@ def _cpu_bytes(found: Fit, shape: EncoderShape) -> int:
 
 def _fix(config: TrainConfig, shape: EncoderShape, offer: Offer) -> str:
     """The first change that makes it fit, as what to type; else the smallest GPU that does."""
-    for words, changed in _changes(config, offer):
+    for words, changed in _changes(config):
         if _some_placement_fits(changed, shape, offer):
             return f"add {words}"
     larger = _larger_gpu(config, shape, offer)
@@ -131,7 +131,7 @@ def _fix(config: TrainConfig, shape: EncoderShape, offer: Offer) -> str:
     return "take more GPUs (gpu in hardware.train), or a smaller profile"
 
 
-def _changes(config: TrainConfig, offer: Offer) -> Iterator[tuple[str, TrainConfig]]:
+def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     """Changes to try, the cheapest in speed and quality first, then those that cost more."""
     smaller = [size for power in range(1, 11) if (size := config.micro_batch_size >> power) >= 1]
     bases = [("", config)]
@@ -144,17 +144,15 @@ def _changes(config: TrainConfig, offer: Offer) -> Iterator[tuple[str, TrainConf
                           _changed(config, token_encoder={"weights": name, "placement": "auto"})))
     for words, base in bases:
         yield words, base
-        yield from _lighter(words, base, smaller, offer)
+        yield from _lighter(words, base, smaller)
 
 
-def _lighter(words: str, base: TrainConfig, smaller: list[int],
-             offer: Offer) -> Iterator[tuple[str, TrainConfig]]:
+def _lighter(words: str, base: TrainConfig, smaller: list[int]) -> Iterator[tuple[str, TrainConfig]]:
     """One config with fewer sequences at a time, checkpointing, stage 2, and these together."""
     def said(*more: str) -> str:
         return " ".join(part for part in (words, *more) if part)
 
-    stages = [base.zero_stage] if offer.num_gpus * offer.num_nodes < 2 else sorted({base.zero_stage, 2})
-    for stage in stages:
+    for stage in sorted({base.zero_stage, 2}):
         stage_words = [] if stage == base.zero_stage else [f"--set train.zero_stage={stage}"]
         staged = _changed(base, zero_stage=stage)
         if stage_words:
@@ -179,6 +177,17 @@ def _some_placement_fits(config: TrainConfig, shape: EncoderShape, offer: Offer)
         if _problem(Fit(choice, per_node, world_size, memory), shape, offer) is None:
             return True
     return False
+
+
+def faster_format(found: Fit, shape: EncoderShape, offer: Offer) -> str | None:
+    """A format that would keep on the GPU what is copied from host memory now, as what to type."""
+    if found.memory is None or found.config.token_encoder.placement != "host":
+        return None
+    for name in ("fp8", "nf4"):
+        config = _changed(found.config, token_encoder={"weights": name, "placement": "gpu"})
+        if _some_placement_fits(config, shape, offer):
+            return f"--set train.token_encoder.weights={name}"
+    return None
 
 
 def _larger_gpu(config: TrainConfig, shape: EncoderShape, offer: Offer) -> str | None:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from launcher.cost import Range, hours_range, total, usd_range
 from launcher.errors import NoOfferError
-from launcher.fit import fit
+from launcher.fit import Fit, faster_format, fit
 from launcher.offers import GPU_KINDS, Machine, Offer
 from launcher.plan_sizes import Sizes, plan_sizes
 from launcher.recipe import LIMIT_OPTIONS, Candidate, Recipe
@@ -187,7 +187,8 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd - spent),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
-        warnings=tuple(_warnings(recipe, shape, offers, hours, usd, spent)),
+        warnings=(*_warnings(recipe, offers, hours, usd, spent),
+                  *_size_warnings(recipe.train, shape, train, fitted)),
         encoder_placement=_resolved(fitted.config), sizes=sizes,
     )
 
@@ -288,7 +289,19 @@ def _up(value: Decimal) -> Decimal:
     return value.quantize(Decimal("0.01"), rounding=ROUND_UP)
 
 
-def _warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer], hours: Range,
+def _size_warnings(config: TrainConfig, shape: EncoderShape | None, train: Offer,
+                   fitted: Fit) -> Iterator[str]:
+    if shape is None:
+        yield f"the encoder {config.token_encoder.name} is not in the estimate: its size is not known"
+    elif config.token_encoder.placement == "auto" and fitted.config.token_encoder.placement == "host":
+        words = faster_format(fitted, shape, train)
+        instead = f"; {words} keeps it there" if words else ""
+        yield f"the encoder does not fit the GPU and is copied to it for every micro-batch{instead}"
+    if train.gpu is not None and not train.is_local and train.gpu not in GPU_KINDS:
+        yield f"memory and speed of {train.gpu} are not known: {train.gpu_memory_gib:g} GiB is a guess"
+
+
+def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range,
               usd: Range | None, spent: Decimal) -> Iterator[str]:
     train, bench = offers[Document.TRAIN], offers[Document.BENCH]
     for offer in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
@@ -299,11 +312,6 @@ def _warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         yield "the price is the bid, the most the GPU hour can cost; disk and traffic come on top"
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
-    if shape is None:
-        name = recipe.train.token_encoder.name
-        yield f"the encoder {name} is not in the estimate: its size is not known"
-    if train.gpu is not None and not train.is_local and train.gpu not in GPU_KINDS:
-        yield f"memory and speed of {train.gpu} are not known: {train.gpu_memory_gib:g} GiB is a guess"
     cap, deadline = recipe.limits.max_cost_usd, recipe.limits.deadline_hours
     if usd is not None and spent + usd.high > cap:
         yield f"may stop at its cap of ${cap}: the high estimate is ${spent + usd.high:.2f}"

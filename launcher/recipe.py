@@ -128,7 +128,7 @@ class Limits(Section):
 class Recipe(Section):
     """What to train, on what, within which limits."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$", max_length=40)]
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9.-]*$", max_length=40)]
     summary: str
     train: TrainConfig
     hardware: Hardware

@@ -22,7 +22,7 @@ _WANTED = {
 _NUMBERS = ("a whole number", "a number")
 # What the patterns of the recipe mean: a regular expression is no help to most.
 _PATTERNS = {r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$": "a GPU and how many per node, such as RTX5090:1",
-             r"^[a-z][a-z0-9-]*$": "small letters, digits and hyphens, such as smoke"}
+             r"^[a-z][a-z0-9.-]*$": "small letters, digits, dots and hyphens, such as smoke"}
 
 
 def explain(error: ErrorDetails, source: Source, model: type[BaseModel]) -> Problem:

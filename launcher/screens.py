@@ -6,13 +6,14 @@ from decimal import Decimal
 from typing import Any
 
 from launcher import console
-from launcher.commands import Proposal, resume_command
+from launcher.commands import resume_command
 from launcher.cost import Range
 from launcher.engine import EnginePhase
 from launcher.follow import describe
 from launcher.model_screen import model_facts, show_memory
 from launcher.offers import Offer
 from launcher.plan import Plan
+from launcher.proposal import Proposal
 from launcher.recipe import RecipeSummary
 from launcher.report import AttemptCost, Category, CostReport, amounts_that_add_up
 from launcher.run_record import RunRecord, RunView, Status, ending_words
@@ -33,7 +34,8 @@ def show_plan(proposal: Proposal) -> None:
     console.answer(f"Plan for {plan.recipe}", "title")
     console.answer(proposal.recipe.summary)
     console.answer()
-    console.answer_facts([*_plan_facts(plan, proposal.recipe.store or ""), *model_facts(plan)])
+    store = proposal.recipe.store or "not set: a launch needs --store"
+    console.answer_facts([*_plan_facts(plan, store), *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
@@ -81,7 +83,8 @@ def show_problems(proposal: Proposal) -> None:
 def plan_json(proposal: Proposal) -> dict[str, Any]:
     """Stable form of `plan --json`."""
     return {**proposal.plan.model_dump(mode="json"), "store": proposal.recipe.store,
-            "plan_digest": proposal.plan.digest(), "task_digest": proposal.task.digest}
+            "plan_digest": proposal.plan.digest(),
+            "task_digest": proposal.task.digest if proposal.recipe.store else None}
 
 
 def show_runs(views: Sequence[RunView]) -> None:

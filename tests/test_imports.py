@@ -14,7 +14,8 @@ LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape", "trainer.memory",
                     "trainer.profiles", "trainer.run_folder", "trainer.sizes", "trainer.store"}
-PURE = [path for path in LAUNCHER if path.stem in ("plan", "policy", "cost", "render", "lint", "simulate")]
+PURE = [path for path in LAUNCHER if path.stem in (
+    "plan", "plan_sizes", "fit", "speed", "policy", "cost", "render", "lint", "simulate")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "numpy", "tempfile"}

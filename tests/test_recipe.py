@@ -101,7 +101,7 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("train.model.width=130", "train.model: width 130 does not split into 4 heads", "set width to 132"),
     ("train.steps.x=1", "train.steps has no part `x`", "set train.steps as a whole"),
     ("hardware.train.9.gpu=L4:1", "hardware.train has no part `9`", "set hardware.train as a whole"),
-    ("name=My Run", "small letters, digits and hyphens", "set name"),
+    ("name=My Run", "small letters, digits, dots and hyphens", "set name"),
     ("hardware.train.1.gpu=RTX5090", "a GPU and how many per node, such as RTX5090:1", "set hardware"),
     ("hardware.train.1.infra=vats", "`vats` is no infrastructure that ldlm knows", "set infra to vast"),
     ("hardware.train.1.spot=true", "vast has no spot machines", "set bid_usd_per_hour instead of spot"),

@@ -20,8 +20,9 @@ from trainer.config import TrainConfig  # noqa: E402
 from trainer.encoder_shape import KNOWN_CONFIGS, EncoderShape, encoder_shape, shape_of_config  # noqa: E402
 from trainer.memory import saved_activations  # noqa: E402
 from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
+from trainer.packed_blocks import packed_layout, parameter_shapes  # noqa: E402
 from trainer.profiles import PROFILES  # noqa: E402
-from trainer.sizes import flops_per_token, trained_parameters  # noqa: E402
+from trainer.sizes import block_bytes, flops_per_token, trained_parameters  # noqa: E402
 
 SMALL = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
@@ -235,3 +236,16 @@ def test_what_autograd_keeps_is_what_the_memory_plan_says(layout):
     told = 2 * hidden.nbytes  # normalised states and predicted ones: inputs of the first loss
     assert sum(saved_activations(config, shape).values()) + told == pytest.approx(found, rel=0.04)
     assert total.requires_grad
+
+
+# -- the frozen weights in their formats
+
+
+@pytest.mark.parametrize("weights", ["bf16", "fp8", "nf4"])
+@pytest.mark.parametrize("name", KNOWN_CONFIGS)
+def test_bytes_of_frozen_weights_are_those_that_are_packed(name, weights):
+    shape, model = shape_of_config(KNOWN_CONFIGS[name]), on_meta(known_config(name))
+    kept = list(blocks_of(model))[:shape.kept_blocks(-3)]
+    packed = [sum(entry.num_values * entry.dtype.itemsize + entry.num_scales * entry.scale_dtype.itemsize
+                  for entry in packed_layout(parameter_shapes(block), weights).tensors) for block in kept]
+    assert [block_bytes(shape, index, weights) for index in range(len(kept))] == packed

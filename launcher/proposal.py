@@ -1,0 +1,39 @@
+"""What the user is asked to approve."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from launcher.lint import LintProblem, lint
+from launcher.plan import Plan
+from launcher.recipe import Recipe, checkout_folder
+from launcher.render import Task, Templates, render
+from trainer.contract import Document
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe and its plan; `launch` carries out exactly this."""
+
+    recipe: Recipe
+    plan: Plan
+
+    @cached_property
+    def task(self) -> Task:
+        """The task rendered from this very plan. Raises RecipeError without a store."""
+        return render(self.plan, self.recipe, Templates.load(), checkout_folder())
+
+    @property
+    def problems(self) -> Sequence[LintProblem]:
+        """Known traps in the task; none while there is no store, and so no task."""
+        return lint(self.task) if self.recipe.store else ()
+
+    @property
+    def infra(self) -> str:
+        """Where training would run."""
+        return self.plan.offers[Document.TRAIN].infra
+
+    @property
+    def is_local(self) -> bool:
+        """True if nothing is rented."""
+        return self.plan.offers[Document.TRAIN].is_local

@@ -1,0 +1,211 @@
+"""What fits which GPUs, where the encoder goes, and what is advised when nothing fits."""
+
+import re
+
+import pytest
+from launch_examples import NOW, RECIPE, TWO_CORES
+
+from launcher.errors import LdlmError, NoOfferError, RecipeError
+from launcher.fit import Fit, fit
+from launcher.offers import GPU_KINDS, Machine, Offer, cloud_offer, make_offer, parse_gpus
+from launcher.plan import Plan, choose, make_plan
+from launcher.recipe import Candidate, Recipe, list_recipes, load_recipe
+from trainer.contract import Document
+from trainer.encoder_shape import encoder_shape
+from trainer.memory import GIB, memory_per_gpu
+
+# As nvidia-smi names the cards of the home recipes, with their memory in MiB.
+CARDS = {"RTX5090": ("NVIDIA GeForce RTX 5090", 32_607), "RTX4090": ("NVIDIA GeForce RTX 4090", 24_564),
+         "RTX3090": ("NVIDIA GeForce RTX 3090", 24_576)}
+
+
+FREE = ("limits.max_cost_usd=9999", "limits.deadline_hours=")
+
+
+def home(gpu: str | None, host_gib: float = 64.0) -> Machine:
+    """A machine with exactly the GPUs that a candidate names."""
+    name, _, number = (gpu or "").partition(":")
+    lines = [f"{CARDS[name][0]}, {CARDS[name][1]}, 570.86"] * int(number) if gpu else []
+    return Machine(num_cores=16, memory_gib=host_gib, gpus=parse_gpus("\n".join(lines)))
+
+
+def rented(gpu: str) -> Offer:
+    return cloud_offer(Candidate(infra="gcp", gpu=gpu, spot=True), NOW)
+
+
+def of_profile(profile: str, *overrides: str) -> Recipe:
+    """The example recipe with another profile in place of its sizes."""
+    return load_recipe(str(RECIPE), [
+        f"train={{profile: {profile}, steps: 100, data: {{source: 'shards:x'}}, "
+        "checkpoint: {every_steps: 10}}", *overrides])
+
+
+def fitted(recipe: Recipe, offer: Offer) -> Fit:
+    return fit(recipe, encoder_shape(recipe.train.token_encoder.name), offer)
+
+
+def planned(recipe: Recipe, candidate: Candidate) -> Plan:
+    """The plan of a recipe on one of its candidates."""
+    machine = home(candidate.gpu) if candidate.is_local else TWO_CORES
+    bench = candidate if candidate.is_local else recipe.hardware.bench[0]
+    offers = {Document.TRAIN: make_offer(candidate, machine, NOW),
+              Document.BENCH: make_offer(bench, machine, NOW)}
+    shape = encoder_shape(recipe.train.token_encoder.name)
+    return make_plan(recipe, shape, offers, (), NOW, "run-1")
+
+
+EVERY = [(found.name, index) for found in list_recipes()
+         for index in range(len(load_recipe(found.name).hardware.train))]
+
+
+@pytest.mark.parametrize(("name", "index"), EVERY)
+def test_every_recipe_fits_all_of_its_hardware(name, index):
+    recipe = load_recipe(name)
+    plan = planned(recipe, recipe.hardware.train[index])
+    assert plan.sizes is not None
+    memory = plan.sizes.memory
+    assert (memory is None) == (plan.offers[Document.TRAIN].gpu is None)
+    if memory is not None:
+        assert max(memory.needed_bytes, memory.encoder_needed_bytes) <= memory.gpu_gib * GIB
+    # A guess is wide; its middle is to leave the cap some room.
+    assert plan.usd is None or plan.usd.high <= plan.max_cost_usd or plan.max_cost_usd <= 1
+
+
+def test_recipes_are_there_for_every_profile_and_for_the_users_own_cards():
+    names = {found.name for found in list_recipes()}
+    assert names >= {"smoke", "paper-gpt2", "qwen3.5-0.8b", "qwen3.5-2b", "qwen3.6-35b-a3b", "qwen3.6-27b",
+                     "seed-35b-a3b", "seed-27b", "home-5090", "home-2gpu", "home-3090"}
+    assert all(load_recipe(name).name == name for name in names)
+
+
+@pytest.mark.parametrize(("name", "gpu", "placement", "ranks"), [
+    ("home-5090", "RTX5090:1", "gpu", 1), ("home-2gpu", "RTX4090:2", "next_gpu", 1),
+    ("home-3090", "RTX3090:1", "gpu", 1),
+])
+def test_home_recipes_run_on_exactly_their_cards(name, gpu, placement, ranks):
+    recipe = load_recipe(name)
+    assert {candidate.infra for candidate in recipe.hardware.train} == {"local"}
+    chosen = choose(recipe, "local", home(gpu))[Document.TRAIN]
+    plan = planned(recipe, chosen)
+    assert (plan.offers[Document.TRAIN].label, plan.encoder_placement) == (f"{gpu} here", placement)
+    assert plan.ranks_per_node == ranks
+    with pytest.raises(NoOfferError, match="no hardware on local"):
+        choose(recipe, "local", TWO_CORES)
+
+
+@pytest.mark.parametrize(("profile", "gpu", "placement"), [
+    ("qwen3.6-27b", "H100:1", "gpu"), ("qwen3.6-27b", "A100:1", "host"), ("qwen3.6-27b", "A100:4", "sharded"),
+    ("seed-27b", "H200:8", "gpu"), ("paper-gpt2", "RTX5090:1", "gpu"),
+])
+def test_the_encoder_lies_in_the_first_place_that_fits(profile, gpu, placement):
+    found = fitted(of_profile(profile), rented(gpu))
+    assert found.config.token_encoder.placement == placement
+    assert found.memory is not None
+    assert found.memory.fits(GPU_KINDS[gpu.partition(":")[0]].memory_gib)
+
+
+def test_the_next_gpu_is_taken_only_when_asked_for_and_halves_the_ranks():
+    asked = of_profile("qwen3.6-27b", "train.token_encoder.placement=next_gpu")
+    found = fitted(asked, rented("A100-80GB:8"))
+    assert (found.ranks_per_node, found.world_size) == (4, 4)
+    assert fitted(of_profile("qwen3.6-27b"), rented("A100-80GB:8")).ranks_per_node == 8
+    with pytest.raises(RecipeError, match="next_gpu, which takes 2 GPUs, but A100-80GB:1") as caught:
+        fitted(asked, rented("A100-80GB:1"))
+    assert caught.value.place == "--set train.token_encoder.placement=next_gpu"
+
+
+def refusal(recipe: Recipe, offer: Offer) -> LdlmError:
+    with pytest.raises(NoOfferError) as caught:
+        fitted(recipe, offer)
+    return caught.value
+
+
+@pytest.mark.parametrize(("profile", "gpu", "fix"), [
+    ("qwen3.6-27b", "L4:1", "add --set train.micro_batch_size=4"),
+    ("paper-gpt2", "L4:1", "add --set train.micro_batch_size=8"),
+    ("paper-gpt2", "T4:1", "add --set train.micro_batch_size=4"),
+    ("seed-35b-a3b", "L4:4", "add --set train.zero_stage=2"),
+    ("seed-35b-a3b", "A100:1", "add --set train.zero_stage=2"),
+    ("qwen3.6-35b-a3b", "T4:1", "take a larger GPU: "),
+    ("seed-27b", "H200:1", "take a larger GPU: B200:1"),
+])
+def test_what_does_not_fit_is_refused_with_the_first_change_that_does(profile, gpu, fix):
+    error = refusal(of_profile(profile), rented(gpu))
+    name, _, _ = gpu.partition(":")
+    assert re.search(rf"needs [\d.]+ GiB of each {name}, which has {GPU_KINDS[name].memory_gib:g} \(",
+                     error.problem)
+    assert error.fix is not None and error.fix.startswith(fix)
+    assert error.cli_exit_code == 4
+
+
+@pytest.mark.parametrize(("profile", "gpu"), [
+    ("qwen3.6-27b", "L4:1"), ("paper-gpt2", "T4:1"), ("seed-35b-a3b", "L4:4"), ("seed-35b-a3b", "A100:1"),
+    ("qwen3.6-35b-a3b", "RTX4090:1"),
+])
+def test_the_advice_is_true(profile, gpu):
+    words = re.findall(r"--set (\S+)", refusal(of_profile(profile), rented(gpu)).fix or "")
+    assert words
+    fitted(of_profile(profile, *words), rented(gpu))
+
+
+def test_a_fixed_placement_is_not_changed_behind_the_users_back():
+    on_gpu = of_profile("qwen3.6-27b", "train.token_encoder.placement=gpu")
+    assert refusal(on_gpu, rented("A100:1")).fix == "add --set train.token_encoder.placement=auto"
+
+
+def test_an_encoder_that_host_memory_cannot_hold_is_refused_too():
+    recipe = of_profile("qwen3.6-27b")
+    offer = make_offer(Candidate(infra="local", gpu="RTX3090:1"), home("RTX3090:1", host_gib=32.0), NOW)
+    assert "weights=fp8" in (refusal(recipe, offer).fix or "")
+    roomy = make_offer(Candidate(infra="local", gpu="RTX3090:1"), home("RTX3090:1", host_gib=96.0), NOW)
+    assert refusal(recipe, roomy).fix == "add --set train.micro_batch_size=4"
+
+
+def test_without_a_gpu_only_what_host_memory_clearly_cannot_hold_is_refused():
+    here = make_offer(Candidate(infra="local"), TWO_CORES, NOW)
+    small = fitted(of_profile("qwen3.5-0.8b"), here)
+    assert (small.memory, small.config.token_encoder.placement) == (None, "gpu")
+    assert "GiB of host memory, and this machine has 24" in refusal(of_profile("qwen3.6-27b"), here).problem
+
+
+def test_an_encoder_of_unknown_size_is_not_judged(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    recipe = of_profile("qwen3.6-27b", f"train.token_encoder.name={tmp_path}")
+    assert fit(recipe, None, rented("T4:1")).memory is None
+
+
+def test_a_plan_has_the_numbers_behind_its_memory():
+    plan = planned(load_recipe("qwen3.6-27b"), load_recipe("qwen3.6-27b").hardware.train[0])
+    assert plan.sizes is not None and plan.sizes.memory is not None
+    config = load_recipe("qwen3.6-27b", ["train.token_encoder.placement=gpu"]).train
+    told = memory_per_gpu(config, encoder_shape("Qwen/Qwen3.6-27B"), 1)
+    assert plan.sizes.memory.allocated_bytes == told.allocated_bytes
+    assert plan.sizes.memory.needed_bytes == plan.sizes.memory.needed_bytes_by_stage[1]
+    assert plan.sizes.flops == pytest.approx(plan.sizes.flops_per_token.total * plan.tokens)
+    fetched = plan.sizes.encoder
+    assert float(fetched.fetch_usd) == pytest.approx(fetched.num_bytes / 80e6 / 3600 * 1.6, abs=1e-3)
+    assert Plan.model_validate_json(plan.model_dump_json()) == plan
+
+
+def test_at_home_weights_are_kept_and_fetching_them_costs_nothing():
+    plan = planned(load_recipe("home-3090"), load_recipe("home-3090").hardware.train[0])
+    assert plan.sizes is not None
+    assert (plan.sizes.encoder.fetch_s, plan.sizes.encoder.fetch_usd) == (0, 0)
+
+
+def test_weights_that_are_copied_from_the_host_slow_training_down_and_a_warning_says_what_would_not():
+    card = Candidate(infra="vast", gpu="H200:1")
+    beside, host = (planned(of_profile("qwen3.6-27b", f"train.token_encoder.placement={where}", *FREE), card)
+                    for where in ("gpu", "host"))
+    assert host.tokens_per_s < beside.tokens_per_s
+    assert not any("does not fit" in warning for warning in host.warnings)
+    small = planned(of_profile("qwen3.6-27b", *FREE), Candidate(infra="vast", gpu="L40S:1"))
+    assert small.encoder_placement == "host"
+    assert small.warnings[-1].endswith("; --set train.token_encoder.weights=nf4 keeps it there")
+
+
+def test_an_unknown_card_is_a_guess_and_says_so():
+    plan = planned(of_profile("paper-gpt2", "train.micro_batch_size=4", *FREE),
+                   Candidate(infra="vast", gpu="RTX7090:1"))
+    assert "memory and speed of RTX7090 are not known: 16 GiB is a guess" in plan.warnings
+    assert "an unknown card" in plan.speed_source
