@@ -180,6 +180,22 @@ def test_activation_checkpointing_changes_no_loss_and_no_gradient(layout: dict) 
         assert torch.allclose(one, other, atol=1e-7)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+def test_on_a_gpu_bfloat16_gives_the_losses_of_a_cpu_in_float32(layout: dict) -> None:
+    if "dropout" in layout:
+        pytest.skip("its mask is another on each device")
+    config, (tokens, hidden, _, _) = tiny_config(layout), _batch()
+    noise, model = draw_noise(config, 0, 0, range(4), "cpu"), tiny_model(config)
+    expected = torch.stack(model(tokens, hidden, noise, 0.5, noise.uniform_B)[:4])
+    on_gpu = tiny_model(config).cuda().bfloat16()
+    noise = StepNoise(*(part.cuda() for part in noise))
+    losses = on_gpu(tokens.cuda(), hidden.cuda(), noise, 0.5, noise.uniform_B)
+    losses.total.backward()
+    assert torch.stack(losses[:4]).tolist() == pytest.approx(expected.tolist(), rel=0.05)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in on_gpu.parameters())
+
+
 def test_activation_checkpointing_keeps_less_and_only_where_there_is_a_way_back() -> None:
     def kept_elements(**changes: object) -> int:
         model, (tokens, hidden, noise, u_B) = tiny_model(tiny_config(**changes)), _batch()

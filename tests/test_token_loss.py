@@ -100,3 +100,30 @@ def test_head_gives_logits_or_their_loss_and_starts_as_a_linear_map() -> None:
     assert head(features, targets).item() == pytest.approx(expected.item(), rel=1e-5)
     with torch.no_grad():
         assert head(features, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_bfloat16_is_as_exact_and_takes_far_less_memory_than_whole_logits() -> None:
+    num_rows, width, vocabulary = 2_048, 768, 248_320
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, device="cuda").div(5).bfloat16().requires_grad_()
+
+    leaves = features, weight, bias = drawn(num_rows, width), drawn(vocabulary, width), drawn(vocabulary)
+    targets = torch.randint(0, vocabulary, (num_rows,), generator=generator, device="cuda")
+    targets[::5] = -100
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    loss = linear_cross_entropy(*leaves, targets)
+    (3 * loss).backward()
+    peak = torch.cuda.max_memory_allocated() - before
+    # Gradient of the weight in float32 and in bfloat16; logits and theirs for 2^26 elements; small change.
+    assert peak < 6 * weight.numel() + 12 * 2**26 + 2**27
+    assert peak < 0.6 * 4 * num_rows * vocabulary * 2  # logits and their gradient in float32
+    whole = [leaf.detach().float().requires_grad_() for leaf in leaves]
+    expected = F.cross_entropy(F.linear(*whole), targets)
+    (3 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
+    for mine, theirs in zip(leaves, whole, strict=True):
+        assert (mine.grad.float() - theirs.grad).norm() < 1e-2 * theirs.grad.norm()

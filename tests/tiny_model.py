@@ -46,6 +46,6 @@ def tiny_model(config: TrainConfig, token_ids: torch.Tensor | None = None) -> La
     model = LatentDiffusionLM(config, HIDDEN_SIZE, token_ids, VOCABULARY)
     generator = torch.Generator().manual_seed(5)
     for name, parameter in model.denoiser.named_parameters():
-        if parameter.ndim == 2 or name.endswith(("gain", "gate")):
+        if parameter.ndim == 2 or name in ("output.weight", "blocks.0.prompt.gate"):
             torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     return model

@@ -47,7 +47,7 @@ class Denoiser(nn.Module):
         self.is_plain = sizes.denoiser_block == "plain"
         num_inputs = 2 * latent_width if sizes.self_conditioning else latent_width
         self.input: nn.Module = nn.Identity()
-        if not self.is_plain or num_inputs != width:
+        if not self.is_plain or sizes.self_conditioning or latent_width != width:
             self.input = nn.Linear(num_inputs, width)
         is_learned = sizes.denoiser_positions == "learned"
         self.positions = nn.Parameter(sinusoid(config.num_latents, width)) if is_learned else None
@@ -56,9 +56,8 @@ class Denoiser(nn.Module):
         self.blocks = BlockStack((block(shape) for _ in range(sizes.denoiser_layers)),
                                  config.activation_checkpointing)
         self.modulation = None if self.is_plain else _zero(nn.Linear(width, 2 * width))
-        has_gain = self.is_plain and latent_width == width
-        self.gain = nn.Parameter(torch.zeros(width)) if has_gain else None
-        self.output = nn.Identity() if has_gain else _zero(nn.Linear(width, latent_width))
+        is_direct = self.is_plain and latent_width == width
+        self.output = _ZeroGain(width) if is_direct else _zero(nn.Linear(width, latent_width))
         # Last, so that all other parts start the same with and without it.
         self.prompt = PromptInput(config, hidden_size) if sizes.prompt else None
         if self.prompt is not None:
@@ -76,28 +75,27 @@ class Denoiser(nn.Module):
                 `self_conditioning`.
             prompt: What the text begins with; None: nothing is known. Only with `model.prompt`.
         """
-        dtype = self.time[0].weight.dtype
+        time_B1W = self._time(u_B)[:, None]
+        readable = None if prompt is None or self.prompt is None else self.prompt(prompt)
         if self.config.model.self_conditioning:
             z_BKD = torch.cat([z_BKD, estimate_BKD], dim=-1)
-        x_BKW = self.input(z_BKD.to(dtype))
-        rotation = None
-        if self.positions is None:
-            shape = self.blocks[0].attention.shape
-            rotation = rotation_of(x_BKW.shape[1], shape.width // shape.num_heads, x_BKW.device)
-        else:
+        x_BKW = self.input(z_BKD.to(time_B1W.dtype))
+        if self.positions is not None:
             x_BKW = x_BKW + self.positions
-        readable = None if prompt is None or self.prompt is None else self.prompt(prompt)
-        time_B1W = self._time(u_B, dtype)[:, None]
         if self.is_plain:
             x_BKW = x_BKW + time_B1W
-        x_BKW = self.blocks(x_BKW, time_B1W, rotation, readable)
+        x_BKW = self.blocks(x_BKW, time_B1W, self._rotation(x_BKW), readable)
         if self.modulation is not None:
             x_BKW = _modulated(x_BKW, *self.modulation(time_B1W).chunk(2, dim=-1))
-        if self.gain is not None:
-            x_BKW = x_BKW * self.gain
         return self.output(x_BKW).float()
 
-    def _time(self, u_B: Tensor, dtype: torch.dtype) -> Tensor:
+    def _rotation(self, x_BKW: Tensor) -> Rotation | None:
+        sizes = self.config.model
+        if sizes.denoiser_positions == "learned":
+            return None
+        return rotation_of(x_BKW.shape[1], sizes.width // sizes.num_heads, x_BKW.device)
+
+    def _time(self, u_B: Tensor) -> Tensor:
         """What the blocks are told of the time: (B, W)."""
         clock_B = u_B.float()
         if self.config.model.time_input == "log_snr":
@@ -105,7 +103,18 @@ class Denoiser(nn.Module):
             # As even times: 0 clean, 1 noise.
             clock_B = (1 - signal_B / _LOG_SNR_RANGE) / 2
         told = clock_B[:, None] if self.is_plain else _embedded(clock_B, self.config.model.width)
-        return self.time(told.to(dtype))
+        return self.time(told.to(self.time[0].weight.dtype))
+
+
+class _ZeroGain(nn.Module):
+    """A learned factor for each channel, 0 at first."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
 
 
 class _DiTBlock(nn.Module):

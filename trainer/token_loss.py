@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # target of a row that does not count; what cross_entropy skips
-# Logits in float32 at a time: 256 MiB (guess: large enough to keep a GPU busy).
+# Logits at a time: 256 MiB in float32 (guess: enough to keep a GPU busy).
 _CHUNK_ELEMENTS = 2**26
+_ROW_MULTIPLE = 64
 
 
 class VocabularyHead(nn.Linear):
@@ -36,8 +37,10 @@ def linear_cross_entropy(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor,
     """
     inputs = (features_NW, weight_VW, bias_V)
     needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    return _LinearCrossEntropy.apply(*inputs, targets_N, max(1, chunk_elements // len(weight_VW)),
-                                     needs_gradients)
+    chunk_rows = max(1, chunk_elements // len(weight_VW))
+    # Matrix products over an odd number of rows are slow on a GPU.
+    chunk_rows -= chunk_rows % _ROW_MULTIPLE if chunk_rows > _ROW_MULTIPLE else 0
+    return _LinearCrossEntropy.apply(*inputs, targets_N, chunk_rows, needs_gradients)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -46,16 +49,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk_rows: int, needs_gradients: bool) -> Tensor:
         counted_N = targets_N != IGNORED
         share_N = counted_N / counted_N.sum().clamp(min=1)
-        gradients = _Gradients(features_NW, weight_VW) if needs_gradients else None
+        gradients = None
+        if needs_gradients:
+            gradients = _Gradients(features_NW, weight_VW, is_whole=len(features_NW) <= chunk_rows)
         total = torch.zeros((), device=features_NW.device)
         for begin in range(0, len(features_NW), chunk_rows):
             rows = slice(begin, begin + chunk_rows)
+            logits_CV = F.linear(features_NW[rows], weight_VW, bias_V)
+            log_p_CV = F.log_softmax(logits_CV, dim=1, dtype=torch.float32)
             target_C1 = torch.where(counted_N[rows], targets_N[rows], 0)[:, None]
-            loss_C, p_CV = _cross_entropy(F.linear(features_NW[rows], weight_VW, bias_V), target_C1)
+            loss_C = -log_p_CV.gather(1, target_C1).squeeze(1)
             total += torch.where(counted_N[rows], loss_C * share_N[rows], 0.0).sum()
             if gradients is not None:
+                p_CV = log_p_CV.exp_()
                 p_CV.scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=p_CV.dtype))
-                gradients.add(rows, p_CV.mul_(share_N[rows, None]))
+                # The logits are done with: their memory takes their gradient, in their dtype.
+                gradients.add(rows, torch.mul(p_CV, share_N[rows, None], out=logits_CV))
         if gradients is not None:
             ctx.gradients = gradients.finished()
         return total
@@ -68,30 +77,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*(gradient.mul_(upstream) for gradient in gradients), None, None, None)
 
 
-def _cross_entropy(logits_CV: Tensor, target_C1: Tensor) -> tuple[Tensor, Tensor]:
-    """Loss of each row and its probabilities, float32, in one tensor's memory."""
-    p_CV = logits_CV.float()
-    p_CV -= p_CV.amax(1, keepdim=True)
-    picked_C1 = p_CV.gather(1, target_C1)
-    sums_C1 = p_CV.exp_().sum(1, keepdim=True)
-    return (sums_C1.log() - picked_C1).squeeze(1), p_CV.div_(sums_C1)
-
-
 class _Gradients:
-    """Gradients of features, weight and bias, collected chunk by chunk; the last two in float32."""
+    """Gradients of features, weight and bias, collected chunk by chunk; the last two in float32.
 
-    def __init__(self, features_NW: Tensor, weight_VW: Tensor) -> None:
+    Where all rows are one chunk, `is_whole`, the weight's is rounded once as it is, and so costs no
+    float32.
+    """
+
+    def __init__(self, features_NW: Tensor, weight_VW: Tensor, is_whole: bool) -> None:
         self._features_NW, self._weight_VW = features_NW, weight_VW
         self._for_features = torch.empty_like(features_NW)
-        self._for_weight = torch.zeros_like(weight_VW, dtype=torch.float32)
+        self._for_weight = torch.zeros_like(weight_VW, dtype=weight_VW.dtype if is_whole else torch.float32)
         self._for_bias = torch.zeros_like(weight_VW[:, 0], dtype=torch.float32)
 
     def add(self, rows: slice, for_logits_CV: Tensor) -> None:
         """Take in the gradient of some rows' logits."""
-        rounded_CV = for_logits_CV.to(self._weight_VW.dtype)
-        self._for_features[rows] = rounded_CV @ self._weight_VW
-        self._for_bias += for_logits_CV.sum(0)
-        _add_product(self._for_weight, rounded_CV.T, self._features_NW[rows])
+        self._for_features[rows] = for_logits_CV @ self._weight_VW
+        self._for_bias += for_logits_CV.sum(0, dtype=torch.float32)
+        _add_product(self._for_weight, for_logits_CV.T, self._features_NW[rows])
 
     def finished(self) -> tuple[Tensor, Tensor, Tensor]:
         """In the dtypes that autograd expects."""
@@ -100,8 +103,10 @@ class _Gradients:
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, rounded no earlier than to total's float32."""
-    if total.is_cuda and right.dtype != total.dtype:
+    """total += left @ right, rounded no earlier than to total's dtype."""
+    if total.dtype == right.dtype:
+        total.addmm_(left, right)
+    elif total.is_cuda:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
     else:
         total.addmm_(left.float(), right.float())
