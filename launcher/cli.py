@@ -39,6 +39,14 @@ app = typer.Typer(
     epilog="Exit codes: 0 done; 1 refused or not planned for; 2 usage; 3 recipe; 4 no offer within the "
            "limits; 5 engine, or a run that failed; 6 run record or store; 130 interrupted.")
 
+data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare text for training.")
+weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror weights of token encoders.")
+app.add_typer(data, name="data", rich_help_panel=_ADVANCED)
+app.add_typer(weights, name="weights", rich_help_panel=_ADVANCED)
+# The trainer's own parser knows the options, and has the help.
+_PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
+    "ignore_unknown_options": True, "allow_extra_args": True}}
+
 
 def _not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
     """An empty text is a shell variable that is not set; taken for no option it would start another run."""
@@ -206,6 +214,22 @@ def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
     _ask(f"Delete {folder.url} ({console.data_size(size)})?", yes)
     freed = commands.remove_run(folder)
     console.answer(f"deleted {run}: {console.data_size(freed)} freed")
+
+
+@data.command("prepare", **_PASSED_ON)
+def data_prepare(ctx: typer.Context) -> None:
+    """Turn text, JSONL, Parquet or a Hugging Face dataset into token shards."""
+    from launcher.trainer_commands import run_in_trainer
+
+    raise SystemExit(run_in_trainer("trainer.prepare", ctx.args))
+
+
+@weights.command("mirror", **_PASSED_ON)
+def weights_mirror(ctx: typer.Context) -> None:
+    """Put the used part of a token encoder into the store, once."""
+    from launcher.trainer_commands import run_in_trainer
+
+    raise SystemExit(run_in_trainer("trainer.mirror", ctx.args))
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,8 +22,8 @@ from trainer.contract import ConfigError
 from trainer.preparing import Quiet, bad_rows
 from trainer.preparing import prepare as prepare_source
 from trainer.shard_cache import ShardCache
-from trainer.shards import PARTS, SPLITS, PreparedManifest, Shard, find_manifest
-from trainer.store import Store, local_store_url, open_store, sub_store
+from trainer.shards import PARTS, SHARDS, SPLITS, PreparedManifest, Shard, find_manifest, prepared_text
+from trainer.store import Store, local_store_url, open_store
 from trainer.text_sources import digest, open_source
 from trainer.text_tokenizer import (
     TextTokenizer,
@@ -32,9 +31,6 @@ from trainer.text_tokenizer import (
     end_of_text_id,  # noqa: F401
     text_tokenizer,
 )
-
-SHARDS = "shards:"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 
 
 class Corpus:
@@ -153,14 +149,10 @@ def _prepared_store(config: TrainConfig, text: TextTokenizer, store: Store | Non
     """Where the shards are; a text that has none is prepared first."""
     source = config.data.source
     if source.startswith(SHARDS):
-        name = source.removeprefix(SHARDS)
-        if not _NAME.fullmatch(name):
-            raise ConfigError(f"{source!r} names no prepared text", place="data.source",
-                              fix="write shards:NAME; NAME is a folder below <store>/data")
         if store is None:
             raise ConfigError(f"{source} is looked for in the store, but there is none", place="data.source",
                               fix="set store in the recipe, or name the URL of the shards")
-        return sub_store(store, f"data/{name}")
+        return prepared_text(store, source, "data.source")
     if source.startswith("hf://"):
         raise ConfigError(f"{source} is a dataset, not prepared shards", place="data.source",
                           fix=f"ldlm data prepare {source} --tokenizer {config.token_encoder.name} "

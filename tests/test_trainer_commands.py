@@ -1,0 +1,117 @@
+"""Commands that run in the trainer's environment: found or told, on this terminal, with its exit code."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import LdlmError
+from launcher.trainer_commands import run_in_trainer, trainer_python
+
+ROOT = Path(__file__).resolve().parent.parent
+# Stands in for the Python of the trainer's environment: says what it was asked, then does as it is told.
+ECHO = """#!{python}
+import os, signal, sys, time
+path = os.environ["PYTHONPATH"].split(os.pathsep)[0]
+print(sys.argv[1:], os.getcwd(), path, os.environ["LDLM_STORE"], flush=True)
+print("talk", file=sys.stderr, flush=True)
+def stop(number, frame):
+    sys.exit(77)
+signal.signal(signal.SIGTERM, stop)
+if "--wait" in sys.argv:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("interrupted: it goes on", file=sys.stderr)
+        sys.exit(130)
+if "--die" in sys.argv:
+    os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(int(sys.argv[-1]) if sys.argv[-1].isdigit() else 0)
+"""
+
+
+@pytest.fixture
+def echo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "python"
+    path.write_text(ECHO.format(python=sys.executable))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("LDLM_TRAIN_PYTHON", str(path))
+    return path
+
+
+def ldlm(*arguments: str, **options: object) -> "subprocess.Popen[str]":
+    code = "from launcher.cli import main; main()"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}, **options)
+
+
+def test_arguments_folder_store_and_exit_code_are_passed_on(echo, tmp_path, monkeypatch):
+    monkeypatch.setenv("LDLM_STORE", "s3://bucket/ldlm")
+    process = ldlm("data", "prepare", "a b.txt", "--tokenizer", "x", "--shard", "0/2", "6", cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    asked = ["-P", "-m", "trainer.prepare", "a b.txt", "--tokenizer", "x", "--shard", "0/2", "6"]
+    assert out == f"{asked} {tmp_path} {ROOT} s3://bucket/ldlm\n"
+    assert (err, process.returncode) == ("talk\n", 6)
+
+
+@pytest.mark.parametrize(("command", "module"), [
+    (("data", "prepare"), "trainer.prepare"), (("weights", "mirror"), "trainer.mirror")])
+def test_help_is_that_of_the_trainer_and_the_store_is_the_usual_one(echo, monkeypatch, command, module):
+    monkeypatch.delenv("LDLM_STORE", raising=False)
+    out, _ = ldlm(*command, "--help").communicate(timeout=60)
+    assert f"['-P', '-m', '{module}', '--help']" in out
+    assert out.strip().endswith("/store") and "file://" in out
+
+
+def test_both_commands_are_in_the_advanced_panel():
+    out, _ = ldlm("--help").communicate(timeout=60)
+    advanced = out.partition("Advanced:")[2]
+    assert "data " in advanced and "weights " in advanced
+    out, _ = ldlm("data", "--help").communicate(timeout=60)
+    assert "prepare  Turn text, JSONL, Parquet" in out
+
+
+@pytest.mark.parametrize("to_group", [True, False])
+def test_ctrl_c_and_sigterm_reach_the_trainer_which_has_the_last_word(echo, to_group):
+    process = ldlm("data", "prepare", "--wait", start_new_session=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.3)
+    if to_group:  # as a terminal does
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.terminate()
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == (130 if to_group else 77)
+    assert "Traceback" not in err
+    if to_group:
+        assert err.splitlines()[-1] == "interrupted: it goes on"
+
+
+def test_a_trainer_that_is_killed_gives_the_code_a_shell_would(echo):
+    process = ldlm("data", "prepare", "--die")
+    process.communicate(timeout=30)
+    assert process.returncode == 137
+
+
+def test_without_the_trainers_environment_the_make_target_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDLM_TRAIN_PYTHON", str(tmp_path / "none"))
+    with pytest.raises(LdlmError, match="no trainer's environment") as caught:
+        run_in_trainer("trainer.prepare", [])
+    assert "set LDLM_TRAIN_PYTHON" in (caught.value.fix or "")
+    monkeypatch.delenv("LDLM_TRAIN_PYTHON")
+    monkeypatch.setattr("launcher.trainer_commands.checkout_folder", lambda: tmp_path)
+    with pytest.raises(LdlmError) as caught:
+        trainer_python()
+    assert f"make -C {tmp_path} .venv-train" in (caught.value.fix or "")
+
+
+def test_signals_are_ours_again_afterwards(echo):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    assert run_in_trainer("trainer.prepare", ["3"]) == 3
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
