@@ -27,8 +27,9 @@ def _inputs(width: int = 8) -> tuple:
 
 def _disturbed(**layout: object) -> Denoiser:
     denoiser = _denoiser(**layout)
-    for parameter in denoiser.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    for name, parameter in denoiser.named_parameters():
+        if parameter.ndim == 2 or name == "output.weight":
+            torch.nn.init.normal_(parameter, std=0.3)
     return denoiser
 
 
