@@ -26,11 +26,10 @@ from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.diffusion import TimestepSampler
 from trainer.evaluate import Evaluation
 from trainer.generate import decode, sample_latents, to_text
-from trainer.job import Limits
 from trainer.manifest import TIME_DENSITY, CheckpointError, Manifest, load_averaged_weights
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
-from trainer.preemption import over_limit
+from trainer.preemption import Limits, over_limit
 from trainer.run_folder import RunFolder, spent_usd
 from trainer.store import open_store
 from trainer.token_encoder import load_tokenizer

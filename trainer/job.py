@@ -4,8 +4,6 @@ import contextlib
 import io
 import os
 from dataclasses import dataclass, field
-from datetime import datetime
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +22,11 @@ from trainer.evaluate import Evaluation
 from trainer.gradients import parameter_groups
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
-from trainer.preemption import StopSignal
+from trainer.preemption import Limits, StopSignal
 from trainer.ranks import own_devices
 from trainer.run_folder import Attempt, RunFolder, spent_usd
 from trainer.store import open_store
 from trainer.token_encoder import TokenEncoder, load_token_encoder, load_tokenizer
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Where the run stops itself. None: no such limit."""
-
-    deadline: datetime | None
-    max_cost_usd: Decimal | None
-    bench_reserve_usd: Decimal
-
-    @classmethod
-    def from_environment(cls) -> "Limits":
-        """Read what the task says."""
-        deadline, cap = os.environ.get(Env.DEADLINE), os.environ.get(Env.MAX_COST)
-        return cls(
-            deadline=datetime.fromisoformat(deadline) if deadline else None,
-            max_cost_usd=Decimal(cap) if cap else None,
-            bench_reserve_usd=Decimal(os.environ.get(Env.BENCH_RESERVE) or 0),
-        )
 
 
 @dataclass

@@ -4,7 +4,9 @@ Signal handlers only set a flag. Flag, deadline, budget and failed saves become 
 rank, and `agree` takes the largest, so that every rank leaves the loop at the same step.
 """
 
+import os
 import signal
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum
@@ -12,6 +14,8 @@ from types import FrameType
 
 import torch
 from torch import distributed as dist
+
+from trainer.contract import Env
 
 
 class Verdict(IntEnum):
@@ -21,6 +25,25 @@ class Verdict(IntEnum):
     LIMIT = 1  # budget or deadline of the run: save and finish for good
     RECOVER = 2  # this machine goes away: save and ask for another
     FAIL = 3  # checkpoints cannot be written any more
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where the run stops itself. None: no such limit."""
+
+    deadline: datetime | None
+    max_cost_usd: Decimal | None
+    bench_reserve_usd: Decimal
+
+    @classmethod
+    def from_environment(cls) -> "Limits":
+        """Read what the task says."""
+        deadline, cap = os.environ.get(Env.DEADLINE), os.environ.get(Env.MAX_COST)
+        return cls(
+            deadline=datetime.fromisoformat(deadline) if deadline else None,
+            max_cost_usd=Decimal(cap) if cap else None,
+            bench_reserve_usd=Decimal(os.environ.get(Env.BENCH_RESERVE) or 0),
+        )
 
 
 class StopSignal:
