@@ -173,6 +173,17 @@ def test_what_was_written_from_other_weights_is_written_again(tmp_path: Path) ->
     assert written.num_written == len(written.manifest.files)
 
 
+def test_a_full_disk_is_told_with_what_to_do() -> None:
+    save_model(Path(NAME), "gpt2")
+    program = ("import resource, sys; from trainer.mirror import main\n"
+               "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
+               f"sys.exit(main({command()!r}))")
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 6 and "Traceback" not in done.stderr
+    assert "block-000.safetensors cannot be written" in done.stderr and "TMPDIR" in done.stderr
+
+
 def test_writing_holds_little_more_than_one_block(tmp_path: Path) -> None:
     """Twenty blocks of 25 MB would be 500 MB; one block and its copies are a fifth of that."""
     done = subprocess.run([sys.executable, "-c", _PEAK], cwd=os.getcwd(), check=True, capture_output=True,
@@ -279,6 +290,15 @@ def test_a_damaged_mirror_is_refused_and_named(mirrored: CountingStore) -> None:
     mirrored.put(f"{KEY}/manifest.json", b"{")
     with pytest.raises(LdlmError, match="manifest of this mirror is damaged"):
         fetched(mirrored)
+
+
+def test_a_cache_that_cannot_be_written_is_named(mirrored: CountingStore, tmp_path: Path,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a file"))
+    with pytest.raises(StoreError, match="a file.*: cannot be written") as caught:
+        fetched(mirrored)
+    assert "XDG_CACHE_HOME" in (caught.value.fix or "")
 
 
 def test_of_two_at_once_one_fetches_and_the_other_waits(mirrored: CountingStore) -> None:

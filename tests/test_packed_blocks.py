@@ -206,6 +206,14 @@ def test_shares_of_two_ranks_make_whole_blocks(tmp_path: Path) -> None:
             assert torch.equal(torch.load(tmp_path / f"{held_as}-{rank}.pt"), hidden(folder, held_as))
 
 
+def test_ranks_on_nodes_of_their_own_share_with_nobody(tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    folder = save_model(tmp_path / "model", "moe-vl")
+    torch.multiprocessing.spawn(_rank, (folder, tmp_path), nprocs=2)
+    assert torch.equal(torch.load(tmp_path / "nf4-1.pt"), hidden(folder, "nf4"))
+
+
 def _rank(rank: int, folder: Path, out: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
     for held_as in ("bf16", "nf4"):

@@ -17,17 +17,18 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainer.config import TokenEncoderConfig
-from trainer.contract import LdlmError, Name
+from trainer.contract import LdlmError, Name, StoreError
 from trainer.encoder_weights import OUTER_FILE, TOKENIZER_FILES, Checkpoint, block_file
 from trainer.manifest import StoredFile
 from trainer.mirror_format import MirrorManifest, mirror_key, read_manifest
 from trainer.packed_blocks import Layout, pack, packed_layout, parameter_shapes, unpacked
 from trainer.store import NotFoundError, Store, open_store
 from trainer.transfers import Progress, sha256_of
-from trainer.trunk import empty_trunk, family_of
+from trainer.trunk import empty_trunk, family_of, first_line
 from trainer.weight_sources import open_checkpoint
 
 _UNFINISHED = "unfinished.json"
@@ -80,15 +81,17 @@ def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], 
     done = _resumable(store, key, source)
     num_resumed = len(done)
     layouts = _layouts(checkpoint, config)
-    progress = Progress(f"mirror of {config.name}", sum(layout.num_bytes for layout in layouts), say)
+    missing = [layout.num_bytes for index, layout in enumerate(layouts) if block_file(index) not in done]
+    progress = Progress(f"mirror of {config.name}", sum(missing), say)
     with tempfile.TemporaryDirectory(prefix="ldlm-mirror-") as scratch:
         for name, make in _parts(checkpoint, config, layouts):
-            if name not in done:
-                make(Path(scratch, name))
-                done[name] = _upload(store, f"{key}/{name}", Path(scratch, name))
-                so_far = _Unfinished(source=source, files=done)
-                store.put(f"{key}/{_UNFINISHED}", so_far.model_dump_json().encode())
-                Path(scratch, name).unlink()
+            if name in done:
+                continue
+            _make(make, Path(scratch, name))
+            done[name] = _upload(store, f"{key}/{name}", Path(scratch, name))
+            so_far = _Unfinished(source=source, files=done)
+            store.put(f"{key}/{_UNFINISHED}", so_far.model_dump_json().encode())
+            Path(scratch, name).unlink()
             progress.add(done[name].num_bytes)
             say(f"{name} is there; {progress.line()}")
     manifest = MirrorManifest(
@@ -117,6 +120,14 @@ def _parts(checkpoint: Checkpoint, config: TokenEncoderConfig,
     for index, layout in enumerate(layouts):
         yield block_file(index), lambda path, index=index, layout=layout: _save_block(
             checkpoint, index, layout, path)
+
+
+def _make(make: Callable[[Path], object], path: Path) -> None:
+    try:
+        make(path)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path.name} cannot be written: {first_line(error)}", place=str(path.parent),
+                         fix="free disk space there, or set TMPDIR to a folder on a larger disk") from error
 
 
 def _save_block(checkpoint: Checkpoint, index: int, layout: Layout, path: Path) -> None:

@@ -1,6 +1,8 @@
 """Where the frozen weights of a token encoder lie, and how they come to where they compute."""
 
+import mmap
 import os
+import weakref
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +49,8 @@ def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
     else:
         slot_layouts = [packed_layout(named, "bf16", dtype) for named in shapes]
         FedBlocks(blocks, keeper.feed(held), layouts, slot_layouts, device)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # what packing has used would lie idle beside the training
     return trunk
 
 
@@ -73,15 +77,7 @@ class _OnHost:
         self._device = device
 
     def keep(self, packed: Tensor) -> Tensor:
-        held = packed.cpu()
-        if self._device.type == "cuda":
-            # Not pin_memory(): its allocator rounds sizes up to powers of two.
-            failed = int(torch.cuda.cudart().cudaHostRegister(held.data_ptr(), held.numel(), 0))
-            if failed:
-                raise ConfigError(f"the host gives no page-locked memory for weights: CUDA error {failed}",
-                                  place="token_encoder.placement: host",
-                                  fix="allow it (ulimit -l unlimited; --ulimit memlock=-1 for containers)")
-        return held
+        return _page_locked(packed) if self._device.type == "cuda" else packed.cpu()
 
     def feed(self, held: list[Tensor]) -> Feed:
         return HostFeed(held, self._device)
@@ -96,6 +92,22 @@ class _OnRanks:
 
     def feed(self, held: list[Tensor]) -> Feed:
         return ShardedFeed(held, self._group, self._device)
+
+
+def _page_locked(packed: Tensor) -> Tensor:
+    """A copy in host memory that the GPU reads by itself."""
+    # Not pin_memory(): its allocator rounds sizes up to powers of two. Pages of its own: two neighbours
+    # on one page cannot both be locked.
+    held = torch.frombuffer(mmap.mmap(-1, packed.numel()), dtype=torch.uint8)
+    held.copy_(packed)
+    runtime, address = torch.cuda.cudart(), held.data_ptr()
+    failed = int(runtime.cudaHostRegister(address, held.numel(), 0))
+    if failed:
+        raise ConfigError(f"the host gives no page-locked memory for weights: CUDA error {failed}",
+                          place="token_encoder.placement: host",
+                          fix="allow it (ulimit -l unlimited; --ulimit memlock=-1 for containers)")
+    weakref.finalize(held, runtime.cudaHostUnregister, address).atexit = False
+    return held
 
 
 def _keeper(placement: Placement, device: torch.device) -> _Keeper:

@@ -19,6 +19,7 @@ _RANGES_AT_A_TIME = 16  # guess: fills tens of Gbit/s, for 256 MiB of memory
 _HASHES_AT_A_TIME = 4
 _SAY_EVERY_S = 10.0
 _GIB = 2**30
+_LARGER_DISK = "free disk space, or set XDG_CACHE_HOME to a folder on a larger disk"
 
 
 class Progress:
@@ -51,7 +52,7 @@ def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Pat
                 progress: Progress) -> None:
     """Bring files of a folder in a store to this disk. A file has its name only when its hash is right.
 
-    What is there in its right size stays as it is. Raises nothing but:
+    What is there in its right size stays as it is.
 
     Raises:
         DamagedError: What the store holds is not what was written there.
@@ -71,7 +72,7 @@ def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Pat
                 check.result()
         except OSError as error:
             raise StoreError(f"cannot keep {key} on this disk: {error.strerror}", place=str(folder),
-                             fix="free disk space, or set XDG_CACHE_HOME to a larger disk") from error
+                             fix=_LARGER_DISK) from error
         finally:
             ranges.shutdown(cancel_futures=True)
 
@@ -89,9 +90,17 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def one_at_a_time(path: Path) -> Iterator[None]:
-    """Only one process of this machine is in here with the same path; it ends with the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    """Only one process of this machine is in here with the same path; it ends with the process.
+
+    Raises:
+        StoreError: The path cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise StoreError(f"cannot be written: {error.strerror}", place=str(path), fix=_LARGER_DISK) from error
+    with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
