@@ -14,6 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from obstore.store import MemoryStore  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.tiny_models import save_model  # noqa: E402
 from trainer import transfers  # noqa: E402
@@ -195,6 +196,8 @@ _PEAK = f"""
 import resource
 from pathlib import Path
 import torch, transformers
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 from tests.tiny_models import tokenizer
 from trainer.config import TokenEncoderConfig
 from trainer.mirror import write_mirror
@@ -299,6 +302,18 @@ def test_a_cache_that_cannot_be_written_is_named(mirrored: CountingStore, tmp_pa
     with pytest.raises(StoreError, match="a file.*: cannot be written") as caught:
         fetched(mirrored)
     assert "XDG_CACHE_HOME" in (caught.value.fix or "")
+
+
+def test_a_mirror_with_other_names_than_this_transformers_uses_is_refused(
+        mirrored: CountingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    block = fetched(mirrored) / "block-001.safetensors"
+    tensors = load_file(block)
+    tensors["mlp.other_name"] = tensors.pop("mlp.up_proj.weight")
+    save_file(tensors, block)
+    monkeypatch.setattr("trainer.mirror_format.is_whole", lambda _path, _num_bytes: True)
+    with pytest.raises(ConfigError, match="block 1 lacks mlp.up_proj.weight") as caught:
+        states(config(), mirrored)
+    assert "weights mirror" in (caught.value.fix or "")
 
 
 def test_of_two_at_once_one_fetches_and_the_other_waits(mirrored: CountingStore) -> None:

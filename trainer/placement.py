@@ -13,7 +13,7 @@ from trainer.block_feeds import FedBlocks, Feed, HeldFeed, HostFeed, ShardedFeed
 from trainer.config import Placement, WeightFormat
 from trainer.contract import ConfigError
 from trainer.encoder_weights import Weights
-from trainer.packed_blocks import bind, pack, packed_layout, parameter_shapes
+from trainer.packed_blocks import Layout, bind, pack, packed_layout, parameter_shapes
 from trainer.trunk import build_trunk, family_of
 
 
@@ -41,7 +41,7 @@ def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
     shapes = [parameter_shapes(block) for block in blocks]
     layouts = [packed_layout(named, held_as, kept_dtype) for named in shapes]
     keeper = _keeper(placement, device)
-    held = [keeper.keep(pack(weights.block(index, kept_dtype), layout, device))
+    held = [keeper.keep(pack(_block(weights, index, layout, kept_dtype), layout, device))
             for index, layout in enumerate(layouts)]
     if held_as == "bf16" and isinstance(keeper, _OnDevice):
         for block, packed, layout in zip(blocks, held, layouts, strict=True):
@@ -52,6 +52,15 @@ def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what packing has used would lie idle beside the training
     return trunk
+
+
+def _block(weights: Weights, index: int, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = weights.block(index, dtype)
+    lost = [entry.name for entry in layout.tensors if entry.name not in tensors]
+    if lost:
+        raise ConfigError(f"block {index} lacks {lost[0]}: another version of transformers wrote it",
+                          place=str(weights.folder), fix="write the mirror again: ldlm weights mirror")
+    return tensors
 
 
 class _Keeper(Protocol):
