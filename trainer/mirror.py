@@ -191,8 +191,11 @@ def _answer(written: Written, took_s: float, *, as_json: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m trainer.mirror", description=__doc__)
-    parser.add_argument("--name", required=True, help="owner/name on the Hub, or a folder")
+    parser = argparse.ArgumentParser(
+        prog="ldlm weights mirror",
+        description="Write the part of a frozen language model that training needs into a store, once; an "
+                    "interrupted call goes on where it was.")
+    parser.add_argument("--name", required=True, help="as token_encoder.name: owner/name on the Hub")
     parser.add_argument("--revision", help="commit or tag on the Hub; the newest by default")
     parser.add_argument("--layer", type=int, default=-3, help="as token_encoder.layer")
     parser.add_argument("--weights", choices=("bf16", "fp8", "nf4"), default="bf16")
