@@ -129,7 +129,7 @@ def test_a_loss_that_is_no_number_exits_70_and_is_never_saved(text: Path, tmp_pa
 
     assert code == ExitCode.BROKEN, output
     message = assert_one_clear_message(output)
-    assert "not finite at step 4" in message and "lower train.optimizer.learning_rate" in message
+    assert "not finite any more at step 2: " in message and "lower train.optimizer.learning_rate" in message
     assert run.checkpoints() == []
     assert run.folder.attempt(1).end.exit_code == ExitCode.BROKEN
 
@@ -230,6 +230,14 @@ def test_three_crashes_are_enough() -> None:
     check_progress(crashes(2), attempt(3), None)
     with pytest.raises(StuckError, match="the last 3 attempts crashed"):
         check_progress(crashes(3), attempt(4), None)
+
+
+def test_ten_attempts_that_were_stopped_before_they_saved_anything_are_enough() -> None:
+    stopped = [ended(number, DIED if number % 3 == 0 else ExitCode.RECOVER) for number in range(1, 11)]
+    check_progress(stopped[:9], attempt(10), None)
+    with pytest.raises(StuckError, match="the last 10 attempts ended without a newer checkpoint than step 0"):
+        check_progress(stopped, attempt(11), None)
+    check_progress([ended(1, ExitCode.RECOVER, durable=4), *stopped[1:]], attempt(11), None)
 
 
 @pytest.mark.parametrize("second", [

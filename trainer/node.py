@@ -6,6 +6,7 @@ itself exits 1 whatever its workers returned, and after SIGTERM even when every 
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -33,7 +34,10 @@ from trainer.store import AlreadyExistsError, open_store
 _SHUTDOWN_TIMEOUT_S = 100
 # Others may hang in a collective that waits for a rank which has already told us why it left.
 _PEER_GRACE_S = 20
-_MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 3
+_MAX_CRASHES_WITHOUT_CHECKPOINT = 3
+# Crashes and requests to stop together; a machine that is always asked to stop too early costs, too (guess).
+_MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 10
+_CRASHED, _ASKED_TO_STOP = {"crashed"}, {"asked to stop"}
 # Words in a driver's name that make another, slower card of a model.
 _WEAKER = {"LAPTOP", "MOBILE", "D"}
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
@@ -194,29 +198,38 @@ def resumed_at(folder: RunFolder) -> datetime | None:
 
 
 def check_progress(attempts: list[AttemptFiles], attempt: Attempt, resumed: datetime | None) -> None:
-    """Refuse to go on when the last attempts all crashed without a newer checkpoint.
+    """Refuse to go on when the last attempts all ended without a newer checkpoint.
 
-    Preempted attempts do not count: the market took those machines, not the code. Nor does what was
-    before a person resumed the run.
+    Three crashes in a row are enough; of attempts that were asked to stop, it takes ten, crashes among
+    them included. Preempted attempts do not count: the market took those machines, not the code. Nor
+    does what was before a person resumed the run.
 
     Raises:
-        StuckError: Three in a row.
+        StuckError: Too many in a row.
     """
     earlier = [files for files in attempts
                if files.attempt.number < attempt.number and files.attempt.document == attempt.document
                and (resumed is None or files.attempt.billed_from > resumed)]
-    crashes, durable_step = 0, 0
-    for files in reversed(earlier):
-        end, beat = files.end, files.heartbeat
-        durable_step = max(durable_step, beat.durable_step if beat else 0)
-        crashed = end is not None and not end.preempted and end.exit_code not in list(ExitCode)
-        if not crashed or (beat and beat.durable_step > beat.resumed_from_step):
-            break
-        crashes += 1
-    if crashes >= _MAX_ATTEMPTS_WITHOUT_CHECKPOINT:
-        raise StuckError(f"the last {crashes} attempts crashed without a newer checkpoint "
-                         f"than step {durable_step}",
-                         fix="read `ldlm logs RUN`, correct the cause, then `ldlm resume RUN`")
+    beats = [files.heartbeat for files in earlier if files.heartbeat]
+    durable_step = max((beat.durable_step for beat in beats), default=0)
+    ends = [fruitless_end(files) for files in reversed(earlier)]
+    for what, counted, allowed in (("crashed", _CRASHED, _MAX_CRASHES_WITHOUT_CHECKPOINT),
+                                   ("ended", _CRASHED | _ASKED_TO_STOP, _MAX_ATTEMPTS_WITHOUT_CHECKPOINT)):
+        row = list(itertools.takewhile(counted.__contains__, ends))
+        if len(row) >= allowed:
+            raise StuckError(f"the last {len(row)} attempts {what} without a newer checkpoint "
+                             f"than step {durable_step}",
+                             fix="read `ldlm logs RUN`, correct the cause, then `ldlm resume RUN`")
+
+
+def fruitless_end(files: AttemptFiles) -> str | None:
+    """How an attempt ended that has made no newer checkpoint; None for any other, and for a preempted one."""
+    end, beat = files.end, files.heartbeat
+    if end is None or end.preempted or (beat and beat.durable_step > beat.resumed_from_step):
+        return None
+    if end.exit_code == ExitCode.RECOVER:
+        return "asked to stop"
+    return None if end.exit_code in list(ExitCode) else "crashed"
 
 
 def run_document(document: Document, attempt: Attempt | None, stop: StopRequest) -> RankEnd:
