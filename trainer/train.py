@@ -112,7 +112,7 @@ def log_step(job: Job, num_steps: int, seconds: float) -> None:
     stop_if_diverged(job)
     step, config, accelerator = job.progress.step, job.config, job.device.type == "cuda"
     names = [*(f"loss/{name}" for name in job.losses), "data_wait_s"]
-    means = torch.stack([*job.losses.values(), torch.tensor(job.data_wait_s / num_steps)]).cpu()
+    means = torch.tensor([*torch.stack(list(job.losses.values())).tolist(), job.data_wait_s / num_steps])
     job.data_wait_s = 0.0
     dist.all_reduce(means)
     if job.recorder is None:
