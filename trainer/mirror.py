@@ -81,8 +81,10 @@ def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], 
     done = _resumable(store, key, source)
     num_resumed = len(done)
     layouts = _layouts(checkpoint, config)
-    missing = [layout.num_bytes for index, layout in enumerate(layouts) if block_file(index) not in done]
-    progress = Progress(f"mirror of {config.name}", sum(missing), say)
+    sizes = {block_file(index): layout.num_bytes for index, layout in enumerate(layouts)}
+    sizes[OUTER_FILE] = _outer_bytes(checkpoint)
+    left = sum(num_bytes for name, num_bytes in sizes.items() if name not in done)
+    progress = Progress(f"mirror of {config.name}", left, say)
     with tempfile.TemporaryDirectory(prefix="ldlm-mirror-") as scratch:
         for name, make in _parts(checkpoint, config, layouts):
             if name in done:
@@ -106,6 +108,13 @@ def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], 
 def _layouts(checkpoint: Checkpoint, config: TokenEncoderConfig) -> list[Layout]:
     blocks = family_of(checkpoint.config).block_list(empty_trunk(checkpoint.config))
     return [packed_layout(parameter_shapes(block), config.weights) for block in blocks]
+
+
+def _outer_bytes(checkpoint: Checkpoint) -> int:
+    family = family_of(checkpoint.config)
+    elsewhere = tuple(f"{path}." for path in (family.blocks, *family.after))
+    return sum(2 * parameter.numel() for name, parameter in empty_trunk(checkpoint.config).named_parameters()
+               if not name.startswith(elsewhere))
 
 
 def _parts(checkpoint: Checkpoint, config: TokenEncoderConfig,
