@@ -40,6 +40,10 @@ def file_problems(config: TrainConfig, root: Path, is_local: bool) -> Iterator[t
         except _Unusable as error:
             problem, fix = error.args
             yield ("train", "data", "source"), f"train.data.source names {source}: {problem}", fix
+    if source.startswith("hf://"):
+        yield (("train", "data", "source"), f"train.data.source names {source}, which is not prepared yet",
+               f"ldlm data prepare {source} --tokenizer {encoder.name} --out shards:NAME; then set "
+               "train.data.source to shards:NAME")
     is_known = encoder.name in KNOWN_CONFIGS
     if not is_known and not is_local and Path(encoder.name).is_absolute():
         return

@@ -160,7 +160,8 @@ def test_text_that_is_not_prepared_is_told_from_text_that_is_not_finished(tmp_pa
     ("shards:x", "there is none"),
     ("hf://owner/name", "not prepared shards"), ("none.txt", "No such file")])
 def test_a_source_that_cannot_be_is_named_with_a_way_out(tmp_path, source, problem):
-    assert problem in refused(train_config(source), tmp_path).problem
+    store = None if problem == "there is none" else open_store(local_store_url(tmp_path / "store"))
+    assert problem in refused(train_config(source), tmp_path, store=store).problem
 
 
 @pytest.mark.parametrize(("number", "batch", "heldout"), [(1, 1, 0.3), (20, 10_000, 0.3), (60, 4, 1e-9)])

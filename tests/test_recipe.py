@@ -240,6 +240,12 @@ def test_a_model_of_the_hub_is_not_looked_for_here(name):
     assert example_recipe(f"train.token_encoder.name={name}").train.token_encoder.name == name
 
 
+def test_a_dataset_that_is_not_prepared_is_refused_with_the_command_that_does_it():
+    text = error_of("train.data.source=hf://owner/name:train")
+    assert "hf://owner/name:train, which is not prepared yet" in text
+    assert "ldlm data prepare hf://owner/name:train --tokenizer " in text
+
+
 @pytest.mark.parametrize("source", ["shards:owt", "s3://bucket/data/owt", "file:///data/owt"])
 def test_shards_are_not_looked_for_here(source):
     assert example_recipe(f"train.data.source={source}").train.data.source == source

@@ -19,18 +19,12 @@ import numpy as np
 from trainer.batches import Layout, coming_shards
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError
-from trainer.preparing import Quiet, bad_rows
-from trainer.preparing import prepare as prepare_source
+from trainer.preparing import Quiet, bad_rows, prepare
 from trainer.shard_cache import ShardCache
 from trainer.shards import PARTS, SHARDS, SPLITS, PreparedManifest, Shard, find_manifest, prepared_text
 from trainer.store import Store, local_store_url, open_store
 from trainer.text_sources import digest, open_source
-from trainer.text_tokenizer import (
-    TextTokenizer,
-    TokenizerIdentity,
-    end_of_text_id,  # noqa: F401
-    text_tokenizer,
-)
+from trainer.text_tokenizer import TextTokenizer, TokenizerIdentity, text_tokenizer
 
 
 class Corpus:
@@ -53,11 +47,6 @@ class Corpus:
         self.heldout_NL = self._read_heldout(manifest.of("heldout"), config.evaluate_sequences)
         parts = [[shard.sha256 for shard in manifest.shards], self._length, self.layout.window_shards]
         self.fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-    @property
-    def train_NL(self) -> np.ndarray:
-        """All training sequences."""
-        return self.rows(np.arange(self.num_sequences))
 
     @property
     def num_sequences(self) -> int:
@@ -170,7 +159,7 @@ def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Ca
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other ranks of this machine wait here
         if find_manifest(store) is None:
-            result = prepare_source(source, text, store, Quiet(), heldout_fraction=heldout)
+            result = prepare(source, text, store, Quiet(), heldout_fraction=heldout)
             if result.manifest and result.manifest.rows.num_bad:
                 say(f"{config.data.source}: {bad_rows(result.manifest.rows)}")
     return store
@@ -228,24 +217,3 @@ def _write(path: Path, array: np.ndarray) -> None:
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
         np.save(file, array)
     os.replace(file.name, path)
-
-
-def prepare(config: TrainConfig, tokenizer: Any, cache: Path) -> Corpus:
-    """`open_corpus` of a text that is prepared on the spot."""
-    return open_corpus(config, tokenizer, None, cache)
-
-
-def batch_indices(num_sequences: int, global_batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which sequences the global batch of one step holds, with one permutation for all."""
-    positions = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
-    epochs, offsets = np.divmod(positions, num_sequences)
-    batch = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        batch[here] = _permutation(num_sequences, seed, int(epoch))[offsets[here]]
-    return batch
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(num_sequences: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_sequences)
