@@ -1,0 +1,72 @@
+"""The benchmark takes scores from training and everything else from the checkpoint."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer.bench import load_generator  # noqa: E402
+from trainer.contract import ExitCode  # noqa: E402
+from trainer.manifest import load_averaged_weights  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_text(tmp_path_factory.mktemp("text") / "prose.txt")
+
+
+@pytest.fixture(scope="module")
+def trained(text: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
+    run = TrainerRun(tiny_config(text, steps=4, precision="bf16"), tmp_path_factory.mktemp("run") / "store")
+    code, output = run.finish()
+    assert code == ExitCode.FINISHED, output
+    return run
+
+
+@pytest.mark.parametrize("sampling", [{}, {"solver": "ancestral", "grid": "warped"}],
+                         ids=["ddim, uniform", "ancestral, warped"])
+def test_it_samples_as_the_recipe_says_and_repeats_the_scores_of_training(
+        sampling: dict[str, str], trained: TrainerRun, text: Path) -> None:
+    few = {"steps": 2, "num_samples": 2, "bench_generations": 2}
+    run = TrainerRun(tiny_config(text, steps=4, precision="bf16", sampling=few | sampling), trained.store)
+
+    code, output = run.finish("bench")
+
+    assert code == 0, output
+    result = run.folder.read_json("bench/result.json")
+    evaluation = run.folder.read_json("evaluation/result.json")
+    assert result["step"] == 4 and len(result["samples"]) == 2
+    assert result["scores"] == evaluation["scores"]
+    assert result["reconstructions"] == evaluation["reconstructions"]
+    assert result["throughput"]["tokens"] == 16 and result["throughput"]["tokens_per_s"] > 0
+
+
+def test_a_warped_grid_follows_the_density_that_training_ended_with(trained: TrainerRun, text: Path) -> None:
+    manifest, weights = load_averaged_weights(trained.folder, say=lambda _: None)
+    name = f"checkpoints/step-00000004/a{manifest.attempt}-mp_rank_00_model_states.pt"
+    saved = torch.load(io.BytesIO(trained.folder.read_bytes(name)), weights_only=False)["timesteps"]
+
+    warped = tiny_config(text, sampling={"grid": "warped"})
+    generator = load_generator(warped, manifest, weights, torch.device("cpu"))
+
+    assert len(saved["probabilities"].unique()) > 1
+    assert generator.warp is not None and torch.equal(generator.warp.probabilities, saved["probabilities"])
+    assert load_generator(trained.config, manifest, weights, torch.device("cpu")).warp is None
+    assert generator.num_tokens == 30522  # of MiniLM's tokenizer, which has no padded rows
+
+
+def test_a_run_that_has_not_ended_has_no_benchmark_yet(trained: TrainerRun, tmp_path: Path) -> None:
+    run = TrainerRun(trained.config, tmp_path / "store")
+    for found in trained.folder.store.objects("run"):
+        if "/checkpoints/" in found.key:
+            run.folder.store.put(found.key, trained.folder.store.get(found.key))
+
+    code, output = run.finish("bench")
+
+    assert code == ExitCode.BROKEN, output
+    assert "the training of this run has not ended: it has left no scores" in output
+    assert "Traceback" not in output and json.loads(run.folder.read_bytes("attempts/1/end.json"))
