@@ -55,16 +55,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=features_NW.device)
         for begin in range(0, len(features_NW), chunk_rows):
             rows = slice(begin, begin + chunk_rows)
-            logits_CV = F.linear(features_NW[rows], weight_VW, bias_V)
-            log_p_CV = F.log_softmax(logits_CV, dim=1, dtype=torch.float32)
             target_C1 = torch.where(counted_N[rows], targets_N[rows], 0)[:, None]
-            loss_C = -log_p_CV.gather(1, target_C1).squeeze(1)
+            logits_CV = F.linear(features_NW[rows], weight_VW, bias_V)
+            loss_C = _cross_entropy_(logits_CV, target_C1, None if gradients is None else share_N[rows, None])
             total += torch.where(counted_N[rows], loss_C * share_N[rows], 0.0).sum()
             if gradients is not None:
-                p_CV = log_p_CV.exp_()
-                p_CV.scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=p_CV.dtype))
-                # The logits are done with: their memory takes their gradient, in their dtype.
-                gradients.add(rows, torch.mul(p_CV, share_N[rows, None], out=logits_CV))
+                gradients.add(rows, logits_CV)
+            del logits_CV  # before the next ones exist
         if gradients is not None:
             ctx.gradients = gradients.finished()
         return total
@@ -75,6 +72,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
         gradients, ctx.gradients = ctx.gradients, None
         # In place: the gradient of the weights may be the largest tensor of the step.
         return (*(gradient.mul_(upstream) for gradient in gradients), None, None, None)
+
+
+def _cross_entropy_(logits_CV: Tensor, target_C1: Tensor, share_C1: Tensor | None) -> Tensor:
+    """Loss of each row, float32; with shares, their logits become the gradient of its share of them."""
+    log_p_CV = F.log_softmax(logits_CV, dim=1, dtype=torch.float32)
+    loss_C = -log_p_CV.gather(1, target_C1).squeeze(1)
+    if share_C1 is not None:
+        p_CV = log_p_CV.exp_()
+        p_CV.scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=p_CV.dtype))
+        torch.mul(p_CV, share_C1, out=logits_CV)
+    return loss_C
 
 
 class _Gradients:
