@@ -101,7 +101,7 @@ def _denoiser(config: TrainConfig, hidden_size: int) -> int:
     else:
         block = attention + _mlp(width) + 4 * width
         around = _linear(1, width) + _linear(width, width)
-        around += _linear(inputs, width) if inputs != width else 0
+        around += _linear(inputs, width) if model.self_conditioning or latent != width else 0
         around += _linear(width, latent) if latent != width else width
     prompt = 0
     if model.prompt:
