@@ -286,7 +286,7 @@ def test_an_empty_held_out_split_is_an_error_also_the_second_time(tmp_path, caps
     (["--tokenizer", "/no/such/model"], 3, "/no/such/model"),
     (["--out", "ftp://x"], 6, "cannot open a store"),
     (["--shard", "3/3"], 2, "I/N"), (["--shard", "x"], 2, "I/N"), (["--heldout", "0.7"], 2, "0 and 0.5"),
-    (["--processes", "0"], 2, "positive"),
+    (["--processes", "0"], 2, "positive"), (["--restart", "--shard", "0/2"], 2, "without --shard"),
 ])
 def test_a_wrong_option_is_told_before_anything_is_done(tmp_path, capsys, change, code, words, tokenizer):
     arguments = command(write_text(tmp_path / "a.txt", documents(5)), tokenizer)

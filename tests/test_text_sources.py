@@ -181,6 +181,14 @@ def test_a_glob_crosses_folders_only_with_two_stars(tmp_path, pattern, expected)
     assert texts_of(open_source(f"file://{tmp_path}/{pattern}")) == expected
 
 
+@pytest.mark.parametrize("name", ["a b#c%20é.txt", "q?[z]*.txt", "%41.txt", "no suffix"])
+def test_a_file_may_have_any_name(tmp_path, name):
+    path = write_text(tmp_path / "one" / name, ["hello"])
+    assert texts_of(open_source(str(path))) == ["hello"]
+    if name != "no suffix":
+        assert texts_of(open_source(str(path.parent))) == ["hello"]
+
+
 @pytest.mark.parametrize(("name", "problem"), [
     ("none.txt", "No such file"), ("none/*.txt", "No such file"), ("*.txt", "0 files match"), ("", "none is"),
     ("hf://nothing", "names no dataset"), ("hf:///nowhere/at/all", "no such folder"),

@@ -144,12 +144,14 @@ class Batches:
         return found
 
     def close(self) -> None:
-        """Stop making batches."""
+        """Stop making batches, and fetching for them."""
         self._closed.set()
         with contextlib.suppress(queue.Empty):
             while True:
                 self._ready.get_nowait()
         self._thread.join(timeout=1)  # it may hang on a store that does not answer
+        # The end of the program waits for what is queued, and a machine that is taken back does not.
+        self._corpus.expect([])
 
     def _run(self, first_step: int) -> None:
         try:

@@ -77,6 +77,7 @@ def _commit(wanted: _Dataset) -> str:
 def _load(wanted: _Dataset) -> Any:
     import datasets
 
+    datasets.disable_progress_bars()
     return datasets.load_dataset(wanted.name, wanted.config, split=wanted.split, revision=wanted.revision,
                                  streaming=True)
 

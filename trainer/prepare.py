@@ -32,7 +32,7 @@ _EXAMPLES_SHOWN = 5
 
 def main(argv: list[str] | None = None) -> int:
     """Prepare what the command line says. Returns the exit code."""
-    options = _parser().parse_args(argv)
+    options = _read_options(argv)
     progress = Progress()
     try:
         began = time.monotonic()
@@ -86,7 +86,7 @@ class Progress:
             from tqdm import tqdm
 
             self._bar = tqdm(total=sum(weights.values()), file=sys.stderr, smoothing=0.1,
-                             bar_format="{percentage:3.0f}% |{bar:24}| {elapsed}, {remaining} left{postfix}")
+                             bar_format="{percentage:3.0f}% |{bar}| {remaining} left{postfix}")
 
     def tell(self, unit: int, characters: int, tokens: int) -> None:
         """See `trainer.preparing.Watch`."""
@@ -121,6 +121,14 @@ class Progress:
             share = at / max(1, sum(self._weights.values()))
             left = (now - self._began) * (1 - share) / share if share else 0
             _talk(f"{share:4.0%}, {words}, {_duration(left)} left")
+
+
+def _read_options(argv: list[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.restart and options.shard.count > 1:
+        parser.error("--restart deletes what other machines make: run it once, without --shard")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

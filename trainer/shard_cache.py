@@ -69,10 +69,6 @@ class ShardCache:
         for shard in wanted:
             self._future(shard)
 
-    def close(self) -> None:
-        """Stop fetching. A download that has begun still ends."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
     def _future(self, shard: Shard) -> "Future[np.ndarray]":
         with self._lock:
             future = self._open.get(shard)

@@ -153,16 +153,17 @@ class FileSource:
 def _find_files(spec: str) -> tuple[str, list[str], list[str]]:
     """Address of a store, names of files in it, and of others that are left out."""
     if "://" in spec and not spec.startswith("file://"):
-        address, pattern = _split_url(spec)
+        address, name, pattern = _split_url(spec)
     else:
-        address, pattern = _split_path(Path(unquote(spec.removeprefix("file://")) if "://" in spec else spec))
-    if pattern and not _MAGIC.search(pattern):
-        return address, [pattern], []
+        path = unquote(spec.removeprefix("file://")) if "://" in spec else spec
+        address, name, pattern = _split_path(Path(path))
+    if name:
+        return address, [name], []
     try:
         found = [item.key for item in open_store(address).objects() if item.num_bytes]
     except NotFoundError:
         found = []
-    matching = re.compile(_as_regex(pattern or "**"))
+    matching = re.compile(_as_regex(pattern))
     candidates = [name for name in found if matching.fullmatch(name)]
     names = [name for name in candidates if file_kind(name)]
     if not names:
@@ -171,12 +172,13 @@ def _find_files(spec: str) -> tuple[str, list[str], list[str]]:
     return address, names, sorted(set(candidates) - set(names))
 
 
-def _split_path(path: Path) -> tuple[str, str]:
+def _split_path(path: Path) -> tuple[str, str | None, str]:
+    """Address of a folder, and the file in it or a pattern of files."""
     path = path.expanduser().absolute()
     if path.is_dir():
-        return local_store_url(path), ""
+        return local_store_url(path), None, "**"
     if path.is_file():
-        return local_store_url(path.parent), path.name
+        return local_store_url(path.parent), path.name, ""
     if not _MAGIC.search(str(path)):
         raise ConfigError("the source cannot be read: No such file or directory", place=str(path),
                           fix=f"name text that is there, or `{PYTHON_DOCS}`")
@@ -185,17 +187,18 @@ def _split_path(path: Path) -> tuple[str, str]:
     if not base.is_dir():
         raise ConfigError("the source cannot be read: No such file or directory", place=str(base),
                           fix=f"name text that is there, or `{PYTHON_DOCS}`")
-    return local_store_url(base), "/".join(path.parts[fixed:])
+    return local_store_url(base), None, "/".join(path.parts[fixed:])
 
 
-def _split_url(spec: str) -> tuple[str, str]:
-    """Address of a folder and the pattern in it; no pattern: all of it."""
+def _split_url(spec: str) -> tuple[str, str | None, str]:
+    """As `_split_path`: what ends like a file is one, what does not is a folder."""
     parts = urlsplit(spec)
     segments = parts.path.split("/")
     fixed = next((index for index, part in enumerate(segments) if _MAGIC.search(part)), len(segments))
     if fixed == len(segments) and file_kind(segments[-1]):
-        fixed -= 1
-    return parts._replace(path="/".join(segments[:fixed])).geturl(), unquote("/".join(segments[fixed:]))
+        return parts._replace(path="/".join(segments[:-1])).geturl(), unquote(segments[-1]), ""
+    pattern = unquote("/".join(segments[fixed:])) or "**"
+    return parts._replace(path="/".join(segments[:fixed])).geturl(), None, pattern
 
 
 def _as_regex(pattern: str) -> str:
