@@ -14,8 +14,9 @@ from launcher.errors import UsageError
 from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
-    from launcher.commands import PlanOptions, Proposal
+    from launcher.commands import PlanOptions
     from launcher.preempt_at import PreemptAt
+    from launcher.proposal import Proposal
 
 _ADVANCED = "Advanced"
 _INTERRUPTED = 130
