@@ -116,8 +116,9 @@ class BlockStack(nn.ModuleList):
 
     Args:
         blocks: From first to last.
-        recompute: While training, keep only each block's input and compute the rest again on the way
-            back: gradients are the same, memory shrinks to one block's, arithmetic grows by a third.
+        recompute: Where there is a way back, in evaluation mode too, keep only each block's input and
+            compute the rest again on that way: gradients are the same, memory shrinks to one block's,
+            arithmetic grows by a third.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], recompute: bool) -> None:
@@ -125,7 +126,7 @@ class BlockStack(nn.ModuleList):
         self.recompute = recompute
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
-        recompute = self.recompute and self.training and torch.is_grad_enabled()
+        recompute = self.recompute and torch.is_grad_enabled()
         for block in self:
             x = checkpoint(block, x, *context, use_reentrant=False) if recompute else block(x, *context)
         return x

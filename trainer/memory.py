@@ -143,14 +143,13 @@ def _moments(job: _Job, encoder_work: int) -> dict[str, dict[str, int]]:
     kept = _kept_gradients(job) if job.accumulates else 0
     reading = sum(saved.values()) - saved["denoiser"] + _input_bytes(job)
     everything = reading + saved["denoiser"]
-    head_gradient, chunk = job.value * job.head, _chunk_bytes(job)
-    forming = 4 * job.head + (2 * job.head if job.is_bf16 else 0)
+    head_gradient = job.value * job.head
     bucket = _bucket_bytes(job)
     # Backward begins with the denoiser, whose gradients are there when the head's turn comes.
     later = kept or _share_of_gradients(job, job.parameters["denoiser"])
     return {
         "encoding": {"gradients": kept, "activations": encoder_work},
-        "token loss": {"gradients": kept, "activations": reading, "token loss": forming + chunk},
+        "token loss": {"gradients": kept, "activations": reading, "token loss": _token_loss_bytes(job)},
         "backward pass": {"gradients": kept + bucket, "activations": everything + _backward_work(job),
                           "token loss": head_gradient},
         "head's gradient": {"gradients": later + bucket + 4 * job.head, "activations": reading,
@@ -193,11 +192,19 @@ def _joined(groups: list[int]) -> int:
     return largest
 
 
-def _chunk_bytes(job: _Job) -> int:
-    """Logits of some rows in the weights' precision, their float32 form, and its rounded gradient."""
+def _token_loss_bytes(job: _Job) -> int:
+    """The head's gradient as it is formed, and logits of one chunk: as they come, and in float32.
+
+    One chunk of all rows forms the gradient in the weights' precision, several in float32, which is
+    rounded when the last logits are gone.
+    """
+    vocabulary = head_rows(job.config, job.shape)
     rows = job.config.micro_batch_size * _told_positions(job.config)
-    elements = min(_CHUNK_ELEMENTS, rows * head_rows(job.config, job.shape))
-    return elements * (8 if job.is_bf16 else 4 + 4)
+    chunk_rows = max(1, _CHUNK_ELEMENTS // vocabulary)
+    chunk = min(rows, chunk_rows) * vocabulary * (job.value + 4)
+    if rows <= chunk_rows:
+        return job.value * job.head + chunk
+    return 4 * job.head + max(chunk, job.value * job.head if job.is_bf16 else 0)
 
 
 def _told_positions(config: TrainConfig) -> int:
