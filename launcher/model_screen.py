@@ -54,7 +54,8 @@ def show_memory(memory: MemoryPlan) -> None:
     needs = [memory.needed_bytes, *([memory.encoder_needed_bytes] if memory.encoder_gpu else [])]
     names = [name for name in dict.fromkeys(name for column in columns for name in column)
              if max(column.get(name, 0) for column in columns) >= _BELOW_GIB * _GIB]
-    rows = [[name, *(f"{column.get(name, 0) / _GIB:.1f}" for column in columns)] for name in names]
+    rows = [[name, *(f"{column[name] / _GIB:.1f}" if name in column else "" for column in columns)]
+            for name in names]
     rest = [need - sum(column.get(name, 0) for name in names)
             for need, column in zip(needs, columns, strict=True)]
     rows.append(["CUDA, allocator, small parts", *(f"{size / _GIB:.1f}" for size in rest)])

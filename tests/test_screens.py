@@ -1,5 +1,6 @@
 """What a run looks like, on a pipe and on a terminal of 80 columns: whole screens beside their goldens."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -93,6 +94,30 @@ def test_on_a_terminal_of_80_columns_no_line_is_broken(store, args):
     shown = without_names(terminal.plain(), (f"file://{store}", "STORE")).splitlines()
     assert shown == piped
     assert max(len(line) for line in shown if not line.startswith("  ldlm launch ")) <= 80
+
+
+@pytest.mark.parametrize(("golden", "infra", "encoder"), [
+    ("screen-plan-gpu.txt", "vast", "{}"),
+    ("screen-plan-next-gpu.txt", "slurm", "{placement: next_gpu, weights: fp8}")])
+def test_a_plan_for_gpus_shows_what_each_holds(store, golden, infra, encoder):
+    train = ("train={profile: qwen3.6-27b, steps: 1, data: {source: 'shards:x'}, checkpoint: {every_steps: 1}, "
+             f"token_encoder: {encoder}}}")
+    said = screen(store, "plan", RECIPE, "--infra", infra, "--set", train, "--set", "store=", "--set",
+                  "hardware.train.1={infra: vast, gpu: 'H100:1', bid_usd_per_hour: 1.2}")
+    shown = said.replace(RECIPE, "RECIPE.yaml").split("nothing was started")[0]
+    assert max(map(len, shown.splitlines())) <= 80
+    check_golden(golden, shown)
+
+
+def test_a_plan_without_a_store_says_that_a_launch_needs_one(store):
+    done = ldlm("plan", RECIPE, "--infra", "vast", "--set", "store=")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  store       not set: a launch needs --store\n" in done.stdout
+    assert json.loads(ldlm("plan", RECIPE, "--infra", "vast", "--set", "store=", "--json").stdout
+                      )["task_digest"] is None
+    refused = ldlm("launch", RECIPE, "--infra", "vast", "--set", "store=", "--dry-run")
+    assert refused.returncode == 3
+    assert "store is not set" in refused.stderr
 
 
 def test_no_color_means_no_colour(store):
