@@ -100,8 +100,8 @@ def test_on_a_terminal_of_80_columns_no_line_is_broken(store, args):
     ("screen-plan-gpu.txt", "vast", "{}"),
     ("screen-plan-next-gpu.txt", "slurm", "{placement: next_gpu, weights: fp8}")])
 def test_a_plan_for_gpus_shows_what_each_holds(store, golden, infra, encoder):
-    train = ("train={profile: qwen3.6-27b, steps: 1, data: {source: 'shards:x'}, checkpoint: {every_steps: 1}, "
-             f"token_encoder: {encoder}}}")
+    train = ("train={profile: qwen3.6-27b, steps: 1, data: {source: 'shards:x'}, "
+             f"checkpoint: {{every_steps: 1}}, token_encoder: {encoder}}}")
     said = screen(store, "plan", RECIPE, "--infra", infra, "--set", train, "--set", "store=", "--set",
                   "hardware.train.1={infra: vast, gpu: 'H100:1', bid_usd_per_hour: 1.2}")
     shown = said.replace(RECIPE, "RECIPE.yaml").split("nothing was started")[0]
