@@ -133,7 +133,9 @@ def _fix(config: TrainConfig, shape: EncoderShape, offer: Offer) -> str:
 
 def _changes(config: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     """Changes to try, the cheapest in speed and quality first, then those that cost more."""
-    smaller = [size for power in range(1, 11) if (size := config.micro_batch_size >> power) >= 1]
+    # Divisors of the size keep the global batch divisible.
+    size = config.micro_batch_size
+    smaller = [size // part for part in range(2, size + 1) if size % part == 0]
     bases = [("", config)]
     if config.token_encoder.placement not in ("auto", "next_gpu"):
         bases.append(("--set train.token_encoder.placement=auto",

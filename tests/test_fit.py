@@ -148,6 +148,13 @@ def test_the_advice_is_true(profile, gpu):
     fitted(of_profile(profile, *words), rented(gpu))
 
 
+def test_advice_on_the_micro_batch_keeps_the_global_batch_divisible():
+    odd = ("train.micro_batch_size=3000", "train.global_batch_size=9000")
+    assert refusal(of_profile("paper-gpt2", *odd), rented("H100:1")).fix == (
+        "add --set train.micro_batch_size=60")
+    fitted(of_profile("paper-gpt2", *odd, "train.micro_batch_size=60"), rented("H100:1"))
+
+
 def test_a_fixed_placement_is_not_changed_behind_the_users_back():
     on_gpu = of_profile("qwen3.6-27b", "train.token_encoder.placement=gpu")
     assert refusal(on_gpu, rented("A100:1")).fix == "add --set train.token_encoder.placement=auto"
