@@ -85,8 +85,8 @@ def _bench_datasets(source: Path, tokenizer: TextTokenizer, num_tokens: int, fol
     found = datasets.load_dataset("json", data_files=str(source), split="train", cache_dir=str(folder / "hf"))
     for processes in (1, 2):
         began = time.monotonic()
-        found.map(_Encode(tokenizer), batched=True, batch_size=512, remove_columns=["text"], num_proc=processes,
-                  load_from_cache_file=False)
+        found.map(_Encode(tokenizer), batched=True, batch_size=512, remove_columns=["text"],
+                  num_proc=processes, load_from_cache_file=False)
         _row(f"datasets.map, num_proc {processes}", num_tokens, time.monotonic() - began)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import multiprocessing
+import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -385,6 +386,16 @@ def test_ranks_of_a_node_share_the_cache_while_it_is_too_small_for_all(tmp_path)
     assert len(set(found)) == 1
     left = {path.suffix for path in (tmp_path / "cache" / "shards").iterdir()}
     assert left == {".bin"}
+
+
+def test_what_killed_downloads_left_goes_after_a_day(tmp_path):
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    old, new = (tmp_path / "cache" / "shards" / name for name in ("old.part", "new.part"))
+    old.parent.mkdir(parents=True)
+    old.touch(), new.touch()
+    os.utime(old, (0, 0))
+    corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+    assert not old.exists() and new.exists()
 
 
 def test_python_docs_need_no_file(tmp_path):

@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from trainer import file_rows  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.file_rows import Row  # noqa: E402
 from trainer.text_sources import Source, open_source  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def rows_of(source: Source) -> list[tuple[str, int, Row]]:
@@ -216,6 +221,16 @@ def test_a_dataset_is_streamed_file_by_file(tmp_path, suffix):
     assert {row.problem for _, _, row in rows_of(open_source(f"hf://{tmp_path}", "body"))} == {"no text key"}
     with pytest.raises(ConfigError, match="cannot be read"):
         open_source(f"hf://{tmp_path}:validation")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_that_does_not_answer_is_no_fault_of_the_name(tmp_path, offline):
+    code = ("from trainer.text_sources import open_source\nfrom trainer.contract import StoreError\n"
+            "try:\n    open_source('hf://owner/name')\nexcept StoreError as error:\n    print(error)")
+    env = os.environ | {"HF_HUB_OFFLINE": str(int(offline)), "HF_ENDPOINT": "http://127.0.0.1:9",
+                        "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.startswith("hf://owner/name: the Hub cannot be reached"), done.stderr
 
 
 def test_python_docs_are_megabytes_of_prose():

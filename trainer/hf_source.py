@@ -87,10 +87,16 @@ def _dataset_errors(spec: str) -> Iterator[None]:
     """What `datasets` and the Hub raise, as ours."""
     import pyarrow
     from datasets.exceptions import DatasetsError
+    from huggingface_hub import errors
 
+    transport_error = errors.HfHubHTTPError.__bases__[0]  # of httpx, under the name it has this year
     try:
         yield
-    except (ConnectionError, TimeoutError) as error:
+    except (errors.GatedRepoError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+        raise ConfigError(f"the Hub does not give it: {_first_line(error)}", place=spec,
+                          fix="check its name and revision; for a private or gated one, accept its terms on "
+                              "its page and set HF_TOKEN") from error
+    except (ConnectionError, TimeoutError, transport_error) as error:
         raise StoreError(f"the Hub cannot be reached: {_first_line(error)}", place=spec,
                          fix="try again; what is finished is kept") from error
     except (OSError, ValueError, DatasetsError, pyarrow.ArrowException) as error:

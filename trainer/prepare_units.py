@@ -234,8 +234,9 @@ class _Workers:
         process.join(timeout=5)
         code = process.exitcode
         how = f"killed by signal {-code}" if code is not None and code < 0 else f"with exit code {code}"
-        return WorkerDiedError(f"a worker process ended, {how}", fix="if memory ran out, use fewer of them: "
-                               f"--processes {max(1, len(self._processes) // 2)}; what is finished is kept")
+        return WorkerDiedError(f"a worker process ended, {how}; what is finished is kept",
+                               fix="if memory ran out, use fewer of them: "
+                                   f"--processes {max(1, len(self._processes) // 2)}; else see what is above")
 
 
 def _serve(connection: Connection, work: Work, threads: int) -> None:

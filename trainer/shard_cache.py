@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -20,6 +21,8 @@ from trainer.shards import TOKEN, Shard
 from trainer.store import NotFoundError, Store
 
 _DOWNLOADS_AT_A_TIME = 4  # guess: one connection seldom fills a cloud machine's network
+
+_ABANDONED_S = 24 * 3600  # a draft whose writer was killed; no download takes as long (guess)
 
 
 class DamagedShardError(ConfigError):
@@ -115,6 +118,10 @@ class ShardCache:
             fix="delete it and run the same `ldlm data prepare` again: only what is missing is made anew")
 
     def _evict(self) -> None:
+        for draft in self._folder.glob("*.part"):
+            with suppress(FileNotFoundError):
+                if time.time() - draft.stat().st_mtime > _ABANDONED_S:
+                    draft.unlink()
         copies = sorted(_copies(self._folder))
         excess = sum(size for _, size, _ in copies) - self._limit_bytes
         with self._lock:
