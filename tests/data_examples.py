@@ -1,12 +1,16 @@
 """Tiny tokenizers, texts and prepared shards for the tests of the data path."""
 
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import transformers
 
 from trainer.config import TrainConfig
+from trainer.data import Corpus
 from trainer.preparing import ALL, Quiet, Result, Share, prepare
+from trainer.shard_cache import ShardCache
+from trainer.shards import find_manifest
 from trainer.store import Store, local_store_url, open_store
 from trainer.text_sources import open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
@@ -65,3 +69,27 @@ def train_config(source: str | Path, length: int = 8, heldout: float = 0.3, batc
 def files_in(folder: Path) -> dict[str, bytes]:
     """Content of every file, by path."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Remote(Store):
+    """A local store that passes for one far away; `log` tells what was read, `answer` may change it."""
+
+    def __init__(self, folder: Path, answer: Any = None) -> None:
+        near = open_store(local_store_url(folder))
+        super().__init__("s3://far/away", near.address, near._backend)
+        self.log: list[str] = []
+        self._answer = answer or (lambda key, data, reads: data)
+
+    def get(self, key: str) -> bytes:
+        self.log.append(key)
+        return self._answer(key, super().get(key), self.log.count(key))
+
+
+def corpus_of(folder: Path, cache: Path, store: Store | None = None, gib: float = 1.0,
+              **data: Any) -> Corpus:
+    """The corpus of prepared shards, without `open_corpus`."""
+    config = train_config("any", **data)
+    manifest = find_manifest(open_store(local_store_url(folder)))
+    assert manifest
+    shards = ShardCache(store or open_store(local_store_url(folder)), cache / "shards", int(gib * 2**30))
+    return Corpus(manifest, config, shards, cache)
