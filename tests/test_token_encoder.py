@@ -45,6 +45,13 @@ def some_tokens(length: int = 9) -> torch.Tensor:
     return torch.randint(3, 16, (2, length), generator=torch.Generator().manual_seed(0))
 
 
+def test_an_encoder_says_what_runs_and_by_which_code(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "qwen")
+    assert load(folder).summary() == (
+        f"token encoder {folder}: 3 blocks in float32, on the CPU, linear attention by torch")
+    assert " 3 blocks in nf4, on the CPU" in load(folder, weights="nf4").summary()
+
+
 # -- hidden states ------------------------------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from trainer.contract import Env
 from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
 from trainer.divergence import DivergenceWatch
+from trainer.encoder_weights import cache_folder
 from trainer.evaluate import Evaluation
 from trainer.gradients import parameter_groups
 from trainer.metrics import PhaseClock, Progress, Recorder
@@ -119,6 +119,7 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
     corpus = open_corpus(config, tokenizer, store, cache_folder())
     encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length,
                                  encoder_device=devices[-1], store=store, say=say_once)
+    say_once(encoder.summary())
     engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
     return Job(
@@ -138,11 +139,6 @@ def agreed_attempt_number() -> int:
     number = [os.environ.get(Env.ATTEMPT)]
     dist.broadcast_object_list(number, src=0)
     return int(number[0] or 0)
-
-
-def cache_folder() -> Path:
-    """Where text and weights are kept between attempts on one machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldlm"
 
 
 def model_arguments(encoder: TokenEncoder, model: LatentDiffusionLM) -> dict[str, int]:

@@ -67,9 +67,11 @@ def encode_fp8(weights: Tensor, codes: Tensor, scales: Tensor) -> None:
     """
     rows = weights.reshape(-1, weights.shape[-1])
     coded = codes.view(rows.shape)
+    # A tensor of the device: by a plain number a GPU multiplies with the rounded inverse instead.
+    top = torch.tensor(_FP8_MAX, device=weights.device)
     for start, end in _row_pieces(*rows.shape):
         piece = rows[start:end].float()
-        scale = piece.abs().amax(dim=1) / _FP8_MAX
+        scale = piece.abs().amax(dim=1) / top
         piece = piece / torch.where(scale > 0, scale, 1)[:, None]
         coded[start:end] = piece.clamp_(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
         scales[start:end] = scale

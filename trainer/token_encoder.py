@@ -61,6 +61,7 @@ class TokenEncoder:
         self.is_collective = config.placement == "sharded"
         self.first_measured = 0 if config.prefix_token else 1
         self._name, self._trunk = config.name, trunk
+        self._weights, self._placement = config.weights, config.placement
         self._device, self._encoder_device = device, encoder_device
         self._prefix_id = _prefix_id(tokenizer) if config.prefix_token else None
         self.max_length = _max_length(trunk.config, with_prefix=config.prefix_token)
@@ -75,6 +76,16 @@ class TokenEncoder:
         except Exception:  # whatever it is, transformers then takes its own code too
             return "torch"
         return "fla"
+
+    def summary(self) -> str:
+        """One line: which blocks run, where their weights lie, and by which code."""
+        on_cpu = self._encoder_device.type == "cpu"
+        held = "float32" if on_cpu and self._weights == "bf16" else self._weights
+        line = (f"token encoder {self._name}: {self._trunk.config.num_hidden_layers} blocks in {held}, "
+                f"{'on the CPU' if on_cpu else f'placement {self._placement}'}")
+        code = self.linear_attention
+        hint = " (slow: python3 -m trainer.environment --gpu)" if code == "torch" and not on_cpu else ""
+        return line + (f", linear attention by {code}{hint}" if code else "")
 
     def check_length(self, sequence_length: int) -> None:
         """Refuse sequences that, with the prefix, are longer than the encoder's positions.
