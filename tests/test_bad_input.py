@@ -152,7 +152,7 @@ def test_text_that_is_gone_at_a_resume_costs_no_checkpoint(trained: TrainerRun, 
 
     assert code == ExitCode.BAD_CONFIG, output
     message = the_one_error(output)
-    assert f"{missing}: data.source cannot be read: No such file or directory" in message
+    assert f"{missing}: the source cannot be read: No such file or directory" in message
     assert checkpoint_files(run) == before
 
 

@@ -84,7 +84,7 @@ def test_an_encoder_without_numbers_is_refused_before_the_first_step(text: Path,
     code, output = run.finish()
 
     assert code == ExitCode.BAD_CONFIG, output
-    assert f"token_encoder.name: {name}: the token encoder gives hidden states that are not" in output
+    assert f"token_encoder.name: {name}: hidden states of this encoder are not all finite numbers" in output
     assert "step 1/" not in output and "Traceback" not in output
 
 

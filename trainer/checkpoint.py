@@ -253,16 +253,28 @@ class Checkpointer:
         """The newest checkpoint of which every rank can verify what it needs."""
         before: int | None = None
         while True:
-            found = newest_verified(self._folder, self._is_own, say, say_damaged=self._say_damaged,
-                                    before=before)
-            steps: list[int | None] = [None] * self._world_size
-            dist.all_gather_object(steps, found[0].step if found else None)
-            if len(set(steps)) == 1:
+            found, failure = self._own_newest(say, before)
+            seen: list[int | LdlmError | None] = [None] * self._world_size
+            dist.all_gather_object(seen, failure or (found[0].step if found else None))
+            # One rank's failure is everybody's, or the others would report that they lost a peer.
+            for other in seen:
+                if isinstance(other, LdlmError):
+                    raise other
+            if len(set(seen)) == 1:
                 return found
-            if None in steps:
+            if None in seen:
                 raise CheckpointError("ranks do not see the same checkpoints", place=self._folder.url,
                                       fix="see that the store lists its objects consistently, then resume")
-            before = min(step for step in steps if step is not None) + 1
+            before = min(step for step in seen if isinstance(step, int)) + 1
+
+    def _own_newest(self, say: Callable[[str], None], before: int | None) -> tuple[
+            tuple[Manifest, dict[str, bytes]] | None, LdlmError | None]:
+        """What this rank finds, or why it finds nothing."""
+        try:
+            return newest_verified(self._folder, self._is_own, say, say_damaged=self._say_damaged,
+                                   before=before), None
+        except LdlmError as error:
+            return None, error
 
     def _say_damaged(self, text: str) -> None:
         # Only this rank reads the file.

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer.config import TokenEncoderConfig
 from trainer.contract import ConfigError
+from trainer.divergence import FIX_HIDDEN_STATES
 from trainer.placement import placed_trunk
 from trainer.store import Store
 from trainer.text_tokenizer import end_of_text_id
@@ -40,6 +41,7 @@ class TokenEncoder:
     """Hidden states of a truncated, frozen language model.
 
     Attributes:
+        name: As in the config.
         hidden_size: D.
         vocab_size: Rows of the embedding; token ids are below it.
         max_length: Longest sequence that it reads, without the prefix; None when it sets no limit.
@@ -60,7 +62,7 @@ class TokenEncoder:
         self.is_causal = family_of(trunk.config).is_causal
         self.is_collective = config.placement == "sharded"
         self.first_measured = 0 if config.prefix_token else 1
-        self._name, self._trunk = config.name, trunk
+        self.name, self._trunk = config.name, trunk
         self._weights, self._placement = config.weights, config.placement
         self._device, self._encoder_device = device, encoder_device
         self._prefix_id = _prefix_id(tokenizer) if config.prefix_token else None
@@ -81,7 +83,7 @@ class TokenEncoder:
         """One line: which blocks run, where their weights lie, and by which code."""
         on_cpu = self._encoder_device.type == "cpu"
         held = "float32" if on_cpu and self._weights == "bf16" else self._weights
-        line = (f"token encoder {self._name}: {self._trunk.config.num_hidden_layers} blocks in {held}, "
+        line = (f"token encoder {self.name}: {self._trunk.config.num_hidden_layers} blocks in {held}, "
                 f"{'on the CPU' if on_cpu else f'placement {self._placement}'}")
         code = self.linear_attention
         hint = " (slow: python3 -m trainer.environment --gpu)" if code == "torch" and not on_cpu else ""
@@ -96,7 +98,7 @@ class TokenEncoder:
         if self.max_length is not None and sequence_length > self.max_length:
             prefix = "" if self._prefix_id is None else " (one position goes to the prefix)"
             raise ConfigError(
-                f"data.sequence_length is {sequence_length}, but {self._name} reads at most "
+                f"data.sequence_length is {sequence_length}, but {self.name} reads at most "
                 f"{self.max_length} tokens{prefix}",
                 place="data.sequence_length", fix=f"set data.sequence_length to {self.max_length} or less")
 
@@ -211,7 +213,7 @@ def measure_statistics(encoder: TokenEncoder, rows_NL: np.ndarray,
         count += len(hidden_ND)
     if not squares_D.isfinite().all():
         raise ConfigError("hidden states of this encoder are not all finite numbers",
-                          place="token_encoder", fix="choose another layer, or weights: bf16")
+                          place=f"token_encoder.name: {encoder.name}", fix=FIX_HIDDEN_STATES)
     mean_D, square_D = total_D / count, squares_D / count
     if kind == "scalar":
         mean_D, square_D = (part.mean().expand_as(part) for part in (mean_D, square_D))

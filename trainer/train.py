@@ -16,8 +16,8 @@ from torch import distributed as dist
 
 from trainer.batches import Batches
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError, Env, ExitCode, LdlmError, Name, Outcome, RankEnd
-from trainer.divergence import FIX_HIDDEN_STATES, diverged_error
+from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd
+from trainer.divergence import diverged_error
 from trainer.evaluate import Evaluation, evaluate, reconstruct
 from trainer.job import Job, build_job
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
@@ -79,9 +79,6 @@ def measure_hidden_states(job: Job) -> None:
     statistics = measure_statistics(job.encoder, rows_NL, config.statistics, job.config.micro_batch_size)
     for values_D in statistics:
         dist.broadcast(values_D, src=0)
-    if not all(torch.isfinite(values_D).all() for values_D in statistics):
-        raise ConfigError("the token encoder gives hidden states that are not finite",
-                          place=f"train.token_encoder.name: {config.name}", fix=FIX_HIDDEN_STATES)
     job.model.set_statistics(*statistics)
     few_NL = rows_NL[:: max(1, len(rows_NL) // _NUM_MEASURED_FOR_EXTREMES)]
     extremes = measure_extremes(job.encoder, few_NL, *statistics, config.clip, job.config.micro_batch_size)
