@@ -121,6 +121,17 @@ def test_the_command_says_what_it_did_and_does_nothing_twice(capsys: pytest.Capt
     assert (told["num_written"], told["kept_blocks"], told["weights"]) == (0, 3, "bf16")
 
 
+def test_a_mirror_that_lost_part_of_a_file_is_written_anew(tmp_path: Path) -> None:
+    save_model(Path(NAME), "gpt2")
+    store = open_store(local_store_url(tmp_path / "store"))
+    write_mirror(config(), store, silent)
+    block = tmp_path / "store" / KEY / "block-001.safetensors"
+    before = block.read_bytes()
+    block.write_bytes(before[:100])
+    assert write_mirror(config(), store, silent).num_written > 0
+    assert block.read_bytes() == before
+
+
 def test_other_weights_under_the_same_name_replace_the_mirror(capsys: pytest.CaptureFixture[str]) -> None:
     save_model(Path(NAME), "gpt2")
     main(command())

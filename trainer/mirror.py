@@ -75,7 +75,7 @@ def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], 
     key = mirror_key(config.name, checkpoint.config.num_hidden_layers, config.weights)
     source = _fingerprint(checkpoint, commit)
     manifest = read_manifest(store, key)
-    if manifest is not None and manifest.source == source:
+    if manifest is not None and manifest.source == source and _is_whole(store, key, manifest):
         return Written(f"{store.url}/{key}", manifest, 0)
     store.delete([f"{key}/{Name.MANIFEST}"])
     done = _resumable(store, key, source)
@@ -103,6 +103,11 @@ def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], 
     store.put(f"{key}/{Name.MANIFEST}", manifest.model_dump_json(indent=1).encode())
     store.delete([f"{key}/{_UNFINISHED}"])
     return Written(f"{store.url}/{key}", manifest, len(done) - num_resumed)
+
+
+def _is_whole(store: Store, key: str, manifest: MirrorManifest) -> bool:
+    there = {found.key: found.num_bytes for found in store.objects(key)}
+    return all(there.get(f"{key}/{file.name}") == file.num_bytes for file in manifest.files)
 
 
 def _layouts(checkpoint: Checkpoint, config: TokenEncoderConfig) -> list[Layout]:
