@@ -222,6 +222,11 @@ class TrainConfig(Section):
         return self.model.num_latents or self.data.sequence_length
 
     @property
+    def token_loss_positions(self) -> int:
+        """Positions of a sequence that the vocabulary loss sees."""
+        return max(1, round(self.token_loss_fraction * self.data.sequence_length))
+
+    @property
     def gpus_per_rank(self) -> int:
         """GPUs that one process takes."""
         return 2 if self.token_encoder.placement == "next_gpu" else 1

@@ -82,10 +82,7 @@ class EncoderShape:
             ValueError: There is no such layer between the embeddings and the last block's output, which
                 some families norm and others do not.
         """
-        index = layer if layer >= 0 else self.num_blocks + 1 + layer
-        if not 1 <= index < self.num_blocks:
-            raise ValueError(f"layer {layer} is out of range: there are {self.num_blocks} blocks")
-        return index
+        return kept_blocks(layer, self.num_blocks)
 
     def kept_parameters(self, layer: int) -> int:
         """Stored parameters of embeddings and kept blocks. Raises ValueError."""
@@ -104,6 +101,18 @@ class EncoderShape:
         kept = self.blocks[:self.kept_blocks(layer)]
         return sum(2 * block.matrix_parameters + 4 * length * block.attention_width + block.recurrence_flops
                    for block in kept)
+
+
+def kept_blocks(layer: int, num_blocks: int) -> int:
+    """Blocks of `num_blocks` that run so that the last one's output is `hidden_states[layer]`.
+
+    Raises:
+        ValueError: See `EncoderShape.kept_blocks`.
+    """
+    index = layer if layer >= 0 else num_blocks + 1 + layer
+    if not 1 <= index < num_blocks:
+        raise ValueError(f"layer {layer} is out of range: there are {num_blocks} blocks")
+    return index
 
 
 def encoder_shape(name: str, root: Path | None = None) -> EncoderShape | None:

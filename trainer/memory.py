@@ -199,16 +199,12 @@ def _token_loss_bytes(job: _Job) -> int:
     rounded when the last logits are gone.
     """
     vocabulary = head_rows(job.config, job.shape)
-    rows = job.config.micro_batch_size * _told_positions(job.config)
+    rows = job.config.micro_batch_size * job.config.token_loss_positions
     chunk_rows = max(1, _CHUNK_ELEMENTS // vocabulary)
     chunk = min(rows, chunk_rows) * vocabulary * (job.value + 4)
     if rows <= chunk_rows:
         return job.value * job.head + chunk
     return 4 * job.head + max(chunk, job.value * job.head if job.is_bf16 else 0)
-
-
-def _told_positions(config: TrainConfig) -> int:
-    return max(1, round(config.token_loss_fraction * config.data.sequence_length))
 
 
 # -- what autograd keeps; numbers are in channels of one position, in units of the width
@@ -273,7 +269,7 @@ def _token_decoder(job: _Job) -> int:
     width, length, hidden = model.token_decoder_width, config.data.sequence_length, job.shape.hidden_size
     block = _transformer_block(length, width, model.qk_norm, model.token_decoder_mlp)
     inside = _layers(job, model.token_decoder_layers, block, length * width)
-    return length * hidden + inside + 2 * length * width + 2 * _told_positions(config) * width
+    return length * hidden + inside + 2 * length * width + 2 * config.token_loss_positions * width
 
 
 def _denoiser_block(job: _Job) -> int:

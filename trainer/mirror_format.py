@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -103,8 +102,8 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
     Raises:
         StoreError: As `fetch_files`.
     """
-    if store.url.startswith("file:"):
-        return Path(unquote(urlsplit(store.url).path), key)
+    if store.local_folder is not None:
+        return store.local_folder / key
     # Another mirror under the same key has other hashes, and so a folder of its own.
     content = hashlib.sha256("".join(sorted(file.sha256 for file in manifest.files)).encode())
     folder = cache_folder() / key / content.hexdigest()[:12]

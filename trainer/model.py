@@ -16,7 +16,8 @@ from trainer.denoiser import Denoiser
 from trainer.diffusion import noised
 from trainer.latent_scale import ExactBuffers, RunningScale
 from trainer.latents import LatentDecoder, LatentEncoder, TokenDecoder
-from trainer.prompt import PromptContext, longest_prompt
+from trainer.prompt import PromptContext
+from trainer.sizes import longest_prompt
 from trainer.token_loss import IGNORED
 
 
@@ -80,7 +81,7 @@ def _draw_sample(config: TrainConfig, seed: int, step: int, index: int,
     uniform = (index + torch.rand((), generator=choices, dtype=torch.float64)) / config.global_batch_size
     coin = torch.rand((), generator=choices) < config.diffusion.self_conditioning_probability
     length = config.data.sequence_length
-    positions = torch.randperm(length, generator=choices)[:max(1, round(config.token_loss_fraction * length))]
+    positions = torch.randperm(length, generator=choices)[:config.token_loss_positions]
     latent, decoder = (torch.randn(shape, generator=normals, device=device) for _ in range(2))
     prompt_length = _draw_prompt_length(config, choices)
     return uniform.clamp(max=1 - 1e-7).float(), latent, decoder, coin, positions, prompt_length
@@ -159,7 +160,7 @@ class LatentDiffusionLM(ExactBuffers):
         Raises:
             ValueError: Padded prompts are longer than any in training, or `model.prompt` is off.
         """
-        longest = longest_prompt(self.config) if self.config.model.prompt else 0
+        longest = longest_prompt(self.config)
         if h_BPD.shape[1] > longest:
             raise ValueError(f"a prompt of {h_BPD.shape[1]} tokens, but this model reads at most {longest}")
         return PromptContext(self.normalise(h_BPD), lengths_B)

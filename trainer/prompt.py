@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer.attention import AttentionShape, CrossAttention, sinusoid
 from trainer.config import TrainConfig
+from trainer.sizes import longest_prompt
 
 
 class PromptContext(NamedTuple):
@@ -35,11 +36,6 @@ class ReadablePrompt(NamedTuple):
     context_BPW: Tensor
     mask_B11P: Tensor
     given_B11: Tensor
-
-
-def longest_prompt(config: TrainConfig) -> int:
-    """Most tokens that a prompt can have."""
-    return max(1, int(config.diffusion.prompt_max_fraction * config.data.sequence_length))
 
 
 class PromptInput(nn.Module):

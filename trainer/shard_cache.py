@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
@@ -41,7 +40,7 @@ class ShardCache:
 
     def __init__(self, store: Store, folder: Path, limit_bytes: int) -> None:
         self._store, self._folder, self._limit_bytes = store, folder, limit_bytes
-        self._local = _local_folder(store.url)
+        self._local = store.local_folder
         self._pool = ThreadPoolExecutor(_DOWNLOADS_AT_A_TIME, thread_name_prefix="shards")
         self._lock = threading.Lock()
         self._open: dict[Shard, Future[np.ndarray]] = {}
@@ -151,10 +150,6 @@ def _is_whole(path: Path, shard: Shard) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == shard.sha256
     except FileNotFoundError:
         return False
-
-
-def _local_folder(url: str) -> Path | None:
-    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
 
 
 @contextmanager

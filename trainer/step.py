@@ -16,7 +16,7 @@ from trainer.gradients import clip_by_part
 from trainer.health import encoder_gradient_norms
 from trainer.job import Job
 from trainer.model import StepNoise, draw_noise
-from trainer.prompt import longest_prompt
+from trainer.sizes import longest_prompt
 
 _LOSSES = ("total", "hidden", "token", "diffusion")
 

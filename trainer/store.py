@@ -63,6 +63,11 @@ class Store:
         self.address = address
         self._backend = backend
 
+    @property
+    def local_folder(self) -> Path | None:
+        """The folder behind a store on this disk; None for a bucket."""
+        return Path(unquote(urlsplit(self.url).path)) if self.url.startswith("file://") else None
+
     def put(self, key: str, data: bytes | memoryview | Path, *, create: bool = False) -> None:
         """Write one object, atomically.
 
@@ -121,7 +126,7 @@ class Store:
         of its last change, which copying a folder with its times keeps."""
         import obstore
 
-        local = self.url.startswith("file:")
+        local = self.local_folder is not None
         with _as_store_errors(f"{self.url}/{prefix}", "list"):
             found = [meta for batch in obstore.list(self._backend, prefix or None) for meta in batch]
         return {meta["path"]: str(int(meta["last_modified"].timestamp())) if local else meta["e_tag"] or ""

@@ -256,7 +256,7 @@ def _pack(pieces: Iterator[tuple[Piece, int]], unit_bytes: int) -> tuple[Unit, .
 
 def _versions(store: Store, sizes: dict[str, int]) -> dict[str, str]:
     """What changes when a file changes, in order of names. Of small files here: their content."""
-    local = store.url.startswith("file://")
+    local = store.local_folder is not None
     versions = store.versions() if not local or max(sizes.values(), default=0) > _HASHED_BYTES else {}
     return {name: hashlib.sha256(store.get(name)).hexdigest() if local and size <= _HASHED_BYTES
             else versions[name] for name, size in sorted(sizes.items())}

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer import encoder_shape
 from trainer.contract import ConfigError
 
 
@@ -101,14 +102,14 @@ def kept_blocks(layer: int, num_blocks: int, name: str) -> int:
         ConfigError: There is no such layer. 0 are the embeddings; the last entry is after the final norm
             in some families and not in others.
     """
-    index = layer if layer >= 0 else num_blocks + 1 + layer
-    if 1 <= index < num_blocks:
-        return index
-    raise ConfigError(
-        f"token_encoder.layer {layer} is out of range: {name} has {num_blocks} blocks",
-        place="token_encoder.layer",
-        fix=f"set it between {-num_blocks} and -2 (-3 is the paper's)" if num_blocks > 1
-        else "choose a model with more than one block")
+    try:
+        return encoder_shape.kept_blocks(layer, num_blocks)
+    except ValueError as error:
+        raise ConfigError(
+            f"token_encoder.layer {layer} is out of range: {name} has {num_blocks} blocks",
+            place="token_encoder.layer",
+            fix=f"set it between {-num_blocks} and -2 (-3 is the paper's)" if num_blocks > 1
+            else "choose a model with more than one block") from error
 
 
 def truncated(config: Any, num_blocks: int) -> Any:
