@@ -107,6 +107,22 @@ def test_sigterm_exits_75_whenever_it_comes_and_however_often(
     assert not any(process.is_running() for process in ranks)
 
 
+def test_ranks_end_with_their_node_even_when_it_alone_is_killed(text: Path, tmp_path: Path) -> None:
+    """A rank left behind would write into a run that the next attempt has taken over."""
+    run = new_run(text, tmp_path, steps=10_000, checkpoint={"every_steps": 100, "keep": 2})
+    node = run.start()
+    ranks = wait_for_ranks(node)
+    run.wait_for(node, attempt=1, step=2)
+    below = psutil.Process(node.pid).children(recursive=True)
+    assert {process.pid for process in ranks} < {process.pid for process in below}
+    node.kill()
+    _, alive = psutil.wait_procs(below, timeout=10)
+    for process in alive:
+        process.kill()
+    node.communicate()
+    assert alive == []
+
+
 def test_sigterm_to_every_process_still_saves(text: Path, tmp_path: Path) -> None:
     """Some engines signal the whole tree: torchrun may then say what it likes, nothing is lost."""
     run = new_run(text, tmp_path, num_ranks=1, checkpoint={"every_steps": 100, "keep": 2}, steps=10_000)

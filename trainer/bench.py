@@ -29,6 +29,7 @@ from trainer.generate import decode, sample_latents, to_text
 from trainer.manifest import TIME_DENSITY, CheckpointError, Manifest, load_averaged_weights
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
+from trainer.node_watch import end_with_node
 from trainer.preemption import Limits, over_limit
 from trainer.run_folder import RunFolder, spent_usd
 from trainer.store import open_store
@@ -170,6 +171,7 @@ def _wait_for(device: torch.device) -> None:
 def main() -> None:
     """Run the benchmark of a finished training document and leave the result in the run folder."""
     ends = Path(os.environ[Env.END_FOLDER])
+    end_with_node(ends)
     leave_when_asked(ends)
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     try:

@@ -24,6 +24,7 @@ from types import FrameType
 import psutil
 from pydantic import ValidationError
 
+from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
@@ -245,8 +246,9 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest)
     with tempfile.TemporaryDirectory(prefix="ldlm-node-") as folder:
         ends = Path(folder)
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
-        child = subprocess.Popen(command, env=child_environment(ends, attempt))
-        wait_for(child, ends, stop)
+        with node_watch.hold(ends):
+            child = subprocess.Popen(command, env=child_environment(ends, attempt))
+            wait_for(child, ends, stop)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.received)
 

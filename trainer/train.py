@@ -20,6 +20,7 @@ from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd
 from trainer.divergence import diverged_error
 from trainer.evaluate import Evaluation, evaluate, reconstruct
 from trainer.job import Job, build_job
+from trainer.node_watch import end_with_node
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
@@ -231,6 +232,7 @@ def is_ahead_of_durable(job: Job) -> bool:
 def main() -> None:
     """One rank: build, train, write how it ended. The node reads that, not our exit status."""
     stop, ends = StopSignal(), Path(os.environ[Env.END_FOLDER])
+    end_with_node(ends)
     RankEnd.listen(ends, os.getpid())
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     init_process_group()
