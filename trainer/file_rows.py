@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from trainer.contract import ConfigError
-from trainer.store import Store
+from trainer.store import READ_AHEAD_BYTES, Store
 
 # Longer documents and lines are bad rows: they are held in memory, several times over (guess).
 MAX_ROW_BYTES = 64 * 2**20
 NO_KEY = "no text key"  # the kind of problem that a user solves with --text-key
 _PARQUET_ROWS = 1024  # at a time
+_LEAST_AHEAD_BYTES = 2**18  # a request has its price whatever it brings (guess)
 _NUM_KEYS = 20  # of one object, for a message
 
 
@@ -70,7 +71,10 @@ def file_rows(store: Store, piece: Piece, text_key: str, lines: dict[str, int]) 
         StoreError: The file cannot be read.
     """
     kind, compression = file_kind(piece.file) or ("text", "")
-    with store.open(piece.file) as file:
+    # What follows a short piece belongs to others: only the end of its last row is wanted.
+    ahead = READ_AHEAD_BYTES if kind == "parquet" or piece.stop is None else min(
+        READ_AHEAD_BYTES, max(_LEAST_AHEAD_BYTES, (piece.stop - piece.start) // 2))
+    with store.open(piece.file, ahead) as file:
         if kind == "parquet":
             yield from _parquet_rows(file, piece, text_key, lines)
             return

@@ -19,7 +19,7 @@ from trainer.contract import StoreError
 # is tried again at its next interval (guess, not measured on a real cloud).
 _RETRY: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
 # Of a file that is read by ranges (guess: a request to a cloud takes as long as a few MB).
-_READ_AHEAD_BYTES = 8 * 2**20
+READ_AHEAD_BYTES = 8 * 2**20
 _SCHEMES = ("file", "s3", "gs", "az")
 _CLOUDS = {"s3": "AWS", "gs": "Google", "az": "Azure"}
 _HOW_TO_SIGN_IN = {
@@ -101,9 +101,9 @@ class Store:
         with _as_store_errors(f"{self.url}/{key}", "read"):
             return int(obstore.head(self._backend, key)["size"])
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str, read_ahead_bytes: int = READ_AHEAD_BYTES) -> BinaryIO:
         """One object as a file that is read by ranges, so that it need not fit into memory."""
-        return io.BufferedReader(_RangeReader(self, key), _READ_AHEAD_BYTES)
+        return io.BufferedReader(_RangeReader(self, key), read_ahead_bytes)
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         """Bytes [start, end) of one object. Raises NotFoundError when there is none."""

@@ -20,7 +20,10 @@ from trainer.python_docs import python_docs, python_docs_digest
 from trainer.store import NotFoundError, Store, local_store_url, open_store
 
 PYTHON_DOCS = "python-docs"
-UNIT_BYTES = 64 * 2**20  # seconds to prepare, and tens of millions of tokens (guess)
+# Units are many, so that every worker gets its part and a kill costs little; and not too many or too
+# small, since each becomes objects in a store and a shard of training (guess, all three).
+_NUM_UNITS = 256
+_SMALLEST_UNIT, _LARGEST_UNIT = 4 * 2**20, 64 * 2**20
 _MAGIC = re.compile(r"[*?\[]")
 # Text that a compressed byte stands for, about: only for cutting and for the progress bar (guess).
 _EXPANSION = 3
@@ -61,14 +64,14 @@ class Source(Protocol):
         """Rows of a piece; see `file_rows`."""
 
 
-def open_source(spec: str, text_key: str = "text", unit_bytes: int = UNIT_BYTES) -> Source:
+def open_source(spec: str, text_key: str = "text", unit_bytes: int | None = None) -> Source:
     """Find what there is of a source and cut it into units. Reads no text, save to hash small files.
 
     Args:
         spec: `python-docs`; a file, a folder or a glob (`**` crosses folders); s3://, gs:// or az://
             of the same; `hf://owner/name[@revision][/config][:split]` or `hf:///folder[:split]`.
         text_key: Key of an object, or name of a column, that holds the text.
-        unit_bytes: Of a unit, about.
+        unit_bytes: Of a unit, about; None: by the size of the whole source.
 
     Raises:
         ConfigError: There is nothing of that name, or nothing that can be read.
@@ -83,7 +86,8 @@ def open_source(spec: str, text_key: str = "text", unit_bytes: int = UNIT_BYTES)
     address, names, ignored = _find_files(spec)
     store = open_store(address)
     sizes = _sizes(store, names)
-    units = _pack(_weighed_pieces(store, sizes, text_key, unit_bytes), unit_bytes)
+    size = unit_bytes or min(max(sum(sizes.values()) // _NUM_UNITS, _SMALLEST_UNIT), _LARGEST_UNIT)
+    units = _pack(_weighed_pieces(store, sizes, text_key, size), size)
     listing = digest(sorted(sizes.items()), _versions(store, sizes), units)
     return FileSource(spec, text_key, listing, units, tuple(ignored), address)
 
