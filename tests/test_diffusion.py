@@ -103,6 +103,14 @@ def test_sampler_resumes_to_the_bit() -> None:
     assert torch.equal(one.state_dict()["means"], other.state_dict()["means"])
 
 
+def test_no_step_reads_the_device_between_refreshes() -> None:
+    """Tensors without data cannot be read: whatever waits for a device fails on them."""
+    sampler = TimestepSampler(10, 0.999, refresh_steps=50, device="meta")
+    for step in range(49):
+        u = sampler.sample(torch.empty(8, device="meta"))
+        sampler.update(*sampler.bin_sums(u, torch.empty(8, device="meta")), step)
+
+
 def test_sampling_grid_falls_from_noise_to_clean_even_or_warped() -> None:
     even, warped = sampling_grid(8), sampling_grid(8, _trained_sampler())
     assert len(even) == 9

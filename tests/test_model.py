@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 import numpy as np  # noqa: E402
 from tiny_model import LAYOUTS, name_of, tiny_config, tiny_model  # noqa: E402
 
+from trainer.diffusion import TimestepSampler  # noqa: E402
 from trainer.generate import decode  # noqa: E402
 from trainer.model import LatentDiffusionLM, Losses, StepNoise, draw_noise  # noqa: E402
 
@@ -194,6 +195,36 @@ def test_on_a_gpu_bfloat16_gives_the_losses_of_a_cpu_in_float32(layout: dict) ->
     losses.total.backward()
     assert torch.stack(losses[:4]).tolist() == pytest.approx(expected.tolist(), rel=0.05)
     assert all(p.grad is None or p.grad.isfinite().all() for p in on_gpu.parameters())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+def test_forward_and_backward_never_read_the_device(layout: dict) -> None:
+    """Tensors without data cannot be read: whatever makes the host wait for a device fails on them."""
+    config, (tokens, hidden, _, _) = tiny_config(layout), _batch()
+    drawn, model = draw_noise(config, 0, 0, range(4), "cpu"), tiny_model(config).to("meta")
+    noise = StepNoise(*(part.to("meta") for part in drawn))._replace(
+        self_conditioned_B=drawn.self_conditioned_B)  # which `draw_noise` leaves on the CPU
+    assert noise.self_conditioned_B.any()
+    losses = model(tokens.to("meta"), hidden.to("meta"), noise, 0.5, noise.uniform_B)
+    losses.total.backward()
+    assert losses.diffusion_B.is_meta
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_no_micro_batch_makes_the_host_wait() -> None:
+    config, (tokens, hidden, _, _) = tiny_config({"prompt": True}), _batch()
+    model, sampler = tiny_model(config).cuda(), TimestepSampler(10, 0.999, 50, "cuda")
+    tokens, hidden = tokens.cuda(), hidden.cuda()
+    for step in range(3):  # what libraries do once is done in the first step
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            noise = draw_noise(config, 0, step, range(4), "cuda")
+            u_B = sampler.sample(noise.uniform_B)
+            losses = model(tokens, hidden, noise, 0.5, u_B)
+            losses.total.backward()
+            sampler.update(*sampler.bin_sums(u_B, losses.diffusion_B), step)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("is_training", [True, False])

@@ -58,35 +58,49 @@ def noised(z: Tensor, eps: Tensor, u_B: Tensor, d: float) -> Tensor:
 class TimestepSampler:
     """Density of training times, steered so that the loss grows evenly in the warped time.
 
-    Until its first refresh the density is even. State is in float64 on the CPU: ranks that are fed
-    the same sums stay equal to the bit. Source: section 5.3 and equation 5 of the paper (relay).
+    Until its first refresh the density is even. State is in float64 where the losses are, so that no
+    step waits for the device; the density itself is worked out on the CPU, at refreshes only. Ranks
+    that are fed the same sums stay equal to the bit. Source: section 5.3 and equation 5 of the paper
+    (relay).
 
     Args:
         bins: Equal bins on [0, 1].
         decay: Of the running mean of a bin's loss, for each sample.
         refresh_steps: The density changes every so many steps.
+        device: Where times are drawn and losses come from.
     """
 
-    def __init__(self, bins: int, decay: float, refresh_steps: int) -> None:
+    def __init__(self, bins: int, decay: float, refresh_steps: int,
+                 device: torch.device | str = "cpu") -> None:
         self._decay = decay
         self._refresh_steps = refresh_steps
-        self._counts = torch.zeros(bins, dtype=torch.float64)
-        self._means = torch.zeros(bins, dtype=torch.float64)
+        self._device = device
+        self._counts = torch.zeros(bins, dtype=torch.float64, device=device)
+        self._means = torch.zeros(bins, dtype=torch.float64, device=device)
         self.probabilities = torch.full((bins,), 1 / bins, dtype=torch.float64)
 
     @property
     def num_bins(self) -> int:
         """How many bins share [0, 1]."""
-        return len(self.probabilities)
+        return len(self._probabilities)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Of the bins, float64 on the CPU; they add up to 1."""
+        return self._probabilities
+
+    @probabilities.setter
+    def probabilities(self, values: Tensor) -> None:
+        self._probabilities = values.double().cpu()
+        edges = torch.cat([torch.zeros(1, dtype=torch.float64), self._probabilities.cumsum(0)])
+        self._edges = (edges / edges[-1]).to(self._device)
 
     def sample(self, uniform_B: Tensor) -> Tensor:
         """Times u_B whose density is q(u), given even ones in [0, 1]: the inverse of the warp F.
 
         Also turns an even sampling grid into a warped one.
         """
-        edges = torch.cat([torch.zeros(1, dtype=torch.float64), self.probabilities.cumsum(0)])
-        edges = (edges / edges[-1]).to(uniform_B.device)
-        uniform = uniform_B.double()
+        edges, uniform = self._edges.to(uniform_B.device), uniform_B.double()
         bin_B = (torch.searchsorted(edges, uniform, right=True) - 1).clamp(0, self.num_bins - 1)
         inside = (uniform - edges[bin_B]) / (edges[bin_B + 1] - edges[bin_B])
         return ((bin_B + inside) / self.num_bins).clamp(0, 1).to(uniform_B.dtype)
@@ -104,12 +118,14 @@ class TimestepSampler:
     def update(self, sums: Tensor, counts: Tensor, step: int) -> None:
         """Take in the losses of one step, over all ranks; refresh the density when it is due.
 
+        Waits for the device at a refresh only.
+
         Args:
             sums: Loss of the bins, added up over their samples.
             counts: Samples of the bins.
             step: From 0. The density is refreshed at the end of every `refresh_steps` steps.
         """
-        sums, counts = sums.double().cpu(), counts.double().cpu()
+        sums, counts = sums.double(), counts.double()
         self._counts += counts
         # 1/n at first: a mean that started at zero would pull towards it.
         weight = torch.maximum(1 - self._decay**counts, counts / self._counts.clamp(min=1))
@@ -119,24 +135,24 @@ class TimestepSampler:
             self._refresh()
 
     def _refresh(self) -> None:
-        measured = self._counts > 0
+        measured, means = self._counts.cpu() > 0, self._means.cpu()
         if measured.sum() < 2:
             return
-        rising = torch.cummax(_interpolated(self._means, measured), 0).values
+        rising = torch.cummax(_interpolated(means, measured), 0).values
         slopes = torch.gradient(rising)[0].clamp(min=0)
         if slopes.sum() > 0:
             floored = (slopes / slopes.sum()).clamp(min=_BIN_FLOOR / self.num_bins)
             self.probabilities = floored / floored.sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on."""
-        return {"counts": self._counts.clone(), "means": self._means.clone(),
+        """Everything that the next steps depend on, copied to the CPU."""
+        return {"counts": self._counts.to("cpu", copy=True), "means": self._means.to("cpu", copy=True),
                 "probabilities": self.probabilities.clone()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken."""
-        self._counts = state["counts"].clone()
-        self._means = state["means"].clone()
+        self._counts = state["counts"].to(self._device, copy=True)
+        self._means = state["means"].to(self._device, copy=True)
         self.probabilities = state["probabilities"].clone()
 
 

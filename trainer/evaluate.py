@@ -124,8 +124,7 @@ def _accuracy(predicted_BL: Tensor, tokens_BL: Tensor) -> float:
 
 
 def _diffusion_loss(model: LatentDiffusionLM, z_BKD: Tensor, eps_BKD: Tensor) -> float:
-    alone_B = torch.zeros(len(z_BKD), dtype=torch.bool, device=z_BKD.device)
     losses = [model.diffusion_loss(z_BKD, eps_BKD, torch.full((len(z_BKD),), (i + 0.5) / _NUM_TIMES,
-                                                              device=z_BKD.device), alone_B).mean()
+                                                              device=z_BKD.device)).mean()
               for i in range(_NUM_TIMES)]
     return torch.stack(losses).mean().item()

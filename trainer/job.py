@@ -20,6 +20,7 @@ from trainer.divergence import DivergenceWatch
 from trainer.encoder_weights import cache_folder
 from trainer.evaluate import Evaluation
 from trainer.gradients import parameter_groups
+from trainer.host_copies import to_device
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.preemption import Limits, StopSignal
@@ -82,7 +83,7 @@ class Job:
         assert self.batches is not None, "the attempt has begun"
         rows = self.batches.next()
         self.data_wait_s += self.batches.waited_s
-        return torch.from_numpy(rows.astype("int64")).to(self.device)
+        return to_device(torch.from_numpy(rows.astype("int64")), self.device)
 
     def say(self, text: str) -> None:
         """Print one line, once for all ranks."""
@@ -127,7 +128,7 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
         progress=progress, recorder=recorder, watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
-                                  config.diffusion.time_refresh_steps),
+                                  config.diffusion.time_refresh_steps, device),
         checkpoints=Checkpointer(folder, attempt.number, engine, average, keep=config.checkpoint.keep,
                                  data_fingerprint=corpus.fingerprint,
                                  model=model_arguments(encoder, engine.module)),

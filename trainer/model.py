@@ -1,6 +1,7 @@
 """The four trained parts together: their losses, and which gradients each loss may send where.
 
-Shapes: B batch, L tokens, K latents, D channels, P positions that the vocabulary loss looks at.
+Shapes: B batch, L tokens, K latents, D channels, P positions that the vocabulary loss looks at,
+C self-conditioned samples.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from trainer.config import TrainConfig
 from trainer.denoiser import Denoiser
 from trainer.diffusion import noised
+from trainer.host_copies import to_device
 from trainer.latent_scale import ExactBuffers, RunningScale
 from trainer.latents import LatentDecoder, LatentEncoder, TokenDecoder
 from trainer.prompt import PromptContext
@@ -29,7 +31,8 @@ class StepNoise(NamedTuple):
             batch exactly one value falls into each of its equal parts.
         latent_BKD: Standard normal, for the diffusion.
         decoder_BKD: Standard normal, for the decoder's input.
-        self_conditioned_B: True where the denoiser sees its own estimate.
+        self_conditioned_B: True where the denoiser sees its own estimate. On the CPU, wherever the rest
+            is: what runs depends on it, and asking the device would wait for it.
         positions_BP: Positions of the vocabulary loss, all different within a sample.
         prompt_length_B: Tokens of the prompt that the denoiser is told, int64; 0: none.
     """
@@ -70,7 +73,9 @@ def draw_noise(config: TrainConfig, seed: int, step: int, sample_indices: Iterab
         device: Where the tensors go.
     """
     samples = [_draw_sample(config, seed, step, int(index), torch.device(device)) for index in sample_indices]
-    return StepNoise(*(torch.stack(tensors).to(device) for tensors in zip(*samples, strict=True)))
+    noise = StepNoise(*(torch.stack(tensors) for tensors in zip(*samples, strict=True)))
+    there = StepNoise(*(to_device(tensor, device) for tensor in noise))
+    return there._replace(self_conditioned_B=noise.self_conditioned_B)
 
 
 def _draw_sample(config: TrainConfig, seed: int, step: int, index: int,
@@ -209,20 +214,26 @@ class LatentDiffusionLM(ExactBuffers):
         """Mean cross-entropy in nats at some positions; ids that the head does not cover do not count."""
         return self.token_decoder(hhat_BLD, positions_BP, self.targets(tokens_BL.gather(1, positions_BP)))
 
-    def diffusion_loss(self, z_BKD: Tensor, eps_BKD: Tensor, u_B: Tensor, self_conditioned_B: Tensor,
-                       prompt: PromptContext | None = None) -> Tensor:
-        """Mean squared error of the predicted clean latent, for each sample: (B,)."""
+    def diffusion_loss(self, z_BKD: Tensor, eps_BKD: Tensor, u_B: Tensor,
+                       self_conditioned_B: Tensor | None = None, prompt: PromptContext | None = None) -> Tensor:
+        """Mean squared error of the predicted clean latent, for each sample: (B,).
+
+        Without `self_conditioned_B` no sample is self-conditioned.
+        """
         z_u = noised(z_BKD, eps_BKD, u_B, self.config.diffusion.tan_d)
         estimate = self._earlier_estimate(z_u, u_B, self_conditioned_B, prompt)
         return (self.denoiser(z_u, u_B, estimate, prompt) - z_BKD).square().mean(dim=(1, 2))
 
     @torch.no_grad()
-    def _earlier_estimate(self, z_u: Tensor, u_B: Tensor, self_conditioned_B: Tensor,
+    def _earlier_estimate(self, z_u: Tensor, u_B: Tensor, self_conditioned_B: Tensor | None,
                           prompt: PromptContext | None) -> Tensor:
         """The denoiser's own first prediction where a sample is self-conditioned, zeros elsewhere."""
         estimate = torch.zeros_like(z_u)
-        if self.config.model.self_conditioning and self_conditioned_B.any():
-            chosen = None if prompt is None else PromptContext(*(part[self_conditioned_B] for part in prompt))
-            estimate[self_conditioned_B] = self.denoiser(
-                z_u[self_conditioned_B], u_B[self_conditioned_B], estimate[self_conditioned_B], chosen)
+        if not self.config.model.self_conditioning or self_conditioned_B is None:
+            return estimate
+        chosen_C = self_conditioned_B.nonzero().squeeze(1)
+        if len(chosen_C):
+            chosen_C = to_device(chosen_C, z_u.device)
+            told = None if prompt is None else PromptContext(*(part[chosen_C] for part in prompt))
+            estimate[chosen_C] = self.denoiser(z_u[chosen_C], u_B[chosen_C], estimate[chosen_C], told)
         return estimate

@@ -46,7 +46,7 @@ def train_step(job: Job, step: int) -> None:
     # Any value that the hidden states would spoil does; the total of the losses says nothing new.
     job.watch.note(step + 1, [sums[-1], *sums[1:-1], *job.grad_norms.values()])
     dist.all_reduce(bins)
-    job.timesteps.update(*bins.cpu(), step)
+    job.timesteps.update(*bins, step)
     job.average.update(step)
 
 
