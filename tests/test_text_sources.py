@@ -92,7 +92,7 @@ BAD_KINDS = [(2, "not JSON"), (3, "not an object"), (4, "no text key"), (5, "nul
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 40, 10_000])
-@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "json.zst"])
+@pytest.mark.parametrize("suffix", ["jsonl", "jsonl.gz", "ndjson.zst"])
 def test_each_bad_row_is_told_by_kind_file_and_line(tmp_path, suffix, unit_bytes):
     content = b"\n".join(BAD_LINES)
     pack = {"gz": gzip.compress, "zst": pyarrow.Codec("zstd").compress}.get(suffix.rpartition(".")[2], bytes)
@@ -165,14 +165,38 @@ def test_a_file_that_is_no_parquet_is_named_at_once(tmp_path):
 
 def test_a_folder_gives_its_text_files_in_order_and_names_the_others(tmp_path):
     write_text(tmp_path / "b.txt", ["b1", "b2"])
-    write_text(tmp_path / "sub" / "a.md", ["sub"])
+    write_text(tmp_path / "sub" / "a.txt", ["sub"])
     (tmp_path / "a.jsonl").write_text('{"text": "a"}')
     (tmp_path / "picture.png").write_bytes(b"1")
     (tmp_path / "empty.txt").write_bytes(b"")
     source = open_source(str(tmp_path))
     assert texts_of(source) == ["a", "b1", "b2", "sub"]
     assert source.ignored == ("picture.png",)
+    assert source.num_files == {".jsonl": 1, ".txt": 2}
     assert len(source.units) == 1
+
+
+def test_what_tells_about_a_corpus_is_text_only_where_its_ending_is_named(tmp_path):
+    write_text(tmp_path / "b.txt", ["b"])
+    for name in ("README.md", "sub/deep.md", "info.text"):
+        write_text(tmp_path / name, [name])
+    (tmp_path / "dataset_infos.json").write_text('{"text": "json"}')
+    passed_over = ("README.md", "dataset_infos.json", "info.text", "sub/deep.md")
+    for spec in ("", "/**", "/**/*"):
+        source = open_source(f"{tmp_path}{spec}")
+        assert (texts_of(source), source.ignored) == (["b"], passed_over)
+    assert texts_of(open_source(f"{tmp_path}/*")) == ["b"]
+    assert texts_of(open_source(f"{tmp_path}/**/*.md")) == ["README.md", "sub/deep.md"]
+    assert texts_of(open_source(f"{tmp_path}/README.md")) == ["README.md"]
+    assert texts_of(open_source(f"{tmp_path}/*.json")) == ["json"]
+
+
+@pytest.mark.parametrize(("megabytes", "least", "most"), [(1, 1, 1), (60, 8, 20), (2_000, 200, 260)])
+def test_a_source_is_cut_so_that_several_can_work_on_it(tmp_path, megabytes, least, most):
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.truncate(megabytes * 10**6)  # no bytes on the disk: only the size counts here
+    assert least <= len(open_source(str(path)).units) <= most
 
 
 @pytest.mark.parametrize(("pattern", "expected"), [

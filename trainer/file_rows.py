@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from trainer.contract import ConfigError
 from trainer.store import READ_AHEAD_BYTES, Store
+from trainer.text_files import file_kind
 
 # Longer documents and lines are bad rows: they are held in memory, several times over (guess).
 MAX_ROW_BYTES = 64 * 2**20
@@ -43,19 +44,6 @@ class Row(NamedTuple):
     problem: str = ""
     detail: str = ""
     keys: tuple[str, ...] = ()
-
-
-def file_kind(name: str) -> tuple[str, str] | None:
-    """Kind (`text`, `jsonl`, `parquet`) and compression (`gz`, `zst` or none) by a file's name, or None."""
-    stem, compression = name.lower(), ""
-    for suffix in ("gz", "zst"):
-        if stem.endswith(f".{suffix}"):
-            stem, compression = stem.removesuffix(f".{suffix}"), suffix
-    if stem.endswith((".txt", ".text", ".md")):
-        return "text", compression
-    if stem.endswith((".jsonl", ".ndjson", ".json")):
-        return "jsonl", compression
-    return ("parquet", "") if stem.endswith(".parquet") and not compression else None
 
 
 def file_rows(store: Store, piece: Piece, text_key: str, lines: dict[str, int]) -> Iterator[Row]:

@@ -1,9 +1,9 @@
 """A Hugging Face dataset as a source, streamed: nothing is downloaded before it is read. No torch."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ class HfSource:
     units: Sequence[Unit]
     dataset: _Dataset
     ignored: Sequence[str] = ()
+    num_files: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self, piece: Piece, lines: dict[str, int]) -> Iterator[Row]:
         """Rows of one file."""

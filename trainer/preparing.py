@@ -29,7 +29,8 @@ from trainer.shards import (
     wrong_sizes,
 )
 from trainer.store import AlreadyExistsError, NotFoundError, Store
-from trainer.text_sources import KINDS, Source
+from trainer.text_files import KINDS
+from trainer.text_sources import Source
 from trainer.text_tokenizer import TextTokenizer
 
 _REQUESTS_AT_A_TIME = 16
@@ -109,7 +110,7 @@ def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch
     """
     preparation = claim(store, Preparation(
         source=source.spec, text_key=source.text_key, listing=source.listing, num_units=len(source.units),
-        tokenizer=tokenizer.identity, heldout_fraction=heldout_fraction))
+        tokenizer=tokenizer.identity, heldout_fraction=heldout_fraction, num_files=dict(source.num_files)))
     finished = _finished_units(store, preparation)
     ours = [unit for unit in range(share.index, preparation.num_units, share.count) if unit not in finished]
     manifest = find_manifest(store)

@@ -97,6 +97,7 @@ class Preparation(_Record):
     Attributes:
         source: As first written by a user, for people.
         listing: SHA-256 of names, sizes and versions of the files, and of how they are cut into units.
+        num_files: Files that were taken, by the ending of their names, for people.
     """
 
     format: Literal[1] = 1
@@ -106,11 +107,12 @@ class Preparation(_Record):
     num_units: int
     tokenizer: TokenizerIdentity
     heldout_fraction: float
+    num_files: dict[str, int] = {}
 
     @property
     def digest(self) -> str:
         """Names this preparation in the records of its parts."""
-        return hashlib.sha256(self.model_dump_json(exclude={"source"}).encode()).hexdigest()
+        return hashlib.sha256(self.model_dump_json(exclude={"source", "num_files"}).encode()).hexdigest()
 
 
 class Part(_Record):

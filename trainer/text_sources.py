@@ -6,30 +6,25 @@ unit, and how many do it at once, makes no difference.
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
-from urllib.parse import unquote, urlsplit
 
 from trainer.contract import ConfigError
-from trainer.file_rows import Piece, Row, file_kind, file_rows, parquet_file, row_of
+from trainer.file_rows import Piece, Row, file_rows, parquet_file, row_of
 from trainer.python_docs import python_docs, python_docs_digest
-from trainer.store import NotFoundError, Store, local_store_url, open_store
+from trainer.store import Store, local_store_url, open_store
+from trainer.text_files import HUB, PYTHON_DOCS, file_ending, file_kind, file_sizes, find_files, text_bytes
 
-PYTHON_DOCS = "python-docs"
 # Units are many, so that every worker gets its part and a kill costs little; and not too many or too
 # small, since each becomes objects in a store and a shard of training (guess, all three).
 _NUM_UNITS = 256
 _SMALLEST_UNIT, _LARGEST_UNIT = 4 * 2**20, 64 * 2**20
-_MAGIC = re.compile(r"[*?\[]")
-# Text that a compressed byte stands for, about: only for cutting and for the progress bar (guess).
-_EXPANSION = 3
 _HASHED_BYTES = 64 * 2**20  # larger local files are told by size and time
 _REQUESTS_AT_A_TIME = 16
-KINDS = ".txt, .jsonl (either may end in .gz or .zst) or .parquet"
 
 
 class Unit(NamedTuple):
@@ -52,6 +47,7 @@ class Source(Protocol):
         text_key: Key or column that holds the text.
         listing: SHA-256 of what there is and how it is cut.
         ignored: Files that were left out because of their names.
+        num_files: Files that were taken, by the ending of their names.
     """
 
     spec: str
@@ -59,6 +55,7 @@ class Source(Protocol):
     listing: str
     units: Sequence[Unit]
     ignored: Sequence[str]
+    num_files: Mapping[str, int]
 
     def rows(self, piece: Piece, lines: dict[str, int]) -> Iterator[Row]:
         """Rows of a piece; see `file_rows`."""
@@ -79,28 +76,19 @@ def open_source(spec: str, text_key: str = "text", unit_bytes: int | None = None
     """
     if spec == PYTHON_DOCS:
         return PythonDocs(spec, text_key, python_docs_digest())
-    if spec.startswith("hf://"):
+    if spec.startswith(HUB):
         from trainer.hf_source import open_hf_source
 
         return open_hf_source(spec, text_key)
-    address, names, ignored = _find_files(spec)
-    store = open_store(address)
-    sizes = _sizes(store, names)
-    size = unit_bytes or min(max(sum(sizes.values()) // _NUM_UNITS, _SMALLEST_UNIT), _LARGEST_UNIT)
-    units = _pack(_weighed_pieces(store, sizes, text_key, size), size)
+    found = find_files(spec)
+    store = open_store(found.address)
+    sizes = file_sizes(store, found.names)
+    weights = text_bytes(sizes)
+    size = unit_bytes or min(max(sum(weights.values()) // _NUM_UNITS, _SMALLEST_UNIT), _LARGEST_UNIT)
+    units = _pack(_weighed_pieces(store, weights, text_key, size), size)
     listing = digest(sorted(sizes.items()), _versions(store, sizes), units)
-    return FileSource(spec, text_key, listing, units, tuple(ignored), address)
-
-
-def _sizes(store: Store, names: list[str]) -> dict[str, int]:
-    if len(names) > 1:
-        wanted = set(names)
-        return {found.key: found.num_bytes for found in store.objects() if found.key in wanted}
-    try:
-        return {name: store.size(name) for name in names}
-    except NotFoundError as error:
-        raise ConfigError("there is no such object", place=error.place,
-                          fix="name a file, a folder or a glob that is there") from error
+    endings = dict(sorted(Counter(map(file_ending, found.names)).items()))
+    return FileSource(spec, text_key, listing, units, tuple(found.ignored), endings, found.address)
 
 
 def digest(*parts: object) -> str:
@@ -130,6 +118,7 @@ class PythonDocs:
     listing: str
     units: Sequence[Unit] = (Unit((Piece(PYTHON_DOCS),), 2_200_000),)
     ignored: Sequence[str] = ()
+    num_files: Mapping[str, int] = field(default_factory=dict)
 
     def rows(self, piece: Piece, lines: dict[str, int]) -> Iterator[Row]:
         """The documents."""
@@ -147,6 +136,7 @@ class FileSource:
     listing: str
     units: Sequence[Unit]
     ignored: Sequence[str]
+    num_files: Mapping[str, int]
     address: str
 
     def rows(self, piece: Piece, lines: dict[str, int]) -> Iterator[Row]:
@@ -154,77 +144,20 @@ class FileSource:
         return file_rows(open_store(self.address), piece, self.text_key, lines)
 
 
-def _find_files(spec: str) -> tuple[str, list[str], list[str]]:
-    """Address of a store, names of files in it, and of others that are left out."""
-    if "://" in spec and not spec.startswith("file://"):
-        address, name, pattern = _split_url(spec)
-    else:
-        path = unquote(spec.removeprefix("file://")) if "://" in spec else spec
-        address, name, pattern = _split_path(Path(path))
-    if name:
-        return address, [name], []
-    try:
-        found = [item.key for item in open_store(address).objects() if item.num_bytes]
-    except NotFoundError:
-        found = []
-    matching = re.compile(_as_regex(pattern))
-    candidates = [name for name in found if matching.fullmatch(name)]
-    names = [name for name in candidates if file_kind(name)]
-    if not names:
-        raise ConfigError(f"there is no text: {len(candidates)} files match, none is {KINDS}", place=spec,
-                          fix="name a file, a folder or a glob of such files")
-    return address, names, sorted(set(candidates) - set(names))
-
-
-def _split_path(path: Path) -> tuple[str, str | None, str]:
-    """Address of a folder, and the file in it or a pattern of files."""
-    path = path.expanduser().absolute()
-    if path.is_dir():
-        return local_store_url(path), None, "**"
-    if path.is_file():
-        return local_store_url(path.parent), path.name, ""
-    if not _MAGIC.search(str(path)):
-        raise ConfigError("the source cannot be read: No such file or directory", place=str(path),
-                          fix=f"name text that is there, or `{PYTHON_DOCS}`")
-    fixed = next(index for index, part in enumerate(path.parts) if _MAGIC.search(part))
-    base = Path(*path.parts[:fixed])
-    if not base.is_dir():
-        raise ConfigError("the source cannot be read: No such file or directory", place=str(base),
-                          fix=f"name text that is there, or `{PYTHON_DOCS}`")
-    return local_store_url(base), None, "/".join(path.parts[fixed:])
-
-
-def _split_url(spec: str) -> tuple[str, str | None, str]:
-    """As `_split_path`: what ends like a file is one, what does not is a folder."""
-    parts = urlsplit(spec)
-    segments = parts.path.split("/")
-    fixed = next((index for index, part in enumerate(segments) if _MAGIC.search(part)), len(segments))
-    if fixed == len(segments) and file_kind(segments[-1]):
-        return parts._replace(path="/".join(segments[:-1])).geturl(), unquote(segments[-1]), ""
-    pattern = unquote("/".join(segments[fixed:])) or "**"
-    return parts._replace(path="/".join(segments[:fixed])).geturl(), None, pattern
-
-
-def _as_regex(pattern: str) -> str:
-    words = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return "".join(words.get(part) or (part if part.startswith("[") else re.escape(part))
-                   for part in re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern))
-
-
-def _weighed_pieces(store: Store, sizes: dict[str, int], text_key: str,
+def _weighed_pieces(store: Store, weights: dict[str, int], text_key: str,
                     unit_bytes: int) -> Iterator[tuple[Piece, int]]:
     """Pieces of all files in order of their names, none much larger than a unit where it can be cut."""
-    parquet = [name for name in sorted(sizes) if (file_kind(name) or ("",))[0] == "parquet"]
+    parquet = [name for name in sorted(weights) if (file_kind(name) or ("",))[0] == "parquet"]
     with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
         groups = dict(zip(parquet, pool.map(lambda name: _group_sizes(store, name, text_key), parquet),
                           strict=True))
-    for name in sorted(sizes):
+    for name in sorted(weights):
         if name in groups:
             yield from ((Piece(name, group, group + 1), size) for group, size in enumerate(groups[name]))
         elif (file_kind(name) or ("text", ""))[1]:
-            yield Piece(name), sizes[name] * _EXPANSION
+            yield Piece(name), weights[name]
         else:
-            edges = [*range(0, sizes[name], unit_bytes), sizes[name]]
+            edges = [*range(0, weights[name], unit_bytes), weights[name]]
             yield from ((Piece(name, start, stop), stop - start)
                         for start, stop in zip(edges, edges[1:], strict=False))
 
