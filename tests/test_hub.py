@@ -150,9 +150,16 @@ def test_what_the_hub_does_not_give_is_told_with_what_to_do(
 def test_a_hub_that_cannot_be_reached_may_be_back_later(hub: FakeHub,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(StoreError, match="download was cut off") as caught:
+    with pytest.raises(StoreError, match="the Hub cannot be reached: .*refused") as caught:
         states(hub)
-    assert "\n" not in caught.value.problem
+    assert "\n" not in caught.value.problem and "network" in (caught.value.fix or "")
+
+
+def test_a_model_that_is_not_here_and_may_not_be_fetched_is_no_cut_download(
+        hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="HF_HUB_OFFLINE is set"):
+        load_tokenizer(TokenEncoderConfig.model_validate({"name": NAME}))
 
 
 def test_a_layer_that_the_model_lacks_is_refused_before_weights_are_fetched(hub: FakeHub) -> None:

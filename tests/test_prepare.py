@@ -243,7 +243,7 @@ def test_bad_and_repeated_rows_are_counted_and_named(tmp_path, capsys, tokenizer
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     code, out, _ = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
     assert code == 0
-    assert "documents  40 of 44 rows" in out and "repeated   1 documents" in out
+    assert "documents  40 of 44 rows" in out and "repeated   1 document left out" in out
     assert "3 of 44 rows are bad (no text key: 1, not JSON: 1, null: 1); the first is a.jsonl:8: not" in out
     assert "a.jsonl:9: null" in out and "a.jsonl:11: no key `text`" in out
     code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer, "--json"))
@@ -279,12 +279,65 @@ def test_an_empty_held_out_split_is_an_error_also_the_second_time(tmp_path, caps
     for _ in range(2):
         code, _, err = run(capsys, *arguments, "--heldout", "0.000001")
         assert code == 3 and "the heldout split is empty" in err and "larger --heldout" in err
+        assert "bad rows" not in err
     assert run(capsys, *arguments, "--heldout", "0.4", "--restart")[0] == 0
 
 
+def test_an_empty_split_shows_the_bad_rows_that_were_counted(tmp_path, capsys, tokenizer):
+    lines = [json.dumps({"text": text}) for text in documents(5)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{", "[1]"]))
+    code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer), "--heldout", "0.000001")
+    assert code == 3 and out == "" and "the heldout split is empty" in err
+    assert "documents  5 of 7 rows" in err and "2 of 7 rows are bad" in err
+    assert "a.jsonl:6: not JSON" in err and "a.jsonl:7: not an object" in err
+
+
+def test_what_was_taken_and_what_was_passed_over_is_said_and_recorded(tmp_path, capsys, tokenizer):
+    write_text(tmp_path / "corpus" / "a.txt", documents(30))
+    write_text(tmp_path / "corpus" / "sub" / "b.txt", documents(30, first=30))
+    write_text(tmp_path / "corpus" / "README.md", ["about the corpus"])
+    code, _, err = run(capsys, *command(tmp_path / "corpus", tokenizer))
+    assert code == 0
+    assert err.splitlines()[:3] == [
+        "taken: 2 files (2 .txt)", "passed over, by their names: 1 file (README.md)",
+        "1 unit, 0 finished, 1 to do here"]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["preparation"]["num_files"] == {".txt": 2}
+    assert manifest["rows"]["num_documents"] == 60
+
+
+def test_paths_may_be_typed_as_they_are(tmp_path, capsys, monkeypatch, tokenizer):
+    write_text(tmp_path / "a.txt", documents(30))
+    monkeypatch.chdir(tmp_path)
+    for out in ("out-1", "./out-2", str(tmp_path / "out-3"), f"file://{tmp_path}/out-4"):
+        code, said, _ = run(capsys, "a.txt", "--tokenizer", "bytes", "--out", out, "--heldout", "0.2")
+        assert code == 0 and f"file://{tmp_path}/out-" in said
+    found = [files_in(tmp_path / f"out-{number}") for number in range(1, 5)]
+    assert all(files == found[0] for files in found)
+    assert json.loads(found[0]["plan.json"])["source"] == str(tmp_path / "a.txt")
+
+
+def test_another_tokenizers_name_is_refused_before_anything_is_fetched(tmp_path, capsys, monkeypatch):
+    source = write_text(tmp_path / "a.txt", documents(30))
+    prepared(source, tmp_path / "out", tokenizer=text_bytes("owner/one"))
+    monkeypatch.setattr(prepare, "_load_tokenizer", lambda *_: pytest.fail("it was loaded"))
+    code, _, err = run(capsys, str(tmp_path / "a.txt"), "--tokenizer", "owner/two", "--out",
+                       str(tmp_path / "out"), "--heldout", "0.2")
+    assert code == 3 and "its tokenizer is owner/one, not owner/two" in err
+    assert "--tokenizer owner/one" in err and "--restart" in err
+
+
+@pytest.mark.parametrize("name", ["owner/name", "no-such-name"])
+def test_errors_of_the_tokenizer_name_the_option_that_was_typed(tmp_path, capsys, monkeypatch, name):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    code, _, err = run(capsys, str(write_text(tmp_path / "a.txt", documents(5))), "--tokenizer", name,
+                       "--out", str(tmp_path / "out"))
+    assert code == 3 and "error: --tokenizer" in err and "token_encoder" not in err and "--store" not in err
+
+
 @pytest.mark.parametrize(("change", "code", "words"), [
-    (["--tokenizer", "/no/such/model"], 3, "/no/such/model"),
-    (["--out", "ftp://x"], 6, "cannot open a store"),
+    (["--tokenizer", "/no/such/model"], 3, "--tokenizer: /no/such/model"),
+    (["--out", "ftp://x"], 6, "--out: cannot open a store"), (["--out", "s3:bucket"], 6, "cannot open"),
     (["--shard", "3/3"], 2, "I/N"), (["--shard", "x"], 2, "I/N"), (["--heldout", "0.7"], 2, "0 and 0.5"),
     (["--processes", "0"], 2, "positive"), (["--restart", "--shard", "0/2"], 2, "without --shard"),
 ])
@@ -328,5 +381,5 @@ def test_without_a_terminal_progress_is_plain_lines(tmp_path, capsys, monkeypatc
                                         "--processes", "1"))
     lines = err.splitlines()
     assert code == 0 and "\r" not in err
-    assert lines[0].endswith("to do here") and "0 finished" in lines[0]
+    assert lines[1].endswith("to do here") and "0 finished" in lines[1]
     assert "units" in lines[-1] and "tokens" in lines[-1] and "100%" in lines[-1] and "left" in lines[-1]

@@ -202,14 +202,24 @@ def test_claimers_at_the_same_time_get_different_numbers(folder: RunFolder) -> N
 # -- what a user can get wrong ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("url", ["", "here", "/a/path", "ftp://host/x", "file://", "file://relative/x",
+def test_a_plain_path_is_a_store_on_this_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for text, url in (("data", f"file://{tmp_path}/data"), ("./data", f"file://{tmp_path}/data"),
+                      (f"{tmp_path}/a b", f"file://{tmp_path}/a%20b")):
+        opened = open_store(text)
+        opened.put("key", b"there")
+        assert (opened.url, opened.address) == (url, url)
+    assert (tmp_path / "a b" / "key").read_bytes() == b"there"
+
+
+@pytest.mark.parametrize("url", ["", "s3:bucket/x", "s3:/bucket", "ftp://host/x", "file://", "file://relative/x",
                                  "s3:///prefix", "gs://", "az://account", "az:///container"])
 def test_a_url_that_names_no_store_is_refused_with_the_forms_there_are(url: str) -> None:
     with pytest.raises(StoreError) as caught:
         open_store(url)
 
     assert repr(url) in str(caught.value)
-    for form in ("file:///dir", "s3://bucket/prefix", "gs://bucket/prefix", "az://ACCOUNT/CONTAINER/prefix"):
+    for form in ("./dir", "s3://bucket/prefix", "gs://bucket/prefix", "az://ACCOUNT/CONTAINER/prefix"):
         assert form in str(caught.value.fix)
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
 
+SHARDS = "shards:"  # begins the name of a prepared text
+
+
 class LdlmError(Exception):
     """Something a user can put right: what is wrong, where, and what to type.
 

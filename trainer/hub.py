@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 from trainer.contract import ConfigError, StoreError
 from trainer.encoder_weights import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, Checkpoint, cache_folder
@@ -166,13 +167,30 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         raise ConfigError("there is no such model on the Hub, or it is private", place=place,
                           fix="check the name; for a private model set HF_TOKEN") from error
     except errors.OfflineModeIsEnabled as error:
-        raise ConfigError("it is not on this machine, and HF_HUB_OFFLINE is set", place=place,
-                          fix="unset HF_HUB_OFFLINE, or put the model into the store: ldlm weights mirror"
-                          ) from error
+        raise _offline(place) from error
     # Whichever HTTP library it is built on: its base class is that of these errors.
     except (OSError, *errors.HfHubHTTPError.__bases__) as error:
+        # huggingface_hub words it of its own when it finds neither the Hub nor an earlier download.
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            raise _offline(place) from error
+        if _is_unreachable(cause):
+            raise StoreError(f"the Hub cannot be reached: {first_line(cause)}", place=place,
+                             fix="check the network, the proxy and HF_ENDPOINT, and run the same command "
+                             "again; without a network name a folder that holds the model") from error
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise StoreError("the disk is full", place=place,
                              fix="free disk space, or set HF_HOME to a larger disk") from error
         raise StoreError(f"the download was cut off: {first_line(error)}", place=place,
                          fix="run the same command again: it keeps the files that arrived whole") from error
+
+
+def _is_unreachable(error: BaseException | None) -> TypeGuard[BaseException]:
+    """No connection came about: by the names that httpx and requests give to this."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & {"ConnectError", "ConnectTimeout", "ProxyError", "ConnectionRefusedError"})
+
+
+def _offline(place: str) -> ConfigError:
+    return ConfigError("it is not on this machine, and HF_HUB_OFFLINE is set", place=place,
+                       fix="unset HF_HUB_OFFLINE, or put the model into the store: ldlm weights mirror")

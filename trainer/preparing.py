@@ -8,10 +8,12 @@ all records there writes the manifest, which is the same whoever writes it.
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from trainer.contract import ConfigError, Name
 from trainer.file_rows import NO_KEY
+from trainer.prepare_options import ALL, Share
 from trainer.prepare_units import Work, prepare_all
 from trainer.shards import (
     PARTS,
@@ -35,16 +37,6 @@ from trainer.text_tokenizer import TextTokenizer
 
 _REQUESTS_AT_A_TIME = 16
 _ROWS_LOOKED_AT = 1_000
-
-
-class Share(NamedTuple):
-    """Which units are ours: those whose number is `index` modulo `count`."""
-
-    index: int = 0
-    count: int = 1
-
-
-ALL = Share()
 
 
 class Watch(Protocol):
@@ -147,6 +139,21 @@ def claim(store: Store, wanted: Preparation) -> Preparation:
         raise ConfigError(f"something else is prepared there: {'; '.join(differences)}", place=store.url,
                           fix="name another place with --out, or prepare it anew with --restart")
     return found
+
+
+def check_name(store: Store, tokenizer: str) -> None:
+    """Refuse a tokenizer of another name before it is downloaded. Raises ConfigError.
+
+    A folder of this machine costs nothing to read: whether it holds the same one, its vocabulary tells.
+    """
+    try:
+        found = read_record(store, PLAN, Preparation).tokenizer.name
+    except NotFoundError:
+        return
+    if found != tokenizer and not Path(tokenizer).is_dir() and not Path(found).is_absolute():
+        raise ConfigError(f"something else is prepared there: its tokenizer is {found}, not {tokenizer}",
+                          place=store.url, fix=f"go on with --tokenizer {found}, name another place with "
+                          "--out, or prepare it anew with --restart")
 
 
 def remove_prepared(store: Store) -> None:

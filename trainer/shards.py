@@ -20,11 +20,10 @@ from typing import Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainer.contract import ConfigError, Name
+from trainer.contract import SHARDS, ConfigError, Name
 from trainer.store import NotFoundError, Store, sub_store
 from trainer.text_tokenizer import TokenizerIdentity
 
-SHARDS = "shards:"  # begins the name of a prepared text
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 TOKEN = np.dtype("<u4")
 START = np.dtype("<u8")

@@ -186,19 +186,21 @@ def open_store(url: str) -> Store:
     """Open a store by URL, without touching the network.
 
     Args:
-        url: `file:///dir`, `s3://bucket/prefix?endpoint=…&region=…`, `gs://bucket/prefix` or
+        url: A folder of this machine (`./data`, `/data`, `file:///data`),
+            `s3://bucket/prefix?endpoint=…&region=…`, `gs://bucket/prefix` or
             `az://ACCOUNT/CONTAINER/prefix`. Credentials come from where each cloud's own tools
             look: environment, profile, instance metadata.
 
     Raises:
         StoreError: The URL is not one of these, or a local folder cannot be made.
     """
+    url = store_url(url)
     parts = urlsplit(url)
     has_path = bool(parts.path.strip("/"))
     has_place = {"file": has_path and not parts.netloc, "az": has_path and bool(parts.netloc)}
     if parts.scheme not in _SCHEMES or not has_place.get(parts.scheme, bool(parts.netloc)):
         raise StoreError(f"cannot open a store at {url!r}", place="store",
-                         fix="use file:///dir, s3://bucket/prefix, gs://bucket/prefix "
+                         fix="use a folder (./dir, /dir), s3://bucket/prefix, gs://bucket/prefix "
                              "or az://ACCOUNT/CONTAINER/prefix")
     clean = parts._replace(query="").geturl().rstrip("/")
     options = dict(parse_qsl(parts.query))
@@ -210,6 +212,12 @@ def sub_store(store: Store, path: str) -> Store:
     """The folder `path` of a store as a store of its own. Raises as `open_store`."""
     parts = urlsplit(store.address)
     return open_store(parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl())
+
+
+def store_url(text: str) -> str:
+    """The URL of a store that may be typed as a path: `data` and `./data` are folders of this machine."""
+    # `s3:bucket` and `s3:/bucket` are slips, and no folder of that name is meant.
+    return text if not text or re.match(r"[a-z][a-z0-9+.-]*:", text) else local_store_url(Path(text))
 
 
 def local_store_url(folder: Path) -> str:
