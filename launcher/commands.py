@@ -49,7 +49,7 @@ from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Document, Env, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
-from trainer.store import Store, local_store_url, open_store
+from trainer.store import Store, local_store_url, open_store, store_url
 
 _HIGHEST_LIMIT = 1_000_000
 
@@ -104,7 +104,7 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     if url is None and offers[Document.TRAIN].is_local:
         url = default_store_url()
     if url is not None:
-        recipe = recipe.model_copy(update={"store": _absolute(url)})
+        recipe = recipe.model_copy(update={"store": store_url(url)})
     history = measured_speeds(open_store(recipe.store)) if recipe.store and _may_exist(recipe.store) else []
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
@@ -236,7 +236,7 @@ def _recorded_only(proposal: Proposal) -> str:
 def resume_command(record: RunRecord) -> str:
     """What continues a run; it names the store where the run would not be found without."""
     command = f"ldlm resume {record.run_id}"
-    if _absolute(_usual_store(record.run_id)) == record.store_address:
+    if store_url(_usual_store(record.run_id)) == record.store_address:
         return command
     return f"{command} --store {shlex.quote(record.store_address)}"
 
@@ -265,7 +265,7 @@ def find_run(run_id: str, store_option: str | None) -> RunFolder:
     """
     check_run_id(run_id, "RUN")
     url = store_option or _usual_store(run_id)
-    return find_folder(open_store(_absolute(url)), run_id)
+    return find_folder(open_store(store_url(url)), run_id)
 
 
 def open_run(run_id: str, store_option: str | None) -> tuple[Store, RunRecord]:
@@ -297,7 +297,7 @@ def view_all_runs(store: Store) -> tuple[list[RunView], list[LdlmError]]:
 
 def open_default_store(store_option: str | None) -> Store:
     """The store to list runs of."""
-    return open_store(_absolute(store_option or os.environ.get(Env.STORE) or default_store_url()))
+    return open_store(store_url(store_option or os.environ.get(Env.STORE) or default_store_url()))
 
 
 def check_run_id(run_id: str, place: str) -> None:
@@ -367,11 +367,6 @@ def _store_of(run_id: str) -> str | None:
 def _may_exist(url: str) -> bool:
     """False for a folder that is not there: opening would make it, and a plan writes nothing."""
     return not url.startswith("file://") or Path(url2pathname(urlsplit(url).path)).exists()
-
-
-def _absolute(url: str) -> str:
-    """Take a plain path for a folder of this machine."""
-    return url if "://" in url else local_store_url(Path(url))
 
 
 def _new_run_id(recipe_name: str, now: datetime) -> str:
