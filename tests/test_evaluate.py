@@ -13,7 +13,7 @@ from tiny_model import tiny_config, tiny_model  # noqa: E402
 from torch import distributed as dist  # noqa: E402
 from torch import multiprocessing  # noqa: E402
 
-from trainer.evaluate import evaluate  # noqa: E402
+from trainer.evaluate import evaluate, reconstruct  # noqa: E402
 from trainer.generate import decode  # noqa: E402
 
 NUM_RANKS, BATCH_SIZE = 2, 2
@@ -23,7 +23,7 @@ class CountingEncoder:
     """Hidden states from a table; counts how often it is asked."""
 
     def __init__(self) -> None:
-        self.num_calls = 0
+        self.num_calls, self.num_tokens = 0, 40
         self._table = torch.randn(40, 10, generator=torch.Generator().manual_seed(0))
 
     def hidden_states(self, tokens_BL: "torch.Tensor") -> "torch.Tensor":
@@ -65,6 +65,19 @@ def test_two_ranks_score_what_one_does_and_ask_the_encoder_equally_often(
     assert {"reconstruction_accuracy", "diffusion_loss", "latent_variance", "latent_rank"} <= expected.keys()
     calls = [num_calls for _, num_calls in results]
     assert calls[0] == calls[1] == -(-num_rows // (BATCH_SIZE * NUM_RANKS))
+
+
+def test_rows_of_the_embedding_that_are_no_tokens_do_not_spoil_the_scores() -> None:
+    heldout_NL = np.full((3, 8), 5, dtype=np.uint32)
+    encoder, model = CountingEncoder(), tiny_model(tiny_config()).eval()
+    encoder.tokenizer = type("Words", (), {"decode": lambda self, ids: " ".join(map(str, ids.tolist()))})()
+    encoder.num_tokens = 38
+    with torch.no_grad():
+        model.token_decoder.head.bias[5] += 1e3
+        model.token_decoder.head.bias[38:] += 1e4
+    scores = evaluate(model, encoder, heldout_NL, seed=1, batch_size=BATCH_SIZE)
+    assert scores["reconstruction_accuracy"] == scores["reconstruction_accuracy_noisy"] == 1.0
+    assert reconstruct(model, encoder, heldout_NL[:1]) == [("5 5 5 5 5 5 5 5",) * 2]
 
 
 def test_a_row_of_the_embedding_that_is_no_token_is_never_generated() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.contract import Document, StoreError
-from trainer.metrics import PhaseClock, Progress, Recorder
+from trainer.metrics import PhaseClock, Progress, Recorder, TrainingSpeed
 from trainer.run_folder import Attempt, Heartbeat, RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -86,6 +86,23 @@ def test_looking_at_the_clock_does_not_turn_it() -> None:
     clock.enter("train_s")
     hands.now_s += 7
     assert clock.phases().train_s == clock.phases().train_s == 7
+
+
+def test_speed_counts_training_alone() -> None:
+    hands = Hands()
+    clock = PhaseClock(datetime.now(UTC), hands)
+    hands.now_s += 60
+    clock.enter("train_s")
+    speed = TrainingSpeed(clock, step=100)
+    hands.now_s += 8
+    with clock.during("evaluate_s"):
+        hands.now_s += 500
+    with clock.during("checkpoint_s"):
+        hands.now_s += 70
+    hands.now_s += 2
+    assert speed.since_last(step=105) == (5, 10)
+    hands.now_s += 4
+    assert speed.since_last(step=107) == (2, 4)
 
 
 def test_a_phase_ends_even_when_its_block_fails() -> None:

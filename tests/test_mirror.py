@@ -23,7 +23,8 @@ from trainer.contract import ConfigError, LdlmError, StoreError  # noqa: E402
 from trainer.mirror import main, write_mirror  # noqa: E402
 from trainer.mirror_format import fetch_mirror, find_mirror  # noqa: E402
 from trainer.store import DamagedError, Store, local_store_url, open_store  # noqa: E402
-from trainer.token_encoder import load_token_encoder, load_tokenizer  # noqa: E402
+from trainer.token_encoder import load_token_encoder, load_tokenizer, open_tokenizer  # noqa: E402
+from trainer.weight_sources import EncoderSource  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 NAME = "tiny/model"
@@ -246,7 +247,7 @@ class CountingStore(Store):
     """Counts bytes that are read by range; can break after some."""
 
     _counting = threading.Lock()
-    read_bytes = 0
+    read_bytes = num_listed = 0
     breaks_after: int | None = None
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
@@ -255,6 +256,10 @@ class CountingStore(Store):
         if self.breaks_after is not None and self.read_bytes > self.breaks_after:
             raise StoreError("the line is dead", place=key)
         return super().get_range(key, start, end)
+
+    def folders(self, prefix: str) -> list[str]:
+        self.num_listed += 1
+        return super().folders(prefix)
 
 
 @pytest.fixture
@@ -340,6 +345,25 @@ def test_of_two_at_once_one_fetches_and_the_other_waits(mirrored: CountingStore)
 def test_the_tokenizer_alone_is_fetched_without_weights(mirrored: CountingStore) -> None:
     assert load_tokenizer(config(), mirrored)("b a")["input_ids"] == [4, 3]
     assert mirrored.read_bytes < 40_000 < (find_mirror(mirrored, config()) or pytest.fail())[1].num_bytes
+
+
+def test_whoever_needs_tokenizer_and_weights_looks_for_the_mirror_once(mirrored: CountingStore) -> None:
+    source = EncoderSource(config(), mirrored, silent)
+    assert open_tokenizer(source.tokenizer())("b a")["input_ids"] == [4, 3]
+    assert load_token_encoder(config(), "cpu", source=source).num_tokens == 16
+    assert mirrored.num_listed == 1
+
+
+def test_an_encoder_of_other_weights_has_another_fingerprint(
+        tmp_path: Path, elsewhere: Callable[[], None], mirrored: CountingStore) -> None:
+    def fingerprint(**settings: object) -> str:
+        return load_token_encoder(config(**settings), "cpu", store=mirrored, say=silent).fingerprint
+
+    first = fingerprint()
+    assert fingerprint() == first != fingerprint(weights="nf4")
+    block = fetched(mirrored) / "block-001.safetensors"
+    save_file({name: tensor * 1.01 for name, tensor in load_file(block).items()}, block)
+    assert fingerprint() != first
 
 
 def test_a_store_on_this_disk_is_read_in_place(tmp_path: Path, elsewhere: Callable[[], None]) -> None:

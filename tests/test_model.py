@@ -129,6 +129,8 @@ def test_noise_has_the_distribution_that_the_method_asks_for() -> None:
 class _Embedding:
     """Stands in for a token encoder: each id has a fixed random vector."""
 
+    num_tokens = 40
+
     def hidden_states(self, tokens_BL: torch.Tensor) -> torch.Tensor:
         return torch.randn(40, 10, generator=torch.Generator().manual_seed(7))[tokens_BL]
 

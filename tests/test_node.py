@@ -175,6 +175,21 @@ def test_ranks_on_two_nodes_share_one_attempt(text: Path, tmp_path: Path) -> Non
     assert [(manifest.step, manifest.world_size) for manifest in run.checkpoints()] == [(2, 2)]
 
 
+def test_a_node_with_another_text_is_named_before_the_first_step(text: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("\n\n".join(reversed(text.read_text().split("\n\n"))))
+    place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
+    nodes = [new_run(source, tmp_path, num_ranks=1, steps=2).start(SKYPILOT_NODE_RANK=str(rank), **place)
+             for rank, source in enumerate((text, other))]
+    outputs = [node.communicate(timeout=60)[0] for node in nodes]
+
+    assert [node.returncode for node in nodes] == [ExitCode.BAD_CONFIG] * 2, "\n".join(outputs)
+    for output in outputs:
+        message = assert_one_clear_message(output)
+        assert message.startswith("error: data.source: the text on rank 1 (")
+        assert "step 1/" not in output
+
+
 def test_after_three_crashes_without_a_newer_checkpoint_the_fourth_attempt_exits_70(
         text: Path, tmp_path: Path) -> None:
     run = new_run(text, tmp_path)

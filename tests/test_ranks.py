@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from trainer.contract import ConfigError  # noqa: E402
-from trainer.ranks import own_devices  # noqa: E402
+from trainer.ranks import Shared, own_devices, require_same  # noqa: E402
 
 
 @pytest.fixture
@@ -41,3 +41,20 @@ def test_too_few_gpus_are_told_with_a_way_out(four_gpus: list[int], monkeypatch:
 def test_without_a_gpu_everything_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert own_devices(2) == [torch.device("cpu")] * 2
+
+
+def test_a_node_with_other_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = [("alpha", ["t1", "e1"]), ("alpha", ["t1", "e1"]), ("beta", ["t1", "e2"])]
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+
+    def gather(seen: list[object], own: object) -> None:
+        seen[:] = others
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    text, encoder = Shared("the text", "t1"), Shared("the token encoder", "e1")
+    with pytest.raises(ConfigError) as raised:
+        require_same({"data.source": text, "token_encoder.name": encoder})
+    assert str(raised.value).startswith(
+        "token_encoder.name: the token encoder on rank 2 (beta) is not the one on rank 0 (alpha)\n  fix: ")
+    others.pop()
+    require_same({"data.source": text, "token_encoder.name": encoder})

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -28,8 +27,6 @@ from trainer.token_encoder import (  # noqa: E402
     TokenEncoder,
     load_token_encoder,
     load_tokenizer,
-    measure_extremes,
-    measure_statistics,
 )
 
 INDEX = "model.safetensors.index.json"
@@ -188,49 +185,6 @@ def test_the_caller_keeps_its_random_state(tmp_path: Path) -> None:
     torch.manual_seed(7)
     load(folder)
     assert torch.equal(torch.rand(1), expected)
-
-
-# -- statistics -----------------------------------------------------------------------------------------
-
-
-def some_rows() -> np.ndarray:
-    return np.random.default_rng(0).integers(3, 16, (50, 8)).astype(np.uint32)
-
-
-def test_statistics_are_those_of_each_channel_over_all_rows(tmp_path: Path) -> None:
-    encoder, rows_NL = load(save_model(tmp_path, "gpt2")), some_rows()
-    hidden = encoder.hidden_states(torch.from_numpy(rows_NL.astype(np.int64))).flatten(0, 1).numpy()
-    mean_D, std_D = measure_statistics(encoder, rows_NL, "channel", batch_size=7)
-    assert np.allclose(mean_D, hidden.mean(0), atol=1e-5) and np.allclose(std_D, hidden.std(0), atol=1e-5)
-    mean_D, std_D = measure_statistics(encoder, rows_NL, "scalar", batch_size=7)
-    assert np.allclose(mean_D, np.full(32, hidden.mean()), atol=1e-5)
-    assert np.allclose(std_D, np.full(32, hidden.std()), atol=1e-5)
-
-
-def test_without_a_prefix_the_first_position_does_not_count(tmp_path: Path) -> None:
-    encoder, rows_NL = load(save_model(tmp_path, "gpt2"), prefix_token=False), some_rows()
-    hidden = encoder.hidden_states(torch.from_numpy(rows_NL.astype(np.int64)))[:, 1:].flatten(0, 1).numpy()
-    mean_D, std_D = measure_statistics(encoder, rows_NL)
-    assert np.allclose(mean_D, hidden.mean(0), atol=1e-5) and np.allclose(std_D, hidden.std(0), atol=1e-5)
-
-
-def test_extremes_show_massive_activations(tmp_path: Path) -> None:
-    encoder, rows_NL = load(save_model(tmp_path, "qwen")), some_rows()
-    hidden = encoder.hidden_states(torch.from_numpy(rows_NL.astype(np.int64))).flatten(0, 1).numpy()
-    mean_D, std_D = measure_statistics(encoder, rows_NL)
-    normalised = np.abs((hidden - hidden.mean(0)) / hidden.std(0))
-    found = measure_extremes(encoder, rows_NL, mean_D, std_D, clip=2.0, batch_size=9)
-    assert found.largest == pytest.approx(normalised.max(), rel=1e-4)
-    assert found.clipped == pytest.approx((normalised > 2).mean(), abs=1e-3) and found.clipped > 0
-
-
-def test_hidden_states_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
-    folder = save_model(tmp_path, "gpt2")
-    tensors = load_file(folder / "model.safetensors")
-    next(tensor for name, tensor in tensors.items() if "h.1.mlp.c_fc.weight" in name).fill_(torch.nan)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ConfigError, match="not all finite"):
-        measure_statistics(load(folder), some_rows())
 
 
 # -- what a user can get wrong ----------------------------------------------------------------------------

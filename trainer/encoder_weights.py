@@ -3,6 +3,7 @@ our own mirror of its truncated trunk.
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
@@ -24,6 +25,8 @@ SINGLE_FILE = "model.safetensors"
 OUTER_FILE = "embeddings.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "vocab.txt", "sentencepiece.bpe.model", "chat_template.jinja")
+# Of each file, for its fingerprint; all of the small ones.
+_NUM_SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SAME_MODEL = "put all files of this very model there, weights as .safetensors"
 
 
@@ -55,6 +58,9 @@ class Weights(Protocol):
 
     def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Parameters of one block by name, on the CPU; quantised ones with their scales."""
+
+    def needed_files(self) -> list[str]:
+        """Names of the files in `folder` that hold tensors of the kept part, sorted."""
 
 
 class Checkpoint:
@@ -89,7 +95,6 @@ class Checkpoint:
             raise ConfigError(error.problem, place=str(self.folder), fix=error.fix) from error
 
     def needed_files(self) -> list[str]:
-        """Names of the files that hold tensors of the kept part, sorted."""
         keys = self._outer_keys()
         for index in range(self.config.num_hidden_layers):
             keys += self._block_keys(index)
@@ -124,6 +129,26 @@ class Mirrored:
 
     def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
         return read_tensors(self.folder / block_file(index))
+
+    def needed_files(self) -> list[str]:
+        return [*map(block_file, range(self.config.num_hidden_layers)), OUTER_FILE]
+
+
+def weights_fingerprint(weights: Weights, held_as: WeightFormat) -> str:
+    """Changes when the weights do, or how they are held: by sizes, and bytes from all over each file.
+
+    Every byte of tens of gigabytes would take minutes; weights that have been trained on differ
+    everywhere.
+    """
+    digest = hashlib.sha256(held_as.encode())
+    for name in weights.needed_files():
+        num_bytes = (weights.folder / name).stat().st_size
+        digest.update(f"{name} {num_bytes} ".encode())
+        with (weights.folder / name).open("rb") as file:
+            for part in range(_NUM_SAMPLES):
+                file.seek(part * num_bytes // _NUM_SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def local_folder(name: str) -> Path | None:

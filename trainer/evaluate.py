@@ -4,7 +4,6 @@ Shapes: B batch, N sequences, L tokens, K latents, D channels.
 """
 
 import math
-from collections import defaultdict
 
 import numpy as np
 import torch
@@ -18,6 +17,8 @@ from trainer.health import LatentHealth
 from trainer.model import LatentDiffusionLM, StepNoise, draw_noise
 from trainer.token_encoder import TokenEncoder
 
+_SCORES = ("reconstruction_accuracy", "reconstruction_accuracy_noisy", "hidden_loss", "token_loss",
+           "diffusion_loss")
 _NUM_TIMES = 8  # fixed times of the diffusion loss, in the middle of equal parts of [0, 1]
 
 
@@ -57,22 +58,21 @@ def evaluate(model: LatentDiffusionLM, encoder: TokenEncoder, heldout_NL: np.nda
         diffusion_loss_trivial: the same for the best constant prediction, which is the mean latent
         latent_...: how latents of different texts differ, from `LatentHealth.summary`
     """
-    sums: dict[str, float] = defaultdict(float)
+    totals = torch.zeros(len(_SCORES), dtype=torch.float64, device=model.hidden_mean.device)
     health = LatentHealth(model.config.num_latents, model.config.model.latent_width, model.hidden_mean.device)
     for rows in _own_batches(len(heldout_NL), batch_size):
         # Past the end, a rank without sequences of its own takes part: an encoder may need all ranks.
         read = rows or range(min(batch_size, len(heldout_NL)))
         tokens_BL = tokens_of(heldout_NL[read.start:read.stop], model)
         noise = draw_noise(model.config, seed, 0, read, tokens_BL.device)
-        z_BKD, measured = _measure(model, tokens_BL, encoder.hidden_states(tokens_BL), noise)
+        hidden_BLD = encoder.hidden_states(tokens_BL)
+        z_BKD, scores = _measure(model, tokens_BL, hidden_BLD, noise, encoder.num_tokens)
         health.add(z_BKD[: len(rows)])
-        for name, value in measured.items():
-            sums[name] += value * len(rows)
-    totals = torch.tensor(list(sums.values()), dtype=torch.float64)
+        totals += scores.double() * len(rows)
     if dist.is_initialized():
         dist.all_reduce(totals)
         health.reduce()
-    result = dict(zip(sums, (totals / len(heldout_NL)).tolist(), strict=True)) | health.summary()
+    result = dict(zip(_SCORES, (totals / len(heldout_NL)).tolist(), strict=True)) | health.summary()
     return result | {"diffusion_loss_trivial": result.get("latent_variance", math.nan)}
 
 
@@ -85,7 +85,7 @@ def reconstruct(model: LatentDiffusionLM, encoder: TokenEncoder,
     """
     tokens_BL = tokens_of(rows_NL, model)
     z_BKD = model.encoder(model.normalise(encoder.hidden_states(tokens_BL)))
-    pairs = zip(tokens_BL, decode(model, z_BKD), strict=True)
+    pairs = zip(tokens_BL, decode(model, z_BKD, encoder.num_tokens), strict=True)
     return [(encoder.tokenizer.decode(truth), encoder.tokenizer.decode(guess)) for truth, guess in pairs]
 
 
@@ -102,29 +102,29 @@ def _own_batches(num_rows: int, batch_size: int) -> list[range]:
     return [range(min(first, num_rows), min(first + batch_size, num_rows)) for first in firsts]
 
 
-def _measure(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: Tensor,
-             noise: StepNoise) -> tuple[Tensor, dict[str, float]]:
-    """Latents of a batch, and the batch means of what `evaluate` reports."""
+def _measure(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: Tensor, noise: StepNoise,
+             num_tokens: int) -> tuple[Tensor, Tensor]:
+    """Latents of a batch, and the batch means of `_SCORES`."""
     hbar_BLD = model.normalise(h_BLD)
     z_BKD = model.encoder(hbar_BLD)
     noisy_BKD = z_BKD + model.config.diffusion.decoder_noise_std * noise.decoder_BKD
     hhat_BLD = model.decoder(noisy_BKD)
     everywhere_BL = torch.arange(tokens_BL.shape[1], device=tokens_BL.device).expand_as(tokens_BL)
-    return z_BKD, {
-        "reconstruction_accuracy": _accuracy(decode(model, z_BKD), tokens_BL),
-        "reconstruction_accuracy_noisy": _accuracy(decode(model, noisy_BKD), tokens_BL),
-        "hidden_loss": F.mse_loss(hhat_BLD, hbar_BLD).item(),
-        "token_loss": model.token_loss(hhat_BLD, tokens_BL, everywhere_BL).item(),
-        "diffusion_loss": _diffusion_loss(model, z_BKD, noise.latent_BKD),
-    }
+    return z_BKD, torch.stack([
+        _accuracy(decode(model, z_BKD, num_tokens), tokens_BL),
+        _accuracy(decode(model, noisy_BKD, num_tokens), tokens_BL),
+        F.mse_loss(hhat_BLD, hbar_BLD),
+        model.token_loss(hhat_BLD, tokens_BL, everywhere_BL),
+        _diffusion_loss(model, z_BKD, noise.latent_BKD),
+    ])
 
 
-def _accuracy(predicted_BL: Tensor, tokens_BL: Tensor) -> float:
-    return (predicted_BL == tokens_BL).float().mean().item()
+def _accuracy(predicted_BL: Tensor, tokens_BL: Tensor) -> Tensor:
+    return (predicted_BL == tokens_BL).float().mean()
 
 
-def _diffusion_loss(model: LatentDiffusionLM, z_BKD: Tensor, eps_BKD: Tensor) -> float:
+def _diffusion_loss(model: LatentDiffusionLM, z_BKD: Tensor, eps_BKD: Tensor) -> Tensor:
     losses = [model.diffusion_loss(z_BKD, eps_BKD, torch.full((len(z_BKD),), (i + 0.5) / _NUM_TIMES,
                                                               device=z_BKD.device)).mean()
               for i in range(_NUM_TIMES)]
-    return torch.stack(losses).mean().item()
+    return torch.stack(losses).mean()

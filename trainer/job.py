@@ -24,10 +24,11 @@ from trainer.host_copies import to_device
 from trainer.metrics import PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.preemption import Limits, StopSignal
-from trainer.ranks import own_devices
+from trainer.ranks import Shared, own_devices, require_same
 from trainer.run_folder import Attempt, RunFolder, spent_usd
 from trainer.store import open_store
-from trainer.token_encoder import TokenEncoder, load_token_encoder, load_tokenizer
+from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
+from trainer.weight_sources import EncoderSource
 
 
 @dataclass
@@ -85,6 +86,11 @@ class Job:
         self.data_wait_s += self.batches.waited_s
         return to_device(torch.from_numpy(rows.astype("int64")), self.device)
 
+    def wait_for_device(self) -> None:
+        """Return when everything queued on the device is done: before a clock is read."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def say(self, text: str) -> None:
         """Print one line, once for all ranks."""
         say_once(text)
@@ -116,10 +122,12 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
                             spent_before_usd=spent_usd(earlier, now=attempt.billed_from))
     devices = own_devices(config.gpus_per_rank)
     device = devices[0]
-    tokenizer = load_tokenizer(config.token_encoder, store, say_once)
-    corpus = open_corpus(config, tokenizer, store, cache_folder())
+    source = EncoderSource(config.token_encoder, store, say_once)
+    corpus = open_corpus(config, open_tokenizer(source.tokenizer()), store, cache_folder())
     encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length,
-                                 encoder_device=devices[-1], store=store, say=say_once)
+                                 encoder_device=devices[-1], source=source)
+    require_same({"data.source": Shared("the text", corpus.fingerprint),
+                  "token_encoder.name": Shared("the token encoder", encoder.fingerprint)})
     say_once(encoder.summary())
     engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
@@ -143,14 +151,10 @@ def agreed_attempt_number() -> int:
 
 
 def model_arguments(encoder: TokenEncoder, model: LatentDiffusionLM) -> dict[str, int]:
-    """What a manifest says so that the model can be built, and used, without its encoder.
-
-    `num_tokens`: ids from there on are rows of the embedding that stand for no token.
-    """
+    """What a manifest says so that the model can be built, and used, without its encoder."""
     return {"hidden_size": encoder.hidden_size, "vocab_size": encoder.vocab_size,
             "num_seen_ids": 0 if model.token_ids is None else len(model.token_ids),
-            "num_tokens": max(encoder.tokenizer.get_vocab().values()) + 1,
-            "end_of_text_id": encoder.end_of_text_id}
+            "num_tokens": encoder.num_tokens, "end_of_text_id": encoder.end_of_text_id}
 
 
 def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> LatentDiffusionLM:

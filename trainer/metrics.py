@@ -55,6 +55,25 @@ class PhaseClock:
             return Phases(**{**self._seconds, **running})
 
 
+class TrainingSpeed:
+    """Time of training steps alone: evaluation and saves that fall between them do not count.
+
+    Args:
+        clock: Of the attempt; in training.
+        step: Where it begins.
+    """
+
+    def __init__(self, clock: PhaseClock, step: int) -> None:
+        self._clock, self._step, self._trained_s = clock, step, clock.phases().train_s
+
+    def since_last(self, step: int) -> tuple[int, float]:
+        """Steps since the last call, and the seconds that training has taken for them."""
+        now_s = self._clock.phases().train_s
+        found = step - self._step, now_s - self._trained_s
+        self._step, self._trained_s = step, now_s
+        return found
+
+
 @dataclass
 class Progress:
     """Where training is; the loop changes it, the recorder reads it."""

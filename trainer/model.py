@@ -215,7 +215,8 @@ class LatentDiffusionLM(ExactBuffers):
         return self.token_decoder(hhat_BLD, positions_BP, self.targets(tokens_BL.gather(1, positions_BP)))
 
     def diffusion_loss(self, z_BKD: Tensor, eps_BKD: Tensor, u_B: Tensor,
-                       self_conditioned_B: Tensor | None = None, prompt: PromptContext | None = None) -> Tensor:
+                       self_conditioned_B: Tensor | None = None,
+                       prompt: PromptContext | None = None) -> Tensor:
         """Mean squared error of the predicted clean latent, for each sample: (B,).
 
         Without `self_conditioned_B` no sample is self-conditioned.

@@ -1,6 +1,9 @@
 """What one rank is: its process group, and the GPUs that are its own."""
 
 import os
+import socket
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import distributed as dist
@@ -38,3 +41,37 @@ def own_devices(gpus_per_rank: int) -> list[torch.device]:
     # DeepSpeed puts its engine on the GPU with this number.
     os.environ["LOCAL_RANK"] = str(first)
     return [torch.device("cuda", first + i) for i in range(gpus_per_rank)]
+
+
+class Shared(NamedTuple):
+    """Something that must be the same on every rank.
+
+    Attributes:
+        what: In words.
+        fingerprint: Equal where it is the same.
+    """
+
+    what: str
+    fingerprint: str
+
+
+def require_same(by_place: Mapping[str, Shared]) -> None:
+    """Refuse to train where ranks would not do the same. A collective.
+
+    Args:
+        by_place: Which setting of the recipe each comes from; the same settings on every rank.
+
+    Raises:
+        ConfigError: One differs, on every rank alike; names where.
+    """
+    own = (socket.gethostname(), [shared.fingerprint for shared in by_place.values()])
+    seen = [own] * dist.get_world_size()
+    dist.all_gather_object(seen, own)
+    first_host, expected = seen[0]
+    for index, (place, shared) in enumerate(by_place.items()):
+        others = [f"rank {rank} ({host})" for rank, (host, found) in enumerate(seen)
+                  if found[index] != expected[index]]
+        if others:
+            raise ConfigError(f"{shared.what} on {', '.join(others)} is not the one on rank 0 ({first_host})",
+                              place=place, fix="bring the same files to every node, or put them into the "
+                                               "store (`ldlm data prepare`, `ldlm weights mirror`)")

@@ -1,40 +1,24 @@
-"""The frozen pre-trained language model: hidden states, and the statistics that normalise them.
+"""The frozen pre-trained language model and its hidden states.
 
-Shapes: B batch, N sequences, L tokens, P tokens of a prompt, D channels of a hidden state.
+Shapes: B batch, L tokens, P tokens of a prompt, D channels of a hidden state.
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from trainer.config import TokenEncoderConfig
 from trainer.contract import ConfigError
-from trainer.divergence import FIX_HIDDEN_STATES
+from trainer.encoder_weights import weights_fingerprint
 from trainer.placement import placed_trunk
 from trainer.store import Store
 from trainer.text_tokenizer import end_of_text_id
 from trainer.trunk import family_of, first_line, quiet
-from trainer.weight_sources import find_tokenizer, find_weights
-
-# 5,120 channels: 160 MiB at a time.
-_ROWS_IN_FLOAT64 = 4096
-
-
-class Extremes(NamedTuple):
-    """How far normalised hidden states go.
-
-    Attributes:
-        largest: Largest magnitude before clipping.
-        clipped: Share of values that clipping changes.
-    """
-
-    largest: float
-    clipped: float
+from trainer.weight_sources import EncoderSource
 
 
 class TokenEncoder:
@@ -45,7 +29,9 @@ class TokenEncoder:
         hidden_size: D.
         vocab_size: Rows of the embedding; token ids are below it.
         max_length: Longest sequence that it reads, without the prefix; None when it sets no limit.
+        fingerprint: Changes when its weights do, or how they are held.
         tokenizer: The Hugging Face tokenizer that belongs to it.
+        num_tokens: Ids of the tokenizer; rows of the embedding from there on stand for no token.
         end_of_text_id: Id that ends a document.
         is_causal: A state depends on the tokens up to its own only.
         is_collective: All ranks must call it together, with inputs of any size.
@@ -54,8 +40,10 @@ class TokenEncoder:
     """
 
     def __init__(self, trunk: nn.Module, tokenizer: Any, config: TokenEncoderConfig, device: torch.device,
-                 encoder_device: torch.device) -> None:
+                 encoder_device: torch.device, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
         self.tokenizer = tokenizer
+        self.num_tokens = _num_tokens(tokenizer)
         self.end_of_text_id = end_of_text_id(tokenizer)
         self.hidden_size: int = trunk.config.hidden_size
         self.vocab_size: int = trunk.get_input_embeddings().num_embeddings
@@ -148,7 +136,8 @@ class TokenEncoder:
 def load_token_encoder(config: TokenEncoderConfig, device: torch.device | str,
                        sequence_length: int | None = None, *,
                        encoder_device: torch.device | str | None = None, store: Store | None = None,
-                       say: Callable[[str], None] = print) -> TokenEncoder:
+                       say: Callable[[str], None] = print,
+                       source: EncoderSource | None = None) -> TokenEncoder:
     """Load a frozen language model, cut off above the layer whose hidden states are read.
 
     float32 on the CPU, bfloat16 elsewhere. No code of the model folder runs. Under torch.distributed all
@@ -162,19 +151,21 @@ def load_token_encoder(config: TokenEncoderConfig, device: torch.device | str,
         encoder_device: Where it computes; `device` by default.
         store: Where a mirror of the truncated trunk may lie.
         say: Told, line by line, what is being fetched.
+        source: Where its files are, when that is known already.
 
     Raises:
         ConfigError: No such model, it cannot be loaded, tokenizer and model do not fit, the layer is
             out of range, or the sequences are too long.
         StoreError: A download was cut off.
     """
-    weights = find_weights(config, store, say)
+    weights = (source or EncoderSource(config, store, say)).weights()
     compute = torch.device(encoder_device or device)
-    tokenizer = _open_tokenizer(weights.folder)
+    tokenizer = open_tokenizer(weights.folder)
     _check_fit(tokenizer, weights.config.vocab_size, config.name)
     placement = "gpu" if config.placement == "auto" else config.placement
     trunk = placed_trunk(weights, config.weights, placement, compute)
-    encoder = TokenEncoder(trunk, tokenizer, config, torch.device(device), compute)
+    encoder = TokenEncoder(trunk, tokenizer, config, torch.device(device), compute,
+                           weights_fingerprint(weights, config.weights))
     if sequence_length is not None:
         encoder.check_length(sequence_length)
     return encoder
@@ -183,61 +174,7 @@ def load_token_encoder(config: TokenEncoderConfig, device: torch.device | str,
 def load_tokenizer(config: TokenEncoderConfig, store: Store | None = None,
                    say: Callable[[str], None] = print) -> Any:
     """The tokenizer of a token encoder, without its weights. Raises as `load_token_encoder`."""
-    return _open_tokenizer(find_tokenizer(config, store, say))
-
-
-def measure_statistics(encoder: TokenEncoder, rows_NL: np.ndarray,
-                       kind: Literal["channel", "scalar"] = "channel",
-                       batch_size: int = 32) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of hidden states over all of `rows_NL`, float32 on the CPU.
-
-    Args:
-        encoder: Whose hidden states. A collective one is asked by all ranks, with as many rows.
-        rows_NL: Token ids; positions before `encoder.first_measured` do not count.
-        kind: Of each channel, or one of all channels together, repeated for each.
-        batch_size: Sequences read at a time.
-
-    Returns:
-        (mean_D, std_D); the standard deviation is at least 1e-6.
-
-    Raises:
-        ConfigError: Hidden states are not finite.
-    """
-    total_D = torch.zeros(encoder.hidden_size, dtype=torch.float64)
-    squares_D = torch.zeros_like(total_D)
-    count = 0
-    for hidden_ND in _measured(encoder, rows_NL, batch_size):
-        for piece_ND in hidden_ND.split(_ROWS_IN_FLOAT64):
-            total_D += piece_ND.double().sum(0).cpu()
-            squares_D += piece_ND.double().square().sum(0).cpu()
-        count += len(hidden_ND)
-    if not squares_D.isfinite().all():
-        raise ConfigError("hidden states of this encoder are not all finite numbers",
-                          place=f"token_encoder.name: {encoder.name}", fix=FIX_HIDDEN_STATES)
-    mean_D, square_D = total_D / count, squares_D / count
-    if kind == "scalar":
-        mean_D, square_D = (part.mean().expand_as(part) for part in (mean_D, square_D))
-    variance_D = (square_D - mean_D.square()).clamp(min=1e-12)
-    return mean_D.float().contiguous(), variance_D.sqrt().float()
-
-
-def measure_extremes(encoder: TokenEncoder, rows_NL: np.ndarray, mean_D: Tensor, std_D: Tensor, clip: float,
-                     batch_size: int = 32) -> Extremes:
-    """How far the hidden states of some rows go once normalised: massive activations show here."""
-    largest, num_clipped, count = 0.0, 0, 0
-    for hidden_ND in _measured(encoder, rows_NL, batch_size):
-        magnitude_ND = ((hidden_ND.cpu() - mean_D) / std_D).abs()
-        largest = max(largest, magnitude_ND.max().item())
-        num_clipped += int((magnitude_ND > clip).sum())
-        count += magnitude_ND.numel()
-    return Extremes(largest, num_clipped / count)
-
-
-def _measured(encoder: TokenEncoder, rows_NL: np.ndarray, batch_size: int) -> Iterator[Tensor]:
-    """Hidden states that count in statistics, one row for each position."""
-    for first in range(0, len(rows_NL), batch_size):
-        tokens = torch.from_numpy(rows_NL[first:first + batch_size].astype(np.int64))
-        yield encoder.hidden_states(tokens)[:, encoder.first_measured:].flatten(0, 1)
+    return open_tokenizer(EncoderSource(config, store, say).tokenizer())
 
 
 def _prefix_id(tokenizer: Any) -> int:
@@ -245,6 +182,10 @@ def _prefix_id(tokenizer: Any) -> int:
         if token_id is not None:
             return int(token_id)
     return end_of_text_id(tokenizer)
+
+
+def _num_tokens(tokenizer: Any) -> int:
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def _max_length(config: Any, *, with_prefix: bool) -> int | None:
@@ -257,15 +198,16 @@ def _max_length(config: Any, *, with_prefix: bool) -> int | None:
 
 
 def _check_fit(tokenizer: Any, num_rows: int, name: str) -> None:
-    top_id = max(tokenizer.get_vocab().values(), default=0)
-    if top_id >= num_rows:
-        raise ConfigError(f"tokenizer and model do not fit: the tokenizer has ids up to {top_id}, "
+    if _num_tokens(tokenizer) > num_rows:
+        raise ConfigError(f"tokenizer and model do not fit: the tokenizer has ids up to "
+                          f"{_num_tokens(tokenizer) - 1}, "
                           f"the model has embeddings for {num_rows}",
                           place=f"token_encoder.name: {name}",
                           fix="put the tokenizer of this very model beside it")
 
 
-def _open_tokenizer(folder: Path) -> Any:
+def open_tokenizer(folder: Path) -> Any:
+    """The Hugging Face tokenizer in a folder. Raises ConfigError when none can be loaded."""
     from transformers import AutoTokenizer
 
     with quiet():

@@ -19,26 +19,26 @@ from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd
 from trainer.divergence import diverged_error
 from trainer.evaluate import Evaluation, evaluate, reconstruct
+from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
+from trainer.metrics import TrainingSpeed
 from trainer.node_watch import end_with_node
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
 from trainer.step import encoder_pulls, train_step
-from trainer.token_encoder import measure_extremes, measure_statistics
 
 # One failed save may be the store's bad minute; after two in a row, training on would risk paid work.
 _MAX_FAILED_SAVES = 2
 _NUM_RECONSTRUCTIONS = 3
-_NUM_MEASURED_FOR_EXTREMES = 256  # sequences, of those behind mean and standard deviation
 
 
 def train(job: Job) -> RankEnd:
     """Run the loop until the last step, a limit or a stop. The same end on every rank."""
     restore_or_start(job)
     config, progress, verdict = job.config, job.progress, Verdict.CONTINUE
-    window_from, window_step = time.monotonic(), progress.step
     job.clock.enter("train_s")
+    speed = TrainingSpeed(job.clock, progress.step)
     if job.recorder is not None:
         job.recorder.write_soon()
     while progress.step < config.steps:
@@ -48,13 +48,11 @@ def train(job: Job) -> RankEnd:
         train_step(job, progress.step)
         progress.step += 1
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
-            log_step(job, progress.step - window_step, time.monotonic() - window_from)
+            log_step(job, speed)
         if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
             run_evaluation(job)
         if progress.step < config.steps and save_due(job):
             save(job)
-        if progress.step % config.log_every_steps == 0:
-            window_from, window_step = time.monotonic(), progress.step
     return finish(job, verdict)
 
 
@@ -77,16 +75,15 @@ def measure_hidden_states(job: Job) -> None:
     config = job.config.token_encoder
     num_rows = -(-config.statistics_tokens // job.config.data.sequence_length)
     rows_NL = job.corpus.sample(num_rows)
-    statistics = measure_statistics(job.encoder, rows_NL, config.statistics, job.config.micro_batch_size)
-    for values_D in statistics:
-        dist.broadcast(values_D, src=0)
-    job.model.set_statistics(*statistics)
-    few_NL = rows_NL[:: max(1, len(rows_NL) // _NUM_MEASURED_FOR_EXTREMES)]
-    extremes = measure_extremes(job.encoder, few_NL, *statistics, config.clip, job.config.micro_batch_size)
+    found = measure_statistics(job.encoder, rows_NL, config.statistics, config.clip,
+                               job.config.micro_batch_size)
+    for values_D in (found.mean_D, found.std_D):
+        dist.broadcast(values_D, src=0)  # processors of several kinds may round differently
+    job.model.set_statistics(found.mean_D, found.std_D)
     job.say(f"hidden states: {config.statistics} mean and deviation over {rows_NL.size:,} tokens; at most "
-            f"{extremes.largest:.1f} deviations from the mean, {extremes.clipped:.2%} cut at {config.clip:g}")
+            f"{found.largest:.1f} deviations from the mean, {found.clipped:.2%} cut at {config.clip:g}")
     if job.recorder is not None:
-        job.recorder.log(0, {"hidden/largest": extremes.largest, "hidden/clipped": extremes.clipped})
+        job.recorder.log(0, {"hidden/largest": found.largest, "hidden/clipped": found.clipped})
 
 
 def own_verdict(job: Job) -> Verdict:
@@ -105,9 +102,10 @@ def own_verdict(job: Job) -> Verdict:
     return Verdict.LIMIT if job.stop_reason else Verdict.CONTINUE
 
 
-def log_step(job: Job, num_steps: int, seconds: float) -> None:
-    """Print one line and keep one row for the last `num_steps` steps. Raises DivergedError."""
-    stop_if_diverged(job)
+def log_step(job: Job, speed: TrainingSpeed) -> None:
+    """Print one line and keep one row for the steps since the last one. Raises DivergedError."""
+    stop_if_diverged(job)  # waits for the device: what is timed has happened
+    num_steps, seconds = speed.since_last(job.progress.step)
     step, config, accelerator = job.progress.step, job.config, job.device.type == "cuda"
     names = [*(f"loss/{name}" for name in job.losses), "data_wait_s"]
     means = torch.tensor([*torch.stack(list(job.losses.values())).tolist(), job.data_wait_s / num_steps])
@@ -139,6 +137,7 @@ def stop_if_diverged(job: Job) -> None:
 def run_evaluation(job: Job) -> None:
     """Held-out scores of the averaged weights, all ranks sharing the work; pulls on the current ones."""
     heldout_NL = job.corpus.heldout_NL[: job.config.evaluate_sequences]
+    job.wait_for_device()  # steps that are still queued are not evaluation
     with job.clock.during("evaluate_s"):
         pulls = encoder_pulls(job, heldout_NL[: job.config.micro_batch_size])
         with job.average.applied() as model:

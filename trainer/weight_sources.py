@@ -14,44 +14,56 @@ from trainer.store import Store
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def find_weights(config: TokenEncoderConfig, store: Store | None, say: Callable[[str], None]) -> Weights:
-    """The weights of the kept blocks, fetched to this machine when they are not on it.
+class EncoderSource:
+    """Where the files of a token encoder are: found once, then asked for tokenizer and weights.
 
-    Processes of one machine may call this together: one fetches, the others wait.
+    Processes of one machine may ask together: one fetches, the others wait.
+
+    Args:
+        config: Which model.
+        store: Where a mirror of it may lie.
+        say: Told of progress.
 
     Raises:
-        ConfigError: Nothing of that name is found, or what is found is not whole or not usable.
-        StoreError: A download was cut off.
+        ConfigError: Nothing of that name is found, or the layer is out of range.
+        StoreError: The store cannot be read.
     """
-    if store is not None and local_folder(config.name) is None:
-        found = find_mirror(store, config)
-        if found is not None:
-            key, manifest = found
-            return Mirrored(fetch_mirror(store, key, manifest, say), manifest.weights)
-    return open_checkpoint(config, say)[0]
+
+    def __init__(self, config: TokenEncoderConfig, store: Store | None, say: Callable[[str], None]) -> None:
+        self._config, self._say = config, say
+        self._folder = local_folder(config.name)
+        mirror = None if store is None or self._folder is not None else find_mirror(store, config)
+        self._mirror = None if mirror is None or store is None else (store, *mirror)
+
+    def weights(self) -> Weights:
+        """The weights of the kept blocks, fetched to this machine when they are not on it.
+
+        Raises:
+            ConfigError: Nothing of that name is found, or what is found is not whole or not usable.
+            StoreError: A download was cut off.
+        """
+        if self._mirror is None:
+            return open_checkpoint(self._config, self._say)[0]
+        *_, manifest = self._mirror
+        return Mirrored(fetch_mirror(*self._mirror, self._say), manifest.weights)
+
+    def tokenizer(self) -> Path:
+        """A folder on this machine with the tokenizer, fetched without weights. Raises as `weights`."""
+        if self._mirror is not None:
+            return fetch_mirror(*self._mirror, self._say, only=("config.json", *TOKENIZER_FILES))
+        return self._folder or _hub_model(self._config, self._say).tokenizer()
 
 
 def open_checkpoint(config: TokenEncoderConfig, say: Callable[[str], None]) -> tuple[Checkpoint, str | None]:
     """The checkpoint behind a name, never a mirror of it; and its commit where it is the Hub's.
 
-    Raises as `find_weights`.
+    Raises as `EncoderSource.weights`.
     """
     folder = local_folder(config.name)
     if folder is not None:
         return Checkpoint(folder, config.layer, config.name), None
     model = _hub_model(config, say)
     return model.checkpoint(config.layer), model.commit
-
-
-def find_tokenizer(config: TokenEncoderConfig, store: Store | None, say: Callable[[str], None]) -> Path:
-    """A folder on this machine with the tokenizer, fetched without weights. Raises as `find_weights`."""
-    folder = local_folder(config.name)
-    if folder is None and store is not None:
-        found = find_mirror(store, config)
-        if found is not None:
-            key, manifest = found
-            folder = fetch_mirror(store, key, manifest, say, only=("config.json", *TOKENIZER_FILES))
-    return folder or _hub_model(config, say).tokenizer()
 
 
 def _hub_model(config: TokenEncoderConfig, say: Callable[[str], None]) -> HubModel:
