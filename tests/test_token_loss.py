@@ -5,8 +5,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from trainer.token_loss import VocabularyHead, linear_cross_entropy  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
+from trainer.encoder_shape import encoder_shape  # noqa: E402
+from trainer.memory import token_loss_bytes  # noqa: E402
+from trainer.sizes import loss_chunk_rows  # noqa: E402
+from trainer.token_loss import VocabularyHead, linear_cross_entropy, loss_and_gradients  # noqa: E402
 
 
 def _case(dtype: torch.dtype = torch.float32, num_rows: int = 13) -> tuple[torch.Tensor, ...]:
@@ -31,7 +38,7 @@ def _reference(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
 @pytest.mark.parametrize("rows_at_a_time", [1, 3, 5, 100])
 def test_value_and_all_gradients_are_exact_however_the_rows_are_split(rows_at_a_time: int) -> None:
     features, weight, bias, targets = _case()
-    loss = linear_cross_entropy(features, weight, bias, targets, chunk_elements=17 * rows_at_a_time)
+    loss = linear_cross_entropy(features, weight, bias, targets, logits_at_a_time=17 * rows_at_a_time)
     (3 * loss).backward()
     found = (loss.detach(), features.grad, weight.grad, bias.grad)
     for mine, theirs in zip(found, _reference(features, weight, bias, targets), strict=True):
@@ -41,7 +48,7 @@ def test_value_and_all_gradients_are_exact_however_the_rows_are_split(rows_at_a_
 def test_bfloat16_weights_get_gradients_that_are_rounded_once() -> None:
     """Rounded chunk by chunk, a sum over thousands of rows would lose whole digits."""
     features, weight, bias, targets = _case(torch.bfloat16, num_rows=4_000)
-    loss = linear_cross_entropy(features, weight, bias, targets, chunk_elements=17 * 10)
+    loss = linear_cross_entropy(features, weight, bias, targets, logits_at_a_time=17 * 10)
     (3 * loss).backward()
     value, for_features, for_weight, for_bias = _reference(features, weight, bias, targets)
     assert loss.dtype == torch.float32
@@ -75,17 +82,50 @@ def test_what_is_not_a_number_shows_in_the_loss() -> None:
     assert linear_cross_entropy(features, weight, bias, targets).isnan()
 
 
-def test_whole_logits_never_exist(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
+class LiveBytes(TorchDispatchMode):
+    """The most bytes of tensors that are alive at once, without those of some that were there before."""
 
-    def watched(*arguments: torch.Tensor) -> torch.Tensor:
-        seen.append(plain(*arguments))
-        return seen[-1]
+    def __init__(self, *before: torch.Tensor) -> None:
+        super().__init__()
+        self.peak, self._storages = 0, {}
+        self._before = {tensor.untyped_storage()._cdata for tensor in before}
 
-    plain = F.linear
-    monkeypatch.setattr("trainer.token_loss.F.linear", watched)
-    linear_cross_entropy(*_case(), chunk_elements=17 * 4 + 1).backward()
-    assert [tuple(logits.shape) for logits in seen] == [(4, 17), (4, 17), (4, 17), (1, 17)]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._before:
+                    self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        alive = [size for reference, size in self._storages.values() if not reference.expired()]
+        self.peak = max(self.peak, sum(alive))
+        return result
+
+
+@pytest.mark.parametrize(("precision", "micro_batch_size"), [("bf16", 16), ("bf16", 2), ("fp32", 16)])
+def test_peak_of_memory_is_what_the_plan_counts_at_real_sizes(
+        precision: str, micro_batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without data; products are added in place, as on a GPU."""
+    config = TrainConfig.model_validate({
+        "profile": "qwen3.6-35b-a3b", "steps": 1, "precision": precision, "data": {"source": "none"},
+        "micro_batch_size": micro_batch_size, "token_loss_fraction": 0.125,
+        "checkpoint": {"every_steps": 1}})
+    width, vocabulary = config.model.token_decoder_width, 248_320
+    num_rows, dtype = micro_batch_size * config.token_loss_positions, getattr(torch, {
+        "bf16": "bfloat16", "fp32": "float32"}[precision])
+    monkeypatch.setattr("trainer.token_loss._add_product", lambda total, left, right: total.add_(0))
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    leaves = drawn(num_rows, width), drawn(vocabulary, width), drawn(vocabulary)
+    targets = torch.empty(num_rows, dtype=torch.int64, device="meta")
+    with LiveBytes(*leaves, targets) as live:
+        loss_and_gradients(*leaves, targets, loss_chunk_rows(vocabulary), needs_gradients=True)
+    features = leaves[0].nbytes  # their gradient is counted with the activations
+    planned = token_loss_bytes(config, encoder_shape(config.token_encoder.name))
+    assert live.peak - features == pytest.approx(planned, rel=0.02)
+    assert micro_batch_size == 2 or live.peak < 4 * num_rows * vocabulary
 
 
 def test_head_gives_logits_or_their_loss_and_starts_as_a_linear_map() -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 Family = Literal["gpt2", "bert", "qwen3_5", "qwen3_5_moe"]
+# Weights that share one scale in 4 bits (QLoRA, arXiv 2305.14314).
+NF4_BLOCK = 64
 # Chunk of the gated delta rule, in the kernels and in the plain torch path alike.
 _CHUNK = 64
 
@@ -25,7 +27,6 @@ class BlockShape:
         parameters: Stored.
         active_parameters: That one token meets: of the experts, those it is routed to.
         matrix_parameters: Of the active ones those in matrix products, two operations a token each.
-        attention_width: Heads times their width in attention over all positions; 0 in a linear block.
         quantised_parameters: In matrices that 8- and 4-bit formats pack; the rest stays as it is.
         quantised_rows: Rows of those matrices (all dimensions but the last).
         attention_width: Heads times their width in attention over all positions; 0 in a linear block.
@@ -167,8 +168,8 @@ class _Matrix:
 
     @property
     def quantised(self) -> int:
-        # What is no whole number of 4-bit groups of 64 is left alone.
-        return self.size if self.is_packed and self.size % 64 == 0 else 0
+        # What is no whole number of 4-bit groups is left alone.
+        return self.size if self.is_packed and self.size % NF4_BLOCK == 0 else 0
 
 
 def _block(matrices: Sequence[_Matrix], others: int, work_width: int, attention_width: int = 0,

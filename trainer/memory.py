@@ -10,14 +10,19 @@ from dataclasses import dataclass, field
 
 from trainer.config import REDUCE_BUCKET_ELEMENTS, TrainConfig, grad_accum_steps
 from trainer.encoder_shape import EncoderShape
-from trainer.sizes import PARTS, block_bytes, head_rows, longest_prompt, trained_parameters
+from trainer.sizes import (
+    PARTS,
+    block_bytes,
+    head_rows,
+    longest_prompt,
+    loss_chunk_rows,
+    trained_parameters,
+)
 
 GIB = 2**30
 STAGES = (1, 2)
 # Elements that DeepSpeed joins into one reduction where no bucket is set (its MEMORY_OPT_ALLREDUCE_SIZE).
 _JOINED_ELEMENTS = 500_000_000
-# Logits in float32 at a time: `trainer/token_loss.py`.
-_CHUNK_ELEMENTS = 2**26
 # Largest temporaries of decoding 8- and 4-bit weights: `trainer/quantise.py`.
 _DECODING_BYTES = 64 * 2**20
 # cuBLAS work space, which torch counts as allocated: 32 MiB on Hopper, less on others, times two streams.
@@ -192,16 +197,24 @@ def _joined(groups: list[int]) -> int:
     return largest
 
 
+def token_loss_bytes(config: TrainConfig, shape: EncoderShape) -> int:
+    """Of the vocabulary loss at its fullest: the head's gradient as it is formed, and logits of one chunk.
+
+    The features' gradient counts with the activations.
+    """
+    return _token_loss_bytes(_Job(config, shape, 1))
+
+
 def _token_loss_bytes(job: _Job) -> int:
-    """The head's gradient as it is formed, and logits of one chunk: as they come, and in float32.
+    """Logits lie there as they come and, unless they come so, in float32.
 
     One chunk of all rows forms the gradient in the weights' precision, several in float32, which is
     rounded when the last logits are gone.
     """
     vocabulary = head_rows(job.config, job.shape)
     rows = job.config.micro_batch_size * job.config.token_loss_positions
-    chunk_rows = max(1, _CHUNK_ELEMENTS // vocabulary)
-    chunk = min(rows, chunk_rows) * vocabulary * (job.value + 4)
+    chunk_rows = loss_chunk_rows(vocabulary)
+    chunk = min(rows, chunk_rows) * vocabulary * (6 if job.is_bf16 else 4)
     if rows <= chunk_rows:
         return job.value * job.head + chunk
     return 4 * job.head + max(chunk, job.value * job.head if job.is_bf16 else 0)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import WeightFormat
-from trainer.quantise import NF4_BLOCK, decode_fp8, decode_nf4, encode_fp8, encode_nf4
+from trainer.encoder_shape import NF4_BLOCK
+from trainer.quantise import decode_fp8, decode_nf4, encode_fp8, encode_nf4
 
 # What kernels ask of the addresses of matrices, with room to spare (guess).
 _ALIGNMENT = 256

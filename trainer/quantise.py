@@ -8,7 +8,8 @@ first in the high half.
 import torch
 from torch import Tensor
 
-NF4_BLOCK = 64
+from trainer.encoder_shape import NF4_BLOCK
+
 # Quantiles of a normal distribution, scaled to [-1, 1], with an exact zero (paper, appendix E).
 NF4_VALUES = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,

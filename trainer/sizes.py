@@ -7,10 +7,13 @@ positions included; a test builds those without memory and compares. No torch.
 from dataclasses import dataclass
 
 from trainer.config import ModelConfig, TrainConfig, WeightFormat
-from trainer.encoder_shape import EncoderShape
+from trainer.encoder_shape import NF4_BLOCK, EncoderShape
 
 # Guess: about a third of the vocabulary of 30,522 occurs in a text of some million words.
 SEEN_VOCABULARY = 10_000
+# Logits at a time in the vocabulary loss: 256 MiB in float32 (guess: enough to keep a GPU busy).
+LOGITS_AT_A_TIME = 2**26
+_ROW_MULTIPLE = 64
 PARTS = ("latent_encoder", "latent_decoder", "token_decoder", "vocabulary_head", "denoiser")
 
 
@@ -57,6 +60,13 @@ def longest_prompt(config: TrainConfig) -> int:
     """Most tokens of a prompt; 0 when the denoiser reads none."""
     longest = int(config.diffusion.prompt_max_fraction * config.data.sequence_length)
     return max(1, longest) if config.model.prompt else 0
+
+
+def loss_chunk_rows(vocabulary: int, logits_at_a_time: int = LOGITS_AT_A_TIME) -> int:
+    """Rows of logits that the vocabulary loss works on at a time."""
+    rows = max(1, logits_at_a_time // vocabulary)
+    # Matrix products over an odd number of rows are slow on a GPU.
+    return rows - rows % _ROW_MULTIPLE if rows > _ROW_MULTIPLE else rows
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -209,14 +219,14 @@ def checkpoint_bytes(config: TrainConfig, shape: EncoderShape) -> int:
 def block_bytes(shape: EncoderShape, index: int, weights: WeightFormat) -> int:
     """Bytes of one frozen block in a format, without padding.
 
-    fp8 has a float32 scale for each row, nf4 a bf16 scale for each 64 weights.
+    fp8 has a float32 scale for each row, nf4 a bf16 scale for each `NF4_BLOCK` weights.
     """
     block = shape.blocks[index]
     plain = 2 * (block.parameters - block.quantised_parameters)
     if weights == "fp8":
         return plain + block.quantised_parameters + 4 * block.quantised_rows
     if weights == "nf4":
-        return plain + block.quantised_parameters // 2 + 2 * (block.quantised_parameters // 64)
+        return plain + block.quantised_parameters // 2 + 2 * (block.quantised_parameters // NF4_BLOCK)
     return 2 * block.parameters
 
 

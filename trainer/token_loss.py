@@ -9,14 +9,12 @@ Shapes: N rows, W width, V vocabulary, C rows of a chunk.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from trainer.sizes import LOGITS_AT_A_TIME, loss_chunk_rows
+
 IGNORED = -100  # target of a row that does not count; what cross_entropy skips
-# Logits at a time: 256 MiB in float32 (guess: enough to keep a GPU busy).
-_CHUNK_ELEMENTS = 2**26
-_ROW_MULTIPLE = 64
 
 
 class VocabularyHead(nn.Linear):
@@ -29,7 +27,7 @@ class VocabularyHead(nn.Linear):
 
 
 def linear_cross_entropy(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, targets_N: Tensor,
-                         chunk_elements: int = _CHUNK_ELEMENTS) -> Tensor:
+                         logits_at_a_time: int = LOGITS_AT_A_TIME) -> Tensor:
     """Mean cross-entropy, in nats, of a linear head over the rows that count: a float32 scalar.
 
     Exact, with exact gradients. Rows whose target is -100 do not count; 0 when none does. Backward
@@ -37,33 +35,14 @@ def linear_cross_entropy(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor,
     """
     inputs = (features_NW, weight_VW, bias_V)
     needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
-    chunk_rows = max(1, chunk_elements // len(weight_VW))
-    # Matrix products over an odd number of rows are slow on a GPU.
-    chunk_rows -= chunk_rows % _ROW_MULTIPLE if chunk_rows > _ROW_MULTIPLE else 0
+    chunk_rows = loss_chunk_rows(len(weight_VW), logits_at_a_time)
     return _LinearCrossEntropy.apply(*inputs, targets_N, chunk_rows, needs_gradients)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, targets_N: Tensor,
-                chunk_rows: int, needs_gradients: bool) -> Tensor:
-        counted_N = targets_N != IGNORED
-        share_N = counted_N / counted_N.sum().clamp(min=1)
-        gradients = None
-        if needs_gradients:
-            gradients = _Gradients(features_NW, weight_VW, is_whole=len(features_NW) <= chunk_rows)
-        total = torch.zeros((), device=features_NW.device)
-        for begin in range(0, len(features_NW), chunk_rows):
-            rows = slice(begin, begin + chunk_rows)
-            target_C1 = torch.where(counted_N[rows], targets_N[rows], 0)[:, None]
-            logits_CV = F.linear(features_NW[rows], weight_VW, bias_V)
-            loss_C = _cross_entropy_(logits_CV, target_C1, None if gradients is None else share_N[rows, None])
-            total += torch.where(counted_N[rows], loss_C * share_N[rows], 0.0).sum()
-            if gradients is not None:
-                gradients.add(rows, logits_CV)
-            del logits_CV  # before the next ones exist
-        if gradients is not None:
-            ctx.gradients = gradients.finished()
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        total, ctx.gradients = loss_and_gradients(*arguments)
         return total
 
     @staticmethod
@@ -74,15 +53,56 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (*(gradient.mul_(upstream) for gradient in gradients), None, None, None)
 
 
-def _cross_entropy_(logits_CV: Tensor, target_C1: Tensor, share_C1: Tensor | None) -> Tensor:
-    """Loss of each row, float32; with shares, their logits become the gradient of its share of them."""
-    log_p_CV = F.log_softmax(logits_CV, dim=1, dtype=torch.float32)
-    loss_C = -log_p_CV.gather(1, target_C1).squeeze(1)
-    if share_C1 is not None:
-        p_CV = log_p_CV.exp_()
-        p_CV.scatter_add_(1, target_C1, torch.full_like(target_C1, -1, dtype=p_CV.dtype))
-        torch.mul(p_CV, share_C1, out=logits_CV)
-    return loss_C
+def loss_and_gradients(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, targets_N: Tensor,
+                       chunk_rows: int, needs_gradients: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """The loss of `linear_cross_entropy`, and its gradients by features, weight and bias if asked for."""
+    counted_N = targets_N != IGNORED
+    share_N = counted_N / counted_N.sum().clamp(min=1)
+    gradients = None
+    if needs_gradients:
+        gradients = _Gradients(features_NW, weight_VW, is_whole=len(features_NW) <= chunk_rows)
+    work = _Work(min(chunk_rows, len(features_NW)), weight_VW)
+    total = torch.zeros((), device=features_NW.device)
+    for begin in range(0, len(features_NW), chunk_rows):
+        rows = slice(begin, begin + chunk_rows)
+        target_C1 = torch.where(counted_N[rows], targets_N[rows], 0)[:, None]
+        loss_C = work.losses(features_NW[rows], weight_VW, bias_V, target_C1)
+        total += torch.where(counted_N[rows], loss_C * share_N[rows], 0.0).sum()
+        if gradients is not None:
+            gradients.add(rows, work.gradients(loss_C, target_C1, share_N[rows]))
+    del work  # before the gradients are rounded
+    return total, None if gradients is None else gradients.finished()
+
+
+class _Work:
+    """Room for the logits of a chunk, as they come and in float32: all that a chunk needs of that size.
+
+    On a GPU nothing below makes a copy of it (log_softmax would, of bfloat16): `trainer.memory` counts
+    on that.
+    """
+
+    def __init__(self, num_rows: int, weight_VW: Tensor) -> None:
+        self._logits_CV = weight_VW.new_empty(num_rows, len(weight_VW))
+        self._exact_CV = self._logits_CV
+        if weight_VW.dtype != torch.float32:
+            self._exact_CV = torch.empty_like(self._logits_CV, dtype=torch.float32)
+
+    def losses(self, features_CW: Tensor, weight_VW: Tensor, bias_V: Tensor, target_C1: Tensor) -> Tensor:
+        """Cross-entropy of each row, float32. Leaves e to the power of its logits, less their largest."""
+        logits_CV, exact_CV = self._logits_CV[:len(features_CW)], self._exact_CV[:len(features_CW)]
+        torch.addmm(bias_V, features_CW, weight_VW.T, out=logits_CV)
+        torch.sub(logits_CV, logits_CV.amax(1, keepdim=True), out=exact_CV)
+        of_target_C = exact_CV.gather(1, target_C1).squeeze(1)
+        self._sum_C1 = exact_CV.exp_().sum(1, keepdim=True)
+        return self._sum_C1.log().squeeze(1) - of_target_C
+
+    def gradients(self, loss_C: Tensor, target_C1: Tensor, share_C: Tensor) -> Tensor:
+        """Gradient of a share of each loss with respect to the logits, in their place."""
+        logits_CV, exact_CV = self._logits_CV[:len(loss_C)], self._exact_CV[:len(loss_C)]
+        torch.mul(exact_CV, share_C[:, None] / self._sum_C1, out=logits_CV)
+        # Of the target it is the probability less 1, rounded once.
+        of_target_C = (-loss_C).expm1() * share_C
+        return logits_CV.scatter_(1, target_C1, of_target_C[:, None].to(logits_CV.dtype))
 
 
 class _Gradients:
@@ -96,7 +116,7 @@ class _Gradients:
         self._features_NW, self._weight_VW = features_NW, weight_VW
         self._for_features = torch.empty_like(features_NW)
         self._for_weight = torch.zeros_like(weight_VW, dtype=weight_VW.dtype if is_whole else torch.float32)
-        self._for_bias = torch.zeros_like(weight_VW[:, 0], dtype=torch.float32)
+        self._for_bias = weight_VW.new_zeros(len(weight_VW), dtype=torch.float32)
 
     def add(self, rows: slice, for_logits_CV: Tensor) -> None:
         """Take in the gradient of some rows' logits."""
