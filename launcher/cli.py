@@ -2,7 +2,6 @@
 
 import io
 import os
-import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -99,13 +98,14 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
     """Show what a run would take and cost. Never spends."""
     from launcher import console, screens
     from launcher.commands import propose
+    from launcher.next_steps import after_plan
 
     proposal = propose(recipe, _options(infra, store, None, max_cost, deadline, sets))
     if as_json:
         console.answer_json(screens.plan_json(proposal))
         return
     screens.show_plan(proposal)
-    console.answer(f"nothing was started; this would:\n  ldlm launch {shlex.join(sys.argv[2:])}")
+    screens.show_next(*after_plan(proposal, sys.argv[2:]))
 
 
 @app.command()
@@ -186,7 +186,7 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
     preemption = _preemption(preempt_at)
     opened, _ = commands.open_run(run, store)
     proposal = commands.propose_resume(opened, run, _options(infra, None, None, max_cost, deadline, None))
-    commands.check_usable(proposal)
+    commands.check_usable(proposal, resuming=True)
     _approve(proposal, yes)
     _carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
 

@@ -28,11 +28,12 @@ from launcher.errors import (
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.lint import lint
 from launcher.local_engine import LocalEngine
+from launcher.next_steps import check_is_here
 from launcher.offers import make_offer, probe_machine
 from launcher.plan import Done, choose, make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
-from launcher.recipe import LIMIT_OPTIONS, Recipe, checkout_folder, load_recipe
+from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
 from launcher.run_record import (
     RunRecord,
     RunView,
@@ -50,8 +51,6 @@ from trainer.contract import Document, Env, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store, store_url
-
-_HIGHEST_LIMIT = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -75,12 +74,12 @@ class PlanOptions:
 def _positive(option: str, unit: str, text: str) -> Decimal:
     # The bound keeps a date within the calendar, and a slip of the finger from passing for a limit.
     try:
-        if 0 < (value := Decimal(text)) <= _HIGHEST_LIMIT:
+        if 0 < (value := Decimal(text)) <= HIGHEST_LIMIT:
             return value
     except InvalidOperation:
         pass
     raise UsageError(f"{text!r} is no number of {unit}", place=option,
-                     fix=f"write a number above 0 and up to {_HIGHEST_LIMIT:,}, such as {option} 12.5")
+                     fix=f"write a number above 0 and up to {HIGHEST_LIMIT:,}, such as {option} 12.5")
 
 
 def propose(recipe_name: str, options: PlanOptions) -> Proposal:
@@ -157,13 +156,14 @@ def check_new(proposal: Proposal) -> None:
         check_free(RunFolder(open_store(url), proposal.plan.run_id))
 
 
-def check_usable(proposal: Proposal) -> None:
+def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
     """Refuse what could not be carried out, before anything is written.
 
     Raises:
         EngineError: Something is missing before this cloud could be used.
-        NoOfferError: The task holds a known trap.
+        NoOfferError: The task holds a known trap, or is for hardware that is not here.
     """
+    check_is_here(proposal, resuming=resuming)
     if not proposal.is_local:
         check_infra(proposal.infra)
     for found in lint(proposal.task):
@@ -175,6 +175,7 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
 
     Raises:
         RunRecordError: No such run, it has finished, or it is running.
+        RecipeError: Its text or its encoder is not there any more, or is another.
         NoOfferError: What is left does not fit into what its cap leaves.
     """
     record, now = load_record(store, run_id), datetime.now(UTC)
@@ -190,6 +191,7 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
         raise RunRecordError(f"run {run_id} is running on {host}", place=record.url,
                              fix="stop it there; two machines would spoil each other's checkpoints")
     recipe = recorded_recipe(RunFolder(store, run_id))
+    check_files(recipe)
     limits = newest_limits(record, recipe).changed(options.limits())
     done = done_so_far(look_at(record, state, now))
     return _propose(recipe.model_copy(update={"limits": limits}),

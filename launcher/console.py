@@ -5,6 +5,7 @@ for a key: plain lines instead.
 """
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from rich.box import SIMPLE
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
@@ -27,6 +29,9 @@ from trainer.contract import LdlmError
 _THEME = Theme({
     "problem": "bold red", "fix": "green", "note": "yellow", "quiet": "dim", "title": "bold", "money": "cyan",
 })
+_INDENT = 2
+_COMMAND = re.compile(r"(^|\s)(--[a-z]|ldlm |make |\S+/pip )")
+_GAP = 3  # between columns of a table, of which the box gives one
 # A pipe has no width; tables are made for 80 columns, and wide ones would break in a log.
 _WIDTH = None if sys.stdout.isatty() else 80
 _out = Console(theme=_THEME, width=_WIDTH, highlight=False)
@@ -37,6 +42,12 @@ _err = Console(theme=_THEME, stderr=True, highlight=False, width=None if sys.std
 def answer(text: str = "", style: str | None = None) -> None:
     """Print a line of the answer."""
     _out.print(escape(text), style=style, soft_wrap=True)
+
+
+def answer_text(text: str) -> None:
+    """Print prose of the answer, folded at words."""
+    for line in Text(text).wrap(_out, _out.width):
+        answer(line.plain.rstrip())
 
 
 def answer_json(value: Any) -> None:
@@ -50,11 +61,25 @@ def talk(text: str, style: str | None = None) -> None:
 
 
 def show_error(error: LdlmError) -> None:
-    """Print problem, place and fix."""
+    """Print problem, place and fix: folded on a terminal, each a line elsewhere.
+
+    What is to be typed is left to the terminal, which breaks a line without putting anything into it.
+    """
     place = f"{error.place}: " if error.place else ""
-    _err.print(f"[problem]error:[/] {escape(place + error.problem)}", soft_wrap=True)
+    _say(Text("error:", style="problem"), place + error.problem)
     if error.fix:
-        _err.print(f"  [fix]fix:[/] {escape(error.fix)}", soft_wrap=True)
+        _say(Text("  fix:", style="fix"), error.fix, is_typed=_COMMAND.search(error.fix) is not None)
+
+
+def _say(sign: Text, text: str, *, is_typed: bool = False) -> None:
+    if is_typed or not _err.is_terminal:
+        _err.print(Text.assemble(sign, " ", text), soft_wrap=True)
+        return
+    indent = " " * (sign.cell_len + 1)
+    for index, line in enumerate(text.splitlines()):
+        for number, part in enumerate(Text(line).wrap(_err, _err.width - len(indent))):
+            begins = Text.assemble(sign, " ") if index == number == 0 else indent
+            _err.print(Text.assemble(begins, part.plain.rstrip()))
 
 
 def answer_facts(facts: Sequence[tuple[str, str]]) -> None:
@@ -68,7 +93,7 @@ def answer_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (),
-                 total: Sequence[str] | None = None) -> None:
+                 total: Sequence[str] | None = None, spare: Sequence[int] = ()) -> None:
     """Print a table.
 
     Args:
@@ -76,16 +101,29 @@ def answer_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right
         rows: Cells as text.
         right: Indices of columns with numbers.
         total: A last row under a rule.
+        spare: Indices of columns that a narrow terminal goes without, the first to go first.
     """
-    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0),
+    kept = _columns_that_fit([columns, *rows, *([total] if total else [])], spare)
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0),
                   show_footer=total is not None, header_style="quiet", footer_style="title",
                   border_style="quiet")
-    for index, heading in enumerate(columns):
-        table.add_column(escape(heading), justify="right" if index in right else "left", overflow="fold",
-                         footer=escape(total[index]) if total else "")
+    for index in kept:
+        table.add_column(escape(columns[index]), justify="right" if index in right else "left",
+                         overflow="fold", footer=escape(total[index]) if total else "")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
+        table.add_row(*(escape(row[index]) for index in kept))
     _print_without_trailing_spaces(table)
+
+
+def _columns_that_fit(rows: Sequence[Sequence[str]], spare: Sequence[int]) -> list[int]:
+    """Indices of the columns that stay; each takes its widest cell and a gap, the table is set in by two."""
+    widths = [max(cell_len(cell) for cell in column) + _GAP for column in zip(*rows, strict=True)]
+    kept = list(range(len(widths)))
+    for index in spare:
+        if _INDENT + sum(widths[column] for column in kept) - _GAP <= _out.width:
+            break
+        kept.remove(index)
+    return kept
 
 
 def answer_notes(notes: Sequence[str]) -> None:
@@ -98,7 +136,7 @@ def answer_notes(notes: Sequence[str]) -> None:
 
 def _print_without_trailing_spaces(table: Table) -> None:
     """Rich fills every line up to the width of the table, which is noise in a file."""
-    for line in _out.render_lines(Padding(table, (0, 0, 0, 2)), pad=False):
+    for line in _out.render_lines(Padding(table, (0, 0, 0, _INDENT)), pad=False):
         while line and not line[-1].text.strip():
             line.pop()
         if line:

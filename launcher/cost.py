@@ -8,13 +8,11 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from launcher.frozen import Frozen
 
 
-class Range(BaseModel):
+class Range(Frozen):
     """An estimate: 10th, 50th and 90th percentile."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     low: Decimal
     mid: Decimal

@@ -4,6 +4,8 @@ Exit codes: 1 problem or refused prompt, 2 usage, 3 recipe, 4 no offer within li
 6 run record or store. `main()` is the only catcher.
 """
 
+from collections.abc import Mapping
+
 from trainer.contract import ConfigError, LdlmError, StoreError
 
 __all__ = ["ConfigError", "EngineError", "LdlmError", "NoOfferError", "RecipeError", "Refused",
@@ -22,13 +24,29 @@ class UsageError(LdlmError):
     cli_exit_code = 2
 
 
-class RecipeError(LdlmError):
+class _Changeable(LdlmError):
+    """What values of the recipe would put right.
+
+    Attributes:
+        changes: New values by dotted name (`train.micro_batch_size`, `limits.max_cost_usd`); planning
+            makes of them what to type, together with what else would stand in the way.
+        note: Said behind what to type.
+    """
+
+    def __init__(self, problem: str, *, place: str | None = None, fix: str | None = None,
+                 changes: Mapping[str, object] | None = None, note: str = "") -> None:
+        super().__init__(problem, place=place, fix=fix)
+        self.changes = dict(changes or {})
+        self.note = note
+
+
+class RecipeError(_Changeable):
     """The recipe cannot be carried out as it is written; the place names the line to change."""
 
     cli_exit_code = 3
 
 
-class NoOfferError(LdlmError):
+class NoOfferError(_Changeable):
     """No hardware fits what was asked for, or none within the limits of money and time."""
 
     cli_exit_code = 4

@@ -3,7 +3,7 @@
 from launcher import console
 from launcher.fit import PLACES
 from launcher.plan import Plan
-from launcher.plan_sizes import EncoderPlan, MemoryPlan, Sizes
+from launcher.plan_sizes import EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
 
 _GIB = 2**30
 _BELOW_GIB = 0.05  # shown as 0.0, so put under "other"
@@ -18,7 +18,13 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
              ("encoder", _encoder_words(sizes.encoder, has_gpu=sizes.memory is not None))]
     if sizes.encoder.fetch_s:
         facts.append(("download", _fetch_words(sizes.encoder)))
-    return [*facts, ("saves", f"{console.data_size(sizes.checkpoint_bytes)} a checkpoint")]
+    facts.append(("saves", f"{console.data_size(sizes.checkpoint_bytes)} a checkpoint"))
+    return [*facts, ("host RAM", _host_words(sizes.host_memory))] if sizes.host_memory else facts
+
+
+def _host_words(memory: HostMemoryPlan) -> str:
+    parts = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in memory.parts.items())
+    return f"~{memory.needed_gib} GiB on each node: {parts}"
 
 
 def _parameter_words(parameters: dict[str, int]) -> str:

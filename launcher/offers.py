@@ -6,14 +6,12 @@ Live prices of clouds are not asked for: a cloud offer carries a price only wher
 import os
 import re
 import subprocess
-from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
-
-from pydantic import BaseModel, ConfigDict
 
 from launcher.errors import NoOfferError
+from launcher.frozen import Frozen
+from launcher.gpu_kinds import GPU_KINDS, nearest_name
 from launcher.recipe import Candidate
 
 DEFAULT_CPU_RANKS = 2
@@ -21,39 +19,7 @@ _USABLE = 0.985  # of the memory that the driver names, what CUDA offers (guess:
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 
 
-class GpuKind(NamedTuple):
-    """A kind of GPU that can be rented or bought.
-
-    Attributes:
-        memory_gib: What CUDA offers of it, a little less than the data sheet says.
-        tflops: Dense bf16, by the vendors' data sheets.
-    """
-
-    memory_gib: float
-    tflops: float
-
-
-# By SkyPilot's names. Memory is a guess to about half a GiB.
-GPU_KINDS: Mapping[str, GpuKind] = {
-    "T4": GpuKind(14.6, 65.0), "L4": GpuKind(22.0, 121.0), "A10G": GpuKind(22.0, 70.0),
-    "RTX3090": GpuKind(23.6, 71.0), "RTX4090": GpuKind(23.6, 165.2), "RTX5090": GpuKind(31.3, 209.5),
-    "A100": GpuKind(39.4, 312.0), "L40S": GpuKind(44.4, 362.0), "RTX6000-Ada": GpuKind(47.4, 364.0),
-    "A100-80GB": GpuKind(79.1, 312.0), "H100": GpuKind(79.1, 989.0), "H200": GpuKind(139.7, 989.0),
-    "B200": GpuKind(178.0, 2250.0),
-}
-_UNKNOWN_GPU = GpuKind(16.0, 150.0)  # guess: a middling card of these years
-
-
-def gpu_kind(name: str) -> GpuKind:
-    """What is known of a GPU by SkyPilot's name; a guess for one that is not in the table."""
-    return GPU_KINDS.get(name, _UNKNOWN_GPU)
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Gpu(_Frozen):
+class Gpu(Frozen):
     """One GPU of this machine, as its driver names it."""
 
     name: str
@@ -70,17 +36,23 @@ class Gpu(_Frozen):
         return "A100-80GB" if model == "A100" and "80GB" in words else model
 
 
-class Machine(_Frozen):
+class Machine(Frozen):
     """What this machine has: CPU cores of this process, memory of all."""
 
     num_cores: int
     memory_gib: float
     gpus: tuple[Gpu, ...] = ()
 
-    def has(self, gpu: str) -> bool:
-        """True if `RTX5090:2` can be had here."""
+    def lacks(self, gpu: str) -> str | None:
+        """Why `RTX5090:2` cannot be had here; None if it can."""
         name, _, number = gpu.partition(":")
-        return sum(found.sky_name.lower() == name.lower() for found in self.gpus) >= int(number)
+        found = sum(one.sky_name.lower() == name.lower() for one in self.gpus)
+        if found >= int(number):
+            return None
+        if found:
+            return f"this machine has {found} {name}, not {number}"
+        here = ", ".join(dict.fromkeys(one.sky_name for one in self.gpus))
+        return f"this machine has no {name} ({f'it has {here}' if here else 'nor any other GPU'})"
 
 
 def probe_machine() -> Machine:
@@ -106,13 +78,15 @@ def parse_gpus(csv: str) -> tuple[Gpu, ...]:
                  for row in rows if len(row) == 3 and row[1].isdigit())
 
 
-class Offer(_Frozen):
+class Offer(Frozen):
     """One hardware choice with price and place.
 
     Attributes:
         gpu: SkyPilot's name without the number; None: no GPU, `cpu_ranks` processes instead.
-        gpu_memory_gib: Of one GPU: as probed here, else by its name; None without a GPU.
+        gpu_memory_gib: Of one GPU: as probed here, else by its name or the recipe's word; None without one.
         host_memory_gib: Of one node; None when it is not known.
+        lacks: What this machine lacks of the local hardware that the recipe names: it can be planned for,
+            and not be launched here. None if nothing is lacking.
         spot: The machine can be taken back: spot on Azure and GCP, interruptible on Vast.
         price_usd_per_hour: All nodes together; None when it is not known here.
         price_is_simulated: Nobody sends a bill of this price.
@@ -124,6 +98,7 @@ class Offer(_Frozen):
     gpu_memory_gib: float | None = None
     num_gpus: int
     host_memory_gib: float | None = None
+    lacks: str | None = None
     num_nodes: int
     cpu_ranks: int
     spot: bool
@@ -164,7 +139,7 @@ class Offer(_Frozen):
     def label(self) -> str:
         """`2 CPU cores here`, `RTX5090:1 on vast (interruptible)`, `2x H100:8 on gcp (spot)`."""
         if self.is_local:
-            return f"{self.hardware} here"
+            return f"{self.hardware} {'on a machine of yours' if self.lacks else 'here'}"
         taken = "interruptible" if self.cloud == "vast" else "spot"
         return f"{self.hardware} on {self.infra} ({taken if self.spot else 'on-demand'})"
 
@@ -177,32 +152,37 @@ def make_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
 def local_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
     """This machine, at the price that the recipe simulates (0 when it names none).
 
-    Without `gpu` a run takes one GPU if there is one, else CPU cores.
+    Without `gpu` a run takes one GPU if there is one, else CPU cores. GPUs that are not here are offered
+    as they are known by name, so that they can be planned for; `lacks` says so.
 
     Raises:
-        NoOfferError: The candidate names GPUs that are not here.
+        NoOfferError: The candidate names GPUs that are not here, and of which nothing is known.
     """
     wanted = candidate.gpu or (f"{machine.gpus[0].sky_name}:1" if machine.gpus else None)
-    if wanted and not machine.has(wanted):
-        here = ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
-        raise NoOfferError(f"the recipe wants {wanted} here, and this machine has {here}",
-                           fix="choose other hardware with --infra, or remove gpu from the local candidate")
+    lacks = machine.lacks(wanted) if wanted else None
     name, _, number = (wanted or "").partition(":")
-    memory = min((gpu.memory_gib for gpu in machine.gpus if gpu.sky_name.lower() == name.lower()),
-                 default=None)
-    return Offer(infra="local", gpu=name or None, gpu_memory_gib=memory and round(memory * _USABLE, 1),
-                 num_gpus=int(number or 0), num_nodes=1, host_memory_gib=machine.memory_gib,
+    here = min((gpu.memory_gib for gpu in machine.gpus if gpu.sky_name.lower() == name.lower()), default=None)
+    memory = _known_memory(name, candidate) if lacks else here and round(here * _USABLE, 1)
+    return Offer(infra="local", gpu=name or None, gpu_memory_gib=memory, num_gpus=int(number or 0),
+                 num_nodes=1, host_memory_gib=None if lacks else machine.memory_gib, lacks=lacks,
                  cpu_ranks=min(candidate.cpu_ranks or DEFAULT_CPU_RANKS, machine.num_cores), spot=False,
                  price_usd_per_hour=candidate.price_usd_per_hour or Decimal(0),
                  on_demand_usd_per_hour=candidate.on_demand_usd_per_hour, price_is_simulated=True,
                  bid_usd_per_hour=None, image=None, disk_gib=candidate.disk_gib, seen_at=now)
 
 
+def _known_memory(name: str, candidate: Candidate) -> float:
+    if candidate.gpu_memory_gib is not None or name in GPU_KINDS:
+        return candidate.gpu_memory_gib or GPU_KINDS[name].memory_gib
+    raise NoOfferError(f"{name} is neither here nor a GPU whose memory is known", place="hardware.train",
+                       fix=f"set gpu to {nearest_name(name) or 'RTX5090'}:1, or gpu_memory_gib beside it")
+
+
 def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
     """A rented machine. Its price is known only as a bid, which is the most its hour can cost."""
     name, _, number = (candidate.gpu or "").partition(":")
     return Offer(infra=candidate.infra, gpu=name or None,
-                 gpu_memory_gib=gpu_kind(name).memory_gib if name else None, num_gpus=int(number or 0),
+                 gpu_memory_gib=_known_memory(name, candidate) if name else None, num_gpus=int(number or 0),
                  num_nodes=candidate.num_nodes, cpu_ranks=DEFAULT_CPU_RANKS,
                  spot=candidate.spot or candidate.bid_usd_per_hour is not None,
                  price_usd_per_hour=candidate.bid_usd_per_hour, on_demand_usd_per_hour=None,

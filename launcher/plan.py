@@ -2,20 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
+from launcher.advice import changed_offer, changed_recipe, what_to_type
 from launcher.cost import Range, hours_range, total, usd_range
-from launcher.errors import NoOfferError
-from launcher.fit import Fit, faster_format, fit
-from launcher.offers import GPU_KINDS, Machine, Offer
+from launcher.errors import NoOfferError, RecipeError
+from launcher.fit import fit
+from launcher.frozen import Frozen
+from launcher.offers import Machine, Offer
 from launcher.plan_sizes import Sizes, plan_sizes
-from launcher.recipe import LIMIT_OPTIONS, Candidate, Recipe
+from launcher.plan_warnings import plan_warnings
+from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Candidate, Recipe
 from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, training_speed
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
@@ -25,13 +26,10 @@ _SETUP_S = {"local": 15.0, "cloud": 600.0}  # local: measured, smoke; cloud: gue
 _BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
 _SAVE_S = 0.2  # measured with smoke, 0.12: training stands still for one checkpoint
 _SNAPSHOT_BYTES_PER_S = 5e9  # guess: copied from GPU to host memory, by each rank its share
+_BENCH_GPU = "'RTX5090:1'"
 # Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
 # runs at eight times and the decoder twice.
 _EVALUATION_SHARE = 1.3
-
-
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Done:
     has_trained: bool
 
 
-class Part(_Frozen):
+class Part(Frozen):
     """One part of the bill."""
 
     name: Literal["set-up", "training", "evaluating and saving", "benchmark"]
@@ -58,7 +56,7 @@ class Part(_Frozen):
     usd: Range | None
 
 
-class Plan(_Frozen):
+class Plan(Frozen):
     """A recipe, chosen offers, hours and dollars. What the user approves, and what is rendered.
 
     Attributes:
@@ -71,6 +69,8 @@ class Plan(_Frozen):
         speed_source: Where tokens_per_s comes from, for the reader.
         encoder_placement: Resolved: where the frozen weights lie.
         sizes: None when the token encoder's size is not known.
+        without_encoder: Its size is not known, so hours and dollars are without it: they are lower bounds,
+            and whether it fits was not checked.
     """
 
     recipe: str
@@ -95,6 +95,7 @@ class Plan(_Frozen):
     warnings: tuple[str, ...]
     encoder_placement: Placement = "gpu"
     sizes: Sizes | None = None
+    without_encoder: bool = False
 
     @property
     def tokens(self) -> int:
@@ -111,20 +112,23 @@ def choose(recipe: Recipe, infra: str | None, machine: Machine) -> dict[Document
     """The candidates of a run: what `--infra` asks for, else this machine, else the recipe's first.
 
     `--infra gcp` takes any region that the recipe names, `--infra gcp/us-central1` also narrows a
-    candidate that names none. A local candidate counts only if this machine has its GPUs. A local
-    run is benchmarked here too.
+    candidate that names none. A local candidate whose GPUs are not here comes last: its plan is for
+    another machine. A local run is benchmarked where it trains.
 
     Raises:
         NoOfferError: The recipe has nothing on `infra`; the message names what it has.
     """
-    train = [candidate for candidate in recipe.hardware.train if _possible(candidate, machine)]
-    wanted = [found for candidate in train if (found := _narrowed(candidate, infra or "local"))]
+    everything = recipe.hardware.train
+    train = sorted(everything, key=lambda candidate: not _possible(candidate, machine))
+    wanted = [found for candidate in train if (found := _narrowed(candidate, infra or "local"))
+              and (infra or _possible(found, machine))]
     chosen = wanted or ([] if infra else train)
     if not chosen:
-        has = ", ".join(dict.fromkeys(candidate.infra for candidate in recipe.hardware.train))
-        raise NoOfferError(f"recipe {recipe.name} has no hardware on {infra or 'this machine'}",
+        has = list(dict.fromkeys(candidate.infra for candidate in everything))
+        others = f" (the recipe also has {', '.join(has[1:])})" if has[1:] else ""
+        raise NoOfferError(f"recipe {recipe.name} has no hardware on {infra}",
                            place=recipe.place("hardware", "train"),
-                           fix=f"use --infra with one of: {has}; or add a candidate to hardware.train")
+                           fix=f"use --infra {has[0]}{others}; or add a candidate to hardware.train")
     if chosen[0].is_local:
         return {Document.TRAIN: chosen[0], Document.BENCH: chosen[0]}
     bench = [candidate for candidate in recipe.hardware.bench if not candidate.is_local]
@@ -132,12 +136,13 @@ def choose(recipe: Recipe, infra: str | None, machine: Machine) -> dict[Document
     if not near:
         raise NoOfferError("the recipe benchmarks only on this machine, which a rented run cannot reach",
                            place=recipe.place("hardware", "bench"),
-                           fix="add a cloud candidate to hardware.bench")
+                           fix=f'add --set "hardware.bench=[{{infra: vast, gpu: {_BENCH_GPU}, '
+                               'bid_usd_per_hour: 0.60}]"')
     return {Document.TRAIN: chosen[0], Document.BENCH: near[0]}
 
 
 def _possible(candidate: Candidate, machine: Machine) -> bool:
-    return not candidate.is_local or candidate.gpu is None or machine.has(candidate.gpu)
+    return not candidate.is_local or candidate.gpu is None or machine.lacks(candidate.gpu) is None
 
 
 def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
@@ -164,6 +169,21 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
             is already over the cap; or past the deadline.
     """
+    try:
+        return _make_plan(recipe, shape, offers, history, now, run_id, done)
+    except (RecipeError, NoOfferError) as error:
+        if done is not None and any(not key.startswith("limits.") for key in error.changes):
+            error.fix = "a run keeps its recipe: resume it on other hardware, with --infra"
+        elif error.changes:
+            error.fix = what_to_type(error, lambda changes: _make_plan(
+                changed_recipe(recipe, changes), shape,
+                {**offers, Document.TRAIN: changed_offer(offers[Document.TRAIN], changes)}, history, now,
+                run_id, done))
+        raise
+
+
+def _make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer],
+               history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None) -> Plan:
     train = offers[Document.TRAIN]
     fitted = fit(recipe, shape, train)
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
@@ -175,7 +195,7 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
     priced = [part.usd for part in parts if part.usd is not None]
     usd = total(priced) if len(priced) == len(parts) else None
     _refuse_over_cap(recipe, usd, done)
-    _refuse_past_deadline(recipe, hours, is_new=done is None)
+    _refuse_past_deadline(recipe, hours)
     deadline_hours = recipe.limits.deadline_hours
     return Plan(
         recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers),
@@ -187,8 +207,8 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd - spent),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
-        warnings=(*_warnings(recipe, offers, hours, usd, spent),
-                  *_size_warnings(recipe.train, shape, train, fitted)),
+        warnings=tuple(plan_warnings(recipe, shape, offers, fitted, hours, usd, spent)),
+        without_encoder=shape is None,
         encoder_placement=_resolved(fitted.config), sizes=sizes,
     )
 
@@ -257,63 +277,30 @@ def _refuse_over_cap(recipe: Recipe, usd: Range | None, done: Done | None) -> No
     needed = usd or total([])
     if spent + needed.mid <= cap:
         return
-    name, place, change = _limit(recipe, "max_cost_usd")
-    estimate = f"cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f})"
-    fix = f"{change} {_up(spent + needed.high)}"
-    if done:
-        raise NoOfferError(f"this run has spent ${spent:.4f}, what is left would {estimate}, and {name} is "
-                           f"${cap}", place=place, fix=fix)
-    raise NoOfferError(f"this run would {estimate}, and {name} is ${cap}", place=place,
-                       fix=f"{fix}, or lower train.steps")
+    so_far = f"has spent ${spent:.4f}, what is left would" if done else "would"
+    raise _past_limit(recipe, "max_cost_usd",
+                      f"this run {so_far} cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f}), "
+                      "and {name} is " f"${cap}", spent + needed.mid, spent + needed.high)
 
 
-def _refuse_past_deadline(recipe: Recipe, hours: Range, *, is_new: bool) -> None:
+def _refuse_past_deadline(recipe: Recipe, hours: Range) -> None:
     deadline = recipe.limits.deadline_hours
     if deadline is not None and float(hours.mid) > deadline:
-        name, place, change = _limit(recipe, "deadline_hours")
-        raise NoOfferError(f"this run would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
-                           f"and {name} is {deadline:g}", place=place,
-                           fix=f"{change} {_up(hours.high)}" + (", or lower train.steps" if is_new else ""))
+        raise _past_limit(recipe, "deadline_hours",
+                          f"this run would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
+                          "and {name} is " f"{deadline:g}", hours.mid, hours.high)
 
 
-def _limit(recipe: Recipe, name: str) -> tuple[str, str, str]:
-    """What a limit is called where it was written, that place, and how it is changed there."""
+def _past_limit(recipe: Recipe, name: str, problem: str, needed: Decimal, at_most: Decimal) -> NoOfferError:
+    """A refusal whose change is the least limit that will do: the middle estimate is what decides."""
     place, option = recipe.place("limits", name), LIMIT_OPTIONS[name]
-    if place.startswith(option):
-        return option, place, f"write {option}"
-    return f"limits.{name}", place, f"set limits.{name} to"
+    problem = problem.format(name=option if place.startswith(option) else f"limits.{name}")
+    if needed > HIGHEST_LIMIT:
+        return NoOfferError(problem, place=place, fix="lower train.steps")
+    return NoOfferError(problem, place=place, changes={f"limits.{name}": _up(needed)},
+                        note=f"the p90 takes {option} {_up(at_most)}")
 
 
 def _up(value: Decimal) -> Decimal:
     """Rounded up to two decimals: a fix that is rounded down would not help."""
     return value.quantize(Decimal("0.01"), rounding=ROUND_UP)
-
-
-def _size_warnings(config: TrainConfig, shape: EncoderShape | None, train: Offer,
-                   fitted: Fit) -> Iterator[str]:
-    if shape is None:
-        yield f"the encoder {config.token_encoder.name} is not in the estimate: its size is not known"
-    elif config.token_encoder.placement == "auto" and fitted.config.token_encoder.placement == "host":
-        words = faster_format(fitted, shape, train)
-        instead = f"; {words} keeps it there" if words else ""
-        yield f"the encoder does not fit the GPU and is copied to it for every micro-batch{instead}"
-    if train.gpu is not None and not train.is_local and train.gpu not in GPU_KINDS:
-        yield f"memory and speed of {train.gpu} are not known: {train.gpu_memory_gib:g} GiB is a guess"
-
-
-def _warnings(recipe: Recipe, offers: Mapping[Document, Offer], hours: Range,
-              usd: Range | None, spent: Decimal) -> Iterator[str]:
-    train, bench = offers[Document.TRAIN], offers[Document.BENCH]
-    for offer in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
-        yield f"the price of {offer} is not known, so neither are the dollars"
-    if train.price_is_simulated:
-        yield "the price is simulated: nobody sends a bill for this machine"
-    if any(offer.bid_usd_per_hour is not None for offer in offers.values()):
-        yield "the price is the bid, the most the GPU hour can cost; disk and traffic come on top"
-    if bench.gpu != "RTX5090":
-        yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
-    cap, deadline = recipe.limits.max_cost_usd, recipe.limits.deadline_hours
-    if usd is not None and spent + usd.high > cap:
-        yield f"may stop at its cap of ${cap}: the high estimate is ${spent + usd.high:.2f}"
-    if deadline is not None and float(hours.high) > deadline:
-        yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"

@@ -1,16 +1,16 @@
 """What a plan says of its model: parameters, arithmetic, memory, and what travels. Pure."""
 
+import math
 from datetime import timedelta
 from decimal import Decimal
 
-from pydantic import BaseModel, ConfigDict
-
 from launcher.cost import price_for
 from launcher.fit import Fit
+from launcher.frozen import Frozen
 from launcher.offers import Offer
 from trainer.config import Placement, TrainConfig, WeightFormat
 from trainer.encoder_shape import EncoderShape
-from trainer.memory import STAGES, Memory, memory_per_gpu, needed_bytes
+from trainer.memory import GIB, STAGES, Memory, memory_per_gpu, needed_bytes
 from trainer.sizes import checkpoint_bytes, encoder_bytes, flops_per_token, trained_parameters
 
 # Guess: several ranges at once from object storage; hosts on Vast hang on ordinary lines.
@@ -18,11 +18,7 @@ _FETCH_BYTES_PER_S = {"vast": 80e6}
 _FETCH_BYTES_PER_S_OTHERWISE = 400e6
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FlopsPerToken(_Frozen):
+class FlopsPerToken(Frozen):
     """As `trainer.sizes.Flops`, with their sum."""
 
     encoder: float
@@ -32,7 +28,7 @@ class FlopsPerToken(_Frozen):
     total: float
 
 
-class EncoderPlan(_Frozen):
+class EncoderPlan(Frozen):
     """The frozen weights of a run.
 
     Attributes:
@@ -52,7 +48,7 @@ class EncoderPlan(_Frozen):
     fetch_bytes_per_s: float
 
 
-class MemoryPlan(_Frozen):
+class MemoryPlan(Frozen):
     """Memory of the fullest GPU at its fullest moment.
 
     Attributes:
@@ -78,7 +74,24 @@ class MemoryPlan(_Frozen):
     needed_bytes_by_stage: dict[int, int]
 
 
-class Sizes(_Frozen):
+class HostMemoryPlan(Frozen):
+    """Memory that one node needs beside its GPUs.
+
+    Attributes:
+        parts: Bytes by name: the encoder where it lies there, a checkpoint on its way to the store, and
+            processes (guess).
+    """
+
+    parts: dict[str, int]
+    needed_bytes: int
+
+    @property
+    def needed_gib(self) -> int:
+        """In whole GiB, rounded up."""
+        return math.ceil(self.needed_bytes / GIB)
+
+
+class Sizes(Frozen):
     """What a plan says of its model.
 
     Attributes:
@@ -86,6 +99,7 @@ class Sizes(_Frozen):
         flops: Of the whole run.
         checkpoint_bytes: Of one checkpoint, all ranks together.
         memory: None without a GPU.
+        host_memory: None without a GPU.
     """
 
     parameters: dict[str, int]
@@ -94,6 +108,7 @@ class Sizes(_Frozen):
     checkpoint_bytes: int
     encoder: EncoderPlan
     memory: MemoryPlan | None
+    host_memory: HostMemoryPlan | None = None
 
 
 def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer) -> Sizes:
@@ -104,7 +119,13 @@ def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer) -> Sizes:
     return Sizes(parameters=trained_parameters(config, shape), flops_per_token=by_kind,
                  flops=flops.total * config.steps * config.tokens_per_step,
                  checkpoint_bytes=checkpoint_bytes(config, shape), encoder=_encoder(config, shape, offer),
-                 memory=_memory(fitted, fitted.memory, shape, offer) if fitted.memory else None)
+                 memory=_memory(fitted, fitted.memory, shape, offer) if fitted.memory else None,
+                 host_memory=_host_memory(fitted) if fitted.host_memory else None)
+
+
+def _host_memory(fitted: Fit) -> HostMemoryPlan:
+    parts = dict(fitted.host_memory)
+    return HostMemoryPlan(parts=parts, needed_bytes=sum(parts.values()))
 
 
 def _encoder(config: TrainConfig, shape: EncoderShape, offer: Offer) -> EncoderPlan:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from launcher.errors import RecipeError
+from launcher.gpu_kinds import GPU_KINDS, known_name, nearest_name
 from launcher.recipe_files import file_problems
 from launcher.recipe_source import Problem, Source, apply_override, read_source
 from launcher.recipe_words import explain
@@ -30,6 +31,7 @@ from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
 _MAX_PROBLEMS = 5  # more at once is a wall of text
 # The options of the command line behind which a limit stands.
 LIMIT_OPTIONS = {"max_cost_usd": "--max-cost", "deadline_hours": "--deadline"}
+HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the calendar
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
 
 
@@ -56,6 +58,12 @@ def _known_cloud(infra: str) -> str:
     raise ValueError(f"`{infra}` is no infrastructure that ldlm knows: {hint}")
 
 
+def _spelled(gpu: str) -> str:
+    name, _, number = gpu.partition(":")
+    return f"{known_name(name)}:{number}"
+
+
+GpuName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$"), AfterValidator(_spelled)]
 Usd = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0)]
 PositiveUsd = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0)]
 
@@ -65,8 +73,10 @@ class Candidate(Section):
 
     infra: Annotated[str, AfterValidator(_known_cloud)] = Field(
         description="`local`, `vast`, `azure`, `gcp/us-central1`, `slurm/NAME`, `k8s/CONTEXT`")
-    gpu: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$")] | None = Field(
+    gpu: GpuName | None = Field(
         None, description="SkyPilot's name and number per node, `RTX5090:1`; local: null takes one or none")
+    gpu_memory_gib: PositiveFloat | None = Field(
+        None, description="of one GPU, where ldlm does not know it by its name")
     num_nodes: PositiveInt = 1
     spot: bool = Field(False, description="azure and gcp; on vast a bid says so instead")
     bid_usd_per_hour: PositiveUsd | None = Field(None, description="vast: rent interruptible, up to this")
@@ -95,7 +105,18 @@ class Candidate(Section):
             raise ValueError(f"{self.infra} runs on one node, not {self.num_nodes}: set num_nodes to 1")
         if self.gpu is None and not self.is_local:
             raise ValueError(f"{self.infra} needs a gpu: set gpu to something like RTX5090:1")
+        self._check_gpu()
         return self
+
+    def _check_gpu(self) -> None:
+        """Refuse a slip of the finger: it is no card whose memory could be guessed."""
+        name, _, number = (self.gpu or "").partition(":")
+        if not name or self.is_local or self.gpu_memory_gib is not None or name in GPU_KINDS:
+            return
+        near = nearest_name(name)
+        meant = f"did you mean --set {{where}}.gpu={near}:{number}? Else " if near else ""
+        raise ValueError(f"{name} is no GPU that ldlm knows: {meant}tell what one has: --set "
+                         f"{{where}}.gpu_memory_gib=24 (known are {', '.join(GPU_KINDS)})")
 
     @property
     def cloud(self) -> str:
@@ -139,6 +160,11 @@ class Recipe(Section):
     def place(self, *where: str | int) -> str:
         """Where a value was written: `recipes/smoke.yaml:12`, `--set train.steps=1`; else the recipe."""
         return self._source.place(where) if self._source else self.name
+
+    def candidate_index(self, infra: str, gpu: str | None) -> int | None:
+        """Which candidate of `hardware.train` is at this place with these GPUs; None if none is."""
+        return next((index for index, found in enumerate(self.hardware.train) if found.gpu == gpu
+                     and (found.infra == infra or infra.startswith(f"{found.infra}/"))), None)
 
 
 @dataclass(frozen=True)
@@ -211,6 +237,12 @@ def read_recorded(data: bytes, shown: str) -> Recipe:
     recipe._source = Source(shown, places={("limits", name): option
                                            for name, option in LIMIT_OPTIONS.items()})
     return recipe
+
+
+def check_files(recipe: Recipe) -> None:
+    """Look at a recipe's text and encoder again, as loading it did. Raises RecipeError."""
+    if problems := list(_file_problems(recipe)):
+        raise _error(problems, recipe.name)
 
 
 def _find(name_or_path: str) -> tuple[Path, str]:

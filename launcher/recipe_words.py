@@ -36,7 +36,8 @@ def explain(error: ErrorDetails, source: Source, model: type[BaseModel]) -> Prob
         return Problem(place, f"{name} is missing", f"add it to {dotted(where[:-1]) or 'the recipe'}")
     if kind == "value_error":
         text, _, fix = str(error["ctx"]["error"]).partition(": ")
-        return Problem(source.newest_place(where), f"{name}: {text}", fix or None)
+        # A validator of a block does not know where its block stands.
+        return Problem(source.newest_place(where), f"{name}: {text}", fix.replace("{where}", name) or None)
     wanted = _wanted(error)
     problem = f"{name} is {_shown(error['input'])}, but it must be {wanted}"
     return Problem(place, problem, _fix(name, wanted, error["input"], source.written.get(where)))

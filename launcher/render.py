@@ -21,7 +21,7 @@ from trainer.contract import Document, Env
 
 # RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
 VAST_IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
-_WITH_DISK = ("vast", "azure", "gcp")
+_SIZED = ("vast", "azure", "gcp")
 _WITH_SPOT = ("azure", "gcp")
 
 
@@ -77,7 +77,8 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
             Document.BENCH: _envs(plan, recipe, plan.offers[Document.BENCH], 1)}
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
     for which, template in ((Document.TRAIN, templates.train), (Document.BENCH, templates.bench)):
-        documents.append(_fill(which, template, plan.offers[which], envs[which], workdir))
+        memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
+        documents.append(_fill(which, template, plan.offers[which], envs[which], workdir, memory_gib))
     return Task(yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
 
 
@@ -104,13 +105,13 @@ def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:
     return recipe.train.model_copy(update={"token_encoder": encoder})
 
 
-def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str],
-          workdir: Path) -> dict[str, Any]:
+def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str], workdir: Path,
+          memory_gib: int | None) -> dict[str, Any]:
     document = yaml.safe_load(template)
     if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
         raise LdlmError("is no template of a task", place=f"sky/{which}.yaml", fix="restore it from git")
     _put(document, {"workdir": str(workdir), "num_nodes": offer.num_nodes, "config": _config(offer)})
-    _put(document["resources"], _resources(offer))
+    _put(document["resources"], _resources(offer, memory_gib))
     _put(document.setdefault("envs", {}), envs)
     holes = list(leftover_nulls(document))
     if holes:
@@ -129,7 +130,11 @@ def _put(block: dict[str, Any], values: dict[str, Any]) -> None:
                 block[key] = value
 
 
-def _resources(offer: Offer) -> dict[str, Any]:
+def _host_memory_gib(plan: Plan) -> int | None:
+    return plan.sizes.host_memory.needed_gib if plan.sizes and plan.sizes.host_memory else None
+
+
+def _resources(offer: Offer, memory_gib: int | None) -> dict[str, Any]:
     image = offer.image or (VAST_IMAGE if offer.cloud == "vast" else None)
     docker = image and offer.cloud in ("vast", "k8s") and not image.startswith("docker:")
     return {
@@ -138,7 +143,9 @@ def _resources(offer: Offer) -> dict[str, Any]:
         # On Vast the flag silently rents on-demand: the bid in `config` is what counts there.
         "use_spot": True if offer.spot and offer.cloud in _WITH_SPOT else None,
         "image_id": f"docker:{image}" if docker else image,
-        "disk_size": offer.disk_gib if offer.cloud in _WITH_DISK else None,
+        # On Vast, too: SkyPilot chooses a kind from its catalog, and asks for its memory when it rents.
+        "memory": f"{memory_gib}+" if memory_gib and offer.cloud in _SIZED else None,
+        "disk_size": offer.disk_gib if offer.cloud in _SIZED else None,
     }
 
 

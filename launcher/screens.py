@@ -32,7 +32,7 @@ def show_plan(proposal: Proposal) -> None:
     """Hardware, model, memory, time, dollars as ranges, limits and warnings."""
     plan = proposal.plan
     console.answer(f"Plan for {plan.recipe}", "title")
-    console.answer(proposal.recipe.summary)
+    console.answer_text(proposal.recipe.summary)
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
     console.answer_facts([*_plan_facts(plan, store), *model_facts(plan)])
@@ -40,17 +40,38 @@ def show_plan(proposal: Proposal) -> None:
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
         console.answer()
-    in_hours, digits = plan.hours.high > 3, 2 if plan.usd and plan.usd.high >= 10 else 4
-    rows = [_estimate_row(part.name, part.hours, part.usd, in_hours, digits) for part in plan.parts]
-    total = "total" if not plan.done_steps and not plan.spent_usd else "left to do"
-    console.answer_table(
-        ["estimate", "hours" if in_hours else "minutes", "p10 - p90", "dollars", "p10 - p90"], rows,
-        right=[1, 2, 3, 4], total=_estimate_row(total, plan.hours, plan.usd, in_hours, digits))
+    _show_estimate(plan)
     if plan.warnings:
         console.answer()
         console.answer_notes(plan.warnings)
     show_problems(proposal)
     console.answer()
+
+
+def show_next(lead: str, command: str) -> None:
+    """The last lines of a plan; a command is never folded, so that it can be copied."""
+    console.answer_text(lead)
+    console.answer(f"  {command}")
+
+
+def _show_estimate(plan: Plan) -> None:
+    in_hours, digits = plan.hours.high > 3, 2 if plan.usd and plan.usd.high >= 10 else 4
+    rows = [_estimate_row(part.name, part.hours, part.usd, in_hours, digits) for part in plan.parts]
+    total = "total" if not plan.done_steps and not plan.spent_usd else "left to do"
+    last = _estimate_row(total, plan.hours, plan.usd, in_hours, digits)
+    if plan.without_encoder:
+        for row in rows:
+            row[0] += " (no encoder)" if row[0].startswith("training") else ""
+        last = _at_least(last)
+    console.answer_table(
+        ["estimate", "hours" if in_hours else "minutes", "p10 - p90", "dollars", "p10 - p90"], rows,
+        right=[1, 2, 3, 4], total=last, spare=[4, 2])
+
+
+def _at_least(total: list[str]) -> list[str]:
+    """A total that leaves something out: bounds from below, no range."""
+    name, time, _, usd, _ = total
+    return [f"{name}, at least", time.replace("~", "> "), "", usd.replace("~", "> "), ""]
 
 
 def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:

@@ -6,17 +6,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from launcher.offers import GPU_KINDS, Offer, gpu_kind
-from trainer.config import TrainConfig
+from launcher.gpu_kinds import GPU_KINDS, GpuKind, gpu_kind
+from launcher.offers import Offer
+from trainer.config import TrainConfig, grad_accum_steps
 from trainer.encoder_shape import EncoderShape
-from trainer.memory import host_bytes_of_encoder
-from trainer.sizes import flops_per_token
+from trainer.sizes import block_bytes, flops_per_token, num_trained
 
 # Measured with the smoke recipe on two shared x86 cores, 2026-11-23; for any other CPU it is a guess.
 CPU_GFLOPS_PER_CORE = 28.0
-_GPU_UTILISATION = 0.25  # guess: share of the peak that large matrices reach
-_GPU_MICRO_BATCH_S = 0.06  # guess: Python and kernel launches of one micro-batch, however small the model
-_HOST_TO_GPU_BYTES_PER_S = 20e9  # guess: page-locked memory over PCIe 4
+# Shares of the peak that large matrices reach, and seconds of Python and kernel launches however small the
+# model, chosen so that every figure of one H100 of 2026-11-23 and 24 in recipes/LOG.md is met within 1.8.
+_TRAINED_UTILISATION = 0.18
+_MICRO_BATCH_S = 0.02
+_STEP_S = 0.09
+# The rest are guesses. A forward pass alone reaches more; float32 is slow enough to be busy all the time.
+_ENCODER_UTILISATION = 0.25
+_FP32_UTILISATION = 0.6
+_STEP_BYTES = 50  # of memory traffic a trained parameter: AdamW, clipping, average
+_STEP_MEMORY_SHARE = 0.25
+# Weights a second, measured on one H100, 2026-11-24; on other cards as their memory is fast (guess).
+_DECODED_PER_S = {"fp8": 101e9, "nf4": 107e9}
+_HOST_TO_GPU_BYTES_PER_S = 20e9  # page-locked memory over PCIe 4
 GUESS_FACTORS = (0.5, 2.0)  # on hours
 _MEASURED_FACTORS = (0.9, 1.2)  # guess: the same hardware again
 
@@ -75,18 +85,94 @@ def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer
         runs = f"run {history[-1].run_id}" if len(history) == 1 else (
             f"{len(history)} runs, last {history[-1].run_id}")
         return Speed(median(past.tokens_per_s for past in history), f"measured in {runs}", _MEASURED_FACTORS)
-    flops = flops_per_token(config, shape).total
     if offer.gpu is None:
-        return Speed(offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9 / flops,
-                     f"guess: {CPU_GFLOPS_PER_CORE:g} GFLOP/s per core", GUESS_FACTORS)
-    peak = gpu_kind(offer.gpu).tflops
-    tokens = config.micro_batch_size * config.data.sequence_length
-    compute_s = tokens * flops / (peak * 1e12 * _GPU_UTILISATION)
-    copied_s = host_bytes_of_encoder(config, shape) / _HOST_TO_GPU_BYTES_PER_S if shape else 0.0
-    known = "" if offer.gpu in GPU_KINDS else ", an unknown card"
-    return Speed(world_size * tokens / (max(compute_s, copied_s) + _GPU_MICRO_BATCH_S),
-                 f"guess: {_GPU_UTILISATION:.0%} of {peak:g} TFLOP/s{known} and {_GPU_MICRO_BATCH_S:g} s per "
-                 f"micro-batch", GUESS_FACTORS)
+        rate = offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9 / flops_per_token(config, shape).total
+        return Speed(rate, f"guess: {CPU_GFLOPS_PER_CORE:g} GFLOP/s per core", GUESS_FACTORS)
+    kind = gpu_kind(offer.gpu)
+    step_s = grad_accum_steps(config, world_size) * micro_batch_time(
+        config, shape, kind, world_size // offer.num_nodes).total_s
+    step_s += _STEP_S + _update_s(config, shape, kind, world_size)
+    return Speed(config.tokens_per_step / step_s, _source(config, shape, offer.gpu), GUESS_FACTORS)
+
+
+def _source(config: TrainConfig, shape: EncoderShape | None, gpu: str) -> str:
+    peak, share = _trained_peak(config, gpu_kind(gpu))
+    known = "" if gpu in GPU_KINDS else " of an unknown card"
+    encoder = f"{_ENCODER_UTILISATION:.0%} of {gpu_kind(gpu).bf16_tflops:g}"
+    return (f"guess: {share:.0%} of {peak:g} TFLOP/s{known}, "
+            + (f"the encoder {encoder}" if shape else "without the encoder"))
+
+
+def _trained_peak(config: TrainConfig, kind: GpuKind) -> tuple[float, float]:
+    """TFLOP/s of the trained parts' precision, and the share of it that is reached."""
+    if config.precision == "fp32":
+        return kind.fp32_tflops, _FP32_UTILISATION
+    return kind.bf16_tflops, _TRAINED_UTILISATION
+
+
+@dataclass(frozen=True)
+class MicroBatchTime:
+    """Seconds of one micro-batch on one rank.
+
+    Attributes:
+        encoder_s: Arithmetic of the frozen encoder, in bf16 whatever the trained parts' precision is.
+        decoding_s: From fp8 or nf4 to bf16, once for every forward pass.
+        moving_s: Blocks that come from host memory or from the node's other GPUs, while others compute.
+        trained_s: Trained parts, there and back.
+    """
+
+    encoder_s: float
+    decoding_s: float
+    moving_s: float
+    trained_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it: the next block moves while this one is decoded and computes."""
+        return max(self.encoder_s + self.decoding_s, self.moving_s) + self.trained_s
+
+
+def micro_batch_time(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind,
+                     ranks_per_node: int) -> MicroBatchTime:
+    """What one micro-batch takes, by kind of work; without a shape nothing of the encoder."""
+    tokens, flops = config.micro_batch_size * config.data.sequence_length, flops_per_token(config, shape)
+    trained = flops.trained + flops.self_conditioning + flops.recomputed
+    peak, share = _trained_peak(config, kind)
+    # With checkpointing the same kernels are launched twice.
+    launches_s = _MICRO_BATCH_S * (2 if config.activation_checkpointing else 1)
+    return MicroBatchTime(
+        encoder_s=tokens * flops.encoder / (kind.bf16_tflops * 1e12 * _ENCODER_UTILISATION),
+        decoding_s=_decoding_s(config, shape, kind) if shape else 0.0,
+        moving_s=_moving_s(config, shape, kind, ranks_per_node) if shape else 0.0,
+        trained_s=tokens * trained / (peak * 1e12 * share) + launches_s)
+
+
+def _decoding_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind) -> float:
+    encoder = config.token_encoder
+    rate = _DECODED_PER_S.get(encoder.weights)
+    if rate is None:
+        return 0.0
+    weights = sum(block.quantised_parameters for block in shape.blocks[:shape.kept_blocks(encoder.layer)])
+    return weights / (rate * kind.memory_bytes_per_s / gpu_kind("H100").memory_bytes_per_s)
+
+
+def _moving_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind, ranks_per_node: int) -> float:
+    encoder = config.token_encoder
+    if encoder.placement not in ("host", "sharded"):
+        return 0.0
+    packed = sum(block_bytes(shape, index, encoder.weights)
+                 for index in range(shape.kept_blocks(encoder.layer)))
+    if encoder.placement == "host":
+        return packed / _HOST_TO_GPU_BYTES_PER_S
+    return packed * (ranks_per_node - 1) / ranks_per_node / kind.link_bytes_per_s
+
+
+def _update_s(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind, world_size: int) -> float:
+    """The optimizer's part of a step, each rank its share; nothing where the parts' sizes are not known."""
+    if shape is None:
+        return 0.0
+    share = num_trained(config, shape) / world_size
+    return share * _STEP_BYTES / (kind.memory_bytes_per_s * _STEP_MEMORY_SHARE)
 
 
 def same_speeds(config: TrainConfig, offer: Offer, history: Sequence[MeasuredSpeed]) -> list[MeasuredSpeed]:

@@ -2,15 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cli_lab import LDLM, RECIPE, ROOT, check_golden, environment, files_below, ldlm, refused, without_names
+from launch_examples import example_recipe
 from run_stories import NOON, every_fate, preempted_once
 
-from trainer.contract import Outcome
+from trainer.contract import Name, Outcome
 
 COMMANDS = ["recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm"]
 
@@ -45,7 +47,8 @@ def test_no_command_at_all_shows_the_help():
     (["plan", "recipes"], 3, "recipes/recipes.yaml", "the recipes are"),
     (["plan", RECIPE, "--set", "train.stepz=4"], 3, "train.stepz", "did you mean train.steps?"),
     (["plan", RECIPE, "--set", "train.optimizer.learning_rate=3e-4"], 3, "the text `3e-4`", "write 3.0e-4"),
-    (["plan", RECIPE, "--set", "train.global_batch_size=7"], 3, "micro_batch_size 4 advance 8", "to 8 (any"),
+    (["plan", RECIPE, "--set", "train.global_batch_size=7"], 3, "micro_batch_size 4 advance 8",
+     "add --set train.global_batch_size=8"),
     (["plan", RECIPE, "--set", "train.steps=-1"], 3, "train.steps is -1", "more than 0"),
     (["plan", RECIPE, "--set", "train.steps=0"], 3, "train.steps is 0", "more than 0"),
     (["plan", RECIPE, "--set", f"train.steps={10**30}"], 3, "too large to plan", "lower train.steps"),
@@ -58,10 +61,10 @@ def test_no_command_at_all_shows_the_help():
     (["plan", RECIPE, "--max-cost", "1e999999"], 2, "--max-cost: '1e999999'", "above 0"),
     (["plan", RECIPE, "--deadline", "soon"], 2, "--deadline: 'soon'", "--deadline 12.5"),
     (["plan", RECIPE, "--deadline", "0"], 2, "--deadline: '0'", "above 0"),
-    (["plan", RECIPE, "--max-cost", "0.001"], 4, "--max-cost 0.001: this run", "write --max-cost 0."),
-    (["plan", RECIPE, "--deadline", "0.001"], 4, "--deadline 0.001: this run would take", "write --deadline"),
-    (["plan", RECIPE, "--infra", "mars"], 4, "no hardware on mars", "use --infra with one of: local"),
-    (["plan", RECIPE, "--store", "ftp://x"], 6, "cannot open a store at 'ftp://x'", "file:///dir"),
+    (["plan", RECIPE, "--max-cost", "0.001"], 4, "--max-cost 0.001: this run", "add --max-cost 0."),
+    (["plan", RECIPE, "--deadline", "0.001"], 4, "--deadline 0.001: this run would take", "add --deadline"),
+    (["plan", RECIPE, "--infra", "mars"], 4, "no hardware on mars", "use --infra local (the recipe also has"),
+    (["plan", RECIPE, "--store", "ftp://x"], 6, "cannot open a store at 'ftp://x'", "s3://bucket/prefix"),
     (["launch", RECIPE, "--infra", "mars", "--yes"], 5, "no engine for 'mars'", "--infra local"),
     (["launch", RECIPE, "--infra", "vast", "--yes"], 5, "--infra vast: the Vast.ai SDK", "'.[vast]'"),
     (["launch", RECIPE, "--preempt-at", "noon"], 2, "--preempt-at: cannot preempt at 'noon'", "step:N or"),
@@ -167,9 +170,9 @@ def test_resume_plans_only_what_is_left_and_counts_what_is_spent(home):
     said = refused(4, "resume", "story-1", "--yes", "--max-cost", "0.6")
     assert "error: --max-cost: this run has spent $0.6000, what is left would cost ~$0.0" in said
     assert ", and --max-cost is $0.6" in said
-    assert float(said.split("fix: write --max-cost ")[1]) > 0.6
+    assert float(said.split("fix: add --max-cost ")[1].split()[0]) > 0.6
     late = refused(4, "resume", "story-1", "--deadline", "0.001")
-    assert "lower train.steps" not in late.split("fix: write --deadline 0.")[1]
+    assert re.search(r"fix: add --deadline 0\.\d+ \(the p90 takes --deadline 0\.\d+\)$", late.strip())
     before = files_below(home)
     assert "--max-cost" in refused(4, "resume", "story-1", "--yes", "--max-cost", "0.03")
     assert files_below(home) == before
@@ -264,6 +267,77 @@ def test_a_reader_that_has_had_enough_is_no_error():
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True,
                           text=True, timeout=30, check=False)
     assert (done.stdout, done.stderr) == ("{\n", "")
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("home-5090", "RTX5090:1"), ("home-2gpu", "RTX4090:2"),
+                                           ("home-3090", "RTX3090:1")])
+@pytest.mark.parametrize("infra", [[], ["--infra", "local"]])
+def test_a_home_recipe_is_planned_anywhere_and_launched_only_where_its_card_is(home, name, gpu, infra):
+    planned = ldlm("plan", name, *infra)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    card = gpu.partition(":")[0]
+    assert f"! this machine has no {card} (nor any other GPU); this plan is for a machine" in planned.stdout
+    command = " ".join(["ldlm launch", name, *infra])
+    assert planned.stdout.endswith(f"on a machine with {gpu} this would:\n  {command}\n")
+    said = refused(4, "launch", name, *infra, "--yes")
+    assert f"this machine has no {card}" in said
+    assert "add --dry-run to print its task" in said.split("fix:")[1]
+    printed = ldlm("launch", name, *infra, "--dry-run")
+    assert (printed.returncode, printed.stderr) == (0, "")
+    assert f"LDLM_GPU: {gpu}" in printed.stdout
+    assert files_below(home) == []
+
+
+def test_who_has_another_card_is_told_how_to_take_it(home, tmp_path):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA GeForce RTX 4090, 24564, 570.86'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    env = environment(PATH=f"{tmp_path}:/usr/bin:/bin")
+    said = refused(4, "launch", "home-3090", "--yes", env=env)
+    assert "this machine has no RTX3090 (it has RTX4090)" in said
+    assert "fix: add --set hardware.train.0.gpu=RTX4090:1 to take what is here" in said
+    done = ldlm("plan", "home-3090", "--set", "hardware.train.0.gpu=RTX4090:1", env=env)
+    assert "RTX4090:1 here" in done.stdout
+    assert "to take what is here" not in refused(4, "launch", "home-5090", "--yes", env=env)  # too small
+
+
+@pytest.mark.parametrize(("args", "store"), [
+    (["paper-gpt2"], "URL"), (["qwen3.6-27b", "--infra", "gcp"], "URL"),
+    (["smoke", "--infra", "vast", "--store", "s3://b/p"], None)])
+def test_the_last_line_of_a_plan_for_a_cloud_can_be_typed(args, store):
+    done = ldlm("plan", *args)
+    lines = done.stdout.splitlines()
+    command = lines[-1].split()
+    assert command == ["ldlm", "launch", *args, *(["--store", store] if store else []), "--dry-run"]
+    assert "nothing was started, and could not be yet: " in done.stdout
+    printed = ldlm(*[word.replace("URL", "s3://bucket/x") for word in command[1:]])
+    assert printed.returncode == 0, printed.stderr
+    assert printed.stdout.startswith("name: ")
+
+
+def test_a_resume_looks_at_text_and_encoder_again_before_anybody_is_asked(home, tmp_path):
+    story = preempted_once(f"file://{home}/store")
+    text = tmp_path / "text.txt"
+    text.write_text("some text")
+    train = example_recipe(f"train.data.source={text}").train
+    story.folder.write(Name.RECIPE, example_recipe().model_copy(update={"train": train}))
+    assert "nobody is here" in refused(1, "resume", "story-1", "--max-cost", "9")
+    text.unlink()
+    said = refused(3, "resume", "story-1", "--max-cost", "9")
+    assert f"train.data.source names {text}: there is no {text}" in said
+
+
+def test_an_encoder_that_is_not_known_gives_lower_bounds_and_says_so_first():
+    args = ["plan", "paper-gpt2", "--set", "train.token_encoder.name=gpt-neo/foo"]
+    shown = ldlm(*args)
+    assert shown.returncode == 0
+    estimate = shown.stdout.split("estimate")[1]
+    assert "  training (no encoder) " in estimate
+    assert re.search(r"total, at least +> [\d.]+ +> \$[\d.]+\n", estimate)
+    assert estimate.split("! ")[1].startswith("the encoder gpt-neo/foo is not known here")
+    told = json.loads(ldlm(*args, "--json").stdout)
+    assert (told["without_encoder"], told["sizes"]) == (True, None)
+    said = refused(3, "plan", "home-5090", "--set", "train.token_encoder.name=/nope")
+    assert "there is no /nope/config.json" in said
 
 
 def test_a_terminal_without_unicode_gets_the_plan_too():

@@ -89,8 +89,9 @@ def test_home_recipes_run_on_exactly_their_cards(name, gpu, placement, ranks):
     plan = planned(recipe, chosen)
     assert (plan.offers[Document.TRAIN].label, plan.encoder_placement) == (f"{gpu} here", placement)
     assert plan.ranks_per_node == ranks
-    with pytest.raises(NoOfferError, match="no hardware on local"):
-        choose(recipe, "local", TWO_CORES)
+    away = choose(recipe, "local", TWO_CORES)[Document.TRAIN]
+    assert make_offer(away, TWO_CORES, NOW).lacks is not None
+    assert make_offer(chosen, home(gpu), NOW).lacks is None
 
 
 @pytest.mark.parametrize(("profile", "gpu", "placement"), [
@@ -211,8 +212,52 @@ def test_weights_that_are_copied_from_the_host_slow_training_down_and_a_warning_
     assert small.warnings[-1].endswith("; --set train.token_encoder.weights=nf4 keeps it there")
 
 
-def test_an_unknown_card_is_a_guess_and_says_so():
-    plan = planned(of_profile("paper-gpt2", "train.micro_batch_size=4", *FREE),
-                   Candidate(infra="vast", gpu="RTX7090:1"))
-    assert "memory and speed of RTX7090 are not known: 16 GiB is a guess" in plan.warnings
-    assert "an unknown card" in plan.speed_source
+def test_a_card_that_is_not_known_needs_the_recipes_word_on_its_memory_and_has_a_guessed_speed():
+    with pytest.raises(ValueError, match="RTX7090 is no GPU that ldlm knows"):
+        Candidate(infra="vast", gpu="RTX7090:1")
+    card = Candidate(infra="vast", gpu="RTX7090:1", gpu_memory_gib=64.0)
+    plan = planned(of_profile("paper-gpt2", "train.micro_batch_size=4", *FREE), card)
+    assert plan.sizes is not None and plan.sizes.memory is not None
+    assert plan.sizes.memory.gpu_gib == 64.0
+    assert plan.warnings[0] == "the speed of RTX7090 is not known, so the time is a guess for a middling card"
+    assert "of an unknown card" in plan.speed_source
+
+
+@pytest.mark.parametrize(("name", "near"), [("RTX590", "RTX5090"), ("H10", "H100"), ("A100-80", "A100-80GB")])
+def test_a_slip_in_the_name_of_a_card_is_caught_and_the_meant_one_named(name, near):
+    item = f"hardware.train.1.gpu={name}:2"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(RECIPE), [item])
+    assert caught.value.place == f"--set {item}"
+    (meant,) = re.findall(r"did you mean --set (\S+)\?", caught.value.fix)
+    assert meant == f"hardware.train.1.gpu={near}:2"
+    load_recipe(str(RECIPE), [item, meant])
+    load_recipe(str(RECIPE), [item, "hardware.train.1.gpu_memory_gib=24"])
+
+
+def test_names_of_cards_are_spelled_as_skypilot_does():
+    assert Candidate(infra="vast", gpu="rtx6000-ada:1").gpu == "RTX6000-Ada:1"
+
+
+def test_host_memory_of_a_node_counts_every_rank_and_the_checkpoint_on_its_way():
+    recipe = of_profile("qwen3.6-27b", "train.token_encoder.placement=host", "train.micro_batch_size=4")
+    shape = encoder_shape("Qwen/Qwen3.6-27B")
+    found = fitted(recipe, rented("L40S:8")).host_memory
+    blocks = 46.3 * GIB - 2 * shape.embedding_parameters
+    assert found["token encoder"] == pytest.approx(8 * blocks, rel=0.01)
+    trained = 467.9e6
+    assert found["checkpoint"] == pytest.approx(trained * 18, rel=0.02)
+    two_nodes = rented("L40S:8").model_copy(update={"num_nodes": 2})
+    halved = fitted(recipe, two_nodes).host_memory
+    assert halved["checkpoint"] == pytest.approx(found["checkpoint"] / 2, rel=0.01)
+    assert halved["token encoder"] == found["token encoder"]
+
+
+def test_host_memory_that_is_only_guessed_to_be_short_is_a_warning():
+    card = Candidate(infra="local", gpu="RTX3090:1")
+    machine = home("RTX3090:1", host_gib=7.0)
+    recipe = load_recipe("home-3090")
+    offer = make_offer(card, machine, NOW)
+    plan = make_plan(recipe, encoder_shape(recipe.train.token_encoder.name),
+                     {Document.TRAIN: offer, Document.BENCH: offer}, (), NOW, "run-1")
+    assert plan.warnings[-1].startswith("host memory may run out: about ")

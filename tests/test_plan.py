@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from decimal import Decimal
 
@@ -44,7 +45,7 @@ def test_an_infra_that_the_recipe_lacks_is_no_offer_and_names_what_it_has(infra)
     with pytest.raises(NoOfferError) as caught:
         choose(example_recipe(), infra, TWO_CORES)
     assert f"recipe example has no hardware on {infra}" in str(caught.value)
-    assert "local, vast, azure, gcp/us-central1, gcp/us-east5, slurm/ldlm" in caught.value.fix
+    assert caught.value.fix.startswith("use --infra local (the recipe also has vast, azure, gcp/us-central1")
     assert caught.value.place.endswith("example-recipe.yaml:16")
 
 
@@ -61,14 +62,34 @@ def test_a_local_candidate_whose_gpus_are_not_here_is_passed_over():
     recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
     assert choose(recipe, None, TWO_CORES)[Document.TRAIN].infra == "vast"
     assert choose(recipe, None, TWO_GPUS)[Document.TRAIN].infra == "local"
-    with pytest.raises(NoOfferError, match="no hardware on local"):
-        choose(recipe, "local", TWO_CORES)
+
+
+def test_a_local_card_that_is_not_here_is_planned_for_when_asked_for_or_when_there_is_nothing_else():
+    recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
+    assert choose(recipe, "local", TWO_CORES)[Document.TRAIN].gpu == "H100:2"
+    only = example_recipe("hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
+    plan = example_plan(None, "hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
+    assert choose(only, None, TWO_CORES)[Document.BENCH].infra == "local"
+    assert plan.offers[Document.TRAIN].label == "RTX5090:1 on a machine of yours"
+    assert plan.offers[Document.TRAIN].gpu_memory_gib == 31.3
+    assert plan.offers[Document.TRAIN].host_memory_gib is None
+    assert plan.warnings[0].startswith("this machine has no RTX5090 (nor any other GPU); this plan is for")
+
+
+def test_a_local_card_that_is_here_comes_before_one_that_is_not():
+    cards = "{infra: local, gpu: 'RTX5090:1'}, {infra: local, gpu: 'H100:1'}"
+    recipe = example_recipe(f"hardware.train=[{cards}]")
+    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN].gpu == "H100:1"
+    assert choose(recipe, "local", TWO_GPUS)[Document.TRAIN].gpu == "H100:1"
 
 
 def test_a_rented_run_cannot_be_benchmarked_here():
     recipe = example_recipe("hardware.bench=[{infra: local}]")
-    with pytest.raises(NoOfferError, match="a rented run cannot reach"):
+    with pytest.raises(NoOfferError, match="a rented run cannot reach") as caught:
         choose(recipe, "vast", TWO_CORES)
+    (typed,) = re.findall(r'--set "(.*)"', caught.value.fix)
+    mended = example_recipe("hardware.bench=[{infra: local}]", typed)
+    assert choose(mended, "vast", TWO_CORES)[Document.BENCH].gpu == "RTX5090:1"
 
 
 # -- offers
@@ -97,8 +118,19 @@ def test_one_gpu_is_taken_unless_more_are_asked_for():
     assert offer_of(machine=TWO_GPUS).label == "H100:1 here"
     assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node(1) == 2
     assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node(2) == 1
-    with pytest.raises(NoOfferError, match="wants H100:4 here, and this machine has NVIDIA H100"):
-        offer_of("hardware.train.0.gpu=H100:4", machine=TWO_GPUS)
+    more = offer_of("hardware.train.0.gpu=H100:4", machine=TWO_GPUS)
+    assert (more.lacks, more.num_gpus) == ("this machine has 2 H100, not 4", 4)
+    other = offer_of("hardware.train.0.gpu=L4:1", machine=TWO_GPUS)
+    assert other.lacks == "this machine has no L4 (it has H100)"
+
+
+def test_memory_of_a_card_is_never_made_up():
+    for name, fix in (("RTX590", "set gpu to RTX5090:1"), ("FOO", "gpu_memory_gib")):
+        with pytest.raises(NoOfferError, match=f"{name} is neither here nor a GPU whose") as caught:
+            offer_of(f"hardware.train.0.gpu={name}:1")
+        assert fix in caught.value.fix
+    told = offer_of("hardware.train.0.gpu=FOO:1", "hardware.train.0.gpu_memory_gib=20")
+    assert told.gpu_memory_gib == 20
 
 
 @pytest.mark.parametrize(("driver_name", "sky_name"), [
@@ -147,7 +179,7 @@ def test_a_batch_that_does_not_divide_names_line_and_number():
         example_plan("gcp/us-east5")
     assert "train.global_batch_size is 8, but 16 ranks with micro_batch_size 4" in str(caught.value)
     assert caught.value.place.endswith("example-recipe.yaml:6")
-    assert caught.value.fix.startswith("set train.global_batch_size to 64")
+    assert caught.value.fix == "add --set train.global_batch_size=64 (any multiple of 64 works)"
 
 
 def test_a_guess_says_that_it_is_one_and_is_wide():
@@ -205,8 +237,11 @@ def test_an_estimate_over_the_cap_is_refused_with_what_would_do():
         example_plan(None, "limits.max_cost_usd=0.01")
     assert "limits.max_cost_usd is $0.01" in caught.value.problem
     assert caught.value.place == "--set limits.max_cost_usd=0.01"
-    enough = caught.value.fix.split("to ")[1].split(",")[0]
-    assert example_plan(None, f"limits.max_cost_usd={enough}").warnings == example_plan().warnings
+    least, p90 = re.fullmatch(r"add --max-cost ([\d.]+) \(the p90 takes --max-cost ([\d.]+)\)",
+                              caught.value.fix).groups()
+    assert example_plan(None, f"limits.max_cost_usd={p90}").warnings == example_plan().warnings
+    (told,) = set(example_plan(None, f"limits.max_cost_usd={least}").warnings) - set(example_plan().warnings)
+    assert told.startswith(f"may stop at its cap of ${least}")
 
 
 def test_a_resumed_run_is_planned_for_what_is_left():
@@ -225,8 +260,8 @@ def test_what_is_spent_counts_towards_the_cap_and_its_fix():
     with pytest.raises(NoOfferError) as caught:
         example_plan(done=done)
     assert caught.value.problem.startswith("this run has spent $0.9900, what is left would cost ~$0.01 ")
-    assert caught.value.fix.startswith("set limits.max_cost_usd to 1.0")
-    enough = caught.value.fix.split("to ")[1]
+    (enough,) = re.findall(r"p90 takes --max-cost ([\d.]+)", caught.value.fix)
+    assert caught.value.fix.startswith("add --max-cost 1.0")
     fits = example_plan(None, f"limits.max_cost_usd={enough}", done=done)
     assert fits.warnings == whole.warnings
     tight = example_plan(done=Done(step=200, spent_usd=Decimal("0.985"), has_trained=False))
@@ -244,7 +279,7 @@ def test_after_training_only_the_benchmark_is_planned():
 def test_an_estimate_past_the_deadline_is_refused_with_what_would_do():
     with pytest.raises(NoOfferError, match=r"limits.deadline_hours is 0.01") as caught:
         example_plan(None, "limits.deadline_hours=0.01")
-    enough = caught.value.fix.split("to ")[1].split(",")[0]
+    (enough,) = re.findall(r"add --deadline ([\d.]+)", caught.value.fix)
     assert example_plan(None, f"limits.deadline_hours={enough}").deadline > NOW
 
 
@@ -256,16 +291,29 @@ def test_a_high_estimate_over_a_limit_is_a_warning():
     assert any(warning.startswith("may stop at its deadline") for warning in between)
 
 
-def test_warnings_keep_the_reader_from_fooling_themselves(tmp_path):
+def test_warnings_keep_the_reader_from_fooling_themselves():
     here = example_plan().warnings
     assert "the price is simulated: nobody sends a bill for this machine" in here
     assert "the benchmark runs on 2 CPU cores here: its figures are not RTX 5090 figures" in here
     rented = example_plan("vast").warnings
     assert rented == (
         "the price is the bid, the most the GPU hour can cost; disk and traffic come on top",)
-    (tmp_path / "config.json").write_text("{}")
-    unknown = example_plan(None, f"train.token_encoder.name={tmp_path}").warnings
-    assert f"the encoder {tmp_path} is not in the estimate: its size is not known" in unknown
+
+
+def test_an_encoder_that_is_not_known_comes_first_and_leaves_lower_bounds():
+    plan = example_plan("vast", "train.token_encoder.name=owner/new-model")
+    assert plan.without_encoder
+    assert plan.warnings[0].startswith("the encoder owner/new-model is not known here: whether it fits was ")
+    assert plan.speed_source.endswith(", without the encoder")
+    assert not example_plan("vast").without_encoder
+
+
+def test_a_folder_that_only_a_rented_machine_could_have_is_told():
+    rented = "hardware.train=[{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.4}]"
+    plan = example_plan("vast", rented, "train.token_encoder.name=/nope")
+    assert plan.warnings[1].startswith("/nope is a folder, and there is none of that name here")
+    with pytest.raises(RecipeError, match="there is no /nope/config.json"):
+        example_plan("local", "train.token_encoder.name=/nope")
 
 
 def test_the_deadline_counts_from_now():

@@ -13,6 +13,7 @@ from trainer.encoder_shape import EncoderShape
 from trainer.sizes import (
     PARTS,
     block_bytes,
+    checkpoint_bytes,
     head_rows,
     longest_prompt,
     loss_chunk_rows,
@@ -32,6 +33,9 @@ _CUBLAS_BYTES = 64 * 2**20
 _BACKWARD_WIDTHS = 10
 # Beside what torch allocates: CUDA context and NCCL (guess).
 _CONTEXT_BYTES = int(0.8 * GIB)
+# In host memory: torch with its CUDA libraries and data threads, and everything else on a node (guess).
+_PROCESS_BYTES = 4 * GIB
+_SYSTEM_BYTES = 2 * GIB
 # Of what is allocated: holes that the allocator cannot use (guess).
 _FRAGMENTATION = 0.04
 
@@ -341,8 +345,20 @@ def _encoder(config: TrainConfig, shape: EncoderShape, ranks_per_node: int) -> t
     return weights, tokens * (2 * (3 * shape.hidden_size + widest) + 4 * shape.hidden_size)
 
 
+def host_memory_per_node(config: TrainConfig, shape: EncoderShape, world_size: int,
+                         ranks_per_node: int) -> dict[str, int]:
+    """Bytes of host memory that one node needs beside its GPUs, by part.
+
+    A save copies each rank's share to host memory first. Read caches of the system are not counted.
+    """
+    parts = {"token encoder": ranks_per_node * host_bytes_of_encoder(config, shape),
+             "checkpoint": checkpoint_bytes(config, shape) * ranks_per_node // world_size,
+             "processes": _SYSTEM_BYTES + ranks_per_node * _PROCESS_BYTES}
+    return {name: size for name, size in parts.items() if size}
+
+
 def host_bytes_of_encoder(config: TrainConfig, shape: EncoderShape) -> int:
-    """Host memory that one rank's frozen weights take; 0 unless they lie there."""
+    """Of one rank's frozen weights; 0 unless they lie there."""
     if config.token_encoder.placement != "host":
         return 0
     kept = range(shape.kept_blocks(config.token_encoder.layer))

@@ -1,0 +1,73 @@
+"""What is known of GPUs by SkyPilot's names: memory, arithmetic, and how fast bytes move. Pure."""
+
+import difflib
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class GpuKind(NamedTuple):
+    """A kind of GPU that can be rented or bought.
+
+    Attributes:
+        memory_gib: What CUDA offers of it, a little less than the data sheet says.
+        bf16_tflops: Dense, by the vendors' data sheets; fp16 for cards that have no bf16.
+        fp32_tflops: Without tensor cores, which torch leaves out by default.
+        memory_bytes_per_s: Of its own memory, by the data sheets.
+        link_bytes_per_s: To the other GPUs of its node, one way (guess: NVLink, or PCIe by way of the host).
+    """
+
+    memory_gib: float
+    bf16_tflops: float
+    fp32_tflops: float
+    memory_bytes_per_s: float
+    link_bytes_per_s: float = 12e9
+
+
+_NVLINK = 200e9
+# Memory is a guess to about half a GiB.
+GPU_KINDS: Mapping[str, GpuKind] = {
+    "T4": GpuKind(14.6, 65.0, 8.1, 0.32e12),
+    "V100": GpuKind(15.8, 125.0, 15.7, 0.90e12, 100e9),
+    "V100-32GB": GpuKind(31.7, 125.0, 15.7, 0.90e12, 100e9),
+    "L4": GpuKind(22.0, 121.0, 30.3, 0.30e12),
+    "A10": GpuKind(22.0, 125.0, 31.2, 0.60e12),
+    "A10G": GpuKind(22.0, 70.0, 31.2, 0.60e12),
+    "RTX3080": GpuKind(9.6, 59.5, 29.8, 0.76e12),
+    "RTX3090": GpuKind(23.6, 71.0, 35.6, 0.94e12),
+    "RTX4080": GpuKind(15.6, 97.5, 48.7, 0.72e12),
+    "RTX4090": GpuKind(23.6, 165.2, 82.6, 1.01e12),
+    "RTX5080": GpuKind(15.5, 112.6, 56.3, 0.96e12),
+    "RTX5090": GpuKind(31.3, 209.5, 104.8, 1.79e12),
+    "RTXA6000": GpuKind(47.4, 154.8, 38.7, 0.77e12),
+    "A40": GpuKind(44.4, 149.7, 37.4, 0.70e12),
+    "L40": GpuKind(44.4, 181.0, 90.5, 0.86e12),
+    "L40S": GpuKind(44.4, 362.0, 91.6, 0.86e12),
+    "RTX6000-Ada": GpuKind(47.4, 364.0, 91.1, 0.96e12),
+    "A100": GpuKind(39.4, 312.0, 19.5, 1.56e12, _NVLINK),
+    "A100-80GB": GpuKind(79.1, 312.0, 19.5, 2.04e12, _NVLINK),
+    "H100": GpuKind(79.1, 989.0, 67.0, 3.35e12, _NVLINK),
+    "H200": GpuKind(139.7, 989.0, 67.0, 4.80e12, _NVLINK),
+    "B200": GpuKind(178.0, 2250.0, 80.0, 8.00e12, _NVLINK),
+}
+# Which of them advice names: what clouds have, and homes.
+ADVISED = ("T4", "L4", "A10G", "RTX3090", "RTX4090", "RTX5090", "A100", "L40S", "RTX6000-Ada", "A100-80GB",
+           "H100", "H200", "B200")
+# A middling card of these years (guess). Its memory is never asked for: the recipe or a driver tells.
+_UNKNOWN = GpuKind(0.0, 150.0, 40.0, 0.9e12)
+
+
+def gpu_kind(name: str) -> GpuKind:
+    """What is known of a GPU; of one that is not in the table only a guess at its speed."""
+    return GPU_KINDS.get(name, _UNKNOWN)
+
+
+def known_name(name: str) -> str:
+    """SkyPilot's spelling of a known GPU; any other name as it is."""
+    return next((known for known in GPU_KINDS if known.lower() == name.lower()), name)
+
+
+def nearest_name(name: str) -> str | None:
+    """The known GPU whose name is most like this one, if any is."""
+    names = {known.lower(): known for known in GPU_KINDS}
+    near = difflib.get_close_matches(name.lower(), names, n=1)
+    return names[near[0]] if near else None

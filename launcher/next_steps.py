@@ -1,0 +1,65 @@
+"""What can be typed after a plan, and what is said instead of launching what this machine cannot run."""
+
+import shlex
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from launcher.advice import typed
+from launcher.engine import check_infra
+from launcher.errors import EngineError, LdlmError, NoOfferError
+from launcher.offers import Machine, local_offer, probe_machine
+from launcher.plan import make_plan
+from launcher.proposal import Proposal
+from launcher.recipe import checkout_folder
+from trainer.contract import Document
+from trainer.encoder_shape import encoder_shape
+
+
+def after_plan(proposal: Proposal, words: Sequence[str]) -> tuple[str, str]:
+    """The end of a plan's screen: what has not happened, and the command that comes next.
+
+    Args:
+        words: Those of the command line behind `ldlm plan`.
+    """
+    train = proposal.plan.offers[Document.TRAIN]
+    command = ["ldlm", "launch", *words, *([] if proposal.recipe.store else ["--store", "URL"])]
+    if train.lacks:
+        return f"nothing was started; on a machine with {train.accelerators} this would:", shlex.join(command)
+    try:
+        check_infra(train.infra)
+    except EngineError as error:
+        lead = f"nothing was started, and could not be yet: {error.problem}; this prints the task:"
+        return lead, shlex.join([*command, "--dry-run"])
+    return "nothing was started; this would:", shlex.join(command)
+
+
+def check_is_here(proposal: Proposal, *, resuming: bool) -> None:
+    """Refuse to run here what was planned for another machine. Raises NoOfferError."""
+    train = proposal.plan.offers[Document.TRAIN]
+    if train.lacks is None:
+        return
+    if resuming:
+        fix = f"resume it on the machine that has {train.accelerators}"
+    else:
+        fix = _on_own_gpu(proposal, probe_machine()) or (
+            f"add --dry-run to print its task, or launch it on a machine with {train.accelerators}")
+    raise NoOfferError(train.lacks, place=proposal.recipe.place("hardware", "train"), fix=fix)
+
+
+def _on_own_gpu(proposal: Proposal, machine: Machine) -> str | None:
+    """How to run it on a GPU of this machine, if it fits there; None if it does not."""
+    recipe, plan = proposal.recipe, proposal.plan
+    index = recipe.candidate_index("local", plan.offers[Document.TRAIN].accelerators)
+    if index is None or not machine.gpus:
+        return None
+    name, now = machine.gpus[0].sky_name, datetime.now(UTC)
+    number = min(plan.offers[Document.TRAIN].num_gpus, sum(gpu.sky_name == name for gpu in machine.gpus))
+    candidate = recipe.hardware.train[index].model_copy(update={"gpu": f"{name}:{number}"})
+    offer = local_offer(candidate, machine, now)
+    change = typed({f"hardware.train.{index}.gpu": candidate.gpu})
+    shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
+    try:
+        make_plan(recipe, shape, {Document.TRAIN: offer, Document.BENCH: offer}, (), now, plan.run_id)
+    except LdlmError:
+        return None
+    return f"add {change} to take what is here"

@@ -1,0 +1,75 @@
+"""What the reader of a plan must not overlook, the gravest first. Pure."""
+
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+
+from launcher.cost import Range
+from launcher.fit import Fit, faster_format
+from launcher.gpu_kinds import GPU_KINDS
+from launcher.offers import Offer
+from launcher.recipe import Recipe
+from trainer.contract import Document
+from trainer.encoder_shape import EncoderShape
+from trainer.memory import GIB
+
+
+def plan_warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer], fitted: Fit,
+                  hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:
+    """Warnings of a plan: what was not checked, what it is not, where it may stop.
+
+    Args:
+        hours: Of all that is left to do.
+        usd: The same; None when a price is not known.
+        spent_usd: What a resumed run has cost so far.
+    """
+    train = offers[Document.TRAIN]
+    yield from _of_what_is_not_known(recipe, shape, train)
+    yield from _of_prices(offers)
+    bench = offers[Document.BENCH]
+    if bench.gpu != "RTX5090":
+        yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
+    yield from _of_limits(recipe, hours, usd, spent_usd)
+    yield from _of_memory(recipe, shape, train, fitted)
+
+
+def _of_what_is_not_known(recipe: Recipe, shape: EncoderShape | None, train: Offer) -> Iterator[str]:
+    name = recipe.train.token_encoder.name
+    if shape is None:
+        yield (f"the encoder {name} is not known here: whether it fits was not checked, and time and dollars "
+               "are without it (a local folder with its config.json would do, if it is GPT-2, BERT or Qwen)")
+        if name.startswith("/"):
+            yield (f"{name} is a folder, and there is none of that name here: a rented machine finds it only "
+                   "in its image, or in the store by ldlm weights mirror")
+    if train.lacks:
+        yield f"{train.lacks}; this plan is for a machine of yours that has {train.accelerators}"
+    if train.gpu is not None and train.gpu not in GPU_KINDS:
+        yield f"the speed of {train.gpu} is not known, so the time is a guess for a middling card"
+
+
+def _of_prices(offers: Mapping[Document, Offer]) -> Iterator[str]:
+    for label in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
+        yield f"the price of {label} is not known, so neither are the dollars"
+    if offers[Document.TRAIN].price_is_simulated:
+        yield "the price is simulated: nobody sends a bill for this machine"
+    if any(offer.bid_usd_per_hour is not None for offer in offers.values()):
+        yield "the price is the bid, the most the GPU hour can cost; disk and traffic come on top"
+
+
+def _of_limits(recipe: Recipe, hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:
+    cap, deadline = recipe.limits.max_cost_usd, recipe.limits.deadline_hours
+    if usd is not None and spent_usd + usd.high > cap:
+        yield f"may stop at its cap of ${cap}: the high estimate is ${spent_usd + usd.high:.2f}"
+    if deadline is not None and float(hours.high) > deadline:
+        yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"
+
+
+def _of_memory(recipe: Recipe, shape: EncoderShape | None, train: Offer, fitted: Fit) -> Iterator[str]:
+    chosen = fitted.config.token_encoder.placement
+    if shape is not None and recipe.train.token_encoder.placement == "auto" and chosen == "host":
+        words = faster_format(fitted, shape, train)
+        instead = f"; {words} keeps it there" if words else ""
+        yield f"the encoder does not fit the GPU and is copied to it for every micro-batch{instead}"
+    needed = sum(fitted.host_memory.values())
+    if train.host_memory_gib is not None and needed > train.host_memory_gib * GIB:
+        yield (f"host memory may run out: about {needed / GIB:.0f} GiB are needed, and this machine has "
+               f"{train.host_memory_gib:g}")

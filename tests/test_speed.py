@@ -1,0 +1,83 @@
+"""Guessed speeds against everything that was measured on a GPU, and what must make training slower."""
+
+import pytest
+from launch_examples import NOW
+
+from launcher.gpu_kinds import GPU_KINDS, GpuKind
+from launcher.offers import cloud_offer
+from launcher.recipe import Candidate, load_recipe
+from launcher.speed import MicroBatchTime, Speed, micro_batch_time, training_speed
+from trainer.encoder_shape import encoder_shape
+
+H100 = GPU_KINDS["H100"]
+
+
+def speed_of(name: str, gpu: str, *overrides: str) -> Speed:
+    """The guess for a recipe on one rented machine."""
+    offer = cloud_offer(Candidate(infra="vast", gpu=gpu), NOW)
+    config = load_recipe(name, overrides).train
+    return training_speed(config, encoder_shape(config.token_encoder.name), offer, offer.num_gpus, ())
+
+
+def time_of(name: str, *overrides: str, kind: GpuKind = H100, ranks: int = 1) -> MicroBatchTime:
+    config = load_recipe(name, overrides).train
+    return micro_batch_time(config, encoder_shape(config.token_encoder.name), kind, ranks)
+
+
+# recipes/LOG.md: the whole trainer, eager, bf16.
+@pytest.mark.parametrize(("name", "tokens_per_s", "overrides"), [
+    ("paper-gpt2", 43_400, ["train.micro_batch_size=8", "train.global_batch_size=16"]),
+    ("smoke", 4_000, ["train.precision=bf16"]),
+])
+def test_a_guess_for_the_h100_is_within_its_factors_of_what_one_reached(name, tokens_per_s, overrides):
+    guess = speed_of(name, "H100:1", *overrides)
+    low, high = guess.factors
+    assert low <= guess.tokens_per_s / tokens_per_s <= high
+
+
+# recipes/LOG.md: forward and backward of the trained parts alone; with checkpointing, and without.
+@pytest.mark.parametrize(("name", "sequences", "plain_s", "checkpointed_s"), [
+    ("qwen3.6-35b-a3b", 8, 0.098, 0.140), ("seed-35b-a3b", 16, 0.045, 0.102), ("seed-27b", 4, 0.041, 0.088),
+])
+def test_the_trained_parts_alone_are_guessed_within_a_factor_of_two(name, sequences, plain_s, checkpointed_s):
+    for measured_s, checkpointing in ((plain_s, "false"), (checkpointed_s, "true")):
+        guess = time_of(name, f"train.micro_batch_size={sequences}",
+                        f"train.activation_checkpointing={checkpointing}")
+        assert 0.5 <= guess.trained_s / measured_s <= 2.0
+
+
+def test_float32_uses_the_peak_of_float32_and_only_for_what_is_trained():
+    half, full = time_of("paper-gpt2"), time_of("paper-gpt2", "train.precision=fp32")
+    assert full.trained_s > 2 * half.trained_s
+    assert full.encoder_s == half.encoder_s
+    assert "of 67 TFLOP/s" in speed_of("paper-gpt2", "H100:1", "train.precision=fp32").source
+
+
+@pytest.mark.parametrize(("weights", "per_s"), [("fp8", 101e9), ("nf4", 107e9)])
+def test_packed_weights_are_decoded_once_a_forward_pass_however_many_sequences_it_has(weights, per_s):
+    # 38 of 40 blocks; nearly all of a block are matrices: 0.84 G weights (recipes/LOG.md).
+    packed = time_of("qwen3.6-35b-a3b", f"train.token_encoder.weights={weights}")
+    assert packed.decoding_s == pytest.approx(38 * 0.84e9 / per_s, rel=0.03)
+    larger = time_of("qwen3.6-35b-a3b", f"train.token_encoder.weights={weights}", "train.micro_batch_size=16")
+    assert larger.decoding_s == packed.decoding_s
+    assert time_of("qwen3.6-35b-a3b").decoding_s == 0
+    slower = time_of("qwen3.6-35b-a3b", f"train.token_encoder.weights={weights}", kind=GPU_KINDS["RTX4090"])
+    assert slower.decoding_s > 3 * packed.decoding_s
+
+
+def test_blocks_that_come_from_elsewhere_take_their_time_and_small_micro_batches_wait_for_it():
+    asked = "train.token_encoder.placement="
+    host = time_of("qwen3.6-27b", asked + "host", "train.micro_batch_size=1")
+    # 46.3 GiB with 2.4 GiB of embeddings, at 20 GB/s.
+    assert host.moving_s == pytest.approx((46.3 - 2.4) * 2**30 / 20e9, rel=0.01)
+    assert host.total_s == pytest.approx(host.moving_s + host.trained_s)
+    sharded = {kind: time_of("qwen3.6-27b", asked + "sharded", kind=GPU_KINDS[kind], ranks=8).moving_s
+               for kind in ("H100", "RTX4090")}
+    assert sharded["RTX4090"] > 10 * sharded["H100"] > 0
+    assert time_of("qwen3.6-27b", asked + "gpu").moving_s == 0
+
+
+def test_a_step_of_many_micro_batches_is_faster_than_many_steps():
+    small = speed_of("paper-gpt2", "H100:1", "train.micro_batch_size=8", "train.global_batch_size=8")
+    large = speed_of("paper-gpt2", "H100:1", "train.micro_batch_size=8", "train.global_batch_size=512")
+    assert large.tokens_per_s > 1.4 * small.tokens_per_s
