@@ -130,16 +130,21 @@ class AttemptRunner:
 
 def attempt_env(document: TaskDocument, number: int, folder: Path) -> dict[str, str]:
     """Environment of an attempt's shells: this process's, what a node would have, and the task's."""
-    node = {
-        "SKYPILOT_NODE_RANK": "0",
-        "SKYPILOT_NODE_IPS": "127.0.0.1",
-        "SKYPILOT_NUM_NODES": "1",
-        "SKYPILOT_NUM_GPUS_PER_NODE": str(document.num_gpus),
-        "SKYPILOT_TASK_ID": f"local-{document.run_id}-{document.document}",
+    node = node_env(f"local-{document.run_id}-{document.document}", num_gpus=document.num_gpus)
+    # A log file is no terminal: without this, Python would show its lines in blocks of 8 KiB.
+    own = {"PYTHONUNBUFFERED": "1", Env.ATTEMPT: str(number), ENGINE_FOLDER: str(folder)}
+    return {**os.environ, **node, **document.envs, **own}
+
+
+def node_env(task_id: str, rank: int = 0, num_nodes: int = 1, num_gpus: int = 0) -> dict[str, str]:
+    """SkyPilot's variables of one node, for nodes that are all this machine."""
+    return {
+        "SKYPILOT_NODE_RANK": str(rank),
+        "SKYPILOT_NODE_IPS": "\n".join(["127.0.0.1"] * num_nodes),
+        "SKYPILOT_NUM_NODES": str(num_nodes),
+        "SKYPILOT_NUM_GPUS_PER_NODE": str(num_gpus),
+        "SKYPILOT_TASK_ID": task_id,
         "SKYPILOT_CLUSTER_INFO": json.dumps({"cluster_name": "local", "cloud": "local",
                                              "region": None, "zone": None}),
         "SKYPILOT_USER": os.environ.get("USER", ""),
     }
-    # A log file is no terminal: without this, Python would show its lines in blocks of 8 KiB.
-    own = {"PYTHONUNBUFFERED": "1", Env.ATTEMPT: str(number), ENGINE_FOLDER: str(folder)}
-    return {**os.environ, **node, **document.envs, **own}

@@ -220,9 +220,31 @@ def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
 @data.command("prepare", **_PASSED_ON)
 def data_prepare(ctx: typer.Context) -> None:
     """Turn text, JSONL, Parquet or a Hugging Face dataset into token shards."""
+    from trainer.prepare_options import asks_for_nodes
+
+    if asks_for_nodes(ctx.args):
+        _prepare_on_nodes(ctx.args)
+        return
     from launcher.trainer_commands import run_in_trainer
 
     raise SystemExit(run_in_trainer("trainer.prepare", ctx.args))
+
+
+def _prepare_on_nodes(arguments: list[str]) -> None:
+    from launcher import prepare_nodes
+
+    proposal = prepare_nodes.propose(arguments)
+    if proposal.options.dry_run:
+        prepare_nodes.show_problems(proposal)
+        print(proposal.task.text, end="")
+        return
+    prepare_nodes.show_plan(proposal)
+    prepare_nodes.check_usable(proposal)
+    _ask("Start it?", proposal.options.yes)
+    try:
+        prepare_nodes.carry_out(proposal)
+    except KeyboardInterrupt:
+        _end_interrupted("interrupted: what is finished is kept, the same command goes on from there")
 
 
 @weights.command("mirror", **_PASSED_ON)

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.render import Task, leftover_nulls
 from trainer.contract import Env, ExitCode
 
-_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN(?!IZER)|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{20}|-----BEGIN [A-Z ]*PRIVATE KEY|"
     r"\b[0-9a-f]{40}\b|"  # a W&B key

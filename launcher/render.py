@@ -5,7 +5,7 @@ which SkyPilot 0.14.1 runs one after the other.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -22,6 +22,7 @@ from trainer.contract import Document, Env
 # RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
 VAST_IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
 _SIZED = ("vast", "azure", "gcp")
+CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (guess)
 _WITH_SPOT = ("azure", "gcp")
 
 
@@ -41,7 +42,7 @@ class Templates:
 
 @dataclass(frozen=True)
 class Task:
-    """Finished SkyPilot YAML: header, train, bench; serial, which is SkyPilot's default."""
+    """Finished SkyPilot YAML: a header, then train and bench, serial as is SkyPilot's default; or prepare."""
 
     text: str
 
@@ -79,6 +80,23 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
     for which, template in ((Document.TRAIN, templates.train), (Document.BENCH, templates.bench)):
         memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
         documents.append(_fill(which, template, plan.offers[which], envs[which], workdir, memory_gib))
+    return _task(documents)
+
+
+def render_prepare(template: str, offer: Offer, envs: Mapping[str, str], workdir: Path) -> Task:
+    """Fill sky/prepare.yaml: the task that prepares a text on the nodes of an offer.
+
+    Args:
+        envs: Values of the template's envs.
+        workdir: Absolute path of the checkout; it is what travels to the nodes.
+
+    Raises:
+        LdlmError: A hole of the template is left, or the template is not a mapping.
+    """
+    return _task([{"name": "prepare"}, _fill("prepare", template, offer, envs, workdir)])
+
+
+def _task(documents: list[dict[str, Any]]) -> Task:
     return Task(yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
 
 
@@ -105,8 +123,8 @@ def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:
     return recipe.train.model_copy(update={"token_encoder": encoder})
 
 
-def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str], workdir: Path,
-          memory_gib: int | None) -> dict[str, Any]:
+def _fill(which: str, template: str, offer: Offer, envs: Mapping[str, str], workdir: Path,
+          memory_gib: int | None = None) -> dict[str, Any]:
     document = yaml.safe_load(template)
     if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
         raise LdlmError("is no template of a task", place=f"sky/{which}.yaml", fix="restore it from git")
@@ -120,7 +138,7 @@ def _fill(which: Document, template: str, offer: Offer, envs: dict[str, str], wo
     return document
 
 
-def _put(block: dict[str, Any], values: dict[str, Any]) -> None:
+def _put(block: dict[str, Any], values: Mapping[str, Any]) -> None:
     """Fill the holes of one block; a value of None takes the key out. Only holes are filled."""
     for key, value in values.items():
         if key in block and block[key] is None:
@@ -140,6 +158,7 @@ def _resources(offer: Offer, memory_gib: int | None) -> dict[str, Any]:
     return {
         "infra": None if offer.is_local else offer.infra,  # SkyPilot rejects `local`
         "accelerators": None if offer.is_local else offer.accelerators,
+        "cpus": None if offer.is_local else CPUS,
         # On Vast the flag silently rents on-demand: the bid in `config` is what counts there.
         "use_spot": True if offer.spot and offer.cloud in _WITH_SPOT else None,
         "image_id": f"docker:{image}" if docker else image,

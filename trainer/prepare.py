@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(options: Namespace, progress: "Progress") -> None:
+    if options.nodes:
+        raise ConfigError("this program is one node", place="--nodes", fix="start them by: ldlm data prepare")
     began = time.monotonic()
     store = _open_out(options.out)
     if options.restart:
@@ -167,7 +169,7 @@ def _load_tokenizer(name: str, revision: str | None) -> TextTokenizer:
 
 def _say_files(source: Source) -> None:
     if source.num_files:
-        kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in source.num_files.items())
+        kinds = ", ".join(f"{count} {ending or 'of no ending'}" for ending, count in source.num_files.items())
         _talk(f"taken: {_count(sum(source.num_files.values()), 'file')} ({kinds})")
     if source.ignored:
         shown = ", ".join(source.ignored[:_EXAMPLES_SHOWN])

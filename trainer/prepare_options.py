@@ -7,8 +7,8 @@ run in another folder, mean the same files and write the same words.
 import argparse
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from trainer.contract import SHARDS
 from trainer.store import store_url
@@ -26,7 +26,8 @@ _EXAMPLES = """examples:
 _NODE_OPTIONS = ("--nodes", "--infra", "--dry-run", "--yes", "-y")
 
 
-class Share(NamedTuple):
+@dataclass(frozen=True)
+class Share:
     """Which units are ours: those whose number is `index` modulo `count`."""
 
     index: int = 0

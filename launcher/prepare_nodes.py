@@ -1,0 +1,155 @@
+"""`ldlm data prepare --nodes N`: a text prepared by the nodes of a SkyPilot task, here or in a cloud."""
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from launcher import console
+from launcher.commands import default_store_url
+from launcher.engine import check_infra
+from launcher.errors import NoOfferError, StoreError, UsageError
+from launcher.lint import lint
+from launcher.local_nodes import run_nodes
+from launcher.offers import Offer
+from launcher.recipe import checkout_folder
+from launcher.render import CPUS, Task, render_prepare
+from trainer.contract import SHARDS, Env
+from trainer.prepare_options import read_options
+from trainer.store import open_store, store_url
+from trainer.text_files import HUB, PYTHON_DOCS, file_sizes, find_files, is_local, text_bytes
+
+_CLOUDS = ("vast", "azure", "gcp")
+_TOKENS_PER_S = 1.5e6  # of a machine (measured: MiniLM's tokenizer on two x86 cores)
+_BYTES_PER_TOKEN = 4.0  # (measured: the same on English in JSON Lines)
+_PYTHON_DOCS_BYTES = 2_200_000
+
+
+@dataclass(frozen=True)
+class NodesProposal:
+    """What the user is asked to approve, and the very task that is then carried out.
+
+    Attributes:
+        options: As typed; see `trainer.prepare_options`.
+        out: Where the shards go: a URL.
+        num_bytes: Of text, about; None when it is not known before it is read.
+    """
+
+    options: Namespace
+    offer: Offer
+    out: str
+    num_bytes: int | None
+    task: Task
+
+
+def propose(arguments: Sequence[str]) -> NodesProposal:
+    """Render the task that a command line asks for. Starts nothing and writes nothing.
+
+    Raises:
+        UsageError: Nodes could not reach what it names.
+        ConfigError: There is no such text.
+    """
+    options = read_options(arguments)
+    offer = _offer(options.infra, options.nodes or 1)
+    store = os.environ.get(Env.STORE) or (default_store_url() if offer.is_local else "")
+    store = store_url(store) if options.out.startswith(SHARDS) else ""
+    if not offer.is_local:
+        _check_reachable(options, store)
+    envs = {"LDLM_STORE": store, "LDLM_SOURCE": options.source, "LDLM_TOKENIZER": options.tokenizer,
+            "LDLM_REVISION": options.revision or "", "LDLM_OUT": options.out,
+            "LDLM_TEXT_KEY": options.text_key, "LDLM_HELDOUT": str(options.heldout)}
+    template = (checkout_folder() / "sky" / "prepare.yaml").read_text(encoding="utf-8")
+    out = f"{store}/data/{options.out.removeprefix(SHARDS)}" if store else options.out
+    return NodesProposal(options, offer, out, _num_bytes(options.source),
+                         render_prepare(template, offer, envs, checkout_folder()))
+
+
+def show_plan(proposal: NodesProposal) -> None:
+    """What would run where, and how long it takes."""
+    offer, size = proposal.offer, proposal.num_bytes
+    kind = f"{CPUS} CPUs on {offer.infra} ({'spot' if offer.spot else 'on-demand'})"
+    text = f"about {console.data_size(size)} of text" if size else "its size is not known yet"
+    console.answer_facts([
+        ("nodes", f"{offer.num_nodes}, {'all on this machine' if offer.is_local else f'each {kind}'}"),
+        ("source", f"{proposal.options.source} ({text})"),
+        ("out", proposal.out),
+        ("time", _time(size, 1 if offer.is_local else offer.num_nodes)),
+        ("price", "nothing is rented" if offer.is_local else "not known here: no cloud is asked for prices")])
+
+
+def show_problems(proposal: NodesProposal) -> None:
+    """Known traps in the task, as talk."""
+    for found in lint(proposal.task):
+        console.talk(f"warning: {found.place}: {found.problem}; {found.fix}", "note")
+
+
+def check_usable(proposal: NodesProposal) -> None:
+    """Refuse what could not be carried out.
+
+    Raises:
+        EngineError: Something is missing before this cloud could be used.
+        NoOfferError: The task holds a known trap.
+    """
+    for found in lint(proposal.task):
+        raise NoOfferError(found.problem, place=found.place, fix=found.fix)
+    check_infra(proposal.offer.infra, "ldlm data prepare …")
+
+
+def carry_out(proposal: NodesProposal) -> None:
+    """Run the task's nodes here, to their end. Raises EngineError, KeyboardInterrupt."""
+    run_nodes(proposal.task.documents()[1], console.talk)
+    nodes = proposal.offer.num_nodes
+    console.answer(f"prepared by {nodes} node{'s' * (nodes > 1)}: {proposal.out}", "title")
+
+
+def _offer(infra: str, num_nodes: int) -> Offer:
+    cloud = infra.partition("/")[0]
+    if infra != "local" and cloud not in _CLOUDS:
+        raise UsageError(f"there is no engine for {infra!r}", place="--infra",
+                         fix=f"use local, or one of {', '.join(_CLOUDS)}")
+    return Offer(infra=infra, gpu=None, num_gpus=0, num_nodes=num_nodes, cpu_ranks=1,
+                 # What is taken back loses a unit or two; Vast's interruptible machines want a bid.
+                 spot=cloud in ("azure", "gcp"), price_usd_per_hour=None, on_demand_usd_per_hour=None,
+                 price_is_simulated=False, bid_usd_per_hour=None, image=None, disk_gib=100,
+                 seen_at=datetime.now(UTC))
+
+
+def _check_reachable(options: Namespace, store: str) -> None:
+    here = "is on this machine, where rented nodes cannot reach it"
+    if is_local(options.source):
+        raise UsageError(f"{options.source} {here}", place="SOURCE",
+                         fix="copy it to object storage and name that (s3://, gs://, az://), or name a "
+                             "dataset (hf://owner/name)")
+    if options.out.startswith(SHARDS) and not store:
+        raise UsageError(f"{options.out} lies in the store, but which one is not said", place="--out",
+                         fix=f"set {Env.STORE} to object storage (s3://, gs://, az://), or give --out a URL")
+    if (store or options.out).startswith("file:"):
+        raise UsageError(f"{store or options.out} {here}", place=Env.STORE if store else "--out",
+                         fix="name object storage: s3://, gs:// or az://")
+    if os.path.isabs(options.tokenizer):
+        raise UsageError(f"{options.tokenizer} {here}", place="--tokenizer",
+                         fix="name it as the Hub does (owner/name), or prepare here: --infra local")
+
+
+def _num_bytes(source: str) -> int | None:
+    if source == PYTHON_DOCS:
+        return _PYTHON_DOCS_BYTES
+    if source.startswith(HUB):
+        return None
+    with suppress(StoreError):  # the nodes may have a key that this machine lacks
+        found = find_files(source)
+        return sum(text_bytes(file_sizes(open_store(found.address), found.names)).values())
+    return None
+
+
+def _time(num_bytes: int | None, num_machines: int) -> str:
+    rate = f"{_TOKENS_PER_S / 1e6:g} M tokens/s {'here' if num_machines == 1 else 'a node'}"
+    if num_bytes is None:
+        return f"not known; {rate} were measured on two cores"
+    tokens = num_bytes / _BYTES_PER_TOKEN
+    words = f"{tokens / 1e9:.3g} B" if tokens >= 1e9 else f"{tokens / 1e6:.3g} M"
+    seconds = tokens / _TOKENS_PER_S / num_machines
+    return (f"about {console.rough_duration(max(1.0, seconds))} for ~{words} tokens, and set-up "
+            f"({rate}, measured on two cores)")
