@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from live_bytes import LiveBytes  # noqa: E402
 from tiny_model import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
 
 from trainer.health import LatentHealth, distinct, effective_rank, encoder_gradient_norms  # noqa: E402
@@ -87,6 +88,28 @@ def test_pull_at_the_encoder_is_the_norm_of_its_gradient_and_leaves_the_step_alo
     assert found["encoder_grad_hidden"].item() == pytest.approx(hidden_norm, rel=1e-5)
     assert found["encoder_grad_diffusion"].item() == pytest.approx(diffusion_norm, rel=1e-5)
     assert found["encoder_grad_ratio"].item() == pytest.approx(diffusion_norm / hidden_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_looking_at_the_pulls_takes_less_memory_than_a_step_on_as_many_sequences(recompute: bool) -> None:
+    config = tiny_config({"width": 64, "latent_width": 32, "encoder_layers": 3, "decoder_layers": 3,
+                          "denoiser_layers": 3}, activation_checkpointing=recompute, micro_batch_size=8,
+                         data={"sequence_length": 32})
+    model, noise = tiny_model(config), draw_noise(config, 0, 0, range(8), "cpu")
+    inputs = (torch.zeros(8, 32, dtype=torch.int64), torch.randn(8, 32, HIDDEN_SIZE), noise, 0.1,
+              noise.uniform_B)
+    there = [*model.parameters(), *model.buffers(), *inputs[:2], *noise]
+    with LiveBytes(*there) as looking:
+        encoder_gradient_norms(model, *inputs)
+
+    def drop(weight: torch.Tensor) -> None:
+        weight.grad = None  # as DeepSpeed does once it has added it up
+
+    for weight in model.parameters():
+        weight.register_post_accumulate_grad_hook(drop)
+    with LiveBytes(*there) as training:
+        model(*inputs).total.backward()
+    assert looking.peak < (0.9 if recompute else 0.8) * training.peak
 
 
 def test_distinct_counts_each_n_gram_once() -> None:

@@ -5,9 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
-from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
+from live_bytes import LiveBytes  # noqa: E402
 
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.encoder_shape import encoder_shape  # noqa: E402
@@ -80,26 +78,6 @@ def test_what_is_not_a_number_shows_in_the_loss() -> None:
     with torch.no_grad():
         features[1] = float("nan")
     assert linear_cross_entropy(features, weight, bias, targets).isnan()
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes of tensors that are alive at once, without those of some that were there before."""
-
-    def __init__(self, *before: torch.Tensor) -> None:
-        super().__init__()
-        self.peak, self._storages = 0, {}
-        self._before = {tensor.untyped_storage()._cdata for tensor in before}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._before:
-                    self._storages[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        alive = [size for reference, size in self._storages.values() if not reference.expired()]
-        self.peak = max(self.peak, sum(alive))
-        return result
 
 
 @pytest.mark.parametrize(("precision", "micro_batch_size"), [("bf16", 16), ("bf16", 2), ("fp32", 16)])

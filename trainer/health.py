@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from trainer.model import LatentDiffusionLM, StepNoise
+from trainer.model import LatentDiffusionLM, StepNoise, gated
 
 # What subtracting means in float64 can leave of a variance of nothing, relative to the mean square.
 _ROUNDING = 1e-12
@@ -43,7 +43,7 @@ class LatentHealth:
         self._squares_KD += z_BKD.square().sum(0)
         self._directions_KD += F.normalize(z_BKD, dim=-1).sum(0)
         flat = z_BKD.flatten(0, 1)
-        self._products_DD += flat.T @ flat
+        self._products_DD.addmm_(flat.T, flat)
 
     def reduce(self) -> None:
         """Add up what all ranks have seen. A collective."""
@@ -100,27 +100,79 @@ def encoder_gradient_norms(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: T
                            prompt_h_BPD: Tensor | None = None) -> dict[str, Tensor]:
     """How hard reconstruction and diffusion pull at the latent encoder, each with its weight and gate.
 
-    A forward pass of its own and two ways back, for one micro-batch on one rank; nothing of the model
-    changes, no `.grad` either. Pass the model itself, not an engine around it: DeepSpeed takes any way
-    back through its own output for the step's.
+    For one micro-batch on one rank; nothing of the model changes, no `.grad` either, and DeepSpeed,
+    which takes any gradient of its parameters for the step's, hears of none: the pass runs on aliases.
+
+    It takes less memory than a training step on as many sequences: of what that keeps for its way back,
+    the encoder's part is kept here, and beside it the decoder's or the denoiser's, one after the other
+    and without what only the gradients of their weights need. Those of the encoder come one at a time.
 
     Args:
         model: In training mode, or in evaluation mode for a look without dropout.
-        tokens_BL, h_BLD, noise, encoder_gate, u_B, prompt_h_BPD: See `LatentDiffusionLM.forward`.
+        tokens_BL: Not read; see `LatentDiffusionLM.forward` for this and the others.
+        h_BLD, noise, encoder_gate, u_B, prompt_h_BPD: As there.
 
     Returns:
         encoder_grad_hidden, encoder_grad_diffusion: norms of the gradients, float32 scalars
         encoder_grad_ratio: the second over the first
     """
-    scale, settings = model.encoder.scale, model.config.diffusion
+    scale = model.encoder.scale
     was_training = scale.training
     scale.eval()  # a running scale must not count these latents twice
-    losses = model(tokens_BL, h_BLD, noise, encoder_gate, u_B, prompt_h_BPD)
+    aliases = {f"model.{name}": weight.detach() for name, weight in model.named_parameters()}
+    of_encoder = [alias.requires_grad_() for name, alias in aliases.items()
+                  if name.startswith("model.encoder.")]
+    hidden, diffusion = torch.func.functional_call(
+        _Pulls(model, of_encoder), aliases, (h_BLD, noise, encoder_gate, u_B, prompt_h_BPD))
     scale.train(was_training)
-    hidden = _gradient_norm(settings.hidden_weight * losses.hidden, model.encoder)
-    diffusion = _gradient_norm(settings.diffusion_weight * losses.diffusion, model.encoder)
     return {"encoder_grad_hidden": hidden, "encoder_grad_diffusion": diffusion,
             "encoder_grad_ratio": diffusion / hidden}
+
+
+class _Pulls(nn.Module):
+    """The passes behind `encoder_gradient_norms`, as a module so that they can be lent other weights.
+
+    Ways back are part of its forward pass: recomputed blocks must find the same weights again.
+    """
+
+    def __init__(self, model: LatentDiffusionLM, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.model = model
+        self._weights = weights
+
+    def forward(self, h_BLD: Tensor, noise: StepNoise, encoder_gate: float, u_B: Tensor,
+                prompt_h_BPD: Tensor | None) -> tuple[Tensor, Tensor]:
+        model, settings = self.model, self.model.config.diffusion
+        hbar_BLD = model.normalise(h_BLD)
+        prompt = model.prompt_of(h_BLD, noise, prompt_h_BPD)
+        z_BKD = model.encoder(hbar_BLD)
+        end_BKD = z_BKD.detach().requires_grad_()
+
+        def hidden() -> Tensor:
+            return settings.hidden_weight * F.mse_loss(model.reconstruction(end_BKD, noise), hbar_BLD)
+
+        def diffusion() -> Tensor:
+            return settings.diffusion_weight * model.diffusion_loss(
+                gated(end_BKD, encoder_gate), noise.latent_BKD, u_B, noise.self_conditioned_B, prompt).mean()
+
+        # Each list of temporaries is gone before the next begins.
+        pulls = [torch.autograd.grad(loss(), end_BKD)[0] for loss in (hidden, diffusion)]
+        return self._norm(z_BKD, pulls[0], is_last=False), self._norm(z_BKD, pulls[1], is_last=True)
+
+    def _norm(self, z_BKD: Tensor, pull_BKD: Tensor, *, is_last: bool) -> Tensor:
+        """Norm over the encoder's weights of the gradient that a pull at its latents gives them."""
+        norms: list[Tensor] = []
+
+        def take(weight: Tensor) -> None:
+            assert weight.grad is not None
+            norms.append(torch.linalg.vector_norm(weight.grad, dtype=torch.float32))
+            weight.grad = None
+
+        hooks = [weight.register_post_accumulate_grad_hook(take) for weight in self._weights]
+        z_BKD.backward(pull_BKD, retain_graph=not is_last)
+        for hook in hooks:
+            hook.remove()
+        return torch.stack(norms).norm()
 
 
 def distinct(rows: Iterable[Sequence[int]], n: int) -> float:
@@ -128,7 +180,3 @@ def distinct(rows: Iterable[Sequence[int]], n: int) -> float:
     grams = [tuple(row[i:i + n]) for row in rows for i in range(len(row) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
-
-def _gradient_norm(loss: Tensor, part: nn.Module) -> Tensor:
-    gradients = torch.autograd.grad(loss, list(part.parameters()), retain_graph=True, allow_unused=True)
-    return torch.stack([gradient.float().norm() for gradient in gradients if gradient is not None]).norm()

@@ -106,6 +106,11 @@ def _generator(device: torch.device | str, *key: object) -> torch.Generator:
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
+def gated(z_BKD: Tensor, encoder_gate: float) -> Tensor:
+    """The same latents; of a gradient with respect to them, the share `encoder_gate` passes."""
+    return z_BKD.detach() + encoder_gate * (z_BKD - z_BKD.detach())
+
+
 class LatentDiffusionLM(ExactBuffers):
     """Latent encoder, latent decoder, token decoder and denoiser.
 
@@ -195,20 +200,28 @@ class LatentDiffusionLM(ExactBuffers):
         settings = self.config.diffusion
         hbar_BLD = self.normalise(h_BLD)
         z_BKD = self.encoder(hbar_BLD)
-        hhat_BLD = self.decoder(z_BKD + settings.decoder_noise_std * noise.decoder_BKD)
+        hhat_BLD = self.reconstruction(z_BKD, noise)
         hidden = F.mse_loss(hhat_BLD, hbar_BLD)
         # Detached: cross-entropy would push the latents of different texts far apart.
         token = self.token_loss(hhat_BLD.detach(), tokens_BL, noise.positions_BP)
-        gated_BKD = z_BKD.detach() + encoder_gate * (z_BKD - z_BKD.detach())
-        prompt = None
-        if self.config.model.prompt:
-            first_BPD = h_BLD[:, :longest_prompt(self.config)] if prompt_h_BPD is None else prompt_h_BPD
-            prompt = self.prompt_context(first_BPD, noise.prompt_length_B)
-        diffusion_B = self.diffusion_loss(gated_BKD, noise.latent_BKD, u_B, noise.self_conditioned_B, prompt)
+        prompt = self.prompt_of(h_BLD, noise, prompt_h_BPD)
+        diffusion_B = self.diffusion_loss(gated(z_BKD, encoder_gate), noise.latent_BKD, u_B,
+                                          noise.self_conditioned_B, prompt)
         diffusion = diffusion_B.mean()
         total = (settings.diffusion_weight * diffusion + settings.hidden_weight * hidden
                  + settings.token_weight * token)
         return Losses(total, hidden, token, diffusion, diffusion_B.detach())
+
+    def reconstruction(self, z_BKD: Tensor, noise: StepNoise) -> Tensor:
+        """Hidden states, normalised, that the latent decoder makes of latents under its noise."""
+        return self.decoder(z_BKD + self.config.diffusion.decoder_noise_std * noise.decoder_BKD)
+
+    def prompt_of(self, h_BLD: Tensor, noise: StepNoise, prompt_h_BPD: Tensor | None) -> PromptContext | None:
+        """What the denoiser is told of the first tokens; see `forward`. None with `model.prompt` off."""
+        if not self.config.model.prompt:
+            return None
+        first_BPD = h_BLD[:, :longest_prompt(self.config)] if prompt_h_BPD is None else prompt_h_BPD
+        return self.prompt_context(first_BPD, noise.prompt_length_B)
 
     def token_loss(self, hhat_BLD: Tensor, tokens_BL: Tensor, positions_BP: Tensor) -> Tensor:
         """Mean cross-entropy in nats at some positions; ids that the head does not cover do not count."""
