@@ -32,3 +32,12 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees or changes what the user keeps."""
     monkeypatch.setenv("LDLM_HOME", str(tmp_path_factory.mktemp("ldlm-home")))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder of a prepared text of 60 documents; the text is `a.txt` beside it."""
+    from data_examples import documents, prepared, write_text
+
+    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+    return tmp_path / "out"

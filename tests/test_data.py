@@ -34,10 +34,9 @@ def stream_of(path: Path) -> np.ndarray:
 # -- prepared shards
 
 
-def test_sequences_are_cut_from_each_shard_and_the_rest_is_counted(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    corpus = open_corpus(train_config(f"file://{tmp_path}/out"), byte_tokenizer(), None, tmp_path / "cache")
-    streams = [stream_of(path) for path in sorted((tmp_path / "out" / "train").glob("*.bin"))]
+def test_sequences_are_cut_from_each_shard_and_the_rest_is_counted(out, tmp_path):
+    corpus = open_corpus(train_config(f"file://{out}"), byte_tokenizer(), None, tmp_path / "cache")
+    streams = [stream_of(path) for path in sorted((out / "train").glob("*.bin"))]
     expected = [stream[i:i + 8] for stream in streams for i in range(0, len(stream) - 7, 8)]
     assert len(streams) > 3
     assert corpus.num_sequences == len(expected)
@@ -49,11 +48,10 @@ def test_sequences_are_cut_from_each_shard_and_the_rest_is_counted(tmp_path):
     assert corpus.seen_ids.dtype == np.int64
 
 
-def test_held_out_sequences_are_of_held_out_documents_and_no_more_than_asked(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    streams = [stream_of(path) for path in sorted((tmp_path / "out" / "heldout").glob("*.bin"))]
+def test_held_out_sequences_are_of_held_out_documents_and_no_more_than_asked(out, tmp_path):
+    streams = [stream_of(path) for path in sorted((out / "heldout").glob("*.bin"))]
     expected = np.array([stream[i:i + 8] for stream in streams for i in range(0, len(stream) - 7, 8)])
-    corpus = corpus_of(tmp_path / "out", tmp_path / "cache")
+    corpus = corpus_of(out, tmp_path / "cache")
     assert 20 < len(corpus.heldout_NL) == min(256, len(expected))
     assert np.array_equal(corpus.heldout_NL, expected[:256]) and corpus.heldout_NL.dtype == np.uint32
 
@@ -102,18 +100,16 @@ def refused(config: Any, tmp_path: Path, tokenizer: Any = None, store: Store | N
     return caught.value
 
 
-def test_shards_of_another_tokenizer_are_refused_with_both_names(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    error = refused(train_config(f"file://{tmp_path}/out"), tmp_path, byte_tokenizer(lower=True))
+def test_shards_of_another_tokenizer_are_refused_with_both_names(out, tmp_path):
+    error = refused(train_config(f"file://{out}"), tmp_path, byte_tokenizer(lower=True))
     assert "shards are of tokenizer bytes (257 ids," in error.problem
     assert "token encoder's is bytes (257 ids," in error.problem
 
 
-def test_another_end_of_text_is_refused(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+def test_another_end_of_text_is_refused(out, tmp_path):
     changed = byte_tokenizer()
     changed.eos_token = "a"
-    error = refused(train_config(f"file://{tmp_path}/out"), tmp_path, changed)
+    error = refused(train_config(f"file://{out}"), tmp_path, changed)
     assert f"end in id {END}, but the end of text of bytes is {changed.eos_token_id}" in error.problem
 
 
@@ -143,17 +139,15 @@ def test_too_little_text_is_refused_before_training(tmp_path, number, batch, hel
         assert "too little text" in error.problem and "more documents" in (error.fix or "")
 
 
-def test_a_cache_that_cannot_hold_two_windows_is_refused(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    error = refused(train_config(f"file://{tmp_path}/out", cache_gib=1e-6), tmp_path)
+def test_a_cache_that_cannot_hold_two_windows_is_refused(out, tmp_path):
+    error = refused(train_config(f"file://{out}", cache_gib=1e-6), tmp_path)
     assert "two windows of 8 shards" in error.problem and "set data.cache_gib to 1" in (error.fix or "")
 
 
-def test_a_damaged_manifest_is_refused(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    path = tmp_path / "out" / "manifest.json"
+def test_a_damaged_manifest_is_refused(out, tmp_path):
+    path = out / "manifest.json"
     path.write_bytes(path.read_bytes()[:100])
-    assert "is damaged" in refused(train_config(f"file://{tmp_path}/out"), tmp_path).problem
+    assert "is damaged" in refused(train_config(f"file://{out}"), tmp_path).problem
 
 
 # -- text that is prepared on the spot

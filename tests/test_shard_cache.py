@@ -36,26 +36,24 @@ def size_of(folder: Path) -> int:
     return size
 
 
-def test_shards_are_fetched_once_and_kept(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    near = corpus_of(tmp_path / "out", tmp_path / "none")
+def test_shards_are_fetched_once_and_kept(out, tmp_path):
+    near = corpus_of(out, tmp_path / "none")
     everything = np.arange(near.num_sequences)
     for expected_reads in (True, False):
-        far = Remote(tmp_path / "out")
-        corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far)
+        far = Remote(out)
+        corpus = corpus_of(out, tmp_path / "cache", far)
         assert np.array_equal(corpus.rows(everything), near.rows(everything))
         corpus.rows(everything)
         assert bool(far.log) == expected_reads and len(set(far.log)) == len(far.log)
     names = {path.stem for path in (tmp_path / "cache" / "shards").iterdir()}
-    shards = (tmp_path / "out").rglob("*.bin")
+    shards = out.rglob("*.bin")
     assert names == {hashlib.sha256(path.read_bytes()).hexdigest() for path in shards}
 
 
-def test_a_shard_that_comes_damaged_is_fetched_again_once(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    near = corpus_of(tmp_path / "out", tmp_path / "none")
-    far = Remote(tmp_path / "out", lambda key, data, reads: data[:-3] if reads == 1 else data)
-    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far)
+def test_a_shard_that_comes_damaged_is_fetched_again_once(out, tmp_path):
+    near = corpus_of(out, tmp_path / "none")
+    far = Remote(out, lambda key, data, reads: data[:-3] if reads == 1 else data)
+    corpus = corpus_of(out, tmp_path / "cache", far)
     everything = np.arange(near.num_sequences)
     assert np.array_equal(corpus.rows(everything), near.rows(everything))
     assert {far.log.count(key) for key in far.log} == {2}
@@ -82,16 +80,15 @@ def test_a_shard_that_stays_damaged_is_named_with_the_way_to_mend_it(tmp_path, w
     assert result.num_made == 1 and files_in(tmp_path / "out") == expected
 
 
-def test_a_damaged_copy_in_the_cache_is_fetched_again(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+def test_a_damaged_copy_in_the_cache_is_fetched_again(out, tmp_path):
+    corpus = corpus_of(out, tmp_path / "cache", Remote(out))
     expected = corpus.rows(np.arange(corpus.num_sequences))
     for path in (tmp_path / "cache" / "shards").iterdir():
         content = bytearray(path.read_bytes())
         content[8] ^= 1
         path.unlink()  # the first corpus still reads the old file
         path.write_bytes(content)
-    again = corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+    again = corpus_of(out, tmp_path / "cache", Remote(out))
     assert np.array_equal(again.rows(np.arange(corpus.num_sequences)), expected)
 
 
@@ -111,16 +108,14 @@ def test_the_cache_stays_within_its_size_and_keeps_what_is_in_use(tmp_path):
     batches.close()
 
 
-def test_training_waits_for_a_slow_store_and_then_has_shards_ahead(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-
+def test_training_waits_for_a_slow_store_and_then_has_shards_ahead(out, tmp_path):
     def slowly(key: str, data: bytes, reads: int) -> bytes:
         time.sleep(0.3)
         return data
 
-    far = Remote(tmp_path / "out", slowly)
-    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", far, window_shards=2)
-    near = corpus_of(tmp_path / "out", tmp_path / "none", window_shards=2)
+    far = Remote(out, slowly)
+    corpus = corpus_of(out, tmp_path / "cache", far, window_shards=2)
+    near = corpus_of(out, tmp_path / "none", window_shards=2)
     batches = Batches(corpus, train_config("any"), 0, 1, 0)
     assert np.array_equal(batches.next()[:, 0], near.rows(batch_indices(near.layout, 4, 0, 0)))
     assert batches.waited_s > 0.2
@@ -131,42 +126,36 @@ def test_training_waits_for_a_slow_store_and_then_has_shards_ahead(tmp_path):
     batches.close()
 
 
-def test_a_store_that_fails_for_a_moment_is_asked_again(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-
+def test_a_store_that_fails_for_a_moment_is_asked_again(out, tmp_path):
     def once(key: str, data: bytes, reads: int) -> bytes:
         if reads == 1:
             raise StoreError("cannot read: connection reset", place=key)
         return data
 
-    corpus = corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out", once))
+    corpus = corpus_of(out, tmp_path / "cache", Remote(out, once))
     assert len(corpus.rows(np.arange(corpus.num_sequences))) == corpus.num_sequences
 
 
-def test_a_store_that_stays_away_comes_out_of_next(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-
+def test_a_store_that_stays_away_comes_out_of_next(out, tmp_path):
     def never(key: str, data: bytes, reads: int) -> bytes:
         if key.startswith("train"):
             raise StoreError("cannot read: connection reset", place=key)
         return data
 
-    batches = Batches(corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out", never)),
+    batches = Batches(corpus_of(out, tmp_path / "cache", Remote(out, never)),
                       train_config("any"), 0, 1, 0)
     with pytest.raises(StoreError, match="connection reset"):
         batches.next()
     batches.close()
 
 
-def test_a_full_disk_is_told_with_a_way_out(tmp_path, monkeypatch):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-
+def test_a_full_disk_is_told_with_a_way_out(out, tmp_path, monkeypatch):
     def full(self: Path, data: bytes) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(StoreError, match="No space left on device") as caught:
-        corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+        corpus_of(out, tmp_path / "cache", Remote(out))
     assert "data.cache_gib" in (caught.value.fix or "")
 
 
@@ -189,11 +178,10 @@ def test_ranks_of_a_node_share_the_cache_while_it_is_too_small_for_all(tmp_path)
     assert left == {".bin"}
 
 
-def test_what_killed_downloads_left_goes_after_a_day(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
+def test_what_killed_downloads_left_goes_after_a_day(out, tmp_path):
     old, new = (tmp_path / "cache" / "shards" / name for name in ("old.part", "new.part"))
     old.parent.mkdir(parents=True)
     old.touch(), new.touch()
     os.utime(old, (0, 0))
-    corpus_of(tmp_path / "out", tmp_path / "cache", Remote(tmp_path / "out"))
+    corpus_of(out, tmp_path / "cache", Remote(out))
     assert not old.exists() and new.exists()

@@ -45,13 +45,12 @@ def test_the_held_out_split_is_by_the_hash_of_the_content(tmp_path):
     assert set(texts_in(tmp_path / "out", "heldout")) == expected
 
 
-def test_the_manifest_lists_every_shard_with_counts_and_hashes(tmp_path):
-    prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    names = {f"{path.parent.name}/{path.stem}" for path in (tmp_path / "out").rglob("*.bin")}
+def test_the_manifest_lists_every_shard_with_counts_and_hashes(out):
+    manifest = json.loads((out / "manifest.json").read_text())
+    names = {f"{path.parent.name}/{path.stem}" for path in (out).rglob("*.bin")}
     assert {shard["name"] for shard in manifest["shards"]} == names
     for shard in manifest["shards"]:
-        tokens, index = ((tmp_path / "out" / f"{shard['name']}.{end}").read_bytes() for end in ("bin", "idx"))
+        tokens, index = ((out / f"{shard['name']}.{end}").read_bytes() for end in ("bin", "idx"))
         assert shard["num_tokens"] == len(tokens) / 4 == shard["num_bytes"] / 4
         assert shard["num_documents"] == len(index) / 8
         assert shard["sha256"] == hashlib.sha256(tokens).hexdigest()
@@ -62,7 +61,7 @@ def test_the_manifest_lists_every_shard_with_counts_and_hashes(tmp_path):
     assert preparation["tokenizer"] | {"digest": ""} == {
         "name": "bytes", "digest": "", "vocab_size": 257, "end_of_text_id": END}
     assert preparation["heldout_fraction"] == 0.2 and preparation["num_units"] == len(list(
-        (tmp_path / "out" / "parts").iterdir()))
+        (out / "parts").iterdir()))
 
 
 def test_a_unit_that_gives_much_continues_in_another_shard(tmp_path, monkeypatch):
