@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.contract import Document, StoreError
-from trainer.metrics import PhaseClock, Progress, Recorder, TrainingSpeed
+from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder, TrainingSpeed
 from trainer.run_folder import Attempt, Heartbeat, RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -118,6 +118,28 @@ def test_a_phase_ends_even_when_its_block_fails() -> None:
 
 def test_an_attempt_that_begins_in_the_future_has_no_negative_set_up() -> None:
     assert PhaseClock(datetime.now(UTC) + timedelta(hours=1), Hands()).phases().setup_s == 0
+
+
+# -- attempts --------------------------------------------------------------------------------------
+
+
+def test_an_attempt_knows_what_those_before_it_have_cost_and_left(store: UnsteadyStore) -> None:
+    folder, began = RunFolder(store, "run"), datetime(2026, 1, 1, tzinfo=UTC)
+    for number in (1, 2, 3):
+        folder.claim_attempt(Document.TRAIN, billed_from=began + timedelta(hours=number), host="h", offer="",
+                             price_usd_per_hour=Decimal(number))
+    recording = Recorder(folder, folder.attempt(2).attempt, interval_s=3600, spent_before_usd=Decimal(0),
+                         clock=PhaseClock(began), progress=Progress(total_steps=12, durable_step=8))
+    recording.close()
+
+    own = OwnAttempt.find(folder, 3)
+
+    assert own.attempt.number == 3 and own.durable_step == 8
+    assert OwnAttempt.find(folder, 1).durable_step == 0
+    later = own.recorder(folder, 3600, PhaseClock(began), Progress(total_steps=12))
+    later.close()
+    # An hour at 1 dollar and one at 2, then half of one at 3.
+    assert later.spent_usd(began + timedelta(hours=3.5)) == pytest.approx(Decimal("4.5"))
 
 
 # -- heartbeats and rows ---------------------------------------------------------------------------

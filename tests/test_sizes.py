@@ -4,6 +4,7 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.encoder_shape import EncoderShape, encoder_shape
+from trainer.profiles import PROFILES
 from trainer.sizes import (
     Flops,
     checkpoint_bytes,
@@ -81,6 +82,11 @@ def test_checkpointing_costs_about_a_third_of_the_blocks_forward_and_backward():
                         for on in (False, True))
     assert 0.2 < with_it.recomputed / without.trained < 1 / 3
     assert with_it.trained == without.trained
+
+
+def test_no_profile_computes_twice_what_its_hardware_can_keep():
+    # Measured at the full-width shapes: twice the time for a gigabyte.
+    assert [name for name in PROFILES if config_of(name).activation_checkpointing] == []
 
 
 def test_fewer_latents_than_tokens_cost_less():

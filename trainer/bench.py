@@ -27,11 +27,11 @@ from trainer.diffusion import TimestepSampler
 from trainer.evaluate import Evaluation
 from trainer.generate import decode, sample_latents, to_text
 from trainer.manifest import TIME_DENSITY, CheckpointError, Manifest, load_averaged_weights
-from trainer.metrics import PhaseClock, Progress, Recorder
+from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
 from trainer.preemption import Limits, over_limit
-from trainer.run_folder import RunFolder, spent_usd
+from trainer.run_folder import RunFolder
 from trainer.store import open_store
 from trainer.token_encoder import load_tokenizer
 
@@ -219,17 +219,11 @@ def leave_when_asked(ends: Path) -> None:
 
 def open_recorder(config: TrainConfig, folder: RunFolder, number: int) -> Recorder:
     """Heartbeats of this attempt, all of its time booked on the benchmark from here on."""
-    attempts = folder.attempts()
-    attempt = next(files.attempt for files in attempts if files.attempt.number == number)
-    earlier = [files for files in attempts if files.attempt.number < number]
-    beats = [files.heartbeat for files in earlier if files.heartbeat]
-    step = max((beat.durable_step for beat in beats), default=0)
-    clock = PhaseClock(attempt.billed_from)
+    own = OwnAttempt.find(folder, number)
+    step, clock = own.durable_step, PhaseClock(own.attempt.billed_from)
     clock.enter("bench_s")
-    return Recorder(folder, attempt, interval_s=config.heartbeat_s, clock=clock,
-                    spent_before_usd=spent_usd(earlier, now=attempt.billed_from),
-                    progress=Progress(total_steps=config.steps, step=step, durable_step=step,
-                                      resumed_from_step=step))
+    return own.recorder(folder, config.heartbeat_s, clock, Progress(
+        total_steps=config.steps, step=step, durable_step=step, resumed_from_step=step))
 
 
 if __name__ == "__main__":

@@ -21,11 +21,11 @@ from trainer.encoder_weights import cache_folder
 from trainer.evaluate import Evaluation
 from trainer.gradients import parameter_groups
 from trainer.host_copies import to_device
-from trainer.metrics import PhaseClock, Progress, Recorder
+from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.preemption import Limits, StopSignal
 from trainer.ranks import Shared, own_devices, require_same
-from trainer.run_folder import Attempt, RunFolder, spent_usd
+from trainer.run_folder import RunFolder
 from trainer.store import open_store
 from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
 from trainer.weight_sources import EncoderSource
@@ -46,7 +46,6 @@ class Job:
 
     config: TrainConfig
     folder: RunFolder
-    attempt: Attempt
     limits: Limits
     device: torch.device
     corpus: Corpus
@@ -111,15 +110,11 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
     """
     store = open_store(os.environ[Env.STORE])
     folder = RunFolder(store, os.environ[Env.RUN_ID])
-    attempts = folder.attempts()
-    number = agreed_attempt_number()
-    attempt = next(files.attempt for files in attempts if files.attempt.number == number)
-    clock, progress = PhaseClock(attempt.billed_from), Progress(total_steps=config.steps)
+    own = OwnAttempt.find(folder, agreed_attempt_number())
+    clock, progress = PhaseClock(own.attempt.billed_from), Progress(total_steps=config.steps)
     recorder = None
     if dist.get_rank() == 0:
-        earlier = [files for files in attempts if files.attempt.number < attempt.number]
-        recorder = Recorder(folder, attempt, interval_s=config.heartbeat_s, clock=clock, progress=progress,
-                            spent_before_usd=spent_usd(earlier, now=attempt.billed_from))
+        recorder = own.recorder(folder, config.heartbeat_s, clock, progress)
     devices = own_devices(config.gpus_per_rank)
     device = devices[0]
     source = EncoderSource(config.token_encoder, store, say_once)
@@ -132,12 +127,12 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
     engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
     return Job(
-        config=config, folder=folder, attempt=attempt, limits=Limits.from_environment(), device=device,
+        config=config, folder=folder, limits=Limits.from_environment(), device=device,
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
         progress=progress, recorder=recorder, watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
-        checkpoints=Checkpointer(folder, attempt.number, engine, average, keep=config.checkpoint.keep,
+        checkpoints=Checkpointer(folder, own.attempt.number, engine, average, keep=config.checkpoint.keep,
                                  data_fingerprint=corpus.fingerprint,
                                  model=model_arguments(encoder, engine.module)),
     )

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Literal
+from typing import Literal, Self
 
 from trainer.contract import StoreError, attempt_file
-from trainer.run_folder import Attempt, Heartbeat, Phases, RunFolder
+from trainer.run_folder import Attempt, AttemptFiles, Heartbeat, Phases, RunFolder, spent_usd
 
 Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
 
@@ -86,6 +86,37 @@ class Progress:
     durable_evaluate_s: float = 0.0
     tokens_per_s: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class OwnAttempt:
+    """This attempt among those of its run.
+
+    Attributes:
+        attempt: Itself.
+        earlier: Those before it, in order.
+    """
+
+    attempt: Attempt
+    earlier: list[AttemptFiles]
+
+    @classmethod
+    def find(cls, folder: RunFolder, number: int) -> Self:
+        """By its number, which the engine or the node has claimed."""
+        attempts = folder.attempts()
+        own = next(files.attempt for files in attempts if files.attempt.number == number)
+        return cls(own, [files for files in attempts if files.attempt.number < number])
+
+    @property
+    def durable_step(self) -> int:
+        """The newest that earlier attempts have left."""
+        return max((files.heartbeat.durable_step for files in self.earlier if files.heartbeat), default=0)
+
+    def recorder(self, folder: RunFolder, interval_s: float, clock: PhaseClock,
+                 progress: Progress) -> "Recorder":
+        """A new one, which knows what earlier attempts have cost."""
+        return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
+                        spent_before_usd=spent_usd(self.earlier, now=self.attempt.billed_from))
 
 
 class Recorder:

@@ -37,7 +37,7 @@ def _seed(name: str, width: int, decoder_noise_std: float) -> Values:
                       **_FULL_VOCABULARY},
             "diffusion": {"decoder_noise_std": decoder_noise_std, "tan_d": decoder_noise_std,
                           "encoder_warmup_steps": 10_000},
-            "activation_checkpointing": True, "global_batch_size": 512, "micro_batch_size": 16}
+            "global_batch_size": 512, "micro_batch_size": 16}
 
 
 PROFILES: Mapping[str, Values] = {
