@@ -59,7 +59,8 @@ def propose(arguments: Sequence[str]) -> NodesProposal:
         _check_reachable(options, store)
     envs = {"LDLM_STORE": store, "LDLM_SOURCE": options.source, "LDLM_TOKENIZER": options.tokenizer,
             "LDLM_REVISION": options.revision or "", "LDLM_OUT": options.out,
-            "LDLM_TEXT_KEY": options.text_key, "LDLM_HELDOUT": str(options.heldout)}
+            "LDLM_TEXT_KEY": options.text_key, "LDLM_HELDOUT": str(options.heldout),
+            "LDLM_PROCESSES": str(options.processes or "")}
     template = (checkout_folder() / "sky" / "prepare.yaml").read_text(encoding="utf-8")
     out = f"{store}/data/{options.out.removeprefix(SHARDS)}" if store else options.out
     return NodesProposal(options, offer, out, _num_bytes(options.source),
@@ -70,9 +71,10 @@ def show_plan(proposal: NodesProposal) -> None:
     """What would run where, and how long it takes."""
     offer, size = proposal.offer, proposal.num_bytes
     kind = f"{CPUS} CPUs on {offer.infra} ({'spot' if offer.spot else 'on-demand'})"
+    nodes = f"{offer.num_nodes}, all on this machine" if offer.is_local else f"{offer.num_nodes} x {kind}"
     text = f"about {console.data_size(size)} of text" if size else "its size is not known yet"
     console.answer_facts([
-        ("nodes", f"{offer.num_nodes}, {'all on this machine' if offer.is_local else f'each {kind}'}"),
+        ("nodes", nodes),
         ("source", f"{proposal.options.source} ({text})"),
         ("out", proposal.out),
         ("time", _time(size, 1 if offer.is_local else offer.num_nodes)),
@@ -81,8 +83,8 @@ def show_plan(proposal: NodesProposal) -> None:
 
 def show_problems(proposal: NodesProposal) -> None:
     """Known traps in the task, as talk."""
-    for found in lint(proposal.task):
-        console.talk(f"warning: {found.place}: {found.problem}; {found.fix}", "note")
+    for found in _problems(proposal):
+        console.talk(f"warning: {found}", "note")
 
 
 def check_usable(proposal: NodesProposal) -> None:
@@ -92,9 +94,14 @@ def check_usable(proposal: NodesProposal) -> None:
         EngineError: Something is missing before this cloud could be used.
         NoOfferError: The task holds a known trap.
     """
-    for found in lint(proposal.task):
-        raise NoOfferError(found.problem, place=found.place, fix=found.fix)
+    for found in _problems(proposal):
+        raise found
     check_infra(proposal.offer.infra, "ldlm data prepare …")
+
+
+def _problems(proposal: NodesProposal) -> list[NoOfferError]:
+    return [NoOfferError(found.problem, place=found.place, fix=found.fix.replace("num_nodes", "--nodes"))
+            for found in lint(proposal.task)]
 
 
 def carry_out(proposal: NodesProposal) -> None:
@@ -145,11 +152,10 @@ def _num_bytes(source: str) -> int | None:
 
 
 def _time(num_bytes: int | None, num_machines: int) -> str:
-    rate = f"{_TOKENS_PER_S / 1e6:g} M tokens/s {'here' if num_machines == 1 else 'a node'}"
+    rate = f"{_TOKENS_PER_S / 1e6:g} M tokens/s a machine, measured on two cores"
     if num_bytes is None:
-        return f"not known; {rate} were measured on two cores"
+        return f"not known; {rate}"
     tokens = num_bytes / _BYTES_PER_TOKEN
     words = f"{tokens / 1e9:.3g} B" if tokens >= 1e9 else f"{tokens / 1e6:.3g} M"
     seconds = tokens / _TOKENS_PER_S / num_machines
-    return (f"about {console.rough_duration(max(1.0, seconds))} for ~{words} tokens, and set-up "
-            f"({rate}, measured on two cores)")
+    return f"about {console.rough_duration(max(1.0, seconds))} for ~{words} tokens, and set-up ({rate})"

@@ -40,7 +40,7 @@ if __name__ == "__main__":
         time.sleep(float(os.environ.get("SLOW", "0")))
         real(*args, **more)
     prepare_units.write_record = slow
-    sys.exit(prepare.main([*sys.argv[3:], "--processes", "1"]))
+    sys.exit(prepare.main(sys.argv[3:]))
 """
 
 
@@ -63,7 +63,7 @@ def document(checkout: Path, num_nodes: int, **envs: str) -> dict[str, Any]:
                     "envs": {"LDLM_STORE": "", "LDLM_SOURCE": str(checkout.parent / "a.txt"),
                              "LDLM_TOKENIZER": "bytes", "LDLM_REVISION": "",
                              "LDLM_OUT": str(checkout.parent / "out"), "LDLM_TEXT_KEY": "text",
-                             "LDLM_HELDOUT": "0.2", **envs}}
+                             "LDLM_HELDOUT": "0.2", "LDLM_PROCESSES": "1", **envs}}
 
 
 def expected_files(checkout: Path) -> dict[str, bytes]:

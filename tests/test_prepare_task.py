@@ -19,9 +19,9 @@ TEMPLATE = ROOT / "sky" / "prepare.yaml"
 SOURCE = "s3://bucket/web/**/*.jsonl.gz; reboot"
 ENVS = {"LDLM_STORE": "s3://bucket/ldlm", "LDLM_SOURCE": SOURCE, "LDLM_TOKENIZER": "Qwen/Qwen3.6-27B",
         "LDLM_REVISION": "v1 x", "LDLM_OUT": "shards:web", "LDLM_TEXT_KEY": "the text",
-        "LDLM_HELDOUT": "0.001"}
+        "LDLM_HELDOUT": "0.001", "LDLM_PROCESSES": "3"}
 TYPED = [SOURCE, "--tokenizer", "Qwen/Qwen3.6-27B", "--revision", "v1 x", "--out", "shards:web",
-         "--text-key", "the text", "--heldout", "0.001"]
+         "--text-key", "the text", "--heldout", "0.001", "--processes", "3"]
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_a_dry_run_prints_the_task_and_starts_nothing(tmp_path):
 def test_a_cloud_gets_a_plan_and_then_what_is_missing():
     done = ldlm("hf://owner/name", *TYPED[1:], "--nodes", "4", "--infra", "gcp", "--yes")
     assert done.returncode == 5 and "Traceback" not in done.stderr
-    for words in ("4, each 8+ CPUs on gcp (spot)", "hf://owner/name", "s3://bucket/ldlm/data/web",
+    for words in ("4 x 8+ CPUs on gcp (spot)", "hf://owner/name", "s3://bucket/ldlm/data/web",
                   "its size is not known yet", "no cloud is asked for prices"):
         assert words in done.stdout
     assert "error: --infra" in done.stderr and "fix: " in done.stderr
@@ -133,6 +133,13 @@ def test_a_store_that_rented_nodes_cannot_reach_is_refused(monkeypatch, store, w
     assert "s3://" in (caught.value.fix or "")
 
 
+def test_a_cluster_on_vast_is_refused_by_the_option_that_asked_for_it():
+    for more, code in ((["--dry-run"], 0), ([], 4)):
+        done = ldlm("hf://owner/name", *TYPED[1:], "--nodes", "2", "--infra", "vast", *more)
+        assert done.returncode == code
+        assert "SkyPilot has no clusters on vast" in done.stderr and "set --nodes to 1" in done.stderr
+
+
 @pytest.mark.parametrize(("more", "words"), [
     (["--nodes", "0"], "positive number"), (["--nodes", "2", "--restart"], "do not go with --nodes"),
     (["--nodes", "2", "--shard", "0/2"], "do not go with --nodes"), (["--nodes", "2", "--json"], "do not go"),
@@ -153,4 +160,5 @@ def test_a_node_types_its_share_and_values_stay_whole_words(tmp_path):
                           env=os.environ | ENVS | node)
     assert json.loads(done.stdout) == [
         "-m", "trainer.prepare", ENVS["LDLM_SOURCE"], "--tokenizer", "Qwen/Qwen3.6-27B", "--revision", "v1 x",
-        "--out", "shards:web", "--text-key", "the text", "--heldout", "0.001", "--shard", "3/4"]
+        "--out", "shards:web", "--text-key", "the text", "--heldout", "0.001", "--processes", "3",
+        "--shard", "3/4"]

@@ -64,7 +64,7 @@ def _prepare(options: Namespace, progress: "Progress") -> None:
     _say_files(source)
     tokenizer = _load_tokenizer(options.tokenizer, options.revision)
     result = prepare(source, tokenizer, store, progress, heldout_fraction=options.heldout,
-                     share=options.shard, num_processes=options.processes)
+                     share=options.shard, num_processes=options.processes or len(os.sched_getaffinity(0)))
     progress.close()
     if result.manifest:
         try:

@@ -5,7 +5,6 @@ run in another folder, mean the same files and write the same words.
 """
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +59,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ldlm data prepare", description="Turn text into token shards in an object store. What is "
-        "finished is kept: after an interruption the same command goes on.", epilog=_EXAMPLES,
+        prog="ldlm data prepare", description="Turn text into token shards in an object store.\n"
+        "What is finished is kept: after an interruption the same command goes on.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="a file, folder or glob, here or at s3://, gs://, "
                         "az://; hf://owner/name[/config][:split]; or python-docs. Of a folder or a glob are "
@@ -76,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
                         "documents, kept from training (default 0.005)")
     parser.add_argument("--text-key", default="text", metavar="KEY", help="key or column that holds the text "
                         "(default text)")
-    parser.add_argument("--processes", type=_positive, default=len(os.sched_getaffinity(0)), metavar="N",
-                        help="on this machine (default: one per core)")
+    parser.add_argument("--processes", type=_positive, metavar="N",
+                        help="on each machine (default: one per core)")
     parser.add_argument("--restart", action="store_true", help="delete what is prepared at --out first")
     parser.add_argument("--json", action="store_true", help="summary for programs")
     _add_nodes(parser.add_argument_group("on several machines"))
