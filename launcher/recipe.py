@@ -114,9 +114,10 @@ class Candidate(Section):
         if not name or self.is_local or self.gpu_memory_gib is not None or name in GPU_KINDS:
             return
         near = nearest_name(name)
+        known = "" if near else f" ({', '.join(GPU_KINDS)})"
         meant = f"did you mean --set {{where}}.gpu={near}:{number}? Else " if near else ""
-        raise ValueError(f"{name} is no GPU that ldlm knows: {meant}tell what one has: --set "
-                         f"{{where}}.gpu_memory_gib=24 (known are {', '.join(GPU_KINDS)})")
+        raise ValueError(f"{name} is no GPU that ldlm knows{known}: {meant}add what one has, such as --set "
+                         "{where}.gpu_memory_gib=24")
 
     @property
     def cloud(self) -> str:

@@ -112,7 +112,8 @@ def show_runs(views: Sequence[RunView]) -> None:
     """One line per run."""
     rows = [[view.record.run_id, _status_word(view), *_steps(view.record), console.dollars(view.spent_usd),
              str(view.record.num_preemptions)] for view in views]
-    console.answer_table(["run", "status", "step", "durable", "spent", "preempted"], rows, right=[2, 3, 4, 5])
+    console.answer_table(["run", "status", "step", "durable", "spent", "preempted"], rows, right=[2, 3, 4, 5],
+                         spare=[5, 3])
 
 
 def _status_word(view: RunView) -> str:
@@ -247,7 +248,7 @@ def _show_categories(report: CostReport, digits: int) -> None:
     percents = amounts_that_add_up(shares, Decimal(1))
     rows = [[category, console.dollars(usd, digits), f"{percent}%", console.bar(percent / 100, _BAR_WIDTH)]
             for category, usd, percent in zip(categories, shown, percents, strict=True)]
-    console.answer_table(["where it went", "dollars", "share", ""], rows, right=[1, 2],
+    console.answer_table(["where it went", "dollars", "share", ""], rows, right=[1, 2], spare=[3, 2],
                          total=["total", console.dollars(sum(shown, Decimal(0)), digits), "", ""])
 
 
@@ -256,7 +257,7 @@ def _show_attempts(report: CostReport, digits: int) -> None:
     console.answer_table(["attempt", "", "steps kept", "set-up", "lost", "dollars", "end"], [
         [str(cost.number), cost.document, _kept(cost), console.duration(cost.seconds.get(Category.SETUP, 0)),
          console.duration(cost.wasted_s), console.dollars(usd, digits), cost.end]
-        for cost, usd in zip(report.attempts, shown, strict=True)], right=[0, 2, 3, 4, 5])
+        for cost, usd in zip(report.attempts, shown, strict=True)], right=[0, 2, 3, 4, 5], spare=[3, 4, 2])
 
 
 def _kept(cost: AttemptCost) -> str:

@@ -19,7 +19,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = str(GOLDEN / "example-recipe.yaml")
-LDLM = [sys.executable, "-c", "from launcher.cli import main; main()"]
+LDLM = [sys.executable, "-c", "from launcher.__main__ import main; main()"]
 FAKE_NODE = f"exec {sys.executable} {ROOT / 'tests' / 'fake_node.py'}"
 TIMEOUT_S = 30.0
 

@@ -191,6 +191,19 @@ def test_ctrl_c_while_planning_is_one_word(tmp_path, command):
     assert not (tmp_path / "store").exists()
 
 
+def test_ctrl_c_while_the_command_is_imported_is_one_word(tmp_path):
+    checkout = Checkout(tmp_path, "exit 0")
+    checkout.slow_down("cli", 9)
+    path = checkout.folder / "launcher" / "cli.py"
+    path.write_text(f"open({str(tmp_path / 'begun')!r}, 'w').close()\n" + path.read_text())
+    process = subprocess.Popen([*LDLM, "recipes"], cwd=checkout.folder, env=environment(), text=True,
+                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    wait_until((tmp_path / "begun").exists, "its modules are imported")
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=20) == ("", "interrupted\n")
+    assert process.returncode == 130
+
+
 def test_a_killed_supervisor_is_noticed_and_resume_finishes_the_run(tmp_path, store):
     marker = tmp_path / "second"
     run = f"test -e {marker} && exit 0; touch {marker}; {FAKE_NODE} beat:7,5 sleep:60"

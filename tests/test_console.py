@@ -2,6 +2,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
+from rich.console import Console
 
 from launcher import console
 
@@ -43,6 +44,15 @@ def test_a_table_has_no_trailing_spaces_and_marks_in_cells_stay_text(capsys):
                      "  b                      22",
                      "  " + "─" * 25,
                      "  total                  23"]
+
+
+@pytest.mark.parametrize(("width", "columns"), [
+    (32, ["name", "hours", "range", "dollars"]), (31, ["name", "hours", "dollars"]),
+    (24, ["name", "hours", "dollars"]), (23, ["name", "dollars"])])
+def test_a_narrow_terminal_goes_without_the_columns_that_can_be_spared(monkeypatch, capsys, width, columns):
+    monkeypatch.setattr(console, "_out", Console(width=width, theme=console._THEME))
+    console.answer_table(["name", "hours", "range", "dollars"], [["a", "1", "2", "3"]], spare=[2, 1])
+    assert capsys.readouterr().out.splitlines()[0].split() == columns
 
 
 def test_a_long_fact_is_folded_beside_its_name(capsys):

@@ -11,6 +11,7 @@ from cli_lab import RECIPE, Terminal, check_golden, environment, ldlm, without_n
 from run_stories import RUNNING, Story, every_fate, preempted_once
 
 from launcher.engine_folder import EngineFolder, engine_home
+from launcher.recipe import list_recipes
 from trainer.contract import Outcome
 
 
@@ -94,6 +95,31 @@ def test_on_a_terminal_of_80_columns_no_line_is_broken(store, args):
     shown = without_names(terminal.plain(), (f"file://{store}", "STORE")).splitlines()
     assert shown == piped
     assert max(len(line) for line in shown if not line.startswith("  ldlm launch ")) <= 80
+
+
+def test_recipes_and_their_plans_keep_to_80_columns(store):
+    assert max(len(recipe.summary) for recipe in list_recipes()) <= 80
+    summary = "summary=" + "words that go on " * 6
+    for args in (["recipes"], ["plan", "home-2gpu", "--set", summary], ["plan", "qwen3.6-27b"],
+                 ["plan", "seed-27b", "--infra", "gcp"]):
+        lines = screen(store, *args).splitlines()
+        assert max(len(line) for line in lines if not line.startswith("  ldlm launch ")) <= 80, args
+
+
+def test_an_error_is_folded_at_words_and_what_is_to_be_typed_is_left_whole(store):
+    path = "/tmp/long-name-of-a-folder/text.txt"
+    folded = Terminal("plan", "smoke", "--set", f"train.data.source={path}")
+    assert folded.wait() == 3
+    first, *others = folded.plain().splitlines()
+    assert first.startswith("error: --set train.data.source=")
+    assert all(line.startswith("       ") for line in others[:-1]) and len(others) > 2
+    assert max(map(len, [first, *others])) <= 80
+    whole = Terminal("plan", "qwen3.6-27b", "--max-cost", "1", "--deadline", "0.5",
+                     "--set", "train.global_batch_size=1001")
+    assert whole.wait() == 3
+    fix = whole.plain().splitlines()[-1]
+    assert len(fix) > 80
+    assert fix.startswith("  fix: add --set train.global_batch_size=")
 
 
 @pytest.mark.parametrize(("golden", "infra", "encoder"), [

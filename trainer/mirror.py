@@ -27,7 +27,7 @@ from trainer.manifest import StoredFile
 from trainer.mirror_format import MirrorManifest, mirror_key, read_manifest
 from trainer.packed_blocks import Layout, pack, packed_layout, parameter_shapes, unpacked
 from trainer.store import NotFoundError, Store, open_store
-from trainer.transfers import Progress, sha256_of
+from trainer.transfers import Progress, sha256_of, size_words
 from trainer.trunk import empty_trunk, family_of, first_line
 from trainer.weight_sources import open_checkpoint
 
@@ -199,9 +199,9 @@ def _answer(written: Written, took_s: float, *, as_json: bool) -> None:
                           "num_bytes": manifest.num_bytes, **manifest.model_dump(exclude={"files"})}))
     elif written.num_written:
         print(f"wrote {written.num_written} of {len(manifest.files)} files, "
-              f"{manifest.num_bytes / 2**30:.2f} GiB in all, to {written.url} in {took_s:.0f} s")
+              f"{size_words(manifest.num_bytes)} in all, to {written.url} in {took_s:.0f} s")
     else:
-        print(f"nothing to do: {written.url} is complete, {manifest.num_bytes / 2**30:.2f} GiB")
+        print(f"nothing to do: {written.url} is complete, {size_words(manifest.num_bytes)}")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ _RANGE_BYTES = 16 * 2**20
 _RANGES_AT_A_TIME = 16  # guess: fills tens of Gbit/s, for 256 MiB of memory
 _HASHES_AT_A_TIME = 4
 _SAY_EVERY_S = 10.0
+_MIB = 2**20
 _GIB = 2**30
 _LARGER_DISK = "free disk space, or set XDG_CACHE_HOME to a folder on a larger disk"
 
@@ -41,11 +42,22 @@ class Progress:
                 self._say(self.line(now_s))
 
     def line(self, now_s: float | None = None) -> str:
-        """`weights: 12.3 of 60.5 GiB, 1.10 GiB/s, 44 s left`."""
+        """`weights: 12.3 of 60.5 GiB, 1.10 GiB/s, 44 s left`; in MiB where all is less than one GiB."""
         passed_s = max((now_s or time.monotonic()) - self._began_s, 1e-3)
         left_s = passed_s / max(self.done_bytes, 1) * max(self._total_bytes - self.done_bytes, 0)
-        return (f"{self._what}: {self.done_bytes / _GIB:.1f} of {self._total_bytes / _GIB:.1f} GiB, "
-                f"{self.done_bytes / _GIB / passed_s:.2f} GiB/s, {left_s:.0f} s left")
+        unit, word = _unit_for(self._total_bytes)
+        return (f"{self._what}: {self.done_bytes / unit:.1f} of {self._total_bytes / unit:.1f} {word}, "
+                f"{self.done_bytes / unit / passed_s:.2f} {word}/s, {left_s:.0f} s left")
+
+
+def size_words(num_bytes: int) -> str:
+    """`60.5 GiB`, `210.3 MiB`."""
+    unit, word = _unit_for(num_bytes)
+    return f"{num_bytes / unit:.1f} {word}"
+
+
+def _unit_for(num_bytes: int) -> tuple[int, str]:
+    return (_GIB, "GiB") if num_bytes >= _GIB else (_MIB, "MiB")
 
 
 def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Path,
