@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny_model import HIDDEN_SIZE, tiny_config  # noqa: E402
+from tiny_ldlm import HIDDEN_SIZE, tiny_config  # noqa: E402
 
 from trainer.denoiser import Denoiser  # noqa: E402
 

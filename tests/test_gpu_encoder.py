@@ -15,7 +15,7 @@ from torch import distributed as dist  # noqa: E402
 from transformers.models.qwen3_5 import modeling_qwen3_5  # noqa: E402
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe  # noqa: E402
 
-from tests.tiny_models import save_model, tokenizer  # noqa: E402
+from tests.random_encoders import save_model, tokenizer  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.packed_blocks import decode, is_quantised, pack, packed_layout  # noqa: E402
 from trainer.token_encoder import TokenEncoder, load_token_encoder  # noqa: E402

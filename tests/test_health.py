@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from live_bytes import LiveBytes  # noqa: E402
-from tiny_model import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
+from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
 
 from trainer.health import LatentHealth, distinct, effective_rank, encoder_gradient_norms  # noqa: E402
 from trainer.model import draw_noise  # noqa: E402

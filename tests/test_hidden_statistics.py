@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from torch import distributed as dist  # noqa: E402
 from torch import multiprocessing  # noqa: E402
 
-from tests.tiny_models import save_model  # noqa: E402
+from tests.random_encoders import save_model  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.hidden_statistics import HiddenStatistics, measure_statistics  # noqa: E402

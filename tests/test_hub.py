@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 import huggingface_hub  # noqa: E402
 
 from tests.fake_hub import COMMIT, FakeHub, running_hub  # noqa: E402
-from tests.tiny_models import save_model  # noqa: E402
+from tests.random_encoders import save_model  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
 from trainer.mirror import write_mirror  # noqa: E402

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny_model import tiny_config, tiny_model  # noqa: E402
+from tiny_ldlm import tiny_config, tiny_model  # noqa: E402
 from torch import distributed as dist  # noqa: E402
 from torch import multiprocessing  # noqa: E402
 

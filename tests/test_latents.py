@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny_model import tiny_config  # noqa: E402
+from tiny_ldlm import tiny_config  # noqa: E402
 
 from trainer.attention import SelfAttention, rotation_of, sinusoid  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402

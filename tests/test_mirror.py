@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from obstore.store import MemoryStore  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from tests.tiny_models import save_model  # noqa: E402
+from tests.random_encoders import save_model  # noqa: E402
 from trainer import transfers  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.contract import ConfigError, LdlmError, StoreError  # noqa: E402
@@ -210,7 +210,7 @@ from pathlib import Path
 import torch, transformers
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from tests.tiny_models import tokenizer
+from tests.random_encoders import tokenizer
 from trainer.config import TokenEncoderConfig
 from trainer.mirror import write_mirror
 from trainer.store import local_store_url, open_store

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import numpy as np  # noqa: E402
-from tiny_model import LAYOUTS, name_of, tiny_config, tiny_model  # noqa: E402
+from tiny_ldlm import LAYOUTS, name_of, tiny_config, tiny_model  # noqa: E402
 
 from trainer.diffusion import TimestepSampler  # noqa: E402
 from trainer.generate import decode  # noqa: E402

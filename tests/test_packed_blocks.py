@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from torch import distributed as dist  # noqa: E402
 
-from tests.tiny_models import save_model  # noqa: E402
+from tests.random_encoders import save_model  # noqa: E402
 from trainer import quantise  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402

@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tiny_model import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
+from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
 
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.generate import sample_latents, with_prompt  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from tests.tiny_models import (  # noqa: E402
+from tests.random_encoders import (  # noqa: E402
     ALL,
     BIDIRECTIONAL,
     CAUSAL,
