@@ -5,6 +5,7 @@ import pytest
 from trainer.config import TrainConfig
 from trainer.encoder_shape import encoder_shape
 from trainer.memory import GIB, Memory, host_bytes_of_encoder, memory_per_gpu
+from trainer.profiles import PROFILES
 from trainer.sizes import encoder_bytes, num_trained
 
 
@@ -68,6 +69,27 @@ def test_logits_are_never_there_all_at_once():
     # All float32 logits of 64 x 1,024 positions over 248,320 ids would be 60 GiB, a quarter of them 15.
     found = memory(config_of(micro_batch_size=64, activation_checkpointing=True))
     assert found.parts["token loss"] < 2 * GIB
+
+
+@pytest.mark.parametrize("micro_batch_size", [1, None])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_scores_need_less_than_a_step(profile, micro_batch_size):
+    # By hand: logits of one text; one block of the widest kind, with its hidden states; sums over latents
+    # and their covariance in float64, with the copies that eigenvalues take.
+    config = config_of(profile, zero_stage=2)
+    batch = micro_batch_size or config.micro_batch_size
+    config = config.model_copy(update={"micro_batch_size": batch, "global_batch_size": 8 * batch})
+    shape, model = encoder_shape(config.token_encoder.name), config.model
+    length, latents, value = config.data.sequence_length, config.num_latents, 2
+    logits = value * length * shape.vocab_size
+    forward = batch * (12 * length * shape.hidden_size + 16 * latents * model.latent_width
+                       + value * 14 * max(length, latents) * model.width)
+    sums = 8 * (6 * model.latent_width**2 + 3 * (batch + 1) * latents * model.latent_width)
+    found = memory(config, 8, 8)
+    stays = {"weights", "average", "token encoder", "libraries"}
+    beside = sum(size for name, size in found.parts.items() if name not in stays)
+    beside -= 12 * parameters(config) / 8  # master weights and moments
+    assert logits + forward + sums < beside
 
 
 @pytest.mark.parametrize("weights", ["bf16", "fp8", "nf4"])

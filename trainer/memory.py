@@ -147,7 +147,11 @@ def _kept_gradients(job: _Job) -> int:
 
 
 def _moments(job: _Job, encoder_work: int) -> dict[str, dict[str, int]]:
-    """Parts of each moment of a step that can be the fullest, beside what stays."""
+    """Parts of each moment of a step that can be the fullest, beside what stays.
+
+    Evaluation is none: its pulls on the encoder keep part of what a step on as many sequences keeps
+    (`trainer/health.py`), and its scores need no way back.
+    """
     saved = _saved_activations(job)
     kept = _kept_gradients(job) if job.accumulates else 0
     reading = sum(saved.values()) - saved["denoiser"] + _input_bytes(job)
