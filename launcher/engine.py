@@ -78,12 +78,11 @@ _CLOUDS = {
 }
 
 
-def check_infra(infra: str, command: str = "ldlm launch RECIPE") -> None:
+def check_infra(infra: str) -> None:
     """Pass for `local`; for anything else say exactly what is missing to rent there.
 
     Args:
         infra: SkyPilot's own language: `vast`, `azure`, `gcp/us-central1`, or `local`.
-        command: What would print the task, without `--infra`.
 
     Raises:
         EngineError: The run cannot be started there, with every missing piece and how to get it.
@@ -99,7 +98,7 @@ def check_infra(infra: str, command: str = "ldlm launch RECIPE") -> None:
     _check_credentials(cloud)
     raise EngineError(f"renting on {cloud.title} is not part of this version yet "
                       "(SkyPilot, SDK and credentials are all here)", place="--infra",
-                      fix=f"print the task with: {command} --infra {infra} --dry-run")
+                      fix="add --dry-run to print its task")
 
 
 def _check_installed(name: str, cloud: _Cloud) -> None:

@@ -126,9 +126,10 @@ def choose(recipe: Recipe, infra: str | None, machine: Machine) -> dict[Document
     if not chosen:
         has = list(dict.fromkeys(candidate.infra for candidate in everything))
         others = f" (the recipe also has {', '.join(has[1:])})" if has[1:] else ""
+        here = ' (--set "hardware.train=[{infra: local}]" takes this machine)' if infra == "local" else ""
         raise NoOfferError(f"recipe {recipe.name} has no hardware on {infra}",
                            place=recipe.place("hardware", "train"),
-                           fix=f"use --infra {has[0]}{others}; or add a candidate to hardware.train")
+                           fix=f"use --infra {has[0]}{others}; or add a candidate to hardware.train{here}")
     if chosen[0].is_local:
         return {Document.TRAIN: chosen[0], Document.BENCH: chosen[0]}
     bench = [candidate for candidate in recipe.hardware.bench if not candidate.is_local]

@@ -96,7 +96,7 @@ def check_usable(proposal: NodesProposal) -> None:
     """
     for found in _problems(proposal):
         raise found
-    check_infra(proposal.offer.infra, "ldlm data prepare …")
+    check_infra(proposal.offer.infra)
 
 
 def _problems(proposal: NodesProposal) -> list[NoOfferError]:

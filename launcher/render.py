@@ -21,8 +21,9 @@ from trainer.contract import Document, Env
 
 # RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
 VAST_IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
-_SIZED = ("vast", "azure", "gcp")
+_WITH_DISK = ("vast", "azure", "gcp")
 CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (guess)
+_ORDINARY_GIB = 32
 _WITH_SPOT = ("azure", "gcp")
 
 
@@ -162,10 +163,18 @@ def _resources(offer: Offer, memory_gib: int | None) -> dict[str, Any]:
         # On Vast the flag silently rents on-demand: the bid in `config` is what counts there.
         "use_spot": True if offer.spot and offer.cloud in _WITH_SPOT else None,
         "image_id": f"docker:{image}" if docker else image,
-        # On Vast, too: SkyPilot chooses a kind from its catalog, and asks for its memory when it rents.
-        "memory": f"{memory_gib}+" if memory_gib and offer.cloud in _SIZED else None,
-        "disk_size": offer.disk_gib if offer.cloud in _SIZED else None,
+        "memory": _memory(offer, memory_gib),
+        "disk_size": offer.disk_gib if offer.cloud in _WITH_DISK else None,
     }
+
+
+def _memory(offer: Offer, needed_gib: int | None) -> str | None:
+    """Host memory to ask for. Slurm and Kubernetes give out what their own rules say."""
+    if needed_gib is None or offer.cloud not in _WITH_DISK:
+        return None
+    # On Vast SkyPilot takes any machine otherwise; with it, one with the memory of the kind it chose. On
+    # GCP a small wish would replace the 8 CPUs and 32 GiB that it gives a GPU by itself.
+    return f"{needed_gib}+" if offer.cloud == "vast" or needed_gib > _ORDINARY_GIB else None
 
 
 def _config(offer: Offer) -> dict[str, Any] | None:

@@ -71,7 +71,7 @@ def test_with_everything_it_says_that_renting_is_not_part_of_this_version(tmp_pa
     touch(tmp_path / "home", CREDENTIALS[cloud])
     said = complaint(tmp_path, cloud)
     assert "is not part of this version yet" in said
-    assert f"ldlm launch RECIPE --infra {cloud} --dry-run" in said
+    assert "fix: add --dry-run to print its task" in said
 
 
 def test_a_vast_key_in_the_environment_counts(tmp_path: Path) -> None:

@@ -98,13 +98,19 @@ def test_vast_gets_a_bid_and_never_the_spot_flag():
 def test_rented_machines_are_asked_for_the_host_memory_that_the_plan_counts():
     on_host = ("train={profile: qwen3.6-27b, steps: 1, data: {source: 'shards:x'}, "
                "checkpoint: {every_steps: 1}, token_encoder: {placement: host}}")
-    task = example_task("vast", on_host, "limits.max_cost_usd=99", "limits.deadline_hours=",
-                        "hardware.train.1.gpu=L40S:8", "train.micro_batch_size=1")
-    asked = task.document(Document.TRAIN)["resources"]["memory"]
-    assert asked.endswith("+")
-    # Eight ranks with 43.9 GiB of blocks each; a checkpoint and processes on top.
-    assert 8 * 43.9 < int(asked[:-1]) < 8 * 43.9 + 60
-    assert "memory" not in task.document(Document.BENCH)["resources"]
+    for index, cloud in ((1, "vast"), (2, "azure")):
+        task = example_task(cloud, on_host, "limits.max_cost_usd=99", "limits.deadline_hours=",
+                            f"hardware.train.{index}.gpu=L40S:8", "train.micro_batch_size=1")
+        asked = task.document(Document.TRAIN)["resources"]["memory"]
+        assert asked.endswith("+")
+        # Eight ranks with 43.9 GiB of blocks each; a checkpoint and processes on top.
+        assert 8 * 43.9 < int(asked[:-1]) < 8 * 43.9 + 60
+        assert "memory" not in task.document(Document.BENCH)["resources"]
+
+
+def test_a_small_wish_for_memory_does_not_replace_what_gcp_and_azure_give_a_gpu_by_themselves():
+    for cloud in ("gcp", "azure"):
+        assert "memory" not in task_of(cloud).document(Document.TRAIN)["resources"]
 
 
 def test_slurm_gets_no_image_no_disk_and_no_spot():
@@ -186,7 +192,7 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
         (resources,) = task.resources
         cloud = str(resources.cloud) if resources.cloud else None
         assert (cloud, resources.accelerators, resources.use_spot) == wanted
-        assert resources.memory == ("7+" if cloud and task.name == "train" else None)
+        assert resources.memory == ("7+" if cloud == "Vast" and task.name == "train" else None)
         assert resources.job_recovery == {
             "strategy": "FAILOVER", "max_restarts_on_errors": 2, "recover_on_exit_codes": [75]}
         assert task.workdir == "/checkout"
