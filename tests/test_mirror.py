@@ -1,5 +1,6 @@
 """The mirror of a truncated trunk: written once, resumed after a kill, fetched whole or not at all."""
 
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from obstore.store import MemoryStore  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.random_encoders import save_model  # noqa: E402
-from trainer import transfers  # noqa: E402
+from trainer import encoder_weights, transfers  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.contract import ConfigError, LdlmError, StoreError  # noqa: E402
 from trainer.mirror import main, write_mirror  # noqa: E402
@@ -80,6 +81,20 @@ def test_encoder_from_a_mirror_is_the_encoder_from_the_checkpoint(
     names = {file.name for file in written.manifest.files}
     assert names >= {"config.json", "tokenizer.json", "embeddings.safetensors", "block-002.safetensors"}
     assert "block-003.safetensors" not in names
+
+
+def test_a_mirror_stands_in_for_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(Path("carrier/model"), "bert", dtype=torch.bfloat16)
+    Path("carrier/__init__.py").touch()
+    monkeypatch.syspath_prepend(Path.cwd())
+    monkeypatch.setitem(encoder_weights.PACKAGED, NAME, ("carrier", "model"))
+    expected, store = states(config()), remote_store()
+    write_mirror(config(), store, silent)
+    Path("carrier").rename("gone")
+    importlib.invalidate_caches()
+    assert torch.equal(states(config(), store), expected)
+    with pytest.raises(ConfigError, match="not installed, and the store has no mirror of it"):
+        states(config(layer=-2), store)
 
 
 def test_a_mirror_in_bf16_serves_a_quantised_encoder(elsewhere: Callable[[], None]) -> None:

