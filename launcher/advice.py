@@ -45,12 +45,15 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 def changed_offer(offer: Offer, changes: Mapping[str, Any]) -> Offer:
     """An offer of training with the GPU that the changes name, at the same price."""
+    told: dict[str, object] = {}
     for key, value in changes.items():
-        if key.startswith("hardware.train.") and key.endswith(".gpu"):
+        kind = key.rpartition(".")[2] if key.startswith("hardware.train.") else ""
+        if kind == "gpu":
             name, _, number = value.partition(":")
-            memory = gpu_kind(name).memory_gib
-            offer = offer.model_copy(update={"gpu": name, "num_gpus": int(number), "gpu_memory_gib": memory})
-    return offer
+            told |= {"gpu": name, "num_gpus": int(number), "gpu_memory_gib": gpu_kind(name).memory_gib}
+        elif kind == "gpu_memory_gib":
+            told[kind] = float(value)
+    return offer.model_copy(update=told)
 
 
 def what_to_type(error: RecipeError | NoOfferError, plan_with: Callable[[Changes], object]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from launcher.advice import Changes, changed_config, typed
 from launcher.errors import NoOfferError, RecipeError
-from launcher.gpu_kinds import ADVISED, GPU_KINDS
+from launcher.gpu_kinds import ADVISED, GPU_KINDS, nearest_name
 from launcher.offers import Offer
 from launcher.recipe import Recipe
 from trainer.config import Placement, TrainConfig, grad_accum_steps
@@ -40,8 +40,9 @@ def fit(recipe: Recipe, shape: EncoderShape | None, offer: Offer) -> Fit:
 
     Raises:
         RecipeError: The batch does not divide over the ranks, or a rank takes more GPUs than a node has.
-        NoOfferError: Nothing fits; the fix is the first change that does.
+        NoOfferError: Nothing fits; the fix is the first change that does. Or nothing is known of the GPU.
     """
+    _check_card(recipe, offer)
     choices = list(_choices(recipe.train, offer))
     fits = [_placed(recipe, config, shape, offer) for config in choices]
     for found in fits:
@@ -52,8 +53,22 @@ def fit(recipe: Recipe, shape: EncoderShape | None, offer: Offer) -> Fit:
     least = min(fits, key=lambda found: found.memory.needed_bytes if found.memory else 0)
     problem = _problem(least, shape, offer) or ""
     changes, fix = _advice(recipe, shape, offer)
+    is_other_card = any(key.endswith(".gpu") for key in changes)
+    note = "its price is another: change the bid with it" if is_other_card else ""
     raise NoOfferError(f"recipe {recipe.name} does not fit: {problem}",
-                       place=recipe.place("hardware", "train"), fix=fix, changes=changes)
+                       place=recipe.place("hardware", "train"), fix=fix, changes=changes, note=note)
+
+
+def _check_card(recipe: Recipe, offer: Offer) -> None:
+    if offer.gpu is None or offer.gpu_memory_gib is not None:
+        return
+    near, index = nearest_name(offer.gpu), recipe.candidate_index(offer.infra, offer.accelerators) or 0
+    key = f"hardware.train.{index}"
+    changes: Changes = {f"{key}.gpu": f"{near}:{offer.num_gpus}"} if near else {f"{key}.gpu_memory_gib": 24}
+    raise NoOfferError(f"{offer.gpu} is neither here nor a GPU whose memory is known",
+                       place=recipe.place("hardware", "train"), changes=changes,
+                       note=f"or add what one has, such as --set {key}.gpu_memory_gib=24" if near
+                       else "or what one has")
 
 
 def _choices(config: TrainConfig, offer: Offer) -> Iterator[TrainConfig]:

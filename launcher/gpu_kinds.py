@@ -32,10 +32,15 @@ GPU_KINDS: Mapping[str, GpuKind] = {
     "L4": GpuKind(22.0, 121.0, 30.3, 0.30e12),
     "A10": GpuKind(22.0, 125.0, 31.2, 0.60e12),
     "A10G": GpuKind(22.0, 70.0, 31.2, 0.60e12),
+    "RTX3060": GpuKind(11.6, 25.6, 12.7, 0.36e12),
     "RTX3080": GpuKind(9.6, 59.5, 29.8, 0.76e12),
     "RTX3090": GpuKind(23.6, 71.0, 35.6, 0.94e12),
+    "RTX4070": GpuKind(11.6, 58.3, 29.2, 0.50e12),
+    "RTX4070Ti": GpuKind(11.6, 80.2, 40.1, 0.50e12),
     "RTX4080": GpuKind(15.6, 97.5, 48.7, 0.72e12),
     "RTX4090": GpuKind(23.6, 165.2, 82.6, 1.01e12),
+    "RTX5070": GpuKind(11.5, 61.7, 30.8, 0.67e12),
+    "RTX5070Ti": GpuKind(15.5, 87.9, 43.9, 0.90e12),
     "RTX5080": GpuKind(15.5, 112.6, 56.3, 0.96e12),
     "RTX5090": GpuKind(31.3, 209.5, 104.8, 1.79e12),
     "RTXA6000": GpuKind(47.4, 154.8, 38.7, 0.77e12),
@@ -43,6 +48,7 @@ GPU_KINDS: Mapping[str, GpuKind] = {
     "L40": GpuKind(44.4, 181.0, 90.5, 0.86e12),
     "L40S": GpuKind(44.4, 362.0, 91.6, 0.86e12),
     "RTX6000-Ada": GpuKind(47.4, 364.0, 91.1, 0.96e12),
+    "RTXPRO6000": GpuKind(94.9, 503.8, 125.0, 1.79e12),
     "A100": GpuKind(39.4, 312.0, 19.5, 1.56e12, _NVLINK),
     "A100-80GB": GpuKind(79.1, 312.0, 19.5, 2.04e12, _NVLINK),
     "H100": GpuKind(79.1, 989.0, 67.0, 3.35e12, _NVLINK),
@@ -53,7 +59,7 @@ GPU_KINDS: Mapping[str, GpuKind] = {
 ADVISED = ("T4", "L4", "A10G", "RTX3090", "RTX4090", "RTX5090", "A100", "L40S", "RTX6000-Ada", "A100-80GB",
            "H100", "H200", "B200")
 # A middling card of these years (guess). Its memory is never asked for: the recipe or a driver tells.
-_UNKNOWN = GpuKind(0.0, 150.0, 40.0, 0.9e12)
+_UNKNOWN = GpuKind(0.0, 100.0, 30.0, 0.7e12)
 
 
 def gpu_kind(name: str) -> GpuKind:

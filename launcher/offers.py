@@ -9,9 +9,8 @@ import subprocess
 from datetime import datetime
 from decimal import Decimal
 
-from launcher.errors import NoOfferError
 from launcher.frozen import Frozen
-from launcher.gpu_kinds import GPU_KINDS, nearest_name
+from launcher.gpu_kinds import GPU_KINDS
 from launcher.recipe import Candidate
 
 DEFAULT_CPU_RANKS = 2
@@ -83,7 +82,8 @@ class Offer(Frozen):
 
     Attributes:
         gpu: SkyPilot's name without the number; None: no GPU, `cpu_ranks` processes instead.
-        gpu_memory_gib: Of one GPU: as probed here, else by its name or the recipe's word; None without one.
+        gpu_memory_gib: Of one GPU: as probed here, else by its name or the recipe's word; None without a
+            GPU, or when it is not known.
         host_memory_gib: Of one node; None when it is not known.
         lacks: What this machine lacks of the local hardware that the recipe names: it can be planned for,
             and not be launched here. None if nothing is lacking.
@@ -145,7 +145,7 @@ class Offer(Frozen):
 
 
 def make_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
-    """The offer behind a candidate, on this machine or in a cloud. Raises NoOfferError."""
+    """The offer behind a candidate, on this machine or in a cloud."""
     return local_offer(candidate, machine, now) if candidate.is_local else cloud_offer(candidate, now)
 
 
@@ -154,15 +154,12 @@ def local_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
 
     Without `gpu` a run takes one GPU if there is one, else CPU cores. GPUs that are not here are offered
     as they are known by name, so that they can be planned for; `lacks` says so.
-
-    Raises:
-        NoOfferError: The candidate names GPUs that are not here, and of which nothing is known.
     """
     wanted = candidate.gpu or (f"{machine.gpus[0].sky_name}:1" if machine.gpus else None)
     lacks = machine.lacks(wanted) if wanted else None
     name, _, number = (wanted or "").partition(":")
     here = min((gpu.memory_gib for gpu in machine.gpus if gpu.sky_name.lower() == name.lower()), default=None)
-    memory = _known_memory(name, candidate) if lacks else here and round(here * _USABLE, 1)
+    memory = known_memory(candidate) if lacks else here and round(here * _USABLE, 1)
     return Offer(infra="local", gpu=name or None, gpu_memory_gib=memory, num_gpus=int(number or 0),
                  num_nodes=1, host_memory_gib=None if lacks else machine.memory_gib, lacks=lacks,
                  cpu_ranks=min(candidate.cpu_ranks or DEFAULT_CPU_RANKS, machine.num_cores), spot=False,
@@ -171,18 +168,17 @@ def local_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
                  bid_usd_per_hour=None, image=None, disk_gib=candidate.disk_gib, seen_at=now)
 
 
-def _known_memory(name: str, candidate: Candidate) -> float:
-    if candidate.gpu_memory_gib is not None or name in GPU_KINDS:
-        return candidate.gpu_memory_gib or GPU_KINDS[name].memory_gib
-    raise NoOfferError(f"{name} is neither here nor a GPU whose memory is known", place="hardware.train",
-                       fix=f"set gpu to {nearest_name(name) or 'RTX5090'}:1, or gpu_memory_gib beside it")
+def known_memory(candidate: Candidate) -> float | None:
+    """GiB of one GPU of a candidate, by the recipe's word or its name; None when nothing is known."""
+    name = (candidate.gpu or "").partition(":")[0]
+    return candidate.gpu_memory_gib or (GPU_KINDS[name].memory_gib if name in GPU_KINDS else None)
 
 
 def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
     """A rented machine. Its price is known only as a bid, which is the most its hour can cost."""
     name, _, number = (candidate.gpu or "").partition(":")
     return Offer(infra=candidate.infra, gpu=name or None,
-                 gpu_memory_gib=_known_memory(name, candidate) if name else None, num_gpus=int(number or 0),
+                 gpu_memory_gib=known_memory(candidate), num_gpus=int(number or 0),
                  num_nodes=candidate.num_nodes, cpu_ranks=DEFAULT_CPU_RANKS,
                  spot=candidate.spot or candidate.bid_usd_per_hour is not None,
                  price_usd_per_hour=candidate.bid_usd_per_hour, on_demand_usd_per_hour=None,

@@ -125,10 +125,13 @@ def test_one_gpu_is_taken_unless_more_are_asked_for():
 
 
 def test_memory_of_a_card_is_never_made_up():
-    for name, fix in (("RTX590", "set gpu to RTX5090:1"), ("FOO", "gpu_memory_gib")):
+    for name, change in (("RTX590", "gpu=RTX5090:1"), ("FOO", "gpu_memory_gib=24")):
+        fix = f"hardware.train.0.{change}"
+        asked = f"hardware.train.0.gpu={name}:1"
         with pytest.raises(NoOfferError, match=f"{name} is neither here nor a GPU whose") as caught:
-            offer_of(f"hardware.train.0.gpu={name}:1")
-        assert fix in caught.value.fix
+            example_plan("local", asked)
+        assert caught.value.fix.startswith(f"add --set {fix} (or ")
+        assert example_plan("local", asked, fix).offers[Document.TRAIN].gpu_memory_gib > 20
     told = offer_of("hardware.train.0.gpu=FOO:1", "hardware.train.0.gpu_memory_gib=20")
     assert told.gpu_memory_gib == 20
 
