@@ -173,6 +173,6 @@ def test_the_average_is_kept_in_shares_and_lent_to_the_model_and_taken_back_to_t
 
 
 @pytest.mark.parametrize(("stage", "precision"), CASES)
-def test_no_step_waits_until_the_device_is_idle(trained: tuple[int, Path], stage: int, precision: str) -> None:
+def test_no_step_waits_for_an_idle_device(trained: tuple[int, Path], stage: int, precision: str) -> None:
     # By itself DeepSpeed does, twice in a micro-batch from the third step on, to print a speed.
     assert torch.load(trained[1] / f"{stage}-{precision}-0.pt")["num_waits"] == 0

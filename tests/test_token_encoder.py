@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from tests.random_encoders import (  # noqa: E402
     ALL,
@@ -185,6 +186,18 @@ def test_the_caller_keeps_its_random_state(tmp_path: Path) -> None:
     torch.manual_seed(7)
     load(folder)
     assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("family", ["qwen", "moe"])
+def test_large_models_are_run_without_waiting_for_the_device(tmp_path: Path, family: str) -> None:
+    class Reads(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            assert func is not torch.ops.aten._local_scalar_dense.default, "a value is read"
+            return func(*args, **(kwargs or {}))
+
+    encoder = load(save_model(tmp_path, family))
+    with Reads():
+        encoder.hidden_states(some_tokens())
 
 
 # -- what a user can get wrong ----------------------------------------------------------------------------

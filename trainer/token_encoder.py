@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.config import TokenEncoderConfig
 from trainer.contract import ConfigError
 from trainer.encoder_weights import weights_fingerprint
+from trainer.host_copies import to_device
 from trainer.placement import placed_trunk
 from trainer.store import Store
 from trainer.text_tokenizer import end_of_text_id
@@ -99,7 +100,7 @@ class TokenEncoder:
         Raises:
             ConfigError: The sequences are longer than the encoder's positions.
         """
-        return self._states(tokens_BL, torch.ones_like(tokens_BL))
+        return self._states(tokens_BL, None)
 
     def prompt_states(self, tokens_BP: Tensor, lengths_B: Tensor) -> Tensor:
         """Hidden states h_BPD of prompts on their own, as `hidden_states`; 0 beyond each length.
@@ -118,19 +119,30 @@ class TokenEncoder:
         states = self._states(tokens_BP, mask_BP.to(tokens_BP.dtype))
         return torch.where(counts_BP[..., None].to(states.device), states, 0.0)
 
-    def _states(self, tokens_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    def _states(self, tokens_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
         self.check_length(tokens_BL.shape[1])
-        tokens_BL, mask_BL = tokens_BL.to(self._encoder_device), mask_BL.to(self._encoder_device)
+        tokens_BL = to_device(tokens_BL, self._encoder_device)
+        mask: Any = None if mask_BL is None else mask_BL.to(self._encoder_device)
         skip = 0
         if self._prefix_id is not None:
             tokens_BL = nn.functional.pad(tokens_BL, (1, 0), value=self._prefix_id)
-            mask_BL, skip = nn.functional.pad(mask_BL, (1, 0), value=1), 1
+            mask, skip = None if mask is None else nn.functional.pad(mask, (1, 0), value=1), 1
+        mask = self._mask_of_all(tokens_BL) if mask is None else mask
         # Triton kernels start on the current device, wherever their tensors are.
         here = torch.cuda.device(self._encoder_device if self._encoder_device.type == "cuda" else -1)
         with here, torch.inference_mode():
-            states = self._trunk(input_ids=tokens_BL, attention_mask=mask_BL)[0]
+            states = self._trunk(input_ids=tokens_BL, attention_mask=mask)[0]
         # A copy made out here is an ordinary tensor, which a backward pass may keep.
         return states[:, skip:].to(self._device, torch.float32, copy=True)
+
+    def _mask_of_all(self, tokens_BL: Tensor) -> Any:
+        """What transformers takes for sequences without padding."""
+        config = self._trunk.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds and config._attn_implementation == "sdpa":
+            # It would look whether a mask is all ones, wait for the device to say so, and drop it.
+            return dict.fromkeys(kinds)
+        return torch.ones_like(tokens_BL)
 
 
 def load_token_encoder(config: TokenEncoderConfig, device: torch.device | str,
