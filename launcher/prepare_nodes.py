@@ -33,7 +33,7 @@ class NodesProposal:
 
     Attributes:
         options: As typed; see `trainer.prepare_options`.
-        out: Where the shards go: a URL.
+        out: Where the shards go, for people.
         num_bytes: Of text, about; None when it is not known before it is read.
     """
 
@@ -62,7 +62,7 @@ def propose(arguments: Sequence[str]) -> NodesProposal:
             "LDLM_TEXT_KEY": options.text_key, "LDLM_HELDOUT": str(options.heldout),
             "LDLM_PROCESSES": str(options.processes or "")}
     template = (checkout_folder() / "sky" / "prepare.yaml").read_text(encoding="utf-8")
-    out = f"{store}/data/{options.out.removeprefix(SHARDS)}" if store else options.out
+    out = f"{options.out} in {store}" if store else options.out
     return NodesProposal(options, offer, out, _num_bytes(options.source),
                          render_prepare(template, offer, envs, checkout_folder()))
 

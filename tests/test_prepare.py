@@ -137,7 +137,8 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, number, tokenizer):
     out, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "units are finished and kept; the same command goes on from there" in err.splitlines()[-1]
+        assert "interrupted; units finished and kept: " in err.splitlines()[-1]
+        assert err.endswith("the same command goes on from there\n")
         assert "Traceback" not in err
     assert not (tmp_path / "out" / "manifest.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").iterdir()}

@@ -133,7 +133,7 @@ def test_ctrl_c_ends_all_nodes_and_the_same_call_goes_on(checkout):
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     for rank in range(3):
-        assert f"node {rank}: interrupted: " in said, said
+        assert f"node {rank}: interrupted; " in said, said
     assert not any(psutil.pid_exists(pid) for pid in pids(checkout))
     out = checkout.parent / "out"
     kept = {path: path.stat().st_mtime_ns for path in (out / "parts").iterdir()}

@@ -35,7 +35,8 @@ def _no_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def ldlm(*arguments: str, cwd: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     code = "from launcher.cli import main; main()"
     return subprocess.run([sys.executable, "-c", code, "data", "prepare", *arguments], text=True, cwd=cwd,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120)
+                          capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, timeout=120,
+                          stdin=subprocess.DEVNULL)
 
 
 def rendered(monkeypatch: pytest.MonkeyPatch, *more: str) -> Task:
@@ -95,7 +96,7 @@ def test_a_dry_run_prints_the_task_and_starts_nothing(tmp_path):
 def test_a_cloud_gets_a_plan_and_then_what_is_missing():
     done = ldlm("hf://owner/name", *TYPED[1:], "--nodes", "4", "--infra", "gcp", "--yes")
     assert done.returncode == 5 and "Traceback" not in done.stderr
-    for words in ("4 x 8+ CPUs on gcp (spot)", "hf://owner/name", "s3://bucket/ldlm/data/web",
+    for words in ("4 x 8+ CPUs on gcp (spot)", "hf://owner/name", "shards:web in s3://bucket/ldlm",
                   "its size is not known yet", "no cloud is asked for prices"):
         assert words in done.stdout
     assert "error: --infra" in done.stderr and "fix: " in done.stderr

@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         progress.close()
-        print(f"interrupted: {progress.num_finished} of {progress.num_units or 'its'} units are finished and "
-              "kept; the same command goes on from there", file=sys.stderr)
+        print(f"interrupted; units finished and kept: {progress.num_finished} of {progress.num_units}; "
+              "the same command goes on from there", file=sys.stderr)
         return _INTERRUPTED
     except LdlmError as error:
         progress.close()
@@ -181,8 +181,8 @@ def _answer(result: Result, store: Store, seconds: float, progress: Progress, as
     if as_json:
         print(json.dumps(_summary(result, store, seconds, progress), indent=1))
     elif result.manifest is None:
-        print(f"{store.url}: this share is finished; {result.num_finished} of {result.num_units} units are "
-              "there, and whoever finishes last commits")
+        print(f"{store.url}: this share is finished, and whoever finishes last commits; units there: "
+              f"{result.num_finished} of {result.num_units}")
     else:
         _show_manifest(result.manifest)
         print(f"{store.url}: " + (f"prepared in {_duration(seconds)}" if result.num_made
