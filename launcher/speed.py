@@ -2,30 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from launcher.gpu_kinds import GPU_KINDS, GpuKind, gpu_kind
 from launcher.offers import Offer
 from trainer.config import TrainConfig, grad_accum_steps
-from trainer.encoder_shape import EncoderShape
+from trainer.encoder_shape import EncoderShape, Family
 from trainer.sizes import block_bytes, flops_per_token, num_trained
 
 # Measured with the smoke recipe on two shared x86 cores, 2026-11-23; for any other CPU it is a guess.
 CPU_GFLOPS_PER_CORE = 28.0
 # Shares of the peak that large matrices reach, and seconds of Python and kernel launches however small the
 # model, chosen so that every figure of one H100 of 2026-11-23 and 24 in recipes/LOG.md is met within 1.8.
+_ENCODER_UTILISATION: Mapping[Family, float] = {"gpt2": 0.4, "bert": 0.4, "qwen3_5": 0.4, "qwen3_5_moe": 0.25}
+_BLOCK_S: Mapping[Family, float] = {"gpt2": 0.001, "bert": 0.001, "qwen3_5": 0.0035, "qwen3_5_moe": 0.0045}
+_PACKED_BLOCK_S = 0.0025  # more, where a block has to be brought or decoded
 _TRAINED_UTILISATION = 0.18
 _MICRO_BATCH_S = 0.02
 _STEP_S = 0.09
-# The rest are guesses. A forward pass alone reaches more; float32 is slow enough to be busy all the time.
-_ENCODER_UTILISATION = 0.25
+# The rest are guesses. float32 is slow enough to be busy all the time.
 _FP32_UTILISATION = 0.6
 _STEP_BYTES = 50  # of memory traffic a trained parameter: AdamW, clipping, average
 _STEP_MEMORY_SHARE = 0.25
 # Weights a second, measured on one H100, 2026-11-24; on other cards as their memory is fast (guess).
-_DECODED_PER_S = {"fp8": 101e9, "nf4": 107e9}
+_DECODED_PER_S = {"fp8": 115e9, "nf4": 137e9}
 _HOST_TO_GPU_BYTES_PER_S = 20e9  # page-locked memory over PCIe 4
 GUESS_FACTORS = (0.5, 2.0)  # on hours
 _MEASURED_FACTORS = (0.9, 1.2)  # guess: the same hardware again
@@ -98,9 +100,10 @@ def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer
 def _source(config: TrainConfig, shape: EncoderShape | None, gpu: str) -> str:
     peak, share = _trained_peak(config, gpu_kind(gpu))
     known = "" if gpu in GPU_KINDS else " of an unknown card"
-    encoder = f"{_ENCODER_UTILISATION:.0%} of {gpu_kind(gpu).bf16_tflops:g}"
-    return (f"guess: {share:.0%} of {peak:g} TFLOP/s{known}, "
-            + (f"the encoder {encoder}" if shape else "without the encoder"))
+    if shape is None:
+        return f"guess: {share:.0%} of {peak:g} TFLOP/s{known}, without the encoder"
+    encoder = f"{_ENCODER_UTILISATION[shape.family]:.0%} of {gpu_kind(gpu).bf16_tflops:g} at most"
+    return f"guess: {share:.0%} of {peak:g} TFLOP/s{known}, the encoder {encoder}"
 
 
 def _trained_peak(config: TrainConfig, kind: GpuKind) -> tuple[float, float]:
@@ -115,7 +118,8 @@ class MicroBatchTime:
     """Seconds of one micro-batch on one rank.
 
     Attributes:
-        encoder_s: Arithmetic of the frozen encoder, in bf16 whatever the trained parts' precision is.
+        encoder_s: The frozen encoder, in bf16 whatever the trained parts' precision is: its arithmetic, or
+            the launches of its kernels if they take longer.
         decoding_s: From fp8 or nf4 to bf16, once for every forward pass.
         moving_s: Blocks that come from host memory or from the node's other GPUs, while others compute.
         trained_s: Trained parts, there and back.
@@ -141,10 +145,18 @@ def micro_batch_time(config: TrainConfig, shape: EncoderShape | None, kind: GpuK
     # With checkpointing the same kernels are launched twice.
     launches_s = _MICRO_BATCH_S * (2 if config.activation_checkpointing else 1)
     return MicroBatchTime(
-        encoder_s=tokens * flops.encoder / (kind.bf16_tflops * 1e12 * _ENCODER_UTILISATION),
+        encoder_s=_encoder_s(config, shape, kind, tokens * flops.encoder) if shape else 0.0,
         decoding_s=_decoding_s(config, shape, kind) if shape else 0.0,
         moving_s=_moving_s(config, shape, kind, ranks_per_node) if shape else 0.0,
         trained_s=tokens * trained / (peak * 1e12 * share) + launches_s)
+
+
+def _encoder_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind, flops: float) -> float:
+    encoder = config.token_encoder
+    is_fed = encoder.weights != "bf16" or encoder.placement in ("host", "sharded")
+    block_s = _BLOCK_S[shape.family] + (_PACKED_BLOCK_S if is_fed else 0.0)
+    busy_s = flops / (kind.bf16_tflops * 1e12 * _ENCODER_UTILISATION[shape.family])
+    return max(busy_s, shape.kept_blocks(encoder.layer) * block_s)
 
 
 def _decoding_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind) -> float:

@@ -71,6 +71,16 @@ def test_every_recipe_fits_all_of_its_hardware(name, index):
     assert plan.usd is None or plan.usd.high <= plan.max_cost_usd or plan.max_cost_usd <= 1
 
 
+@pytest.mark.parametrize("name", sorted({name for name, _ in EVERY}))
+def test_dollars_and_days_in_a_recipes_summary_are_those_of_its_plan(name):
+    recipe = load_recipe(name)
+    usd, days = re.search(r"~\$(\d+)", recipe.summary), re.search(r"~(\d+) days", recipe.summary)
+    if usd or days:
+        plan = planned(recipe, recipe.hardware.train[0])
+        assert usd is None or float(plan.usd.mid) == pytest.approx(float(usd[1]), rel=0.1)
+        assert days is None or float(plan.hours.mid) / 24 == pytest.approx(float(days[1]), rel=0.1)
+
+
 def test_recipes_are_there_for_every_profile_and_for_the_users_own_cards():
     names = {found.name for found in list_recipes()}
     assert names >= {"smoke", "paper-gpt2", "qwen3.5-0.8b", "qwen3.5-2b", "qwen3.6-35b-a3b", "qwen3.6-27b",
