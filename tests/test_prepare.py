@@ -245,7 +245,7 @@ def test_bad_and_repeated_rows_are_counted_and_named(tmp_path, capsys, tokenizer
     code, out, _ = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
     assert code == 0
     assert "documents  40 of 44 rows" in out and "repeated   1 document left out" in out
-    assert "3 of 44 rows are bad (no text key: 1, not JSON: 1, null: 1); the first is a.jsonl:8: not" in out
+    assert "bad rows   3 of 44 (no text key: 1, not JSON: 1, null: 1)\n" in out and "a.jsonl:8: not JSON" in out
     assert "a.jsonl:9: null" in out and "a.jsonl:11: no key `text`" in out
     code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer, "--json"))
     summary = json.loads(out)
@@ -289,7 +289,7 @@ def test_an_empty_split_shows_the_bad_rows_that_were_counted(tmp_path, capsys, t
     (tmp_path / "a.jsonl").write_text("\n".join([*lines, "{", "[1]"]))
     code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer), "--heldout", "0.000001")
     assert code == 3 and out == "" and "the heldout split is empty" in err
-    assert "documents  5 of 7 rows" in err and "2 of 7 rows are bad" in err
+    assert "documents  5 of 7 rows" in err and "bad rows   2 of 7 (" in err
     assert "a.jsonl:6: not JSON" in err and "a.jsonl:7: not an object" in err
 
 

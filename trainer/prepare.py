@@ -15,7 +15,7 @@ from trainer.contract import SHARDS, ConfigError, Env, LdlmError, StoreError
 from trainer.prepare_options import read_options
 from trainer.preparing import (
     Result,
-    bad_rows,
+    bad_kinds,
     check_name,
     check_splits,
     prepare,
@@ -151,7 +151,8 @@ def _open_out(out: str) -> Store:
         try:
             return open_store(out)
         except StoreError as error:
-            raise StoreError(error.problem, place="--out", fix=error.fix) from error
+            place = "--out" if error.place == "store" else f"--out {error.place}"
+            raise StoreError(error.problem, place=place, fix=error.fix) from error
     url = os.environ.get(Env.STORE)
     if not url:
         raise ConfigError(f"{out} lies in the store, but which one is not said", place="--out",
@@ -218,8 +219,8 @@ def _row_lines(manifest: PreparedManifest) -> Iterator[str]:
     if rows.num_repeated:
         yield (f"  repeated   {_count(rows.num_repeated, 'document')} left out: in the same unit before")
     if rows.num_bad:
-        yield f"  bad rows   {bad_rows(rows)}"
-        yield from (f"             {example}" for example in rows.examples[1:_EXAMPLES_SHOWN])
+        yield f"  bad rows   {rows.num_bad:,} of {rows.num_rows:,} ({bad_kinds(rows)})"
+        yield from (f"             {example}" for example in rows.examples[:_EXAMPLES_SHOWN])
 
 
 def _talk(text: str) -> None:

@@ -213,16 +213,21 @@ def check_splits(manifest: PreparedManifest, place: str) -> None:
     for split, other in zip(SPLITS, reversed(SPLITS), strict=True):
         if not manifest.of(split):
             raise ConfigError(
-                f"the {split} split is empty: with --heldout {fraction:g} all {rows.num_documents:,} "
-                f"documents went to {other}", place=place,
+                f"the {split} split is empty: with --heldout {fraction:g} every document went to {other} "
+                f"({rows.num_documents:,} in all)", place=place,
                 fix="give more documents, or prepare it anew with --restart and a "
                     f"{'larger' if split == 'heldout' else 'smaller'} --heldout")
 
 
 def bad_rows(rows: RowCounts) -> str:
     """How many rows are bad, and which kinds, in words."""
-    kinds = ", ".join(f"{kind}: {count:,}" for kind, count in rows.bad.items())
-    return f"{rows.num_bad:,} of {rows.num_rows:,} rows are bad ({kinds}); the first is {rows.examples[0]}"
+    return (f"{rows.num_bad:,} of {rows.num_rows:,} rows are bad ({bad_kinds(rows)}); "
+            f"the first is {rows.examples[0]}")
+
+
+def bad_kinds(rows: RowCounts) -> str:
+    """How many bad rows of each kind, in words."""
+    return ", ".join(f"{kind}: {count:,}" for kind, count in rows.bad.items())
 
 
 def _no_documents(rows: RowCounts, preparation: Preparation) -> ConfigError:
