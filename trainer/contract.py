@@ -8,7 +8,6 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
 
-
 SHARDS = "shards:"  # begins the name of a prepared text
 
 
