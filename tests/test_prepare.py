@@ -245,8 +245,8 @@ def test_bad_and_repeated_rows_are_counted_and_named(tmp_path, capsys, tokenizer
     code, out, _ = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
     assert code == 0
     assert "documents  40 of 44 rows" in out and "repeated   1 document left out" in out
-    assert "bad rows   3 of 44 (no text key: 1, not JSON: 1, null: 1)\n" in out and "a.jsonl:8: not JSON" in out
-    assert "a.jsonl:9: null" in out and "a.jsonl:11: no key `text`" in out
+    assert "bad rows   3 of 44 (no text key: 1, not JSON: 1, null: 1)\n" in out
+    assert "a.jsonl:8: not JSON" in out and "a.jsonl:9: null" in out and "a.jsonl:11: no key `text`" in out
     code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer, "--json"))
     summary = json.loads(out)
     assert summary["complete"] and summary["num_units_made"] == 0
