@@ -299,7 +299,7 @@ def _past_limit(recipe: Recipe, name: str, problem: str, needed: Decimal, at_mos
     if needed > HIGHEST_LIMIT:
         return NoOfferError(problem, place=place, fix="lower train.steps")
     return NoOfferError(problem, place=place, changes={f"limits.{name}": _up(needed)},
-                        note=f"the p90 takes {option} {_up(at_most)}")
+                        note=f"{option} {_up(at_most)} for the p90")
 
 
 def _up(value: Decimal) -> Decimal:

@@ -172,7 +172,7 @@ def test_resume_plans_only_what_is_left_and_counts_what_is_spent(home):
     assert ", and --max-cost is $0.6" in said
     assert float(said.split("fix: add --max-cost ")[1].split()[0]) > 0.6
     late = refused(4, "resume", "story-1", "--deadline", "0.001")
-    assert re.search(r"fix: add --deadline 0\.\d+ \(the p90 takes --deadline 0\.\d+\)$", late.strip())
+    assert re.search(r"fix: add --deadline 0\.\d+ \(--deadline 0\.\d+ for the p90\)$", late.strip())
     before = files_below(home)
     assert "--max-cost" in refused(4, "resume", "story-1", "--yes", "--max-cost", "0.03")
     assert files_below(home) == before

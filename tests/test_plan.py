@@ -240,7 +240,7 @@ def test_an_estimate_over_the_cap_is_refused_with_what_would_do():
         example_plan(None, "limits.max_cost_usd=0.01")
     assert "limits.max_cost_usd is $0.01" in caught.value.problem
     assert caught.value.place == "--set limits.max_cost_usd=0.01"
-    least, p90 = re.fullmatch(r"add --max-cost ([\d.]+) \(the p90 takes --max-cost ([\d.]+)\)",
+    least, p90 = re.fullmatch(r"add --max-cost ([\d.]+) \(--max-cost ([\d.]+) for the p90\)",
                               caught.value.fix).groups()
     assert example_plan(None, f"limits.max_cost_usd={p90}").warnings == example_plan().warnings
     (told,) = set(example_plan(None, f"limits.max_cost_usd={least}").warnings) - set(example_plan().warnings)
