@@ -263,7 +263,7 @@ def test_what_is_spent_counts_towards_the_cap_and_its_fix():
     with pytest.raises(NoOfferError) as caught:
         example_plan(done=done)
     assert caught.value.problem.startswith("this run has spent $0.9900, what is left would cost ~$0.01 ")
-    (enough,) = re.findall(r"p90 takes --max-cost ([\d.]+)", caught.value.fix)
+    (enough,) = re.findall(r"--max-cost ([\d.]+) for the p90", caught.value.fix)
     assert caught.value.fix.startswith("add --max-cost 1.0")
     fits = example_plan(None, f"limits.max_cost_usd={enough}", done=done)
     assert fits.warnings == whole.warnings
