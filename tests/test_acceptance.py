@@ -55,9 +55,9 @@ def test_every_layout_can_be_built_without_memory(layout: dict) -> None:
     assert all(tensor.is_meta for tensor in model.state_dict().values())
 
 
-def _gradients(layout: dict, loss: str, gate: float) -> dict[str, torch.Tensor]:
+def _gradients(layout: dict, loss: str, gate: float, **diffusion: str | float) -> dict[str, torch.Tensor]:
     """Gradient of one loss for each part, all its parameters in a row."""
-    config = tiny_config(layout)
+    config = tiny_config(layout, diffusion=diffusion)
     model, generator = tiny_model(config), torch.Generator().manual_seed(1)
     tokens = torch.randint(0, VOCABULARY, (4, 8), generator=generator)
     hidden = torch.randn(4, 8, HIDDEN_SIZE, generator=generator)
@@ -76,6 +76,16 @@ def test_each_loss_trains_exactly_the_parts_that_the_method_names(loss: str, rea
                                                                   layout: dict) -> None:
     gradients = _gradients(layout, loss, gate=0.5)
     assert {part for part, gradient in gradients.items() if gradient.any()} == reached
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)
+def test_in_the_ablation_by_tokens_cross_entropy_alone_trains_the_way_to_them(layout: dict) -> None:
+    token = _gradients(layout, "token", gate=0.5, decoder_loss="token")
+    assert {part for part, gradient in token.items() if gradient.any()} == {
+        "latent_encoder", "latent_decoder", "token_decoder"}
+    without = {"decoder_loss": "token", "token_weight": 0.0, "diffusion_weight": 0.0}
+    total = _gradients(layout, "total", gate=0.5, **without)
+    assert not any(gradient.any() for gradient in total.values())  # L_h is measured, no more
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)

@@ -61,11 +61,11 @@ def test_effective_rank_counts_directions_by_their_variance() -> None:
 
 
 @pytest.mark.parametrize("layout", [{}, {"latent_norm": "running_std"}, {"prompt": True}])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_pull_at_the_encoder_is_the_norm_of_its_gradient_and_leaves_the_step_alone(recompute: bool,
-                                                                                   layout: dict) -> None:
-    config = tiny_config(layout, activation_checkpointing=recompute,
-                         diffusion={"hidden_weight": 2.0, "diffusion_weight": 3.0})
+@pytest.mark.parametrize(("recompute", "decoder"), [(False, "hidden"), (True, "hidden"), (False, "token")])
+def test_pull_at_the_encoder_is_the_norm_of_its_gradient_and_leaves_the_step_alone(
+        recompute: bool, decoder: str, layout: dict) -> None:
+    config = tiny_config(layout, activation_checkpointing=recompute, diffusion={
+        "hidden_weight": 2.0, "token_weight": 2.0, "diffusion_weight": 3.0, "decoder_loss": decoder})
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, VOCABULARY, (4, 8), generator=generator)
     hidden = torch.randn(4, 8, HIDDEN_SIZE, generator=generator)
@@ -84,7 +84,7 @@ def test_pull_at_the_encoder_is_the_norm_of_its_gradient_and_leaves_the_step_alo
     after = dict([*model.named_parameters(), *model.named_buffers()])
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert all(parameter.grad is None for parameter in model.parameters()) and model.encoder.scale.training
-    hidden_norm, diffusion_norm = 2 * norm_of("hidden"), 3 * norm_of("diffusion")
+    hidden_norm, diffusion_norm = 2 * norm_of(decoder), 3 * norm_of("diffusion")
     assert found["encoder_grad_hidden"].item() == pytest.approx(hidden_norm, rel=1e-5)
     assert found["encoder_grad_diffusion"].item() == pytest.approx(diffusion_norm, rel=1e-5)
     assert found["encoder_grad_ratio"].item() == pytest.approx(diffusion_norm / hidden_norm, rel=1e-5)

@@ -131,6 +131,9 @@ class DiffusionConfig(Section):
     hidden_weight: LossWeight = Field(1.0, description="of L_h in the total (paper: 1, by relay)")
     token_weight: LossWeight = Field(1.0, description="of L_w")
     diffusion_weight: LossWeight = Field(1.0, description="of L_diff")
+    decoder_loss: Literal["hidden", "token"] = Field(
+        "hidden", description="what trains latent encoder and decoder: the error of hidden states, L_h, or "
+                              "the cross-entropy of tokens, L_w (the paper's ablation)")
     prompt_dropout: Fraction = Field(0.1, description="share of samples trained without their prompt, for "
                                                       "guidance (guess); where model.prompt is on")
     prompt_max_fraction: Annotated[float, Field(gt=0, le=0.5)] = Field(

@@ -109,11 +109,12 @@ def encoder_gradient_norms(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: T
 
     Args:
         model: In training mode, or in evaluation mode for a look without dropout.
-        tokens_BL: Not read; see `LatentDiffusionLM.forward` for this and the others.
-        h_BLD, noise, encoder_gate, u_B, prompt_h_BPD: As there.
+        tokens_BL, h_BLD, noise, encoder_gate, u_B, prompt_h_BPD: See `LatentDiffusionLM.forward`.
 
     Returns:
-        encoder_grad_hidden, encoder_grad_diffusion: norms of the gradients, float32 scalars
+        encoder_grad_hidden: norm of the gradient of what trains the decoder, a float32 scalar; with
+            `decoder_loss: token` that is not the hidden states' error but the tokens'
+        encoder_grad_diffusion: the same of the diffusion loss
         encoder_grad_ratio: the second over the first
     """
     scale = model.encoder.scale
@@ -123,7 +124,7 @@ def encoder_gradient_norms(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: T
     of_encoder = [alias.requires_grad_() for name, alias in aliases.items()
                   if name.startswith("model.encoder.")]
     hidden, diffusion = torch.func.functional_call(
-        _Pulls(model, of_encoder), aliases, (h_BLD, noise, encoder_gate, u_B, prompt_h_BPD))
+        _Pulls(model, of_encoder), aliases, (tokens_BL, h_BLD, noise, encoder_gate, u_B, prompt_h_BPD))
     scale.train(was_training)
     return {"encoder_grad_hidden": hidden, "encoder_grad_diffusion": diffusion,
             "encoder_grad_ratio": diffusion / hidden}
@@ -140,7 +141,7 @@ class _Pulls(nn.Module):
         self.model = model
         self._weights = weights
 
-    def forward(self, h_BLD: Tensor, noise: StepNoise, encoder_gate: float, u_B: Tensor,
+    def forward(self, tokens_BL: Tensor, h_BLD: Tensor, noise: StepNoise, encoder_gate: float, u_B: Tensor,
                 prompt_h_BPD: Tensor | None) -> tuple[Tensor, Tensor]:
         model, settings = self.model, self.model.config.diffusion
         hbar_BLD = model.normalise(h_BLD)
@@ -148,7 +149,10 @@ class _Pulls(nn.Module):
         z_BKD = model.encoder(hbar_BLD)
         end_BKD = z_BKD.detach().requires_grad_()
 
-        def hidden() -> Tensor:
+        def decoder() -> Tensor:
+            if settings.decoder_loss == "token":
+                return settings.token_weight * model.token_loss(
+                    model.reconstruction(end_BKD, noise), tokens_BL, noise.positions_BP)
             return settings.hidden_weight * F.mse_loss(model.reconstruction(end_BKD, noise), hbar_BLD)
 
         def diffusion() -> Tensor:
@@ -156,7 +160,7 @@ class _Pulls(nn.Module):
                 gated(end_BKD, encoder_gate), noise.latent_BKD, u_B, noise.self_conditioned_B, prompt).mean()
 
         # Each list of temporaries is gone before the next begins.
-        pulls = [torch.autograd.grad(loss(), end_BKD)[0] for loss in (hidden, diffusion)]
+        pulls = [torch.autograd.grad(loss(), end_BKD)[0] for loss in (decoder, diffusion)]
         return self._norm(z_BKD, pulls[0], is_last=False), self._norm(z_BKD, pulls[1], is_last=True)
 
     def _norm(self, z_BKD: Tensor, pull_BKD: Tensor, *, is_last: bool) -> Tensor:

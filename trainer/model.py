@@ -201,9 +201,10 @@ class LatentDiffusionLM(ExactBuffers):
         hbar_BLD = self.normalise(h_BLD)
         z_BKD = self.encoder(hbar_BLD)
         hhat_BLD = self.reconstruction(z_BKD, noise)
-        hidden = F.mse_loss(hhat_BLD, hbar_BLD)
-        # Detached: cross-entropy would push the latents of different texts far apart.
-        token = self.token_loss(hhat_BLD.detach(), tokens_BL, noise.positions_BP)
+        # One of the two is measured only. Cross-entropy would push the latents of different texts far apart.
+        by_token = settings.decoder_loss == "token"
+        hidden = F.mse_loss(hhat_BLD.detach() if by_token else hhat_BLD, hbar_BLD)
+        token = self.token_loss(hhat_BLD if by_token else hhat_BLD.detach(), tokens_BL, noise.positions_BP)
         prompt = self.prompt_of(h_BLD, noise, prompt_h_BPD)
         diffusion_B = self.diffusion_loss(gated(z_BKD, encoder_gate), noise.latent_BKD, u_B,
                                           noise.self_conditioned_B, prompt)
