@@ -3,7 +3,7 @@ PYTEST_ARGS ?= -q -n 2 --dist loadfile
 ENVIRONMENT := $(PYTHON) -m trainer.environment
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench lock clean .venv .venv-train tools
+.PHONY: help demo test lint types bench lock clean .venv .venv-train tools evaluation-tools
 
 help:
 	@echo 'make demo         train, preempt, resume and benchmark a tiny model on this machine'
@@ -12,6 +12,7 @@ help:
 	@echo 'make bench        how fast the command line answers'
 	@echo 'make .venv        the environment of the launcher: .venv/bin/ldlm'
 	@echo 'make .venv-train  the environment of the trainer'
+	@echo 'make evaluation-tools  adds MAUVE and plots to it, for `ldlm evaluate`'
 	@echo 'make lock         write the lock files anew from pyproject.toml'
 	@echo 'make clean        remove environments and caches, never the data of a run'
 	@echo
@@ -23,6 +24,9 @@ help:
 
 .venv-train:
 	@$(ENVIRONMENT) trainer
+
+evaluation-tools:
+	@$(ENVIRONMENT) trainer --with-evaluation
 
 tools:
 	@$(ENVIRONMENT) launcher --with-tests
@@ -66,6 +70,8 @@ lock:
 	$(call write_lock,launch,launcher/requirements.lock,)
 	$(call write_lock,train,trainer/requirements.lock,)
 	$(call write_lock,test,tests/requirements.lock,-c launcher/requirements.lock)
+	$(call write_lock,evaluate,trainer/evaluation.lock,-c trainer/requirements.lock)
+	$(call write_lock,reference,tests/trainer.lock,-c trainer/requirements.lock -c trainer/evaluation.lock)
 	$(call write_lock,check,tests/launcher.lock,-c launcher/requirements.lock -c tests/requirements.lock)
 
 clean:

