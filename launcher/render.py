@@ -13,6 +13,7 @@ from typing import Any, Self
 import yaml
 
 from launcher.errors import LdlmError, RecipeError
+from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
@@ -111,11 +112,21 @@ def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str
         Env.RANKS_PER_NODE: str(ranks),
         Env.GPU: offer.accelerators or "",
         Env.PRICE: "" if price is None else str(price),
+        Env.PEAK_TFLOPS: _peak_tflops(offer, recipe.train),
         Env.MAX_COST: str(plan.max_cost_usd),
         Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
         Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
         Env.OFFER: offer.label,
     }
+
+
+def _peak_tflops(offer: Offer, config: TrainConfig) -> str:
+    """Of all GPUs of an offer; empty without one, and where its kind is not known."""
+    kind = GPU_KINDS.get(offer.gpu or "")
+    if kind is None:
+        return ""
+    each = kind.bf16_tflops if config.precision == "bf16" else kind.fp32_tflops
+    return f"{each * offer.num_gpus * offer.num_nodes:g}"
 
 
 def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:

@@ -7,9 +7,10 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError
-from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder, TrainingSpeed
+from trainer.metrics import Before, OwnAttempt, PhaseClock, Progress, Recorder, TrainingSpeed
 from trainer.run_folder import Attempt, Heartbeat, RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -38,6 +39,12 @@ class UnsteadyStore(Store):
         super().put(key, data, create=create)
 
 
+class Scored(BaseModel):
+    """Any record."""
+
+    step: int
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> UnsteadyStore:
     return UnsteadyStore(tmp_path)
@@ -47,7 +54,7 @@ def recorder(store: Store, *, age_s: float = 0.0, interval_s: float = 3600.0) ->
     attempt = Attempt(number=2, document=Document.TRAIN, offer="", host="h",
                       price_usd_per_hour=Decimal("3.60"),
                       billed_from=datetime.now(UTC) - timedelta(seconds=age_s))
-    return Recorder(RunFolder(store, "run"), attempt, interval_s=interval_s, spent_before_usd=Decimal("1.00"),
+    return Recorder(RunFolder(store, "run"), attempt, interval_s=interval_s, before=Before(Decimal("1.00")),
                     clock=PhaseClock(attempt.billed_from), progress=Progress(total_steps=12))
 
 
@@ -128,7 +135,7 @@ def test_an_attempt_knows_what_those_before_it_have_cost_and_left(store: Unstead
     for number in (1, 2, 3):
         folder.claim_attempt(Document.TRAIN, billed_from=began + timedelta(hours=number), host="h", offer="",
                              price_usd_per_hour=Decimal(number))
-    recording = Recorder(folder, folder.attempt(2).attempt, interval_s=3600, spent_before_usd=Decimal(0),
+    recording = Recorder(folder, folder.attempt(2).attempt, interval_s=3600, before=Before(),
                          clock=PhaseClock(began), progress=Progress(total_steps=12, durable_step=8))
     recording.close()
 
@@ -211,3 +218,70 @@ def test_a_metric_that_is_no_number_leaves_a_heartbeat_that_reads(store: Unstead
 
     assert RunFolder(store, "run").find("attempts/2/heartbeat.json", Heartbeat) is not None
     assert rows(store)[0]["step"] == 1
+
+
+# -- time and money --------------------------------------------------------------------------------
+
+
+def test_a_row_tells_what_was_spent_what_moved_training_and_what_is_at_risk(store: UnsteadyStore) -> None:
+    hands, attempt = Hands(), Attempt(number=2, document=Document.TRAIN, offer="", host="h",
+                                      price_usd_per_hour=Decimal("3.60"), billed_from=datetime.now(UTC))
+    clock = PhaseClock(attempt.billed_from, hands)
+    progress = Progress(total_steps=12, durable_train_s=25.0, durable_evaluate_s=4.0)
+    recording = Recorder(RunFolder(store, "run"), attempt, interval_s=3600, clock=clock, progress=progress,
+                         before=Before(Decimal("1.00"), useful_s=60, paid_s=100))
+    hands.now_s += 10
+    clock.enter("train_s")
+    hands.now_s += 40
+    with clock.during("evaluate_s"):
+        hands.now_s += 10
+    found = recording.accounts()
+    recording.close()
+
+    assert found["spent_usd"] == pytest.approx(1.0, abs=0.01)
+    assert found["goodput"] == pytest.approx((60 + 40) / (100 + 60), abs=0.002)
+    assert found["checkpoint_age_s"] == pytest.approx((40 - 25) + (10 - 4), abs=0.01)
+
+
+def test_what_earlier_attempts_came_to_counts_training_alone(store: UnsteadyStore) -> None:
+    folder, began = RunFolder(store, "run"), datetime.now(UTC) - timedelta(hours=3)
+    for hour, document in enumerate((Document.TRAIN, Document.BENCH, Document.TRAIN)):
+        attempt = folder.claim_attempt(document, billed_from=began + timedelta(hours=hour), host="h",
+                                       offer="", price_usd_per_hour=Decimal(1))
+        Recorder(folder, attempt, interval_s=3600, before=Before(), clock=PhaseClock(began),
+                 progress=Progress(total_steps=12, durable_train_s=900)).close()
+
+    own = OwnAttempt.find(folder, 3)
+    recording = own.recorder(folder, 3600, PhaseClock(own.attempt.billed_from), Progress(total_steps=12))
+    found = recording.accounts()
+    recording.close()
+
+    # 900 s kept of one hour, and now an hour of set-up.
+    assert found["goodput"] == pytest.approx(900 / 7200, rel=0.01)
+    assert found["spent_usd"] == pytest.approx(3.0, rel=0.01)
+
+
+def test_records_reach_the_store_before_the_rows_that_they_belong_to(store: UnsteadyStore) -> None:
+    recording = recorder(store)
+    recording.keep("evaluations/00000004.json", Scored(step=4))
+    recording.log(4, {"eval/loss": 1.0})
+    store.broken = "evaluations"
+    with pytest.raises(StoreError):
+        recording.write()
+    assert rows(store) == []
+    store.broken = None
+    recording.close()
+
+    assert [row["step"] for row in rows(store)] == [4]
+    assert RunFolder(store, "run").read_json("attempts/2/evaluations/00000004.json") == {"step": 4}
+
+
+def test_writing_from_two_threads_at_once_loses_and_doubles_no_row(store: UnsteadyStore) -> None:
+    recording = recorder(store, interval_s=0.001)
+    for step in range(200):
+        recording.log(step, {"loss": 0.0})
+        if step % 5 == 0:
+            recording.write()
+    recording.close()
+
+    assert [row["step"] for row in rows(store)] == list(range(200))

@@ -64,6 +64,18 @@ def test_values_travel_as_text_in_envs():
     assert task_of("local").document(Document.BENCH)["envs"][Env.RANKS_PER_NODE] == "1"
 
 
+def test_the_peak_of_all_gpus_travels_in_the_precision_of_the_run():
+    """By the data sheets: 104.8 TFLOP/s of an RTX 5090 in float32, 989 of an H100 in bf16."""
+    def peak(*sets: str) -> str:
+        return example_task("gcp", *sets).document(Document.TRAIN)["envs"][Env.PEAK_TFLOPS]
+
+    eight = ("hardware.train.3.gpu=H100:8", "train.global_batch_size=64")
+    assert peak(*eight, "train.precision=bf16") == "7912"
+    assert peak(*eight, "train.precision=fp32") == "536"
+    assert peak("hardware.train.3.gpu=XYZ1:1", "hardware.train.3.gpu_memory_gib=99") == ""
+    assert task_of("vast").document(Document.TRAIN)["envs"][Env.PEAK_TFLOPS] == "104.8"
+
+
 def test_what_is_unknown_travels_as_empty_text():
     envs = example_task("azure", "limits.deadline_hours=").document(Document.TRAIN)["envs"]
     assert (envs[Env.PRICE], envs[Env.DEADLINE]) == ("", "")

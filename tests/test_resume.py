@@ -1,6 +1,7 @@
 """Whatever happens to the machine, a run continues from its last durable checkpoint, exactly."""
 
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,19 @@ def test_resume_is_exact_in_every_precision_and_stage(
     resumed_at = run.folder.attempt(2).heartbeat.resumed_from_step
     assert run.losses(2) == {step: row for step, row in reference.losses(1).items() if step > resumed_at}
     assert_same_end(run, reference)
+
+
+def test_rows_of_steps_that_are_not_trained_again_are_in_the_store_before_their_checkpoint_counts(
+        text: Path, tmp_path: Path) -> None:
+    # Heartbeats come too late here to save them.
+    run = new_run(text, tmp_path, heartbeat_s=3600.0, steps=400, checkpoint={"every_steps": 40, "keep": 2})
+    node, give_up = run.start(), time.monotonic() + run.deadline_s
+    while not (found := run.checkpoints()) and time.monotonic() < give_up:
+        time.sleep(0.02)
+    kill_tree(node)
+
+    assert found
+    assert sorted(run.losses(1))[: found[0].step] == list(range(1, found[0].step + 1))
 
 
 def test_what_is_logged_and_scored_leaves_no_trace_in_the_weights(

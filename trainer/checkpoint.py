@@ -102,13 +102,16 @@ class Checkpointer:
         keep: Complete checkpoints to keep.
         data_fingerprint: Of the text that is trained on.
         model: What a manifest says about the model, see `Manifest`.
+        before_commit: Called by rank 0 before a checkpoint counts, in the background; what it raises
+            makes the save fail.
 
     Attributes:
         durable_step: Newest step whose manifest this process knows to be committed (rank 0 only).
     """
 
     def __init__(self, folder: RunFolder, attempt: int, engine: Any, average: WeightAverage, *, keep: int,
-                 data_fingerprint: str, model: dict[str, int]) -> None:
+                 data_fingerprint: str, model: dict[str, int],
+                 before_commit: Callable[[], None]) -> None:
         self._folder = folder
         self._attempt = attempt
         self._engine = engine
@@ -116,6 +119,7 @@ class Checkpointer:
         self._keep = keep
         self._data_fingerprint = data_fingerprint
         self._model = model
+        self._before_commit = before_commit
         self._shapes = {name: list(weight.shape) for name, weight in engine.module.named_parameters()}
         self._engine_kind = f"{engine.get_data_types()[0]}, ZeRO stage {engine.zero_optimization_stage()}"
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
@@ -195,6 +199,7 @@ class Checkpointer:
                             files=[file for part in parts for file in part.files],
                             data_fingerprint=self._data_fingerprint, model=self._model,
                             shapes=self._shapes, engine=self._engine_kind)
+        self._before_commit()
         self._folder.write(f"{base}/{Name.MANIFEST}", manifest)
         self.durable_step = step
 

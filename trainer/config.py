@@ -178,6 +178,16 @@ class SamplingConfig(Section):
     bench_generations: PositiveInt = Field(50, description="timed generations, after warm-up")
 
 
+class WandbConfig(Section):
+    """Where metrics are shown besides `ldlm status`: a view of the run folder on Weights & Biases."""
+
+    mode: Literal["auto", "online", "offline", "off"] = Field(
+        "auto", description="online: while it trains; offline: when `ldlm wandb sync RUN` is typed; "
+                            "auto: online where WANDB_API_KEY is set, else offline")
+    project: str = "ldlm"
+    entity: str | None = Field(None, description="team or user; null: the key's own")
+
+
 class TrainConfig(Section):
     """One training run, whatever hardware carries it.
 
@@ -207,6 +217,7 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     checkpoint: CheckpointConfig
     sampling: SamplingConfig = SamplingConfig()
+    wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -109,6 +109,7 @@ class Env:
     RANKS_PER_NODE = "LDLM_RANKS_PER_NODE"
     GPU = "LDLM_GPU"  # what the plan pays for, e.g. "RTX5090:1"; empty: no GPU
     PRICE = "LDLM_PRICE_USD_PER_HOUR"  # of the whole node group
+    PEAK_TFLOPS = "LDLM_PEAK_TFLOPS"  # of all its GPUs in the precision of the run; empty: not known
     MAX_COST = "LDLM_MAX_COST_USD"
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
     DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
@@ -117,6 +118,8 @@ class Env:
     ATTEMPT = "LDLM_ATTEMPT"
     # Set by the node for its ranks.
     END_FOLDER = "LDLM_END_FOLDER"  # each rank writes how it ended here
+    # Of the user, and never in a task: a node has it in its environment or not at all.
+    WANDB_KEY = "WANDB_API_KEY"
 
 
 class Document(StrEnum):
@@ -144,6 +147,11 @@ class Name:
 def checkpoint_folder(step: int) -> str:
     """Folder of the checkpoint of one step: `checkpoints/step-00000120`."""
     return f"{Name.CHECKPOINTS}/step-{step:08d}"
+
+
+def evaluation_file(step: int) -> str:
+    """Scores and texts of one step, among the files of an attempt: `evaluations/00000120.json`."""
+    return f"evaluations/{step:08d}.json"
 
 
 def attempt_file(attempt: int, name: str) -> str:

@@ -134,7 +134,9 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
                                   config.diffusion.time_refresh_steps, device),
         checkpoints=Checkpointer(folder, own.attempt.number, engine, average, keep=config.checkpoint.keep,
                                  data_fingerprint=corpus.fingerprint,
-                                 model=model_arguments(encoder, engine.module)),
+                                 model=model_arguments(encoder, engine.module),
+                                 # Else rows could be lost whose steps are not trained again.
+                                 before_commit=recorder.write if recorder else lambda: None),
     )
 
 

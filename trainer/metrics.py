@@ -14,8 +14,18 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Literal, Self
 
-from trainer.contract import StoreError, attempt_file
-from trainer.run_folder import Attempt, AttemptFiles, Heartbeat, Phases, RunFolder, spent_usd
+from pydantic import BaseModel
+
+from trainer.contract import Document, StoreError, attempt_file
+from trainer.run_folder import (
+    Attempt,
+    AttemptFiles,
+    Heartbeat,
+    Phases,
+    RunFolder,
+    charged_until,
+    spent_usd,
+)
 
 Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
 
@@ -89,6 +99,21 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Before:
+    """What earlier attempts of a run have come to.
+
+    Attributes:
+        spent_usd: All of them.
+        useful_s: Training that their checkpoints kept, in seconds.
+        paid_s: Seconds of machines that were there to train.
+    """
+
+    spent_usd: Decimal = Decimal(0)
+    useful_s: float = 0.0
+    paid_s: float = 0.0
+
+
+@dataclass(frozen=True)
 class OwnAttempt:
     """This attempt among those of its run.
 
@@ -116,7 +141,15 @@ class OwnAttempt:
                  progress: Progress) -> "Recorder":
         """A new one, which knows what earlier attempts have cost."""
         return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
-                        spent_before_usd=spent_usd(self.earlier, now=self.attempt.billed_from))
+                        before=self._before())
+
+    def _before(self) -> Before:
+        now, useful_s, paid_s = self.attempt.billed_from, 0.0, 0.0
+        for files, until in zip(self.earlier, charged_until(self.earlier, now), strict=True):
+            if files.attempt.document is Document.TRAIN:
+                paid_s += (until - files.attempt.billed_from).total_seconds()
+                useful_s += files.heartbeat.durable_train_s if files.heartbeat else 0.0
+        return Before(spent_usd(self.earlier, now), useful_s, paid_s)
 
 
 class Recorder:
@@ -126,22 +159,24 @@ class Recorder:
         folder: The run.
         attempt: This attempt.
         interval_s: Seconds between heartbeats.
-        spent_before_usd: What earlier attempts have cost.
+        before: What earlier attempts have come to.
         clock: Books the phases.
         progress: Read at each heartbeat.
     """
 
-    def __init__(self, folder: RunFolder, attempt: Attempt, *, interval_s: float, spent_before_usd: Decimal,
+    def __init__(self, folder: RunFolder, attempt: Attempt, *, interval_s: float, before: Before,
                  clock: PhaseClock, progress: Progress) -> None:
         self._folder = folder
         self._attempt = attempt
         self._interval_s = interval_s
-        self._spent_before_usd = spent_before_usd
+        self._before = before
         self._clock = clock
         self._progress = progress
         self._rows: list[dict[str, float]] = []
+        self._files: dict[str, BaseModel] = {}
         self._num_chunks = 0
         self._lock = threading.Lock()
+        self._writing = threading.Lock()  # heartbeats and checkpoints both write
         self._closing = False
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._write_until_closed, name="heartbeat", daemon=True)
@@ -150,7 +185,28 @@ class Recorder:
     def spent_usd(self, now: datetime) -> Decimal:
         """What the run has cost up to `now`, this attempt included."""
         seconds = max(0.0, (now - self._attempt.billed_from).total_seconds())
-        return self._spent_before_usd + self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
+        return self._before.spent_usd + self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
+
+    def accounts(self) -> dict[str, float]:
+        """What a row says of time and money, up to now.
+
+        Returns:
+            spent_usd: of all attempts
+            goodput: share of the paid training time that moved training forward, in [0, 1]; steps since the
+                newest checkpoint count as if they were kept
+            checkpoint_age_s: seconds of training and evaluation that losing the machine now would cost
+        """
+        phases, progress, before = self._clock.phases(), self._progress, self._before
+        paid_s = before.paid_s + sum(phases.model_dump().values())
+        at_risk_s = (phases.train_s - progress.durable_train_s
+                     + phases.evaluate_s - progress.durable_evaluate_s)
+        return {"spent_usd": float(self.spent_usd(datetime.now(UTC))), "checkpoint_age_s": at_risk_s,
+                "goodput": (before.useful_s + phases.train_s) / max(paid_s, 1e-9)}
+
+    def keep(self, name: str, record: BaseModel) -> None:
+        """Put a record among the files of this attempt; it reaches the store as rows do."""
+        with self._lock:
+            self._files[name] = record
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Keep one row of metrics; it reaches the store with the next heartbeat."""
@@ -170,7 +226,21 @@ class Recorder:
         self._try_to_write()
 
     def write(self) -> None:
-        """One heartbeat and the rows since the last one. Raises StoreError."""
+        """One heartbeat, and the rows and records since the last one. Raises StoreError."""
+        with self._writing:
+            self._write_files()
+            self._write_rows()
+
+    def _write_files(self) -> None:
+        """Before the rows: whoever reads a row finds what belongs to it."""
+        with self._lock:
+            files = dict(self._files)
+        for name, record in files.items():
+            self._folder.write(attempt_file(self._attempt.number, name), record)
+            with self._lock:
+                del self._files[name]
+
+    def _write_rows(self) -> None:
         now = datetime.now(UTC)
         with self._lock:
             rows, self._rows = self._rows, []

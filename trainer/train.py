@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from trainer.batches import Batches
 from trainer.config import TrainConfig
-from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd
+from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
 from trainer.divergence import diverged_error
 from trainer.evaluate import Evaluation, evaluate, reconstruct
 from trainer.hidden_statistics import measure_statistics
@@ -27,6 +27,7 @@ from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
 from trainer.step import encoder_pulls, train_step
+from trainer.step_metrics import settings_at, time_density
 
 # One failed save may be the store's bad minute; after two in a row, training on would risk paid work.
 _MAX_FAILED_SAVES = 2
@@ -117,6 +118,7 @@ def log_step(job: Job, speed: TrainingSpeed) -> None:
     rate = job.progress.tokens_per_s = num_steps * config.tokens_per_step / seconds
     row |= {f"grad_norm/{part}": float(norm) for part, norm in job.grad_norms.items()}
     row |= {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if accelerator else {}
+    row |= job.recorder.accounts() | settings_at(job, rate)
     job.recorder.log(step, {"tokens_per_s": rate} | row)
     left_s = (config.steps - step) * config.tokens_per_step / rate
     job.say(f"step {step}/{config.steps}  L_h {row['loss/hidden']:.3f}  L_w {row['loss/token']:.3f}  "
@@ -144,9 +146,11 @@ def run_evaluation(job: Job) -> None:
             scores = evaluate(model, job.encoder, heldout_NL, job.config.seed, job.config.micro_batch_size)
             texts = reconstruct(model, job.encoder, heldout_NL[:_NUM_RECONSTRUCTIONS])
     scores |= pulls
-    job.evaluation = Evaluation(step=job.progress.step, scores=scores, reconstructions=texts)
+    step, job.evaluation = job.progress.step, Evaluation(step=job.progress.step, scores=scores,
+                                                         reconstructions=texts)
     if job.recorder is not None:
-        job.recorder.log(job.progress.step, {f"eval/{name}": value for name, value in scores.items()})
+        job.recorder.keep(evaluation_file(step), job.evaluation)
+        job.recorder.log(step, {f"eval/{name}": value for name, value in scores.items()} | time_density(job))
     job.say(f"step {job.progress.step}  held-out reconstruction {scores['reconstruction_accuracy']:.1%} "
             f"({scores['reconstruction_accuracy_noisy']:.1%} under noise)  "
             f"L_diff {scores['diffusion_loss']:.3f} (trivial {scores['diffusion_loss_trivial']:.3f})")
