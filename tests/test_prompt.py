@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 
 from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
 
-from trainer.config import TrainConfig  # noqa: E402
+from trainer.config import SamplingConfig, TrainConfig  # noqa: E402
 from trainer.generate import sample_latents, with_prompt  # noqa: E402
 from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
 from trainer.prompt import PromptContext, longest_prompt  # noqa: E402
@@ -118,7 +118,8 @@ def test_a_prompt_that_the_model_cannot_read_is_refused_with_its_length() -> Non
 
 
 def _sampled(model: LatentDiffusionLM, prompt: PromptContext | None, guidance: float) -> torch.Tensor:
-    return sample_latents(model, 3, 1, torch.Generator().manual_seed(0), prompt=prompt, guidance=guidance)
+    sampling = SamplingConfig(steps=1, prompt_guidance=guidance)
+    return sample_latents(model, range(3), 0, sampling, prompt=prompt)
 
 
 def test_guidance_weighs_the_estimates_with_and_without_the_prompt() -> None:

@@ -12,7 +12,6 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -23,12 +22,10 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
-from trainer.diffusion import TimestepSampler
 from trainer.evaluate import Evaluation
-from trainer.generate import decode, sample_latents, to_text
-from trainer.manifest import TIME_DENSITY, CheckpointError, Manifest, load_averaged_weights
+from trainer.generate import Generator, load_generator
+from trainer.manifest import CheckpointError, load_averaged_weights
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
-from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
 from trainer.preemption import Limits, over_limit
 from trainer.run_folder import RunFolder
@@ -66,29 +63,6 @@ class BenchResult(BaseModel):
     throughput: Throughput
 
 
-@dataclass(frozen=True)
-class Generator:
-    """A trained model as sampling needs it.
-
-    Attributes:
-        model: The averaged weights, on the device where it generates.
-        warp: The time that training has warped, when the sampling grid follows it.
-        num_tokens: Ids from there on stand for no token.
-    """
-
-    config: TrainConfig
-    model: LatentDiffusionLM
-    warp: TimestepSampler | None
-    num_tokens: int
-
-    def tokens(self, num: int, seed: int) -> torch.Tensor:
-        """Token ids of `num` texts: the whole way from a seed to tokens in device memory."""
-        random = torch.Generator(self.model.hidden_mean.device).manual_seed(seed)
-        sampling = self.config.sampling
-        latents = sample_latents(self.model, num, sampling.steps, random, sampling.solver, self.warp)
-        return decode(self.model, latents, self.num_tokens)
-
-
 def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
               limit: Callable[[], str | None]) -> BenchResult:
     """Sample and time the averaged weights of the newest checkpoint; add what training has scored.
@@ -109,27 +83,11 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
         raise CheckpointError("the training of this run has not ended: it has left no scores",
                               place=f"{folder.url}/{Name.EVALUATION}", fix="`ldlm resume RUN`")
     tokenizer = load_tokenizer(config.token_encoder, folder.store)
-    generator = load_generator(config, manifest, weights, device)
+    generator = load_generator(config, manifest, weights, device, tokenizer)
     throughput = measure(generator, limit)
-    samples = generator.tokens(config.sampling.num_samples, config.seed)
     return BenchResult(
         step=manifest.step, scores=evaluation.scores, reconstructions=evaluation.reconstructions,
-        samples=to_text(tokenizer, samples, manifest.model["end_of_text_id"]), throughput=throughput)
-
-
-def load_generator(config: TrainConfig, manifest: Manifest, weights: dict[str, torch.Tensor],
-                   device: torch.device) -> Generator:
-    """Build the model of a checkpoint and give it the averaged weights."""
-    sizes, state = manifest.model, dict(weights)
-    warp = None
-    if config.sampling.grid == "warped":
-        warp = TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
-                               config.diffusion.time_refresh_steps)
-        warp.probabilities = state[TIME_DENSITY]
-    state.pop(TIME_DENSITY, None)
-    model = LatentDiffusionLM(config, sizes["hidden_size"], state.get("token_ids"), sizes["vocab_size"])
-    model.load_state_dict(state)
-    return Generator(config, model.to(device).eval(), warp, sizes["num_tokens"])
+        samples=generator.texts(config.sampling.num_samples, config.seed), throughput=throughput)
 
 
 def measure(generator: Generator, limit: Callable[[], str | None]) -> Throughput:

@@ -15,6 +15,7 @@ PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LossWeight = Annotated[float, Field(ge=0)]
+Guidance = Annotated[float, Field(ge=0, le=100)]
 WeightFormat = Literal["bf16", "fp8", "nf4"]
 # gpu: on the GPU of each rank. next_gpu: a rank has two GPUs, trains on the first, encodes on the second.
 # sharded: split over a node's GPUs, gathered block by block. host: in host memory, copied block by block.
@@ -168,13 +169,25 @@ class CheckpointConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How text is generated for samples and for the benchmark."""
+    """How text is generated: for samples, for the benchmark and by `ldlm sample`.
 
-    steps: PositiveInt = Field(32, description="denoiser passes (paper: not known)")
-    solver: Literal["ddim", "ancestral"] = Field("ddim", description="ancestral adds fresh noise (guess)")
+    All of it is a guess; what the paper uses is not known.
+    """
+
+    steps: PositiveInt = Field(32, description="denoiser passes")
+    solver: Literal["ddim", "ancestral", "sde"] = Field(
+        "ddim", description="ddim adds no noise on the way; ancestral does, as the noising process read "
+                            "backwards; sde: Euler steps of the reverse equation (the authors' earlier code)")
     grid: Literal["uniform", "warped"] = Field("uniform", description="even in time, or in the time that "
-                                               "training has warped so that the loss grows evenly (guess)")
+                                               "training has warped so that the loss grows evenly")
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(
+        1.0, description="factor of the noise that sampling starts from")
+    self_conditioning_guidance: Guidance = Field(
+        1.0, description="weight of the denoiser's earlier estimate: 0 ignores it, 1 takes it as in "
+                         "training; any other doubles the passes")
+    prompt_guidance: Guidance = Field(1.0, description="weight of the prompt, in the same way")
     num_samples: PositiveInt = 4
+    batch_size: PositiveInt = Field(32, description="texts at a time; none depends on it but for rounding")
     bench_generations: PositiveInt = Field(50, description="timed generations, after warm-up")
 
 
@@ -224,6 +237,15 @@ class TrainConfig(Section):
     def _under_its_profile(cls, data: Any) -> Any:
         name = data.get("profile") if isinstance(data, dict) else None
         return merged(profile_values(name), data) if isinstance(name, str) else data
+
+    @model_validator(mode="after")
+    def _guidance_has_what_it_weighs(self) -> Self:
+        for part in ("self_conditioning", "prompt"):
+            weight = getattr(self.sampling, f"{part}_guidance")
+            if weight != 1.0 and not getattr(self.model, part):
+                raise ValueError(f"sampling.{part}_guidance is {weight:g}, but model.{part} is off: "
+                                 "set it to 1")
+        return self
 
     @property
     def tokens_per_step(self) -> int:

@@ -4,82 +4,125 @@ Shapes: B batch, K latents, D latent width, L tokens.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainer.diffusion import TimestepSampler, alpha_sigma, sampling_grid
+from trainer.config import SamplingConfig, TrainConfig
+from trainer.diffusion import TimestepSampler
+from trainer.manifest import TIME_DENSITY, Manifest
 from trainer.model import LatentDiffusionLM
 from trainer.prompt import PromptContext
+from trainer.sampler import Denoise, SampleNoise, integrate
 
-Solver = Literal["ddim", "ancestral"]
-# Noisy latents, their times and the estimate before -> clean latents.
-Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+@dataclass(frozen=True)
+class Generator:
+    """A trained model as sampling needs it; how it samples is `config.sampling`.
+
+    Attributes:
+        model: The averaged weights, on the device where it generates.
+        warp: The time that training has warped; None: even.
+        num_tokens: Ids from there on stand for no token.
+        end_of_text_id: Where a text ends.
+        tokenizer: None where only ids are wanted.
+    """
+
+    config: TrainConfig
+    model: LatentDiffusionLM
+    warp: TimestepSampler | None
+    num_tokens: int
+    end_of_text_id: int
+    tokenizer: Any = None
+
+    def tokens(self, num: int, seed: int, prompt: PromptContext | None = None) -> Tensor:
+        """Token ids (num, L), int64: the whole way from a seed to tokens in device memory.
+
+        Sample i depends on the seed and i, and but for rounding not on `num`.
+
+        Args:
+            num: Samples.
+            seed: Of all of them.
+            prompt: Of one sample, with which each one begins.
+        """
+        return torch.cat([self._batch(range(first, min(first + self.config.sampling.batch_size, num)), seed,
+                                      prompt) for first in range(0, num, self.config.sampling.batch_size)])
+
+    def texts(self, num: int, seed: int) -> list[str]:
+        """Texts of the same samples, each up to its first end of text."""
+        return to_text(self.tokenizer, self.tokens(num, seed), self.end_of_text_id)
+
+    def _batch(self, indices: range, seed: int, prompt: PromptContext | None) -> Tensor:
+        told = None if prompt is None else PromptContext(
+            *(part.expand(len(indices), *part.shape[1:]) for part in prompt))
+        latents = sample_latents(self.model, indices, seed, self.config.sampling, self.warp, told)
+        return decode(self.model, latents, self.num_tokens)
+
+
+def load_generator(config: TrainConfig, manifest: Manifest, weights: dict[str, Tensor], device: torch.device,
+                   tokenizer: Any = None) -> Generator:
+    """Build the model of a checkpoint and give it the averaged weights."""
+    sizes, state = manifest.model, dict(weights)
+    warp = warp_of(config, state.pop(TIME_DENSITY))
+    model = LatentDiffusionLM(config, sizes["hidden_size"], state.get("token_ids"), sizes["vocab_size"])
+    model.load_state_dict(state)
+    return Generator(config, model.to(device).eval(), warp, sizes["num_tokens"], sizes["end_of_text_id"],
+                     tokenizer)
+
+
+def warp_of(config: TrainConfig, density: Tensor) -> TimestepSampler:
+    """The time that training has warped, from the probabilities of its bins."""
+    settings = config.diffusion
+    warp = TimestepSampler(settings.time_bins, settings.time_loss_decay, settings.time_refresh_steps)
+    warp.probabilities = density
+    return warp
 
 
 @torch.inference_mode()
-def sample_latents(model: LatentDiffusionLM, num: int, steps: int, generator: torch.Generator,
-                   solver: Solver = "ddim", warp: TimestepSampler | None = None,
-                   prompt: PromptContext | None = None, guidance: float = 1.0) -> Tensor:
-    """Draw latents z0 of shape (num, K, D), float32, on the generator's device.
+def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, sampling: SamplingConfig,
+                   warp: TimestepSampler | None = None, prompt: PromptContext | None = None) -> Tensor:
+    """Draw latents z0 of shape (len(indices), K, D), float32, on the model's device.
 
     Their scale is the denoiser's own: the decoder brings latents to scale on entry.
 
     Args:
-        model: On the device of the generator.
-        num: Samples.
-        steps: Denoiser passes, each doubled by a guidance other than 0 and 1.
-        generator: Where all randomness comes from.
-        solver: `ddim` adds no noise on the way; `ancestral` does.
-        warp: Even steps in its warped time instead of in u.
+        model: Whose denoiser it is.
+        indices: Which samples of the seed.
+        seed: With an index, where all randomness comes from.
+        sampling: How.
+        warp: For a warped grid; None: even.
         prompt: What each of the samples begins with, from `model.prompt_context`.
-        guidance: Weight of the prompt: 0 forgets it, 1 follows it as in training, more follows it more.
     """
-    shape = (num, model.config.num_latents, model.config.model.latent_width)
-    z_BKD = torch.randn(shape, generator=generator, device=generator.device)
-    grid = sampling_grid(steps, warp).to(generator.device)
-    denoise = model.denoiser if prompt is None else _guided(model, prompt, guidance)
-    return integrate(denoise, z_BKD, grid, model.config.diffusion.tan_d, solver, generator)
+    shape = (model.config.num_latents, model.config.model.latent_width)
+    noise = SampleNoise(seed, indices, shape, model.hidden_mean.device)
+    return integrate(guided(model, sampling, prompt), noise, sampling, model.config.diffusion.tan_d, warp)
 
 
-def _guided(model: LatentDiffusionLM, prompt: PromptContext, guidance: float) -> Denoise:
-    def denoise(z_BKD: Tensor, u_B: Tensor, estimate_BKD: Tensor) -> Tensor:
-        if guidance == 1.0:
-            return model.denoiser(z_BKD, u_B, estimate_BKD, prompt)
-        without = model.denoiser(z_BKD, u_B, estimate_BKD)
-        if guidance == 0.0:
-            return without
-        return torch.lerp(without, model.denoiser(z_BKD, u_B, estimate_BKD, prompt), guidance)
+def guided(model: LatentDiffusionLM, sampling: SamplingConfig, prompt: PromptContext | None) -> Denoise:
+    """The denoiser under guidance: estimate = without + weight * (with - without).
+
+    The inner of the two is that of self-conditioning (as ELF and ConvergeFlow use it), the outer that of
+    the prompt.
+    """
+
+    def told(z: Tensor, u_B: Tensor, estimate: Tensor, prompt: PromptContext | None) -> Tensor:
+        return _weighted(sampling.self_conditioning_guidance,
+                         lambda: model.denoiser(z, u_B, torch.zeros_like(estimate), prompt),
+                         lambda: model.denoiser(z, u_B, estimate, prompt))
+
+    def denoise(z: Tensor, u_B: Tensor, estimate: Tensor) -> Tensor:
+        return _weighted(0.0 if prompt is None else sampling.prompt_guidance,
+                         lambda: told(z, u_B, estimate, None), lambda: told(z, u_B, estimate, prompt))
 
     return denoise
 
 
-def integrate(denoise: Denoise, z_BKD: Tensor, grid: Tensor, tan_d: float, solver: Solver,
-              generator: torch.Generator) -> Tensor:
-    """Follow the grid of times from noise to the last prediction of the clean latent.
-
-    Args:
-        denoise: (noisy latents, times_B, previous estimate) -> clean latents.
-        z_BKD: Standard normal.
-        grid: Falling times, one more than there are passes.
-        tan_d: d of the schedule.
-        solver: See `sample_latents`.
-        generator: For the noise that `ancestral` adds.
-    """
-    alphas, sigmas = alpha_sigma(grid, tan_d)
-    estimate = torch.zeros_like(z_BKD)
-    for i in range(len(grid) - 1):
-        estimate = denoise(z_BKD, grid[i].expand(len(z_BKD)), estimate)
-        eps = (z_BKD - alphas[i] * estimate) / sigmas[i]
-        z_BKD = alphas[i + 1] * estimate
-        if solver == "ddim":
-            z_BKD = z_BKD + sigmas[i + 1] * eps
-        else:
-            eta = sigmas[i + 1] / sigmas[i] * (1 - (alphas[i] / alphas[i + 1]).square()).sqrt()
-            fresh = torch.randn(z_BKD.shape, generator=generator, device=z_BKD.device)
-            z_BKD = z_BKD + (sigmas[i + 1].square() - eta.square()).sqrt() * eps + eta * fresh
-    return estimate
+def _weighted(weight: float, without: Callable[[], Tensor], having: Callable[[], Tensor]) -> Tensor:
+    if weight == 0.0:
+        return without()
+    return having() if weight == 1.0 else torch.lerp(without(), having(), weight)
 
 
 @torch.inference_mode()

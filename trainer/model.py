@@ -4,7 +4,6 @@ Shapes: B batch, L tokens, K latents, D channels, P positions that the vocabular
 C self-conditioned samples.
 """
 
-import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.chance import keyed_generator
 from trainer.config import TrainConfig
 from trainer.denoiser import Denoiser
 from trainer.diffusion import noised
@@ -80,8 +80,8 @@ def draw_noise(config: TrainConfig, seed: int, step: int, sample_indices: Iterab
 
 def _draw_sample(config: TrainConfig, seed: int, step: int, index: int,
                  device: torch.device) -> tuple[Tensor, ...]:
-    choices = _generator("cpu", seed, step, index, "choices")
-    normals = _generator(device, seed, step, index, "normals")
+    choices = keyed_generator("cpu", seed, step, index, "choices")
+    normals = keyed_generator(device, seed, step, index, "normals")
     shape = (config.num_latents, config.model.latent_width)
     uniform = (index + torch.rand((), generator=choices, dtype=torch.float64)) / config.global_batch_size
     coin = torch.rand((), generator=choices) < config.diffusion.self_conditioning_probability
@@ -98,12 +98,6 @@ def _draw_prompt_length(config: TrainConfig, generator: torch.Generator) -> Tens
     is_dropped = torch.rand((), generator=generator) < config.diffusion.prompt_dropout
     length = torch.randint(1, longest_prompt(config) + 1, (), generator=generator)
     return length * ~is_dropped
-
-
-def _generator(device: torch.device | str, *key: object) -> torch.Generator:
-    # A hash, since sums of seed, step and index would repeat.
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
 def gated(z_BKD: Tensor, encoder_gate: float) -> Tensor:
