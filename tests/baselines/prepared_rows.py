@@ -1,0 +1,83 @@
+"""The text that every baseline learns from: rows of one prepared text, as the trainer cuts them.
+
+Shapes: N rows, L tokens of a row.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
+
+from trainer.shards import TOKEN, Shard, find_manifest  # noqa: E402
+from trainer.store import Store, local_store_url, open_store, sub_store  # noqa: E402
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """Rows in ids of their own: those that training holds, numbered from 0.
+
+    Attributes:
+        train_NL, heldout_NL: int64; held-out tokens that training does not hold are `special`.
+        heldout_tokens_NL: The same in the tokenizer's ids.
+        token_ids: The tokenizer's id of each; as many as there are ids.
+        tokenizer: Of the text.
+        end_of_text_id: The tokenizer's id that ends a document.
+    """
+
+    train_NL: np.ndarray
+    heldout_NL: np.ndarray
+    heldout_tokens_NL: np.ndarray
+    token_ids: np.ndarray
+    tokenizer: Any
+    end_of_text_id: int
+
+    @property
+    def special(self) -> int:
+        """The one id that stands for no token: start of a row, mask, unknown."""
+        return len(self.token_ids)
+
+    def texts(self, rows_NL: np.ndarray) -> tuple[list[list[int]], list[str]]:
+        """The tokenizer's ids of some rows, and their texts up to the first end of text."""
+        ids = self.token_ids[rows_NL].tolist()
+        return ids, self._decoded(ids)
+
+    def reference_texts(self, num: int) -> list[str]:
+        """Held-out rows as samples would be, spread evenly over the text."""
+        chosen = np.linspace(0, len(self.heldout_NL) - 1, min(num, len(self.heldout_NL))).round().astype(int)
+        return self._decoded(self.heldout_tokens_NL[chosen].tolist())
+
+    def _decoded(self, ids: list[list[int]]) -> list[str]:
+        from trainer.generate import to_text
+
+        return to_text(self.tokenizer, ids, self.end_of_text_id)
+
+
+def read_rows(store: Path, name: str, length: int) -> PreparedRows:
+    """Read a prepared text of a local store: `data/NAME` below it."""
+    from trainer.config import TokenEncoderConfig
+    from trainer.token_encoder import load_tokenizer
+
+    whole = open_store(local_store_url(store))
+    prepared = sub_store(whole, f"data/{name}")
+    manifest = find_manifest(prepared)
+    if manifest is None:
+        sys.exit(f"{prepared.url} holds no prepared text: ldlm data prepare")
+    identity = manifest.preparation.tokenizer
+    train, heldout = (np.concatenate([_rows(prepared, shard, length) for shard in manifest.of(split)])
+                      for split in ("train", "heldout"))
+    token_ids, compact = np.unique(train, return_inverse=True)
+    places = np.searchsorted(token_ids, heldout).clip(max=len(token_ids) - 1)
+    known = np.where(token_ids[places] == heldout, places, len(token_ids))
+    tokenizer = load_tokenizer(TokenEncoderConfig(name=identity.name), whole, say=lambda _: None)
+    return PreparedRows(compact.reshape(train.shape), known, heldout, token_ids.astype(np.int64), tokenizer,
+                        identity.end_of_text_id)
+
+
+def _rows(store: Store, shard: Shard, length: int) -> np.ndarray:
+    tokens = np.frombuffer(store.get(shard.key), dtype=TOKEN).astype(np.int64)
+    return tokens[:len(tokens) // length * length].reshape(-1, length)
