@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 
 from trainer import quality  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
+from trainer.measure_options import FIELDS_JUDGE  # noqa: E402
 from trainer.quality import (  # noqa: E402
-    GPT2_LARGE,
     Judge,
     load_judge,
     mauve,
@@ -139,7 +139,7 @@ def test_the_fields_names_are_for_the_fields_judge_alone(judge, folder):
     assert {"generative_perplexity_by_tiny-judge", "entropy_by_tiny-judge", "distinct_2_by_tiny-judge",
             "diversity_by_tiny-judge", "mauve_by_tiny-judge"} < set(scores)
     assert not any(name in scores for name in ("generative_perplexity", "entropy", "mauve"))
-    hub = Judge(GPT2_LARGE, "32b7", judge.model, judge.tokenizer, 12, END)
+    hub = Judge(FIELDS_JUDGE, "32b7", judge.model, judge.tokenizer, 12, END)
     assert hub.key("mauve") == "mauve"
     # A folder of that name may hold anything.
     assert Judge("gpt2-large", None, judge.model, judge.tokenizer, 12, END).key("mauve") == \

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from trainer.contract import ConfigError
 from trainer.health import distinct
+from trainer.measure_options import FIELDS_JUDGE
 from trainer.trunk import first_line, quiet
 
-GPT2_LARGE = "openai-community/gpt2-large"
 FIELD_TOKENS = 1024  # of a text that the field scores (MDLM, Duo)
-_GPT2_NAMES = (GPT2_LARGE, "gpt2-large")
+_GPT2_NAMES = (FIELDS_JUDGE, "gpt2-large")
 _BATCH_LOGITS = 2**27  # 512 MiB of float32 at a time (guess)
 _MAUVE_LEAST_TEXTS = 20  # its clusters are a tenth of them, at least 2
 Row = Sequence[int]
@@ -64,7 +64,7 @@ class Judge:
         return [list(row[:self.max_tokens]) for row in encoded]
 
 
-def load_judge(name: str = GPT2_LARGE, device: torch.device | str = "cpu", *, revision: str | None = None,
+def load_judge(name: str = FIELDS_JUDGE, device: torch.device | str = "cpu", *, revision: str | None = None,
                max_tokens: int = FIELD_TOKENS) -> Judge:
     """Load a judge: bfloat16 on a GPU, float32 elsewhere. No code of the model's folder runs.
 
@@ -89,7 +89,7 @@ def load_judge(name: str = GPT2_LARGE, device: torch.device | str = "cpu", *, re
         except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(
                 f"the judge {name} cannot be loaded: {first_line(error)}", place="--judge",
-                fix=f"with a network, fetch it once: hf download {GPT2_LARGE}; without one, "
+                fix=f"with a network, fetch it once: hf download {FIELDS_JUDGE}; without one, "
                     "name a folder with a causal language model and its tokenizer: --judge PATH") from error
     positions = getattr(model.config, "max_position_embeddings", None) or max_tokens
     return Judge(name, getattr(model.config, "_commit_hash", None), model.to(device).eval(), tokenizer,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from prepared_rows import PreparedRows, read_rows
 from record import generation, options_of, write
 from torch import Tensor
-from training import device, in_bf16, train, width_for
+from training import device, in_bf16, look, train, width_for
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 _HELDOUT_ROWS = 128
@@ -70,8 +70,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                   options.layers)
     trained = train(
         model, lambda rows_BL: loss_of(model, rows_BL, rows.special),
-        lambda: heldout(model, rows.heldout_NL, rows.special), rows.train_NL, minutes=options.minutes,
+        lambda: heldout(model, rows.looks_NL, rows.special), rows.train_NL, minutes=options.minutes,
         batch=options.batch, learning_rate=options.learning_rate, seed=options.seed)
+    loss_at_end = look(model, lambda: heldout(model, rows.heldout_NL, rows.special))
     model.eval()
     generations = [generation(rows, sampler(model, rows, temperature), options.samples, options.seed,
                               {"temperature": temperature}) for temperature in options.temperatures]
@@ -79,8 +80,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "model": "autoregressive", "seed": options.seed, "device": str(device()),
         "parameters": sum(weight.numel() for weight in model.parameters()), "steps": trained.steps,
         "train_seconds": trained.seconds, "train_losses": trained.train_losses,
-        "heldout_perplexity": float(np.exp(trained.heldout_loss)), "heldout_is": "exact",
-        "heldout_perplexity_at_end": float(np.exp(trained.heldout_at_end)), "generations": generations}
+        "heldout_losses": trained.heldout_losses,
+        "heldout_perplexity": float(np.exp(loss_at_end)), "heldout_is": "exact",
+        "generations": generations}
     write(options.out, record, rows)
     return record
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from prepared_rows import PreparedRows, read_rows
 from record import generation, options_of, write
 from torch import Tensor, nn
-from training import device, in_bf16, train, width_for
+from training import device, in_bf16, look, train, width_for
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 _EARLIEST = 1e-3  # MDLM's sampling_eps: 1/t must not explode
@@ -134,8 +134,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         return bound(network_of(model), rows_BL, times(len(rows_BL), random), rows.special, random).mean()
 
     trained = train(
-        model, loss, lambda: heldout(model, rows.heldout_NL, rows.special), rows.train_NL,
+        model, loss, lambda: heldout(model, rows.looks_NL, rows.special), rows.train_NL,
         minutes=options.minutes, batch=options.batch, learning_rate=options.learning_rate, seed=options.seed)
+    loss_at_end = look(model, lambda: heldout(model, rows.heldout_NL, rows.special))
     model.eval()
     generations = [
         generation(rows, sampler(model, rows, steps, temperature), options.samples, options.seed,
@@ -145,8 +146,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "model": "masked", "seed": options.seed, "device": str(device()),
         "parameters": sum(weight.numel() for weight in model.parameters()), "steps": trained.steps,
         "train_seconds": trained.seconds, "train_losses": trained.train_losses,
-        "heldout_perplexity": float(np.exp(trained.heldout_loss)), "heldout_is": "upper bound",
-        "heldout_perplexity_at_end": float(np.exp(trained.heldout_at_end)), "generations": generations}
+        "heldout_losses": trained.heldout_losses,
+        "heldout_perplexity": float(np.exp(loss_at_end)), "heldout_is": "upper bound",
+        "generations": generations}
     write(options.out, record, rows)
     return record
 

@@ -41,6 +41,11 @@ class PreparedRows:
         """The one id that stands for no token: start of a row, mask, unknown."""
         return len(self.token_ids)
 
+    @property
+    def looks_NL(self) -> np.ndarray:
+        """A quarter of the held-out rows, for looks on the way."""
+        return self.heldout_NL[::4]
+
     def texts(self, rows_NL: np.ndarray) -> tuple[list[list[int]], list[str]]:
         """The tokenizer's ids of some rows, and their texts up to the first end of text."""
         ids = self.token_ids[rows_NL].tolist()

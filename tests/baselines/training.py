@@ -5,7 +5,7 @@ Shapes: N rows, B rows of a step, L tokens.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,12 @@ _HEAD_WIDTH = 64
 
 @dataclass(frozen=True)
 class Trained:
-    """How far it came. Losses in nats per token; the best one is that of the weights that were kept."""
+    """How far it came. Losses are those at each look, nats per token; the best weights were kept."""
 
     steps: int
     seconds: float
-    heldout_loss: float
-    heldout_at_end: float
     train_losses: list[float]
+    heldout_losses: list[float]
 
 
 def device() -> torch.device:
@@ -59,7 +58,7 @@ def train(model: nn.Module, loss: Callable[[Tensor], Tensor], heldout_loss: Call
     Args:
         model: On `device()`.
         loss: Of rows_BL, on the device.
-        heldout_loss: In nats per token.
+        heldout_loss: In nats per token, over few rows: it is asked often.
         rows_NL: To train on, each once per epoch, shuffled anew.
         minutes: Of training, looks included.
         batch: B.
@@ -68,37 +67,46 @@ def train(model: nn.Module, loss: Callable[[Tensor], Tensor], heldout_loss: Call
         max_steps: When given, no more than so many.
     """
     torch.manual_seed(seed)
-    fused = device().type == "cuda"
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, (0.9, 0.98), weight_decay=0.01,
-                                  fused=fused)
-    rows = torch.from_numpy(rows_NL).to(device())
-    order = torch.Generator().manual_seed(seed)
-    began, steps, next_look, losses = time.monotonic(), 0, 1 / _LOOKS, []
-    best, best_state = math.inf, {}
+                                  fused=device().type == "cuda")
+    best: dict[str, Tensor] = {}
+    train_losses, looks, latest = [], [], torch.tensor(math.nan)
+    began = time.monotonic()
+    for steps, rows_BL in enumerate(_batches(rows_NL, batch, seed)):
+        done = _share(began, minutes, steps, max_steps)
+        if done >= (len(looks) + 1) / _LOOKS or done >= 1:
+            train_losses.append(latest.item())
+            looks.append(look(model, heldout_loss))
+            print(f"{done:.0%}  step {steps}  loss {latest.item():.3f}  held out {looks[-1]:.3f}", flush=True)
+            if looks[-1] == min(looks):
+                best = {name: value.clone() for name, value in model.state_dict().items()}
+        if done >= 1:
+            model.load_state_dict(best)
+            return Trained(steps, time.monotonic() - began, train_losses, looks)
+        rate = learning_rate * min((steps + 1) / _WARM_UP_STEPS, 0.5 * (1 + math.cos(math.pi * done)))
+        latest = _step(model, optimizer, loss, rows_BL, rate)
+    raise AssertionError("batches have no end")
+
+
+def _batches(rows_NL: np.ndarray, batch: int, seed: int) -> Iterator[Tensor]:
+    """Whole batches without end, each epoch in an order of its own."""
+    rows, order = torch.from_numpy(rows_NL).to(device()), torch.Generator().manual_seed(seed)
     while True:
         for picked in torch.randperm(len(rows), generator=order)[: len(rows) // batch * batch].split(batch):
-            done = _share(began, minutes, steps, max_steps)
-            if done >= next_look or done >= 1:
-                next_look += 1 / _LOOKS
-                latest = _look(model, heldout_loss)
-                losses.append(float(last.detach()) if steps else math.nan)  # noqa: F821
-                print(f"{done:.0%}  step {steps}  loss {losses[-1]:.3f}  held out {latest:.3f}", flush=True)
-                if latest < best:
-                    best, best_state = latest, {name: value.clone() for name, value in
-                                                model.state_dict().items()}
-            if done >= 1:
-                model.load_state_dict(best_state)
-                return Trained(steps, time.monotonic() - began, best, latest, losses)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * min((steps + 1) / _WARM_UP_STEPS,
-                                                  0.5 * (1 + math.cos(math.pi * done)))
-            with in_bf16():
-                last = loss(rows[picked.to(rows.device)])
-            last.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            steps += 1
+            yield rows[picked.to(rows.device)]
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor], Tensor],
+          rows_BL: Tensor, rate: float) -> Tensor:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with in_bf16():
+        found = loss(rows_BL)
+    found.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return found.detach()
 
 
 def _share(began: float, minutes: float, steps: int, max_steps: int | None) -> float:
@@ -106,7 +114,8 @@ def _share(began: float, minutes: float, steps: int, max_steps: int | None) -> f
     return min(1.0, max(by_time, steps / max_steps if max_steps else 0.0))
 
 
-def _look(model: nn.Module, heldout_loss: Callable[[], float]) -> float:
+def look(model: nn.Module, heldout_loss: Callable[[], float]) -> float:
+    """The held-out loss of a model as it is used: without dropout, in bf16 on a GPU."""
     model.eval()
     with torch.inference_mode(), in_bf16():
         found = heldout_loss()

@@ -1,0 +1,66 @@
+"""Command line of `ldlm evaluate`, for the trainer, and for the launcher that finds the run.
+
+Standard library and the store's URLs only.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from trainer.store import store_url
+
+FIELDS_JUDGE = "openai-community/gpt2-large"
+_EXAMPLES = """examples:
+  ldlm evaluate RUN --out quality                        judged by GPT-2 large, as the field does
+  ldlm evaluate RUN --judge ./my-judge --out quality     without network, by a local model
+  ldlm evaluate RUN --steps 8,32,128 --temperatures 0.9,1 -n 1024 --out quality
+"""
+_T = TypeVar("_T", int, float)
+
+
+def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was typed behind `ldlm evaluate`. Ends the program with code 2 when it goes wrong."""
+    parser = argparse.ArgumentParser(
+        prog="ldlm evaluate", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        description="Measure a run's newest checkpoint on held-out text, and its own text by a judge: "
+                    "reconstruction, losses, perplexity over entropy, repetition, MAUVE, speed.",
+        epilog=_EXAMPLES)
+    parser.add_argument("run", metavar="RUN", help="id of a run, see `ldlm status`")
+    parser.add_argument("--store", type=store_url, metavar="URL", help="where its folder is")
+    parser.add_argument("--judge", default=FIELDS_JUDGE, metavar="NAME|PATH",
+                        help="causal language model of the Hub or in a folder (default GPT-2 large); metrics "
+                             "by another one carry its name")
+    parser.add_argument("--judge-revision", metavar="COMMIT", help="of the judge on the Hub")
+    parser.add_argument("--steps", type=_several(int, 1, 10_000), default=[4, 16, 64], metavar="N,...",
+                        help="denoiser passes, one sampling each (default 4,16,64)")
+    parser.add_argument("--temperatures", type=_several(float, 0.01, 10), default=[1.0], metavar="T,...",
+                        help="each with every number of steps (default 1)")
+    parser.add_argument("-n", "--num", type=_one(int, 1, 1_000_000), default=256, metavar="N",
+                        help="texts of each sampling, and held-out sequences (default 256)")
+    parser.add_argument("--batch", type=_one(int, 1, 100_000), default=32, metavar="N",
+                        help="sequences at a time (default 32)")
+    parser.add_argument("--seed", type=_one(int, 0, 2**63 - 1), default=0)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER",
+                        help="evaluation.json, evaluation.png, samples.json go there")
+    parser.add_argument("--json", action="store_true", help="print evaluation.json")
+    return parser.parse_args(arguments)
+
+
+def _one(kind: type[_T], least: float, most: float) -> Callable[[str], _T]:
+    def read(text: str) -> _T:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = kind(least - 1)
+        if not least <= value <= most:
+            what = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what} from {least:g} to {most:g}")
+        return value
+
+    return read
+
+
+def _several(kind: type[_T], least: float, most: float) -> Callable[[str], list[_T]]:
+    read = _one(kind, least, most)
+    return lambda text: sorted({read(word) for word in text.split(",")})
