@@ -128,6 +128,11 @@ def test_mauve_is_that_of_its_package_called_directly(judge, folder):
     assert 0 < direct.mauve < mauve(judge, p, p)
 
 
+def test_mauve_does_not_talk(judge, capfd):
+    mauve(judge, judge.rows(texts(30, seed=1)), judge.rows(texts(30, seed=2)))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_mauve_takes_as_many_texts_of_either_side_and_refuses_a_handful(judge):
     rows = judge.rows(texts(40, seed=1))
     assert mauve(judge, [*rows, []], rows[:30]) == mauve(judge, rows[:30], rows[:30])
@@ -151,11 +156,10 @@ def test_no_texts_have_scores_that_json_can_hold(judge):
     assert json.loads(json.dumps(scores, allow_nan=False))["num_texts"] == 0
 
 
-def test_a_judge_that_is_not_here_is_refused_with_what_to_type(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+def test_a_judge_that_is_not_here_is_refused_with_what_to_type():
     with pytest.raises(ConfigError) as caught:
-        load_judge()
-    assert "the judge openai-community/gpt2-large cannot be loaded" in caught.value.problem
+        load_judge("nobody/no-such-judge")
+    assert "the judge nobody/no-such-judge cannot be loaded" in caught.value.problem
     assert "hf download openai-community/gpt2-large" in caught.value.fix
     assert "--judge PATH" in caught.value.fix
 

@@ -3,8 +3,12 @@
 Shapes: N texts, L tokens of the longest, V ids of the judge. A row is the token ids of one text.
 """
 
+import contextlib
+import io
 import math
+import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,11 +191,26 @@ def mauve(judge: Judge, rows: Sequence[Row], reference: Sequence[Row], seed: int
     features = []
     for side in (rows, reference):
         tokens = [torch.tensor(row) for row in side if len(row)][:num]
-        with quiet():
+        with quiet(), _without_stderr():
             found_ND = featurize_tokens_from_model(judge.model, tokens, batch_size=8)
         features.append(found_ND.float().numpy())
-    with quiet():
+    with _without_stderr():
         return float(compute_mauve(p_features=features[0], q_features=features[1], seed=seed).mauve)
+
+
+@contextlib.contextmanager
+def _without_stderr() -> Iterator[None]:
+    """mauve-text shows bars and faiss, in C++, always a warning; neither can be told not to."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def needs_evaluation_tools(package: str) -> ConfigError:

@@ -1,0 +1,64 @@
+"""The picture of an evaluation: perplexity over entropy, reconstruction, speed."""
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from trainer.quality import Judge, needs_evaluation_tools
+
+
+def plot(result: dict[str, Any], judge: Judge, path: Path) -> None:
+    """Draw what `trainer.measure` found into a PNG. Raises ConfigError: matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise needs_evaluation_tools("matplotlib") from error
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    _draw_frontier(left, result, judge)
+    _draw_panel(middle, result)
+    _draw_speed(right, result)
+    figure.suptitle(f"{result['source']}, step {result['step']:,}, {result['device']}")
+    FigureCanvasAgg(figure).print_png(path)
+
+
+def _draw_frontier(axes: Any, result: dict[str, Any], judge: Judge) -> None:
+    x, y = judge.key("entropy"), judge.key("generative_perplexity")
+    points = [point for point in result["frontier"] if point[y] is not None]
+    for temperature in sorted({point["setting"]["temperature"] for point in points}):
+        line = [point for point in points if point["setting"]["temperature"] == temperature]
+        axes.plot([point[x] for point in line], [point[y] for point in line], "o-",
+                  label=f"temperature {temperature:g}")
+        for point in line:
+            axes.annotate(f"{point['setting']['steps']}", (point[x], point[y]), xytext=(4, 4),
+                          textcoords="offset points", fontsize=8)
+    reference = result["reference"]
+    if reference.get(y) is not None:
+        axes.plot([reference[x]], [reference[y]], "k*", markersize=12, label="held-out text")
+    axes.set(yscale="log", xlabel=f"{x}, nats", ylabel=y, title="Perplexity over entropy; labels: steps")
+    if axes.lines:
+        axes.legend(fontsize=8)
+
+
+def _draw_panel(axes: Any, result: dict[str, Any]) -> None:
+    panel = result["panel"]
+    shares = [100 * scores["accuracy"] for scores in panel.values()]
+    bars = axes.bar([name.replace("_", "\n") for name in panel], shares)
+    axes.bar_label(bars, fmt="%.1f", fontsize=8)
+    axes.set(ylim=(0, 108), ylabel="tokens that come back, %", title="Held-out reconstruction")
+
+
+def _draw_speed(axes: Any, result: dict[str, Any]) -> None:
+    frontier = result["frontier"]
+    steps = sorted({point["setting"]["steps"] for point in frontier})
+    for key in [key for key in frontier[0] if key.startswith("tokens_per_s_batch_")]:
+        # Temperature costs no time: its samplings are repetitions.
+        speeds = [statistics.median(point[key] for point in frontier if point["setting"]["steps"] == num)
+                  for num in steps]
+        axes.plot(steps, speeds, "o-", label=f"batch {key.rsplit('_', 1)[1]}")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(steps, [str(num) for num in steps])
+    axes.set(yscale="log", xlabel="denoiser steps", ylabel="tokens/s, decoding included",
+             title="Speed")
+    axes.legend(fontsize=8)
