@@ -205,6 +205,18 @@ def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
         screens.show_cost(report)
 
 
+@app.command(**_PASSED_ON)
+def sample(ctx: typer.Context) -> None:
+    """Generate text from a run or an export."""
+    _in_trainer("trainer.sample", ctx.args)
+
+
+@app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
+def export(ctx: typer.Context) -> None:
+    """Write what generation needs into a folder or onto the Hub."""
+    _in_trainer("trainer.export", ctx.args)
+
+
 @app.command(rich_help_panel=_ADVANCED)
 def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
     """Delete a run's folder: checkpoints, metrics, bill."""
@@ -225,9 +237,7 @@ def data_prepare(ctx: typer.Context) -> None:
     if asks_for_nodes(ctx.args):
         _prepare_on_nodes(ctx.args)
         return
-    from launcher.trainer_commands import run_in_trainer
-
-    raise SystemExit(run_in_trainer("trainer.prepare", ctx.args))
+    _in_trainer("trainer.prepare", ctx.args)
 
 
 def _prepare_on_nodes(arguments: list[str]) -> None:
@@ -250,9 +260,7 @@ def _prepare_on_nodes(arguments: list[str]) -> None:
 @weights.command("mirror", **_PASSED_ON)
 def weights_mirror(ctx: typer.Context) -> None:
     """Put the used part of a token encoder into the store, once."""
-    from launcher.trainer_commands import run_in_trainer
-
-    raise SystemExit(run_in_trainer("trainer.mirror", ctx.args))
+    _in_trainer("trainer.mirror", ctx.args)
 
 
 def main() -> None:
@@ -293,6 +301,12 @@ def _show(error: LdlmError) -> int:
 
     console.show_error(error)
     return error.cli_exit_code
+
+
+def _in_trainer(module: str, arguments: list[str]) -> NoReturn:
+    from launcher.trainer_commands import run_command
+
+    raise SystemExit(run_command(module, arguments))
 
 
 def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,

@@ -8,12 +8,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from launcher.commands import default_store_url
+from launcher.commands import default_store_url, find_run
 from launcher.errors import LdlmError
 from launcher.recipe import checkout_folder
 from trainer.contract import Env
+from trainer.sample_options import read_export_options, read_sample_options
 
 TRAIN_PYTHON = "LDLM_TRAIN_PYTHON"
+# The command lines that name a run.
+_OPTIONS = {"trainer.sample": read_sample_options, "trainer.export": read_export_options}
+
+
+def run_command(module: str, arguments: Sequence[str]) -> int:
+    """Run the module behind a command as `run_in_trainer` does, told where the run is that it names.
+
+    Ends the program with code 2 when such a command line is wrong.
+
+    Raises:
+        RunRecordError: There is no such run.
+        LdlmError: There is no trainer's environment.
+    """
+    options = _OPTIONS[module](arguments) if module in _OPTIONS else None
+    if options is None or options.run is None:
+        return run_in_trainer(module, arguments)
+    return run_in_trainer(module, [*arguments, "--store", find_run(options.run, options.store).store.address])
 
 
 def run_in_trainer(module: str, arguments: Sequence[str]) -> int:

@@ -1,9 +1,12 @@
-"""A server that speaks the Hugging Face Hub's protocol for downloads, from folders on this disk.
+"""A server that speaks the Hugging Face Hub's protocol, from folders on this disk.
 
 HEAD and GET of `/OWNER/NAME/resolve/REVISION/FILE` with ETag (the SHA-256, as for files in LFS),
 X-Repo-Commit, X-Linked-Size, X-Linked-ETag and ranges; `/api/models/OWNER/NAME[/revision/REVISION]`.
+Uploads: a model is made, each file is asked about, large ones go by git LFS (basic transfer), and a commit
+names them all. What was uploaded counts from its commit on, as on the Hub.
 """
 
+import base64
 import hashlib
 import json
 import re
@@ -17,6 +20,10 @@ from urllib.parse import unquote
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+_UPLOADS = {"create": re.compile(r"/api/repos/create"), "yaml": re.compile(r"/api/validate-yaml"),
+            "preupload": re.compile(r"/api/models/([^/]+/[^/]+)/preupload/main"),
+            "batch": re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch"),
+            "commit": re.compile(r"/api/models/([^/]+/[^/]+)/commit/main")}
 _MODEL = re.compile(r"/api/models/([^/]+/[^/]+?)(?:/revision/([^/]+))?")
 
 
@@ -33,6 +40,10 @@ class FakeHub:
         damaged: Files whose first byte arrives wrong, as often as they stand here.
         gets: Names of the files that were asked for by GET.
         ranges: Range headers of those that had one.
+        tokens: That may write; others are unknown.
+        read_only: Tokens that are known and may not.
+        breaks: Of an upload: `preupload`, `batch`, `put` or `commit` is answered by an error 400.
+        commits: Messages of those that were made.
     """
 
     url: str = ""
@@ -43,6 +54,12 @@ class FakeHub:
     damaged: list[str] = field(default_factory=list)
     gets: list[str] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
+    tokens: set[str] = field(default_factory=set)
+    read_only: set[str] = field(default_factory=set)
+    breaks: str = ""
+    commits: list[str] = field(default_factory=list)
+    root: Path | None = None  # where models are made
+    large: dict[str, bytes] = field(default_factory=dict)  # by their SHA-256
 
 
 @contextmanager
@@ -70,6 +87,63 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        path = unquote(self.path.partition("?")[0])
+        kind, found = next((kind, found) for kind, form in _UPLOADS.items()
+                           if (found := form.fullmatch(path)))
+        if token in self.hub.read_only:
+            self._refuse(403, "Forbidden", "this token may only read")
+        elif token not in self.hub.tokens:
+            self._refuse(401, "Unauthorized", "Invalid username or password.")
+        elif kind == self.hub.breaks:
+            self._refuse(400, "Broken", "something broke on the way")
+        else:
+            answer = getattr(self, f"_{kind}")(found.group(1) if found.groups() else "", body)
+            self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
+
+    def do_PUT(self) -> None:
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.hub.breaks == "put":
+            self._refuse(400, "Broken", "something broke on the way")
+            return
+        self.hub.large[hashlib.sha256(content).hexdigest()] = content
+        self._send(200, {}, b"")
+
+    def _create(self, _: str, body: bytes) -> dict[str, object]:
+        asked = json.loads(body)
+        name = f"{asked['organization']}/{asked['name']}"
+        assert self.hub.root is not None
+        self.hub.models.setdefault(name, self.hub.root / name).mkdir(parents=True, exist_ok=True)
+        return {"url": f"{self.hub.url}/{name}", "name": name, "id": name}
+
+    def _yaml(self, _: str, body: bytes) -> dict[str, object]:
+        assert json.loads(body)["content"].startswith("---\n")
+        return {"errors": [], "warnings": []}
+
+    def _preupload(self, name: str, body: bytes) -> dict[str, object]:
+        files = json.loads(body)["files"]
+        return {"files": [{"path": file["path"], "shouldIgnore": False, "oid": None, "uploadMode": "lfs" if
+                           file["path"].endswith(".safetensors") else "regular"} for file in files]}
+
+    def _batch(self, name: str, body: bytes) -> dict[str, object]:
+        objects = json.loads(body)["objects"]
+        return {"transfer": "basic", "objects": [
+            {**item, "actions": {"upload": {"href": f"{self.hub.url}/{item['oid']}"}}} for item in objects]}
+
+    def _commit(self, name: str, body: bytes) -> dict[str, object]:
+        for line in map(json.loads, body.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                self.hub.commits.append(value["summary"])
+                continue
+            large = line["key"] == "lfsFile"
+            path = self.hub.models[name] / value["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self.hub.large[value["oid"]] if large else base64.b64decode(value["content"]))
+        return {"commitUrl": f"{self.hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""

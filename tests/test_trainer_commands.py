@@ -68,6 +68,34 @@ def test_help_is_that_of_the_trainer_and_the_store_is_the_usual_one(echo, monkey
     assert out.strip().endswith("/store") and "file://" in out
 
 
+def test_a_command_that_names_a_run_is_told_where_the_run_is(echo, tmp_path, monkeypatch):
+    monkeypatch.delenv("LDLM_STORE", raising=False)
+    here, elsewhere = Path(os.environ["LDLM_HOME"]) / "store", tmp_path / "elsewhere"
+    for store in (here, elsewhere):
+        (store / "mine").mkdir(parents=True)
+        (store / "mine" / "recipe.json").write_text("{}")
+    for typed, store in ((["mine", "-n", "2"], here), (["mine", "--store", str(elsewhere)], elsewhere)):
+        out, _ = ldlm("sample", *typed).communicate(timeout=60)
+        asked = ["-P", "-m", "trainer.sample", *typed, "--store", store.resolve().as_uri()]
+        assert out.startswith(f"{asked} ")
+    out, _ = ldlm("sample", "--from", "x y").communicate(timeout=60)
+    assert "['-P', '-m', 'trainer.sample', '--from', 'x y']" in out
+
+
+@pytest.mark.parametrize(("code", "said", "typed"), [
+    (6, "no run 'mine'", ["sample", "mine"]), (6, "no run 'mine'", ["export", "mine"]),
+    (2, "argument --steps: '0' is not a whole number above 0", ["sample", "mine", "--steps", "0"]),
+    (2, "argument --temperature: 'nan' is not a number above", ["sample", "mine", "--temperature", "nan"]),
+    (2, "argument --seed: '-1' is not a whole number from 0", ["sample", "mine", "--seed=-1"]),
+    (2, "name either a RUN or an export by --from PATH", ["sample"]),
+    (2, "name either a RUN or an export by --from PATH", ["sample", "mine", "--from", "x"]),
+    (2, "argument --out: is empty", ["export", "mine", "--out", ""])])
+def test_what_cannot_be_sampled_or_exported_is_refused_before_the_trainer_starts(echo, code, said, typed):
+    process = ldlm(*typed)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, "") and said in err and "Traceback" not in err
+
+
 def test_both_commands_are_in_the_advanced_panel():
     out, _ = ldlm("--help").communicate(timeout=60)
     advanced = out.partition("Advanced:")[2]

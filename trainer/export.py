@@ -1,0 +1,236 @@
+"""`python -m trainer.export`, behind `ldlm export`: what generation needs of a run, in one folder.
+
+    model.safetensors   averaged weights of latent decoder, token decoder and denoiser, with their buffers
+    config.json         sizes, settings, what it cost, and the hashes of the other files; written last
+    tokenizer/          in Hugging Face layout
+    recipe.yaml         reproduces it: `ldlm launch recipe.yaml`
+    README.md           model card; curves.png where matplotlib is there
+
+The folder appears whole, by a rename; a copy of it that was cut off does not match its hashes.
+Exit codes: those of the `ldlm` command.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.contract import ConfigError, Env, LdlmError, Name, StoreError
+from trainer.generate import Generator, warp_of
+from trainer.manifest import TIME_DENSITY, StoredFile
+from trainer.model import LatentDiffusionLM
+from trainer.model_card import Facts, draw_curves, facts_of, model_card, recipe_yaml
+from trainer.push import check_name, push
+from trainer.run_folder import RunFolder
+from trainer.sample_options import read_export_options
+from trainer.saved_run import SavedRun, load_run
+from trainer.store import open_store
+from trainer.token_encoder import load_tokenizer, open_tokenizer
+from trainer.transfers import sha256_of
+
+_FORMAT = "ldlm-export-1"
+_INTERRUPTED = 130
+_WEIGHTS, _CONFIG, _RECIPE, _TOKENIZER, _CARD, _PLOT = (
+    "model.safetensors", "config.json", "recipe.yaml", "tokenizer", "README.md", "curves.png")
+_NOT_NEEDED = "encoder."  # the latent encoder: it makes latents of texts, never texts
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_NUM_SAMPLES, _SEED = 5, 0  # on the model card
+Precision = Literal["bf16", "fp32"]
+
+
+class ExportRecord(BaseModel):
+    """`config.json` of an export.
+
+    Attributes:
+        model: Arguments that rebuild the model, as in a checkpoint's manifest.
+        facts: What training took.
+        train: The settings of the run.
+        files: Every other file that loading reads, with its hash.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    format: Literal["ldlm-export-1"] = _FORMAT
+    run_id: str
+    step: int
+    precision: Precision
+    model: dict[str, int]
+    facts: Facts
+    train: TrainConfig
+    files: list[StoredFile]
+
+
+def load_export(path: Path | str, device: torch.device | str = "cpu",
+                dtype: torch.dtype | None = None) -> Generator:
+    """Read an export for generation. No DeepSpeed, no token encoder.
+
+    Args:
+        path: Its folder.
+        device: Where to generate.
+        dtype: To compute in; None: float32 on a CPU, elsewhere as the weights are stored.
+
+    Raises:
+        ConfigError: It is no export, of another version, or not what was written.
+    """
+    path, device = Path(path), torch.device(device)
+    record = read_export(path)
+    state = load_file(path / _WEIGHTS)
+    warp = warp_of(record.train, state.pop(TIME_DENSITY))
+    with torch.device("meta"):
+        model = LatentDiffusionLM(record.train, record.model["hidden_size"], state.get("token_ids"),
+                                  record.model["vocab_size"])
+    del model.encoder
+    dtype = dtype or (torch.float32 if device.type == "cpu" else _DTYPES[record.precision])
+    weights = {name for name, _ in model.named_parameters()}
+    model.load_state_dict({name: tensor.to(dtype) if name in weights else tensor
+                           for name, tensor in state.items()}, assign=True)
+    return Generator(record.train, model.requires_grad_(False).to(device).eval(), warp,
+                     record.model["num_tokens"], record.model["end_of_text_id"],
+                     open_tokenizer(path / _TOKENIZER))
+
+
+def read_export(path: Path) -> ExportRecord:
+    """What an export says of itself, its files checked against their hashes. Raises as `load_export`."""
+    try:
+        record = ExportRecord.model_validate_json((path / _CONFIG).read_bytes())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ConfigError(f"is no export: there is no {_CONFIG}", place=str(path),
+                          fix="name a folder that `ldlm export RUN` has made") from error
+    except ValidationError as error:
+        raise ConfigError(f"is no export of this version: {error.errors()[0]['msg']}",
+                          place=str(path / _CONFIG), fix="make it again: ldlm export RUN") from error
+    for file in record.files:
+        if not _is_whole(path / file.name, file):
+            raise ConfigError(f"{file.name} is missing, cut off or changed: its SHA-256 is not the one in "
+                              f"{_CONFIG}", place=str(path), fix="copy or export it again")
+    return record
+
+
+def _is_whole(path: Path, file: StoredFile) -> bool:
+    return path.is_file() and path.stat().st_size == file.num_bytes and sha256_of(path) == file.sha256
+
+
+def write_export(run: SavedRun, out: Path, precision: Precision = "bf16") -> ExportRecord:
+    """Write a run's newest weights into a new folder, whole or not at all.
+
+    Before it counts it is loaded again, and has made the samples of its model card.
+
+    Raises:
+        ConfigError: Something else is there already, or the tokenizer cannot be found.
+        StoreError: The disk does not take it.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        return _same_export(run, out, precision)
+    with _draft_of(out) as draft:
+        save_file(_needed(run, precision), draft / _WEIGHTS)
+        tokenizer = load_tokenizer(run.config.token_encoder, run.folder.store)
+        tokenizer.save_pretrained(draft / _TOKENIZER)
+        (draft / _RECIPE).write_text(recipe_yaml(run.folder.read_json(Name.RECIPE)))
+        record = ExportRecord(run_id=run.folder.run_id, step=run.manifest.step, precision=precision,
+                              model=run.manifest.model, facts=facts_of(run.folder, run.config, run.manifest),
+                              train=run.config, files=list(_files(draft)))
+        (draft / _CONFIG).write_text(record.model_dump_json(indent=1))
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        samples = load_export(draft, device).texts(_NUM_SAMPLES, _SEED)
+        has_plot = draw_curves(run.folder, draft / _PLOT)
+        (draft / _CARD).write_text(model_card(run.folder, run.config, record.facts, record.step, samples,
+                                              has_plot=has_plot))
+    return record
+
+
+def _same_export(run: SavedRun, out: Path, precision: Precision) -> ExportRecord:
+    """What is at `out` already, when it is this very export: then a push can go on."""
+    wanted = (run.folder.run_id, run.manifest.step, precision)
+    record = read_export(out) if (out / _CONFIG).is_file() else None
+    if record and (record.run_id, record.step, record.precision) == wanted:
+        return record
+    raise ConfigError("there is something else at this place already", place=str(out),
+                      fix="name another folder: --out PATH, or remove this one")
+
+
+def _needed(run: SavedRun, precision: Precision) -> dict[str, Tensor]:
+    """Tensors of the file: trained weights in the precision, buffers as they are."""
+    return {name: (tensor.to(_DTYPES[precision]) if name in run.manifest.shapes else tensor).contiguous()
+            for name, tensor in run.weights.items() if not name.startswith(_NOT_NEEDED)}
+
+
+def _files(draft: Path) -> Iterator[StoredFile]:
+    for path in sorted(path for path in draft.rglob("*") if path.is_file()):
+        yield StoredFile(name=path.relative_to(draft).as_posix(), num_bytes=path.stat().st_size,
+                         sha256=sha256_of(path))
+
+
+@contextmanager
+def _draft_of(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when the block has ended well, and else is gone."""
+    draft = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        yield draft
+        for path in draft.rglob("*"):  # some of them only their owner could read
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        draft.chmod(0o755)
+        draft.rename(out)
+    except OSError as error:
+        raise StoreError(f"the export cannot be written: {error.strerror or error}", place=str(out),
+                         fix="check permissions and free disk space, or name another folder: --out PATH"
+                         ) from error
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Export as the command line says. Returns the exit code."""
+    options = read_export_options(argv)
+    try:
+        _export(options)
+    except KeyboardInterrupt:
+        print("interrupted: an export that was not finished is gone", file=sys.stderr)
+        return _INTERRUPTED
+    except LdlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.cli_exit_code
+    return 0
+
+
+def _export(options: Namespace) -> None:
+    if options.push_to_hub is not None:
+        check_name(options.push_to_hub)
+    folder = RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run)
+    run = load_run(folder, _talk)
+    out = options.out or Path(f"{options.run}-step-{run.manifest.step}")
+    record = write_export(run, out, options.precision)
+    num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    url = None
+    if options.push_to_hub is not None:
+        _talk(f"the export is whole: {out}; uploading {num_bytes / 1e6:.1f} MB")
+        url = push(out, options.push_to_hub, f"Step {record.step} of {record.run_id}")
+    if options.json:
+        print(json.dumps({"path": str(out), "url": url, "run": record.run_id, "step": record.step,
+                          "precision": record.precision, "num_bytes": num_bytes}, indent=2))
+        return
+    if url:
+        print(f"pushed to {url}")
+    print(f"exported step {record.step:,} of {record.run_id} to {out}: {num_bytes / 1e6:.1f} MB, "
+          f"{record.precision}\ntry it: ldlm sample --from {out}")
+
+
+def _talk(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

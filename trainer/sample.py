@@ -1,0 +1,146 @@
+"""`python -m trainer.sample`, behind `ldlm sample`: text from the weights of a run or of an export.
+
+Exit codes: those of the `ldlm` command.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import textwrap
+import time
+from argparse import Namespace
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+
+from trainer.bench import device_name
+from trainer.config import TrainConfig
+from trainer.contract import ConfigError, Env, LdlmError
+from trainer.export import load_export, read_export
+from trainer.generate import Generator, to_text
+from trainer.run_folder import RunFolder
+from trainer.sample_options import SETTINGS, read_sample_options
+from trainer.saved_run import load_run
+from trainer.store import open_store
+
+_INTERRUPTED = 130
+_WIDTH = 80
+_STEERING = "\N{REPLACEMENT CHARACTER}"  # shown for what would steer a terminal
+
+
+class Source(NamedTuple):
+    """Whom the texts are from: a run or an export, in words, and the optimizer steps behind it."""
+
+    generator: Generator
+    name: str
+    step: int
+
+
+class Texts(NamedTuple):
+    """What came of it, and how long it took, decoding included, loading not."""
+
+    texts: list[str]
+    num_tokens: int
+    seconds: float
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Sample as the command line says. Returns the exit code."""
+    options = read_sample_options(argv)
+    try:
+        source = adjusted(_open(options), options)
+        made = generate(source.generator, options.num or source.generator.config.sampling.num_samples,
+                        options.seed)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except LdlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.cli_exit_code
+    if options.json:
+        print(json.dumps(_summary(source, made, options.seed), ensure_ascii=False, indent=2))
+    else:
+        print(screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed)))
+    return 0
+
+
+def adjusted(source: Source, options: Namespace) -> Source:
+    """With what was asked for in place of the recipe's settings.
+
+    Raises:
+        ConfigError: The model has not what a guidance weighs.
+    """
+    changes = {setting: getattr(options, option) for option, setting in SETTINGS.items()
+               if getattr(options, option) is not None}
+    config = source.generator.config
+    sampling = config.sampling.model_dump() | changes
+    try:
+        config = TrainConfig.model_validate({**config.model_dump(), "profile": None, "sampling": sampling})
+    except ValidationError as error:
+        problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ConfigError(problem, place="--guidance", fix="leave --guidance out") from error
+    return source._replace(generator=dataclasses.replace(source.generator, config=config))
+
+
+def generate(generator: Generator, num: int, seed: int) -> Texts:
+    """Draw texts and take the time."""
+    began = time.perf_counter()
+    # Ids come to the host: nothing of it is still under way when the clock is read.
+    tokens = generator.tokens(num, seed).cpu()
+    seconds = time.perf_counter() - began
+    return Texts(to_text(generator.tokenizer, tokens, generator.end_of_text_id), tokens.numel(), seconds)
+
+
+def screen(texts: list[str]) -> str:
+    """Texts in 80 columns, numbered from 0; what would steer a terminal is shown as U+FFFD."""
+    return "\n".join(f"{number}\n{_shown(text)}\n" for number, text in enumerate(texts))
+
+
+def _shown(text: str) -> str:
+    """A text set in by two, its own lines kept."""
+    plain = text.replace("\t", " ")
+    seen = "".join(sign if sign.isprintable() or sign == "\n" else _STEERING for sign in plain)
+    lines = [part for line in seen.splitlines() for part in textwrap.wrap(
+        line, _WIDTH - 1, initial_indent="  ", subsequent_indent="  ") or [""]]
+    return "\n".join(lines) if seen.strip() else "  (empty: it begins with the end of text)"
+
+
+def _folded(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, _WIDTH - 1, break_long_words=False, break_on_hyphens=False))
+
+
+def _open(options: Namespace) -> Source:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.export is not None:
+        generator = load_export(options.export, device)
+        return Source(generator, str(options.export), read_export(options.export).step)
+    folder = RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run)
+    run = load_run(folder, lambda line: print(line, file=sys.stderr))
+    return Source(run.generator(device), options.run, run.manifest.step)
+
+
+def _last_words(source: Source, made: Texts, seed: int) -> str:
+    sampling, device = source.generator.config.sampling, source.generator.model.hidden_mean.device
+    num = len(made.texts)
+    how = [f"{sampling.solver}, {sampling.steps} steps, {sampling.grid} grid", f"seed {seed}"]
+    how += [f"{name} {value:g}" for name, value in (("temperature", sampling.temperature),
+            ("guidance", sampling.self_conditioning_guidance)) if value != 1.0]
+    return (f"{num} text{'s' * (num != 1)} of {made.num_tokens // num} tokens from {source.name} at step "
+            f"{source.step:,}, unselected: {', '.join(how)}; {made.seconds:.1f} s, "
+            f"{made.num_tokens / made.seconds:,.0f} tokens/s on {device_name(device)}")
+
+
+def _summary(source: Source, made: Texts, seed: int) -> dict[str, Any]:
+    generator = source.generator
+    sampling = generator.config.sampling.model_dump(exclude={"num_samples", "bench_generations"})
+    return {"source": source.name, "step": source.step, "seed": seed, **sampling, "texts": made.texts,
+            "num_tokens": made.num_tokens, "seconds": round(made.seconds, 4),
+            "tokens_per_s": round(made.num_tokens / made.seconds, 1),
+            "device": device_name(generator.model.hidden_mean.device),
+            "dtype": str(next(generator.model.parameters()).dtype)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

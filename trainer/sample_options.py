@@ -1,0 +1,114 @@
+"""Command lines of `ldlm sample` and `ldlm export`, for the trainer, and for the launcher that finds the run.
+
+Standard library and the store's URLs only.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainer.store import store_url
+
+# Options of `ldlm sample` that stand for settings of `train.sampling`.
+SETTINGS = {"steps": "steps", "solver": "solver", "grid": "grid", "temperature": "temperature",
+            "guidance": "self_conditioning_guidance"}
+_SAMPLE_EXAMPLES = """examples:
+  ldlm sample RUN -n 8 --steps 32
+  ldlm sample RUN --solver ancestral --steps 128 --seed 1 --json
+  ldlm sample --from exports/RUN
+"""
+_EXPORT_EXAMPLES = """examples:
+  ldlm export RUN --out exports/RUN
+  ldlm export RUN --push-to-hub me/my-model      (the token of the Hub: HF_TOKEN)
+"""
+
+
+def read_sample_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was typed behind `ldlm sample`. Ends the program with code 2 when it goes wrong."""
+    parser = _parser("sample", "Generate text, unselected, from the newest checkpoint of a run or from\n"
+                     "an export. What is left out is as in the run's recipe.", _SAMPLE_EXAMPLES)
+    _add_run(parser, "RUN", nargs="?")
+    parser.add_argument("--from", dest="export", type=_path, metavar="PATH", help="an export, not a run")
+    parser.add_argument("-n", "--num", type=positive, metavar="N", help="texts")
+    parser.add_argument("--seed", type=_seed, default=0, help="text i depends on it and i alone (default 0)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="denoiser passes")
+    parser.add_argument("--solver", choices=("ddim", "ancestral", "sde"))
+    parser.add_argument("--grid", choices=("uniform", "warped"), help="of the times")
+    parser.add_argument("--temperature", type=_up_to(10.0, above=0.0), metavar="T",
+                        help="factor of the noise at the start")
+    parser.add_argument("--guidance", type=_up_to(100.0), metavar="W",
+                        help="weight of the denoiser's earlier estimate")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return _with_one_source(parser, parser.parse_args(arguments))
+
+
+def read_export_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """What was typed behind `ldlm export`. Ends the program with code 2 when it goes wrong."""
+    parser = _parser("export", "Write what generation needs of a run's newest checkpoint into a folder,\n"
+                     "whole or not at all, with a model card and the recipe.", _EXPORT_EXAMPLES)
+    _add_run(parser, "RUN")
+    parser.add_argument("--out", type=_path, metavar="PATH", help="the folder, which must not be there yet "
+                        "(default: RUN-step-N here)")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the weights "
+                        "(default bf16)")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="then upload it as this model")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    return parser.parse_args(arguments)
+
+
+def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"ldlm {name}", description=description, epilog=examples,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+
+
+def _add_run(parser: argparse.ArgumentParser, metavar: str, nargs: str | None = None) -> None:
+    parser.add_argument("run", metavar=metavar, nargs=nargs, help="id of a run, see `ldlm status`")
+    parser.add_argument("--store", type=_store, metavar="URL", help="where its folder is")
+
+
+def _with_one_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+    if (options.run is None) == (options.export is None):
+        parser.error("name either a RUN or an export by --from PATH")
+    return options
+
+
+def _path(text: str) -> Path:
+    return Path(_not_empty(text)).expanduser()
+
+
+def _store(text: str) -> str:
+    return store_url(_not_empty(text))
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("is empty (is a shell variable not set?)")
+    return text
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def _up_to(most: float, above: float | None = None) -> Callable[[str], float]:
+    least = f"above {above:g}" if above is not None else "from 0"
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not (0 <= value <= most) or value == above:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {least} to {most:g}")
+        return value
+
+    return read
