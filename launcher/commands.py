@@ -25,6 +25,7 @@ from launcher.errors import (
     RunRecordError,
     UsageError,
 )
+from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.lint import lint
 from launcher.local_engine import LocalEngine
@@ -123,7 +124,7 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     """
     _check_home()
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
-    create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC))
+    create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC), git_sha())
     _hand_over(proposal, preempt_at)
 
 
@@ -205,7 +206,7 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
 
     def record() -> None:
         folder.write_bytes(Name.TASK, proposal.task.text.encode())
-        folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest,
+        folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest, git_sha=git_sha(),
                          limits=proposal.recipe.limits.model_dump(mode="json"))
 
     _hand_over(proposal, preempt_at, on_lock=record)

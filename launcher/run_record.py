@@ -195,8 +195,12 @@ def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
     return RunView(record, engine, status, charged_to, spent_usd(record.attempts, charged_to))
 
 
-def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task", now: datetime) -> None:
+def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task", now: datetime,
+                  git_sha: str | None = None) -> None:
     """Write what was approved. The recipe comes first and claims the run id.
+
+    Args:
+        git_sha: Commit of the code that the task carries; None when it is not known.
 
     Raises:
         RunRecordError: There is a run of this id.
@@ -208,7 +212,7 @@ def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task
         raise _exists_already(folder) from error
     folder.write(Name.PLAN, plan)
     folder.write_bytes(Name.TASK, task.text.encode())
-    folder.add_event("submitted", now, task_digest=task.digest)
+    folder.add_event("submitted", now, task_digest=task.digest, git_sha=git_sha)
 
 
 def check_free(folder: RunFolder) -> None:

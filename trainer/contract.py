@@ -137,6 +137,7 @@ class Name:
     TASK = "task.yaml"
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"
+    WANDB = "wandb.json"  # of an attempt: where it is seen on W&B
     EVALUATION = "evaluation/result.json"  # of the end of training
     EVENTS = "events"
     ATTEMPTS = "attempts"

@@ -29,6 +29,7 @@ from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
+from trainer.wandb_node import Follower
 
 # What torchrun (2.13 on) gives its ranks for a last checkpoint when a signal reaches it and not us. Below
 # the 120 s that the local engine waits; clouds with a 30 s notice rely on the periodic checkpoint (guess).
@@ -86,12 +87,13 @@ def main(argv: list[str]) -> int:
     started_at, stop = datetime.now(UTC), StopRequest()
     try:
         document = read_document(argv)
-        read_config()
+        config = read_config()
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
         attempt = own_attempt(folder, document, started_at) if node_rank() == 0 else None
     except LdlmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.node_exit_code
+    follower = Follower(config.wandb, attempt, folder.run_id) if attempt else None
     try:
         check_machine(os.environ.get(Env.GPU, ""))
         if attempt:
@@ -101,6 +103,8 @@ def main(argv: list[str]) -> int:
         end = RankEnd(error.node_exit_code, str(error))
     if attempt:
         record_end(folder, attempt, end)
+    if follower:
+        follower.end(end.code)
     print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
     return end.code
 
