@@ -227,3 +227,18 @@ def test_perplexity_is_read_off_at_equal_entropy(named):
     lines = compare.table(points, [2.8, 3.2], named)
     assert [line["num_seeds"] for line in lines] == [0, 1]
     assert "not reached" in compare.markdown(lines, named)
+
+
+def test_samples_of_our_own_model_go_into_the_same_table(named, tmp_path, capsys):
+    texts = ["a b c d e f", "b c d a", "c d e f g h i"]
+    setting = {"steps": 4, "temperature": 1.0, "solver": "ddim", "grid": "uniform", "denoiser_passes": 4}
+    record = {"model": "ldlm", "seed": 0, "source": "run", "step": 9, "reference_texts": texts[::-1],
+              "generations": [{"setting": setting, "seed": 0, "batch": 3, "texts": texts,
+                               "tokens_per_s_batch_1": 70.0,
+                               "tokens_per_s_batch_3": 99.0, "tokens": []}]}
+    (tmp_path / "samples.json").write_text(json.dumps(record))
+    assert compare.main([named.name, str(tmp_path / "out"), str(tmp_path / "samples.json")]) == 0
+    line = json.loads((tmp_path / "out/compare.json").read_text())["table"][0]
+    assert line["model"] == "ldlm" and line["steps"] == 4
+    assert line["tokens_per_s_batch_3"] == pytest.approx(99)
+    assert "| ldlm | 1 |" in capsys.readouterr().out

@@ -1,6 +1,6 @@
 """An autoregressive transformer (GPT-2 of transformers) trained from scratch, as a baseline.
 
-    python tests/baselines/autoregressive.py STORE OUT [--minutes 8] [--parameters 20e6] [--seed 0]
+    python tests/baselines/autoregressive.py STORE OUT [--minutes 8] [--parameters 28e6] [--seed 0]
 
 Shapes: B rows, L tokens, V ids and the special one, which starts a row.
 """

@@ -1,6 +1,6 @@
 """Masked diffusion (MDLM, arXiv 2406.07524) trained from scratch, as a baseline.
 
-    python tests/baselines/masked.py STORE OUT [--minutes 8] [--parameters 20e6] [--seed 0]
+    python tests/baselines/masked.py STORE OUT [--minutes 8] [--parameters 28e6] [--seed 0]
 
 Absorbing noise with the log-linear schedule alpha_t = 1 - t; the network is told no time. SUBS: it gives
 the mask no chance, and a token that stands is carried over. Loss (Eq. 10): E_t of 1/t times the
@@ -65,11 +65,11 @@ def bound(network: Network, rows_BL: Tensor, t_B: Tensor, special: int, random: 
     return (losses_BL * is_scored_BL).sum(1) / t_B / (rows_BL != special).sum(1).clamp(min=1)
 
 
-def log_chances(logits_BLV: Tensor, special: int) -> Tensor:
-    """Log-probabilities of the tokens; of the mask, minus infinity (SUBS)."""
-    logits_BLV = logits_BLV.float()
-    logits_BLV[..., special] = -torch.inf
-    return logits_BLV.log_softmax(-1)
+def log_chances(logits: Tensor, special: int) -> Tensor:
+    """Log-probabilities of the tokens, float32 (..., V + 1); of the mask, minus infinity (SUBS)."""
+    logits = logits.float()
+    is_mask = torch.arange(logits.shape[-1], device=logits.device) == special
+    return logits.masked_fill(is_mask, -torch.inf).log_softmax(-1)
 
 
 @torch.inference_mode()
@@ -81,19 +81,18 @@ def states(network: Network, num: int, length: int, special: int, steps: int, te
     is kept for as long as no row has changed since, as the network is told no time.
     """
     rows_BL = torch.full((num, length), special, device=random.device)
-    chances_BLV = None
+    logits_BLV = None
     for step in range(steps):
         t, s = 1 - step / steps, 1 - (step + 1) / steps
         stays_BL = torch.rand(rows_BL.shape, generator=random, device=random.device) < s / t
         goes_BL = (rows_BL == special) & ~stays_BL
         if goes_BL.any():
-            if chances_BLV is None:
-                # float64: in float32 small chances are cut off, which lowers the temperature unseen.
-                chances_BLV = (log_chances(network(rows_BL), special).double() / temperature).softmax(-1)
-            drawn = torch.multinomial(chances_BLV[goes_BL], 1, generator=random)
+            logits_BLV = network(rows_BL) if logits_BLV is None else logits_BLV
+            # float64: in float32 small chances are cut off, which lowers the temperature unseen.
+            chances_NV = (log_chances(logits_BLV[goes_BL], special).double() / temperature).softmax(-1)
             rows_BL = rows_BL.clone()
-            rows_BL[goes_BL] = drawn[:, 0]
-            chances_BLV = None
+            rows_BL[goes_BL] = torch.multinomial(chances_NV, 1, generator=random)[:, 0]
+            logits_BLV = None
         yield rows_BL
 
 
