@@ -21,10 +21,12 @@ from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa
 from trainer.contract import ConfigError, StoreError  # noqa: E402
 from trainer.export import load_export, read_export, write_export  # noqa: E402
 from trainer.generate import Generator  # noqa: E402
+from trainer.prompting import prompt_tokens, read_prompt  # noqa: E402
 from trainer.sample import Source, adjusted, screen  # noqa: E402
 from trainer.sample import main as sample  # noqa: E402
 from trainer.sample_options import read_sample_options  # noqa: E402
 from trainer.saved_run import SavedRun, load_run  # noqa: E402
+from trainer.token_encoder import load_token_encoder  # noqa: E402
 
 CPU = torch.device("cpu")
 SIMULATED = {"offers": {"train": {"price_is_simulated": True}}}
@@ -42,7 +44,8 @@ def _recorded(run: TrainerRun) -> TrainerRun:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
     text = write_text(tmp_path_factory.mktemp("text") / "prose.txt")
-    config = tiny_config(text, steps=4, sampling={"steps": 3, "num_samples": 2})
+    model = tiny_config(text).model.model_dump() | {"prompt": True}
+    config = tiny_config(text, steps=4, model=model, sampling={"steps": 3, "num_samples": 2})
     made = _recorded(TrainerRun(config, tmp_path_factory.mktemp("run") / "store", num_ranks=1))
     code, output = made.finish()
     assert code == 0, output
@@ -186,6 +189,34 @@ def test_sampling_shows_texts_and_says_how_fast_and_of_what(run, saved, exported
     colder = json.loads(_sampled(run, capsys, "run", "--temperature", "0.2", "--guidance", "2", "--json")[1])
     assert colder["temperature"] == 0.2 and colder["self_conditioning_guidance"] == 2.0
     assert len(colder["texts"]) == 2  # as the recipe says
+
+
+def test_texts_begin_with_their_prompt_and_hear_of_it(run, saved, exported, capsys):
+    code, out, err = _sampled(run, capsys, "run", "-n", "3", "--prompt", "The for statement", "--json")
+    assert code == 0, err
+    assert all(text.startswith("the for statement ") for text in json.loads(out)["texts"])  # an uncased model
+    typed = ("--from", str(exported), "-n", "3", "--prompt", "The for statement", "--json")
+    assert json.loads(_sampled(run, capsys, *typed)[1])["prompt"] == "The for statement"
+
+    generator = saved.generator(CPU)
+    encoder = load_token_encoder(run.config.token_encoder, CPU)
+    ids = torch.tensor([encoder.tokenizer("the for statement", add_special_tokens=False)["input_ids"]])
+    heard = []
+    generator.model.denoiser.prompt.register_forward_pre_hook(lambda _, told: heard.append(told[0]))
+    generator.tokens(2, seed=0, prompt=read_prompt(generator, "The for statement", None))
+    expected = generator.model.normalise(encoder.hidden_states(ids)).expand(2, -1, -1)
+    assert len(heard) == 3  # one pass of each step
+    for told in heard:
+        assert torch.allclose(told.hidden_BPD, expected, atol=1e-4) and told.lengths_B.tolist() == [3, 3]
+
+
+def test_prompts_that_cannot_be_read_are_refused_with_what_to_do(run, exported, capsys):
+    code, _, err = _sampled(run, capsys, "run", "--prompt", "one two three four five six seven eight nine")
+    assert code == 3 and "it has 9 tokens, but this model reads 1 to 8" in err and "fix: shorten it" in err
+    assert "it has 0 tokens" in _sampled(run, capsys, "--from", str(exported), "--prompt", "  ")[2]
+    with pytest.raises(ConfigError, match="trained with model.prompt off") as caught:
+        prompt_tokens(tiny_ldlm.tiny_config(), None, "x")
+    assert "--set train.model.prompt=true" in (caught.value.fix or "")
 
 
 def test_what_cannot_be_sampled_is_told_with_a_fix(run, tmp_path, capsys):

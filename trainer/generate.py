@@ -5,7 +5,7 @@ Shapes: B batch, K latents, D latent width, L tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,17 @@ from trainer.manifest import TIME_DENSITY, Manifest
 from trainer.model import LatentDiffusionLM
 from trainer.prompt import PromptContext
 from trainer.sampler import Denoise, SampleNoise, integrate
+
+
+class Prompt(NamedTuple):
+    """What texts begin with: token ids, their hidden states as the token encoder gives them, and lengths.
+
+    Of one text, for all that are drawn, or of each.
+    """
+
+    tokens_BP: Tensor
+    hidden_BPD: Tensor
+    lengths_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class Generator:
     end_of_text_id: int
     tokenizer: Any = None
 
-    def tokens(self, num: int, seed: int, prompt: PromptContext | None = None) -> Tensor:
+    def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
         """Token ids (num, L), int64: the whole way from a seed to tokens in device memory.
 
         Sample i depends on the seed and i, and but for rounding not on `num`.
@@ -45,20 +56,24 @@ class Generator:
         Args:
             num: Samples.
             seed: Of all of them.
-            prompt: Of one sample, with which each one begins.
+            prompt: With which each of them begins.
         """
         return torch.cat([self._batch(range(first, min(first + self.config.sampling.batch_size, num)), seed,
                                       prompt) for first in range(0, num, self.config.sampling.batch_size)])
 
-    def texts(self, num: int, seed: int) -> list[str]:
+    def texts(self, num: int, seed: int, prompt: Prompt | None = None) -> list[str]:
         """Texts of the same samples, each up to its first end of text."""
-        return to_text(self.tokenizer, self.tokens(num, seed), self.end_of_text_id)
+        return to_text(self.tokenizer, self.tokens(num, seed, prompt), self.end_of_text_id)
 
-    def _batch(self, indices: range, seed: int, prompt: PromptContext | None) -> Tensor:
-        told = None if prompt is None else PromptContext(
-            *(part.expand(len(indices), *part.shape[1:]) for part in prompt))
-        latents = sample_latents(self.model, indices, seed, self.config.sampling, self.warp, told)
-        return decode(self.model, latents, self.num_tokens)
+    def _batch(self, indices: range, seed: int, prompt: Prompt | None) -> Tensor:
+        sampling = self.config.sampling
+        if prompt is None:
+            latents = sample_latents(self.model, indices, seed, sampling, self.warp)
+            return decode(self.model, latents, self.num_tokens)
+        own = Prompt(*(part.expand(len(indices), *part.shape[1:]) for part in prompt))
+        told = self.model.prompt_context(own.hidden_BPD, own.lengths_B)
+        latents = sample_latents(self.model, indices, seed, sampling, self.warp, told)
+        return with_prompt(decode(self.model, latents, self.num_tokens), own.tokens_BP, own.lengths_B)
 
 
 def load_generator(config: TrainConfig, manifest: Manifest, weights: dict[str, Tensor], device: torch.device,

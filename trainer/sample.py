@@ -19,11 +19,12 @@ from trainer.bench import device_name
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError, Env, LdlmError
 from trainer.export import load_export, read_export
-from trainer.generate import Generator, to_text
+from trainer.generate import Generator, Prompt, to_text
+from trainer.prompting import read_prompt
 from trainer.run_folder import RunFolder
 from trainer.sample_options import SETTINGS, read_sample_options
 from trainer.saved_run import load_run
-from trainer.store import open_store
+from trainer.store import Store, open_store
 
 _INTERRUPTED = 130
 _WIDTH = 80
@@ -51,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
     options = read_sample_options(argv)
     try:
         source = adjusted(_open(options), options)
-        made = generate(source.generator, options.num or source.generator.config.sampling.num_samples,
-                        options.seed)
+        generator = source.generator
+        prompt = None if options.prompt is None else read_prompt(generator, options.prompt, _store(options))
+        made = generate(generator, options.num or generator.config.sampling.num_samples, options.seed, prompt)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return _INTERRUPTED
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.cli_exit_code
     if options.json:
-        print(json.dumps(_summary(source, made, options.seed), ensure_ascii=False, indent=2))
+        print(json.dumps(_summary(source, made, options), ensure_ascii=False, indent=2))
     else:
         print(screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed)))
     return 0
@@ -80,15 +82,16 @@ def adjusted(source: Source, options: Namespace) -> Source:
         config = TrainConfig.model_validate({**config.model_dump(), "profile": None, "sampling": sampling})
     except ValidationError as error:
         problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise ConfigError(problem, place="--guidance", fix="leave --guidance out") from error
+        option = "--prompt-guidance" if "prompt_guidance" in problem else "--guidance"
+        raise ConfigError(problem, place=option, fix=f"leave {option} out") from error
     return source._replace(generator=dataclasses.replace(source.generator, config=config))
 
 
-def generate(generator: Generator, num: int, seed: int) -> Texts:
+def generate(generator: Generator, num: int, seed: int, prompt: Prompt | None = None) -> Texts:
     """Draw texts and take the time."""
     began = time.perf_counter()
     # Ids come to the host: nothing of it is still under way when the clock is read.
-    tokens = generator.tokens(num, seed).cpu()
+    tokens = generator.tokens(num, seed, prompt).cpu()
     seconds = time.perf_counter() - began
     return Texts(to_text(generator.tokenizer, tokens, generator.end_of_text_id), tokens.numel(), seconds)
 
@@ -116,9 +119,12 @@ def _open(options: Namespace) -> Source:
     if options.export is not None:
         generator = load_export(options.export, device)
         return Source(generator, str(options.export), read_export(options.export).step)
-    folder = RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run)
-    run = load_run(folder, lambda line: print(line, file=sys.stderr))
+    run = load_run(RunFolder(_store(options), options.run), lambda line: print(line, file=sys.stderr))
     return Source(run.generator(device), options.run, run.manifest.step)
+
+
+def _store(options: Namespace) -> Store:
+    return open_store(options.store or os.environ[Env.STORE])
 
 
 def _last_words(source: Source, made: Texts, seed: int) -> str:
@@ -126,16 +132,18 @@ def _last_words(source: Source, made: Texts, seed: int) -> str:
     num = len(made.texts)
     how = [f"{sampling.solver}, {sampling.steps} steps, {sampling.grid} grid", f"seed {seed}"]
     how += [f"{name} {value:g}" for name, value in (("temperature", sampling.temperature),
-            ("guidance", sampling.self_conditioning_guidance)) if value != 1.0]
+            ("guidance", sampling.self_conditioning_guidance),
+            ("prompt guidance", sampling.prompt_guidance)) if value != 1.0]
     return (f"{num} text{'s' * (num != 1)} of {made.num_tokens // num} tokens from {source.name} at step "
             f"{source.step:,}, unselected: {', '.join(how)}; {made.seconds:.1f} s, "
             f"{made.num_tokens / made.seconds:,.0f} tokens/s on {device_name(device)}")
 
 
-def _summary(source: Source, made: Texts, seed: int) -> dict[str, Any]:
+def _summary(source: Source, made: Texts, options: Namespace) -> dict[str, Any]:
     generator = source.generator
     sampling = generator.config.sampling.model_dump(exclude={"num_samples", "bench_generations"})
-    return {"source": source.name, "step": source.step, "seed": seed, **sampling, "texts": made.texts,
+    return {"source": source.name, "step": source.step, "seed": options.seed, "prompt": options.prompt,
+            **sampling, "texts": made.texts,
             "num_tokens": made.num_tokens, "seconds": round(made.seconds, 4),
             "tokens_per_s": round(made.num_tokens / made.seconds, 1),
             "device": device_name(generator.model.hidden_mean.device),

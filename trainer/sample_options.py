@@ -11,11 +11,11 @@ from trainer.store import store_url
 
 # Options of `ldlm sample` that stand for settings of `train.sampling`.
 SETTINGS = {"steps": "steps", "solver": "solver", "grid": "grid", "temperature": "temperature",
-            "guidance": "self_conditioning_guidance"}
+            "guidance": "self_conditioning_guidance", "prompt_guidance": "prompt_guidance"}
 _SAMPLE_EXAMPLES = """examples:
   ldlm sample RUN -n 8 --steps 32
   ldlm sample RUN --solver ancestral --steps 128 --seed 1 --json
-  ldlm sample --from exports/RUN
+  ldlm sample --from exports/RUN --prompt "in the beginning" --prompt-guidance 2
 """
 _EXPORT_EXAMPLES = """examples:
   ldlm export RUN --out exports/RUN
@@ -38,6 +38,10 @@ def read_sample_options(arguments: Sequence[str] | None = None) -> argparse.Name
                         help="factor of the noise at the start")
     parser.add_argument("--guidance", type=_up_to(100.0), metavar="W",
                         help="weight of the denoiser's earlier estimate")
+    parser.add_argument("--prompt", type=_not_empty, metavar="TEXT", help="what every text begins with; for "
+                        "models trained with model.prompt")
+    parser.add_argument("--prompt-guidance", type=_up_to(100.0), metavar="W", help="weight of the prompt: 0 "
+                        "forgets it, above 1 follows it more than in training")
     parser.add_argument("--json", action="store_true", help="for programs")
     return _with_one_source(parser, parser.parse_args(arguments))
 
