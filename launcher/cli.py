@@ -3,22 +3,20 @@
 import io
 import os
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from launcher.carry_out import INTERRUPTED, approve, ask, carry_out, end_interrupted
 from launcher.errors import UsageError
 from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
     from launcher.commands import PlanOptions
     from launcher.preempt_at import PreemptAt
-    from launcher.proposal import Proposal
 
 _ADVANCED = "Advanced"
-_INTERRUPTED = 130
 
 
 class _TwoPanels(TyperGroup):
@@ -126,8 +124,8 @@ def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_
         return
     commands.check_usable(proposal)
     commands.check_new(proposal)
-    _approve(proposal, yes)
-    _carry_out(proposal, lambda: commands.submit(proposal, preemption), detach)
+    approve(proposal, yes)
+    carry_out(proposal, lambda: commands.submit(proposal, preemption), detach)
 
 
 @app.command()
@@ -187,8 +185,8 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
     opened, _ = commands.open_run(run, store)
     proposal = commands.propose_resume(opened, run, _options(infra, None, None, max_cost, deadline, None))
     commands.check_usable(proposal, resuming=True)
-    _approve(proposal, yes)
-    _carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
+    approve(proposal, yes)
+    carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
 
 
 @app.command()
@@ -224,9 +222,15 @@ def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
 
     folder = commands.find_run(run, store)
     size = sum(item.num_bytes for item in folder.store.objects(run))
-    _ask(f"Delete {folder.url} ({console.data_size(size)})?", yes)
+    ask(f"Delete {folder.url} ({console.data_size(size)})?", yes)
     freed = commands.remove_run(folder)
     console.answer(f"deleted {run}: {console.data_size(freed)} freed")
+
+
+@app.command("wandb", rich_help_panel=_ADVANCED, **_PASSED_ON)
+def show_on_wandb(ctx: typer.Context) -> None:
+    """Send a run to W&B, or make the panels that show it."""
+    _in_trainer("trainer.wandb_command", ctx.args)
 
 
 @data.command("prepare", **_PASSED_ON)
@@ -250,11 +254,11 @@ def _prepare_on_nodes(arguments: list[str]) -> None:
         return
     prepare_nodes.show_plan(proposal)
     prepare_nodes.check_usable(proposal)
-    _ask("Start it?", proposal.options.yes)
+    ask("Start it?", proposal.options.yes)
     try:
         prepare_nodes.carry_out(proposal)
     except KeyboardInterrupt:
-        _end_interrupted("interrupted: what is finished is kept, the same command goes on from there")
+        end_interrupted("interrupted: what is finished is kept, the same command goes on from there")
 
 
 @weights.command("mirror", **_PASSED_ON)
@@ -291,7 +295,7 @@ def _run() -> int:
             raise
         return _show(LdlmError(error.strerror or str(error), place=str(error.filename or "") or None,
                                fix="check that it exists, its permissions and the space on its disk"))
-    if code == _INTERRUPTED:
+    if code == INTERRUPTED:
         print("interrupted", file=sys.stderr)
     return code
 
@@ -321,67 +325,6 @@ def _preemption(text: str | None) -> "PreemptAt | None":
     from launcher.preempt_at import parse_preempt_at
 
     return parse_preempt_at(text) if text is not None else None
-
-
-def _approve(proposal: "Proposal", yes: bool) -> None:
-    from launcher import screens
-
-    screens.show_plan(proposal)
-    _ask("Start it?", yes)
-
-
-def _ask(question: str, yes: bool) -> None:
-    from launcher import console
-    from launcher.errors import Refused
-
-    if yes:
-        return
-    if not console.can_ask():
-        raise Refused("nobody is here to answer, so nothing was done", fix="add --yes")
-    try:
-        agreed = console.confirm(question)
-    except KeyboardInterrupt:
-        _end_interrupted("interrupted, so nothing was done")
-    if not agreed:
-        raise Refused("you said no, so nothing was done")
-
-
-def _carry_out(proposal: "Proposal", start: Callable[[], None], detach: bool) -> None:
-    """Start what was approved and watch it to its end. Ctrl-C only ends the watching."""
-    from launcher import commands, console
-    from launcher.follow import follow
-    from launcher.local_engine import LocalEngine
-
-    run_id = proposal.plan.run_id
-    try:
-        start()
-        if detach:
-            console.answer(f"run {run_id} is under way: {commands.ways_to(run_id)}")
-            return
-        store, _ = commands.open_run(run_id, proposal.recipe.store)
-        follow(store, LocalEngine(), run_id)
-    except KeyboardInterrupt:
-        _end_interrupted(commands.after_interrupt(proposal))
-    _show_end(run_id, proposal.recipe.store)
-
-
-def _end_interrupted(line: str) -> NoReturn:
-    from launcher import console
-
-    console.talk(f"\n{line}")
-    raise SystemExit(_INTERRUPTED)
-
-
-def _show_end(run_id: str, store: str | None) -> None:
-    from launcher import commands, console, screens
-    from launcher.report import cost_report
-
-    view = commands.view_run(run_id, store)
-    screens.show_bench(view.record)
-    console.answer()
-    screens.show_cost(cost_report(view))
-    console.answer()
-    console.answer(commands.end_words(view), "title")
 
 
 def _list_runs(store_url: str | None, as_json: bool) -> None:

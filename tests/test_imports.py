@@ -14,7 +14,8 @@ LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape", "trainer.memory",
                     "trainer.prepare_options", "trainer.profiles", "trainer.run_folder",
-                    "trainer.sample_options", "trainer.sizes", "trainer.store", "trainer.text_files"}
+                    "trainer.sample_options", "trainer.sizes", "trainer.store", "trainer.text_files",
+                    "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "fit", "speed", "policy", "cost", "render", "lint", "simulate")]
 # Clocks, chance and the outside world: pure modules get them as arguments.

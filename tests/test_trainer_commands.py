@@ -83,6 +83,7 @@ def test_a_command_that_names_a_run_is_told_where_the_run_is(echo, tmp_path, mon
 
 
 @pytest.mark.parametrize(("code", "said", "typed"), [
+    (6, "no run 'mine'", ["wandb", "sync", "mine"]),
     (6, "no run 'mine'", ["sample", "mine"]), (6, "no run 'mine'", ["export", "mine"]),
     (2, "argument --steps: '0' is not a whole number above 0", ["sample", "mine", "--steps", "0"]),
     (2, "argument --temperature: 'nan' is not a number above", ["sample", "mine", "--temperature", "nan"]),

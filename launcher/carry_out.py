@@ -1,0 +1,73 @@
+"""Between the command line and a run: ask, start, watch, show the end. What is slow is imported when used."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from launcher.proposal import Proposal
+
+INTERRUPTED = 130  # exit code, as shells count
+
+
+def approve(proposal: "Proposal", yes: bool) -> None:
+    """Show a plan and ask whether to start it. Raises Refused."""
+    from launcher import screens
+
+    screens.show_plan(proposal)
+    ask("Start it?", yes)
+
+
+def ask(question: str, yes: bool) -> None:
+    """Ask on the terminal unless `yes`. Raises Refused, or SystemExit after Ctrl-C."""
+    from launcher import console
+    from launcher.errors import Refused
+
+    if yes:
+        return
+    if not console.can_ask():
+        raise Refused("nobody is here to answer, so nothing was done", fix="add --yes")
+    try:
+        agreed = console.confirm(question)
+    except KeyboardInterrupt:
+        end_interrupted("interrupted, so nothing was done")
+    if not agreed:
+        raise Refused("you said no, so nothing was done")
+
+
+def carry_out(proposal: "Proposal", start: Callable[[], None], detach: bool) -> None:
+    """Start what was approved and watch it to its end. Ctrl-C only ends the watching."""
+    from launcher import commands, console
+    from launcher.follow import follow
+    from launcher.local_engine import LocalEngine
+
+    run_id = proposal.plan.run_id
+    try:
+        start()
+        if detach:
+            console.answer(f"run {run_id} is under way: {commands.ways_to(run_id)}")
+            return
+        store, _ = commands.open_run(run_id, proposal.recipe.store)
+        follow(store, LocalEngine(), run_id)
+    except KeyboardInterrupt:
+        end_interrupted(commands.after_interrupt(proposal))
+    _show_end(run_id, proposal.recipe.store)
+
+
+def end_interrupted(line: str) -> NoReturn:
+    """Say what an interruption has left, and end the program."""
+    from launcher import console
+
+    console.talk(f"\n{line}")
+    raise SystemExit(INTERRUPTED)
+
+
+def _show_end(run_id: str, store: str | None) -> None:
+    from launcher import commands, console, screens
+    from launcher.report import cost_report
+
+    view = commands.view_run(run_id, store)
+    screens.show_bench(view.record)
+    console.answer()
+    screens.show_cost(cost_report(view))
+    console.answer()
+    console.answer(commands.end_words(view), "title")
