@@ -210,6 +210,12 @@ def sample(ctx: typer.Context) -> None:
 
 
 @app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
+def evaluate(ctx: typer.Context) -> None:
+    """Measure a run on held-out text, and its own text by a judge."""
+    _in_trainer("trainer.measure", ctx.args)
+
+
+@app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
 def export(ctx: typer.Context) -> None:
     """Write what generation needs into a folder or onto the Hub."""
     _in_trainer("trainer.export", ctx.args)
@@ -328,14 +334,9 @@ def _preemption(text: str | None) -> "PreemptAt | None":
 
 
 def _list_runs(store_url: str | None, as_json: bool) -> None:
-    from launcher import commands, console, screens
+    from launcher import commands, screens
 
     opened = commands.open_default_store(store_url)
     views, problems = commands.view_all_runs(opened)
     screens.show_damaged([str(problem) for problem in problems])
-    if as_json:
-        console.answer_json([screens.status_json(view) for view in views])
-    elif views:
-        screens.show_runs(views)
-    else:
-        console.answer(f"no runs in {opened.url} yet; start one: ldlm launch smoke")
+    screens.show_runs(views, opened.url, as_json)

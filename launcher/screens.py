@@ -108,8 +108,17 @@ def plan_json(proposal: Proposal) -> dict[str, Any]:
             "task_digest": proposal.task.digest if proposal.recipe.store else None}
 
 
-def show_runs(views: Sequence[RunView]) -> None:
-    """One line per run."""
+def show_runs(views: Sequence[RunView], url: str, as_json: bool) -> None:
+    """One line per run of the store at a URL, or what to do where there are none."""
+    if as_json:
+        console.answer_json([status_json(view) for view in views])
+    elif views:
+        _show_table(views)
+    else:
+        console.answer(f"no runs in {url} yet; start one: ldlm launch smoke")
+
+
+def _show_table(views: Sequence[RunView]) -> None:
     rows = [[view.record.run_id, _status_word(view), *_steps(view.record), console.dollars(view.spent_usd),
              str(view.record.num_preemptions)] for view in views]
     console.answer_table(["run", "status", "step", "durable", "spent", "preempted"], rows, right=[2, 3, 4, 5],

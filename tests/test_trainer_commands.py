@@ -85,6 +85,9 @@ def test_a_command_that_names_a_run_is_told_where_the_run_is(echo, tmp_path, mon
 @pytest.mark.parametrize(("code", "said", "typed"), [
     (6, "no run 'mine'", ["wandb", "sync", "mine"]),
     (6, "no run 'mine'", ["sample", "mine"]), (6, "no run 'mine'", ["export", "mine"]),
+    (6, "no run 'mine'", ["evaluate", "mine", "--out", "x"]),
+    (2, "the following arguments are required: --out", ["evaluate", "mine"]),
+    (2, "argument --steps: '0' is not a whole number from 1", ["evaluate", "mine", "--steps", "4,0"]),
     (2, "argument --steps: '0' is not a whole number above 0", ["sample", "mine", "--steps", "0"]),
     (2, "argument --temperature: 'nan' is not a number above", ["sample", "mine", "--temperature", "nan"]),
     (2, "argument --seed: '-1' is not a whole number from 0", ["sample", "mine", "--seed=-1"]),

@@ -1,0 +1,196 @@
+"""`ldlm evaluate`: the reconstruction panel, the frontier of samplings, and the whole command."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from random_encoders import save_model  # noqa: E402
+from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
+from trainer_runs import TrainerRun, write_text  # noqa: E402
+from trainer_runs import tiny_config as run_config  # noqa: E402
+
+from trainer.evaluate import evaluate  # noqa: E402
+from trainer.frontier import sample_frontier  # noqa: E402
+from trainer.generate import Generator  # noqa: E402
+from trainer.measure import main  # noqa: E402
+from trainer.measure_options import read_measure_options  # noqa: E402
+from trainer.model import draw_noise  # noqa: E402
+from trainer.panel import reconstruction_panel  # noqa: E402
+from trainer.quality import load_judge  # noqa: E402
+from trainer.quality_plot import plot  # noqa: E402
+from trainer.store import local_store_url  # noqa: E402
+
+ROWS_NL = np.random.default_rng(0).integers(0, VOCABULARY, (7, 8)).astype(np.uint32)
+
+
+class TableEncoder:
+    """Hidden states from a table."""
+
+    num_tokens = VOCABULARY
+    table = torch.randn(VOCABULARY, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+
+    def hidden_states(self, tokens_BL: "torch.Tensor") -> "torch.Tensor":
+        return self.table[tokens_BL]
+
+
+# -- reconstruction panel -------------------------------------------------------------------------
+
+def test_the_panel_agrees_with_the_scores_of_training_whatever_the_batches() -> None:
+    model, encoder = tiny_model(tiny_config()).eval(), TableEncoder()
+    scores = evaluate(model, encoder, ROWS_NL, seed=1, batch_size=3)
+    for batch_size in (2, 7):
+        panel = reconstruction_panel(model, encoder, ROWS_NL, 1, batch_size)
+        assert list(panel) == ["clean", "noisy", "denoised_0.2", "denoised_0.5", "denoised_0.8"]
+        assert panel["clean"]["accuracy"] == pytest.approx(scores["reconstruction_accuracy"])
+        assert panel["noisy"]["accuracy"] == pytest.approx(scores["reconstruction_accuracy_noisy"])
+        assert panel["noisy"]["cross_entropy"] == pytest.approx(scores["token_loss"], rel=1e-5)
+
+
+def test_a_denoiser_sees_latents_as_noisy_as_its_time_says_and_its_word_is_decoded() -> None:
+    config = tiny_config(diffusion={"tan_d": 3.0})
+    model, encoder = tiny_model(config).eval(), TableEncoder()
+    z_BKD = model.encoder(model.normalise(encoder.hidden_states(torch.from_numpy(ROWS_NL.astype(np.int64)))))
+    eps_BKD = draw_noise(config, 1, 0, range(7), "cpu").latent_BKD
+    seen = []
+
+    class Knowing(torch.nn.Module):
+        def forward(self, z_u: "torch.Tensor", u_B: "torch.Tensor", c: "torch.Tensor") -> "torch.Tensor":
+            seen.append((u_B.unique().item(), z_u, c))
+            return z_BKD
+
+    model.denoiser = Knowing()
+    panel = reconstruction_panel(model, encoder, ROWS_NL, 1, 7)
+    assert panel["denoised_0.2"] == panel["denoised_0.5"] == panel["denoised_0.8"] == panel["clean"]
+    # alpha squared at d = 3 by the specification: 0.513, 0.100, 0.0116.
+    for (u, z_u, c), (time, power) in zip(seen, ((0.2, 0.513), (0.5, 0.1), (0.8, 0.0116)), strict=True):
+        assert u == pytest.approx(time) and not c.any()
+        assert torch.allclose(z_u, power**0.5 * z_BKD + (1 - power) ** 0.5 * eps_BKD, atol=2e-3)
+
+
+def test_cross_entropy_is_over_all_positions_of_the_clean_latents() -> None:
+    model, encoder = tiny_model(tiny_config()).eval(), TableEncoder()
+    tokens_BL = torch.from_numpy(ROWS_NL.astype(np.int64))
+    z_BKD = model.encoder(model.normalise(encoder.hidden_states(tokens_BL)))
+    logits_BLV = model.token_decoder.head(model.token_decoder.features(model.decoder(z_BKD)))
+    expected = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
+    panel = reconstruction_panel(model, encoder, ROWS_NL, 1, 7)
+    assert panel["clean"]["cross_entropy"] == pytest.approx(expected.item(), rel=1e-5)
+
+
+# -- frontier -------------------------------------------------------------------------------------
+
+class Words:
+    """A tokenizer that writes ids as numbers."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids))
+
+
+def test_every_pair_of_steps_and_temperature_is_sampled_with_the_same_seed() -> None:
+    model = tiny_model(tiny_config()).eval()
+    generator = Generator(tiny_config(), model, None, VOCABULARY, end_of_text_id=3, tokenizer=Words())
+    said: list[str] = []
+    found = sample_frontier(generator, [1, 3], [0.5, 1.0], num=5, batch=2, seed=4, say=said.append)
+    assert [(one["setting"]["steps"], one["setting"]["temperature"]) for one in found] == [
+        (1, 0.5), (1, 1.0), (3, 0.5), (3, 1.0)]
+    assert len(said) == 4
+    for one in found:
+        sampling = tiny_config().sampling.model_copy(update={
+            "steps": one["setting"]["steps"], "temperature": one["setting"]["temperature"], "batch_size": 2})
+        config = generator.config.model_copy(update={"sampling": sampling})
+        own = dataclasses.replace(generator, config=config)
+        assert one["tokens"] == own.tokens(5, 4).tolist()
+        assert one["texts"] == own.texts(5, 4)
+        assert one["tokens_per_s_batch_1"] == pytest.approx(8 / one["seconds_batch_1"])
+        assert one["tokens_per_s_batch_2"] > 0
+        assert one["setting"]["denoiser_passes"] == one["setting"]["steps"]
+    assert found[0]["tokens"] != found[2]["tokens"]
+
+
+def test_a_guided_step_counts_as_two_passes() -> None:
+    config = tiny_config(sampling={"self_conditioning_guidance": 2.0})
+    generator = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 3, Words())
+    found = sample_frontier(generator, [3], [1.0], num=1, batch=1, seed=0, say=lambda _: None)
+    assert found[0]["setting"]["denoiser_passes"] == 6
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
+    folder = tmp_path_factory.mktemp("run")
+    data = {"source": str(write_text(folder / "prose.txt")), "sequence_length": 16, "heldout_fraction": 0.2}
+    config = run_config(folder, steps=4, data=data)
+    run = TrainerRun(config, folder / "store", num_ranks=1)
+    code, output = run.finish()
+    assert code == 0, output
+    run.folder.write_bytes("recipe.json", json.dumps({"train": config.model_dump(mode="json")}).encode())
+    return run
+
+
+def arguments(run: TrainerRun, *more: str) -> list[str]:
+    return ["run", "--store", local_store_url(run.store), "--steps", "1,2", "-n", "24", "--batch", "8", *more]
+
+
+def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained.store.parent / "cache"))
+    judge, out = save_model(tmp_path / "tiny judge", "gpt2"), tmp_path / "deep" / "out"
+    assert main(arguments(trained, "--judge", str(judge), "--temperatures", "0.9,1", "--out", str(out))) == 0
+    printed = capsys.readouterr()
+    assert "clean" in printed.out and "wrote evaluation.json, evaluation.png and samples.json" in printed.out
+    assert max(map(len, printed.out.splitlines())) <= max(80, 20 + len(str(out)) + 56)
+    result = json.loads((out / "evaluation.json").read_text(), parse_constant=pytest.fail)
+    assert result["step"] == 4 and result["heldout_sequences"] == 24
+    assert result["judge"]["name"] == str(judge) and result["judge"]["is_the_fields"] is False
+    assert 0 <= result["panel"]["clean"]["accuracy"] <= 1 and result["heldout"]["diffusion_loss"] > 0
+    assert [point["setting"]["steps"] for point in result["frontier"]] == [1, 1, 2, 2]
+    assert all("mauve_by_tiny-judge" in point for point in result["frontier"])
+    samples = json.loads((out / "samples.json").read_text())
+    assert np.shape(samples["generations"][0]["tokens"]) == (24, 16)
+    assert samples["model"] == "ldlm" and len(samples["reference_texts"]) == 24
+    assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_quick_to_refuse_is_refused_with_what_to_type(trained, tmp_path, capsys) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    assert main(arguments(trained, "--judge", "nobody/no-such-judge", *out)) == 3
+    error = capsys.readouterr().err
+    assert "the judge nobody/no-such-judge cannot be loaded" in error and "--judge PATH" in error
+    judge = str(save_model(tmp_path / "judge", "gpt2"))
+    elsewhere = ["other", *arguments(trained, "--judge", judge, *out)[1:]]
+    assert main(elsewhere) == 6
+    assert "no run 'other'" in capsys.readouterr().err
+    (tmp_path / "file").write_text("in the way")
+    assert main(arguments(trained, "--judge", judge, "--out", str(tmp_path / "file"))) == 3
+    error = capsys.readouterr().err
+    assert "cannot be written" in error and "--out FOLDER" in error
+
+
+@pytest.mark.parametrize(("typed", "problem"), [
+    (["--steps", "4,x"], "'x' is not a whole number from 1 to 10000"),
+    (["--steps", "0"], "'0' is not a whole number from 1 to 10000"),
+    (["--temperatures", "0"], "'0' is not a number from 0.01 to 10"),
+    (["--temperatures", "nan"], "'nan' is not a number from 0.01 to 10"),
+    (["-n", "-1"], "'-1' is not a whole number from 1 to 1e+06"),
+])
+def test_numbers_that_make_no_sense_are_refused(typed: list[str], problem: str, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        read_measure_options(["run", "--out", "x", *typed])
+    assert caught.value.code == 2 and problem in capsys.readouterr().err
+
+
+def test_the_picture_of_a_run_without_scored_text_is_drawn_all_the_same(tmp_path: Path) -> None:
+    judge = load_judge(str(save_model(tmp_path / "j", "gpt2")))
+    speeds = {"tokens_per_s_batch_1": 10.0, "tokens_per_s_batch_8": 30.0}
+    frontier = [{"setting": {"steps": steps, "temperature": 1.0}, "generative_perplexity_by_j": None,
+                 "entropy_by_j": 0.0, **speeds} for steps in (1, 2)]
+    result = {"source": "run", "step": 1, "device": "CPU", "frontier": frontier, "reference": {},
+              "panel": {"clean": {"accuracy": 0.5}}}
+    plot(result, judge, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000

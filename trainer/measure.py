@@ -1,0 +1,132 @@
+"""`python -m trainer.measure`, behind `ldlm evaluate`: what a run's newest weights are worth.
+
+Exit codes: those of the `ldlm` command.
+"""
+
+import json
+import os
+import sys
+from argparse import Namespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.bench import device_name
+from trainer.contract import ConfigError, Env, LdlmError
+from trainer.data import Corpus, open_corpus
+from trainer.encoder_weights import cache_folder
+from trainer.evaluate import evaluate
+from trainer.frontier import judged, sample_frontier
+from trainer.generate import Generator, to_text
+from trainer.measure_options import read_measure_options
+from trainer.panel import reconstruction_panel
+from trainer.quality import Judge, load_judge, text_scores
+from trainer.quality_plot import plot
+from trainer.run_folder import RunFolder
+from trainer.saved_run import SavedRun, load_run
+from trainer.store import open_store
+from trainer.token_encoder import load_token_encoder
+
+_INTERRUPTED = 130
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Evaluate as the command line says. Returns the exit code."""
+    options = read_measure_options(argv)
+    try:
+        result = measure(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except OSError as error:
+        problem = ConfigError(f"cannot be written: {error.strerror or error}", place=str(options.out),
+                              fix="name another folder: --out FOLDER")
+        print(f"error: {problem}", file=sys.stderr)
+        return problem.cli_exit_code
+    except LdlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.cli_exit_code
+    print(json.dumps(result, indent=1) if options.json else _screen(result, options))
+    return 0
+
+
+def measure(options: Namespace) -> dict[str, Any]:
+    """Measure everything and write it. Raises LdlmError; what is quick to refuse comes first."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options.out.mkdir(parents=True, exist_ok=True)
+    judge = load_judge(options.judge, device, revision=options.judge_revision)
+    run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), _say)
+    generator = run.generator(device)
+    rows_NL = _heldout(run, generator, options.num)
+    reference = to_text(generator.tokenizer, rows_NL.tolist(), generator.end_of_text_id)
+    result = {"source": options.run, "step": run.manifest.step, "seed": options.seed,
+              "device": device_name(device), "dtype": str(next(generator.model.parameters()).dtype),
+              "judge": _about(judge), **_on_heldout(run, generator, rows_NL, options, device)}
+    generations = sample_frontier(generator, options.steps, options.temperatures, options.num, options.batch,
+                                  options.seed, _say)
+    _say(f"judged by {judge.name}")
+    result |= {"reference": text_scores(judge, reference),
+               "frontier": [judged(one, judge, reference) for one in generations]}
+    samples = {"model": "ldlm", "seed": options.seed, "source": options.run, "step": run.manifest.step,
+               "reference_texts": reference, "generations": generations}
+    (options.out / "samples.json").write_text(json.dumps(samples))
+    (options.out / "evaluation.json").write_text(json.dumps(result, indent=1))
+    plot(result, judge, options.out / "evaluation.png")
+    return result
+
+
+def _heldout(run: SavedRun, generator: Generator, num: int) -> np.ndarray:
+    """At most so many sequences that no step was trained on, uint32 (N, L)."""
+    config = run.config.model_copy(update={"evaluate_sequences": num})
+    corpus: Corpus = open_corpus(config, generator.tokenizer, run.folder.store, cache_folder(), _say)
+    return corpus.heldout_NL
+
+
+def _on_heldout(run: SavedRun, generator: Generator, rows_NL: np.ndarray, options: Namespace,
+                device: torch.device) -> dict[str, Any]:
+    """What only the token encoder lets us see: losses and reconstructions."""
+    encoder = load_token_encoder(run.config.token_encoder, device, run.config.data.sequence_length,
+                                 store=run.folder.store, say=_say)
+    _say(f"held-out text: {len(rows_NL)} sequences")
+    return {"heldout_sequences": len(rows_NL),
+            "heldout": evaluate(generator.model, encoder, rows_NL, options.seed, options.batch),
+            "panel": reconstruction_panel(generator.model, encoder, rows_NL, options.seed, options.batch)}
+
+
+def _about(judge: Judge) -> dict[str, Any]:
+    return {"name": judge.name, "revision": judge.revision, "is_the_fields": judge.is_the_fields,
+            "max_tokens": judge.max_tokens, "ids": len(judge.tokenizer)}
+
+
+def _screen(result: dict[str, Any], options: Namespace) -> str:
+    """What a person reads: the panel, a line for each sampling, where the rest is."""
+    panel = "  ".join(f"{name.replace('_', ' ')} {scores['accuracy']:.1%}"
+                      for name, scores in result["panel"].items())
+    lines = ["held-out tokens that come back:", f"  {panel}",
+             f"perplexity by {result['judge']['name']}:",
+             f"  {'steps':>5}  {'temp.':>5}  {'perplexity':>10}  {'entropy':>7}  {'distinct-2':>10}  "
+             f"{'MAUVE':>5}  {'tokens/s':>9}"]
+    for point in result["frontier"]:
+        speed = max(value for key, value in point.items() if key.startswith("tokens_per_s"))
+        lines.append(f"  {point['setting']['steps']:>5}  {point['setting']['temperature']:>5g}  "
+                     f"{_cell(point, 'generative_perplexity', 10, 1)}  {_cell(point, 'entropy', 7, 2)}  "
+                     f"{_cell(point, 'distinct_2', 10, 3)}  {_cell(point, 'mauve', 5, 2)}  {speed:>9,.0f}")
+    reference = result["reference"]
+    lines += [f"  {'held-out text':>12}  {_cell(reference, 'generative_perplexity', 9, 1)}  "
+              f"{_cell(reference, 'entropy', 7, 2)}  {_cell(reference, 'distinct_2', 10, 3)}",
+              f"wrote evaluation.json, evaluation.png and samples.json to {options.out}"]
+    return "\n".join(lines)
+
+
+def _cell(scores: dict[str, Any], metric: str, width: int, digits: int) -> str:
+    value = next(value for key, value in scores.items() if key == metric or key.startswith(f"{metric}_by_"))
+    return f"{'-':>{width}}" if value is None else f"{value:>{width},.{digits}f}"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
