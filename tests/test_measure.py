@@ -1,6 +1,7 @@
 """`ldlm evaluate`: the reconstruction panel, the frontier of samplings, and the whole command."""
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 
@@ -170,6 +171,17 @@ def test_what_is_quick_to_refuse_is_refused_with_what_to_type(trained, tmp_path,
     assert main(arguments(trained, "--judge", judge, "--out", str(tmp_path / "file"))) == 3
     error = capsys.readouterr().err
     assert "cannot be written" in error and "--out FOLDER" in error
+
+
+@pytest.mark.parametrize(("module", "package"), [("mauve", "mauve-text"), ("matplotlib", "matplotlib")])
+def test_a_missing_package_is_named_before_anything_is_measured(
+        module: str, package: str, trained, tmp_path, capsys, monkeypatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else found(name))
+    assert main(arguments(trained, "--out", str(tmp_path / "out"))) == 3
+    error = capsys.readouterr().err
+    assert f"{package} is not installed" in error and "make evaluation-tools" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(("typed", "problem"), [

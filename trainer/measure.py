@@ -21,7 +21,7 @@ from trainer.frontier import judged, sample_frontier
 from trainer.generate import Generator, to_text
 from trainer.measure_options import read_measure_options
 from trainer.panel import reconstruction_panel
-from trainer.quality import Judge, load_judge, text_scores
+from trainer.quality import Judge, load_judge, require_evaluation_tools, text_scores
 from trainer.quality_plot import plot
 from trainer.run_folder import RunFolder
 from trainer.saved_run import SavedRun, load_run
@@ -54,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(options: Namespace) -> dict[str, Any]:
     """Measure everything and write it. Raises LdlmError; what is quick to refuse comes first."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    require_evaluation_tools()
     options.out.mkdir(parents=True, exist_ok=True)
     judge = load_judge(options.judge, device, revision=options.judge_revision)
     run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), _say)

@@ -4,6 +4,7 @@ Shapes: N texts, L tokens of the longest, V ids of the judge. A row is the token
 """
 
 import contextlib
+import importlib.util
 import io
 import math
 import os
@@ -176,15 +177,10 @@ def mauve(judge: Judge, rows: Sequence[Row], reference: Sequence[Row], seed: int
 
     Returns:
         None when there are fewer than 20 texts on a side.
-
-    Raises:
-        ConfigError: mauve-text is not installed.
     """
-    try:
-        from mauve import compute_mauve
-        from mauve.utils import featurize_tokens_from_model
-    except ImportError as error:
-        raise needs_evaluation_tools("mauve-text") from error
+    from mauve import compute_mauve
+    from mauve.utils import featurize_tokens_from_model
+
     num = min(sum(len(row) > 0 for row in side) for side in (rows, reference))
     if num < _MAUVE_LEAST_TEXTS:
         return None
@@ -213,10 +209,12 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def needs_evaluation_tools(package: str) -> ConfigError:
-    """What to say when a package of the extra `evaluate` is missing."""
-    return ConfigError(f"{package} is not installed", place="the trainer's environment",
-                       fix="make evaluation-tools (once, about 400 MB)")
+def require_evaluation_tools() -> None:
+    """Ask for the packages of the extra `evaluate`. Raises ConfigError when one is missing."""
+    for package, module in (("mauve-text", "mauve"), ("matplotlib", "matplotlib")):
+        if importlib.util.find_spec(module) is None:
+            raise ConfigError(f"{package} is not installed", place="the trainer's environment",
+                              fix="make evaluation-tools (once, about 400 MB)")
 
 
 def text_scores(judge: Judge, texts: Sequence[str], reference: Sequence[str] = (),

@@ -4,16 +4,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from trainer.quality import Judge, needs_evaluation_tools
+from trainer.quality import Judge
 
 
 def plot(result: dict[str, Any], judge: Judge, path: Path) -> None:
-    """Draw what `trainer.measure` found into a PNG. Raises ConfigError: matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise needs_evaluation_tools("matplotlib") from error
+    """Draw what `trainer.measure` found into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(14, 4.2), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     _draw_frontier(left, result, judge)
