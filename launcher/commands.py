@@ -29,7 +29,7 @@ from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.lint import lint
 from launcher.local_engine import LocalEngine
-from launcher.next_steps import check_is_here
+from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.offers import make_offer, probe_machine
 from launcher.plan import Done, choose, make_plan
 from launcher.preempt_at import PreemptAt
@@ -163,8 +163,10 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
     Raises:
         EngineError: Something is missing before this cloud could be used.
         NoOfferError: The task holds a known trap, or is for hardware that is not here.
+        RecipeError: W&B is asked for, and there is no key for it.
     """
     check_is_here(proposal, resuming=resuming)
+    check_wandb_key(proposal)
     if not proposal.is_local:
         check_infra(proposal.infra)
     for found in lint(proposal.task):

@@ -1,17 +1,18 @@
 """What can be typed after a plan, and what is said instead of launching what this machine cannot run."""
 
+import os
 import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from launcher.advice import typed
 from launcher.engine import check_infra
-from launcher.errors import EngineError, LdlmError, NoOfferError
+from launcher.errors import EngineError, LdlmError, NoOfferError, RecipeError
 from launcher.offers import Machine, local_offer, probe_machine
 from launcher.plan import make_plan
 from launcher.proposal import Proposal
 from launcher.recipe import checkout_folder
-from trainer.contract import Document
+from trainer.contract import Document, Env
 from trainer.encoder_shape import encoder_shape
 
 
@@ -44,6 +45,14 @@ def check_is_here(proposal: Proposal, *, resuming: bool) -> None:
         fix = _on_own_gpu(proposal, probe_machine()) or (
             f"add --dry-run to print its task, or launch it on a machine with {train.accelerators}")
     raise NoOfferError(train.lacks, place=proposal.recipe.place("hardware", "train"), fix=fix)
+
+
+def check_wandb_key(proposal: Proposal) -> None:
+    """Refuse a run that is to be shown on W&B while nodes would have no key to send. Raises RecipeError."""
+    if proposal.recipe.train.wandb.mode == "online" and not os.environ.get(Env.WANDB_KEY):
+        raise RecipeError(f"mode is online, and the environment has no {Env.WANDB_KEY}",
+                          place=proposal.recipe.place("train", "wandb", "mode"),
+                          fix=f"export {Env.WANDB_KEY}=..., or add --set train.wandb.mode=auto")
 
 
 def _on_own_gpu(proposal: Proposal, machine: Machine) -> str | None:

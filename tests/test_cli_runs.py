@@ -48,6 +48,26 @@ def test_a_launch_tells_what_happens_and_ends_with_the_bill(tmp_path, store):
     assert done.stdout.endswith("run r1: finished (train finished)\n")
 
 
+def test_a_key_for_w_and_b_reaches_the_node_and_stands_in_no_file(tmp_path, store, monkeypatch):
+    key = "k0" * 20
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    checkout = Checkout(tmp_path, f'test "$WANDB_API_KEY" = {key} && {FAKE_NODE} beat:400,400 exit:0')
+    done = checkout.ldlm(*RUN, "--yes", "--store", store, "--set", "train.wandb.mode=online")
+    assert done.returncode == 0, done.stderr
+    written = [path for folder in (Path(store), engine_home()) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    # The template is ours: it compares with the key, and is not what a user writes.
+    told = f'test "$WANDB_API_KEY" = {key}'.encode()
+    assert all(key.encode() not in path.read_bytes().replace(told, b"") for path in written)
+
+
+def test_w_and_b_online_without_a_key_is_refused_before_anything_is_written(tmp_path, store):
+    said = refused(3, *RUN, "--yes", "--store", store, "--set", "train.wandb.mode=online",
+                   cwd=Checkout(tmp_path, "exit 0").folder)
+    assert "--set train.wandb.mode=online: mode is online, and the environment has no WANDB_API_KEY" in said
+    assert not Path(store).exists()
+
+
 def test_a_run_that_fails_ends_with_code_5_and_where_to_read_why(tmp_path, store):
     said = refused(5, *RUN, "--yes", "--store", store, cwd=Checkout(tmp_path, "exit 78").folder)
     assert "run r1 failed: bad recipe or data" in said

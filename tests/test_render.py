@@ -215,6 +215,15 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
         assert resources.cluster_config_overrides == config
 
 
+def test_a_key_can_be_given_to_skypilot_as_a_secret_which_it_does_not_show(tmp_path, monkeypatch):
+    """What `sky jobs launch --secret WANDB_API_KEY task.yaml` does."""
+    train = load_in_skypilot(task_of("vast"), tmp_path, monkeypatch).tasks[0]
+    train.update_secrets([(Env.WANDB_KEY, "k0" * 20)])
+    assert train.secrets[Env.WANDB_KEY].get_secret_value() == "k0" * 20
+    assert Env.WANDB_KEY not in train.envs
+    assert "k0" * 20 not in str(train.to_yaml_config(use_user_specified_yaml=True)) + repr(train)
+
+
 def test_skypilot_understands_nodes_regions_and_slurm(tmp_path, monkeypatch):
     two = load_in_skypilot(example_task("gcp/us-east5", "train.global_batch_size=64"), tmp_path, monkeypatch)
     (resources,) = two.tasks[0].resources

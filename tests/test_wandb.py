@@ -244,3 +244,14 @@ def test_the_workspace_has_training_steps_as_its_axis() -> None:
     assert len(lines) == sum(map(len, SECTIONS.values()))
     assert {config["xAxis"] for config in lines} == {"train/step"}
     assert lines[0]["metrics"] == ["eval/diffusion_loss", "eval/diffusion_loss_trivial"]
+
+
+def test_the_workspace_is_made_in_the_project_of_the_run(server: WandbServer, tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "store")
+    folder.write_bytes("recipe.json", b'{"train": {"wandb": {"project": "mine", "entity": "team"}}}')
+    done = command(folder, "workspace", env=environment(server, tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().startswith(f"{server.url}/team/mine?nw=")
+    (view,) = server.views
+    assert (view["projectName"], view["entityName"], view["displayName"]) == ("mine", "team", "ldlm")
+    assert "eval/latent_variance" in view["spec"]

@@ -42,6 +42,7 @@ class WandbServer:
         down: Answer nothing but errors.
         keys: The API keys that were presented.
         seen: Names of the GraphQL operations, in order.
+        views: Workspaces that were saved.
     """
 
     def __init__(self, url: str) -> None:
@@ -49,6 +50,7 @@ class WandbServer:
         self.runs: dict[str, Run] = {}
         self.keys: set[str] = set()
         self.seen: list[str] = []
+        self.views: list[dict[str, Any]] = []
         self.down = False
         self.lock = threading.Lock()
 
@@ -66,6 +68,11 @@ class WandbServer:
             run.files += variables["files"]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": [
                 {"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in variables["files"]]}}
+        if operation == "UpsertView2":
+            self.views.append(variables)
+            return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
+        if operation == "GetDefaultEntity":
+            return {"viewer": {"id": "v", "entity": ENTITY, "defaultEntity": {"id": "e", "name": ENTITY}}}
         if operation == "ArtifactType":
             return {"project": {"artifact": {"artifactType": {"name": "run_table"}}}}
         if operation == "CreateArtifact":  # there already, so the SDK uploads no files of it
