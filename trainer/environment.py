@@ -196,7 +196,7 @@ def cause_of(pip_output: str) -> str:
     """What to do about a failed install, by what pip wrote. Texts of pip 23 to 26."""
     output = pip_output.lower()
     if "no space left on device" in output:
-        return "free some disk space (.venv needs 0.6 GB, .venv-train 1.5 GB, with CUDA 8 GB)"
+        return "free some disk space (.venv needs 0.6 GB, .venv-train 1.6 GB, with CUDA 8 GB)"
     if "do not match the hashes" in output:
         return "do not use this download: it is not the file that the lock file names. Check where pip " \
                "gets its packages from (pip config list)"
