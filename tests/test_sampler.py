@@ -90,6 +90,22 @@ def test_ddim_follows_the_exact_flow_of_correlated_data_and_halves_its_error_wit
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.25)
 
 
+@pytest.mark.parametrize(("solver", "expected"), [("ddim", 0.49), ("ancestral", 0.66), ("sde", 0.68)])
+def test_replacing_what_is_known_in_each_estimate_moves_the_rest_part_of_the_way(solver, expected):
+    """The first of three coordinates is 2: the closed form says where the second then is on average.
+
+    Replacement is known to fall short: what is known is told under as much noise as the rest.
+    """
+    def denoise(z, u_B, estimate):
+        found = _correlated(z, u_B, estimate)
+        return torch.cat([torch.full_like(found[:, :1], 2.0), found[:, 1:]], dim=1)
+
+    samples = _sampled(denoise, solver, 96, num=4_000, width=3)
+    told = MEAN[1] + COVARIANCE[1, 0] / COVARIANCE[0, 0] * (2.0 - MEAN[0])
+    assert (samples[:, 1].mean() - MEAN[1]) / (told - MEAN[1]) == pytest.approx(expected, abs=0.05)
+    assert (samples[:, 0] == 2).all()
+
+
 # Two bumps on a line.
 WEIGHTS, CENTRES, WIDTHS = (0.3, 0.7), (-1.5, 0.8), (0.3, 0.4)
 

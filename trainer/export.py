@@ -44,7 +44,7 @@ _FORMAT = "ldlm-export-1"
 _INTERRUPTED = 130
 _WEIGHTS, _CONFIG, _RECIPE, _TOKENIZER, _CARD, _PLOT = (
     "model.safetensors", "config.json", "recipe.yaml", "tokenizer", "README.md", "curves.png")
-_NOT_NEEDED = "encoder."  # the latent encoder: it makes latents of texts, never texts
+_ENCODER = "encoder."  # the latent encoder: it makes latents of texts, never texts
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _NUM_SAMPLES, _SEED = 5, 0  # on the model card
 Precision = Literal["bf16", "fp32"]
@@ -54,6 +54,7 @@ class ExportRecord(BaseModel):
     """`config.json` of an export.
 
     Attributes:
+        has_encoder: The latent encoder is in it too.
         model: Arguments that rebuild the model, as in a checkpoint's manifest.
         facts: What training took.
         train: The settings of the run.
@@ -65,6 +66,7 @@ class ExportRecord(BaseModel):
     run_id: str
     step: int
     precision: Precision
+    has_encoder: bool = False
     model: dict[str, int]
     facts: Facts
     train: TrainConfig
@@ -87,10 +89,12 @@ def load_export(path: Path | str, device: torch.device | str = "cpu",
     record = read_export(path)
     state = load_file(path / _WEIGHTS)
     warp = warp_of(record.train, state.pop(TIME_DENSITY))
-    with torch.device("meta"):
+    # The latent encoder has a buffer that no file holds.
+    with torch.device("cpu" if record.has_encoder else "meta"):
         model = LatentDiffusionLM(record.train, record.model["hidden_size"], state.get("token_ids"),
                                   record.model["vocab_size"])
-    del model.encoder
+    if not record.has_encoder:
+        del model.encoder
     dtype = dtype or (torch.float32 if device.type == "cpu" else _DTYPES[record.precision])
     weights = {name for name, _ in model.named_parameters()}
     model.load_state_dict({name: tensor.to(dtype) if name in weights else tensor
@@ -121,7 +125,8 @@ def _is_whole(path: Path, file: StoredFile) -> bool:
     return path.is_file() and path.stat().st_size == file.num_bytes and sha256_of(path) == file.sha256
 
 
-def write_export(run: SavedRun, out: Path, precision: Precision = "bf16") -> ExportRecord:
+def write_export(run: SavedRun, out: Path, precision: Precision = "bf16", *,
+                 with_encoder: bool = False) -> ExportRecord:
     """Write a run's newest weights into a new folder, whole or not at all.
 
     Before it counts it is loaded again, and has made the samples of its model card.
@@ -131,38 +136,39 @@ def write_export(run: SavedRun, out: Path, precision: Precision = "bf16") -> Exp
         StoreError: The disk does not take it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return _same_export(run, out, precision)
+        return _same_export(run, out, precision, with_encoder)
     with _draft_of(out) as draft:
-        save_file(_needed(run, precision), draft / _WEIGHTS)
+        save_file(_needed(run, precision, with_encoder), draft / _WEIGHTS)
         tokenizer = load_tokenizer(run.config.token_encoder, run.folder.store)
         tokenizer.save_pretrained(draft / _TOKENIZER)
         (draft / _RECIPE).write_text(recipe_yaml(run.folder.read_json(Name.RECIPE)))
         record = ExportRecord(run_id=run.folder.run_id, step=run.manifest.step, precision=precision,
-                              model=run.manifest.model, facts=facts_of(run.folder, run.config, run.manifest),
-                              train=run.config, files=list(_files(draft)))
+                              has_encoder=with_encoder, model=run.manifest.model, train=run.config,
+                              facts=facts_of(run.folder, run.config, run.manifest),
+                              files=list(_files(draft)))
         (draft / _CONFIG).write_text(record.model_dump_json(indent=1))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         samples = load_export(draft, device).texts(_NUM_SAMPLES, _SEED)
-        has_plot = draw_curves(run.folder, draft / _PLOT)
+        has_plot = draw_curves(run.folder, record.step, draft / _PLOT)
         (draft / _CARD).write_text(model_card(run.folder, run.config, record.facts, record.step, samples,
                                               has_plot=has_plot))
     return record
 
 
-def _same_export(run: SavedRun, out: Path, precision: Precision) -> ExportRecord:
+def _same_export(run: SavedRun, out: Path, precision: Precision, with_encoder: bool) -> ExportRecord:
     """What is at `out` already, when it is this very export: then a push can go on."""
-    wanted = (run.folder.run_id, run.manifest.step, precision)
+    wanted = (run.folder.run_id, run.manifest.step, precision, with_encoder)
     record = read_export(out) if (out / _CONFIG).is_file() else None
-    if record and (record.run_id, record.step, record.precision) == wanted:
+    if record and (record.run_id, record.step, record.precision, record.has_encoder) == wanted:
         return record
     raise ConfigError("there is something else at this place already", place=str(out),
                       fix="name another folder: --out PATH, or remove this one")
 
 
-def _needed(run: SavedRun, precision: Precision) -> dict[str, Tensor]:
+def _needed(run: SavedRun, precision: Precision, with_encoder: bool) -> dict[str, Tensor]:
     """Tensors of the file: trained weights in the precision, buffers as they are."""
     return {name: (tensor.to(_DTYPES[precision]) if name in run.manifest.shapes else tensor).contiguous()
-            for name, tensor in run.weights.items() if not name.startswith(_NOT_NEEDED)}
+            for name, tensor in run.weights.items() if with_encoder or not name.startswith(_ENCODER)}
 
 
 def _files(draft: Path) -> Iterator[StoredFile]:
@@ -212,7 +218,7 @@ def _export(options: Namespace) -> None:
     folder = RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run)
     run = load_run(folder, _talk)
     out = options.out or Path(f"{options.run}-step-{run.manifest.step}")
-    record = write_export(run, out, options.precision)
+    record = write_export(run, out, options.precision, with_encoder=options.with_encoder)
     num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     url = None
     if options.push_to_hub is not None:

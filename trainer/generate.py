@@ -58,14 +58,19 @@ class Generator:
             seed: Of all of them.
             prompt: With which each of them begins.
         """
-        return torch.cat([self._batch(range(first, min(first + self.config.sampling.batch_size, num)), seed,
-                                      prompt) for first in range(0, num, self.config.sampling.batch_size)])
+        return torch.cat([self.batch(range(first, min(first + self.config.sampling.batch_size, num)), seed,
+                                     prompt) for first in range(0, num, self.config.sampling.batch_size)])
 
     def texts(self, num: int, seed: int, prompt: Prompt | None = None) -> list[str]:
         """Texts of the same samples, each up to its first end of text."""
-        return to_text(self.tokenizer, self.tokens(num, seed, prompt), self.end_of_text_id)
+        return self.to_texts(self.tokens(num, seed, prompt))
 
-    def _batch(self, indices: range, seed: int, prompt: Prompt | None) -> Tensor:
+    def to_texts(self, tokens_BL: Tensor) -> list[str]:
+        """Texts of what was drawn, each up to its first end of text."""
+        return to_text(self.tokenizer, tokens_BL, self.end_of_text_id)
+
+    def batch(self, indices: range, seed: int, prompt: Prompt | None) -> Tensor:
+        """Token ids of some samples of a seed, at once."""
         sampling = self.config.sampling
         if prompt is None:
             latents = sample_latents(self.model, indices, seed, sampling, self.warp)
@@ -97,7 +102,8 @@ def warp_of(config: TrainConfig, density: Tensor) -> TimestepSampler:
 
 @torch.inference_mode()
 def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, sampling: SamplingConfig,
-                   warp: TimestepSampler | None = None, prompt: PromptContext | None = None) -> Tensor:
+                   warp: TimestepSampler | None = None, prompt: PromptContext | None = None,
+                   mend: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Draw latents z0 of shape (len(indices), K, D), float32, on the model's device.
 
     Their scale is the denoiser's own: the decoder brings latents to scale on entry.
@@ -109,10 +115,17 @@ def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, 
         sampling: How.
         warp: For a warped grid; None: even.
         prompt: What each of the samples begins with, from `model.prompt_context`.
+        mend: Puts what is known into each estimate of the clean latents.
     """
     shape = (model.config.num_latents, model.config.model.latent_width)
     noise = SampleNoise(seed, indices, shape, model.hidden_mean.device)
-    return integrate(guided(model, sampling, prompt), noise, sampling, model.config.diffusion.tan_d, warp)
+    estimate = guided(model, sampling, prompt)
+
+    def denoise(z: Tensor, u_B: Tensor, earlier: Tensor) -> Tensor:
+        found = estimate(z, u_B, earlier)
+        return found if mend is None else mend(found)
+
+    return integrate(denoise, noise, sampling, model.config.diffusion.tan_d, warp)
 
 
 def guided(model: LatentDiffusionLM, sampling: SamplingConfig, prompt: PromptContext | None) -> Denoise:

@@ -88,12 +88,16 @@ def model_card(folder: RunFolder, config: TrainConfig, facts: Facts, step: int, 
         samples: Made by the exported weights, the first of their seed.
         has_plot: `curves.png` lies beside it.
     """
-    rows = {number: row for number, row in RowReader(folder).rows().items() if number <= step}
+    rows = _rows_up_to(folder, step)
     parts = [_head(folder.run_id, facts, config), _facts_table(config, facts, step),
              "## Losses in training\n\n" + _table(rows, _LOSSES),
              "## On held-out text\n\n" + _table(rows, _SCORES),
              "![curves](curves.png)" if has_plot else "", _samples(samples, config), _how_to()]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _rows_up_to(folder: RunFolder, step: int) -> dict[int, Row]:
+    return {number: row for number, row in RowReader(folder).rows().items() if number <= step}
 
 
 def _head(run_id: str, facts: Facts, config: TrainConfig) -> str:
@@ -145,13 +149,13 @@ def _how_to() -> str:
             "`ldlm launch recipe.yaml`.")
 
 
-def draw_curves(folder: RunFolder, path: Path) -> bool:
-    """Plot losses and held-out scores as a PNG. False where matplotlib is not installed."""
+def draw_curves(folder: RunFolder, step: int, path: Path) -> bool:
+    """Plot losses and held-out scores up to a step as a PNG. False where matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     from matplotlib.figure import Figure
 
-    rows = RowReader(folder).rows()
+    rows = _rows_up_to(folder, step)
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     _plot(losses, rows, _LOSSES)

@@ -19,7 +19,8 @@ from trainer.bench import device_name
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError, Env, LdlmError
 from trainer.export import load_export, read_export
-from trainer.generate import Generator, Prompt, to_text
+from trainer.generate import Generator, Prompt
+from trainer.infilling import infiller
 from trainer.prompting import read_prompt
 from trainer.run_folder import RunFolder
 from trainer.sample_options import SETTINGS, read_sample_options
@@ -52,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     options = read_sample_options(argv)
     try:
         source = adjusted(_open(options), options)
-        generator = source.generator
-        prompt = None if options.prompt is None else read_prompt(generator, options.prompt, _store(options))
+        generator, prompt = _told(source.generator, options)
         made = generate(generator, options.num or generator.config.sampling.num_samples, options.seed, prompt)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -93,7 +93,7 @@ def generate(generator: Generator, num: int, seed: int, prompt: Prompt | None = 
     # Ids come to the host: nothing of it is still under way when the clock is read.
     tokens = generator.tokens(num, seed, prompt).cpu()
     seconds = time.perf_counter() - began
-    return Texts(to_text(generator.tokenizer, tokens, generator.end_of_text_id), tokens.numel(), seconds)
+    return Texts(generator.to_texts(tokens), tokens.numel(), seconds)
 
 
 def screen(texts: list[str]) -> str:
@@ -123,6 +123,15 @@ def _open(options: Namespace) -> Source:
     return Source(run.generator(device), options.run, run.manifest.step)
 
 
+def _told(generator: Generator, options: Namespace) -> tuple[Generator, Prompt | None]:
+    """The generator and its prompt, from the texts that were given to begin and to end with."""
+    if options.suffix is not None:
+        return infiller(generator, options.prompt or "", options.suffix, _store(options)), None
+    if options.prompt is None:
+        return generator, None
+    return generator, read_prompt(generator, options.prompt, _store(options))
+
+
 def _store(options: Namespace) -> Store:
     return open_store(options.store or os.environ[Env.STORE])
 
@@ -143,7 +152,7 @@ def _summary(source: Source, made: Texts, options: Namespace) -> dict[str, Any]:
     generator = source.generator
     sampling = generator.config.sampling.model_dump(exclude={"num_samples", "bench_generations"})
     return {"source": source.name, "step": source.step, "seed": options.seed, "prompt": options.prompt,
-            **sampling, "texts": made.texts,
+            "suffix": options.suffix, **sampling, "texts": made.texts,
             "num_tokens": made.num_tokens, "seconds": round(made.seconds, 4),
             "tokens_per_s": round(made.num_tokens / made.seconds, 1),
             "device": device_name(generator.model.hidden_mean.device),

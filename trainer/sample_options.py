@@ -16,6 +16,7 @@ _SAMPLE_EXAMPLES = """examples:
   ldlm sample RUN -n 8 --steps 32
   ldlm sample RUN --solver ancestral --steps 128 --seed 1 --json
   ldlm sample --from exports/RUN --prompt "in the beginning" --prompt-guidance 2
+  ldlm sample RUN --prompt "in the beginning" --suffix "and it was so"
 """
 _EXPORT_EXAMPLES = """examples:
   ldlm export RUN --out exports/RUN
@@ -40,6 +41,9 @@ def read_sample_options(arguments: Sequence[str] | None = None) -> argparse.Name
                         help="weight of the denoiser's earlier estimate")
     parser.add_argument("--prompt", type=_not_empty, metavar="TEXT", help="what every text begins with; for "
                         "models trained with model.prompt")
+    parser.add_argument("--suffix", type=_not_empty, metavar="TEXT", help="what every text ends with: what "
+                        "stands between --prompt and it is filled in by replacing latents, for any model "
+                        "with as many latents as tokens")
     parser.add_argument("--prompt-guidance", type=_up_to(100.0), metavar="W", help="weight of the prompt: 0 "
                         "forgets it, above 1 follows it more than in training")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -55,6 +59,8 @@ def read_export_options(arguments: Sequence[str] | None = None) -> argparse.Name
                         "(default: RUN-step-N here)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the weights "
                         "(default bf16)")
+    parser.add_argument("--with-encoder", action="store_true", help="the latent encoder too, for "
+                        "`ldlm sample --suffix`")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="then upload it as this model")
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser.parse_args(arguments)
