@@ -43,6 +43,7 @@ class WandbServer:
         keys: The API keys that were presented.
         seen: Names of the GraphQL operations, in order.
         views: Workspaces that were saved.
+        refused: Operations that are answered with an error, each once.
     """
 
     def __init__(self, url: str) -> None:
@@ -51,6 +52,7 @@ class WandbServer:
         self.keys: set[str] = set()
         self.seen: list[str] = []
         self.views: list[dict[str, Any]] = []
+        self.refused: set[str] = set()
         self.down = False
         self.lock = threading.Lock()
 
@@ -134,6 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             operation = re.search(r"(?:query|mutation)\s+(\w+)", body["query"])
             wandb.seen.append(operation.group(1) if operation else "?")
+            if wandb.seen[-1] in wandb.refused:
+                wandb.refused.remove(wandb.seen[-1])
+                self._reply({"errors": [{"message": "refused"}]}, 400)
+                return
             self._reply({"data": wandb.answer(wandb.seen[-1], body.get("variables") or {})})
 
     def do_PUT(self) -> None:

@@ -92,7 +92,7 @@ class Follower:
 
 
 class _Sender:
-    """Opens the view when W&B can be reached, and again after it has failed."""
+    """Opens the view when W&B can be reached; rows that could not be handed over wait for the next time."""
 
     def __init__(self, folder: RunFolder, config: TrainConfig, attempt: int, scratch: Path) -> None:
         from trainer.wandb_rows import Showing
@@ -107,7 +107,6 @@ class _Sender:
         try:
             self._send(exit_code)
         except LdlmError as error:
-            self._view = None
             if error.problem != self._warned:
                 print(f"warning: {error}", flush=True)
             self._warned = error.problem

@@ -69,7 +69,7 @@ class View:
             console="off", silent=True, git_commit=_commit(about["git_sha"]), init_timeout=_INIT_TIMEOUT_S,
             disable_git=True, save_code=False, x_disable_meta=True, x_disable_stats=True,
             x_disable_machine_info=True, x_save_requirements=False)
-        with _as_view_error():
+        with _as_view_error(), _undone_on_error():
             run = wandb.init(project=config.project, entity=config.entity, id=run_id, name=run_id,
                              config=about, dir=str(folder), mode=mode, settings=settings,
                              resume="allow" if mode == "online" else None)
@@ -132,6 +132,16 @@ def _commit(git_sha: str | None) -> str | None:
 
 def _is_score(name: str) -> bool:
     return name.startswith("eval/")
+
+
+@contextmanager
+def _undone_on_error() -> Iterator[None]:
+    """After a failed start the SDK would call the run "in use" for as long as this process lives."""
+    try:
+        yield
+    except Exception:
+        wandb.teardown()
+        raise
 
 
 @contextmanager
