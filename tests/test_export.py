@@ -89,7 +89,9 @@ def test_it_holds_what_generation_needs_and_no_more(saved, exported):
     size = sum(2 * needed[name].numel() for name in trained) + 8 * len(state["token_ids"])
     assert (exported / "model.safetensors").stat().st_size < size + 20_000
     assert next(generator.model.parameters()).dtype == torch.float32
-    assert next(load_export(exported, dtype=torch.bfloat16).model.parameters()).dtype == torch.bfloat16
+    as_stored = load_export(exported, dtype=torch.bfloat16)
+    assert {weight.dtype for weight in as_stored.model.parameters()} == {torch.bfloat16}
+    assert as_stored.tokens(2, seed=0).shape == (2, 16)
 
 
 def test_it_loads_in_one_call_without_deepspeed_or_the_token_encoder(exported):
@@ -152,6 +154,18 @@ def test_the_same_export_again_is_left_as_it_is_and_anything_else_is_not_touched
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ConfigError, match="something else at this place"):
         write_export(saved, tmp_path)
+
+
+def test_the_folder_may_be_named_in_any_way_and_may_be_there_empty(saved, tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert write_export(saved, Path(".")) == read_export(tmp_path / "empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    monkeypatch.chdir(tmp_path)
+    assert write_export(saved, Path("a/b")) == read_export(tmp_path / "a" / "b")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_export(saved, tmp_path / "file" / "below")
 
 
 def test_its_card_tells_cost_tokens_curves_and_unselected_samples(run, saved, exported):

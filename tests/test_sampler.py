@@ -63,9 +63,9 @@ def _correlated(z, u_B, _estimate):
 @pytest.mark.parametrize("grid", ["uniform", "warped"])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_mean_and_covariance_of_correlated_data_come_back(solver, grid):
-    samples = _sampled(_correlated, solver, 192, grid, num=6_000, width=3)
-    assert torch.allclose(samples.mean(0), MEAN, atol=0.05)
-    assert torch.allclose(samples.T.cov(), COVARIANCE, atol=0.08)
+    samples = _sampled(_correlated, solver, 128, grid, num=1_500, width=3)
+    assert torch.allclose(samples.mean(0), MEAN, atol=0.08)
+    assert torch.allclose(samples.T.cov(), COVARIANCE, atol=0.12)
 
 
 def test_ddim_follows_the_exact_flow_of_correlated_data_and_halves_its_error_with_twice_the_steps():
@@ -100,9 +100,9 @@ def test_replacing_what_is_known_in_each_estimate_moves_the_rest_part_of_the_way
         found = _correlated(z, u_B, estimate)
         return torch.cat([torch.full_like(found[:, :1], 2.0), found[:, 1:]], dim=1)
 
-    samples = _sampled(denoise, solver, 96, num=4_000, width=3)
+    samples = _sampled(denoise, solver, 96, num=2_000, width=3)
     told = MEAN[1] + COVARIANCE[1, 0] / COVARIANCE[0, 0] * (2.0 - MEAN[0])
-    assert (samples[:, 1].mean() - MEAN[1]) / (told - MEAN[1]) == pytest.approx(expected, abs=0.05)
+    assert (samples[:, 1].mean() - MEAN[1]) / (told - MEAN[1]) == pytest.approx(expected, abs=0.06)
     assert (samples[:, 0] == 2).all()
 
 

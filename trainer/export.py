@@ -137,7 +137,7 @@ def write_export(run: SavedRun, out: Path, precision: Precision = "bf16", *,
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         return _same_export(run, out, precision, with_encoder)
-    with _draft_of(out) as draft:
+    with _draft_of(out.absolute()) as draft:
         save_file(_needed(run, precision, with_encoder), draft / _WEIGHTS)
         tokenizer = load_tokenizer(run.config.token_encoder, run.folder.store)
         tokenizer.save_pretrained(draft / _TOKENIZER)
