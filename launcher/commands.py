@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -47,11 +46,12 @@ from launcher.run_record import (
     load_record,
     look_at,
 )
+from launcher.run_text import look_at_text
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Document, Env, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
-from trainer.store import Store, local_store_url, open_store, store_url
+from trainer.store import Store, local_store_url, may_exist, open_store, store_url
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def propose(recipe_name: str, options: PlanOptions) -> Proposal:
     """Plan a recipe and render its task. Spends nothing and writes nothing.
 
     Raises:
-        RecipeError, NoOfferError, StoreError: See the message.
+        RecipeError, ConfigError, NoOfferError, StoreError: See the message.
     """
     recipe = load_recipe(recipe_name, options.overrides, options.limits())
     now = datetime.now(UTC)
@@ -105,14 +105,15 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         url = default_store_url()
     if url is not None:
         recipe = recipe.model_copy(update={"store": store_url(url)})
-    history = measured_speeds(open_store(recipe.store)) if recipe.store and _may_exist(recipe.store) else []
+    history = measured_speeds(open_store(recipe.store)) if recipe.store and may_exist(recipe.store) else []
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
-        plan = make_plan(recipe, shape, offers, history, now, run_id, done)
+        text = look_at_text(recipe)
+        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    return Proposal(recipe, plan)
+    return Proposal(recipe, plan.model_copy(update={"warnings": text.among(plan.warnings)}), text.refusal)
 
 
 def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
@@ -153,7 +154,7 @@ def _check_home() -> None:
 def check_new(proposal: Proposal) -> None:
     """Refuse the id of a run that exists, before anybody is asked. Raises RunRecordError."""
     url = proposal.recipe.store or ""
-    if _may_exist(url):
+    if may_exist(url):
         check_free(RunFolder(open_store(url), proposal.plan.run_id))
 
 
@@ -164,6 +165,7 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
         EngineError: Something is missing before this cloud could be used.
         NoOfferError: The task holds a known trap, or is for hardware that is not here.
         RecipeError: W&B is asked for, and there is no key for it.
+        ConfigError: Its text is not there.
     """
     check_is_here(proposal, resuming=resuming)
     check_wandb_key(proposal)
@@ -171,6 +173,8 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
         check_infra(proposal.infra)
     for found in lint(proposal.task):
         raise NoOfferError(found.problem, place=found.place, fix=found.fix)
+    if proposal.refusal:
+        raise proposal.refusal
 
 
 def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
@@ -227,7 +231,7 @@ def after_interrupt(proposal: Proposal) -> str:
         return f"no longer watching, the run goes on: {ways_to(run_id)}"
     if phase is EnginePhase.ENDED:
         return f"no longer watching, the run has ended: ldlm status {run_id}"
-    if _may_exist(url) and RunFolder(open_store(url), run_id).exists():
+    if may_exist(url) and RunFolder(open_store(url), run_id).exists():
         return _recorded_only(proposal)
     return "interrupted, so nothing was done"
 
@@ -367,11 +371,6 @@ def _store_of(run_id: str) -> str | None:
         if url:
             return str(url)
     return None
-
-
-def _may_exist(url: str) -> bool:
-    """False for a folder that is not there: opening would make it, and a plan writes nothing."""
-    return not url.startswith("file://") or Path(url2pathname(urlsplit(url).path)).exists()
 
 
 def _new_run_id(recipe_name: str, now: datetime) -> str:

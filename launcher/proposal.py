@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from launcher.errors import LdlmError
 from launcher.lint import LintProblem, lint
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
@@ -13,10 +14,15 @@ from trainer.contract import Document
 
 @dataclass(frozen=True)
 class Proposal:
-    """A recipe and its plan; `launch` carries out exactly this."""
+    """A recipe and its plan; `launch` carries out exactly this.
+
+    Attributes:
+        refusal: Why it can be planned and not be launched: its text is not there.
+    """
 
     recipe: Recipe
     plan: Plan
+    refusal: LdlmError | None = None
 
     @cached_property
     def task(self) -> Task:

@@ -317,7 +317,7 @@ def test_the_last_line_of_a_plan_for_a_cloud_can_be_typed(args, store):
 def test_a_resume_looks_at_text_and_encoder_again_before_anybody_is_asked(home, tmp_path):
     story = preempted_once(f"file://{home}/store")
     text = tmp_path / "text.txt"
-    text.write_text("some text")
+    text.write_text("some text\n\n" * 1000)
     train = example_recipe(f"train.data.source={text}").train
     story.folder.write(Name.RECIPE, example_recipe().model_copy(update={"train": train}))
     assert "nobody is here" in refused(1, "resume", "story-1", "--max-cost", "9")

@@ -141,7 +141,7 @@ def test_too_little_text_is_refused_before_training(tmp_path, number, batch, hel
 
 def test_a_cache_that_cannot_hold_two_windows_is_refused(out, tmp_path):
     error = refused(train_config(f"file://{out}", cache_gib=1e-6), tmp_path)
-    assert "two windows of 8 shards" in error.problem and "set data.cache_gib to 1" in (error.fix or "")
+    assert "two windows of 8 shards" in error.problem and "set train.data.cache_gib to 1" in (error.fix or "")
 
 
 def test_a_damaged_manifest_is_refused(out, tmp_path):

@@ -15,8 +15,8 @@ TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape",
                     "trainer.measure_options", "trainer.memory",
                     "trainer.prepare_options", "trainer.profiles", "trainer.run_folder",
-                    "trainer.sample_options", "trainer.sizes", "trainer.store", "trainer.text_files",
-                    "trainer.wandb_options"}
+                    "trainer.sample_options", "trainer.shards", "trainer.sizes", "trainer.store",
+                    "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "fit", "speed", "policy", "cost", "render", "lint", "simulate")]
 # Clocks, chance and the outside world: pure modules get them as arguments.

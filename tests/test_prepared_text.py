@@ -59,4 +59,6 @@ def test_a_name_under_which_nothing_is_prepared_ends_the_node_with_78(tmp_path: 
     code, output = run_on_shards(tmp_path / "store", num_ranks=1).finish()
 
     assert code == ExitCode.BAD_CONFIG, output
-    assert "ldlm data prepare" in output and "Traceback" not in output
+    assert f"ldlm data prepare SOURCE --tokenizer {ENCODER} --out file://" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "store" / "data").exists()  # looking must not leave a folder behind

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 from data_examples import END, byte_tokenizer, documents, prepared, text_bytes, write_text  # noqa: E402
 
-from trainer import shards  # noqa: E402
+from trainer import shard_writer  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.shards import BadRow, Part, Preparation, RowCounts, find_manifest, make_manifest  # noqa: E402
 from trainer.store import local_store_url, open_store  # noqa: E402
@@ -65,7 +65,7 @@ def test_the_manifest_lists_every_shard_with_counts_and_hashes(out):
 
 
 def test_a_unit_that_gives_much_continues_in_another_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 200)
+    monkeypatch.setattr(shard_writer, "SHARD_TOKENS", 200)
     texts = documents(30) + ["y" * 500]
     prepared(write_text(tmp_path / "a.txt", texts), tmp_path / "out", unit_bytes=10**6)
     paths = list((tmp_path / "out" / "train").glob("*.bin"))

@@ -7,7 +7,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,10 +20,11 @@ from trainer.config import TrainConfig
 from trainer.contract import ConfigError
 from trainer.preparing import Quiet, bad_rows, prepare
 from trainer.shard_cache import ShardCache
-from trainer.shards import PARTS, SHARDS, SPLITS, PreparedManifest, Shard, find_manifest, prepared_text
+from trainer.shards import SHARDS, PreparedManifest, Shard, TokenizerIdentity, find_manifest, prepared_address
 from trainer.store import Store, local_store_url, open_store
+from trainer.text_checks import check_cache, check_enough, how_to_prepare, look_up, not_there
 from trainer.text_sources import digest, open_source
-from trainer.text_tokenizer import TextTokenizer, TokenizerIdentity, text_tokenizer
+from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
 
 class Corpus:
@@ -122,31 +122,32 @@ def open_corpus(config: TrainConfig, tokenizer: Any, store: Store | None, cache:
         StoreError: It cannot be read.
     """
     text = text_tokenizer(tokenizer, config.token_encoder.name)
-    prepared = _prepared_store(config, text, store, cache, say)
-    manifest = find_manifest(prepared)
+    address = _prepared(config, text, store, cache, say)
+    manifest = look_up(address)
     if manifest is None:
-        raise _not_there(prepared)
-    _check_tokenizer(manifest.preparation.tokenizer, text.identity, prepared.url)
-    _check_enough(config, manifest)
-    limit_bytes = int(config.data.cache_gib * 2**30)
-    _check_cache(config, manifest, limit_bytes)
-    return Corpus(manifest, config, ShardCache(prepared, cache / "shards", limit_bytes), cache)
+        raise not_there(address, config.token_encoder.name)
+    prepared = open_store(address)
+    _check_tokenizer(manifest.preparation.tokenizer, text.identity, prepared)
+    check_enough(config, manifest)
+    check_cache(config, manifest)
+    shards = ShardCache(prepared, cache / "shards", int(config.data.cache_gib * 2**30))
+    return Corpus(manifest, config, shards, cache)
 
 
-def _prepared_store(config: TrainConfig, text: TextTokenizer, store: Store | None, cache: Path,
-                    say: Callable[[str], None]) -> Store:
-    """Where the shards are; a text that has none is prepared first."""
+def _prepared(config: TrainConfig, text: TextTokenizer, store: Store | None, cache: Path,
+              say: Callable[[str], None]) -> str:
+    """The address of the shards; a text that has none is prepared first."""
     source = config.data.source
     if source.startswith(SHARDS):
         if store is None:
             raise ConfigError(f"{source} is looked for in the store, but there is none", place="data.source",
                               fix="set store in the recipe, or name the URL of the shards")
-        return prepared_text(store, source, "data.source")
+        return prepared_address(store.address, source, "data.source")
     if source.startswith("hf://"):
         raise ConfigError(f"{source} is a dataset, not prepared shards", place="data.source",
                           fix=f"ldlm data prepare {source} --tokenizer {config.token_encoder.name} "
                               "--out URL; then set data.source to that URL")
-    return open_store(source) if "://" in source else _prepare_here(config, text, cache, say)
+    return source if "://" in source else _prepare_here(config, text, cache, say).address
 
 
 def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Callable[[str], None]) -> Store:
@@ -165,50 +166,16 @@ def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Ca
     return store
 
 
-def _not_there(store: Store) -> ConfigError:
-    finished = len(store.objects(PARTS))
-    if not finished:
-        return ConfigError("there is no prepared text", place=store.url,
-                           fix=f"ldlm data prepare SOURCE --tokenizer NAME --out {store.address}")
-    return ConfigError(f"its preparation is not finished: {finished} units are there, but no manifest",
-                       place=store.url, fix="run the same `ldlm data prepare` again, on one machine")
-
-
-def _check_tokenizer(found: TokenizerIdentity, wanted: TokenizerIdentity, place: str) -> None:
+def _check_tokenizer(found: TokenizerIdentity, wanted: TokenizerIdentity, store: Store) -> None:
     if found.digest != wanted.digest:
         raise ConfigError(f"the shards are of tokenizer {found}, but the token encoder's is {wanted}",
-                          place=place, fix=f"prepare the text with --tokenizer {wanted.name}, or set "
-                                           f"token_encoder.name to {found.name}")
+                          place=store.url,
+                          fix=f"{how_to_prepare('SOURCE', wanted.name, 'URL')}, or set "
+                              f"train.token_encoder.name to {found.name}")
     if found.end_of_text_id != wanted.end_of_text_id:
         raise ConfigError(f"documents of the shards end in id {found.end_of_text_id}, but the end of text "
-                          f"of {wanted.name} is {wanted.end_of_text_id}", place=place,
+                          f"of {wanted.name} is {wanted.end_of_text_id}", place=store.url,
                           fix=f"prepare the text anew with --tokenizer {wanted.name}")
-
-
-def _check_enough(config: TrainConfig, manifest: PreparedManifest) -> None:
-    length = config.data.sequence_length
-    num_train, num_heldout = (sum(shard.num_tokens // length for shard in manifest.of(split))
-                              for split in SPLITS)
-    if num_train >= config.global_batch_size and num_heldout >= 1:
-        return
-    raise ConfigError(
-        f"too little text: {num_train} training and {num_heldout} held-out sequences of "
-        f"{length} tokens, but one step needs {config.global_batch_size} and evaluation needs 1",
-        place=config.data.source,
-        fix="give more documents, or lower data.sequence_length or global_batch_size, or raise "
-            "data.heldout_fraction (of prepared shards: --heldout)")
-
-
-def _check_cache(config: TrainConfig, manifest: PreparedManifest, limit_bytes: int) -> None:
-    """Shards in use stay on disk whatever the limit, so it must have room for them."""
-    largest = sorted((shard.num_bytes for shard in manifest.of("train")), reverse=True)
-    needed = sum(largest[:2 * config.data.window_shards])
-    if needed > limit_bytes:
-        raise ConfigError(f"data.cache_gib is {config.data.cache_gib:g}, but two windows of "
-                          f"{config.data.window_shards} shards take {needed / 2**30:.2g} GiB",
-                          place=config.data.source,
-                          fix=f"set data.cache_gib to {math.ceil(needed / 2**30)}, or data.window_shards to "
-                              f"{max(1, config.data.window_shards * limit_bytes // (needed + 1))}")
 
 
 def _write(path: Path, array: np.ndarray) -> None:

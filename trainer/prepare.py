@@ -21,8 +21,8 @@ from trainer.preparing import (
     prepare,
     remove_prepared,
 )
-from trainer.shards import Part, PreparedManifest, prepared_text
-from trainer.store import Store, open_store
+from trainer.shards import Part, PreparedManifest, prepared_address
+from trainer.store import Store, open_store, store_url
 from trainer.text_sources import Source, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
@@ -157,7 +157,7 @@ def _open_out(out: str) -> Store:
     if not url:
         raise ConfigError(f"{out} lies in the store, but which one is not said", place="--out",
                           fix=f"set {Env.STORE} to its URL, or give --out a URL")
-    return prepared_text(open_store(url), out, "--out")
+    return open_store(prepared_address(store_url(url), out, "--out"))
 
 
 def _load_tokenizer(name: str, revision: str | None) -> TextTokenizer:

@@ -17,6 +17,7 @@ from typing import Any
 
 from trainer.contract import LdlmError
 from trainer.file_rows import Row
+from trainer.shard_writer import ShardWriter
 from trainer.shards import (
     NUM_EXAMPLES,
     SPLITS,
@@ -24,7 +25,6 @@ from trainer.shards import (
     Part,
     Preparation,
     RowCounts,
-    ShardWriter,
     Split,
     part_key,
     write_record,

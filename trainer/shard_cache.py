@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from trainer.contract import ConfigError, StoreError
-from trainer.shards import TOKEN, Shard
+from trainer.shard_writer import TOKEN
+from trainer.shards import Shard
 from trainer.store import NotFoundError, Store
 
 _DOWNLOADS_AT_A_TIME = 4  # guess: one connection seldom fills a cloud machine's network

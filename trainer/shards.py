@@ -8,7 +8,7 @@
     manifest.json         all units are finished. Without it there is nothing to train on
 
 Every file is a function of plan.json and the source alone, so it does not matter who writes it, how
-often, or how many work at once.
+often, or how many work at once. No numpy either: the launcher reads manifests through this file.
 """
 
 import hashlib
@@ -17,20 +17,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, TypeVar
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.contract import SHARDS, ConfigError, Name
-from trainer.store import NotFoundError, Store, sub_store
-from trainer.text_tokenizer import TokenizerIdentity
+from trainer.store import NotFoundError, Store, sub_address
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
-TOKEN = np.dtype("<u4")
-START = np.dtype("<u8")
 PLAN = "plan.json"
 PARTS = "parts"
-# A unit that gives more continues in a second shard: one of these must be quick to fetch and to hash (guess).
-SHARD_TOKENS = 2**26
+START_BYTES = 8  # of one entry of an index
 NUM_EXAMPLES = 20
 
 Split = Literal["train", "heldout"]
@@ -39,6 +34,26 @@ SPLITS: tuple[Split, Split] = ("train", "heldout")
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TokenizerIdentity(_Record):
+    """What prepared shards say of the tokenizer that made them.
+
+    Attributes:
+        name: As the user named it, for messages.
+        digest: SHA-256 of its vocabulary and of the ids it gives to a fixed text. Not of its files:
+            their form changes with the version of the library that writes them.
+        vocab_size: Ids there are, added ones included.
+        end_of_text_id: Closes each document.
+    """
+
+    name: str
+    digest: str
+    vocab_size: int
+    end_of_text_id: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.vocab_size:,} ids, {self.digest[:8]})"
 
 
 class Shard(_Record):
@@ -60,7 +75,7 @@ class Shard(_Record):
     @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, by key."""
-        return {self.key: self.num_bytes, f"{self.name}.idx": self.num_documents * START.itemsize}
+        return {self.key: self.num_bytes, f"{self.name}.idx": self.num_documents * START_BYTES}
 
 
 class BadRow(_Record):
@@ -179,13 +194,17 @@ def read_record(store: Store, key: str, kind: type[_R]) -> _R:
                           fix="prepare the text anew: the same `ldlm data prepare` with --restart") from error
 
 
-def prepared_text(store: Store, source: str, place: str) -> Store:
-    """Where `shards:NAME` lies: `data/NAME` of a store. Raises ConfigError, at `place`, for no such name."""
+def prepared_address(store: str, source: str, place: str) -> str:
+    """Where `shards:NAME` lies: `data/NAME` of the store at an address, as an address of its own.
+
+    Raises:
+        ConfigError: At `place`: it is no such name.
+    """
     name = source.removeprefix(SHARDS)
     if not _NAME.fullmatch(name):
         raise ConfigError(f"{source!r} names no prepared text", place=place,
                           fix="write shards:NAME; NAME is a folder below <store>/data")
-    return sub_store(store, f"data/{name}")
+    return sub_address(store, f"data/{name}")
 
 
 def find_manifest(store: Store) -> PreparedManifest | None:
@@ -221,38 +240,3 @@ def make_manifest(preparation: Preparation, parts: Sequence[Part]) -> PreparedMa
         keys=tuple(sorted({key for part in parts for key in part.rows.keys})))
     return PreparedManifest(preparation=preparation, source_sha256=digest.hexdigest(), rows=rows,
                             shards=tuple(shard for part in parts for shard in part.shards))
-
-
-class ShardWriter:
-    """Collects the documents of one unit and one split, and stores them as shards."""
-
-    def __init__(self, store: Store, split: Split, unit: int, end_of_text_id: int) -> None:
-        self._store, self._split, self._unit = store, split, unit
-        self._end = np.array([end_of_text_id], dtype=TOKEN)
-        self._pieces: list[np.ndarray] = []
-        self._starts: list[int] = []
-        self._num_tokens = 0
-        self.shards: list[Shard] = []
-
-    def add(self, ids: np.ndarray) -> None:
-        """Append one document, without its end of text. Raises StoreError: a full shard cannot be stored."""
-        if self._num_tokens and self._num_tokens + len(ids) + 1 > SHARD_TOKENS:
-            self.flush()
-        self._starts.append(self._num_tokens)
-        self._pieces += [ids.astype(TOKEN, copy=False), self._end]
-        self._num_tokens += len(ids) + 1
-
-    def flush(self) -> None:
-        """Store what has been collected, if anything. Raises StoreError."""
-        if not self._starts:
-            return
-        part = f"-{len(self.shards)}" if self.shards else ""
-        name = f"{self._split}/{self._unit:05d}{part}"
-        tokens, index = np.concatenate(self._pieces).tobytes(), np.array(self._starts, dtype=START).tobytes()
-        self._store.put(f"{name}.bin", tokens)
-        self._store.put(f"{name}.idx", index)
-        self.shards.append(Shard(
-            name=name, split=self._split, num_tokens=self._num_tokens, num_documents=len(self._starts),
-            num_bytes=len(tokens), sha256=hashlib.sha256(tokens).hexdigest(),
-            index_sha256=hashlib.sha256(index).hexdigest()))
-        self._pieces, self._starts, self._num_tokens = [], [], 0

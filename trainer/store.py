@@ -208,10 +208,15 @@ def open_store(url: str) -> Store:
         return Store(clean, url, _open_backend(parts.scheme, clean, options))
 
 
-def sub_store(store: Store, path: str) -> Store:
-    """The folder `path` of a store as a store of its own. Raises as `open_store`."""
-    parts = urlsplit(store.address)
-    return open_store(parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl())
+def sub_address(address: str, path: str) -> str:
+    """The address of the folder `path` of the store at `address`."""
+    parts = urlsplit(address)
+    return parts._replace(path=f"{parts.path.rstrip('/')}/{path}").geturl()
+
+
+def may_exist(address: str) -> bool:
+    """False for a folder of this machine that is not there: opening it as a store would make it."""
+    return not address.startswith("file://") or Path(unquote(urlsplit(address).path)).exists()
 
 
 def store_url(text: str) -> str:

@@ -10,35 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from trainer.contract import ConfigError
+from trainer.shards import TokenizerIdentity
 
 # Whatever a tokenizer does to text shows in these ids: case, accents, digits, white space, other scripts.
 _PROBE = ("The Quick brown fox's 1,234.50 don't jump;  it\tcosts 3e-4 €?\n    def f(x): return x**2\r\n"
           "Ünïcödé ﬁ naïve Straße 东京 こんにちは Привет مرحبا 👩‍🚀 http://a.b/c?d=e_f#g ﾊﾝｶｸ "
           "supercalifragilistic\n\n")
-
-
-class TokenizerIdentity(BaseModel):
-    """What prepared shards say of the tokenizer that made them.
-
-    Attributes:
-        name: As the user named it, for messages.
-        digest: SHA-256 of its vocabulary and of the ids it gives to a fixed text. Not of its files:
-            their form changes with the version of the library that writes them.
-        vocab_size: Ids there are, added ones included.
-        end_of_text_id: Closes each document.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    digest: str
-    vocab_size: int
-    end_of_text_id: int
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.vocab_size:,} ids, {self.digest[:8]})"
 
 
 @dataclass

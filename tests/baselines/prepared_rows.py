@@ -13,8 +13,9 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
-from trainer.shards import TOKEN, Shard, find_manifest  # noqa: E402
-from trainer.store import Store, local_store_url, open_store, sub_store  # noqa: E402
+from trainer.shard_writer import TOKEN  # noqa: E402
+from trainer.shards import Shard, find_manifest  # noqa: E402
+from trainer.store import Store, local_store_url, open_store, sub_address  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def read_rows(store: Path, name: str, length: int) -> PreparedRows:
     from trainer.token_encoder import load_tokenizer
 
     whole = open_store(local_store_url(store))
-    prepared = sub_store(whole, f"data/{name}")
+    prepared = open_store(sub_address(whole.address, f"data/{name}"))
     manifest = find_manifest(prepared)
     if manifest is None:
         sys.exit(f"{prepared.url} holds no prepared text: ldlm data prepare")
