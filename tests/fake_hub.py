@@ -33,6 +33,7 @@ class FakeHub:
 
     Attributes:
         url: For HF_ENDPOINT.
+        commit: Of all models now.
         models: Folder of each model. All have one commit, on the branch `main` with the tag `v1`.
         gated: Models that want a licence accepted.
         cut_after: By file name, bytes after which a connection breaks.
@@ -47,6 +48,7 @@ class FakeHub:
     """
 
     url: str = ""
+    commit: str = COMMIT
     models: dict[str, Path] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     cut_after: dict[str, int] = field(default_factory=dict)
@@ -158,12 +160,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(401, "RepoNotFound", "Repository not found")
         elif name in self.hub.gated:
             self._refuse(403, "GatedRepo", f"Access to model {name} is restricted")
-        elif revision not in (None, "main", "v1", COMMIT):
+        elif revision not in (None, "main", "v1", self.hub.commit):
             self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         elif model:
             files = [{"rfilename": path.name} for path in sorted(folder.iterdir())]
             self._send(200, {"Content-Type": "application/json"},
-                       json.dumps({"id": name, "sha": COMMIT, "siblings": files}).encode())
+                       json.dumps({"id": name, "sha": self.hub.commit, "siblings": files}).encode())
         elif file and (folder / file[3]).is_file():
             self._send_file(folder / file[3], with_body=with_body)
         else:
@@ -176,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = path.read_bytes()
         etag = hashlib.sha256(content).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Linked-ETag": f'"{etag}"', "X-Linked-Size": str(len(content)),
-                   "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+                   "X-Repo-Commit": self.hub.commit, "Accept-Ranges": "bytes"}
         if not with_body:
             self._send(200, {**headers, "Content-Length": str(len(content))}, b"")
             return

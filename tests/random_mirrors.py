@@ -1,6 +1,7 @@
 """Mirrors of token encoders at their real sizes with random weights. Needs torch."""
 
 import hashlib
+from datetime import UTC, datetime
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -13,7 +14,7 @@ from trainer.config import TokenEncoderConfig
 from trainer.encoder_shape import KNOWN_CONFIGS
 from trainer.encoder_weights import OUTER_FILE, block_file
 from trainer.manifest import StoredFile
-from trainer.mirror_format import MirrorManifest, mirror_key
+from trainer.mirror_format import NEWEST, MirrorManifest, mirror_key
 from trainer.packed_blocks import Layout, packed_layout, parameter_shapes, unpacked
 from trainer.trunk import empty_trunk, family_of, kept_blocks, truncated
 
@@ -25,7 +26,7 @@ def write_random_mirror(config: TokenEncoderConfig, store: Path, device: str = "
     values = dict(KNOWN_CONFIGS[config.name])
     whole = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
     kept = truncated(whole, kept_blocks(config.layer, whole.num_hidden_layers, config.name))
-    folder = store / mirror_key(config.name, kept.num_hidden_layers, config.weights)
+    folder = store / mirror_key(config.name, kept.num_hidden_layers, config.weights, None)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(kept.to_json_string(use_diff=False))
     _tokenizer().save_pretrained(folder)
@@ -40,8 +41,9 @@ def write_random_mirror(config: TokenEncoderConfig, store: Path, device: str = "
     files = [StoredFile(name=path.name, num_bytes=path.stat().st_size, sha256=_sha256(path))
              for path in sorted(folder.iterdir()) if path.is_file()]
     manifest = MirrorManifest(
-        name=config.name, revision=None, commit=None, source="random", num_blocks=whole.num_hidden_layers,
-        kept_blocks=kept.num_hidden_layers, weights=config.weights, files=files)
+        name=config.name, asked={NEWEST: datetime.now(UTC)}, commit=None, source="random",
+        num_blocks=whole.num_hidden_layers, kept_blocks=kept.num_hidden_layers, weights=config.weights,
+        files=files)
     (folder / "manifest.json").write_text(manifest.model_dump_json())
     return folder
 

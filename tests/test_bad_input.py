@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
+from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.contract import Env, ExitCode  # noqa: E402
 from trainer.manifest import newest_verified  # noqa: E402
 from trainer.run_folder import RunFolder  # noqa: E402
@@ -107,6 +107,24 @@ def test_a_limit_of_a_width_is_named_with_the_field(text: Path, tmp_path: Path) 
 
     assert code == ExitCode.BAD_CONFIG
     assert "train.model: width 16 does not split into 3 heads" in the_one_error(output)
+
+
+def test_a_value_that_a_library_refuses_is_told_and_not_tried_again(text: Path, tmp_path: Path) -> None:
+    run = new_run(text, tmp_path)
+    (patched := tmp_path / "patched").mkdir()
+    (patched / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'trainer.train' in ' '.join(sys.orig_argv):\n"
+        "    import torch\n"
+        "    def refuse(*_, **__):\n"
+        "        raise ValueError('Invalid beta parameter at index 0: 1')\n"
+        "    torch.optim.AdamW = refuse\n")
+
+    code, output = run.finish(PYTHONPATH=f"{patched}:{ROOT}")
+
+    assert code == ExitCode.BAD_CONFIG, output
+    assert "a value is refused: Invalid beta parameter at index 0: 1\n  fix: " in output
+    assert "Traceback" not in output
 
 
 def test_an_unknown_document_is_refused(text: Path, tmp_path: Path) -> None:

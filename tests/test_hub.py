@@ -1,6 +1,7 @@
 """Models of the Hub, from a server that speaks its protocol: only what is needed, verified, once."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from tests.fake_hub import COMMIT, FakeHub, running_hub  # noqa: E402
 from tests.random_encoders import save_model  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
+from trainer.manifest import EncoderIdentity, Manifest, pinned  # noqa: E402
 from trainer.mirror import write_mirror  # noqa: E402
+from trainer.mirror_format import find_mirror  # noqa: E402
 from trainer.store import local_store_url, open_store  # noqa: E402
 from trainer.token_encoder import load_token_encoder, load_tokenizer  # noqa: E402
 
@@ -176,3 +179,37 @@ def test_a_model_of_the_hub_goes_into_the_mirror_with_its_commit(hub: FakeHub, t
     asked = len(hub.gets)
     assert write_mirror(config, store, lambda _line: None).num_written == 0
     assert load_token_encoder(config, "cpu", store=store).hidden_size == 32 and len(hub.gets) == asked
+
+
+def test_revisions_stand_side_by_side_and_each_run_finds_its_own(hub: FakeHub, tmp_path: Path) -> None:
+    """What `revision: null` meant moves on; a run of the older commit keeps it."""
+    store = open_store(local_store_url(tmp_path / "store"))
+    served, newer = hub.models[NAME], "f" * 40
+
+    def found(revision: str | None) -> str:
+        mirror = find_mirror(store, TokenEncoderConfig(name=NAME, revision=revision))
+        return "" if mirror is None else str(mirror[1].commit)
+
+    write_mirror(TokenEncoderConfig(name=NAME, revision="v1"), store, lambda _line: None)
+    assert (found("v1"), found(COMMIT), found(None)) == (COMMIT, COMMIT, "")
+    write_mirror(TokenEncoderConfig(name=NAME), store, lambda _line: None)
+    assert (found("v1"), found(None)) == (COMMIT, COMMIT)
+    hub.commit = newer
+    hub.models[NAME] = save_model(tmp_path / "newer", "moe-vl", max_shard_size="30KB")
+    shutil.rmtree(tmp_path / "hf")  # as on another machine
+    assert write_mirror(TokenEncoderConfig(name=NAME), store, lambda _line: None).num_written > 0
+    assert (found("v1"), found(COMMIT), found(newer), found(None)) == (COMMIT, COMMIT, newer, newer)
+    began = load_token_encoder(TokenEncoderConfig(name=NAME, revision=COMMIT), "cpu", store=store)
+    alone = load_token_encoder(TokenEncoderConfig(name=str(served)), "cpu")
+    assert began.identity.key == alone.identity.key and COMMIT[:12] in str(began.identity)
+
+
+def test_a_run_without_a_revision_goes_on_with_the_commit_that_it_began_with() -> None:
+    began = EncoderIdentity(name=NAME, commit=COMMIT, kept_blocks=3, weights="bf16", prefix_token=True,
+                            source="a")
+    manifest = Manifest(step=4, attempt=1, world_size=1, files=[], data_fingerprint="", model={},
+                        encoder=began)
+    assert pinned(TokenEncoderConfig(name=NAME), manifest).revision == COMMIT
+    for config in (TokenEncoderConfig(name=NAME, revision="v1"), TokenEncoderConfig(name="another/model")):
+        assert pinned(config, manifest) == config
+    assert pinned(TokenEncoderConfig(name=NAME), None).revision is None

@@ -196,7 +196,8 @@ def test_what_was_written_from_other_weights_is_written_again(tmp_path: Path) ->
     save_model(Path(NAME), "moe")
     subprocess.run([sys.executable, "-c", _KILLED_AT_BLOCK_1], cwd=os.getcwd(), check=False,
                    env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
-    save_model(Path(NAME), "moe")
+    weights = Path(NAME, "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
     written = write_mirror(config(), open_store(local_store_url(Path("store"))), silent)
     assert written.num_written == len(written.manifest.files)
 
@@ -369,16 +370,56 @@ def test_whoever_needs_tokenizer_and_weights_looks_for_the_mirror_once(mirrored:
     assert mirrored.num_listed == 1
 
 
-def test_an_encoder_of_other_weights_has_another_fingerprint(
-        tmp_path: Path, elsewhere: Callable[[], None], mirrored: CountingStore) -> None:
-    def fingerprint(**settings: object) -> str:
-        return load_token_encoder(config(**settings), "cpu", store=mirrored, say=silent).fingerprint
+def identity(store: Store | None = None, **settings: object) -> str:
+    return load_token_encoder(config(**settings), "cpu", store=store, say=silent).identity.key
 
-    first = fingerprint()
-    assert fingerprint() == first != fingerprint(weights="nf4")
-    block = fetched(mirrored) / "block-001.safetensors"
-    save_file({name: tensor * 1.01 for name, tensor in load_file(block).items()}, block)
-    assert fingerprint() != first
+
+def test_an_encoder_is_the_same_wherever_its_weights_come_from_and_another_with_other_weights(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[[], None]) -> None:
+    save_model(Path(NAME), "qwen")
+    store, first = remote_store(), identity()
+    write_mirror(config(), store, silent)
+    write_mirror(config(weights="nf4"), store, silent)
+    elsewhere()
+    quantised = identity(store, weights="nf4")
+    assert identity(store) == identity(store, placement="host") == first != quantised
+    assert identity(store, prefix_token=False) != first
+    monkeypatch.chdir(tmp_path / "here")
+    assert identity(weights="nf4") == quantised
+    assert identity(layer=-2) != first
+    weights = Path(NAME, "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in load_file(weights).items()}, weights)
+    assert identity() != first
+
+
+def test_a_damaged_mirror_on_this_disk_is_refused_and_verify_mends_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: Callable[[], None],
+        capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(Path(NAME), "gpt2")
+    arguments = ["--name", NAME, "--store", local_store_url(tmp_path / "store")]
+    assert main(arguments) == 0
+    elsewhere()
+    store = open_store(local_store_url(tmp_path / "store"))
+    block, hashed = tmp_path / "store" / KEY / "block-002.safetensors", []
+    whole = block.read_bytes()
+    fetched(store)
+    with monkeypatch.context() as patched:
+        patched.setattr("trainer.transfers.sha256_of", hashed.append)
+        fetched(store)
+    assert hashed == []  # nothing has changed since
+    block.write_bytes(whole[:-4000] + bytes(byte ^ 0x5a for byte in whole[-4000:]))
+    with pytest.raises(DamagedError, match=r"block-002.safetensors: .*SHA-256") as caught:
+        states(config(), store)
+    assert caught.value.fix == (f"ldlm weights mirror --name {NAME} --layer -3 --weights bf16 "
+                                f"--store {store.address} --verify")
+    monkeypatch.chdir(tmp_path / "here")
+    capsys.readouterr()
+    assert main(arguments) == 0
+    assert "sizes compared; --verify reads it all" in capsys.readouterr().out
+    assert main([*arguments, "--verify"]) == 0
+    assert "wrote 1 of 7 files" in capsys.readouterr().out and block.read_bytes() == whole
+    assert main([*arguments, "--verify"]) == 0
+    assert "SHA-256 compared" in capsys.readouterr().out
 
 
 def test_a_store_on_this_disk_is_read_in_place(tmp_path: Path, elsewhere: Callable[[], None]) -> None:

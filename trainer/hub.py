@@ -13,20 +13,25 @@ from pathlib import Path
 from typing import TypeGuard
 
 from trainer.contract import ConfigError, StoreError
-from trainer.encoder_weights import INDEX_FILE, SINGLE_FILE, TOKENIZER_FILES, Checkpoint, cache_folder
-from trainer.transfers import one_at_a_time, sha256_of
+from trainer.encoder_weights import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    SINGLE_FILE,
+    TOKENIZER_FILES,
+    Checkpoint,
+    cache_folder,
+)
+from trainer.transfers import is_verified, one_at_a_time
 from trainer.trunk import first_line
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CONFIG = "config.json"
 
 
 class HubModel:
     """One model of the Hub at one revision.
 
     Attributes:
-        commit: That the revision names; known after the first call that had to ask the Hub, or that
-            found its files on this machine.
+        commit: That the revision names; known once the Hub had to be asked.
     """
 
     def __init__(self, name: str, revision: str | None, say: Callable[[str], None]) -> None:
@@ -49,20 +54,20 @@ class HubModel:
         with one_at_a_time(self._lock), _explained(self._name, self._revision):
             for name in TOKENIZER_FILES:
                 path = self._on_this_machine(name)
-                if path is not None and self._on_this_machine(_CONFIG):
+                if path is not None and self._on_this_machine(CONFIG_FILE):
                     return path.parent
             return self._fetch_small()[0]
 
     def _cached(self, layer: int) -> Checkpoint | None:
         """What an earlier download has left, when that is all that is needed."""
-        config, index = self._on_this_machine(_CONFIG), self._on_this_machine(INDEX_FILE)
+        config, index = self._on_this_machine(CONFIG_FILE), self._on_this_machine(INDEX_FILE)
         if config is None or (index is None and self._on_this_machine(SINGLE_FILE) is None):
             return None
-        checkpoint = Checkpoint(config.parent, layer, self._name)
+        # The cache names a folder by its commit.
+        checkpoint = Checkpoint(config.parent, layer, self._name, config.parent.name)
         paths = [self._on_this_machine(name) for name in checkpoint.needed_files()]
-        if not all(path is not None and _is_verified(path) for path in paths):
+        if not all(path is not None and _is_sound(path) for path in paths):
             return None
-        self.commit = config.parent.name
         return checkpoint
 
     def _fetched(self, layer: int) -> Checkpoint:
@@ -74,7 +79,7 @@ class HubModel:
                                       place=f"token_encoder.name: {self._name}",
                                       fix="name another model or revision")
                 self._fetch_verified(SINGLE_FILE)
-            checkpoint = Checkpoint(folder, layer, self._name)
+            checkpoint = Checkpoint(folder, layer, self._name, self.commit)
             needed = checkpoint.needed_files()
             for number, name in enumerate(needed, 1):
                 self._say(f"{self._name}: file {number} of {len(needed)}, {name}")
@@ -88,7 +93,7 @@ class HubModel:
 
         try:
             # By the name of the revision, which the cache then knows; all others by the commit behind it.
-            folder = self._fetch(_CONFIG, self._revision).parent
+            folder = self._fetch(CONFIG_FILE, self._revision).parent
         except EntryNotFoundError as error:
             if isinstance(error, LocalEntryNotFoundError):  # says that the Hub cannot be reached
                 raise
@@ -105,7 +110,7 @@ class HubModel:
     def _fetch_verified(self, name: str) -> None:
         for _ in range(2):
             path = self._fetch(name, self.commit)
-            if _is_verified(path):
+            if _is_sound(path):
                 return
             self._say(f"{self._name}: {name} is damaged (SHA-256 differs), fetching it again")
             path.resolve().unlink()
@@ -130,20 +135,11 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT")
 
 
-def _is_verified(path: Path) -> bool:
-    """True if the content has the hash that the Hub names it by; hashed once per machine."""
+def _is_sound(path: Path) -> bool:
+    """True if the content has the hash that the Hub names it by."""
     blob = path.resolve()
-    if not _SHA256.fullmatch(blob.name):
-        return True  # small files are not named by a hash of their bytes alone
-    stamp, stat = cache_folder() / "hub" / blob.name, blob.stat()
-    content = f"{stat.st_size} {stat.st_mtime_ns}"
-    if stamp.is_file() and stamp.read_text() == content:
-        return True
-    if sha256_of(blob) != blob.name:
-        return False
-    stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(content)
-    return True
+    # Small files are not named by a hash of their bytes alone.
+    return not _SHA256.fullmatch(blob.name) or is_verified(blob, blob.name, cache_folder() / "verified")
 
 
 @contextmanager

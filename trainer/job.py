@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +13,8 @@ from torch import distributed as dist
 from trainer.average import WeightAverage
 from trainer.batches import Batches
 from trainer.checkpoint import Checkpointer
-from trainer.config import TrainConfig, deepspeed_config
-from trainer.contract import Env
+from trainer.config import TokenEncoderConfig, TrainConfig, deepspeed_config
+from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
 from trainer.divergence import DivergenceWatch
@@ -21,6 +22,7 @@ from trainer.encoder_weights import cache_folder
 from trainer.evaluate import Evaluation
 from trainer.gradients import parameter_groups
 from trainer.host_copies import to_device
+from trainer.manifest import complete_checkpoints, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.preemption import Limits, StopSignal
@@ -105,9 +107,24 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
     """Build this rank's Job. What is quick to refuse is looked at before what takes minutes to load.
 
     Raises:
-        ConfigError: Text, tokenizer and encoder do not fit together, or the node has too few GPUs.
+        ConfigError: Text, tokenizer and encoder do not fit together, the node has too few GPUs, or a
+            library refuses a value.
         StoreError: The run folder, text or weights cannot be read.
     """
+    try:
+        return _build_job(config, stop)
+    except ValueError as error:
+        raise refused_value(error) from error
+
+
+def refused_value(error: ValueError) -> ConfigError:
+    """What to say of a value that some library does not take: another machine would not take it either."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return ConfigError(f"a value is refused: {error}", place=f"{last.filename}:{last.lineno}",
+                       fix="correct that value in the recipe, and launch again")
+
+
+def _build_job(config: TrainConfig, stop: StopSignal) -> Job:
     store = open_store(os.environ[Env.STORE])
     folder = RunFolder(store, os.environ[Env.RUN_ID])
     own = OwnAttempt.find(folder, agreed_attempt_number())
@@ -117,12 +134,13 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
         recorder = own.recorder(folder, config.heartbeat_s, clock, progress)
     devices = own_devices(config.gpus_per_rank)
     device = devices[0]
-    source = EncoderSource(config.token_encoder, store, say_once)
+    asked = agreed_encoder(config.token_encoder, folder)
+    source = EncoderSource(asked, store, say_once)
     corpus = open_corpus(config, open_tokenizer(source.tokenizer()), store, cache_folder())
-    encoder = load_token_encoder(config.token_encoder, device, config.data.sequence_length,
+    encoder = load_token_encoder(asked, device, config.data.sequence_length,
                                  encoder_device=devices[-1], source=source)
     require_same({"data.source": Shared("the text", corpus.fingerprint),
-                  "token_encoder.name": Shared("the token encoder", encoder.fingerprint)})
+                  "token_encoder.name": Shared("the token encoder", encoder.identity.key)})
     say_once(encoder.summary())
     engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
@@ -133,7 +151,7 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
         checkpoints=Checkpointer(folder, own.attempt.number, engine, average, keep=config.checkpoint.keep,
-                                 data_fingerprint=corpus.fingerprint,
+                                 data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
                                  model=model_arguments(encoder, engine.module),
                                  # Else rows could be lost whose steps are not trained again.
                                  before_commit=recorder.write if recorder else lambda: None),
@@ -145,6 +163,21 @@ def agreed_attempt_number() -> int:
     number = [os.environ.get(Env.ATTEMPT)]
     dist.broadcast_object_list(number, src=0)
     return int(number[0] or 0)
+
+
+def agreed_encoder(config: TokenEncoderConfig, folder: RunFolder) -> TokenEncoderConfig:
+    """The encoder's config on every rank, at the commit that this run has begun with."""
+    found: list[TokenEncoderConfig | LdlmError] = [config]
+    if dist.get_rank() == 0:
+        try:
+            newest = next(iter(complete_checkpoints(folder, lambda _: None)), None)
+            found = [pinned(config, newest)]
+        except LdlmError as error:
+            found = [error]  # one rank's failure is everybody's
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], LdlmError):
+        raise found[0]
+    return found[0]
 
 
 def model_arguments(encoder: TokenEncoder, model: LatentDiffusionLM) -> dict[str, int]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from trainer.config import TokenEncoderConfig, WeightFormat
 from trainer.contract import ExitCode, LdlmError, Name, checkpoint_folder
 from trainer.run_folder import RunFolder
 from trainer.store import DamagedError, NotFoundError
@@ -38,6 +39,36 @@ class StoredFile(BaseModel):
     sha256: str
 
 
+class EncoderIdentity(BaseModel):
+    """Which token encoder made the hidden states.
+
+    Attributes:
+        name: As in the config; another name may stand for the same encoder.
+        commit: Of its weights on the Hub; None for a folder or a package.
+        kept_blocks: That run.
+        weights: Format that they are held in.
+        prefix_token: One fixed token stands in front.
+        source: Changes when the weights do; the same from the Hub, a folder with its files or a mirror.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    commit: str | None
+    kept_blocks: int
+    weights: WeightFormat
+    prefix_token: bool
+    source: str
+
+    @property
+    def key(self) -> str:
+        """Equal where hidden states are."""
+        prefix = "with" if self.prefix_token else "without"
+        return f"{self.kept_blocks} blocks in {self.weights}, {prefix} a prefix, weights {self.source}"
+
+    def __str__(self) -> str:
+        return f"{self.name}{f' at {self.commit[:12]}' if self.commit else ''} ({self.key})"
+
+
 class Manifest(BaseModel):
     """The commit of a checkpoint.
 
@@ -50,6 +81,7 @@ class Manifest(BaseModel):
         model: Arguments that rebuild the model without its token encoder.
         shapes: Of every averaged weight, by name.
         engine: Precision and ZeRO stage that saved it; a restore needs the same.
+        encoder: That the steps so far were trained with; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,11 +93,23 @@ class Manifest(BaseModel):
     model: dict[str, int]
     shapes: dict[str, list[int]] = {}
     engine: str = ""
+    encoder: EncoderIdentity | None = None
 
     @property
     def num_bytes(self) -> int:
         """Size of the whole checkpoint."""
         return sum(file.num_bytes for file in self.files)
+
+
+def pinned(config: TokenEncoderConfig, manifest: Manifest | None) -> TokenEncoderConfig:
+    """The config of a run's encoder, at the commit that its first checkpoint was trained with.
+
+    Only where it names no revision: the newest one may have moved on since.
+    """
+    began = manifest.encoder if manifest is not None else None
+    if config.revision is not None or began is None or began.commit is None or began.name != config.name:
+        return config
+    return config.model_copy(update={"revision": began.commit})
 
 
 def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[Manifest]:

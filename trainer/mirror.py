@@ -5,15 +5,18 @@ counts: an interrupted call goes on with the block that it was at.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,9 +25,9 @@ from safetensors.torch import save_file
 
 from trainer.config import TokenEncoderConfig
 from trainer.contract import LdlmError, Name, StoreError
-from trainer.encoder_weights import OUTER_FILE, TOKENIZER_FILES, Checkpoint, block_file
+from trainer.encoder_weights import CONFIG_FILE, OUTER_FILE, TOKENIZER_FILES, Checkpoint, block_file
 from trainer.manifest import StoredFile
-from trainer.mirror_format import MirrorManifest, mirror_key, read_manifest
+from trainer.mirror_format import NEWEST, MirrorManifest, mirror_key, read_manifest
 from trainer.packed_blocks import Layout, pack, packed_layout, parameter_shapes, unpacked
 from trainer.store import NotFoundError, Store, open_store
 from trainer.transfers import Progress, sha256_of, size_words
@@ -32,7 +35,7 @@ from trainer.trunk import empty_trunk, family_of, first_line
 from trainer.weight_sources import open_checkpoint
 
 _UNFINISHED = "unfinished.json"
-_CONFIG = "config.json"
+_READ_BYTES = 16 * 2**20
 _INTERRUPTED = 130
 
 
@@ -59,55 +62,102 @@ class Written:
     num_written: int
 
 
-def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], None]) -> Written:
-    """Write the kept blocks of a model in `config.weights`, unless they are there.
+def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], None], *,
+                 verify: bool = False) -> Written:
+    """Write the kept blocks of a model in `config.weights`, as far as they are not there.
 
     Args:
         config: Which model, layer and format.
         store: Where to.
         say: Told of progress.
+        verify: Read what is there and compare its hashes, not only its sizes.
 
     Raises:
         ConfigError: As `load_token_encoder`.
-        StoreError: The store cannot be written, or a download was cut off.
+        StoreError: The store cannot be read or written, or a download was cut off.
     """
-    checkpoint, commit = open_checkpoint(config, say)
-    key = mirror_key(config.name, checkpoint.config.num_hidden_layers, config.weights)
-    source = _fingerprint(checkpoint, commit)
-    manifest = read_manifest(store, key)
-    if manifest is not None and manifest.source == source and _is_whole(store, key, manifest):
-        return Written(f"{store.url}/{key}", manifest, 0)
-    store.delete([f"{key}/{Name.MANIFEST}"])
-    done = _resumable(store, key, source)
-    num_resumed = len(done)
+    checkpoint = open_checkpoint(config, say)
     layouts = _layouts(checkpoint, config)
-    sizes = {block_file(index): layout.num_bytes for index, layout in enumerate(layouts)}
-    sizes[OUTER_FILE] = _outer_bytes(checkpoint)
-    left = sum(num_bytes for name, num_bytes in sizes.items() if name not in done)
-    progress = Progress(f"mirror of {config.name}", left, say)
-    with tempfile.TemporaryDirectory(prefix="ldlm-mirror-") as scratch:
-        for name, make in _parts(checkpoint, config, layouts):
-            if name in done:
-                continue
-            _make(make, Path(scratch, name))
-            done[name] = _upload(store, f"{key}/{name}", Path(scratch, name))
-            so_far = _Unfinished(source=source, files=done)
-            store.put(f"{key}/{_UNFINISHED}", so_far.model_dump_json().encode())
-            Path(scratch, name).unlink()
-            progress.add(done[name].num_bytes)
-            say(f"{name} is there; {progress.line()}")
+    key = mirror_key(config.name, len(layouts), config.weights, checkpoint.commit)
+    earlier = read_manifest(store, key)
+    there = _there(store, key, checkpoint.source, earlier)
+    done = {file.name: file for file in there
+            if not verify or _is_sound(store, f"{key}/{file.name}", file, say)}
+    num_there, asked = len(done), {config.revision or NEWEST: datetime.now(UTC)}
+    parts = list(_parts(checkpoint, config, layouts))
+    if earlier is not None and earlier.source == checkpoint.source:
+        asked = earlier.asked | asked
+    if len(done) < len(parts):
+        _keep_so_far(store, key, checkpoint.source, done)
+        store.delete([f"{key}/{Name.MANIFEST}"])
+        _write(_Job(checkpoint, store, key, parts, _sizes(checkpoint, layouts)), config.name, done, say)
     manifest = MirrorManifest(
-        name=config.name, revision=config.revision, commit=commit, source=source,
+        name=config.name, asked=asked, commit=checkpoint.commit, source=checkpoint.source,
         num_blocks=checkpoint.num_blocks, kept_blocks=len(layouts), weights=config.weights,
         files=[done[name] for name in sorted(done)])
     store.put(f"{key}/{Name.MANIFEST}", manifest.model_dump_json(indent=1).encode())
     store.delete([f"{key}/{_UNFINISHED}"])
-    return Written(f"{store.url}/{key}", manifest, len(done) - num_resumed)
+    return Written(f"{store.url}/{key}", manifest, len(done) - num_there)
 
 
-def _is_whole(store: Store, key: str, manifest: MirrorManifest) -> bool:
-    there = {found.key: found.num_bytes for found in store.objects(key)}
-    return all(there.get(f"{key}/{file.name}") == file.num_bytes for file in manifest.files)
+class _Job(NamedTuple):
+    """What is to be written where.
+
+    Attributes:
+        sizes: Of large files by name.
+    """
+
+    checkpoint: Checkpoint
+    store: Store
+    key: str
+    parts: list[tuple[str, Callable[[Path], object]]]
+    sizes: dict[str, int]
+
+
+def _write(job: _Job, name_of_model: str, done: dict[str, StoredFile], say: Callable[[str], None]) -> None:
+    """Write the parts that are not done yet, and add them to those that are."""
+    left = sum(num_bytes for name, num_bytes in job.sizes.items() if name not in done)
+    progress = Progress(f"mirror of {name_of_model}", left, say)
+    with tempfile.TemporaryDirectory(prefix="ldlm-mirror-") as scratch:
+        for name, make in job.parts:
+            if name in done:
+                continue
+            path = Path(scratch, name)
+            _make(make, path)
+            done[name] = _upload(job.store, f"{job.key}/{name}", path)
+            _keep_so_far(job.store, job.key, job.checkpoint.source, done)
+            path.unlink()
+            progress.add(done[name].num_bytes)
+            say(f"{name} is there; {progress.line()}")
+
+
+def _keep_so_far(store: Store, key: str, source: str, done: dict[str, StoredFile]) -> None:
+    store.put(f"{key}/{_UNFINISHED}", _Unfinished(source=source, files=done).model_dump_json().encode())
+
+
+def _there(store: Store, key: str, source: str, earlier: MirrorManifest | None) -> list[StoredFile]:
+    """Files of a mirror, or of an interrupted call, from the same source that have their sizes."""
+    known: Sequence[StoredFile] = ()
+    if earlier is not None:
+        known = earlier.files if earlier.source == source else ()
+    else:
+        with contextlib.suppress(NotFoundError, ValidationError):
+            unfinished = _Unfinished.model_validate_json(store.get(f"{key}/{_UNFINISHED}"))
+            known = [*unfinished.files.values()] if unfinished.source == source else ()
+    sizes = {found.key: found.num_bytes for found in store.objects(key)}
+    return [file for file in known if sizes.get(f"{key}/{file.name}") == file.num_bytes]
+
+
+def _is_sound(store: Store, key: str, file: StoredFile, say: Callable[[str], None]) -> bool:
+    with store.open(key, _READ_BYTES) as stored:
+        is_sound = hashlib.file_digest(stored, "sha256").hexdigest() == file.sha256
+    say(f"{file.name}: {'as it was written' if is_sound else 'damaged (SHA-256 differs), written again'}")
+    return is_sound
+
+
+def _sizes(checkpoint: Checkpoint, layouts: list[Layout]) -> dict[str, int]:
+    sizes = {block_file(index): layout.num_bytes for index, layout in enumerate(layouts)}
+    return sizes | {OUTER_FILE: _outer_bytes(checkpoint)}
 
 
 def _layouts(checkpoint: Checkpoint, config: TokenEncoderConfig) -> list[Layout]:
@@ -125,7 +175,7 @@ def _outer_bytes(checkpoint: Checkpoint) -> int:
 def _parts(checkpoint: Checkpoint, config: TokenEncoderConfig,
            layouts: list[Layout]) -> Iterator[tuple[str, Callable[[Path], object]]]:
     """Names of the mirror's files, each with what writes it. Small ones first: they show mistakes."""
-    yield _CONFIG, lambda path: path.write_text(checkpoint.config.to_json_string(use_diff=False))
+    yield CONFIG_FILE, lambda path: path.write_text(checkpoint.config.to_json_string(use_diff=False))
     for name in TOKENIZER_FILES:
         if (checkpoint.folder / name).is_file():
             yield name, lambda path, name=name: shutil.copyfile(checkpoint.folder / name, path)
@@ -156,24 +206,6 @@ def _upload(store: Store, key: str, path: Path) -> StoredFile:
     return file
 
 
-def _resumable(store: Store, key: str, source: str) -> dict[str, StoredFile]:
-    """Files that an interrupted call from the same source has left whole, by name."""
-    try:
-        unfinished = _Unfinished.model_validate_json(store.get(f"{key}/{_UNFINISHED}"))
-    except (NotFoundError, ValidationError):
-        return {}
-    there = {found.key: found.num_bytes for found in store.objects(key)}
-    return {name: file for name, file in unfinished.files.items()
-            if unfinished.source == source and there.get(f"{key}/{name}") == file.num_bytes}
-
-
-def _fingerprint(checkpoint: Checkpoint, commit: str | None) -> str:
-    """Changes when the weights do: by the Hub's commit, else by names, sizes and times of the files."""
-    files = [(name, (stat := (checkpoint.folder / name).stat()).st_size, stat.st_mtime_ns)
-             for name in (_CONFIG, *checkpoint.needed_files())]
-    return commit or hashlib.sha256(repr(files).encode()).hexdigest()
-
-
 def main(argv: list[str] | None = None) -> int:
     """Write the mirror that the command line asks for. Returns the exit code."""
     options = _parser().parse_args(argv)
@@ -181,27 +213,32 @@ def main(argv: list[str] | None = None) -> int:
     try:
         config = TokenEncoderConfig(name=options.name, revision=options.revision, layer=options.layer,
                                     weights=options.weights)
-        written = write_mirror(config, open_store(options.store), lambda line: print(line, file=sys.stderr))
+        written = write_mirror(config, open_store(options.store), lambda line: print(line, file=sys.stderr),
+                               verify=options.verify)
     except KeyboardInterrupt:
         print("interrupted: what is written stays; the same command goes on from there", file=sys.stderr)
         return _INTERRUPTED
     except LdlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.cli_exit_code
-    _answer(written, time.monotonic() - began_s, as_json=options.json)
+    compared = "SHA-256" if options.verify else "sizes"
+    _answer(written, time.monotonic() - began_s, compared, as_json=options.json)
     return 0
 
 
-def _answer(written: Written, took_s: float, *, as_json: bool) -> None:
+def _answer(written: Written, took_s: float, compared: str, *, as_json: bool) -> None:
     manifest = written.manifest
     if as_json:
         print(json.dumps({"url": written.url, "num_written": written.num_written, "seconds": round(took_s, 1),
-                          "num_bytes": manifest.num_bytes, **manifest.model_dump(exclude={"files"})}))
+                          "num_bytes": manifest.num_bytes, "compared": compared,
+                          **manifest.model_dump(mode="json", exclude={"files"})}))
     elif written.num_written:
         print(f"wrote {written.num_written} of {len(manifest.files)} files, "
               f"{size_words(manifest.num_bytes)} in all, to {written.url} in {took_s:.0f} s")
     else:
-        print(f"nothing to do: {written.url} is complete, {size_words(manifest.num_bytes)}")
+        more = "" if compared == "SHA-256" else "; --verify reads it all"
+        print(f"nothing to do: {written.url} is complete, {size_words(manifest.num_bytes)} "
+              f"({compared} compared{more})")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -214,6 +251,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--layer", type=int, default=-3, help="as token_encoder.layer")
     parser.add_argument("--weights", choices=("bf16", "fp8", "nf4"), default="bf16")
     parser.add_argument("--store", required=True, help="URL of the store")
+    parser.add_argument("--verify", action="store_true",
+                        help="read what is there and compare hashes; what is damaged is written again")
     parser.add_argument("--json", action="store_true", help="print what was done as JSON")
     return parser
 

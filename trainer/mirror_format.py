@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,10 +12,13 @@ from trainer.contract import Name, StoreError
 from trainer.encoder_weights import cache_folder
 from trainer.manifest import StoredFile
 from trainer.store import NotFoundError, Store
-from trainer.transfers import Progress, fetch_files, is_whole, one_at_a_time
+from trainer.transfers import Progress, check_files, fetch_files, is_whole, one_at_a_time
 from trainer.trunk import kept_blocks
 
+NEWEST = ""
 _FOLDER = "weights"
+_COMMIT_DIGITS = 12
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)  # of a mirror that is found by its commit
 
 
 class MirrorManifest(BaseModel):
@@ -22,9 +26,9 @@ class MirrorManifest(BaseModel):
 
     Attributes:
         name: Of the model.
-        revision: What was asked for; None for the newest.
+        asked: Each revision that was asked for, and when last; `NEWEST` stands for none.
         commit: On the Hub; None for a folder or a package.
-        source: Changes when the weights it was made from do.
+        source: `Weights.source` of what it was made from.
         num_blocks: Of the whole model.
         kept_blocks: That are here.
         weights: Format of the blocks' matrices.
@@ -32,7 +36,7 @@ class MirrorManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
     name: str
-    revision: str | None
+    asked: dict[str, datetime]
     commit: str | None
     source: str
     num_blocks: int
@@ -46,25 +50,40 @@ class MirrorManifest(BaseModel):
         return sum(file.num_bytes for file in self.files)
 
 
-def mirror_key(name: str, num_kept: int, weights: WeightFormat) -> str:
-    """Folder of a mirror in its store: `weights/Qwen--Qwen3.6-27B/62-blocks-bf16`."""
-    return f"{_model_key(name)}/{num_kept}-blocks-{weights}"
+    def command(self, store: Store, *options: str) -> str:
+        """What writes this mirror again."""
+        revision = next((f"--revision {told} " for told in self.asked if told != NEWEST), "")
+        # hidden_states has one entry more than there are blocks.
+        layer = self.kept_blocks - self.num_blocks - 1
+        return " ".join([f"ldlm weights mirror --name {self.name} {revision}--layer {layer} "
+                         f"--weights {self.weights} --store {store.address}", *options])
+
+
+def mirror_key(name: str, num_kept: int, weights: WeightFormat, commit: str | None) -> str:
+    """Folder of a mirror in its store: `weights/Qwen--Qwen3.6-27B/62-blocks-bf16-0123456789ab`.
+
+    It ends with the commit where there is one, so that revisions stand side by side.
+    """
+    return f"{_model_key(name)}/{num_kept}-blocks-{weights}{f'-{commit[:_COMMIT_DIGITS]}' if commit else ''}"
 
 
 def find_mirror(store: Store, config: TokenEncoderConfig) -> tuple[str, MirrorManifest] | None:
     """Key and manifest of a complete mirror that serves this config: in its format, else in bf16.
 
+    A revision is found by the word it was mirrored under, or by its commit. `revision: null` takes what
+    was mirrored without a revision, of several commits the one that was asked for last; a mirror of a
+    named revision need not be the newest, and does not serve it.
+
     Raises:
         ConfigError: There is a mirror, and the model has no such layer.
         StoreError: The store cannot be read.
     """
-    manifests = {}
-    for folder in store.folders(_model_key(config.name)):
-        manifest = read_manifest(store, f"{_model_key(config.name)}/{folder}")
-        if manifest is not None and config.revision in (None, manifest.revision, manifest.commit):
-            manifests[f"{_model_key(config.name)}/{folder}"] = manifest
+    keys = [f"{_model_key(config.name)}/{folder}" for folder in store.folders(_model_key(config.name))]
+    found = [(key, manifest) for key in keys if (manifest := read_manifest(store, key)) is not None
+             and (_asked(config) in manifest.asked or _asked(config) == manifest.commit)]
+    found.sort(key=lambda pair: pair[1].asked.get(_asked(config), _LONG_AGO), reverse=True)
     for weights in (config.weights, "bf16"):
-        for key, manifest in manifests.items():
+        for key, manifest in found:
             wanted = kept_blocks(config.layer, manifest.num_blocks, config.name)
             if (manifest.kept_blocks, manifest.weights) == (wanted, weights):
                 return key, manifest
@@ -90,6 +109,7 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
                  only: Iterable[str] | None = None) -> Path:
     """The folder on this machine with the files of a mirror: a copy, or the store itself if it is here.
 
+    Their hashes are checked when they are fetched, and those of a store that is here once per machine.
     Processes of one machine may call this together: one fetches, the others wait.
 
     Args:
@@ -102,20 +122,27 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
     Raises:
         StoreError: As `fetch_files`.
     """
+    wanted = [file for file in manifest.files if only is None or file.name in set(only)]
+    fix = manifest.command(store, "--verify")
     if store.local_folder is not None:
+        with one_at_a_time(cache_folder() / f"{key}.lock"):
+            check_files(store.local_folder / key, wanted, cache_folder() / "verified", fix)
         return store.local_folder / key
     # Another mirror under the same key has other hashes, and so a folder of its own.
     content = hashlib.sha256("".join(sorted(file.sha256 for file in manifest.files)).encode())
     folder = cache_folder() / key / content.hexdigest()[:12]
-    wanted = [file for file in manifest.files if only is None or file.name in set(only)]
     with one_at_a_time(folder.with_suffix(".lock")):
         missing = [file for file in wanted if not is_whole(folder / file.name, file.num_bytes)]
         if missing:
             progress = Progress(f"weights of {manifest.name} from the store",
                                 sum(file.num_bytes for file in missing), say)
-            fetch_files(store, key, missing, folder, progress)
+            fetch_files(store, key, missing, folder, progress, fix)
             say(progress.line())
     return folder
+
+
+def _asked(config: TokenEncoderConfig) -> str:
+    return config.revision or NEWEST
 
 
 def _model_key(name: str) -> str:

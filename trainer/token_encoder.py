@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from trainer.config import TokenEncoderConfig
 from trainer.contract import ConfigError
-from trainer.encoder_weights import weights_fingerprint
 from trainer.host_copies import to_device
+from trainer.manifest import EncoderIdentity
 from trainer.placement import placed_trunk
 from trainer.store import Store
 from trainer.text_tokenizer import end_of_text_id
@@ -30,7 +30,7 @@ class TokenEncoder:
         hidden_size: D.
         vocab_size: Rows of the embedding; token ids are below it.
         max_length: Longest sequence that it reads, without the prefix; None when it sets no limit.
-        fingerprint: Changes when its weights do, or how they are held.
+        identity: What decides its hidden states; the same wherever its weights come from or lie.
         tokenizer: The Hugging Face tokenizer that belongs to it.
         num_tokens: Ids of the tokenizer; rows of the embedding from there on stand for no token.
         end_of_text_id: Id that ends a document.
@@ -41,8 +41,8 @@ class TokenEncoder:
     """
 
     def __init__(self, trunk: nn.Module, tokenizer: Any, config: TokenEncoderConfig, device: torch.device,
-                 encoder_device: torch.device, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
+                 encoder_device: torch.device, identity: EncoderIdentity) -> None:
+        self.identity = identity
         self.tokenizer = tokenizer
         self.num_tokens = _num_tokens(tokenizer)
         self.end_of_text_id = end_of_text_id(tokenizer)
@@ -176,8 +176,10 @@ def load_token_encoder(config: TokenEncoderConfig, device: torch.device | str,
     _check_fit(tokenizer, weights.config.vocab_size, config.name)
     placement = "gpu" if config.placement == "auto" else config.placement
     trunk = placed_trunk(weights, config.weights, placement, compute)
-    encoder = TokenEncoder(trunk, tokenizer, config, torch.device(device), compute,
-                           weights_fingerprint(weights, config.weights))
+    identity = EncoderIdentity(
+        name=config.name, commit=weights.commit, kept_blocks=weights.config.num_hidden_layers,
+        weights=config.weights, prefix_token=config.prefix_token, source=weights.source)
+    encoder = TokenEncoder(trunk, tokenizer, config, torch.device(device), compute, identity)
     if sequence_length is not None:
         encoder.check_length(sequence_length)
     return encoder

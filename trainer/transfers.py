@@ -61,10 +61,10 @@ def _unit_for(num_bytes: int) -> tuple[int, str]:
 
 
 def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Path,
-                progress: Progress) -> None:
+                progress: Progress, fix: str) -> None:
     """Bring files of a folder in a store to this disk. A file has its name only when its hash is right.
 
-    What is there in its right size stays as it is.
+    What is there in its right size stays as it is. `fix` says what to do about a damaged one.
 
     Raises:
         DamagedError: What the store holds is not what was written there.
@@ -79,7 +79,8 @@ def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Pat
                     progress.add(file.num_bytes)
                     continue
                 _fetch(store, f"{key}/{file.name}", file, folder, ranges, progress)
-                checks.append(hashes.submit(_accept, folder, file, f"{store.url}/{key}/{file.name}"))
+                checks.append(hashes.submit(_accept, folder, file, f"{store.url}/{key}/{file.name}",
+                                            fix))
             for check in checks:
                 check.result()
         except OSError as error:
@@ -92,6 +93,42 @@ def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Pat
 def is_whole(path: Path, num_bytes: int) -> bool:
     """True for a file of that size: it got its name when its hash was right."""
     return path.is_file() and path.stat().st_size == num_bytes
+
+
+def damaged(place: str, fix: str) -> DamagedError:
+    """What to say of a file whose content is not what was written."""
+    return DamagedError("it is not what was written there (SHA-256 differs)", place=place, fix=fix)
+
+
+def check_files(folder: Path, files: Sequence[StoredFile], stamps: Path, fix: str) -> None:
+    """See that files of a folder are what was written there; as `is_verified`, several at a time.
+
+    Raises:
+        DamagedError: One is missing or another.
+    """
+    with ThreadPoolExecutor(_HASHES_AT_A_TIME) as hashes:
+        sound = hashes.map(lambda file: is_whole(folder / file.name, file.num_bytes)
+                           and is_verified(folder / file.name, file.sha256, stamps), files)
+        for file, is_sound in zip(files, sound, strict=True):
+            if not is_sound:
+                raise damaged(str(folder / file.name), fix)
+
+
+def is_verified(path: Path, sha256: str, stamps: Path) -> bool:
+    """True if a file has this hash. Hashed once per machine, and again when its size or time changes.
+
+    Args:
+        stamps: Folder of this machine that remembers it.
+    """
+    stat, stamp = path.stat(), stamps / sha256
+    content = f"{path} {stat.st_size} {stat.st_mtime_ns}"
+    if stamp.is_file() and stamp.read_text() == content:
+        return True
+    if sha256_of(path) != sha256:
+        return False
+    stamps.mkdir(parents=True, exist_ok=True)
+    stamp.write_text(content)
+    return True
 
 
 def sha256_of(path: Path) -> str:
@@ -144,12 +181,11 @@ def _fetch_range(store: Store, key: str, start: int, end: int, descriptor: int, 
     progress.add(len(data))
 
 
-def _accept(folder: Path, file: StoredFile, place: str) -> None:
+def _accept(folder: Path, file: StoredFile, place: str, fix: str) -> None:
     draft = _draft(folder, file)
     if sha256_of(draft) != file.sha256:
         draft.unlink()
-        raise DamagedError("it is not what was written there (SHA-256 differs)", place=place,
-                           fix="delete this object and write the mirror again: ldlm weights mirror")
+        raise damaged(place, fix)
     with draft.open("rb+") as written:
         os.fsync(written.fileno())
     draft.replace(folder / file.name)

@@ -6,7 +6,15 @@ from pathlib import Path
 
 from trainer.config import TokenEncoderConfig
 from trainer.contract import ConfigError
-from trainer.encoder_weights import PACKAGED, TOKENIZER_FILES, Checkpoint, Mirrored, Weights, local_folder
+from trainer.encoder_weights import (
+    CONFIG_FILE,
+    PACKAGED,
+    TOKENIZER_FILES,
+    Checkpoint,
+    Mirrored,
+    Weights,
+    local_folder,
+)
 from trainer.hub import HubModel
 from trainer.mirror_format import fetch_mirror, find_mirror
 from trainer.store import Store
@@ -43,27 +51,24 @@ class EncoderSource:
             StoreError: A download was cut off.
         """
         if self._mirror is None:
-            return open_checkpoint(self._config, self._say)[0]
+            return open_checkpoint(self._config, self._say)
         *_, manifest = self._mirror
-        return Mirrored(fetch_mirror(*self._mirror, self._say), manifest.weights)
+        return Mirrored(fetch_mirror(*self._mirror, self._say), manifest.weights, manifest.source,
+                        manifest.commit)
 
     def tokenizer(self) -> Path:
         """A folder on this machine with the tokenizer, fetched without weights. Raises as `weights`."""
         if self._mirror is not None:
-            return fetch_mirror(*self._mirror, self._say, only=("config.json", *TOKENIZER_FILES))
+            return fetch_mirror(*self._mirror, self._say, only=(CONFIG_FILE, *TOKENIZER_FILES))
         return self._folder or _hub_model(self._config, self._say).tokenizer()
 
 
-def open_checkpoint(config: TokenEncoderConfig, say: Callable[[str], None]) -> tuple[Checkpoint, str | None]:
-    """The checkpoint behind a name, never a mirror of it; and its commit where it is the Hub's.
-
-    Raises as `EncoderSource.weights`.
-    """
+def open_checkpoint(config: TokenEncoderConfig, say: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint behind a name, never a mirror of it. Raises as `EncoderSource.weights`."""
     folder = local_folder(config.name)
     if folder is not None:
-        return Checkpoint(folder, config.layer, config.name), None
-    model = _hub_model(config, say)
-    return model.checkpoint(config.layer), model.commit
+        return Checkpoint(folder, config.layer, config.name)
+    return _hub_model(config, say).checkpoint(config.layer)
 
 
 def _hub_model(config: TokenEncoderConfig, say: Callable[[str], None]) -> HubModel:
