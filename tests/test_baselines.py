@@ -195,12 +195,24 @@ def test_models_are_compared_by_a_judge_of_their_own_text(store, tmp_path, capsy
     ngram.main([str(store), str(tmp_path), *TOY, "--seed", "1"])
     records = [str(tmp_path / f"ngram-seed-{seed}.json") for seed in (0, 1)]
     capsys.readouterr()
-    assert compare.main([str(folder), str(tmp_path / "out"), *records]) == 0
+    counted = ["--store", str(store), "--text", "toy"]
+    assert compare.main([str(folder), str(tmp_path / "out"), *records, *counted]) == 0
     result = json.loads((tmp_path / "out/compare.json").read_text())
-    assert len(result["points"]) == 4
+    assert len(result["points"]) == 4 and all(0 < point["copied_4"] < 1 for point in result["points"])
     assert result["reference"]["entropy_by_judge-of-toys"] == pytest.approx(result["table"][0]["entropy"])
     printed = capsys.readouterr().out
     assert "generative_perplexity_by_judge-of-toys" in printed and "| ngram | 2 |" in printed
+
+
+def test_what_is_copied_is_the_4_grams_that_training_rows_hold(rows):
+    training = {tuple(row[i:i + 4]) for row in rows.token_ids[rows.train_NL].tolist()
+                for i in range(LENGTH - 3)}
+    tokens = rows.heldout_tokens_NL.astype(int).tolist()
+    grams = [tuple(row[i:i + 4]) for row in tokens for i in range(LENGTH - 3)]
+    found = compare.Grams(rows)
+    assert found.share_of(tokens) == pytest.approx(sum(gram in training for gram in grams) / len(grams))
+    assert found.share_of(rows.token_ids[rows.train_NL[:5]].tolist()) == 1.0
+    assert found.share_of([[-1] * LENGTH, [10**6] * LENGTH]) == 0.0
 
 
 def point(entropy: float, perplexity: float, temperature: float, **setting: float) -> dict[str, Any]:
@@ -235,7 +247,7 @@ def test_samples_of_our_own_model_go_into_the_same_table(named, tmp_path, capsys
     record = {"model": "ldlm", "seed": 0, "source": "run", "step": 9, "reference_texts": texts[::-1],
               "generations": [{"setting": setting, "seed": 0, "batch": 3, "texts": texts,
                                "tokens_per_s_batch_1": 70.0,
-                               "tokens_per_s_batch_3": 99.0, "tokens": []}]}
+                               "tokens_per_s_batch_3": 99.0, "tokens": [[1, 2]] * 3}]}
     (tmp_path / "samples.json").write_text(json.dumps(record))
     assert compare.main([named.name, str(tmp_path / "out"), str(tmp_path / "samples.json")]) == 0
     line = json.loads((tmp_path / "out/compare.json").read_text())["table"][0]
