@@ -154,7 +154,7 @@ from pathlib import Path
 from tests.trainer_runs import tiny_config
 from trainer.run_folder import RunFolder
 from trainer.store import open_store
-from trainer.wandb_node import _Sender
+from trainer.wandb_follow import _Sender
 sender = _Sender(RunFolder(open_store(sys.argv[1]), "run"), tiny_config(Path("unused")), 1, Path(sys.argv[2]))
 print(sender.pass_on(), sender.pass_on(), sender.pass_on(), sender.pass_on(exit_code=0))
 """
@@ -164,7 +164,7 @@ def test_rows_arrive_once_although_the_run_is_refused_at_first(
         server: WandbServer, tmp_path: Path) -> None:
     folder = new_folder(tmp_path / "store")
     add_attempt(folder, range(1, 7), durable=6, exit_code=0)
-    folder.write_bytes("attempts/1/metrics/000001.jsonl", b'{"step": 4, "time": 4, "eval/latent_rank": 3.0}\n')
+    folder.write_bytes("attempts/1/metrics/000001.jsonl", b'{"step": 4, "time": 4, "eval/rank": 3.0}\n')
     folder.write_bytes("attempts/1/evaluations/00000004.json", b'{"reconstructions": [["text", "model"]]}')
     server.refused = {"RunResumeStatus"}
     words = [sys.executable, "-c", _SENDS_TWICE, folder.store.address, str(tmp_path)]
@@ -173,7 +173,7 @@ def test_rows_arrive_once_although_the_run_is_refused_at_first(
     assert "False True True True" in done.stdout, done.stdout + done.stderr
     assert "warning: W&B: W&B cannot be reached, or refuses: " in done.stdout
     assert [row["_step"] for row in history(server)] == [1, 2, 3, 4, 5, 6]
-    assert history(server)[3]["eval/latent_rank"] == 3.0
+    assert history(server)[3]["eval/rank"] == 3.0
     assert history(server)[3]["eval/reconstructions"]["nrows"] == 1
 
 
