@@ -23,10 +23,10 @@ def _warp() -> TimestepSampler:
 
 
 def _sampled(denoise, solver: str, steps: int, grid: str = "uniform", num: int = 100, width: int = 400,
-             temperature: float = 1.0) -> torch.Tensor:
+             temperature: float = 1.0, rounds: int = 1) -> torch.Tensor:
     sampling = SamplingConfig(steps=steps, solver=solver, grid=grid, temperature=temperature)
     noise = SampleNoise(SEED, range(num), (width,), "cpu")
-    return integrate(denoise, noise, sampling, D, _warp())
+    return integrate(denoise, noise, sampling, D, _warp(), rounds)
 
 
 def _unit_gaussian(z, u_B, _estimate):
@@ -90,19 +90,23 @@ def test_ddim_follows_the_exact_flow_of_correlated_data_and_halves_its_error_wit
     assert errors[1] / errors[2] == pytest.approx(2, abs=0.25)
 
 
-@pytest.mark.parametrize(("solver", "expected"), [("ddim", 0.49), ("ancestral", 0.66), ("sde", 0.68)])
-def test_replacing_what_is_known_in_each_estimate_moves_the_rest_part_of_the_way(solver, expected):
+@pytest.mark.parametrize(("solver", "steps", "rounds", "expected"), [
+    ("ddim", 96, 1, 0.48), ("ancestral", 96, 1, 0.66), ("sde", 96, 1, 0.68), ("ddim", 24, 4, 0.76),
+    ("ancestral", 24, 4, 0.79)])
+def test_replacing_what_is_known_moves_the_rest_part_of_the_way_and_rounds_more(solver, steps, rounds,
+                                                                                expected):
     """The first of three coordinates is 2: the closed form says where the second then is on average.
 
-    Replacement is known to fall short: what is known is told under as much noise as the rest.
+    Replacement is known to fall short: what is known is told under as much noise as the rest. Expected
+    shares for these seeds come from a loop written apart.
     """
     def denoise(z, u_B, estimate):
         found = _correlated(z, u_B, estimate)
         return torch.cat([torch.full_like(found[:, :1], 2.0), found[:, 1:]], dim=1)
 
-    samples = _sampled(denoise, solver, 96, num=2_000, width=3)
+    samples = _sampled(denoise, solver, steps, num=2_000, width=3, rounds=rounds)
     told = MEAN[1] + COVARIANCE[1, 0] / COVARIANCE[0, 0] * (2.0 - MEAN[0])
-    assert (samples[:, 1].mean() - MEAN[1]) / (told - MEAN[1]) == pytest.approx(expected, abs=0.06)
+    assert (samples[:, 1].mean() - MEAN[1]) / (told - MEAN[1]) == pytest.approx(expected, abs=0.05)
     assert (samples[:, 0] == 2).all()
 
 

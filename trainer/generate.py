@@ -103,7 +103,7 @@ def warp_of(config: TrainConfig, density: Tensor) -> TimestepSampler:
 @torch.inference_mode()
 def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, sampling: SamplingConfig,
                    warp: TimestepSampler | None = None, prompt: PromptContext | None = None,
-                   mend: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+                   mend: Callable[[Tensor], Tensor] | None = None, rounds: int = 1) -> Tensor:
     """Draw latents z0 of shape (len(indices), K, D), float32, on the model's device.
 
     Their scale is the denoiser's own: the decoder brings latents to scale on entry.
@@ -116,6 +116,7 @@ def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, 
         warp: For a warped grid; None: even.
         prompt: What each of the samples begins with, from `model.prompt_context`.
         mend: Puts what is known into each estimate of the clean latents.
+        rounds: How often each step is done, see `integrate`.
     """
     shape = (model.config.num_latents, model.config.model.latent_width)
     noise = SampleNoise(seed, indices, shape, model.hidden_mean.device)
@@ -125,7 +126,7 @@ def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, 
         found = estimate(z, u_B, earlier)
         return found if mend is None else mend(found)
 
-    return integrate(denoise, noise, sampling, model.config.diffusion.tan_d, warp)
+    return integrate(denoise, noise, sampling, model.config.diffusion.tan_d, warp, rounds)
 
 
 def guided(model: LatentDiffusionLM, sampling: SamplingConfig, prompt: PromptContext | None) -> Denoise:

@@ -66,7 +66,7 @@ class SampleNoise:
 
 
 def integrate(denoise: Denoise, noise: SampleNoise, sampling: SamplingConfig, tan_d: float,
-              warp: TimestepSampler | None = None) -> Tensor:
+              warp: TimestepSampler | None = None, rounds: int = 1) -> Tensor:
     """Follow the grid of times from noise to the last prediction of the clean latents, float32.
 
     Args:
@@ -75,16 +75,28 @@ def integrate(denoise: Denoise, noise: SampleNoise, sampling: SamplingConfig, ta
         sampling: Steps, solver, grid and temperature.
         tan_d: d of the schedule.
         warp: The time that training has warped; read when the grid is `warped`, else even.
+        rounds: How often each step is done, noised back in between, so that what `denoise` puts in place and
+            the rest come to terms (RePaint, arXiv 2201.09865).
     """
     z_BKD = noise.start() * sampling.temperature
     grid = sampling_grid(sampling.steps, warp if sampling.grid == "warped" else None)
     times, advance = grid.to(z_BKD.device), _SOLVERS[sampling.solver]
     estimate_BKD = torch.zeros_like(z_BKD)
     for i, step in enumerate(solver_steps(grid, tan_d)):
-        estimate_BKD = denoise(z_BKD, times[i].expand(len(z_BKD)), estimate_BKD)
-        if i + 1 < sampling.steps:
+        for round_ in range(rounds):
+            if round_:
+                z_BKD = _noised_back(z_BKD, step, noise.fresh)
+            estimate_BKD = denoise(z_BKD, times[i].expand(len(z_BKD)), estimate_BKD)
+            if i + 1 == sampling.steps:
+                break
             z_BKD = advance(z_BKD, estimate_BKD, step, noise.fresh)
     return estimate_BKD
+
+
+def _noised_back(z: Tensor, step: Step, fresh: Callable[[], Tensor]) -> Tensor:
+    """From u_next to u again, as the noising process goes."""
+    ratio = step.alpha / step.alpha_next
+    return ratio * z + math.sqrt(max(0.0, step.sigma**2 - (ratio * step.sigma_next) ** 2)) * fresh()
 
 
 def solver_steps(grid: Tensor, tan_d: float) -> list[Step]:
