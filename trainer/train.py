@@ -18,10 +18,12 @@ from trainer.batches import Batches
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
 from trainer.divergence import diverged_error
-from trainer.evaluate import Evaluation, evaluate, reconstruct
+from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
+from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
 from trainer.metrics import TrainingSpeed
+from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
@@ -145,15 +147,26 @@ def run_evaluation(job: Job) -> None:
         with job.average.applied() as model:
             scores = evaluate(model, job.encoder, heldout_NL, job.config.seed, job.config.micro_batch_size)
             texts = reconstruct(model, job.encoder, heldout_NL[:_NUM_RECONSTRUCTIONS])
-    scores |= pulls
+            samples, repetition = samples_of(job, model)
+    scores |= pulls | repetition
     step, job.evaluation = job.progress.step, Evaluation(step=job.progress.step, scores=scores,
-                                                         reconstructions=texts)
+                                                         reconstructions=texts, samples=samples)
     if job.recorder is not None:
         job.recorder.keep(evaluation_file(step), job.evaluation)
         job.recorder.log(step, {f"eval/{name}": value for name, value in scores.items()} | time_density(job))
     job.say(f"step {job.progress.step}  held-out reconstruction {scores['reconstruction_accuracy']:.1%} "
             f"({scores['reconstruction_accuracy_noisy']:.1%} under noise)  "
             f"L_diff {scores['diffusion_loss']:.3f} (trivial {scores['diffusion_loss_trivial']:.3f})")
+
+
+def samples_of(job: Job, model: LatentDiffusionLM) -> tuple[list[str], dict[str, float]]:
+    """What the model writes, see `write_samples`; on rank 0, for which the others wait."""
+    if job.recorder is None:
+        return [], {}
+    encoder = job.encoder
+    generator = Generator(job.config, model, job.timesteps, encoder.num_tokens, encoder.end_of_text_id,
+                          encoder.tokenizer)
+    return write_samples(generator, job.config.seed, job.corpus.heldout_NL)
 
 
 def save_due(job: Job) -> bool:
