@@ -238,15 +238,62 @@ def test_two_that_begin_at_once_agree_on_one_plan(tmp_path):
 # -- what a user sees
 
 
-def test_bad_and_repeated_rows_are_counted_and_named(tmp_path, capsys, tokenizer):
+def test_repeated_documents_are_kept_however_the_text_is_cut(tmp_path):
+    texts = [*documents(20), *documents(20), *documents(5)]
+    source = write_text(tmp_path / "a.txt", texts)
+    for unit_bytes in (300, 10**6):
+        _, store = prepared(source, tmp_path / str(unit_bytes), unit_bytes=unit_bytes)
+        manifest = find_manifest(store)
+        assert manifest and manifest.rows.num_documents == 45
+        # A byte is a token, and each document is closed by one.
+        assert sum(map(manifest.num_tokens, ("train", "heldout"))) == sum(len(text) + 1 for text in texts)
+
+
+def test_after_a_wrong_key_the_right_one_is_free_to_come(tmp_path, capsys, tokenizer):
+    import pyarrow
+    from pyarrow import parquet
+
+    for number, rows in (("few", 40), ("many", 3_000)):
+        table = pyarrow.table({"num": list(range(rows)), "body": documents(rows)})
+        parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=1_000)
+        arguments = command(tmp_path / f"{number}.parquet", tokenizer, "--text-key")
+        code, _, err = run(capsys, *arguments, "num")
+        assert code == 3 and "the key `num` holds no text; keys with text are body" in err
+        assert "such as --text-key body" in err
+        assert not (tmp_path / "out" / "plan.json").exists()
+        code, _, err = run(capsys, *arguments, "body")
+        assert code == 0, err
+        preparing.remove_prepared(open_store(local_store_url(tmp_path / "out")))
+
+
+def test_a_wrong_key_is_seen_at_the_first_rows(tmp_path, capsys, monkeypatch, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"num": 1, "title": "t", "content": "words"}\n' * 2_000)
+    monkeypatch.setattr(preparing, "prepare_all", lambda *_: pytest.fail("it was all read"))
+    code, _, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer), "--text-key", "num")
+    assert code == 3 and "keys with text are content, title" in err and "--text-key content" in err
+
+
+@pytest.mark.parametrize(("name", "content", "fix"), [
+    ("a.jsonl", rb'{"text": "cut \ud83d"}' + b"\n", "cut within a character"),
+    ("a.txt", b"\x00\x01\xff\xfe\x9f random \x07 bytes", "these are no texts"),
+    ("a.jsonl", b'{"text": 5}\n', "name a source whose rows hold text"),
+])
+def test_the_fix_of_bad_rows_is_one_that_helps(tmp_path, capsys, name, content, fix, tokenizer):
+    (tmp_path / name).write_bytes(content)
+    code, _, err = run(capsys, *command(tmp_path / name, tokenizer))
+    assert code == 3 and fix in err.partition("fix:")[2] and "latin1" not in err
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_bad_rows_are_counted_and_named(tmp_path, capsys, tokenizer):
     lines = [json.dumps({"text": text}) for text in documents(40)]
-    lines[7:7] = ["{", '{"text": null}', json.dumps({"text": documents(1)[0]}), '{"body": 1}']
+    lines[7:7] = ["{", '{"text": null}', '{"body": 1}']
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
     code, out, _ = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
     assert code == 0
-    assert "documents  40 of 44 rows" in out and "repeated   1 document left out" in out
-    assert "bad rows   3 of 44 (no text key: 1, not JSON: 1, null: 1)\n" in out
-    assert "a.jsonl:8: not JSON" in out and "a.jsonl:9: null" in out and "a.jsonl:11: no key `text`" in out
+    assert "documents  40 of 43 rows" in out
+    assert "bad rows   3 of 43 (no text key: 1, not JSON: 1, null: 1)\n" in out
+    assert "a.jsonl:8: not JSON" in out and "a.jsonl:9: null" in out and "a.jsonl:10: no key `text`" in out
     code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer, "--json"))
     summary = json.loads(out)
     assert summary["complete"] and summary["num_units_made"] == 0
@@ -256,8 +303,8 @@ def test_bad_and_repeated_rows_are_counted_and_named(tmp_path, capsys, tokenizer
 
 
 @pytest.mark.parametrize(("content", "problem", "fix"), [
-    ('{"body": "x", "id": 1}\n' * 2000, "no row has the key `text`; the keys are body, id", "--text-key bo"),
-    ('{"body": "x"}\n' * 3, "no row has the key `text`; the keys are body", "--text-key body"),
+    ('{"body": "x", "id": 1}\n' * 2000, "no row has the key `text`; keys with text are body", "--text-key bo"),
+    ('{"body": "x"}\n' * 3, "no row has the key `text`; keys with text are body", "--text-key body"),
     ("not json\n" * 3, "3 of 3 rows are bad (not JSON: 3); the first is a.jsonl:1", ".jsonl"),
     ("\n\n", "holds no text", "text in it"),
 ])

@@ -80,12 +80,12 @@ def test_bad_rows_of_all_units_are_added_up_and_named_by_their_line_in_the_file(
                               tokenizer=text_bytes().identity)
     parts = []
     for unit, kind in enumerate(("empty", "not JSON")):
-        rows = RowCounts(num_rows=7, num_documents=3, num_repeated=1, bad={"null": 2, kind: 1},
+        rows = RowCounts(num_rows=7, num_documents=3, bad={"null": 2, kind: 1},
                          examples=(BadRow(file="b", line=4, problem="null"),))
         parts.append(Part(preparation="", unit=unit, shards=(), source_sha256="",
                           lines=(("a", 10), ("b", 5)), rows=rows))
     rows = make_manifest(preparation, parts).rows
-    assert (rows.num_rows, rows.num_documents, rows.num_repeated) == (14, 6, 2)
+    assert (rows.num_rows, rows.num_documents) == (14, 6)
     assert rows.bad == {"empty": 1, "not JSON": 1, "null": 4} and rows.num_bad == 6
     assert [str(example) for example in rows.examples] == ["b:4: null", "b:9: null"]
 

@@ -88,7 +88,7 @@ def test_documents_of_a_text_file_are_separated_by_blank_lines(tmp_path):
 BAD_LINES = [b'{"text": "good"}', b'{"text": ', b"[1]", b'{"body": "x"}', b'{"text": null}', b'{"text": 5}',
              b'{"text": "caf\xe9"}', b'{"text": "  "}', rb'{"text": "\ud800"}', b"", b'{"text": "also good"}']
 BAD_KINDS = [(2, "not JSON"), (3, "not an object"), (4, "no text key"), (5, "null"), (6, "not text"),
-             (7, "not UTF-8"), (8, "empty"), (9, "not UTF-8")]
+             (7, "not UTF-8"), (8, "empty"), (9, "half a character")]
 
 
 @pytest.mark.parametrize("unit_bytes", [1, 40, 10_000])
@@ -102,10 +102,10 @@ def test_each_bad_row_is_told_by_kind_file_and_line(tmp_path, suffix, unit_bytes
     assert problems_of(source) == [(f"a.{suffix}", line, kind) for line, kind in BAD_KINDS]
 
 
-def test_a_row_without_the_key_tells_its_keys(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"body": "x", "id": 1}\n')
+def test_a_row_without_the_key_tells_its_keys_that_hold_text(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x", "id": 1, "lang": "en"}\n')
     ((_, _, row),) = rows_of(open_source(str(tmp_path / "a.jsonl")))
-    assert row.keys == ("body", "id")
+    assert row.keys == ("body", "lang")
     assert texts_of(open_source(str(tmp_path / "a.jsonl"), "body")) == ["x"]
 
 
@@ -152,8 +152,18 @@ def test_bad_values_and_missing_columns_of_parquet_are_told(tmp_path):
     write_parquet(tmp_path / "b.parquet", [1, 2])
     assert problems_of(open_source(str(tmp_path))) == [
         ("a.parquet", 2, "not UTF-8"), ("b.parquet", 1, "not text"), ("b.parquet", 2, "not text")]
-    rows = rows_of(open_source(str(tmp_path / "b.parquet"), "body"))
-    assert [(row.problem, row.keys) for _, _, row in rows] == [("no text key", ("id", "text"))] * 2
+    rows = rows_of(open_source(str(tmp_path / "a.parquet"), "body"))
+    assert [(row.problem, row.keys) for _, _, row in rows] == [("no text key", ())] * 2  # bytes may be images
+    write_parquet(tmp_path / "c.parquet", ["one", "two"])
+    for key, problem in (("body", "no text key"), ("id", "not text")):
+        rows = rows_of(open_source(str(tmp_path / "c.parquet"), key))
+        assert [(row.problem, row.keys) for _, _, row in rows] == [(problem, ("text",))] * 2
+
+
+def test_another_key_cuts_a_source_no_otherwise(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [f"row {i}" * (i + 1) for i in range(40)])
+    first, second = (open_source(str(tmp_path / "a.parquet"), key, unit_bytes=200) for key in ("id", "text"))
+    assert len(first.units) > 1 and (first.listing, first.units) == (second.listing, second.units)
 
 
 def test_a_file_that_is_no_parquet_is_named_at_once(tmp_path):

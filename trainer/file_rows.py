@@ -3,8 +3,9 @@
 import gzip
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple
 
 from trainer.contract import ConfigError
@@ -13,10 +14,13 @@ from trainer.text_files import file_kind
 
 # Longer documents and lines are bad rows: they are held in memory, several times over (guess).
 MAX_ROW_BYTES = 64 * 2**20
-NO_KEY = "no text key"  # the kind of problem that a user solves with --text-key
+# Kinds of problems: the first two a user solves with --text-key.
+NO_KEY, NOT_TEXT = "no text key", "not text"
+NOT_UTF8, HALF_CHARACTER, BINARY = "not UTF-8", "half a character", "binary"
 _PARQUET_ROWS = 1024  # at a time
 _LEAST_AHEAD_BYTES = 2**18  # a request has its price whatever it brings (guess)
 _NUM_KEYS = 20  # of one object, for a message
+_CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # bytes that no text has, in whatever 8-bit encoding
 
 
 class Piece(NamedTuple):
@@ -36,7 +40,7 @@ class Row(NamedTuple):
         text: None when it is bad.
         problem: Kind, for counting; empty when it is good.
         detail: For people.
-        keys: Those of an object that lacks the one we look for.
+        keys: Where the one we look for is missing or holds no text: those that do.
     """
 
     line: int
@@ -76,19 +80,28 @@ def row_of(line: int, value: Any) -> Row:
     if value is None:
         return Row(line, None, "null")
     if not isinstance(value, str):
-        return Row(line, None, "not text", f"not text but {type(value).__name__}")
+        return Row(line, None, NOT_TEXT, f"not text but {type(value).__name__}")
     if not value.strip():
         return Row(line, None, "empty")
     try:
         num_bytes = len(value.encode())
     except UnicodeEncodeError as error:  # JSON can spell half a character
-        return Row(line, None, "not UTF-8", f"character {error.start} is half of a surrogate pair")
+        return Row(line, None, HALF_CHARACTER, f"character {error.start} is half of a surrogate pair")
     return Row(line, value) if num_bytes <= MAX_ROW_BYTES else _too_long(line)
 
 
-def missing(line: int, text_key: str, keys: list[str]) -> Row:
+def object_row(line: int, found: Mapping[str, Any], text_key: str) -> Row:
+    """The row of an object that should have text under a key."""
+    row = row_of(line, found[text_key]) if text_key in found else missing(line, text_key)
+    if row.problem not in (NO_KEY, NOT_TEXT):
+        return row
+    keys = [key for key, value in found.items() if isinstance(value, str)]
+    return row._replace(keys=tuple(keys[:_NUM_KEYS]))
+
+
+def missing(line: int, text_key: str) -> Row:
     """The row of an object without the key."""
-    return Row(line, None, NO_KEY, f"no key `{text_key}`", tuple(map(str, keys[:_NUM_KEYS])))
+    return Row(line, None, NO_KEY, f"no key `{text_key}`")
 
 
 def parquet_file(file: BinaryIO, name: str) -> Any:
@@ -205,7 +218,7 @@ def _json_row(line: int, text: str, text_key: str) -> Row:
         return Row(line, None, "not JSON", f"not JSON: {error}")
     if not isinstance(found, dict):
         return Row(line, None, "not an object", f"not an object but {type(found).__name__}")
-    return row_of(line, found[text_key]) if text_key in found else missing(line, text_key, list(found))
+    return object_row(line, found, text_key)
 
 
 def _parquet_rows(file: BinaryIO, piece: Piece, text_key: str, lines: dict[str, int]) -> Iterator[Row]:
@@ -214,18 +227,30 @@ def _parquet_rows(file: BinaryIO, piece: Piece, text_key: str, lines: dict[str, 
     opened = parquet_file(file, piece.file)
     groups = range(piece.start, opened.num_row_groups if piece.stop is None else piece.stop)
     lines[piece.file] = sum(opened.metadata.row_group(group).num_rows for group in groups)
-    names = opened.schema_arrow.names
-    if text_key not in names:
-        yield from (missing(line + 1, text_key, names) for line in range(lines[piece.file]))
+    keys = _text_columns(opened.schema_arrow)
+    if text_key not in opened.schema_arrow.names:
+        yield from (missing(line + 1, text_key)._replace(keys=keys) for line in range(lines[piece.file]))
         return
     line = 0
     try:
         for batch in opened.iter_batches(_PARQUET_ROWS, row_groups=list(groups), columns=[text_key]):
             for value in _values(batch.column(0)):
                 line += 1
-                yield _decoded_value(line, value)
+                row = _decoded_value(line, value)
+                yield row._replace(keys=keys) if row.problem == NOT_TEXT else row
     except (pyarrow.ArrowException, OSError) as error:
         yield Row(line + 1, None, "damaged file", f"damaged from here: {str(error).splitlines()[0]}")
+
+
+def _text_columns(schema: Any) -> tuple[str, ...]:
+    """Names of the columns that may hold text."""
+    from pyarrow import types
+
+    kinds = {field.name: field.type.value_type if types.is_dictionary(field.type) else field.type
+             for field in schema}
+    found = [name for name, kind in kinds.items()
+             if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)]
+    return tuple(found[:_NUM_KEYS])
 
 
 def _values(column: Any) -> Iterator[Any]:
@@ -252,7 +277,8 @@ def _decoded(line: int, content: bytes) -> Row:
     try:
         return Row(line, content.decode("utf-8-sig" if line == 1 else "utf-8"))
     except UnicodeDecodeError as error:
-        return Row(line, None, "not UTF-8", f"not UTF-8: byte {error.start} is {content[error.start]:#04x}")
+        kind = BINARY if _CONTROL.search(content) else NOT_UTF8
+        return Row(line, None, kind, f"not UTF-8: byte {error.start} is {content[error.start]:#04x}")
 
 
 def _too_long(line: int) -> Row:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.contract import ConfigError, StoreError
-from trainer.file_rows import Piece, Row, missing, row_of
+from trainer.file_rows import Piece, Row, object_row
 from trainer.text_sources import Unit, digest, folder_listing
 
 _SPEC = re.compile(r"hf://(?P<name>/[^:]+|[^/@:]+/[^/@:]+)(?:@(?P<revision>[^/:]+))?(?:/(?P<config>[^/:]+))?"
@@ -42,10 +42,7 @@ class HfSource:
         with _dataset_errors(self.spec):
             found = _load(self.dataset).shard(num_shards=len(self.units), index=piece.start)
             for number, row in enumerate(found, start=1):
-                if self.text_key in row:
-                    yield row_of(number, row[self.text_key])
-                else:
-                    yield missing(number, self.text_key, list(row))
+                yield object_row(number, row, self.text_key)
         lines[piece.file] = number
 
 

@@ -216,8 +216,6 @@ def _row_lines(manifest: PreparedManifest) -> Iterator[str]:
     """What became of the rows."""
     rows = manifest.rows
     yield f"  documents  {rows.num_documents:,} of {_count(rows.num_rows, 'row')}"
-    if rows.num_repeated:
-        yield (f"  repeated   {_count(rows.num_repeated, 'document')} left out: in the same unit before")
     if rows.num_bad:
         yield f"  bad rows   {rows.num_bad:,} of {rows.num_rows:,} ({bad_kinds(rows)})"
         yield from (f"             {example}" for example in rows.examples[:_EXAMPLES_SHOWN])

@@ -60,7 +60,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="ldlm data prepare", description="Turn text into token shards in an object store.\n"
-        "What is finished is kept: after an interruption the same command goes on.", epilog=_EXAMPLES,
+        "What is finished is kept: after an interruption the same command goes on.\n"
+        "Repeated documents are kept too; copies never come into both splits.", epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="a file, folder or glob, here or at s3://, gs://, "
                         "az://; hf://owner/name[/config][:split]; or python-docs. Of a folder or a glob are "

@@ -61,26 +61,20 @@ class _Unit:
     lines: dict[str, int] = field(default_factory=dict)
     num_rows: int = 0
     num_documents: int = 0
-    num_repeated: int = 0
     bad: Counter[str] = field(default_factory=Counter)
     examples: list[BadRow] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)
-    seen: set[bytes] = field(default_factory=set)
     digest: Any = field(default_factory=hashlib.sha256)
 
     def documents(self, rows: Iterator[tuple[str, Row]],
                   heldout_fraction: float) -> Iterator[tuple[Split, str]]:
-        """Good rows that are no repeats, each with its split."""
+        """Good rows, each with its split."""
         for file, row in rows:
             self.num_rows += 1
             if row.text is None:
                 self._count_bad(file, row)
                 continue
             content = hashlib.sha256(row.text.encode()).digest()
-            if content in self.seen:
-                self.num_repeated += 1
-                continue
-            self.seen.add(content)
             self.digest.update(content)
             self.num_documents += 1
             yield "heldout" if is_heldout(content, heldout_fraction) else "train", row.text
@@ -94,8 +88,8 @@ class _Unit:
     def counts(self) -> RowCounts:
         """For the record."""
         return RowCounts(num_rows=self.num_rows, num_documents=self.num_documents,
-                         num_repeated=self.num_repeated, bad=dict(sorted(self.bad.items())),
-                         examples=tuple(self.examples), keys=tuple(sorted(self.keys)[:NUM_EXAMPLES]))
+                         bad=dict(sorted(self.bad.items())), examples=tuple(self.examples),
+                         keys=tuple(sorted(self.keys)[:NUM_EXAMPLES]))
 
 
 def is_heldout(content: bytes, fraction: float) -> bool:
@@ -106,8 +100,8 @@ def is_heldout(content: bytes, fraction: float) -> bool:
 def prepare_unit(work: Work, store: Store, number: int, tell: Tell) -> Part:
     """Tokenise one unit, store its shards and then its record.
 
-    Repeated documents of a unit are dropped and counted. Repeats of another unit are kept: to know them,
-    all machines would have to wait for each other. They fall into the same split, being the same text.
+    Repeated documents are kept, as corpora that are compared with others need it. They fall into the same
+    split, being the same text.
 
     Raises:
         StoreError: The source cannot be read, or the shards not be written.

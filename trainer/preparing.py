@@ -6,13 +6,14 @@ all records there writes the manifest, which is the same whoever writes it.
 """
 
 import itertools
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from trainer.contract import ConfigError, Name
-from trainer.file_rows import NO_KEY
+from trainer.file_rows import BINARY, HALF_CHARACTER, NO_KEY, NOT_TEXT, NOT_UTF8
 from trainer.prepare_options import ALL, Share
 from trainer.prepare_units import Work, prepare_all
 from trainer.shards import (
@@ -37,6 +38,13 @@ from trainer.text_tokenizer import TextTokenizer
 
 _REQUESTS_AT_A_TIME = 16
 _ROWS_LOOKED_AT = 1_000
+_WRONG_KEY = {NO_KEY, NOT_TEXT}
+_USUAL_KEYS = ("text", "content", "document", "body")
+_FIXES = {
+    NOT_UTF8: "convert it: iconv -f latin1 -t utf-8 FILE",
+    BINARY: f"these are no texts: name files that are ({KINDS}); UTF-16: iconv -f utf-16 -t utf-8 FILE",
+    HALF_CHARACTER: "the JSON was cut within a character: write it anew from the texts, whole",
+}
 
 
 class Watch(Protocol):
@@ -100,28 +108,36 @@ def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch
         ConfigError: Something else is prepared there, no row is usable, or one split is empty.
         StoreError: Source or store cannot be read or written. What is finished is kept.
     """
-    preparation = claim(store, Preparation(
+    wanted = Preparation(
         source=source.spec, text_key=source.text_key, listing=source.listing, num_units=len(source.units),
-        tokenizer=tokenizer.identity, heldout_fraction=heldout_fraction, num_files=dict(source.num_files)))
-    finished = _finished_units(store, preparation)
-    ours = [unit for unit in range(share.index, preparation.num_units, share.count) if unit not in finished]
+        tokenizer=tokenizer.identity, heldout_fraction=heldout_fraction, num_files=dict(source.num_files))
+    finished = _finished_units(store, wanted)
+    ours = [unit for unit in range(share.index, wanted.num_units, share.count) if unit not in finished]
+    if ours:  # before the place is claimed: with the right key it is to be free
+        _look_at_rows(source, ours[0])
+    preparation = claim(store, wanted)
     manifest = find_manifest(store)
     if manifest and len(finished) == preparation.num_units:
         return Result(manifest, preparation.num_units, len(finished), 0)
     if manifest:
         store.delete([Name.MANIFEST])  # shards are missing: nobody may train until they are there again
-    _look_at_rows(source, ours)
     watch.begin(preparation.num_units, len(finished), {unit: source.units[unit].weight for unit in ours})
     work = Work(source, tokenizer, preparation, store.address)
     prepare_all(work, ours, num_processes, watch.tell, watch.done)
+    return _commit(store, preparation, len(ours))
+
+
+def _commit(store: Store, preparation: Preparation, num_made: int) -> Result:
+    """Write the manifest, if no unit is missing; without one document the place is left as it was found."""
     finished = _finished_units(store, preparation)
     if len(finished) < preparation.num_units:
-        return Result(None, preparation.num_units, len(finished), len(ours))
+        return Result(None, preparation.num_units, len(finished), num_made)
     manifest = make_manifest(preparation, [finished[unit] for unit in range(preparation.num_units)])
     if not manifest.rows.num_documents:
+        remove_prepared(store)
         raise _no_documents(manifest.rows, preparation)
     write_record(store, Name.MANIFEST, manifest)
-    return Result(manifest, preparation.num_units, len(finished), len(ours))
+    return Result(manifest, preparation.num_units, len(finished), num_made)
 
 
 def claim(store: Store, wanted: Preparation) -> Preparation:
@@ -194,17 +210,18 @@ def _read_part(store: Store, unit: int) -> Part | None:
         return None  # it is made anew
 
 
-def _look_at_rows(source: Source, units: list[int]) -> None:
+def _look_at_rows(source: Source, unit: int) -> None:
     """A wrong key should be told before hours are spent on it."""
     keys: set[str] = set()
-    pieces = source.units[units[0]].pieces if units else ()
-    rows = itertools.chain.from_iterable(source.rows(piece, {}) for piece in pieces)
+    kinds: set[str] = set()
+    rows = itertools.chain.from_iterable(source.rows(piece, {}) for piece in source.units[unit].pieces)
     for number, row in enumerate(rows, start=1):
         keys.update(row.keys)
-        if row.problem != NO_KEY:
+        kinds.add(row.problem)
+        if row.problem not in _WRONG_KEY:
             return
-        if number >= _ROWS_LOOKED_AT:
-            raise _wrong_key(source.spec, source.text_key, keys)
+        if number >= _ROWS_LOOKED_AT:  # fewer may be one odd file before the others
+            raise _wrong_key(source.spec, source.text_key, kinds, keys)
 
 
 def check_splits(manifest: PreparedManifest, place: str) -> None:
@@ -231,18 +248,21 @@ def bad_kinds(rows: RowCounts) -> str:
 
 
 def _no_documents(rows: RowCounts, preparation: Preparation) -> ConfigError:
-    if rows.keys and set(rows.bad) == {NO_KEY}:
-        return _wrong_key(preparation.source, preparation.text_key, set(rows.keys))
+    if rows.bad and set(rows.bad) <= _WRONG_KEY:
+        return _wrong_key(preparation.source, preparation.text_key, set(rows.bad), set(rows.keys))
     if not rows.num_rows:
         return ConfigError("the source holds no text", place=preparation.source,
                            fix="name a file with text in it")
-    fix = ("convert it: iconv -f latin1 -t utf-8 FILE" if "not UTF-8" in rows.bad
-           else f"check that the files are what their names say: {KINDS}")
-    return ConfigError(f"no row is usable: {bad_rows(rows)}", place=preparation.source, fix=fix)
+    usual = max(rows.bad, key=lambda kind: rows.bad[kind])
+    return ConfigError(f"no row is usable: {bad_rows(rows)}", place=preparation.source,
+                       fix=_FIXES.get(usual, f"check that the files are what their names say: {KINDS}"))
 
 
-def _wrong_key(spec: str, text_key: str, keys: set[str]) -> ConfigError:
-    return ConfigError(f"no row has the key `{text_key}`; the keys are {', '.join(sorted(keys))}", place=spec,
-                       fix=f"name the one that holds the text, such as --text-key {min(keys)}")
-
-
+def _wrong_key(spec: str, text_key: str, kinds: set[str], keys: set[str]) -> ConfigError:
+    what = f"no row has the key `{text_key}`" if kinds == {NO_KEY} else f"the key `{text_key}` holds no text"
+    if not keys:
+        return ConfigError(f"{what}, nor does any other", place=spec,
+                           fix="name a source whose rows hold text under a key")
+    likely = next((key for key in _USUAL_KEYS if key in keys), min(keys))
+    return ConfigError(f"{what}; keys with text are {', '.join(sorted(keys))}", place=spec,
+                       fix=f"name the one that is meant, such as --text-key {shlex.quote(likely)}")

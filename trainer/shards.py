@@ -90,18 +90,17 @@ class BadRow(_Record):
 
 
 class RowCounts(_Record):
-    """What became of the rows of a source. Repeats are those within one unit, by content."""
+    """What became of the rows of a source."""
 
     num_rows: int = 0
     num_documents: int = 0
-    num_repeated: int = 0
     bad: dict[str, int] = {}
     examples: tuple[BadRow, ...] = ()
     keys: tuple[str, ...] = ()
 
     @property
     def num_bad(self) -> int:
-        """Rows that gave no document, repeats aside."""
+        """Rows that gave no document."""
         return sum(self.bad.values())
 
 
@@ -114,7 +113,7 @@ class Preparation(_Record):
         num_files: Files that were taken, by the ending of their names, for people.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     source: str
     text_key: str
     listing: str
@@ -235,7 +234,6 @@ def make_manifest(preparation: Preparation, parts: Sequence[Part]) -> PreparedMa
     rows = RowCounts(
         num_rows=sum(part.rows.num_rows for part in parts),
         num_documents=sum(part.rows.num_documents for part in parts),
-        num_repeated=sum(part.rows.num_repeated for part in parts),
         bad=dict(sorted(bad.items())), examples=tuple(examples[:NUM_EXAMPLES]),
         keys=tuple(sorted({key for part in parts for key in part.rows.keys})))
     return PreparedManifest(preparation=preparation, source_sha256=digest.hexdigest(), rows=rows,

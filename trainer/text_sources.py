@@ -85,7 +85,7 @@ def open_source(spec: str, text_key: str = "text", unit_bytes: int | None = None
     sizes = file_sizes(store, found.names)
     weights = text_bytes(sizes)
     size = unit_bytes or min(max(sum(weights.values()) // _NUM_UNITS, _SMALLEST_UNIT), _LARGEST_UNIT)
-    units = _pack(_weighed_pieces(store, weights, text_key, size), size)
+    units = _pack(_weighed_pieces(store, weights, size), size)
     listing = digest(sorted(sizes.items()), _versions(store, sizes), units)
     endings = dict(sorted(Counter(map(file_ending, found.names)).items()))
     return FileSource(spec, text_key, listing, units, tuple(found.ignored), endings, found.address)
@@ -144,13 +144,11 @@ class FileSource:
         return file_rows(open_store(self.address), piece, self.text_key, lines)
 
 
-def _weighed_pieces(store: Store, weights: dict[str, int], text_key: str,
-                    unit_bytes: int) -> Iterator[tuple[Piece, int]]:
+def _weighed_pieces(store: Store, weights: dict[str, int], unit_bytes: int) -> Iterator[tuple[Piece, int]]:
     """Pieces of all files in order of their names, none much larger than a unit where it can be cut."""
     parquet = [name for name in sorted(weights) if (file_kind(name) or ("",))[0] == "parquet"]
     with ThreadPoolExecutor(_REQUESTS_AT_A_TIME) as pool:
-        groups = dict(zip(parquet, pool.map(lambda name: _group_sizes(store, name, text_key), parquet),
-                          strict=True))
+        groups = dict(zip(parquet, pool.map(lambda name: _group_sizes(store, name), parquet), strict=True))
     for name in sorted(weights):
         if name in groups:
             yield from ((Piece(name, group, group + 1), size) for group, size in enumerate(groups[name]))
@@ -162,16 +160,11 @@ def _weighed_pieces(store: Store, weights: dict[str, int], text_key: str,
                         for start, stop in zip(edges, edges[1:], strict=False))
 
 
-def _group_sizes(store: Store, name: str, text_key: str) -> list[int]:
+def _group_sizes(store: Store, name: str) -> list[int]:
+    """Of all columns: another text key must not cut the source otherwise."""
     with store.open(name) as file:
         metadata = parquet_file(file, f"{store.url}/{name}").metadata
-    sizes = []
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        columns = {column.path_in_schema: column.total_uncompressed_size
-                   for column in map(group.column, range(group.num_columns))}
-        sizes.append(columns.get(text_key, group.total_byte_size))
-    return sizes
+    return [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
 
 
 def _pack(pieces: Iterator[tuple[Piece, int]], unit_bytes: int) -> tuple[Unit, ...]:
