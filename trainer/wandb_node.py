@@ -48,7 +48,7 @@ class Follower:
             try:
                 self._start(attempt)
             except OSError as error:
-                print(f"warning: W&B: its process cannot be started: {error}; to send it later: {self._later}",
+                print(f"warning: W&B: its process cannot be started: {error}; send it later: {self._later}",
                       flush=True)
 
     def _start(self, attempt: Attempt) -> None:
