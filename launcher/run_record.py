@@ -66,12 +66,12 @@ class RecordedPlan(_Recorded):
 
 
 class Scores(_Recorded):
-    """What reports need of the scores of a benchmark, over held-out text."""
+    """What reports need of the scores of a benchmark, over held-out text; None where it was no number."""
 
-    reconstruction_accuracy: float
-    reconstruction_accuracy_noisy: float
-    diffusion_loss: float
-    diffusion_loss_trivial: float
+    reconstruction_accuracy: float | None = None
+    reconstruction_accuracy_noisy: float | None = None
+    diffusion_loss: float | None = None
+    diffusion_loss_trivial: float | None = None
 
 
 class Throughput(_Recorded):

@@ -16,7 +16,7 @@ from launcher.plan import Plan
 from launcher.proposal import Proposal
 from launcher.recipe import RecipeSummary
 from launcher.report import AttemptCost, Category, CostReport, amounts_that_add_up
-from launcher.run_record import RunRecord, RunView, Status, ending_words
+from launcher.run_record import RunRecord, RunView, Scores, Status, ending_words
 from trainer.contract import Document, Outcome
 
 _BAR_WIDTH = 24
@@ -198,18 +198,22 @@ def _finite(metrics: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
+def _score(value: float | None, form: str) -> str:
+    return "(no number)" if value is None else format(value, form)
+
+
 def show_bench(record: RunRecord) -> None:
     """Reconstructions first, then samples, then the speed, each with what it is not."""
     bench = record.bench
     if bench is None:
         return
-    scores, speed = bench["scores"], bench["throughput"]
+    scores, speed = Scores.model_validate(bench["scores"]), bench["throughput"]
     console.answer()
     console.answer(f"What it learned by step {bench['step']} (held-out text)", "title")
-    console.answer(f"  reconstruction: {scores['reconstruction_accuracy']:.1%} of tokens, "
-                   f"{scores['reconstruction_accuracy_noisy']:.1%} under noise")
-    console.answer(f"  L_diff {scores['diffusion_loss']:.3f}, "
-                   f"of a trivial predictor {scores['diffusion_loss_trivial']:.3f}")
+    console.answer(f"  reconstruction: {_score(scores.reconstruction_accuracy, '.1%')} of tokens, "
+                   f"{_score(scores.reconstruction_accuracy_noisy, '.1%')} under noise")
+    console.answer(f"  L_diff {_score(scores.diffusion_loss, '.3f')}, "
+                   f"of a trivial predictor {_score(scores.diffusion_loss_trivial, '.3f')}")
     for truth, guess in bench["reconstructions"]:
         console.answer(f"  text   {_one_line(truth)}", "quiet")
         console.answer(f"  model  {_one_line(guess)}")

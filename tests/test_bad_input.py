@@ -118,7 +118,7 @@ def test_a_value_that_a_library_refuses_is_told_and_not_tried_again(text: Path, 
         "    import torch\n"
         "    def refuse(*_, **__):\n"
         "        raise ValueError('Invalid beta parameter at index 0: 1')\n"
-        "    torch.optim.AdamW = refuse\n")
+        "    torch.optim.AdamW.__init__ = refuse\n")
 
     code, output = run.finish(PYTHONPATH=f"{patched}:{ROOT}")
 

@@ -100,6 +100,13 @@ def test_the_first_bad_step_and_its_earliest_place_are_remembered(monkeypatch: p
     step, places = watch.found()
 
     assert (step, places) == (7, ["L_diff, the loss of the denoiser", "the gradient of the denoiser"])
-    message = str(diverged_error(step, places, durable_step=0))
+    message = str(diverged_error(step, places, durable_step=0, precision="bf16"))
     assert message.startswith("not finite any more at step 7: L_diff, the loss of the denoiser (and 1 more); "
                               "no checkpoint was due yet\n  fix: lower train.optimizer.learning_rate")
+
+
+def test_nobody_is_told_to_set_the_precision_that_is_set() -> None:
+    said = {precision: diverged_error(3, ["L_h, the loss of the latent decoder"], 0, precision).fix or ""
+            for precision in ("bf16", "fp32")}
+    assert "--set train.precision=fp32" in said["bf16"]
+    assert "set train.precision" not in said["fp32"] and "fp32 already" in said["fp32"]

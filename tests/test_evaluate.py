@@ -1,5 +1,7 @@
 """Scores on held-out text do not depend on how many ranks share the work."""
 
+import json
+import math
 import os
 import socket
 from pathlib import Path
@@ -13,7 +15,7 @@ from tiny_ldlm import tiny_config, tiny_model  # noqa: E402
 from torch import distributed as dist  # noqa: E402
 from torch import multiprocessing  # noqa: E402
 
-from trainer.evaluate import evaluate, reconstruct  # noqa: E402
+from trainer.evaluate import Evaluation, evaluate, reconstruct  # noqa: E402
 from trainer.generate import decode  # noqa: E402
 
 NUM_RANKS, BATCH_SIZE = 2, 2
@@ -87,3 +89,8 @@ def test_a_row_of_the_embedding_that_is_no_token_is_never_generated() -> None:
     z_BKD = torch.randn(3, 8, 6, generator=torch.Generator().manual_seed(0))
     assert (decode(model, z_BKD) >= 38).all()
     assert (decode(model, z_BKD, num_tokens=38) < 38).all()
+
+
+def test_a_score_that_is_no_number_is_left_out_of_the_record() -> None:
+    kept = Evaluation(step=1, scores={"a": 1.0, "b": math.nan, "c": math.inf}, reconstructions=[])
+    assert json.loads(kept.model_dump_json())["scores"] == {"a": 1.0}

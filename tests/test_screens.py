@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from cli_lab import RECIPE, Terminal, check_golden, environment, ldlm, without_names
-from run_stories import RUNNING, Story, every_fate, preempted_once
+from run_stories import BENCH, RUNNING, Story, every_fate, preempted_once
 
 from launcher.engine_folder import EngineFolder, engine_home
 from launcher.recipe import list_recipes
-from trainer.contract import Outcome
+from trainer.contract import Name, Outcome
 
 
 @pytest.fixture
@@ -45,6 +45,15 @@ def test_only_a_run_that_finished_is_compared_with_its_planned_range(store, outc
 def test_a_run_that_has_ended_shows_its_outcome_and_what_it_learned(store):
     every_fate(f"file://{store}")
     check_golden("screen-status-ended.txt", screen(store, "status", "story-1"))
+
+
+@pytest.mark.parametrize("score", [{"diffusion_loss_trivial": None}, {}])
+def test_a_score_that_was_no_number_leaves_the_others_readable(store, score):
+    story = every_fate(f"file://{store}")
+    kept = {name: value for name, value in BENCH["scores"].items() if name != "diffusion_loss_trivial"}
+    story.folder.write_bytes(Name.BENCH, json.dumps(BENCH | {"scores": kept | score}).encode())
+    said = screen(store, "status", "story-1")
+    assert "50.0% of tokens" in said and "L_diff 0.750, of a trivial predictor (no number)" in said
 
 
 def test_a_run_that_nobody_supervises_says_so_and_names_resume(store):

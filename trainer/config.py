@@ -13,8 +13,10 @@ from trainer.profiles import merged, profile_values
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+_MOST_NOISE = 1000  # times the signal: of that nothing is left, and float32 holds its square (guess)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 LossWeight = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
 WeightFormat = Literal["bf16", "fp8", "nf4"]
 # gpu: on the GPU of each rank. next_gpu: a rank has two GPUs, trains on the first, encodes on the second.
@@ -27,7 +29,7 @@ REDUCE_BUCKET_ELEMENTS = 50_000_000
 class Section(BaseModel):
     """A strict, frozen part of the configuration: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -42,7 +44,8 @@ class DataConfig(Section):
                                     "or the URL of prepared shards; or a text that is prepared on the spot: "
                                     "`python-docs` (prose that every Python carries) or a UTF-8 text file, "
                                     "documents separated by blank lines")
-    sequence_length: PositiveInt = Field(128, description="tokens of one sequence, L")
+    sequence_length: Annotated[int, Field(ge=2, strict=True)] = Field(
+        128, description="tokens of one sequence, L")
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = Field(
         0.02, description="of the documents, for a text prepared on the spot")
     window_shards: PositiveInt = Field(8, description="shards that are shuffled together (guess)")
@@ -63,7 +66,8 @@ class TokenEncoderConfig(Section):
     statistics: Literal["channel", "scalar"] = Field(
         "channel", description="mean and std of each channel, or one of all; measured once, then frozen "
                                "(paper: not known)")
-    statistics_tokens: PositiveInt = Field(1_000_000, description="tokens behind mean and std")
+    statistics_tokens: Annotated[int, Field(ge=16, strict=True)] = Field(
+        1_000_000, description="tokens behind mean and std; a deviation over 16 is 18 % off (arithmetic)")
     weights: WeightFormat = Field("bf16", description="how frozen weights are held; computed with in bf16 "
                                                       "(on a CPU: held and computed in float32)")
     placement: Placement | Literal["auto"] = Field("auto", description="where frozen weights lie; auto: the "
@@ -121,8 +125,9 @@ class ModelConfig(Section):
 class DiffusionConfig(Section):
     """Schedule, warm-up, decoder noise and adaptive time (paper sections 4 and 5, by relay)."""
 
-    decoder_noise_std: Annotated[float, Field(ge=0)] = Field(3.0, description="sigma_dec, training only")
-    tan_d: PositiveFloat = Field(3.0, description="d of the tangent schedule")
+    decoder_noise_std: Annotated[float, Field(ge=0, le=_MOST_NOISE)] = Field(
+        3.0, description="sigma_dec, training only")
+    tan_d: Annotated[float, Field(gt=0, le=_MOST_NOISE)] = Field(3.0, description="d of the tangent schedule")
     encoder_warmup_steps: PositiveInt = Field(50_000, description="S_wu: then L_diff fully reaches phi")
     encoder_warmup_floor: Fraction = Field(0.001, description="g_min")
     self_conditioning_probability: Fraction = 0.5
@@ -145,7 +150,7 @@ class OptimizerConfig(Section):
     """AdamW and the average of weights (guess, from the authors' TEncDM code)."""
 
     learning_rate: PositiveFloat = 2e-4
-    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.98)
+    betas: Annotated[tuple[Decay, Decay], Field(strict=False)] = (0.9, 0.98)
     eps: PositiveFloat = 1e-6
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     warmup_steps: Annotated[int, Field(ge=0)] = 5_000
@@ -221,7 +226,8 @@ class TrainConfig(Section):
         0.25, description="share of positions that the vocabulary loss sees (exact in expectation)")
     log_every_steps: PositiveInt = 10
     evaluate_every_steps: PositiveInt = 5_000
-    evaluate_sequences: PositiveInt = 256
+    evaluate_sequences: Annotated[int, Field(ge=2, strict=True)] = Field(
+        256, description="held-out; how texts differ takes two")
     heartbeat_s: PositiveFloat = Field(15.0, description="seconds between heartbeats")
     data: DataConfig
     token_encoder: TokenEncoderConfig

@@ -4,6 +4,7 @@ To look at every step from the host would make it wait for the device at every s
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,22 +64,26 @@ class DivergenceWatch:
         return step, [place for place, at in zip(self._places, first.tolist(), strict=True) if at == step]
 
 
-def diverged_error(step: int, places: Sequence[str], durable_step: int) -> DivergedError:
+def diverged_error(step: int, places: Sequence[str], durable_step: int,
+                   precision: Literal["fp32", "bf16"]) -> DivergedError:
     """What to say of what `DivergenceWatch.found`.
 
     Args:
         step: The first bad one.
         places: What was not finite there.
         durable_step: Newest step with a checkpoint, 0 for none.
+        precision: Of the run.
     """
     also = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
     kept = f"the checkpoint of step {durable_step} is kept" if durable_step else "no checkpoint was due yet"
     return DivergedError(f"not finite any more at step {step}: {places[0]}{also}; {kept}",
-                         fix=_fix(places[0]))
+                         fix=_fix(places[0], precision))
 
 
-def _fix(place: str) -> str:
+def _fix(place: str, precision: Literal["fp32", "bf16"]) -> str:
     if place == HIDDEN_STATES:
         return FIX_HIDDEN_STATES
-    return ("lower train.optimizer.learning_rate or raise its warmup_steps and launch again; if that does "
-            "not help, train.precision: fp32 tells whether rounding is the cause")
+    fix = "lower train.optimizer.learning_rate or raise train.optimizer.warmup_steps and launch again"
+    if precision == "fp32":
+        return f"{fix}; rounding is not the cause, precision is fp32 already"
+    return f"{fix}; if that does not help, --set train.precision=fp32 tells whether rounding is the cause"

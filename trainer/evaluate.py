@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor
 from torch import distributed as dist
 
@@ -29,16 +29,22 @@ class Evaluation(BaseModel):
 
     Attributes:
         step: Optimizer steps done.
-        scores: From `evaluate`.
+        scores: From `evaluate`, those that are numbers.
         reconstructions: Held-out texts, each with what encoder and decoders make of it.
         samples: Texts from noise, as many as `sampling.num_samples`, unselected.
     """
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True)
     step: int
     scores: dict[str, float]
     reconstructions: list[tuple[str, str]]
     samples: list[str] = []
+
+    @field_validator("scores")
+    @classmethod
+    def _numbers(cls, scores: dict[str, float]) -> dict[str, float]:
+        # JSON has no NaN, and readers would each write and read their own word for it.
+        return {name: value for name, value in scores.items() if math.isfinite(value)}
 
 
 @torch.inference_mode()

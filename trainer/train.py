@@ -135,7 +135,7 @@ def stop_if_diverged(job: Job) -> None:
         return
     job.checkpoints.wait()  # what it uploads is from before that step
     note_finished_save(job)
-    raise diverged_error(*found, job.progress.durable_step)
+    raise diverged_error(*found, job.progress.durable_step, job.config.precision)
 
 
 def run_evaluation(job: Job) -> None:
