@@ -320,6 +320,21 @@ def test_texts_fit_80_columns_and_steer_no_terminal():
     assert [line for line in shown.splitlines() if line.isdecimal()] == ["0", "1", "2", "3"]
 
 
+def test_a_run_and_its_export_name_the_token_encoder_at_the_commit_it_was_trained_with(run, tmp_path):
+    other = _recorded(TrainerRun(run.config, tmp_path / "store"))
+    for found in run.folder.store.objects("run/checkpoints"):
+        other.folder.store.put(found.key, run.folder.store.get(found.key))
+    name = "checkpoints/step-00000004/manifest.json"
+    manifest = other.folder.read_json(name)
+    manifest["encoder"]["commit"] = "0123abcd"
+    other.folder.write_bytes(name, json.dumps(manifest).encode())
+    found = load_run(other.folder, lambda _line: None)
+    assert found.config.token_encoder.revision == "0123abcd"
+    write_export(found, tmp_path / "out")
+    assert read_export(tmp_path / "out").train.token_encoder.revision == "0123abcd"
+    assert "revision: 0123abcd\n" in (tmp_path / "out" / "recipe.yaml").read_text()
+
+
 def test_a_run_of_another_version_is_told_as_such(run, tmp_path):
     other = TrainerRun(run.config, tmp_path / "store")
     other.folder.write_bytes("recipe.json", b'{"train": {"steps": 1}}')

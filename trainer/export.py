@@ -141,7 +141,9 @@ def write_export(run: SavedRun, out: Path, precision: Precision = "bf16", *,
         save_file(_needed(run, precision, with_encoder), draft / _WEIGHTS)
         tokenizer = load_tokenizer(run.config.token_encoder, run.folder.store)
         tokenizer.save_pretrained(draft / _TOKENIZER)
-        (draft / _RECIPE).write_text(recipe_yaml(run.folder.read_json(Name.RECIPE)))
+        recipe = run.folder.read_json(Name.RECIPE)
+        recipe["train"]["token_encoder"] = run.config.token_encoder.model_dump(mode="json")
+        (draft / _RECIPE).write_text(recipe_yaml(recipe))
         record = ExportRecord(run_id=run.folder.run_id, step=run.manifest.step, precision=precision,
                               has_encoder=with_encoder, model=run.manifest.model, train=run.config,
                               facts=facts_of(run.folder, run.config, run.manifest),

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.contract import Name, StoreError
 from trainer.generate import Generator, load_generator
-from trainer.manifest import Manifest, load_averaged_weights
+from trainer.manifest import Manifest, load_averaged_weights, pinned
 from trainer.run_folder import RunFolder
 from trainer.store import NotFoundError
 from trainer.token_encoder import load_tokenizer
@@ -22,6 +22,7 @@ class SavedRun(NamedTuple):
     """What a run has come to.
 
     Attributes:
+        config: As it was launched, with its token encoder at the commit that it was trained with.
         weights: Averaged, float32, with the model's buffers and `TIME_DENSITY`.
     """
 
@@ -44,7 +45,9 @@ def load_run(folder: RunFolder, say: Callable[[str], None]) -> SavedRun:
         CheckpointError: It has no checkpoint yet, or all are damaged.
     """
     config = recorded_config(folder)
-    return SavedRun(folder, config, *load_averaged_weights(folder, say))
+    manifest, weights = load_averaged_weights(folder, say)
+    encoder = pinned(config.token_encoder, manifest)
+    return SavedRun(folder, config.model_copy(update={"token_encoder": encoder}), manifest, weights)
 
 
 def recorded_config(folder: RunFolder) -> TrainConfig:
