@@ -207,6 +207,7 @@ def test_what_was_trained_without_a_key_is_sent_later_and_only_once(
     assert "nothing new: W&B has all rows that are settled" in again.stdout, again.stderr
     assert_shows(history(server), run)
     assert server.runs["ldlm/run"].summary["outcome"] == "finished: 12 steps"
+    assert server.runs["ldlm/run"].summary["verdict"] == "too early"
 
 
 def test_only_the_project_of_the_recipe_counts_whatever_the_users_environment_says(

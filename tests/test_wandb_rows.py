@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from wandb_records import BEGAN, add_attempt, new_folder
 
+from trainer.config import TrainConfig
 from trainer.contract import Document, ExitCode, Outcome
 from trainer.run_folder import RunOutcome
 from trainer.wandb_rows import Showing, settled_before
@@ -88,6 +89,19 @@ def test_what_stands_beside_the_rows_is_the_outcome_the_bill_and_the_benchmark(t
         "total_usd": 1.0, "outcome": "finished: 4 steps", "bench/token_loss": 2.0, "bench/tokens_per_s": 9.0,
         "bench/device": "CPU"}
     assert Showing(folder).samples() == ["a", "b"]
+
+
+def test_the_verdict_is_that_of_the_rules_on_all_rows(tmp_path: Path):
+    folder = new_folder(tmp_path)
+    add_attempt(folder, range(1, 5), durable=4)
+    assert Showing(folder).verdict() == {}  # its recipe is no whole one
+    config = TrainConfig.model_validate({
+        "steps": 12, "micro_batch_size": 1, "global_batch_size": 1, "data": {"source": "x"},
+        "token_encoder": {"name": "x"}, "checkpoint": {"every_steps": 4}})
+    assert Showing(folder, config).verdict()["verdict"] == "too early"
+    folder.write_bytes("attempts/1/metrics/000001.jsonl", b'{"step": 5, "time": 1, "loss/token": NaN}\n')
+    found = Showing(folder, config).verdict()
+    assert found["verdict"] == "stuck" and "step 5" in found["verdict_reasons"]
 
 
 def test_texts_of_a_step_are_those_of_the_attempt_that_scored_it_last(tmp_path: Path):

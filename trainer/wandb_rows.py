@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
 from trainer.config import TrainConfig
 from trainer.contract import Document, ExitCode, Name, attempt_file, evaluation_file
 from trainer.kept_rows import Row, RowReader
+from trainer.learning import judge
 from trainer.run_folder import AttemptFiles, RunFolder, RunOutcome
 from trainer.store import NotFoundError
 
@@ -89,6 +92,15 @@ class Showing:
         if "throughput" in bench:
             found |= {f"bench/{name}": bench["throughput"][name] for name in ("tokens_per_s", "device")}
         return found
+
+    def verdict(self) -> dict[str, str]:
+        """Whether the run learns, and why; empty where the record's config is of another version."""
+        try:
+            config = self._config or TrainConfig.model_validate(self._folder.read_json(Name.RECIPE)["train"])
+        except ValidationError:
+            return {}
+        found = judge(self._reader.rows().values(), config)
+        return {"verdict": str(found.state), "verdict_reasons": "\n".join(map(str, found.reasons))}
 
     def samples(self) -> list[str]:
         """Texts that the benchmark generated, unselected; none before it."""

@@ -92,6 +92,10 @@ class View:
             with _as_view_error():
                 self._run.log(history_row(row, texts), step=step)
             self.first_step = step + 1
+        if rows:
+            verdict = self._showing.verdict()
+            with _as_view_error():
+                self._run.summary.update(verdict)
         return len(rows)
 
     def finish(self, exit_code: int = 0) -> None:
