@@ -32,6 +32,8 @@ _MAX_PROBLEMS = 5  # more at once is a wall of text
 # The options of the command line behind which a limit stands.
 LIMIT_OPTIONS = {"max_cost_usd": "--max-cost", "deadline_hours": "--deadline"}
 HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the calendar
+# Of two that exclude each other, one that is typed takes the place of the other that a file names.
+_EITHER = ("train.checkpoint.every_steps", "train.checkpoint.every_minutes")
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
 
 
@@ -205,7 +207,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
     """
     path, shown = _find(name_or_path)
     source = read_source(path, shown)
-    for item in overrides:
+    for item in _without_their_rivals(overrides):
         apply_override(source, item)
     for name, value in (limits or {}).items():
         apply_override(source, f"limits.{name}={value:f}", f"{LIMIT_OPTIONS[name]} {value:f}")
@@ -222,6 +224,14 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
     if recipe is None or problems:
         raise _error(problems, shown)
     return recipe
+
+
+def _without_their_rivals(overrides: Sequence[str]) -> list[str]:
+    """The items, and before them one for what an item excludes and nobody has typed."""
+    typed = {key.strip(): text for key, equals, text in (item.partition("=") for item in overrides) if equals}
+    gone = [f"{other}=null" for one, other in (_EITHER, _EITHER[::-1])
+            if typed.get(one, "null").strip() not in ("null", "~", "") and other not in typed]
+    return [*gone, *overrides]
 
 
 def read_recorded(data: bytes, shown: str) -> Recipe:

@@ -44,6 +44,15 @@ def test_every_recipe_of_the_checkout_loads():
     assert all(recipe.summary for recipe in found)
 
 
+def test_an_interval_that_is_typed_takes_the_place_of_the_recipes():
+    by_time = example_recipe("train.checkpoint.every_minutes=5").train.checkpoint
+    assert (by_time.every_minutes, by_time.every_steps) == (5, None)
+    assert "both of every_steps and every_minutes are set" in error_of(
+        "train.checkpoint.every_minutes=5", "train.checkpoint.every_steps=5")
+    assert "neither of every_steps and every_minutes is set" in error_of("train.checkpoint.every_steps=null")
+    assert example_recipe("train.checkpoint.every_steps=7").train.checkpoint.every_minutes is None
+
+
 def test_a_broken_recipe_is_listed_with_its_problem(tmp_path):
     (tmp_path / "bad.yaml").write_text("steps: 1\n")
     (listed,) = list_recipes(tmp_path)
@@ -103,7 +112,10 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("train.micro_batch_size=", "train.micro_batch_size is empty", "set train.micro_batch_size to"),
     ("hardware.train=[]", "hardware.train is a list, but it must be a list of 1 or more", "set hardware"),
     ("hardware.train.0=3", "hardware.train.0 is 3, but it must be a block of keys", "set hardware.train.0"),
-    ("train.model.width=130", "train.model: width 130 does not split into 4 heads", "set width to 132"),
+    ("train.model.width=130", "train.model: width 130 does not split into 4 heads",
+     "set num_heads to 5 or 1 or 13, or width to 136"),
+    ("train.model.num_heads=128", "width 128 does not split into 128 heads of an even width",
+     "set num_heads to 64 or 32 or 16, or width to 256"),
     ("train.steps.x=1", "train.steps has no part `x`", "set train.steps as a whole"),
     ("hardware.train.9.gpu=L4:1", "hardware.train has no part `9`", "set hardware.train as a whole"),
     ("name=My Run", "small letters, digits, dots and hyphens", "set name"),

@@ -94,8 +94,8 @@ def test_no_more_held_out_sequences_are_priced_than_there_are(tmp_path):
     def evaluating(sequences: int) -> object:
         sets = ["train.data.source=shards:web", f"train.evaluate_sequences={sequences}",
                 "train.evaluate_every_steps=1"]
-        plan = propose(RECIPE, PlanOptions(store=str(tmp_path), overrides=sets, max_cost="1000", deadline="1000")).plan
-        return next(part.hours for part in plan.parts if part.name == "evaluating and saving")
+        options = PlanOptions(store=str(tmp_path), overrides=sets, max_cost="1000", deadline="1000")
+        return next(part.hours for part in propose(RECIPE, options).plan.parts if part.name == "evaluating and saving")
 
     prepare(tmp_path, heldout=1_500 * 64)
     assert evaluating(1_500) == evaluating(1_000_000) != evaluating(2)

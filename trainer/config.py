@@ -114,11 +114,13 @@ class ModelConfig(Section):
     def _heads_divide(self) -> Self:
         decoder = ("token_decoder_width", self.token_decoder_width, self.token_decoder_heads)
         for name, width, heads in (("width", self.width, self.num_heads), decoder):
-            if width % heads:
-                raise ValueError(f"{name} {width} does not split into {heads} heads: "
-                                 f"set {name} to {width // heads * heads + heads}")
-            if width // heads % 2:
-                raise ValueError(f"{name} {width} over {heads} heads gives an odd head width")
+            if width % (2 * heads):  # rotary positions turn pairs of channels
+                key = "num_heads" if name == "width" else "token_decoder_heads"
+                fitting = (number for number in range(1, 1000) if width % (2 * number) == 0)
+                likely = sorted(fitting, key=lambda number: abs(number - heads))[:3]
+                those = f"{key} to {' or '.join(map(str, likely))}, or " if likely else ""
+                raise ValueError(f"{name} {width} does not split into {heads} heads of an even width: set "
+                                 f"{those}{name} to {(width // (2 * heads) + 1) * 2 * heads}")
         return self
 
 
@@ -169,7 +171,9 @@ class CheckpointConfig(Section):
     @model_validator(mode="after")
     def _one_interval(self) -> Self:
         if (self.every_steps is None) == (self.every_minutes is None):
-            raise ValueError("set exactly one of every_steps and every_minutes")
+            neither = self.every_steps is None
+            raise ValueError(f"{'neither' if neither else 'both'} of every_steps and every_minutes "
+                             f"{'is' if neither else 'are'} set: set {'one' if neither else 'one to null'}")
         return self
 
 
@@ -283,9 +287,11 @@ def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
     at_a_time = config.micro_batch_size * world_size
     if config.global_batch_size % at_a_time:
         near = max(1, round(config.global_batch_size / at_a_time)) * at_a_time
-        raise ValueError(f"global_batch_size is {config.global_batch_size}, but {world_size} ranks with "
-                         f"micro_batch_size {config.micro_batch_size} advance {at_a_time} sequences at a "
-                         f"time: set it to {near} (any multiple of {at_a_time} works)")
+        ranks = f"{world_size} ranks with" if world_size > 1 else "one rank with"
+        advance = f"{'advance' if world_size > 1 else 'advances'} {at_a_time} sequences"
+        raise ValueError(f"global_batch_size is {config.global_batch_size}, but {ranks} micro_batch_size "
+                         f"{config.micro_batch_size} {advance} at a time: set it to {near} (any multiple of "
+                         f"{at_a_time} works)")
     return config.global_batch_size // at_a_time
 
 
