@@ -9,6 +9,7 @@ from launcher.gpu_kinds import gpu_kind
 from launcher.offers import Offer
 from launcher.recipe import LIMIT_OPTIONS, Recipe
 from trainer.config import TrainConfig
+from trainer.contract import set_option
 
 # New values by dotted name: `train.micro_batch_size`, `limits.max_cost_usd`, `hardware.train.0.gpu`.
 Changes = dict[str, Any]
@@ -18,12 +19,8 @@ _MAX_REFUSALS = 5  # one after the other; more would be a circle
 def typed(changes: Mapping[str, Any]) -> str:
     """Changes as options of the command line: `--set train.zero_stage=2 --max-cost 12.5`."""
     options = {f"limits.{name}": option for name, option in LIMIT_OPTIONS.items()}
-    return " ".join(f"{options[key]} {value:f}" if key in options else f"--set {key}={_yaml(value)}"
+    return " ".join(f"{options[key]} {value:f}" if key in options else set_option(key, value)
                     for key, value in changes.items())
-
-
-def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

@@ -158,7 +158,9 @@ def test_other_weights_under_the_same_name_replace_the_mirror(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(("arguments", "code", "said"), [
-    (["--layer", "-1"], 3, "has 5 blocks"), (["--name", "nothing"], 3, "no folder with a model")])
+    (["--layer", "-1"], 3, "--layer: layer -1 is out of range: tiny/model has 5 blocks\n"
+                           "  fix: add --layer -3 (-5 to -2 will do)"),
+    (["--name", "nothing"], 3, "no folder with a model")])
 def test_what_cannot_be_mirrored_is_told_in_one_message(arguments: list[str], code: int, said: str,
                                                         capsys: pytest.CaptureFixture[str]) -> None:
     save_model(Path(NAME), "gpt2")

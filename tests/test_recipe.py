@@ -44,6 +44,13 @@ def test_every_recipe_of_the_checkout_loads():
     assert all(recipe.summary for recipe in found)
 
 
+def test_a_prefix_goes_in_front_wherever_the_encoder_has_room_for_it():
+    for name, has_room in (("paper-gpt2", False), ("paper-gpt2-lm1b", True)):
+        train = load_recipe(name).train
+        assert train.token_encoder.prefix_token is has_room
+        assert (train.data.sequence_length < 1024) is has_room
+
+
 def test_an_interval_that_is_typed_takes_the_place_of_the_recipes():
     by_time = example_recipe("train.checkpoint.every_minutes=5").train.checkpoint
     assert (by_time.every_minutes, by_time.every_steps) == (5, None)

@@ -224,7 +224,7 @@ def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_layer_out_of_range_is_refused(tmp_path: Path, layer: int) -> None:
     with pytest.raises(ConfigError, match="has 5 blocks") as caught:
         load(save_model(tmp_path, "gpt2"), layer)
-    assert "between -5 and -2" in (caught.value.fix or "")
+    assert "(-5 to -2 will do)" in (caught.value.fix or "")
 
 
 def test_missing_and_broken_folders_are_refused(tmp_path: Path) -> None:

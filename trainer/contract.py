@@ -11,6 +11,15 @@ from typing import ClassVar, NamedTuple, Self
 SHARDS = "shards:"  # begins the name of a prepared text
 
 
+def set_option(key: str, value: object) -> str:
+    """How a value of the recipe is typed: `--set train.zero_stage=2`.
+
+    Args:
+        key: Dotted name from the top of the recipe.
+    """
+    return f"--set {key}={str(value).lower() if isinstance(value, bool) else value}"
+
+
 class LdlmError(Exception):
     """Something a user can put right: what is wrong, where, and what to type.
 

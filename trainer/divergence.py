@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from trainer.contract import ExitCode, LdlmError
+from trainer.contract import ExitCode, LdlmError, set_option
 
 # Names of what is watched beside the parts' gradients, in the order in which one spoils the next.
 HIDDEN_STATES = "hidden states of the token encoder"
 FIX_HIDDEN_STATES = ("its weights are damaged or overflow: delete their local copy or mirror them anew "
-                     "(`ldlm weights mirror`), or set train.token_encoder.weights to bf16")
+                     "(`ldlm weights mirror`), or add "
+                     f"{set_option('train.token_encoder.weights', 'bf16')}")
 _LOSSES = ("L_h, the loss of the latent decoder", "L_w, the loss of the token decoder",
            "L_diff, the loss of the denoiser")
 _NEVER = torch.iinfo(torch.int64).max
@@ -86,4 +87,5 @@ def _fix(place: str, precision: Literal["fp32", "bf16"]) -> str:
     fix = "lower train.optimizer.learning_rate or raise train.optimizer.warmup_steps and launch again"
     if precision == "fp32":
         return f"{fix}; rounding is not the cause, precision is fp32 already"
-    return f"{fix}; if that does not help, --set train.precision=fp32 tells whether rounding is the cause"
+    return (f"{fix}; if that does not help, {set_option('train.precision', 'fp32')} tells whether rounding "
+            "is the cause")

@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -219,11 +220,17 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted: what is written stays; the same command goes on from there", file=sys.stderr)
         return _INTERRUPTED
     except LdlmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_own_words(error)}", file=sys.stderr)
         return error.cli_exit_code
     compared = "SHA-256" if options.verify else "sizes"
     _answer(written, time.monotonic() - began_s, compared, as_json=options.json)
     return 0
+
+
+def _in_own_words(error: LdlmError) -> str:
+    """What a recipe sets is an option here: `--set train.token_encoder.layer=-3` is `--layer -3`."""
+    typed = re.sub(r"--set train\.token_encoder\.(\w+)=", r"--\1 ", str(error))
+    return re.sub(r"\b(?:train\.)?token_encoder\.(name|revision|layer|weights)\b", r"--\1", typed)
 
 
 def _answer(written: Written, took_s: float, compared: str, *, as_json: bool) -> None:

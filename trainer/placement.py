@@ -11,7 +11,7 @@ from torch import distributed as dist
 
 from trainer.block_feeds import FedBlocks, Feed, HeldFeed, HostFeed, ShardedFeed, share_of
 from trainer.config import Placement, WeightFormat
-from trainer.contract import ConfigError
+from trainer.contract import ConfigError, set_option
 from trainer.encoder_weights import Weights
 from trainer.packed_blocks import Layout, bind, pack, packed_layout, parameter_shapes
 from trainer.trunk import build_trunk, family_of
@@ -129,7 +129,8 @@ def _node_group() -> Any:
     """A process group of its own for the ranks of this node; every rank of every node makes all of them."""
     if not dist.is_initialized():
         raise ConfigError("`sharded` needs several processes under torchrun",
-                          place="token_encoder.placement", fix="set token_encoder.placement to gpu or host")
+                          place="token_encoder.placement",
+                          fix=f"add {set_option('train.token_encoder.placement', 'gpu')} (or host)")
     world_size = dist.get_world_size()
     per_node = int(os.environ.get("LOCAL_WORLD_SIZE") or world_size)
     groups = [dist.new_group(list(range(first, first + per_node)))

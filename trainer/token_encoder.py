@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TokenEncoderConfig
-from trainer.contract import ConfigError
+from trainer.contract import ConfigError, set_option
 from trainer.host_copies import to_device
 from trainer.manifest import EncoderIdentity
 from trainer.placement import placed_trunk
@@ -89,7 +89,8 @@ class TokenEncoder:
             raise ConfigError(
                 f"data.sequence_length is {sequence_length}, but {self.name} reads at most "
                 f"{self.max_length} tokens{prefix}",
-                place="data.sequence_length", fix=f"set data.sequence_length to {self.max_length} or less")
+                place="data.sequence_length",
+                fix=f"add {set_option('train.data.sequence_length', self.max_length)} (or less)")
 
     def hidden_states(self, tokens_BL: Tensor) -> Tensor:
         """Hidden states h_BLD of the tokens, float32, on the training device, without gradient.

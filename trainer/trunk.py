@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import encoder_shape
-from trainer.contract import ConfigError
+from trainer.contract import ConfigError, set_option
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def _check_kind(raw: Any) -> None:
                           fix=f"choose a model of one of these: {_KNOWN}")
     if "quantization_config" in raw or "quantization_config" in text:
         raise ConfigError("its weights are quantised already",
-                          fix="name the model with plain weights, and set token_encoder.weights")
+                          fix="name the model with plain weights; for fewer bytes add "
+                              f"{set_option('train.token_encoder.weights', 'fp8')} (or nf4)")
 
 
 def family_of(config: Any) -> Family:
@@ -106,9 +107,10 @@ def kept_blocks(layer: int, num_blocks: int, name: str) -> int:
         return encoder_shape.kept_blocks(layer, num_blocks)
     except ValueError as error:
         raise ConfigError(
-            f"token_encoder.layer {layer} is out of range: {name} has {num_blocks} blocks",
+            f"layer {layer} is out of range: {name} has {num_blocks} blocks",
             place="token_encoder.layer",
-            fix=f"set it between {-num_blocks} and -2 (-3 is the paper's)" if num_blocks > 1
+            fix=f"add {set_option('train.token_encoder.layer', min(-2, max(-3, -num_blocks)))} "
+                f"({-num_blocks} to -2 will do)" if num_blocks > 1
             else "choose a model with more than one block") from error
 
 
