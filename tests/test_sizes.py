@@ -4,9 +4,7 @@ import pytest
 
 from trainer.config import TrainConfig
 from trainer.encoder_shape import EncoderShape, encoder_shape
-from trainer.profiles import PROFILES
 from trainer.sizes import (
-    Flops,
     checkpoint_bytes,
     encoder_bytes,
     flops_per_token,
@@ -84,19 +82,10 @@ def test_checkpointing_costs_about_a_third_of_the_blocks_forward_and_backward():
     assert with_it.trained == without.trained
 
 
-def test_no_profile_computes_twice_what_its_hardware_can_keep():
-    # Measured at the full-width shapes: twice the time for a gigabyte.
-    assert [name for name in PROFILES if config_of(name).activation_checkpointing] == []
-
-
 def test_fewer_latents_than_tokens_cost_less():
     full, half = (flops_per_token(config_of("paper-gpt2", model={"num_latents": number}), None)
                   for number in (1024, 512))
     assert half.total < full.total
-
-
-def test_flops_add_up():
-    assert Flops(1.0, 2.0, 4.0, 8.0).total == 15.0
 
 
 @pytest.mark.parametrize(("weights", "gib"), [("bf16", 60.5), ("fp8", 30.8), ("nf4", 16.8)])

@@ -5,6 +5,7 @@ positions included; a test builds those without memory and compares. No torch.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from trainer.config import ModelConfig, TrainConfig, WeightFormat
 from trainer.encoder_shape import NF4_BLOCK, EncoderShape
@@ -154,42 +155,85 @@ def flops_per_token(config: TrainConfig, shape: EncoderShape | None) -> Flops:
     if shape is not None:
         each = shape.forward_flops_per_token(config.token_encoder.layer, length + prefix)
         encoder = each * (length + prefix) / length
-    blocks, around = _forward_flops(config, shape)
-    denoiser = (blocks["denoiser"] + around["denoiser"]) / length
+    forward = _forward_flops(config, shape)
+    inner = sum(forward.blocks.values())
     repeated = config.diffusion.self_conditioning_probability if config.model.self_conditioning else 0.0
-    inner = sum(blocks.values()) / length
-    again = inner - _last_maps(config) / length if config.activation_checkpointing else 0.0
-    return Flops(encoder, 3 * (inner + sum(around.values()) / length), repeated * denoiser, again)
+    denoiser = repeated * (forward.blocks["denoiser"] + forward.around["denoiser"])
+    trained = 3 * (inner + sum(forward.around.values())) - forward.first
+    again = inner - _last_maps(config) if config.activation_checkpointing else 0.0
+    return Flops(encoder, trained / length, denoiser / length, again / length)
 
 
-def _forward_flops(config: TrainConfig,
-                   shape: EncoderShape | None) -> tuple[dict[str, float], dict[str, float]]:
-    """Of one sequence, by part: in blocks, and around them."""
+class _Forward(NamedTuple):
+    """Operations of the forward pass of one sequence.
+
+    Attributes:
+        blocks: By part, in blocks.
+        around: By part, before and after them.
+        first: Of those around, in maps whose inputs need no gradient.
+    """
+
+    blocks: dict[str, float]
+    around: dict[str, float]
+    first: float
+
+
+def _forward_flops(config: TrainConfig, shape: EncoderShape | None) -> _Forward:
     model, length, latents = config.model, config.data.sequence_length, config.num_latents
     hidden = shape.hidden_size if shape is not None else model.width
-    width, decoder_width = model.width, model.token_decoder_width
+    decoder_width = model.token_decoder_width
     maps = 16 if model.token_decoder_mlp == "gated" else 12
-    rows = head_rows(config, shape) * config.token_loss_fraction
-    denoiser_in = model.latent_width * (2 if model.self_conditioning else 1)
-    prompt = longest_prompt(config)
-    times = (2 + 6 * model.denoiser_layers + 2) * width**2 if model.denoiser_block == "adaln" else width**2
+    rows = head_rows(config, shape) * config.token_loss_positions
+    outside = _entry(length, hidden, model)
+    inside = _entry(latents, model.latent_width, model)
+    read = 2 * length * hidden * decoder_width if hidden != decoder_width else 0
     blocks = {
         "latent_encoder": model.encoder_layers * _perceiver_flops(length, latents, model),
         "latent_decoder": model.decoder_layers * _perceiver_flops(latents, length, model),
         "token_decoder": model.token_decoder_layers * length * (
             2 * maps * decoder_width**2 + 4 * length * decoder_width),
-        "denoiser": model.denoiser_layers * (
-            latents * (24 * width**2 + 4 * latents * width)
-            + (4 * (latents + prompt) * width**2 + 4 * latents * prompt * width if prompt else 0)),
+        "denoiser": model.denoiser_layers * _denoiser_block_flops(config),
     }
     around = {
-        "latent_encoder": 2 * width * (length * hidden + latents * model.latent_width),
-        "latent_decoder": 2 * width * (length * hidden + latents * model.latent_width),
-        "token_decoder": 2 * length * decoder_width * (rows + hidden),
-        "denoiser": 2 * latents * width * (denoiser_in + model.latent_width) + 2 * times
-        + 2 * prompt * hidden * width,
+        "latent_encoder": outside + inside,
+        "latent_decoder": inside + outside,
+        "token_decoder": read + 2 * rows * decoder_width,
+        "denoiser": sum(_around_denoiser(config, hidden)),
     }
-    return blocks, around
+    own_first = outside + _around_denoiser(config, hidden)[0]
+    # Cross-entropy that trains the latent decoder goes through the token decoder's first map, too.
+    return _Forward(blocks, around, own_first + (read if config.diffusion.decoder_loss == "hidden" else 0))
+
+
+def _entry(number: int, other_width: int, model: ModelConfig) -> float:
+    """Between so many vectors of another width and those of a Perceiver, where there is such a map."""
+    is_there = model.perceiver_block == "joint" or other_width != model.width
+    return 2 * number * other_width * model.width if is_there else 0
+
+
+def _around_denoiser(config: TrainConfig, hidden: int) -> tuple[float, float]:
+    """Of time and prompt, the maps that come first; and all others around the denoiser's blocks."""
+    model, latents, width = config.model, config.num_latents, config.model.width
+    is_plain, latent = model.denoiser_block == "plain", model.latent_width
+    first = 2 * (width if is_plain else width**2) + 2 * longest_prompt(config) * hidden * width
+    others = 2 * width**2 * (1 if is_plain else 3)  # time; without `plain` the last modulation, too
+    if not is_plain or model.self_conditioning or latent != width:
+        others += 2 * latents * width * latent * (2 if model.self_conditioning else 1)
+    if not is_plain or latent != width:
+        others += 2 * latents * width * latent
+    return first, others
+
+
+def _denoiser_block_flops(config: TrainConfig) -> float:
+    """One block; of adaln with its modulation, which is once a sequence."""
+    model, latents, prompt = config.model, config.num_latents, longest_prompt(config)
+    width = model.width
+    own = latents * (24 * width**2 + 4 * latents * width)
+    if model.denoiser_block == "adaln":
+        own += 12 * width**2
+    if prompt:
+        own += 4 * (latents + prompt) * width**2 + 4 * latents * prompt * width
+    return own
 
 
 def _last_maps(config: TrainConfig) -> float:
