@@ -28,6 +28,7 @@ from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.lint import lint
 from launcher.local_engine import LocalEngine
+from launcher.local_setup import setup_warnings
 from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.offers import make_offer, probe_machine
 from launcher.plan import Done, choose, make_plan
@@ -113,7 +114,10 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    return Proposal(recipe, plan.model_copy(update={"warnings": text.among(plan.warnings)}), text.refusal)
+    warnings = text.among(plan.warnings)
+    if offers[Document.TRAIN].is_local and not offers[Document.TRAIN].lacks:
+        warnings += tuple(setup_warnings(checkout_folder()))
+    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
 
 
 def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:

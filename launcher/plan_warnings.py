@@ -12,6 +12,9 @@ from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
 from trainer.memory import GIB
 
+# A CPU for longer than a day, a GPU for longer than a season: nobody means that (guess, both).
+_LONG_HOURS = {"CPU": 24, "GPU": 2160}
+
 
 def plan_warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer], fitted: Fit,
                   hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:
@@ -23,13 +26,39 @@ def plan_warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Do
         spent_usd: What a resumed run has cost so far.
     """
     train = offers[Document.TRAIN]
+    yield from _of_hopeless_hours(recipe, train, hours)
     yield from _of_what_is_not_known(recipe, shape, train)
+    yield from _of_idle_gpus(train, fitted)
     yield from _of_prices(offers)
     bench = offers[Document.BENCH]
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
     yield from _of_limits(recipe, hours, usd, spent_usd)
     yield from _of_memory(recipe, shape, train, fitted)
+
+
+def _of_hopeless_hours(recipe: Recipe, train: Offer, hours: Range) -> Iterator[str]:
+    at_most = _LONG_HOURS["GPU" if train.gpu else "CPU"]
+    if hours.mid < at_most:
+        return
+    days = float(hours.mid) / 24
+    time = f"~{days / 365:,.0f} years" if days > 730 else f"~{days:,.0f} days"
+    rented = next((found.infra for found in recipe.hardware.train if not found.is_local), None)
+    if train.gpu:
+        fix = "more or larger GPUs, or fewer train.steps"
+    else:
+        fix = f"a GPU (--infra {rented})" if rented else "a GPU (gpu in hardware.train; --infra vast rents one)"
+    yield f"this would take {time} on {train.hardware}; what would do: {fix}"
+
+
+def _of_idle_gpus(train: Offer, fitted: Fit) -> Iterator[str]:
+    each = fitted.config.gpus_per_rank
+    used = fitted.ranks_per_node * each
+    idle = train.num_gpus - used
+    if train.gpu and idle > 0:
+        paid = ", and is paid for" if not train.is_local else ""
+        yield (f"{idle} of {train.num_gpus} GPUs stays idle{paid}: a rank takes {each}; take {train.gpu}:{used} "
+               f"or {train.gpu}:{used + each}")
 
 
 def _of_what_is_not_known(recipe: Recipe, shape: EncoderShape | None, train: Offer) -> Iterator[str]:

@@ -331,3 +331,22 @@ def test_a_plan_survives_json_and_its_digest_tells_plans_apart():
     assert again.digest() == plan.digest()
     assert plan.digest() != example_plan("vast", "train.steps=401").digest()
     assert plan.model_dump(mode="json")["usd"]["mid"] == str(plan.usd.mid)
+
+
+def test_a_plan_that_nobody_means_says_what_would_do():
+    years = example_plan(None, "train.steps=10000000", "limits={max_cost_usd: 1000000}").warnings[0]
+    assert re.fullmatch(
+        r"this would take ~[\d,]+ days on 2 CPU cores; what would do: a GPU \(--infra vast\)", years)
+    here = example_plan(None, "train.steps=10000000", "limits={max_cost_usd: 1000000}",
+                        "hardware.train=[{infra: local}]").warnings[0]
+    assert here.endswith("what would do: a GPU (gpu in hardware.train; --infra vast rents one)")
+    assert not any("would do" in warning for warning in example_plan().warnings)
+
+
+@pytest.mark.parametrize(("gpus", "told"), [
+    (2, None), (4, None), (3, "1 of 3 GPUs stays idle: a rank takes 2; take H100:2 or H100:4")])
+def test_a_gpu_that_would_stay_idle_is_told(gpus, told):
+    machine = Machine(num_cores=8, memory_gib=64.0, gpus=TWO_GPUS.gpus * 2)
+    sets = ["train.token_encoder.placement=next_gpu", f"hardware.train.0={{infra: local, gpu: 'H100:{gpus}'}}"]
+    warnings = example_plan(None, *sets, machine=machine).warnings
+    assert [warning for warning in warnings if "idle" in warning] == ([told] if told else [])

@@ -11,6 +11,7 @@ from launch_examples import example_recipe
 from launcher import commands, run_text
 from launcher.commands import PlanOptions, propose
 from launcher.errors import ConfigError
+from launcher.local_setup import setup_warnings
 from launcher.run_text import look_at_text
 from trainer.shards import Preparation, PreparedManifest, RowCounts, Shard, TokenizerIdentity, write_record
 from trainer.store import local_store_url, open_store
@@ -95,7 +96,8 @@ def test_no_more_held_out_sequences_are_priced_than_there_are(tmp_path):
         sets = ["train.data.source=shards:web", f"train.evaluate_sequences={sequences}",
                 "train.evaluate_every_steps=1"]
         options = PlanOptions(store=str(tmp_path), overrides=sets, max_cost="1000", deadline="1000")
-        return next(part.hours for part in propose(RECIPE, options).plan.parts if part.name == "evaluating and saving")
+        parts = propose(RECIPE, options).plan.parts
+        return next(part.hours for part in parts if part.name == "evaluating and saving")
 
     prepare(tmp_path, heldout=1_500 * 64)
     assert evaluating(1_500) == evaluating(1_000_000) != evaluating(2)
@@ -146,3 +148,14 @@ def test_a_resumed_run_looks_for_its_text_again(tmp_path, monkeypatch):
     proposal = commands._propose(recipe, options, "r1", commands.datetime.now(commands.UTC))
     with pytest.raises(ConfigError, match="there is no prepared text"):
         commands.check_usable(proposal, resuming=True)
+
+
+def test_what_set_up_does_here_is_told_before_it_surprises(tmp_path):
+    (missing,) = setup_warnings(tmp_path, {})
+    assert missing.startswith("set-up makes .venv-train in this checkout first")
+    python = tmp_path / ".venv-train" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert list(setup_warnings(tmp_path, {})) == []
+    (unused,) = setup_warnings(tmp_path, {"LDLM_TRAIN_PYTHON": "/x/python"})
+    assert "a run uses .venv-train" in unused

@@ -160,3 +160,12 @@ def test_no_color_means_no_colour(store):
     terminal = Terminal("cost", "story-1", env=environment(NO_COLOR="1"))
     assert terminal.wait() == 0
     assert "\x1b[3" not in terminal.text
+
+
+@pytest.mark.parametrize(("outcome", "words"), [
+    (Outcome.LOST, "failed: crashed"), (Outcome.DIVERGED, "failed: diverged"),
+    (Outcome.BAD_CONFIG, "failed: bad recipe"), (Outcome.STOPPED, "stopped")])
+def test_the_list_of_runs_says_in_words_how_one_failed(store, outcome, words):
+    preempted_once(f"file://{store}").outcome(outcome, 600, 100)
+    (line,) = [line for line in screen(store, "status").splitlines() if "story-1" in line]
+    assert f"  {words}  " in line

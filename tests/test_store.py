@@ -338,3 +338,10 @@ def test_the_address_opens_the_same_store_again_with_endpoint_and_region() -> No
     store = open_store("s3://bucket/runs?endpoint=http://127.0.0.1:9&region=us-east-1")
     assert store.url == "s3://bucket/runs"
     assert store.address == "s3://bucket/runs?endpoint=http://127.0.0.1:9&region=us-east-1"
+
+
+def test_a_file_is_no_store(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(StoreError, match="is a file, and a store is a folder") as caught:
+        open_store(str(tmp_path / "a.txt"))
+    assert caught.value.place == f"file://{tmp_path}/a.txt" and caught.value.fix == "name a folder"

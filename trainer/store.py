@@ -203,6 +203,8 @@ def open_store(url: str) -> Store:
                          fix="use a folder (./dir, /dir), s3://bucket/prefix, gs://bucket/prefix "
                              "or az://ACCOUNT/CONTAINER/prefix")
     clean = parts._replace(query="").geturl().rstrip("/")
+    if parts.scheme == "file" and Path(unquote(parts.path)).is_file():
+        raise StoreError("is a file, and a store is a folder", place=clean, fix="name a folder")
     options = dict(parse_qsl(parts.query))
     with _as_store_errors(clean, "open"):
         return Store(clean, url, _open_backend(parts.scheme, clean, options))
