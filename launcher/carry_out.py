@@ -62,10 +62,12 @@ def end_interrupted(line: str) -> NoReturn:
 
 
 def _show_end(run_id: str, store: str | None) -> None:
-    from launcher import commands, console, screens
+    from launcher import commands, console, learning_screen, screens
+    from launcher.learning import learned
     from launcher.report import cost_report
 
     view = commands.view_run(run_id, store)
+    learning_screen.show_learning(learned(view.record), with_samples=view.record.bench is None)
     screens.show_bench(view.record)
     console.answer()
     screens.show_cost(cost_report(view))

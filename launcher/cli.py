@@ -132,18 +132,20 @@ def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_
 def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.",
                                                      metavar="[RUN]")] = None,
            store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show where one run is, or list all."""
-    from launcher import console, screens
+    """Show where one run is and whether it learns, or list all."""
+    from launcher import console, learning_screen, screens
     from launcher.commands import view_run
+    from launcher.learning import learned
 
     if run is None:
         _list_runs(store, as_json)
         return
     view = view_run(run, store)
+    found = learned(view.record)
     if as_json:
-        console.answer_json(screens.status_json(view))
+        console.answer_json(screens.status_json(view) | learning_screen.learning_json(found))
     else:
-        screens.show_status(view)
+        screens.show_status(view, found)
         screens.show_bench(view.record)
 
 

@@ -209,6 +209,12 @@ def dollars(usd: Decimal | float, digits: int | None = None) -> str:
     return f"${usd:,.{default if digits is None else digits}f}"
 
 
+def one_line(text: str, width: int = 68) -> str:
+    """A text without its line ends, cut off where it would be longer than `width`."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
+
+
 def duration(length: timedelta | float) -> str:
     """`2 h 05 min`, `3 min 20 s`, `12 s`. A number is in seconds."""
     seconds = round(length.total_seconds() if isinstance(length, timedelta) else length)

@@ -10,6 +10,8 @@ from launcher.commands import resume_command
 from launcher.cost import Range
 from launcher.engine import EnginePhase
 from launcher.follow import describe
+from launcher.learning import Learned
+from launcher.learning_screen import show_learning
 from launcher.model_screen import model_facts, show_memory
 from launcher.offers import Offer
 from launcher.plan import Plan
@@ -20,8 +22,6 @@ from launcher.run_record import RunRecord, RunView, Scores, Status, ending_words
 from trainer.contract import Document, Outcome
 
 _BAR_WIDTH = 24
-_FAILED = {Outcome.LOST: "failed: crashed", Outcome.DIVERGED: "failed: diverged",
-           Outcome.BAD_CONFIG: "failed: bad recipe", Outcome.NO_CAPACITY: "failed: no machine"}
 
 
 def show_recipes(recipes: Sequence[RecipeSummary]) -> None:
@@ -131,7 +131,7 @@ def _status_word(view: RunView) -> str:
     record = view.record
     if view.status is not Status.ENDED or record.outcome is None:
         return view.status.value
-    ended = _FAILED.get(record.outcome.outcome, record.outcome.outcome.value)
+    ended = record.outcome.outcome.value
     if record.bench_end is None:
         return ended
     return f"{'trained' if record.outcome.outcome is Outcome.FINISHED else ended}; no benchmark"
@@ -143,8 +143,8 @@ def show_damaged(problems: Sequence[str]) -> None:
         console.talk(f"damaged: {problem}", "note")
 
 
-def show_status(view: RunView) -> None:
-    """Where one run is: step, what is durable, dollars, what comes next."""
+def show_status(view: RunView, found: Learned | None) -> None:
+    """Where one run is: step, what is durable, dollars, whether it learns, what comes next."""
     record, status = view.record, view.status
     detail = f": {view.engine.detail}" if view.engine.detail and status is not Status.ENDED else ""
     beat = record.training.heartbeat if record.training else None
@@ -161,6 +161,7 @@ def show_status(view: RunView) -> None:
               ("spent", console.dollars(view.spent_usd)), ("store", record.url)]
     console.answer(f"Run {record.run_id}", "title")
     console.answer_facts(facts)
+    show_learning(found, with_samples=record.bench is None)
     if status is Status.UNKNOWN:
         console.answer()
         console.answer_notes([_nobody_supervises(view)])
@@ -217,12 +218,12 @@ def show_bench(record: RunRecord) -> None:
     console.answer(f"  L_diff {_score(scores.diffusion_loss, '.3f')}, "
                    f"of a trivial predictor {_score(scores.diffusion_loss_trivial, '.3f')}")
     for truth, guess in bench["reconstructions"]:
-        console.answer(f"  text   {_one_line(truth)}", "quiet")
-        console.answer(f"  model  {_one_line(guess)}")
+        console.answer(f"  text   {console.one_line(truth)}", "quiet")
+        console.answer(f"  model  {console.one_line(guess)}")
     console.answer()
     console.answer("Generated from noise, unselected", "title")
     for sample in bench["samples"]:
-        console.answer(f"  > {_one_line(sample)}")
+        console.answer(f"  > {console.one_line(sample)}")
     console.answer()
     console.answer("Benchmark", "title")
     console.answer(f"  {speed['tokens_per_s']:,.0f} tokens/s on {speed['device']}")
@@ -325,8 +326,3 @@ def _estimate_row(name: str, hours: Range, usd: Range | None, in_hours: bool, di
     if usd is None:
         return [*row, "not known", ""]
     return [*row, f"~{console.dollars(usd.mid, digits)}", f"{usd.low:,.{digits}f} - {usd.high:,.{digits}f}"]
-
-
-def _one_line(text: str, width: int = 68) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"

@@ -150,8 +150,11 @@ def test_nothing_is_judged_before_two_warm_ups_of_the_learning_rate(step, state)
 @pytest.mark.parametrize(("changes", "says"), [
     ({}, "step 50 of 6,000; it is judged by the evaluation at step 1,000"),
     ({"evaluate_every_steps": 150}, "step 50 of 6,000; it is judged by the evaluation at step 450"),
+    ({"evaluate_every_steps": 20}, "step 50 of 6,000; it is judged by the evaluation at step 400"),
     ({"steps": 900}, "step 50 of 900; it is judged by the evaluation at step 900"),
-    ({"steps": 399}, "a run of 399 steps is too short to judge: 400 are needed"),
+    ({"steps": 399}, "a run of 399 steps is too short to judge: 400 are needed; lower "
+                     "train.optimizer.warmup_steps (now 200): the learning rate only rises"),
+    ({"steps": 199}, "a run of 199 steps is too short to judge: 400 are needed"),
 ])
 def test_too_early_says_when_it_will_be_judged(changes, says):
     found = judge([START], configured(**changes))

@@ -309,9 +309,12 @@ def _contracting(known: _Known) -> Reason | None:
 
 def _too_early(newest: int, config: TrainConfig) -> Reason:
     first, every = first_judged_step(config), config.evaluate_every_steps
-    judged = min(math.ceil(first / every) * every, config.steps)
+    judged = min(math.ceil(max(first, newest) / every) * every, config.steps)
     if config.steps < first:
-        return Reason(f"a run of {config.steps:,} steps is too short to judge: {first:,} are needed")
+        warmup = config.optimizer.warmup_steps
+        return Reason(f"a run of {config.steps:,} steps is too short to judge: {first:,} are needed",
+                      None if config.steps < _FIRST_STEP else
+                      f"lower train.optimizer.warmup_steps (now {warmup:,}): the learning rate only rises")
     return Reason(f"step {newest:,} of {config.steps:,}; it is judged by the evaluation at step {judged:,}")
 
 
