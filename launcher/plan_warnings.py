@@ -47,7 +47,8 @@ def _of_hopeless_hours(recipe: Recipe, train: Offer, hours: Range) -> Iterator[s
     if train.gpu:
         fix = "more or larger GPUs, or fewer train.steps"
     else:
-        fix = f"a GPU (--infra {rented})" if rented else "a GPU (gpu in hardware.train; --infra vast rents one)"
+        how = f"--infra {rented}" if rented else "gpu in hardware.train; --infra vast rents one"
+        fix = f"a GPU ({how})"
     yield f"this would take {time} on {train.hardware}; what would do: {fix}"
 
 
@@ -57,8 +58,8 @@ def _of_idle_gpus(train: Offer, fitted: Fit) -> Iterator[str]:
     idle = train.num_gpus - used
     if train.gpu and idle > 0:
         paid = ", and is paid for" if not train.is_local else ""
-        yield (f"{idle} of {train.num_gpus} GPUs stays idle{paid}: a rank takes {each}; take {train.gpu}:{used} "
-               f"or {train.gpu}:{used + each}")
+        yield (f"{idle} of {train.num_gpus} GPUs stays idle{paid}: a rank takes {each}; "
+               f"take {train.gpu}:{used} or {train.gpu}:{used + each}")
 
 
 def _of_what_is_not_known(recipe: Recipe, shape: EncoderShape | None, train: Offer) -> Iterator[str]:

@@ -347,6 +347,6 @@ def test_a_plan_that_nobody_means_says_what_would_do():
     (2, None), (4, None), (3, "1 of 3 GPUs stays idle: a rank takes 2; take H100:2 or H100:4")])
 def test_a_gpu_that_would_stay_idle_is_told(gpus, told):
     machine = Machine(num_cores=8, memory_gib=64.0, gpus=TWO_GPUS.gpus * 2)
-    sets = ["train.token_encoder.placement=next_gpu", f"hardware.train.0={{infra: local, gpu: 'H100:{gpus}'}}"]
-    warnings = example_plan(None, *sets, machine=machine).warnings
+    card = f"hardware.train.0={{infra: local, gpu: 'H100:{gpus}'}}"
+    warnings = example_plan(None, "train.token_encoder.placement=next_gpu", card, machine=machine).warnings
     assert [warning for warning in warnings if "idle" in warning] == ([told] if told else [])

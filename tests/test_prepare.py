@@ -303,7 +303,7 @@ def test_bad_rows_are_counted_and_named(tmp_path, capsys, tokenizer):
 
 
 @pytest.mark.parametrize(("content", "problem", "fix"), [
-    ('{"body": "x", "id": 1}\n' * 2000, "no row has the key `text`; keys with text are body", "--text-key bo"),
+    ('{"body": "x", "id": 1}\n' * 2000, "no row has the key `text`; keys with text are body", "--text-key b"),
     ('{"body": "x"}\n' * 3, "no row has the key `text`; keys with text are body", "--text-key body"),
     ("not json\n" * 3, "3 of 3 rows are bad (not JSON: 3); the first is a.jsonl:1", ".jsonl"),
     ("\n\n", "holds no text", "text in it"),
