@@ -22,6 +22,8 @@ from launcher.run_record import RunRecord, RunView, Scores, Status, ending_words
 from trainer.contract import Document, Outcome
 
 _BAR_WIDTH = 24
+_FAILED = {Outcome.LOST: "failed: crashed", Outcome.DIVERGED: "failed: diverged",
+           Outcome.BAD_CONFIG: "failed: bad recipe", Outcome.NO_CAPACITY: "failed: no machine"}
 
 
 def show_recipes(recipes: Sequence[RecipeSummary]) -> None:
@@ -131,7 +133,7 @@ def _status_word(view: RunView) -> str:
     record = view.record
     if view.status is not Status.ENDED or record.outcome is None:
         return view.status.value
-    ended = record.outcome.outcome.value
+    ended = _FAILED.get(record.outcome.outcome, record.outcome.outcome.value)
     if record.bench_end is None:
         return ended
     return f"{'trained' if record.outcome.outcome is Outcome.FINISHED else ended}; no benchmark"
