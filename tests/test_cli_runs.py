@@ -54,7 +54,8 @@ def test_a_key_for_w_and_b_reaches_the_node_and_stands_in_no_file(tmp_path, stor
     checkout = Checkout(tmp_path, f'test "$WANDB_API_KEY" = {key} && {FAKE_NODE} beat:400,400 exit:0')
     done = checkout.ldlm(*RUN, "--yes", "--store", store, "--set", "train.wandb.mode=online")
     assert done.returncode == 0, done.stderr
-    written = [path for folder in (Path(store), engine_home()) for path in folder.rglob("*") if path.is_file()]
+    written = [path for folder in (Path(store), engine_home()) for path in folder.rglob("*")
+               if path.is_file()]
     assert len(written) > 5
     # The template is ours: it compares with the key, and is not what a user writes.
     told = f'test "$WANDB_API_KEY" = {key}'.encode()
