@@ -6,6 +6,7 @@ other file runs in `.venv`. A file named on the command line always runs.
 
 import os
 import re
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,6 +19,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # What the user has for W&B: no test may send there.
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[_name]
+# A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NEEDS_TORCH = re.compile(r'^(?:\w+ = )?pytest\.importorskip\("torch"\)', re.MULTILINE)
 _HAS_TORCH = find_spec("torch") is not None
