@@ -47,3 +47,13 @@ def out(tmp_path: Path) -> Path:
 
     prepared(write_text(tmp_path / "a.txt", documents(60)), tmp_path / "out")
     return tmp_path / "out"
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """The folder of a tokenizer whose tokens are bytes."""
+    from data_examples import byte_tokenizer
+
+    byte_tokenizer().save_pretrained(tmp_path / "bytes")
+    (tmp_path / "bytes" / "config.json").write_text('{"model_type": "gpt2"}')
+    return tmp_path / "bytes"

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tokenizers
 import transformers
 
 from trainer.config import TrainConfig
 from trainer.data import Corpus
+from trainer.prepare import main as data_prepare
 from trainer.preparing import ALL, Quiet, Result, Share, prepare
 from trainer.shard_cache import ShardCache
 from trainer.shards import find_manifest
@@ -93,3 +95,16 @@ def corpus_of(folder: Path, cache: Path, store: Store | None = None, gib: float 
     assert manifest
     shards = ShardCache(store or open_store(local_store_url(folder)), cache / "shards", int(gib * 2**30))
     return Corpus(manifest, config, shards, cache)
+
+
+def command(source: object, tokenizer: Path, *more: str) -> list[str]:
+    """Arguments that prepare a source into `out` beside the tokenizer."""
+    out = tokenizer.parent / "out"
+    return [str(source), "--tokenizer", str(tokenizer), "--out", str(out), "--heldout", "0.2", *more]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of `ldlm data prepare`."""
+    code = data_prepare(list(arguments))
+    said = capsys.readouterr()
+    return code, said.out, said.err

@@ -13,13 +13,16 @@ _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_tes
 
 
 def python_docs() -> Iterator[str]:
-    """The documents, in an order that is the same on every call, repeats included."""
+    """The documents, each once, in an order that is the same on every call."""
     from pydoc_data.topics import topics
 
+    seen: set[str] = set()
     docstrings = itertools.chain.from_iterable(map(_docstrings, _python_files()))
     for text in itertools.chain((topics[name] for name in sorted(topics)), docstrings):
-        if len(text.strip()) > _MIN_DOCUMENT_CHARS:
-            yield text.strip()
+        text = text.strip()
+        if len(text) > _MIN_DOCUMENT_CHARS and text not in seen:
+            seen.add(text)
+            yield text
 
 
 def python_docs_digest() -> str:
