@@ -164,6 +164,25 @@ def test_a_text_file_is_prepared_once_and_then_found(tmp_path):
     assert not list(cache.glob("shards/*"))  # what is on this disk is read where it is
 
 
+@pytest.mark.parametrize(("pattern", "spoil"), [
+    ("manifest.json", lambda data: data[:100]),
+    ("manifest.json", lambda data: data.replace(b'"format": 2', b'"format": 1')),
+    ("plan.json", lambda data: b""),
+    ("parts/*.json", lambda data: data[:-10]),
+    ("train/*.bin", lambda data: data[:-4])])
+def test_what_a_torn_disk_or_an_earlier_version_left_in_the_cache_is_made_anew(tmp_path, pattern, spoil):
+    config, cache = train_config(write_text(tmp_path / "a.txt", documents(60))), tmp_path / "cache"
+    first = open_corpus(config, byte_tokenizer(), None, cache)
+    whole = files_in(cache)
+    for path in cache.glob(f"texts/*/{pattern}"):
+        path.write_bytes(spoil(path.read_bytes()))
+    assert files_in(cache) != whole
+    again = open_corpus(config, byte_tokenizer(), None, cache)
+    assert again.fingerprint == first.fingerprint
+    assert np.array_equal(again.rows(np.arange(9)), first.rows(np.arange(9)))
+    assert files_in(cache) == whole
+
+
 def test_another_text_under_the_same_name_is_another_corpus(tmp_path):
     path = write_text(tmp_path / "a.txt", documents(60))
     config = train_config(path)

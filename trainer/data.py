@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ import numpy as np
 
 from trainer.batches import Layout, coming_shards
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError
-from trainer.preparing import Quiet, bad_rows, prepare
+from trainer.contract import ConfigError, Name
+from trainer.preparing import Quiet, bad_rows, prepare, remove_prepared
 from trainer.shard_cache import ShardCache
-from trainer.shards import SHARDS, PreparedManifest, Shard, TokenizerIdentity, find_manifest, prepared_address
-from trainer.store import Store, local_store_url, open_store
+from trainer.shards import (
+    PLAN,
+    SHARDS,
+    Preparation,
+    PreparedManifest,
+    Shard,
+    TokenizerIdentity,
+    prepared_address,
+    read_record,
+)
+from trainer.store import NotFoundError, Store, local_store_url, open_store
 from trainer.text_checks import check_cache, check_enough, how_to_prepare, look_up, not_there
 from trainer.text_sources import digest, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
@@ -159,11 +169,21 @@ def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Ca
     store = open_store(local_store_url(folder))
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other ranks of this machine wait here
-        if find_manifest(store) is None:
-            result = prepare(source, text, store, Quiet(), heldout_fraction=heldout)
-            if result.manifest and result.manifest.rows.num_bad:
-                say(f"{config.data.source}: {bad_rows(result.manifest.rows)}")
+        _clear_unreadable(store)
+        result = prepare(source, text, store, Quiet(), heldout_fraction=heldout)
+        if result.num_made and result.manifest and result.manifest.rows.num_bad:
+            say(f"{config.data.source}: {bad_rows(result.manifest.rows)}")
     return store
+
+
+def _clear_unreadable(store: Store) -> None:
+    """Empty a cache that a full disk has torn or another version of ldlm has left: it is made anew."""
+    for key, kind in ((PLAN, Preparation), (Name.MANIFEST, PreparedManifest)):
+        try:
+            with suppress(NotFoundError):
+                read_record(store, key, kind)
+        except ConfigError:
+            remove_prepared(store)
 
 
 def _check_tokenizer(found: TokenizerIdentity, wanted: TokenizerIdentity, store: Store) -> None:
