@@ -16,6 +16,8 @@ from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: 
 from trainer_runs import TrainerRun, write_text  # noqa: E402
 from trainer_runs import tiny_config as run_config  # noqa: E402
 
+from trainer.completions import beginnings, sample_completions  # noqa: E402
+from trainer.contract import ConfigError  # noqa: E402
 from trainer.evaluate import evaluate  # noqa: E402
 from trainer.frontier import sample_frontier  # noqa: E402
 from trainer.generate import Generator  # noqa: E402
@@ -38,6 +40,9 @@ class TableEncoder:
 
     def hidden_states(self, tokens_BL: "torch.Tensor") -> "torch.Tensor":
         return self.table[tokens_BL]
+
+    def prompt_states(self, tokens_BP: "torch.Tensor", lengths_B: "torch.Tensor") -> "torch.Tensor":
+        return self.table[tokens_BP]
 
 
 # -- reconstruction panel -------------------------------------------------------------------------
@@ -123,16 +128,21 @@ def test_a_guided_step_counts_as_two_passes() -> None:
 
 # -- the command ----------------------------------------------------------------------------------
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
-    folder = tmp_path_factory.mktemp("run")
+def a_run(folder: Path, **model: object) -> TrainerRun:
+    """A run of four steps, finished."""
     data = {"source": str(write_text(folder / "prose.txt")), "sequence_length": 16, "heldout_fraction": 0.2}
     config = run_config(folder, steps=4, data=data)
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
     run = TrainerRun(config, folder / "store", num_ranks=1)
     code, output = run.finish()
     assert code == 0, output
     run.folder.write_bytes("recipe.json", json.dumps({"train": config.model_dump(mode="json")}).encode())
     return run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
+    return a_run(tmp_path_factory.mktemp("run"))
 
 
 def arguments(run: TrainerRun, *more: str) -> list[str]:
@@ -156,6 +166,60 @@ def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, 
     assert np.shape(samples["generations"][0]["tokens"]) == (24, 16)
     assert samples["model"] == "ldlm" and len(samples["reference_texts"]) == 24
     assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_completions_of_held_out_texts_are_judged_beside_the_originals(tmp_path, capsys, monkeypatch) -> None:
+    run = a_run(tmp_path, prompt=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(run.store.parent / "cache"))
+    judge, out = save_model(tmp_path / "j", "gpt2"), tmp_path / "out"
+    typed = arguments(run, "--judge", str(judge), "--out", str(out), "--prompt-tokens")
+    assert main([*typed, "9"]) == 3
+    error = capsys.readouterr().err
+    assert "9 tokens, but this model reads prompts of 1 to 8" in error and "fix: ask for fewer" in error
+    assert main([*typed, "5"]) == 0
+    printed = capsys.readouterr().out
+    assert "held-out texts after 5 tokens, perplexity given those:" in printed and "the original" in printed
+    told = json.loads((out / "evaluation.json").read_text(), parse_constant=pytest.fail)["completions"]
+    assert told["prompt_tokens"] == 5 and len(told["frontier"]) == 2
+    assert {"perplexity_given_prompt_by_j", "entropy_by_j", "mauve_by_j"} < set(told["frontier"][0])
+    samples = json.loads((out / "samples.json").read_text())
+    end = 102  # of MiniLM: its separator closes a document
+    heldout = [row for row in samples["heldout_tokens"] if end not in row[:5]]
+    assert 0 < len(heldout) == told["reference"]["num_texts"] == len(samples["prompts"])
+    for one in samples["completions"]:
+        assert [row[:5] for row in one["tokens"]] == [row[:5] for row in heldout]
+        assert len({len(row) for row in one["tokens"]} | {16}) == 1
+        for text, prompt in zip(one["texts"], samples["prompts"], strict=True):
+            assert not text.startswith(prompt)
+
+
+def test_a_model_without_prompts_completes_nothing(trained, tmp_path, capsys) -> None:
+    judge = str(save_model(tmp_path / "judge", "gpt2"))
+    typed = arguments(trained, "--judge", judge, "--out", str(tmp_path / "out"), "--prompt-tokens", "4")
+    assert main(typed) == 3
+    assert "this model reads no prompts" in capsys.readouterr().err
+
+
+def test_a_completion_does_not_depend_on_its_batch_and_goes_on_from_its_own_prompt() -> None:
+    config = tiny_config({"prompt": True})
+    generator = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 3, Words())
+    told = beginnings(generator, ROWS_NL[:, :8], 3)
+    assert len(told.prompts) == int((ROWS_NL[:, :3] != 3).all(axis=1).sum()) > 2
+    by_one, by_many = (
+        sample_completions(generator, TableEncoder(), told, [2], [1.0], batch, 5, lambda _: None)
+        for batch in (1, 4))
+    assert by_one[0]["tokens"] == by_many[0]["tokens"]
+    others = dataclasses.replace(generator, config=config)
+    swapped = told._replace(tokens_NP=told.tokens_NP.flip(0))
+    flipped = sample_completions(others, TableEncoder(), swapped, [2], [1.0], 4, 5, lambda _: None)
+    assert [row[3:] for row in flipped[0]["tokens"]] != [row[3:] for row in by_many[0]["tokens"]]
+
+
+def test_where_every_beginning_holds_an_end_of_text_there_is_nothing_to_complete() -> None:
+    config = tiny_config({"prompt": True})
+    generator = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 3, Words())
+    with pytest.raises(ConfigError, match="in no held-out sequence are the first 2 tokens of one document"):
+        beginnings(generator, np.full((4, 8), 3, np.uint32), 2)
 
 
 def test_what_is_quick_to_refuse_is_refused_with_what_to_type(trained, tmp_path, capsys) -> None:

@@ -80,6 +80,24 @@ def test_of_ends_of_text_only_the_first_is_scored(judge, folder):
     assert perplexity(judge, [row]) == pytest.approx(math.exp(sum(scored) / 3), rel=1e-5)
 
 
+def test_a_completion_is_scored_given_its_prompt_whatever_the_batches(judge, folder, monkeypatch):
+    prompts = judge.rows(texts(20, seed=8, words=4))
+    rows = [*judge.rows(texts(18, seed=9, words=5)), [6], []]
+    metric = Perplexity(ignore_index=-100)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    for prompt, row in zip(prompts, rows, strict=True):  # torchmetrics, one at a time, prompts not counted
+        labels = torch.tensor([-100] * len(prompt) + row)[1:]
+        with torch.no_grad():
+            metric.update(model(torch.tensor([prompt + row])).logits[:, :-1], labels[None])
+    for _ in range(2):
+        assert perplexity(judge, rows, prompts) == pytest.approx(float(metric.compute()), rel=1e-5)
+        monkeypatch.setattr(quality, "_BATCH_LOGITS", 1)
+    scores = text_scores(judge, ["c d e f"], prompts=["a b"])
+    assert "perplexity_given_prompt_by_tiny-judge" in scores
+    assert not any("generative" in name for name in scores)
+    assert scores["entropy_by_tiny-judge"] == pytest.approx(math.log(4))
+
+
 def test_texts_are_cut_at_the_positions_of_the_judge(judge, folder):
     long = " ".join("abcdefghijklm" * 3)
     assert [len(row) for row in judge.rows([long])] == [NUM_POSITIONS]

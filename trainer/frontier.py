@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -27,37 +27,50 @@ def sample_frontier(generator: Generator, steps: Sequence[int], temperatures: Se
         decoding included: `seconds_batch_1` (median), `tokens_per_s_batch_1`, `tokens_per_s_batch_<batch>`.
     """
     found = []
-    for num_steps, temperature in itertools.product(steps, temperatures):
-        own = _with(generator, steps=num_steps, temperature=temperature, batch_size=min(batch, num))
+    for own in with_settings(generator, steps, temperatures, min(batch, num)):
         sampling = own.config.sampling
-        guided = sampling.self_conditioning_guidance not in (0.0, 1.0)
-        setting = {"steps": num_steps, "temperature": temperature, "solver": sampling.solver,
-                   "grid": sampling.grid, "denoiser_passes": num_steps * (2 if guided else 1)}
         latencies = [_timed(own, 1, seed + index)[1] for index in range(_TIMED + 1)][1:]
         own.tokens(sampling.batch_size, seed)  # warm-up
         tokens_NL, seconds = _timed(own, num, seed)
         latency = statistics.median(latencies)
         length = tokens_NL.shape[1]
-        say(f"{num} texts of {num_steps} steps, temperature {temperature:g}: "
-            f"{num * length / seconds:,.0f} tokens/s")
+        say(f"{num} texts of {in_words(own)}: {num * length / seconds:,.0f} tokens/s")
         found.append({
-            "setting": setting, "seed": seed, "batch": sampling.batch_size, "seconds_batch_1": latency,
-            "tokens_per_s_batch_1": length / latency,
+            "setting": setting_of(own), "seed": seed, "batch": sampling.batch_size,
+            "seconds_batch_1": latency, "tokens_per_s_batch_1": length / latency,
             f"tokens_per_s_batch_{sampling.batch_size}": num * length / seconds, "tokens": tokens_NL.tolist(),
             "texts": to_text(generator.tokenizer, tokens_NL, generator.end_of_text_id)})
     return found
 
 
-def judged(generation: dict[str, Any], judge: Judge, reference: Sequence[str]) -> dict[str, Any]:
-    """One sampling with the judge's scores in place of its texts."""
+def with_settings(generator: Generator, steps: Sequence[int], temperatures: Sequence[float],
+                  batch: int) -> Iterator[Generator]:
+    """The generator at every pair of a number of steps and a temperature."""
+    for num_steps, temperature in itertools.product(steps, temperatures):
+        changes = {"steps": num_steps, "temperature": temperature, "batch_size": batch}
+        config = generator.config
+        changed = config.model_copy(update={"sampling": config.sampling.model_copy(update=changes)})
+        yield dataclasses.replace(generator, config=changed)
+
+
+def setting_of(generator: Generator) -> dict[str, Any]:
+    """How it samples, for the record."""
+    sampling = generator.config.sampling
+    guided = sampling.self_conditioning_guidance not in (0.0, 1.0)
+    return {"steps": sampling.steps, "temperature": sampling.temperature, "solver": sampling.solver,
+            "grid": sampling.grid, "denoiser_passes": sampling.steps * (2 if guided else 1)}
+
+
+def in_words(generator: Generator) -> str:
+    """How it samples, for a line of progress."""
+    return f"{generator.config.sampling.steps} steps, temperature {generator.config.sampling.temperature:g}"
+
+
+def judged(generation: dict[str, Any], judge: Judge, reference: Sequence[str],
+           prompts: Sequence[str] = ()) -> dict[str, Any]:
+    """One sampling with the judge's scores in place of its texts; see `text_scores`."""
     kept = {key: value for key, value in generation.items() if key not in ("tokens", "texts")}
-    return kept | text_scores(judge, generation["texts"], reference)
-
-
-def _with(generator: Generator, **sampling: Any) -> Generator:
-    config = generator.config
-    changed = config.model_copy(update={"sampling": config.sampling.model_copy(update=sampling)})
-    return dataclasses.replace(generator, config=changed)
+    return kept | text_scores(judge, generation["texts"], reference, prompts=prompts)
 
 
 def _timed(generator: Generator, num: int, seed: int) -> tuple[Tensor, float]:

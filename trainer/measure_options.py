@@ -15,6 +15,7 @@ _EXAMPLES = """examples:
   ldlm evaluate RUN --out quality                        judged by GPT-2 large, as the field does
   ldlm evaluate RUN --judge ./my-judge --out quality     without network, by a local model
   ldlm evaluate RUN --steps 8,32,128 --temperatures 0.9,1 -n 1024 --out quality
+  ldlm evaluate RUN --prompt-tokens 16 --out quality     completions too
 """
 _T = TypeVar("_T", int, float)
 
@@ -38,6 +39,9 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
                         help="each with every number of steps (default 1)")
     parser.add_argument("-n", "--num", type=_one(int, 1, 1_000_000), default=256, metavar="N",
                         help="texts of each sampling, and held-out sequences (default 256)")
+    parser.add_argument("--prompt-tokens", type=_one(int, 1, 1_000_000), metavar="N",
+                        help="also complete held-out texts from their first N tokens; for models trained "
+                             "with model.prompt")
     parser.add_argument("--batch", type=_one(int, 1, 100_000), default=32, metavar="N",
                         help="sequences at a time (default 32)")
     parser.add_argument("--seed", type=_one(int, 0, 2**63 - 1), default=0)

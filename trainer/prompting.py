@@ -35,15 +35,20 @@ def read_prompt(generator: Generator, text: str, store: Store | None) -> Prompt:
 
 def prompt_tokens(config: TrainConfig, tokenizer: object, text: str) -> list[int]:
     """Ids of a prompt, as the text that was trained on has them. Raises ConfigError."""
-    if not config.model.prompt:
-        raise ConfigError("this model reads no prompts: it was trained with model.prompt off", place=_PLACE,
-                          fix="launch a run with --set train.model.prompt=true, or sample without --prompt")
+    check_reads_prompts(config, _PLACE)
     tokens = [int(token) for token in text_tokenizer(tokenizer, config.token_encoder.name).encode([text])[0]]
     longest = longest_prompt(config)
     if not 1 <= len(tokens) <= longest:
         raise ConfigError(f"it has {len(tokens)} tokens, but this model reads 1 to {longest}", place=_PLACE,
                           fix="shorten it" if tokens else "write some words")
     return tokens
+
+
+def check_reads_prompts(config: TrainConfig, option: str) -> None:
+    """Refuse a model that was trained without prompts. Raises ConfigError at the option that needs them."""
+    if not config.model.prompt:
+        raise ConfigError("this model reads no prompts: it was trained with model.prompt off", place=option,
+                          fix=f"launch a run with --set train.model.prompt=true, or leave {option} out")
 
 
 def encoded(encoder: TokenEncoder, tokens_BP: torch.Tensor) -> Prompt:

@@ -101,7 +101,7 @@ def load_judge(name: str = FIELDS_JUDGE, device: torch.device | str = "cpu", *, 
                  min(max_tokens, positions), tokenizer.eos_token_id)
 
 
-def perplexity(judge: Judge, rows: Sequence[Row]) -> float | None:
+def perplexity(judge: Judge, rows: Sequence[Row], contexts: Sequence[Row] = ()) -> float | None:
     """Generative perplexity: exp of the mean negative log-likelihood over all scored tokens of all texts.
 
     Scored is every token but the first of a text, of ends of text only the first (MDLM, Duo). Padding
@@ -110,29 +110,35 @@ def perplexity(judge: Judge, rows: Sequence[Row]) -> float | None:
     Args:
         judge: Who scores.
         rows: The judge's own ids, from `Judge.rows`.
+        contexts: Ids that stand before each text: read, not scored. The first of a text then counts too.
 
     Returns:
         At least 1; None when no token is scored.
     """
     total, count = 0.0, 0
-    for ids_BL, counts_BL in _batches(judge, rows):
-        losses_BL = _losses(judge, ids_BL, counts_BL) * _is_scored(judge, ids_BL, counts_BL)[:, 1:]
+    for ids_BL, counts_BL, read_B in _batches(judge, rows, contexts or [()] * len(rows)):
+        is_scored_BL = _is_scored(judge, ids_BL, counts_BL, read_B)[:, 1:]
+        losses_BL = _losses(judge, ids_BL, counts_BL) * is_scored_BL
         total += losses_BL.double().sum().item()
-        count += int(_is_scored(judge, ids_BL, counts_BL)[:, 1:].sum())
+        count += int(is_scored_BL.sum())
     return math.exp(total / count) if count else None
 
 
-def _batches(judge: Judge, rows: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Right-padded ids with a mask of those that are no padding, texts of like length together."""
-    by_length = sorted((row for row in rows if len(row) > 1), key=len, reverse=True)
+def _batches(judge: Judge, rows: Sequence[Row],
+             contexts: Sequence[Row]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Right-padded ids, a mask of those that are no padding, and how many of each are context; texts of
+    like length together."""
+    told = [((*context, *row)[:judge.max_tokens], len(context))
+            for context, row in zip(contexts, rows, strict=True)]
+    by_length = sorted((one for one in told if len(one[0]) > 1), key=lambda one: len(one[0]), reverse=True)
     while by_length:
-        size = max(1, _BATCH_LOGITS // (len(by_length[0]) * judge.model.config.vocab_size))
+        size = max(1, _BATCH_LOGITS // (len(by_length[0][0]) * judge.model.config.vocab_size))
         batch, by_length = by_length[:size], by_length[size:]
-        tensors = [torch.tensor(row) for row in batch]
+        tensors = [torch.tensor(ids) for ids, _ in batch]
         ids_BL = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-        lengths_B = torch.tensor([len(row) for row in batch])
+        lengths_B, read_B = torch.tensor([(len(ids), num_read) for ids, num_read in batch]).unbind(1)
         counts_BL = torch.arange(ids_BL.shape[1]) < lengths_B[:, None]
-        yield ids_BL.to(judge.model.device), counts_BL.to(judge.model.device)
+        yield tuple(part.to(judge.model.device) for part in (ids_BL, counts_BL, read_B))  # type: ignore[misc]
 
 
 @torch.inference_mode()
@@ -142,9 +148,10 @@ def _losses(judge: Judge, ids_BL: Tensor, counts_BL: Tensor) -> Tensor:
     return F.cross_entropy(logits_BLV.float().transpose(1, 2), ids_BL[:, 1:], reduction="none")
 
 
-def _is_scored(judge: Judge, ids_BL: Tensor, counts_BL: Tensor) -> Tensor:
+def _is_scored(judge: Judge, ids_BL: Tensor, counts_BL: Tensor, read_B: Tensor) -> Tensor:
     is_end_BL = ids_BL == (-1 if judge.end_id is None else judge.end_id)
-    return counts_BL & (~is_end_BL | (is_end_BL.cumsum(1) == 1))
+    is_own_BL = torch.arange(ids_BL.shape[1], device=ids_BL.device) >= read_B[:, None]
+    return counts_BL & is_own_BL & (~is_end_BL | (is_end_BL.cumsum(1) == 1))
 
 
 def unigram_entropy(rows: Sequence[Row]) -> float | None:
@@ -217,8 +224,8 @@ def require_evaluation_tools() -> None:
                               fix="make evaluation-tools (once, about 400 MB)")
 
 
-def text_scores(judge: Judge, texts: Sequence[str], reference: Sequence[str] = (),
-                seed: int = 25) -> dict[str, float | None]:
+def text_scores(judge: Judge, texts: Sequence[str], reference: Sequence[str] = (), seed: int = 25,
+                prompts: Sequence[str] = ()) -> dict[str, float | None]:
     """All metrics of some texts. Names of those that depend on the judge, or its ids, carry its name.
 
     Args:
@@ -226,9 +233,12 @@ def text_scores(judge: Judge, texts: Sequence[str], reference: Sequence[str] = (
         texts: Generated.
         reference: Real ones, for MAUVE; without them it is left out.
         seed: Of MAUVE's clusters.
+        prompts: What each text goes on from. Its perplexity is then that of a completion, given its
+            prompt, and is called so: it is not the field's generative perplexity.
     """
     rows = judge.rows(texts)
-    by_judge = {"generative_perplexity": perplexity(judge, rows), "entropy": unigram_entropy(rows),
+    name = "perplexity_given_prompt" if prompts else "generative_perplexity"
+    by_judge = {name: perplexity(judge, rows, judge.rows(prompts)), "entropy": unigram_entropy(rows),
                 **repetition(rows)}
     if reference:
         by_judge["mauve"] = mauve(judge, rows, judge.rows(reference), seed)
