@@ -12,7 +12,7 @@ help:
 	@echo 'make bench        how fast the command line answers'
 	@echo 'make .venv        the environment of the launcher: .venv/bin/ldlm'
 	@echo 'make .venv-train  the environment of the trainer'
-	@echo 'make evaluation-tools  adds MAUVE and plots to it, for `ldlm evaluate`'
+	@echo 'make evaluation-tools  adds MAUVE, plots and HumanEval to it'
 	@echo 'make lock         write the lock files anew from pyproject.toml'
 	@echo 'make clean        remove environments and caches, never the data of a run'
 	@echo

@@ -218,6 +218,12 @@ def evaluate(ctx: typer.Context) -> None:
 
 
 @app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
+def humaneval(ctx: typer.Context) -> None:
+    """Run programs that a run has completed: pass@k, in a sandbox."""
+    _in_trainer("trainer.humaneval", ctx.args)
+
+
+@app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
 def export(ctx: typer.Context) -> None:
     """Write what generation needs into a folder or onto the Hub."""
     _in_trainer("trainer.export", ctx.args)

@@ -12,6 +12,7 @@ from launcher.commands import default_store_url, find_run
 from launcher.errors import LdlmError
 from launcher.recipe import checkout_folder
 from trainer.contract import Env
+from trainer.humaneval_options import read_humaneval_options
 from trainer.measure_options import read_measure_options
 from trainer.sample_options import read_export_options, read_sample_options
 from trainer.wandb_options import read_wandb_options
@@ -20,7 +21,7 @@ TRAIN_PYTHON = "LDLM_TRAIN_PYTHON"
 # The command lines that name a run.
 _OPTIONS = {"trainer.sample": read_sample_options, "trainer.export": read_export_options,
             "trainer.wandb_command": read_wandb_options,
-            "trainer.measure": read_measure_options}
+            "trainer.measure": read_measure_options, "trainer.humaneval": read_humaneval_options}
 
 
 def run_command(module: str, arguments: Sequence[str]) -> int:

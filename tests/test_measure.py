@@ -13,8 +13,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from random_encoders import save_model  # noqa: E402
 from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
-from trainer_runs import TrainerRun, write_text  # noqa: E402
-from trainer_runs import tiny_config as run_config  # noqa: E402
+from trainer_runs import TrainerRun, finished_run  # noqa: E402
 
 from trainer.completions import beginnings, sample_completions  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
@@ -128,21 +127,9 @@ def test_a_guided_step_counts_as_two_passes() -> None:
 
 # -- the command ----------------------------------------------------------------------------------
 
-def a_run(folder: Path, **model: object) -> TrainerRun:
-    """A run of four steps, finished."""
-    data = {"source": str(write_text(folder / "prose.txt")), "sequence_length": 16, "heldout_fraction": 0.2}
-    config = run_config(folder, steps=4, data=data)
-    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
-    run = TrainerRun(config, folder / "store", num_ranks=1)
-    code, output = run.finish()
-    assert code == 0, output
-    run.folder.write_bytes("recipe.json", json.dumps({"train": config.model_dump(mode="json")}).encode())
-    return run
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
-    return a_run(tmp_path_factory.mktemp("run"))
+    return finished_run(tmp_path_factory.mktemp("run"))
 
 
 def arguments(run: TrainerRun, *more: str) -> list[str]:
@@ -169,7 +156,7 @@ def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, 
 
 
 def test_completions_of_held_out_texts_are_judged_beside_the_originals(tmp_path, capsys, monkeypatch) -> None:
-    run = a_run(tmp_path, prompt=True)
+    run = finished_run(tmp_path, prompt=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(run.store.parent / "cache"))
     judge, out = save_model(tmp_path / "j", "gpt2"), tmp_path / "out"
     typed = arguments(run, "--judge", str(judge), "--out", str(out), "--prompt-tokens")

@@ -107,6 +107,18 @@ class TrainerRun:
         return complete_checkpoints(self.folder, say=lambda _: None)
 
 
+def finished_run(folder: Path, **model: Any) -> TrainerRun:
+    """A run of four steps, finished, as commands find it in its store; `model` goes over its sizes."""
+    data = {"source": str(write_text(folder / "prose.txt")), "sequence_length": 16, "heldout_fraction": 0.2}
+    config = tiny_config(folder, steps=4, data=data)
+    config = config.model_copy(update={"model": config.model.model_copy(update=model)})
+    run = TrainerRun(config, folder / "store", num_ranks=1)
+    code, output = run.finish()
+    assert code == 0, output
+    run.folder.write_bytes("recipe.json", json.dumps({"train": config.model_dump(mode="json")}).encode())
+    return run
+
+
 def kill_tree(process: "subprocess.Popen[str]") -> None:
     """SIGKILL to a node and every process below it, at once; return when all are gone."""
     import psutil

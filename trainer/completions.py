@@ -37,7 +37,7 @@ class Beginnings(NamedTuple):
 
 def check_length(config: TrainConfig, num_tokens: int) -> None:
     """Refuse prompts that a model cannot read. Raises ConfigError."""
-    check_reads_prompts(config, OPTION)
+    check_reads_prompts(config, OPTION, f"leave {OPTION} out")
     if num_tokens > longest_prompt(config):
         raise ConfigError(f"{num_tokens} tokens, but this model reads prompts of 1 to "
                           f"{longest_prompt(config)}", place=OPTION, fix="ask for fewer")

@@ -223,7 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--with-tests", action="store_true", help="add the tools that `make test` needs")
     parser.add_argument("--gpu", action="store_true", help="add the kernels that need a CUDA build of torch")
     parser.add_argument("--with-evaluation", action="store_true",
-                        help="add MAUVE and plots, for `ldlm evaluate`")
+                        help="add MAUVE, plots and HumanEval, for `ldlm evaluate` and `humaneval`")
     asked = parser.parse_args(arguments)
     if asked.with_evaluation and not ENVIRONMENTS[asked.environment].evaluation:
         parser.error("--with-evaluation is for the trainer's environment")

@@ -37,21 +37,22 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
                         help="denoiser passes, one sampling each (default 4,16,64)")
     parser.add_argument("--temperatures", type=_several(float, 0.01, 10), default=[1.0], metavar="T,...",
                         help="each with every number of steps (default 1)")
-    parser.add_argument("-n", "--num", type=_one(int, 1, 1_000_000), default=256, metavar="N",
+    parser.add_argument("-n", "--num", type=number(int, 1, 1_000_000), default=256, metavar="N",
                         help="texts of each sampling, and held-out sequences (default 256)")
-    parser.add_argument("--prompt-tokens", type=_one(int, 1, 1_000_000), metavar="N",
+    parser.add_argument("--prompt-tokens", type=number(int, 1, 1_000_000), metavar="N",
                         help="also complete held-out texts from their first N tokens; for models trained "
                              "with model.prompt")
-    parser.add_argument("--batch", type=_one(int, 1, 100_000), default=32, metavar="N",
+    parser.add_argument("--batch", type=number(int, 1, 100_000), default=32, metavar="N",
                         help="sequences at a time (default 32)")
-    parser.add_argument("--seed", type=_one(int, 0, 2**63 - 1), default=0)
+    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER",
                         help="evaluation.json, evaluation.png, samples.json go there")
     parser.add_argument("--json", action="store_true", help="print evaluation.json")
     return parser.parse_args(arguments)
 
 
-def _one(kind: type[_T], least: float, most: float) -> Callable[[str], _T]:
+def number(kind: type[_T], least: float, most: float) -> Callable[[str], _T]:
+    """Reads a number within bounds from a command line."""
     def read(text: str) -> _T:
         try:
             value = kind(text)
@@ -66,5 +67,5 @@ def _one(kind: type[_T], least: float, most: float) -> Callable[[str], _T]:
 
 
 def _several(kind: type[_T], least: float, most: float) -> Callable[[str], list[_T]]:
-    read = _one(kind, least, most)
+    read = number(kind, least, most)
     return lambda text: sorted({read(word) for word in text.split(",")})

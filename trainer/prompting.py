@@ -35,7 +35,7 @@ def read_prompt(generator: Generator, text: str, store: Store | None) -> Prompt:
 
 def prompt_tokens(config: TrainConfig, tokenizer: object, text: str) -> list[int]:
     """Ids of a prompt, as the text that was trained on has them. Raises ConfigError."""
-    check_reads_prompts(config, _PLACE)
+    check_reads_prompts(config, _PLACE, "sample without --prompt")
     tokens = [int(token) for token in text_tokenizer(tokenizer, config.token_encoder.name).encode([text])[0]]
     longest = longest_prompt(config)
     if not 1 <= len(tokens) <= longest:
@@ -44,11 +44,16 @@ def prompt_tokens(config: TrainConfig, tokenizer: object, text: str) -> list[int
     return tokens
 
 
-def check_reads_prompts(config: TrainConfig, option: str) -> None:
-    """Refuse a model that was trained without prompts. Raises ConfigError at the option that needs them."""
+def check_reads_prompts(config: TrainConfig, place: str, otherwise: str = "") -> None:
+    """Refuse a model that was trained without prompts.
+
+    Raises:
+        ConfigError: At the place that asks for them; `otherwise` is what else may be typed.
+    """
     if not config.model.prompt:
-        raise ConfigError("this model reads no prompts: it was trained with model.prompt off", place=option,
-                          fix=f"launch a run with --set train.model.prompt=true, or leave {option} out")
+        fix = "launch a run with --set train.model.prompt=true" + (f", or {otherwise}" if otherwise else "")
+        raise ConfigError("this model reads no prompts: it was trained with model.prompt off", place=place,
+                          fix=fix)
 
 
 def encoded(encoder: TokenEncoder, tokens_BP: torch.Tensor) -> Prompt:

@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """Sample as the command line says. Returns the exit code."""
     options = read_sample_options(argv)
     try:
-        source = adjusted(_open(options), options)
+        source = _open(options)
+        source = source._replace(generator=adjusted(source.generator, options))
         generator, prompt = _told(source.generator, options)
         made = generate(generator, options.num or generator.config.sampling.num_samples, options.seed, prompt)
     except KeyboardInterrupt:
@@ -68,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def adjusted(source: Source, options: Namespace) -> Source:
+def adjusted(generator: Generator, options: Namespace) -> Generator:
     """With what was asked for in place of the recipe's settings.
 
     Raises:
@@ -76,15 +77,15 @@ def adjusted(source: Source, options: Namespace) -> Source:
     """
     changes = {setting: getattr(options, option) for option, setting in SETTINGS.items()
                if getattr(options, option) is not None}
-    config = source.generator.config
-    sampling = config.sampling.model_dump() | changes
+    sampling = generator.config.sampling.model_dump() | changes
     try:
-        config = TrainConfig.model_validate({**config.model_dump(), "profile": None, "sampling": sampling})
+        config = TrainConfig.model_validate(
+            {**generator.config.model_dump(), "profile": None, "sampling": sampling})
     except ValidationError as error:
         problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         option = "--prompt-guidance" if "prompt_guidance" in problem else "--guidance"
         raise ConfigError(problem, place=option, fix=f"leave {option} out") from error
-    return source._replace(generator=dataclasses.replace(source.generator, config=config))
+    return dataclasses.replace(generator, config=config)
 
 
 def generate(generator: Generator, num: int, seed: int, prompt: Prompt | None = None) -> Texts:

@@ -32,20 +32,12 @@ def read_sample_options(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("--from", dest="export", type=_path, metavar="PATH", help="an export, not a run")
     parser.add_argument("-n", "--num", type=positive, metavar="N", help="texts")
     parser.add_argument("--seed", type=_seed, default=0, help="text i depends on it and i alone (default 0)")
-    parser.add_argument("--steps", type=positive, metavar="N", help="denoiser passes")
-    parser.add_argument("--solver", choices=("ddim", "ancestral", "sde"))
-    parser.add_argument("--grid", choices=("uniform", "warped"), help="of the times")
-    parser.add_argument("--temperature", type=_up_to(10.0, above=0.0), metavar="T",
-                        help="factor of the noise at the start")
-    parser.add_argument("--guidance", type=_up_to(100.0), metavar="W",
-                        help="weight of the denoiser's earlier estimate")
+    add_sampling(parser)
     parser.add_argument("--prompt", type=_not_empty, metavar="TEXT", help="what every text begins with; for "
                         "models trained with model.prompt")
     parser.add_argument("--suffix", type=_not_empty, metavar="TEXT", help="what every text ends with: what "
                         "stands between --prompt and it is filled in by replacing latents, for any model "
                         "with as many latents as tokens")
-    parser.add_argument("--prompt-guidance", type=_up_to(100.0), metavar="W", help="weight of the prompt: 0 "
-                        "forgets it, above 1 follows it more than in training")
     parser.add_argument("--json", action="store_true", help="for programs")
     return _with_one_source(parser, parser.parse_args(arguments))
 
@@ -64,6 +56,19 @@ def read_export_options(arguments: Sequence[str] | None = None) -> argparse.Name
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="then upload it as this model")
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser.parse_args(arguments)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Options that stand for settings of `train.sampling`: those of SETTINGS."""
+    parser.add_argument("--steps", type=positive, metavar="N", help="denoiser passes")
+    parser.add_argument("--solver", choices=("ddim", "ancestral", "sde"))
+    parser.add_argument("--grid", choices=("uniform", "warped"), help="of the times")
+    parser.add_argument("--temperature", type=_up_to(10.0, above=0.0), metavar="T",
+                        help="factor of the noise at the start")
+    parser.add_argument("--guidance", type=_up_to(100.0), metavar="W",
+                        help="weight of the denoiser's earlier estimate")
+    parser.add_argument("--prompt-guidance", type=_up_to(100.0), metavar="W", help="weight of the prompt: 0 "
+                        "forgets it, above 1 follows it more than in training")
 
 
 def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
