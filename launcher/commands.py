@@ -266,7 +266,8 @@ def end_words(view: RunView) -> str:
                           fix=f"continue it: {resume_command(record)}")
     ended = ending_words(record)
     if record.has_failed:
-        raise EngineError(f"run {run_id} {ended}", place=record.url, fix=f"read ldlm logs {run_id}")
+        raise EngineError(f"run {run_id} {ended}", place=record.url,
+                          fix=record.failure_fix or f"read ldlm logs {run_id}")
     return f"run {run_id}: {ended}"
 
 

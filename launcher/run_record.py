@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from launcher.cost import Range
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
-from trainer.contract import Document, Name, Outcome
+from trainer.contract import FIX, Document, Name, Outcome
 from trainer.run_folder import AttemptFiles, Event, RunFolder, RunOutcome, spent_usd
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
@@ -155,6 +155,12 @@ class RunRecord:
         """True if training or benchmark ended as nobody wanted it."""
         ends = [end for end in (self.outcome, self.bench_end) if end]
         return any(end.outcome not in (Outcome.FINISHED, Outcome.LIMIT, Outcome.STOPPED) for end in ends)
+
+    @property
+    def failure_fix(self) -> str | None:
+        """What the node of the newest attempt says to do about its end; None if it says nothing."""
+        end = self.attempts[-1].end if self.attempts else None
+        return end.reason.partition(FIX)[2] or None if end else None
 
     @property
     def open_attempt(self) -> AttemptFiles | None:

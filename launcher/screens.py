@@ -232,6 +232,9 @@ def show_bench(record: RunRecord) -> None:
     console.answer(f"  {speed['denoiser_steps']} steps, batch 1, {speed['tokens']} tokens, {speed['dtype']}; "
                    f"median of {speed['num_generations']}: {speed['seconds_p10'] * 1e3:.0f} to "
                    f"{speed['seconds_p90'] * 1e3:.0f} ms")
+    if speed.get("prompted_tokens_per_s"):
+        console.answer(f"  {speed['prompted_tokens_per_s']:,.0f} tokens/s after a prompt of "
+                       f"{speed['prompt_tokens']} tokens")
     if notes := list(_bench_notes(speed)):
         console.answer_notes(notes)
 

@@ -25,7 +25,8 @@ BENCH = {
                "diffusion_loss_trivial": 1.0},
     "throughput": {"device": "CPU (x86_64, 2 threads)", "is_rtx5090": False, "dtype": "torch.float32",
                    "torch_version": "2.13.0", "denoiser_steps": 16, "tokens": 64, "num_generations": 20,
-                   "seconds_p10": 0.08, "seconds_median": 0.1, "seconds_p90": 0.12, "tokens_per_s": 640.0},
+                   "seconds_p10": 0.08, "seconds_median": 0.1, "seconds_p90": 0.12, "tokens_per_s": 640.0,
+                   "prompt_tokens": 32, "prompted_tokens_per_s": 600.0},
     "reconstructions": [["the cat sat on the mat", "the cat sat on the map"]],
     "samples": ["a sample of some words " * 6],
 }

@@ -8,9 +8,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tests.tiny_ldlm import VOCABULARY  # noqa: E402
+from tests.tiny_ldlm import tiny_config as small_config  # noqa: E402
+from tests.tiny_ldlm import tiny_model as small_model  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer.bench import measure  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
-from trainer.generate import load_generator  # noqa: E402
+from trainer.generate import Generator, load_generator  # noqa: E402
 from trainer.manifest import load_averaged_weights  # noqa: E402
 
 
@@ -43,6 +47,21 @@ def test_it_samples_as_the_recipe_says_and_repeats_the_scores_of_training(
     assert result["scores"] == evaluation["scores"]
     assert result["reconstructions"] == evaluation["reconstructions"]
     assert result["throughput"]["tokens"] == 16 and result["throughput"]["tokens_per_s"] > 0
+    assert (result["throughput"]["prompt_tokens"], result["throughput"]["prompted_tokens_per_s"]) == (0, None)
+
+
+def test_a_model_that_reads_prompts_is_timed_with_the_longest_one_too() -> None:
+    config = small_config({"prompt": True}, sampling={"steps": 3, "bench_generations": 2})
+    generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
+    read: list[int | None] = []
+    denoiser = generator.model.denoiser
+    denoiser.register_forward_pre_hook(
+        lambda _, inputs: read.append(None if inputs[3] is None else inputs[3].hidden_BPD.shape[1]))
+
+    found = measure(generator, limit=lambda: None)
+
+    assert found.prompt_tokens == 4 and (found.prompted_tokens_per_s or 0) > 0  # half of 8 tokens
+    assert read == [None] * 5 * 3 + [4] * 5 * 3  # 3 to warm up and 2 timed, of 3 steps
 
 
 def test_a_warped_grid_follows_the_density_that_training_ended_with(trained: TrainerRun, text: Path) -> None:

@@ -75,6 +75,12 @@ def test_a_run_that_fails_ends_with_code_5_and_where_to_read_why(tmp_path, store
     assert "read ldlm logs r1" in said
 
 
+def test_a_run_that_fails_ends_with_what_its_node_says_to_do(tmp_path, store):
+    said = refused(5, *RUN, "--yes", "--store", store,
+                   cwd=Checkout(tmp_path, f"{FAKE_NODE} end:78 exit:78").folder)
+    assert "x.json: the node's own word" in said and said.rstrip().endswith("fix: none")
+
+
 def test_a_benchmark_that_fails_or_is_stopped_is_told_and_resume_runs_it_alone(tmp_path, store):
     checkout = Checkout(tmp_path, f"{FAKE_NODE} exit:0", f"test -e {tmp_path}/go && exec sleep 60; exit 78")
     said = refused(5, *RUN, "--yes", "--store", store, cwd=checkout.folder)

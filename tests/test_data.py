@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 torch = pytest.importorskip("torch")
 
@@ -138,6 +139,15 @@ def test_too_little_text_is_refused_before_training(tmp_path, number, batch, hel
     for _ in range(2):
         error = refused(config, tmp_path)
         assert "too little text" in error.problem and "more documents" in (error.fix or "")
+
+
+def test_a_text_that_the_tokenizer_does_not_know_is_refused(tmp_path):
+    known = byte_tokenizer()
+    known.backend_tokenizer.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex("[^ ]"), "x")
+    error = refused(train_config(write_text(tmp_path / "a.txt", ["word" * n for n in range(40, 100)])),
+                    tmp_path, known)
+    assert "% of the held-out tokens are 'x': the tokenizer does not know this text" in error.problem
+    assert "train.token_encoder.name" in (error.fix or "")
 
 
 def test_a_cache_that_cannot_hold_two_windows_is_refused(out, tmp_path):

@@ -47,6 +47,15 @@ def test_encoder_from_a_mirror_is_the_encoder_from_the_checkpoint(
     assert "block-003.safetensors" not in names
 
 
+@pytest.mark.parametrize("num_rows", [10, 4000])
+def test_a_model_with_the_tokenizer_of_another_is_not_mirrored(num_rows: int) -> None:
+    save_model(Path(NAME), "gpt2", num_rows=num_rows)
+    store = remote_store()
+    with pytest.raises(ConfigError, match=f"ids up to 15, the model has embeddings for {num_rows}"):
+        write_mirror(config(), store, silent)
+    assert not list(store.objects())
+
+
 def test_a_mirror_stands_in_for_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(Path("carrier/model"), "bert", dtype=torch.bfloat16)
     Path("carrier/__init__.py").touch()

@@ -31,13 +31,18 @@ class CountingStore(Store):
     _counting = threading.Lock()
     read_bytes = num_listed = 0
     breaks_after: int | None = None
+    garbles: str | None = None  # a byte of the next range of a file whose name ends so
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
         with self._counting:
             self.read_bytes += end - start
         if self.breaks_after is not None and self.read_bytes > self.breaks_after:
             raise StoreError("the line is dead", place=key)
-        return super().get_range(key, start, end)
+        data = super().get_range(key, start, end)
+        if self.garbles and key.endswith(self.garbles):
+            self.garbles = None
+            return bytes([data[0] ^ 1]) + data[1:]
+        return data
 
     def folders(self, prefix: str) -> list[str]:
         self.num_listed += 1
@@ -88,9 +93,19 @@ def test_a_damaged_mirror_is_refused_and_named(mirrored: CountingStore) -> None:
     with pytest.raises(DamagedError, match=r"block-001.safetensors: .*SHA-256") as caught:
         fetched(mirrored)
     assert "weights mirror" in (caught.value.fix or "")
+    assert caught.value.node_exit_code == 78  # a retry would fetch it, and be billed, once more
     mirrored.put(f"{KEY}/manifest.json", b"{")
     with pytest.raises(LdlmError, match="manifest of this mirror is damaged"):
         fetched(mirrored)
+
+
+def test_what_a_transfer_has_garbled_is_fetched_once_more(mirrored: CountingStore) -> None:
+    num_bytes = (find_mirror(mirrored, config()) or pytest.fail())[1].num_bytes
+    mirrored.garbles = "block-001.safetensors"
+    folder = fetched(mirrored)
+    block = (folder / "block-001.safetensors").read_bytes()
+    assert block == mirrored.get(f"{KEY}/block-001.safetensors")
+    assert mirrored.read_bytes == num_bytes + len(block)
 
 
 def test_a_cache_that_cannot_be_written_is_named(mirrored: CountingStore, tmp_path: Path,

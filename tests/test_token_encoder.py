@@ -218,6 +218,21 @@ def test_sequences_beyond_the_positions_are_refused(tmp_path: Path, family: str,
 def test_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ids up to 15, the model has embeddings for 10"):
         load(save_model(tmp_path, "gpt2", num_rows=10))
+    with pytest.raises(ConfigError, match="ids up to 15, the model has embeddings for 4000") as caught:
+        load(save_model(tmp_path, "gpt2", num_rows=4000))
+    assert "the tokenizer of this very model" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "bert", "roberta", "qwen", "moe"])
+def test_a_model_without_its_tokenizer_is_refused_and_gets_none_made_up(tmp_path: Path, family: str) -> None:
+    folder = save_model(tmp_path, family)
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="the tokenizer") as caught:
+        load_tokenizer(TokenEncoderConfig(name=str(folder)))
+    assert "put the tokenizer files of this very model there" in (caught.value.fix or "")
+    with pytest.raises(ConfigError, match="the tokenizer"):
+        load(folder)
 
 
 @pytest.mark.parametrize("layer", [-6, 0, -1, 5, 9])

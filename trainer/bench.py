@@ -23,12 +23,13 @@ from pydantic import BaseModel, ConfigDict
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
-from trainer.generate import Generator, load_generator
+from trainer.generate import Generator, Prompt, load_generator
 from trainer.manifest import CheckpointError, load_averaged_weights, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node
 from trainer.preemption import Limits, over_limit
 from trainer.run_folder import RunFolder
+from trainer.sizes import longest_prompt
 from trainer.store import open_store
 from trainer.token_encoder import load_tokenizer
 
@@ -36,7 +37,12 @@ _WARM_UP_GENERATIONS = 3
 
 
 class Throughput(BaseModel):
-    """Generation speed at batch 1, over `num_generations` timed generations after warm-up."""
+    """Generation speed at batch 1, over `num_generations` timed generations after warm-up.
+
+    Attributes:
+        prompt_tokens: Of the prompt behind `prompted_tokens_per_s`; 0 for a model that reads none.
+        prompted_tokens_per_s: The same with a prompt: all tokens of the sequence, the prompt's among them.
+    """
 
     model_config = ConfigDict(frozen=True)
     device: str
@@ -50,6 +56,8 @@ class Throughput(BaseModel):
     seconds_median: float
     seconds_p90: float
     tokens_per_s: float
+    prompt_tokens: int
+    prompted_tokens_per_s: float | None
 
 
 class BenchResult(BaseModel):
@@ -91,27 +99,51 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
 
 
 def measure(generator: Generator, limit: Callable[[], str | None]) -> Throughput:
-    """Time generations one by one, each from another seed; fewer than asked for at a limit of the run."""
-    config, device, seconds = generator.config, generator.model.hidden_mean.device, []
-    for index in range(_WARM_UP_GENERATIONS + config.sampling.bench_generations):
+    """Time generations one by one, each from another seed; fewer than asked for at a limit of the run.
+
+    A model that reads prompts is timed both without one and with the longest that it reads, whose hidden
+    states are given: the token encoder is not part of it.
+    """
+    config, device = generator.config, generator.model.hidden_mean.device
+    seconds = _time(generator, None, limit)
+    prompt = longest_dummy_prompt(generator) if config.model.prompt else None
+    prompted = statistics.median(_time(generator, prompt, limit)) if prompt else None
+    # Inclusive: the other method extrapolates, below zero for a few scattered values.
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
+    name, length = device_name(device), config.data.sequence_length
+    return Throughput(
+        device=name, is_rtx5090="RTX 5090" in name, dtype=str(next(generator.model.parameters()).dtype),
+        torch_version=torch.__version__, denoiser_steps=config.sampling.steps,
+        tokens=length, num_generations=len(seconds), seconds_p10=deciles[0],
+        seconds_median=statistics.median(seconds), seconds_p90=deciles[-1],
+        tokens_per_s=length / statistics.median(seconds),
+        prompt_tokens=prompt.tokens_BP.shape[1] if prompt else 0,
+        prompted_tokens_per_s=length / prompted if prompted else None)
+
+
+def longest_dummy_prompt(generator: Generator) -> Prompt:
+    """A prompt of the longest kind, of nothing in particular: only its size decides the time."""
+    model, num = generator.model, longest_prompt(generator.config)
+    device = model.hidden_mean.device
+    hidden_1PD = torch.randn(1, num, len(model.hidden_mean), device=device)
+    return Prompt(torch.zeros(1, num, dtype=torch.int64, device=device), hidden_1PD,
+                  torch.tensor([num], device=device))
+
+
+def _time(generator: Generator, prompt: Prompt | None, limit: Callable[[], str | None]) -> list[float]:
+    """Seconds of each timed generation, at least one."""
+    device, seconds = generator.model.hidden_mean.device, list[float]()
+    for index in range(_WARM_UP_GENERATIONS + generator.config.sampling.bench_generations):
         if seconds and (reached := limit()):
             print(f"warning: timed only {len(seconds)} generations: {reached}", flush=True)
             break
         _wait_for(device)
         began = time.perf_counter()
-        generator.tokens(1, seed=index)
+        generator.tokens(1, seed=index, prompt=prompt)
         _wait_for(device)
         if index >= _WARM_UP_GENERATIONS:
             seconds.append(time.perf_counter() - began)
-    # Inclusive: the other method extrapolates, below zero for a few scattered values.
-    deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else seconds * 9
-    name = device_name(device)
-    return Throughput(
-        device=name, is_rtx5090="RTX 5090" in name, dtype=str(next(generator.model.parameters()).dtype),
-        torch_version=torch.__version__, denoiser_steps=config.sampling.steps,
-        tokens=config.data.sequence_length, num_generations=len(seconds), seconds_p10=deciles[0],
-        seconds_median=statistics.median(seconds), seconds_p90=deciles[-1],
-        tokens_per_s=config.data.sequence_length / statistics.median(seconds))
+    return seconds
 
 
 def device_name(device: torch.device) -> str:

@@ -20,6 +20,9 @@ def set_option(key: str, value: object) -> str:
     return f"--set {key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
+FIX = "\n  fix: "  # between what is wrong and what to type, where an error is one text
+
+
 class LdlmError(Exception):
     """Something a user can put right: what is wrong, where, and what to type.
 
@@ -39,7 +42,7 @@ class LdlmError(Exception):
 
     def __str__(self) -> str:
         where = f"{self.place}: " if self.place else ""
-        return f"{where}{self.problem}" + (f"\n  fix: {self.fix}" if self.fix else "")
+        return f"{where}{self.problem}" + (f"{FIX}{self.fix}" if self.fix else "")
 
 
 class ExitCode(IntEnum):

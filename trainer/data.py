@@ -36,6 +36,8 @@ from trainer.text_checks import check_cache, check_enough, how_to_prepare, look_
 from trainer.text_sources import digest, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
+_MOST_OF_ONE_TOKEN = 0.9  # of any text that is one; the most common token of prose is 5 % (guess)
+
 
 class Corpus:
     """Sequences of L tokens: each shard is cut into them, what is left at its end is dropped.
@@ -141,7 +143,21 @@ def open_corpus(config: TrainConfig, tokenizer: Any, store: Store | None, cache:
     check_enough(config, manifest)
     check_cache(config, manifest)
     shards = ShardCache(prepared, cache / "shards", int(config.data.cache_gib * 2**30))
-    return Corpus(manifest, config, shards, cache)
+    corpus = Corpus(manifest, config, shards, cache)
+    _check_varied(corpus.heldout_NL, tokenizer, config)
+    return corpus
+
+
+def _check_varied(rows_NL: np.ndarray, tokenizer: Any, config: TrainConfig) -> None:
+    """Refuse a text that its tokenizer does not know: a model of one token learns nothing, perfectly."""
+    token_ids, counts = np.unique(rows_NL, return_counts=True)
+    share = counts.max() / counts.sum()
+    if share > _MOST_OF_ONE_TOKEN:
+        word = tokenizer.convert_ids_to_tokens(int(token_ids[counts.argmax()]))
+        raise ConfigError(f"{share:.0%} of the held-out tokens are {word!r}: the tokenizer does not know "
+                          "this text", place=config.data.source,
+                          fix=f"train on text that the tokenizer of {config.token_encoder.name} can read, or "
+                              "set train.token_encoder.name to an encoder that knows this one")
 
 
 def _prepared(config: TrainConfig, text: TextTokenizer, store: Store | None, cache: Path,

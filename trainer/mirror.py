@@ -31,6 +31,7 @@ from trainer.manifest import StoredFile
 from trainer.mirror_format import NEWEST, MirrorManifest, mirror_key, read_manifest
 from trainer.packed_blocks import Layout, pack, packed_layout, parameter_shapes, unpacked
 from trainer.store import NotFoundError, Store, open_store
+from trainer.token_encoder import check_fit, open_tokenizer
 from trainer.transfers import Progress, sha256_of, size_words
 from trainer.trunk import empty_trunk, family_of, first_line
 from trainer.weight_sources import open_checkpoint
@@ -78,6 +79,7 @@ def write_mirror(config: TokenEncoderConfig, store: Store, say: Callable[[str], 
         StoreError: The store cannot be read or written, or a download was cut off.
     """
     checkpoint = open_checkpoint(config, say)
+    check_fit(open_tokenizer(checkpoint.folder), checkpoint.config.vocab_size, config.name)
     layouts = _layouts(checkpoint, config)
     key = mirror_key(config.name, len(layouts), config.weights, checkpoint.commit)
     earlier = read_manifest(store, key)

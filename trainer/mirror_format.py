@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.config import TokenEncoderConfig, WeightFormat
-from trainer.contract import Name, StoreError
+from trainer.contract import Name
 from trainer.encoder_weights import cache_folder
 from trainer.manifest import StoredFile
-from trainer.store import NotFoundError, Store
+from trainer.store import DamagedError, NotFoundError, Store
 from trainer.transfers import Progress, check_files, fetch_files, is_whole, one_at_a_time
 from trainer.trunk import kept_blocks
 
@@ -101,8 +101,9 @@ def read_manifest(store: Store, key: str) -> MirrorManifest | None:
     except NotFoundError:
         return None
     except ValidationError as error:
-        raise StoreError("the manifest of this mirror is damaged", place=f"{store.url}/{key}/{Name.MANIFEST}",
-                         fix="delete it and write the mirror again: ldlm weights mirror") from error
+        raise DamagedError("the manifest of this mirror is damaged",
+                           place=f"{store.url}/{key}/{Name.MANIFEST}",
+                           fix="delete it and write the mirror again: ldlm weights mirror") from error
 
 
 def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable[[str], None], *,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from trainer.contract import StoreError
+from trainer.contract import ExitCode, StoreError
 
 # obstore's own defaults retry for three minutes. A heartbeat is worth less than that, a checkpoint
 # is tried again at its next interval (guess, not measured on a real cloud).
@@ -48,6 +48,8 @@ class NotFoundError(StoreError):
 
 class DamagedError(StoreError):
     """An object could be read, but it is not what was written: no retry can help."""
+
+    node_exit_code = ExitCode.BAD_CONFIG
 
 
 class Store:

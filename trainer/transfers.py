@@ -64,28 +64,38 @@ def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Pat
                 progress: Progress, fix: str) -> None:
     """Bring files of a folder in a store to this disk. A file has its name only when its hash is right.
 
-    What is there in its right size stays as it is. `fix` says what to do about a damaged one.
+    What is there in its right size stays as it is. What comes with a wrong hash is fetched a second time.
+    `fix` says what to do about what stays damaged.
 
     Raises:
         DamagedError: What the store holds is not what was written there.
         StoreError: It cannot be read, or this disk is full.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (ThreadPoolExecutor(_RANGES_AT_A_TIME) as ranges, ThreadPoolExecutor(_HASHES_AT_A_TIME) as hashes):
-        checks: list[Future[None]] = []
+    try:
+        wrong = _fetch_all(store, key, files, folder, progress)
+        wrong = _fetch_all(store, key, wrong, folder, progress)
+    except OSError as error:
+        raise StoreError(f"cannot keep {key} on this disk: {error.strerror}", place=str(folder),
+                         fix=_LARGER_DISK) from error
+    if wrong:
+        raise damaged(f"{store.url}/{key}/{wrong[0].name}", fix)
+
+
+def _fetch_all(store: Store, key: str, files: Sequence[StoredFile], folder: Path,
+               progress: Progress) -> list[StoredFile]:
+    """Fetch what is missing of some files, hashing one while the next one comes. Returns those that came
+    with another hash than theirs."""
+    with ThreadPoolExecutor(_RANGES_AT_A_TIME) as ranges, ThreadPoolExecutor(_HASHES_AT_A_TIME) as hashes:
+        accepted: dict[StoredFile, Future[bool]] = {}
         try:
             for file in files:
                 if is_whole(folder / file.name, file.num_bytes):
                     progress.add(file.num_bytes)
                     continue
                 _fetch(store, f"{key}/{file.name}", file, folder, ranges, progress)
-                checks.append(hashes.submit(_accept, folder, file, f"{store.url}/{key}/{file.name}",
-                                            fix))
-            for check in checks:
-                check.result()
-        except OSError as error:
-            raise StoreError(f"cannot keep {key} on this disk: {error.strerror}", place=str(folder),
-                             fix=_LARGER_DISK) from error
+                accepted[file] = hashes.submit(_accept, folder, file, progress)
+            return [file for file, is_right in accepted.items() if not is_right.result()]
         finally:
             ranges.shutdown(cancel_futures=True)
 
@@ -181,14 +191,17 @@ def _fetch_range(store: Store, key: str, start: int, end: int, descriptor: int, 
     progress.add(len(data))
 
 
-def _accept(folder: Path, file: StoredFile, place: str, fix: str) -> None:
+def _accept(folder: Path, file: StoredFile, progress: Progress) -> bool:
+    """Give a file its name, if its hash is right."""
     draft = _draft(folder, file)
     if sha256_of(draft) != file.sha256:
         draft.unlink()
-        raise damaged(place, fix)
+        progress.add(-file.num_bytes)
+        return False
     with draft.open("rb+") as written:
         os.fsync(written.fileno())
     draft.replace(folder / file.name)
+    return True
 
 
 def _draft(folder: Path, file: StoredFile) -> Path:
