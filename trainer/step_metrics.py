@@ -2,6 +2,8 @@
 
 import os
 
+import torch
+
 from trainer.contract import Env
 from trainer.diffusion import encoder_gate
 from trainer.encoder_shape import encoder_shape
@@ -37,3 +39,9 @@ def time_density(job: Job) -> dict[str, float]:
     """q(u) of the training times, by the bins of u over [0, 1]; 1 is even."""
     values = job.timesteps.probabilities * job.timesteps.num_bins
     return {f"time_density/{index:03d}": value for index, value in enumerate(values.tolist())}
+
+
+def peak_memory(job: Job) -> dict[str, float]:
+    """The most that this rank's GPU has held since the attempt began, GiB; nothing on a CPU."""
+    is_gpu = job.device.type == "cuda"
+    return {"peak_memory_gib": torch.cuda.max_memory_allocated(job.device) / 2**30} if is_gpu else {}

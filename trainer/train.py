@@ -29,7 +29,7 @@ from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
 from trainer.step import encoder_pulls, train_step
-from trainer.step_metrics import settings_at, time_density
+from trainer.step_metrics import peak_memory, settings_at, time_density
 
 # One failed save may be the store's bad minute; after two in a row, training on would risk paid work.
 _MAX_FAILED_SAVES = 2
@@ -109,7 +109,7 @@ def log_step(job: Job, speed: TrainingSpeed) -> None:
     """Print one line and keep one row for the steps since the last one. Raises DivergedError."""
     stop_if_diverged(job)  # waits for the device: what is timed has happened
     num_steps, seconds = speed.since_last(job.progress.step)
-    step, config, accelerator = job.progress.step, job.config, job.device.type == "cuda"
+    step, config = job.progress.step, job.config
     names = [*(f"loss/{name}" for name in job.losses), "data_wait_s"]
     means = torch.tensor([*torch.stack(list(job.losses.values())).tolist(), job.data_wait_s / num_steps])
     job.data_wait_s = 0.0
@@ -119,8 +119,7 @@ def log_step(job: Job, speed: TrainingSpeed) -> None:
     row = dict(zip(names, (means / dist.get_world_size()).tolist(), strict=True))
     rate = job.progress.tokens_per_s = num_steps * config.tokens_per_step / seconds
     row |= {f"grad_norm/{part}": float(norm) for part, norm in job.grad_norms.items()}
-    row |= {"peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30} if accelerator else {}
-    row |= job.recorder.accounts() | settings_at(job, rate)
+    row |= job.recorder.accounts() | settings_at(job, rate) | peak_memory(job)
     job.recorder.log(step, {"tokens_per_s": rate} | row)
     left_s = (config.steps - step) * config.tokens_per_step / rate
     job.say(f"step {step}/{config.steps}  L_h {row['loss/hidden']:.3f}  L_w {row['loss/token']:.3f}  "
@@ -153,7 +152,8 @@ def run_evaluation(job: Job) -> None:
                                                          reconstructions=texts, samples=samples)
     if job.recorder is not None:
         job.recorder.keep(evaluation_file(step), job.evaluation)
-        job.recorder.log(step, {f"eval/{name}": value for name, value in scores.items()} | time_density(job))
+        job.recorder.log(step, {f"eval/{name}": value for name, value in scores.items()} | time_density(job)
+                         | peak_memory(job))
     job.say(f"step {job.progress.step}  held-out reconstruction {scores['reconstruction_accuracy']:.1%} "
             f"({scores['reconstruction_accuracy_noisy']:.1%} under noise)  "
             f"L_diff {scores['diffusion_loss']:.3f} (trivial {scores['diffusion_loss_trivial']:.3f})")
