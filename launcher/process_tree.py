@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -32,10 +32,15 @@ def identify(pid: int) -> str | None:
     return f"{boot}/{stat.rpartition(')')[2].split()[19]}"
 
 
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """The same command, which gets SIGTERM when this process dies, however it does."""
+    program = Path(__file__).with_name("die_with_parent.py")
+    return [sys.executable, "-I", "-S", str(program), str(os.getpid()), *command]
+
+
 def start_bash(text: str, folder: Path, env: Mapping[str, str], output: BinaryIO) -> subprocess.Popen[bytes]:
     """Start a shell text in its own session; it gets SIGTERM when this process dies."""
-    program = Path(__file__).with_name("die_with_parent.py")
-    command = [sys.executable, "-I", "-S", str(program), str(os.getpid()), "bash", "-c", text]
+    command = dying_with_us(["bash", "-c", text])
     return subprocess.Popen(command, cwd=folder, env=dict(env), stdin=subprocess.DEVNULL,
                             stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
 

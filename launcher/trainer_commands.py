@@ -10,6 +10,7 @@ from types import FrameType
 
 from launcher.commands import default_store_url, find_run
 from launcher.errors import LdlmError
+from launcher.process_tree import dying_with_us
 from launcher.recipe import checkout_folder
 from trainer.contract import Env
 from trainer.humaneval_options import read_humaneval_options
@@ -57,7 +58,7 @@ def run_in_trainer(module: str, arguments: Sequence[str]) -> int:
     paths = [str(checkout_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths),
                         Env.STORE: os.environ.get(Env.STORE) or default_store_url()}
-    process = subprocess.Popen(command, env=env)
+    process = subprocess.Popen(dying_with_us(command), env=env)
     with _signals_left_to(process):
         code = process.wait()
     return code if code >= 0 else 128 - code

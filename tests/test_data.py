@@ -25,6 +25,7 @@ from data_examples import (  # noqa: E402
 
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.data import open_corpus  # noqa: E402
+from trainer.local_cache import LocalDiskError  # noqa: E402
 from trainer.python_docs import python_docs  # noqa: E402
 from trainer.store import Store, local_store_url, open_store  # noqa: E402
 
@@ -179,7 +180,8 @@ def test_a_text_file_is_prepared_once_and_then_found(tmp_path):
     ("manifest.json", lambda data: data.replace(b'"format": 2', b'"format": 1')),
     ("plan.json", lambda data: b""),
     ("parts/*.json", lambda data: data[:-10]),
-    ("train/*.bin", lambda data: data[:-4])])
+    ("train/*.bin", lambda data: data[:-4]),
+    ("train/*.bin", lambda data: bytes(len(data)))])
 def test_what_a_torn_disk_or_an_earlier_version_left_in_the_cache_is_made_anew(tmp_path, pattern, spoil):
     config, cache = train_config(write_text(tmp_path / "a.txt", documents(60))), tmp_path / "cache"
     first = open_corpus(config, byte_tokenizer(), None, cache)
@@ -191,6 +193,32 @@ def test_what_a_torn_disk_or_an_earlier_version_left_in_the_cache_is_made_anew(t
     assert again.fingerprint == first.fingerprint
     assert np.array_equal(again.rows(np.arange(9)), first.rows(np.arange(9)))
     assert files_in(cache) == whole
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:100], lambda data: bytes([*data[:-1], data[-1] ^ 1])])
+def test_ids_that_a_disk_has_spoiled_are_found_anew(out, tmp_path, spoil):
+    expected = corpus_of(out, tmp_path / "cache").seen_ids
+    kept, = (tmp_path / "cache").glob("*-seen-*.npy")
+    kept.write_bytes(spoil(kept.read_bytes()))
+    assert np.array_equal(corpus_of(out, tmp_path / "cache").seen_ids, expected)
+
+
+def test_ids_that_are_kept_are_not_looked_for_again(out, tmp_path):
+    expected = corpus_of(out, tmp_path / "cache").seen_ids
+    far = Remote(out)
+    assert np.array_equal(corpus_of(out, tmp_path / "cache", far).seen_ids, expected)
+    assert far.log and not [key for key in far.log if key.startswith("train")]
+
+
+@pytest.mark.parametrize("source", ["python-docs", "file"])
+def test_a_cache_that_cannot_be_written_is_named_and_not_tried_again(out, tmp_path, source):
+    (tmp_path / "a file").write_text("in the way")
+    config = train_config(f"file://{out}" if source == "file" else source, heldout=0.02)
+    with pytest.raises(LocalDiskError) as caught:
+        corpus = open_corpus(config, byte_tokenizer(), None, tmp_path / "a file")
+        corpus.seen_ids  # noqa: B018
+    assert "set XDG_CACHE_HOME to a folder on another disk" in (caught.value.fix or "")
+    assert "--store" not in (caught.value.fix or "") and caught.value.node_exit_code == 78
 
 
 def test_another_text_under_the_same_name_is_another_corpus(tmp_path):

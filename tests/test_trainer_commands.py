@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launcher.errors import LdlmError
@@ -66,6 +67,15 @@ def test_help_is_that_of_the_trainer_and_the_store_is_the_usual_one(echo, monkey
     out, _ = ldlm(*command, "--help").communicate(timeout=60)
     assert f"['-P', '-m', '{module}', '--help']" in out
     assert out.strip().endswith("/store") and "file://" in out
+
+
+def test_the_trainer_ends_when_the_command_is_killed(echo):
+    process = ldlm("data", "prepare", "x", "--wait", start_new_session=True)
+    assert process.stdout.readline() and process.stderr.readline() == "talk\n"
+    child, = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    assert child.wait(timeout=20) is not None or not child.is_running()
+    process.communicate()
 
 
 def test_a_command_that_names_a_run_is_told_where_the_run_is(echo, tmp_path, monkeypatch):

@@ -3,14 +3,14 @@
 Shapes: N sequences, L tokens of a sequence.
 """
 
-import fcntl
 import functools
 import hashlib
+import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 
 from trainer.batches import Layout, coming_shards
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError, Name
-from trainer.preparing import Quiet, bad_rows, prepare, remove_prepared
-from trainer.shard_cache import ShardCache
+from trainer.contract import ConfigError, Name, StoreError
+from trainer.local_cache import MORE_ROOM, LocalDiskError, disk_errors, one_at_a_time
+from trainer.preparing import Quiet, bad_rows, prepare
+from trainer.shard_cache import ShardCache, is_whole_shard
 from trainer.shards import (
     PLAN,
     SHARDS,
@@ -28,6 +29,7 @@ from trainer.shards import (
     PreparedManifest,
     Shard,
     TokenizerIdentity,
+    find_manifest,
     prepared_address,
     read_record,
 )
@@ -36,6 +38,7 @@ from trainer.text_checks import check_cache, check_enough, how_to_prepare, look_
 from trainer.text_sources import digest, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
+_LOCK = "lock"
 _MOST_OF_ONE_TOKEN = 0.9  # of any text that is one; the most common token of prose is 5 % (guess)
 
 
@@ -94,12 +97,17 @@ class Corpus:
 
     @functools.cached_property
     def seen_ids(self) -> np.ndarray:
-        """Ids that occur in the training sequences, sorted, int64. Reads them all, once per machine."""
-        path = self._cache / f"{self.fingerprint}-seen.npy"
-        if not path.exists():
-            found = [np.unique(self._blocks(shard)) for shard in self._train]
-            _write(path, np.unique(np.concatenate(found)).astype(np.int64))
-        return np.load(path)  # type: ignore[no-any-return]
+        """Ids that occur in the training sequences, sorted, int64. Reads them all, once per machine.
+
+        Raises:
+            LocalDiskError: They cannot be kept on this machine.
+        """
+        kept = _read_seen(self._cache, self.fingerprint)
+        if kept is None:
+            kept = np.unique(np.concatenate([np.unique(self._blocks(shard)) for shard in self._train]))
+            kept = kept.astype(np.int64)
+            _keep_seen(self._cache, self.fingerprint, kept)
+        return kept
 
     def _rows_of(self, shard: Shard) -> int:
         return shard.num_tokens // self._length
@@ -181,10 +189,8 @@ def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Ca
     source, heldout = open_source(config.data.source), config.data.heldout_fraction
     key = digest(source.listing, text.identity.digest, text.identity.end_of_text_id, heldout)
     folder = cache / "texts" / key[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    store = open_store(local_store_url(folder))
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # the other ranks of this machine wait here
+    with one_at_a_time(folder / _LOCK), _own_disk(folder):  # the other ranks of this machine wait here
+        store = open_store(local_store_url(folder))
         _clear_unreadable(store)
         result = prepare(source, text, store, Quiet(), heldout_fraction=heldout)
         if result.num_made and result.manifest and result.manifest.rows.num_bad:
@@ -193,13 +199,30 @@ def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Ca
 
 
 def _clear_unreadable(store: Store) -> None:
-    """Empty a cache that a full disk has torn or another version of ldlm has left: it is made anew."""
-    for key, kind in ((PLAN, Preparation), (Name.MANIFEST, PreparedManifest)):
-        try:
+    """Remove what a torn disk or another version of ldlm has left in a cache: it is made anew."""
+    try:
+        for key, kind in ((PLAN, Preparation), (Name.MANIFEST, PreparedManifest)):
             with suppress(NotFoundError):
                 read_record(store, key, kind)
-        except ConfigError:
-            remove_prepared(store)
+        manifest = find_manifest(store)
+    except ConfigError:
+        store.delete(found.key for found in store.objects() if found.key != _LOCK)
+        return
+    folder = store.local_folder
+    for shard in manifest.shards if manifest and folder else ():
+        if not is_whole_shard(folder / shard.key, shard):
+            (folder / shard.key).unlink(missing_ok=True)
+
+
+@contextmanager
+def _own_disk(folder: Path) -> Iterator[None]:
+    """Name the cache's disk, not the store of the run, where the cache cannot be written."""
+    try:
+        yield
+    except StoreError as error:
+        if not (error.place or "").startswith(local_store_url(folder)):
+            raise
+        raise LocalDiskError(error.problem, place=error.place, fix=MORE_ROOM) from error
 
 
 def _check_tokenizer(found: TokenizerIdentity, wanted: TokenizerIdentity, store: Store) -> None:
@@ -214,9 +237,26 @@ def _check_tokenizer(found: TokenizerIdentity, wanted: TokenizerIdentity, store:
                           fix=f"prepare the text anew with --tokenizer {wanted.name}")
 
 
-def _write(path: Path, array: np.ndarray) -> None:
-    # Under its name only when whole: another rank may look at any time.
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-        np.save(file, array)
-    os.replace(file.name, path)
+def _read_seen(cache: Path, fingerprint: str) -> np.ndarray | None:
+    """Ids that `_keep_seen` has kept, if they are still what was written."""
+    for path in cache.glob(f"{fingerprint}-seen-*.npy"):
+        data = path.read_bytes()
+        if path.name == _seen_name(fingerprint, data):
+            return np.load(io.BytesIO(data))  # type: ignore[no-any-return]
+    return None
+
+
+def _keep_seen(cache: Path, fingerprint: str, token_ids: np.ndarray) -> None:
+    written = io.BytesIO()
+    np.save(written, token_ids)
+    data = written.getvalue()
+    with disk_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+        # Under its name only when whole: another rank may look at any time.
+        with tempfile.NamedTemporaryFile(dir=cache, prefix=fingerprint, suffix=".part", delete=False) as file:
+            file.write(data)
+        os.replace(file.name, cache / _seen_name(fingerprint, data))
+
+
+def _seen_name(fingerprint: str, data: bytes) -> str:
+    return f"{fingerprint}-seen-{hashlib.sha256(data).hexdigest()[:16]}.npy"

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,11 +34,6 @@ _SAME_MODEL = "put all files of this very model there, weights as .safetensors"
 def block_file(index: int) -> str:
     """Name of one block's file in a mirror."""
     return f"block-{index:03d}.safetensors"
-
-
-def cache_folder() -> Path:
-    """Where what was fetched or made once is kept on this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldlm"
 
 
 class Weights(Protocol):

@@ -29,6 +29,7 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError, Env, LdlmError, Name, StoreError
 from trainer.generate import Generator, warp_of
+from trainer.local_cache import sha256_of
 from trainer.manifest import TIME_DENSITY, StoredFile
 from trainer.model import LatentDiffusionLM
 from trainer.model_card import Facts, draw_curves, facts_of, model_card, recipe_yaml
@@ -38,7 +39,6 @@ from trainer.sample_options import read_export_options
 from trainer.saved_run import SavedRun, load_run
 from trainer.store import open_store
 from trainer.token_encoder import load_tokenizer, open_tokenizer
-from trainer.transfers import sha256_of
 
 _FORMAT = "ldlm-export-1"
 _INTERRUPTED = 130

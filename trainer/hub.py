@@ -4,7 +4,6 @@ huggingface_hub moves and caches them, under HF_HOME. It keeps every file that a
 a broken connection itself; what it does not do is compare their hashes.
 """
 
-import errno
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -19,9 +18,8 @@ from trainer.encoder_weights import (
     SINGLE_FILE,
     TOKENIZER_FILES,
     Checkpoint,
-    cache_folder,
 )
-from trainer.transfers import is_verified, one_at_a_time
+from trainer.local_cache import LocalDiskError, cache_folder, is_disk_error, is_verified, one_at_a_time
 from trainer.trunk import first_line
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -139,7 +137,7 @@ def _is_sound(path: Path) -> bool:
     """True if the content has the hash that the Hub names it by."""
     blob = path.resolve()
     # Small files are not named by a hash of their bytes alone.
-    return not _SHA256.fullmatch(blob.name) or is_verified(blob, blob.name, cache_folder() / "verified")
+    return not _SHA256.fullmatch(blob.name) or is_verified(blob, blob.name)
 
 
 @contextmanager
@@ -174,9 +172,9 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
             raise StoreError(f"the Hub cannot be reached: {first_line(cause)}", place=place,
                              fix="check the network, the proxy and HF_ENDPOINT, and run the same command "
                              "again; without a network name a folder that holds the model") from error
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise StoreError("the disk is full", place=place,
-                             fix="free disk space, or set HF_HOME to a larger disk") from error
+        if isinstance(error, OSError) and is_disk_error(error):
+            raise LocalDiskError(f"cannot be kept on this disk: {error.strerror}", place=place,
+                                 fix="free disk space, or set HF_HOME to a folder on another disk") from error
         raise StoreError(f"the download was cut off: {first_line(error)}", place=place,
                          fix="run the same command again: it keeps the files that arrived whole") from error
 

@@ -18,10 +18,10 @@ from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
 from trainer.divergence import DivergenceWatch
-from trainer.encoder_weights import cache_folder
 from trainer.evaluate import Evaluation
 from trainer.gradients import parameter_groups
 from trainer.host_copies import to_device
+from trainer.local_cache import cache_folder
 from trainer.manifest import complete_checkpoints, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM

@@ -16,10 +16,10 @@ from trainer.bench import device_name
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
 from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
-from trainer.encoder_weights import cache_folder
 from trainer.evaluate import evaluate
 from trainer.frontier import judged, sample_frontier
 from trainer.generate import Generator, to_text
+from trainer.local_cache import cache_folder
 from trainer.measure_options import read_measure_options
 from trainer.panel import reconstruction_panel
 from trainer.quality import Judge, load_judge, require_evaluation_tools, text_scores

@@ -27,12 +27,13 @@ from safetensors.torch import save_file
 from trainer.config import TokenEncoderConfig
 from trainer.contract import LdlmError, Name, StoreError
 from trainer.encoder_weights import CONFIG_FILE, OUTER_FILE, TOKENIZER_FILES, Checkpoint, block_file
+from trainer.local_cache import sha256_of
 from trainer.manifest import StoredFile
 from trainer.mirror_format import NEWEST, MirrorManifest, mirror_key, read_manifest
 from trainer.packed_blocks import Layout, pack, packed_layout, parameter_shapes, unpacked
 from trainer.store import NotFoundError, Store, open_store
 from trainer.token_encoder import check_fit, open_tokenizer
-from trainer.transfers import Progress, sha256_of, size_words
+from trainer.transfers import Progress, size_words
 from trainer.trunk import empty_trunk, family_of, first_line
 from trainer.weight_sources import open_checkpoint
 
@@ -120,8 +121,8 @@ class _Job(NamedTuple):
 def _write(job: _Job, name_of_model: str, done: dict[str, StoredFile], say: Callable[[str], None]) -> None:
     """Write the parts that are not done yet, and add them to those that are."""
     left = sum(num_bytes for name, num_bytes in job.sizes.items() if name not in done)
-    progress = Progress(f"mirror of {name_of_model}", left, say)
-    with tempfile.TemporaryDirectory(prefix="ldlm-mirror-") as scratch:
+    with (tempfile.TemporaryDirectory(prefix="ldlm-mirror-") as scratch,
+          Progress(name_of_model, left, say) as progress):
         for name, make in job.parts:
             if name in done:
                 continue
@@ -130,8 +131,8 @@ def _write(job: _Job, name_of_model: str, done: dict[str, StoredFile], say: Call
             done[name] = _upload(job.store, f"{job.key}/{name}", path)
             _keep_so_far(job.store, job.key, job.checkpoint.source, done)
             path.unlink()
-            progress.add(done[name].num_bytes)
-            say(f"{name} is there; {progress.line()}")
+            progress.add(job.sizes.get(name, 0))
+            progress.finished(name)
 
 
 def _keep_so_far(store: Store, key: str, source: str, done: dict[str, StoredFile]) -> None:

@@ -9,10 +9,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.config import TokenEncoderConfig, WeightFormat
 from trainer.contract import Name
-from trainer.encoder_weights import cache_folder
+from trainer.local_cache import cache_folder, one_at_a_time
 from trainer.manifest import StoredFile
 from trainer.store import DamagedError, NotFoundError, Store
-from trainer.transfers import Progress, check_files, fetch_files, is_whole, one_at_a_time
+from trainer.transfers import Progress, check_files, fetch_files, unsound
 from trainer.trunk import kept_blocks
 
 NEWEST = ""
@@ -110,7 +110,7 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
                  only: Iterable[str] | None = None) -> Path:
     """The folder on this machine with the files of a mirror: a copy, or the store itself if it is here.
 
-    Their hashes are checked when they are fetched, and those of a store that is here once per machine.
+    Their hashes are checked once per machine, and again when a file has changed since.
     Processes of one machine may call this together: one fetches, the others wait.
 
     Args:
@@ -127,18 +127,17 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
     fix = manifest.command(store, "--verify")
     if store.local_folder is not None:
         with one_at_a_time(cache_folder() / f"{key}.lock"):
-            check_files(store.local_folder / key, wanted, cache_folder() / "verified", fix)
+            check_files(store.local_folder / key, wanted, fix)
         return store.local_folder / key
     # Another mirror under the same key has other hashes, and so a folder of its own.
     content = hashlib.sha256("".join(sorted(file.sha256 for file in manifest.files)).encode())
     folder = cache_folder() / key / content.hexdigest()[:12]
     with one_at_a_time(folder.with_suffix(".lock")):
-        missing = [file for file in wanted if not is_whole(folder / file.name, file.num_bytes)]
+        missing = unsound(folder, wanted)
         if missing:
-            progress = Progress(f"weights of {manifest.name} from the store",
-                                sum(file.num_bytes for file in missing), say)
-            fetch_files(store, key, missing, folder, progress, fix)
-            say(progress.line())
+            total_bytes = sum(file.num_bytes for file in missing)
+            with Progress(f"weights of {manifest.name}", total_bytes, say) as progress:
+                fetch_files(store, key, missing, folder, progress, fix)
     return folder
 
 

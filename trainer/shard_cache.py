@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer.contract import ConfigError, StoreError
+from trainer.local_cache import disk_errors
 from trainer.shard_writer import TOKEN
 from trainer.shards import Shard
 from trainer.store import NotFoundError, Store
@@ -82,7 +83,7 @@ class ShardCache:
     def _map(self, shard: Shard) -> np.ndarray:
         if self._local:
             path = self._local / shard.key
-            if not _is_whole(path, shard):
+            if not is_whole_shard(path, shard):
                 raise self._damaged(shard)
             return np.memmap(path, dtype=TOKEN, mode="r")
         while True:
@@ -91,10 +92,10 @@ class ShardCache:
 
     def _copy(self, shard: Shard) -> Path:
         path = self._folder / _copy_name(shard)
-        with _cache_errors(self._folder):
+        with disk_errors(self._folder, less="lower train.data.cache_gib"):
             self._folder.mkdir(parents=True, exist_ok=True)
             with _only_one(path.with_suffix(".part")) as draft:
-                if _is_whole(path, shard):
+                if is_whole_shard(path, shard):
                     os.utime(path)  # the copies used last are evicted last
                     return path
                 draft.write_bytes(self._download(shard))
@@ -143,7 +144,8 @@ def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
             yield found.st_mtime, found.st_size, path
 
 
-def _is_whole(path: Path, shard: Shard) -> bool:
+def is_whole_shard(path: Path, shard: Shard) -> bool:
+    """True if a file has the size and the hash of a shard's tokens."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_size != shard.num_bytes:
@@ -165,13 +167,3 @@ def _only_one(draft: Path) -> Iterator[Path]:
                     yield draft
                     draft.unlink(missing_ok=True)
                     return
-
-
-@contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"a shard cannot be kept: {error.strerror}", place=str(folder),
-                         fix="free disk space, lower data.cache_gib, or set XDG_CACHE_HOME to another disk"
-                         ) from error

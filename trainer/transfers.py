@@ -1,16 +1,16 @@
 """Large files between a store and this disk: in parallel ranges, verified, with progress. No torch."""
 
-import fcntl
-import hashlib
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from trainer.contract import StoreError
+from trainer.local_cache import disk_errors, is_verified, remember_verified, sha256_of
 from trainer.manifest import StoredFile
 from trainer.store import DamagedError, Store
 
@@ -20,33 +20,62 @@ _HASHES_AT_A_TIME = 4
 _SAY_EVERY_S = 10.0
 _MIB = 2**20
 _GIB = 2**30
-_LARGER_DISK = "free disk space, or set XDG_CACHE_HOME to a folder on a larger disk"
 
 
 class Progress:
-    """Says now and then how many bytes have moved and how long the rest takes. Safe for threads."""
+    """How many bytes have moved and how long the rest takes: a bar on a terminal, else a line now and then.
+
+    Safe for threads.
+    """
 
     def __init__(self, what: str, total_bytes: int, say: Callable[[str], None]) -> None:
         self._what, self._total_bytes, self._say = what, total_bytes, say
         self._lock = threading.Lock()
         self._began_s = self._said_s = time.monotonic()
         self.done_bytes = 0
+        self._bar: Any = None  # tqdm has no types
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self._total_bytes, desc=self._what, unit="B", unit_scale=True,
+                             unit_divisor=1024, file=sys.stderr, dynamic_ncols=True)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif kind is None:
+            self._say(self.line())
 
     def add(self, num_bytes: int) -> None:
-        """Count bytes that have moved."""
+        """Count bytes that have moved; fewer than none: those that have to move again."""
         with self._lock:
             self.done_bytes += num_bytes
+            if self._bar is not None:
+                self._bar.update(num_bytes)
+                return
             now_s = time.monotonic()
             if now_s - self._said_s >= _SAY_EVERY_S:
                 self._said_s = now_s
                 self._say(self.line(now_s))
 
+    def finished(self, name: str) -> None:
+        """Say that a file is there, where no bar shows it."""
+        if self._bar is None:
+            self._say(f"{name} is there: {self._numbers()}")
+
     def line(self, now_s: float | None = None) -> str:
         """`weights: 12.3 of 60.5 GiB, 1.10 GiB/s, 44 s left`; in MiB where all is less than one GiB."""
+        return f"{self._what}: {self._numbers(now_s)}"
+
+    def _numbers(self, now_s: float | None = None) -> str:
         passed_s = max((now_s or time.monotonic()) - self._began_s, 1e-3)
         left_s = passed_s / max(self.done_bytes, 1) * max(self._total_bytes - self.done_bytes, 0)
         unit, word = _unit_for(self._total_bytes)
-        return (f"{self._what}: {self.done_bytes / unit:.1f} of {self._total_bytes / unit:.1f} {word}, "
+        return (f"{self.done_bytes / unit:.1f} of {self._total_bytes / unit:.1f} {word}, "
                 f"{self.done_bytes / unit / passed_s:.2f} {word}/s, {left_s:.0f} s left")
 
 
@@ -64,20 +93,17 @@ def fetch_files(store: Store, key: str, files: Sequence[StoredFile], folder: Pat
                 progress: Progress, fix: str) -> None:
     """Bring files of a folder in a store to this disk. A file has its name only when its hash is right.
 
-    What is there in its right size stays as it is. What comes with a wrong hash is fetched a second time.
+    What is there and sound stays as it is. What comes with a wrong hash is fetched a second time.
     `fix` says what to do about what stays damaged.
 
     Raises:
         DamagedError: What the store holds is not what was written there.
         StoreError: It cannot be read, or this disk is full.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         wrong = _fetch_all(store, key, files, folder, progress)
         wrong = _fetch_all(store, key, wrong, folder, progress)
-    except OSError as error:
-        raise StoreError(f"cannot keep {key} on this disk: {error.strerror}", place=str(folder),
-                         fix=_LARGER_DISK) from error
     if wrong:
         raise damaged(f"{store.url}/{key}/{wrong[0].name}", fix)
 
@@ -90,8 +116,7 @@ def _fetch_all(store: Store, key: str, files: Sequence[StoredFile], folder: Path
         accepted: dict[StoredFile, Future[bool]] = {}
         try:
             for file in files:
-                if is_whole(folder / file.name, file.num_bytes):
-                    progress.add(file.num_bytes)
+                if is_sound(folder / file.name, file):
                     continue
                 _fetch(store, f"{key}/{file.name}", file, folder, ranges, progress)
                 accepted[file] = hashes.submit(_accept, folder, file, progress)
@@ -100,9 +125,9 @@ def _fetch_all(store: Store, key: str, files: Sequence[StoredFile], folder: Path
             ranges.shutdown(cancel_futures=True)
 
 
-def is_whole(path: Path, num_bytes: int) -> bool:
-    """True for a file of that size: it got its name when its hash was right."""
-    return path.is_file() and path.stat().st_size == num_bytes
+def is_sound(path: Path, file: StoredFile) -> bool:
+    """True for a file that is what was written, by its size and its hash."""
+    return path.is_file() and path.stat().st_size == file.num_bytes and is_verified(path, file.sha256)
 
 
 def damaged(place: str, fix: str) -> DamagedError:
@@ -110,58 +135,21 @@ def damaged(place: str, fix: str) -> DamagedError:
     return DamagedError("it is not what was written there (SHA-256 differs)", place=place, fix=fix)
 
 
-def check_files(folder: Path, files: Sequence[StoredFile], stamps: Path, fix: str) -> None:
-    """See that files of a folder are what was written there; as `is_verified`, several at a time.
+def check_files(folder: Path, files: Sequence[StoredFile], fix: str) -> None:
+    """See that files of a folder are what was written there, hashed several at a time.
 
     Raises:
         DamagedError: One is missing or another.
     """
+    for file in unsound(folder, files):
+        raise damaged(str(folder / file.name), fix)
+
+
+def unsound(folder: Path, files: Sequence[StoredFile]) -> list[StoredFile]:
+    """Those of some files that are missing in a folder, or are not what was written."""
     with ThreadPoolExecutor(_HASHES_AT_A_TIME) as hashes:
-        sound = hashes.map(lambda file: is_whole(folder / file.name, file.num_bytes)
-                           and is_verified(folder / file.name, file.sha256, stamps), files)
-        for file, is_sound in zip(files, sound, strict=True):
-            if not is_sound:
-                raise damaged(str(folder / file.name), fix)
-
-
-def is_verified(path: Path, sha256: str, stamps: Path) -> bool:
-    """True if a file has this hash. Hashed once per machine, and again when its size or time changes.
-
-    Args:
-        stamps: Folder of this machine that remembers it.
-    """
-    stat, stamp = path.stat(), stamps / sha256
-    content = f"{path} {stat.st_size} {stat.st_mtime_ns}"
-    if stamp.is_file() and stamp.read_text() == content:
-        return True
-    if sha256_of(path) != sha256:
-        return False
-    stamps.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(content)
-    return True
-
-
-def sha256_of(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextmanager
-def one_at_a_time(path: Path) -> Iterator[None]:
-    """Only one process of this machine is in here with the same path; it ends with the process.
-
-    Raises:
-        StoreError: The path cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a")
-    except OSError as error:
-        raise StoreError(f"cannot be written: {error.strerror}", place=str(path), fix=_LARGER_DISK) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        sound = hashes.map(lambda file: is_sound(folder / file.name, file), files)
+        return [file for file, is_right in zip(files, sound, strict=True) if not is_right]
 
 
 def _fetch(store: Store, key: str, file: StoredFile, folder: Path, pool: ThreadPoolExecutor,
@@ -201,6 +189,7 @@ def _accept(folder: Path, file: StoredFile, progress: Progress) -> bool:
     with draft.open("rb+") as written:
         os.fsync(written.fileno())
     draft.replace(folder / file.name)
+    remember_verified(folder / file.name, file.sha256)
     return True
 
 
