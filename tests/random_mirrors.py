@@ -1,6 +1,7 @@
 """Mirrors of token encoders at their real sizes with random weights. Needs torch."""
 
 import hashlib
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -29,7 +30,7 @@ def write_random_mirror(config: TokenEncoderConfig, store: Path, device: str = "
     folder = store / mirror_key(config.name, kept.num_hidden_layers, config.weights, None)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(kept.to_json_string(use_diff=False))
-    _tokenizer().save_pretrained(folder)
+    _tokenizer(kept.vocab_size).save_pretrained(folder)
     trunk = empty_trunk(kept)
     outer = {name: tensor for name, tensor in trunk.named_parameters()
              if not name.startswith((family_of(kept).blocks, *family_of(kept).after))}
@@ -67,13 +68,16 @@ def _random(name: str, shape: tuple[int, ...], device: str) -> torch.Tensor:
     return (_SCALE * torch.randn(shape, device=device)).to(torch.bfloat16).cpu()
 
 
-def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Byte-level BPE of 4,096 tokens, trained on Python's own prose in a second."""
+def _tokenizer(num_rows: int) -> transformers.PreTrainedTokenizerFast:
+    """Byte-level BPE trained on Python's own prose in a second: 4,096 tokens, and others that no text has."""
     trained = tokenizers.ByteLevelBPETokenizer()
     trained.train_from_iterator(topics.values(), vocab_size=4096, special_tokens=["<|endoftext|>"],
                                 show_progress=False)
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer,
-                                                eos_token="<|endoftext|>")
+    serialized = json.loads(trained.to_str())
+    vocabulary = serialized["model"]["vocab"]
+    vocabulary |= {f"<nothing {token_id}>": token_id for token_id in range(len(vocabulary), num_rows)}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(serialized)), eos_token="<|endoftext|>")
 
 
 def _sha256(path: Path) -> str:

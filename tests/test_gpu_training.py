@@ -27,8 +27,9 @@ SHORT: dict[str, Any] = {
     "token_encoder": {"statistics_tokens": 16_384, "placement": "gpu"},
     "checkpoint": {"every_steps": 100, "every_minutes": None},
     "sampling": {"steps": 2, "num_samples": 1, "bench_generations": 2}}
-# Recipe, and what is changed: batches that one GPU takes in seconds, and settings that move memory.
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
+# Recipe, and what is changed: batches that GPUs take in seconds, and settings that move memory.
+Case = tuple[str, dict[str, Any]]
+CASES: dict[str, Case] = {
     "paper-gpt2": ("paper-gpt2", {"micro_batch_size": 8, "global_batch_size": 16}),
     "qwen3.5-0.8b": ("qwen3.5-0.8b", {"global_batch_size": 64, "zero_stage": 2}),
     "qwen3.5-2b": ("qwen3.5-2b", {"micro_batch_size": 64, "global_batch_size": 64}),
@@ -44,6 +45,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
                                       "token_encoder": {"weights": "nf4"}}),
     "qwen3.6-27b": ("qwen3.6-27b", {"micro_batch_size": 4, "global_batch_size": 4,
                                     "token_encoder": {"weights": "nf4"}}),
+}
+# By ranks: a rank of the second recipe takes both GPUs.
+ON_TWO_GPUS: dict[str, tuple[int, Case]] = {
+    "qwen3.5-2b, sharded": (2, ("qwen3.5-2b", {
+        "micro_batch_size": 32, "global_batch_size": 128, "token_encoder": {"placement": "sharded"}})),
+    "home-2gpu": (1, ("home-2gpu", {"global_batch_size": 16, "token_encoder": {"placement": "next_gpu"}})),
+    "seed-35b-a3b, two ranks": (2, ("seed-35b-a3b", {
+        "micro_batch_size": 32, "global_batch_size": 128, "zero_stage": 2,
+        "token_encoder": {"weights": "nf4", "placement": "sharded"}})),
 }
 
 
@@ -67,12 +77,23 @@ def logged(run: TrainerRun) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_predicted_peak_of_memory_is_the_measured_one_within_ten_percent(case: str, store: Path) -> None:
-    config = configured(*CASES[case])
+    check_memory(case, configured(*CASES[case]), 1, store)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("case", ON_TWO_GPUS)
+def test_so_it_is_on_two_gpus(case: str, store: Path) -> None:
+    num_ranks, (recipe, changes) = ON_TWO_GPUS[case]
+    check_memory(case, configured(recipe, changes), num_ranks, store)
+
+
+def check_memory(case: str, config: TrainConfig, num_ranks: int, store: Path) -> None:
+    """Train for three steps and compare the peak of the first rank's GPU with the plan's."""
     encoder = config.token_encoder
     if not list(store.glob(f"weights/{encoder.name.replace('/', '--')}/*-{encoder.weights}/manifest.json")):
         write_random_mirror(encoder, store)
     run_id = re.sub("[^a-z0-9]+", "-", case)
-    run = TrainerRun(config, store, num_ranks=1, run_id=run_id, deadline_s=400,
+    run = TrainerRun(config, store, num_ranks=num_ranks, run_id=run_id, deadline_s=400,
                      environment={"OMP_NUM_THREADS": str(os.cpu_count())})
     code, output = run.finish()
     assert code == 0, output[-4000:]
@@ -81,7 +102,7 @@ def test_the_predicted_peak_of_memory_is_the_measured_one_within_ten_percent(cas
     shutil.rmtree(store / run_id)  # a checkpoint can be as large as the disk that is left
     shape = encoder_shape(encoder.name)
     assert shape is not None
-    told = memory_per_gpu(config, shape, world_size=1)
+    told = memory_per_gpu(config, shape, world_size=num_ranks, ranks_per_node=num_ranks)
     predicted, measured = told.allocated_bytes / GIB, max(row["peak_memory_gib"] for row in rows)
     parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in told.parts.items())
     print(f"\n{case}: measured {measured:.2f} GiB, predicted {predicted:.2f} "

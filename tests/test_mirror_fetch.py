@@ -13,6 +13,7 @@ from obstore.store import MemoryStore  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.random_encoders import save_model  # noqa: E402
+from tests.random_mirrors import write_random_mirror  # noqa: E402
 from trainer.contract import ConfigError, LdlmError, StoreError  # noqa: E402
 from trainer.mirror import main, write_mirror  # noqa: E402
 from trainer.mirror_format import fetch_mirror, find_mirror  # noqa: E402
@@ -106,6 +107,17 @@ def test_what_a_transfer_has_garbled_is_fetched_once_more(mirrored: CountingStor
     block = (folder / "block-001.safetensors").read_bytes()
     assert block == mirrored.get(f"{KEY}/block-001.safetensors")
     assert mirrored.read_bytes == num_bytes + len(block)
+
+
+def test_a_mirror_of_random_weights_at_real_size_is_taken_for_the_model_itself(tmp_path: Path) -> None:
+    gpt2 = config(name="openai-community/gpt2", prefix_token=False)
+    write_random_mirror(gpt2, tmp_path / "store", device="cpu")
+    store = open_store(local_store_url(tmp_path / "store"))
+    encoder = load_token_encoder(gpt2, "cpu", store=store, say=silent)
+    assert (encoder.hidden_size, encoder.vocab_size, encoder.num_tokens) == (768, 50257, 50257)
+    ids = encoder.tokenizer("The assert statement")["input_ids"]
+    assert len(set(ids)) > 3 and encoder.tokenizer.decode(ids) == "The assert statement"
+    assert encoder.hidden_states(torch.tensor([ids])).isfinite().all()
 
 
 def test_a_cache_that_cannot_be_written_is_named(mirrored: CountingStore, tmp_path: Path,
