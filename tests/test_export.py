@@ -23,7 +23,7 @@ from trainer.export import load_export, read_export, write_export  # noqa: E402
 from trainer.generate import Generator, decode  # noqa: E402
 from trainer.infilling import infiller  # noqa: E402
 from trainer.prompting import prompt_tokens, read_prompt  # noqa: E402
-from trainer.sample import Source, adjusted, screen  # noqa: E402
+from trainer.sample import adjusted, screen  # noqa: E402
 from trainer.sample import main as sample  # noqa: E402
 from trainer.sample_options import read_sample_options  # noqa: E402
 from trainer.saved_run import SavedRun, load_run  # noqa: E402
@@ -283,10 +283,10 @@ def test_what_cannot_be_sampled_is_told_with_a_fix(run, tmp_path, capsys):
 
 def test_guidance_of_what_the_model_has_not_is_refused_by_its_option():
     config = tiny_ldlm.tiny_config({"self_conditioning": False})
-    source = Source(Generator(config, tiny_ldlm.tiny_model(config), None, 40, 0), "run", 1)
-    assert adjusted(source, read_sample_options(["run", "--steps", "3"])).generator.config.sampling.steps == 3
+    generator = Generator(config, tiny_ldlm.tiny_model(config), None, 40, 0)
+    assert adjusted(generator, read_sample_options(["run", "--steps", "3"])).config.sampling.steps == 3
     with pytest.raises(ConfigError, match="is 2, but model.self_conditioning is off") as caught:
-        adjusted(source, read_sample_options(["run", "--guidance", "2"]))
+        adjusted(generator, read_sample_options(["run", "--guidance", "2"]))
     assert caught.value.place == "--guidance"
 
 

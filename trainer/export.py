@@ -26,8 +26,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError, Env, LdlmError, Name, StoreError
+from trainer.contract import ConfigError, Env, Name, StoreError
 from trainer.generate import Generator, warp_of
 from trainer.local_cache import sha256_of
 from trainer.manifest import TIME_DENSITY, StoredFile
@@ -41,7 +42,6 @@ from trainer.store import open_store
 from trainer.token_encoder import load_tokenizer, open_tokenizer
 
 _FORMAT = "ldlm-export-1"
-_INTERRUPTED = 130
 _WEIGHTS, _CONFIG, _RECIPE, _TOKENIZER, _CARD, _PLOT = (
     "model.safetensors", "config.json", "recipe.yaml", "tokenizer", "README.md", "curves.png")
 _ENCODER = "encoder."  # the latent encoder: it makes latents of texts, never texts
@@ -203,41 +203,28 @@ def _draft_of(out: Path) -> Iterator[Path]:
 def main(argv: list[str] | None = None) -> int:
     """Export as the command line says. Returns the exit code."""
     options = read_export_options(argv)
-    try:
-        _export(options)
-    except KeyboardInterrupt:
-        print("interrupted: an export that was not finished is gone", file=sys.stderr)
-        return _INTERRUPTED
-    except LdlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.cli_exit_code
-    return 0
+    return carry_out(lambda: _export(options),
+                     interrupted="interrupted: an export that was not finished is gone")
 
 
-def _export(options: Namespace) -> None:
+def _export(options: Namespace) -> str:
     if options.push_to_hub is not None:
         check_name(options.push_to_hub)
     folder = RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run)
-    run = load_run(folder, _talk)
+    run = load_run(folder, talk)
     out = options.out or Path(f"{options.run}-step-{run.manifest.step}")
     record = write_export(run, out, options.precision, with_encoder=options.with_encoder)
     num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     url = None
     if options.push_to_hub is not None:
-        _talk(f"the export is whole: {out}; uploading {num_bytes / 1e6:.1f} MB")
+        talk(f"the export is whole: {out}; uploading {num_bytes / 1e6:.1f} MB")
         url = push(out, options.push_to_hub, f"Step {record.step} of {record.run_id}")
     if options.json:
-        print(json.dumps({"path": str(out), "url": url, "run": record.run_id, "step": record.step,
-                          "precision": record.precision, "num_bytes": num_bytes}, indent=2))
-        return
-    if url:
-        print(f"pushed to {url}")
-    print(f"exported step {record.step:,} of {record.run_id} to {out}: {num_bytes / 1e6:.1f} MB, "
-          f"{record.precision}\ntry it: ldlm sample --from {out}")
-
-
-def _talk(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+        return json.dumps({"path": str(out), "url": url, "run": record.run_id, "step": record.step,
+                           "precision": record.precision, "num_bytes": num_bytes}, indent=2)
+    pushed = f"pushed to {url}\n" if url else ""
+    return (f"{pushed}exported step {record.step:,} of {record.run_id} to {out}: {num_bytes / 1e6:.1f} MB, "
+            f"{record.precision}\ntry it: ldlm sample --from {out}")
 
 
 if __name__ == "__main__":

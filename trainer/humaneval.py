@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from trainer.bench import device_name
-from trainer.contract import ConfigError, Env, LdlmError
+from trainer.command import carry_out, talk
+from trainer.contract import ConfigError, Env
 from trainer.generate import Generator
 from trainer.humaneval_options import read_humaneval_options
 from trainer.prompting import check_reads_prompts, encoded
@@ -35,7 +36,6 @@ from trainer.token_encoder import TokenEncoder, load_token_encoder
 
 Problem = Mapping[str, str]
 Sample = dict[str, Any]
-_INTERRUPTED = 130
 _KEYS = ("task_id", "prompt", "entry_point", "test")
 # Behind one of these the function is over (Codex, section 2.3).
 _ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@")
@@ -46,21 +46,12 @@ TOO_LONG = "not written: its prompt is longer than this model reads"
 def main(argv: list[str] | None = None) -> int:
     """Evaluate as the command line says. Returns the exit code."""
     options = read_humaneval_options(argv)
-    try:
+
+    def answer() -> str:
         result = measure(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except OSError as error:
-        problem = ConfigError(f"cannot be written: {error.strerror or error}", place=str(options.out),
-                              fix="name another folder: --out FOLDER")
-        print(f"error: {problem}", file=sys.stderr)
-        return problem.cli_exit_code
-    except LdlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.cli_exit_code
-    print(json.dumps(result, indent=1) if options.json else _screen(result, options.out))
-    return 0
+        return json.dumps(result, indent=1) if options.json else _screen(result, options.out)
+
+    return carry_out(answer, out=options.out)
 
 
 def measure(options: Namespace) -> dict[str, Any]:
@@ -70,12 +61,12 @@ def measure(options: Namespace) -> dict[str, Any]:
     problems = read_problems(options.problems)
     options.out.mkdir(parents=True, exist_ok=True)
     check_sandbox(memory_bytes)
-    run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), _say)
+    run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), talk)
     check_reads_prompts(run.config, options.run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = adjusted(run.generator(device), options)
     encoder = load_token_encoder(run.config.token_encoder, device, run.config.data.sequence_length,
-                                 store=run.folder.store, say=_say)
+                                 store=run.folder.store, say=talk)
     samples = list(_with_bar(write_programs(generator, encoder, problems, options.num, options.seed),
                              len(problems) * options.num, "programs written"))
     results = list(_with_bar(check_programs(problems, samples, options.timeout, memory_bytes), len(samples),
@@ -185,10 +176,6 @@ def _screen(result: dict[str, Any], out: Path) -> str:
     failed = f"; {too_long} have prompts too long for this model and count as failed" if too_long else ""
     return (f"{scores}\n{result['num_problems']} problems of {result['problems']}, "
             f"{result['samples_per_problem']} each{failed}\nwrote humaneval.json and samples.jsonl to {out}")
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

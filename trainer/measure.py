@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from trainer.bench import device_name
+from trainer.command import carry_out, talk
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
-from trainer.contract import ConfigError, Env, LdlmError
+from trainer.contract import Env
 from trainer.data import Corpus, open_corpus
 from trainer.evaluate import evaluate
 from trainer.frontier import judged, sample_frontier
@@ -29,27 +30,16 @@ from trainer.saved_run import SavedRun, load_run
 from trainer.store import open_store
 from trainer.token_encoder import load_token_encoder
 
-_INTERRUPTED = 130
-
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate as the command line says. Returns the exit code."""
     options = read_measure_options(argv)
-    try:
+
+    def answer() -> str:
         result = measure(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except OSError as error:
-        problem = ConfigError(f"cannot be written: {error.strerror or error}", place=str(options.out),
-                              fix="name another folder: --out FOLDER")
-        print(f"error: {problem}", file=sys.stderr)
-        return problem.cli_exit_code
-    except LdlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.cli_exit_code
-    print(json.dumps(result, indent=1) if options.json else _screen(result, options))
-    return 0
+        return json.dumps(result, indent=1) if options.json else _screen(result, options)
+
+    return carry_out(answer, out=options.out)
 
 
 def measure(options: Namespace) -> dict[str, Any]:
@@ -58,7 +48,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     require_evaluation_tools()
     options.out.mkdir(parents=True, exist_ok=True)
     judge = load_judge(options.judge, device, revision=options.judge_revision)
-    run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), _say)
+    run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), talk)
     if options.prompt_tokens:
         check_length(run.config, options.prompt_tokens)
     generator = run.generator(device)
@@ -67,8 +57,8 @@ def measure(options: Namespace) -> dict[str, Any]:
     told = beginnings(generator, rows_NL, options.prompt_tokens) if options.prompt_tokens else None
     on_heldout, completions = _with_encoder(run, generator, rows_NL, told, options, device)
     generations = sample_frontier(generator, options.steps, options.temperatures, options.num, options.batch,
-                                  options.seed, _say)
-    _say(f"judged by {judge.name}")
+                                  options.seed, talk)
+    talk(f"judged by {judge.name}")
     result = {"source": options.run, "step": run.manifest.step, "seed": options.seed,
               "device": device_name(device), "dtype": str(next(generator.model.parameters()).dtype),
               "judge": _about(judge), **on_heldout, "reference": text_scores(judge, reference),
@@ -88,7 +78,7 @@ def measure(options: Namespace) -> dict[str, Any]:
 def _heldout(run: SavedRun, generator: Generator, num: int) -> np.ndarray:
     """At most so many sequences that no step was trained on, uint32 (N, L)."""
     config = run.config.model_copy(update={"evaluate_sequences": num})
-    corpus: Corpus = open_corpus(config, generator.tokenizer, run.folder.store, cache_folder(), _say)
+    corpus: Corpus = open_corpus(config, generator.tokenizer, run.folder.store, cache_folder(), talk)
     return corpus.heldout_NL
 
 
@@ -96,15 +86,15 @@ def _with_encoder(run: SavedRun, generator: Generator, rows_NL: np.ndarray, told
                   options: Namespace, device: torch.device) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What only the token encoder lets us see: losses, reconstructions, and completions of what is told."""
     encoder = load_token_encoder(run.config.token_encoder, device, run.config.data.sequence_length,
-                                 store=run.folder.store, say=_say)
-    _say(f"held-out text: {len(rows_NL)} sequences")
+                                 store=run.folder.store, say=talk)
+    talk(f"held-out text: {len(rows_NL)} sequences")
     scores = {"heldout_sequences": len(rows_NL),
               "heldout": evaluate(generator.model, encoder, rows_NL, options.seed, options.batch),
               "panel": reconstruction_panel(generator.model, encoder, rows_NL, options.seed, options.batch)}
     if told is None:
         return scores, []
     return scores, sample_completions(generator, encoder, told, options.steps, options.temperatures,
-                                      options.batch, options.seed, _say)
+                                      options.batch, options.seed, talk)
 
 
 def _judged_completions(judge: Judge, told: Beginnings, completions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,10 +142,6 @@ def _table(scored: dict[str, Any], perplexity: str, reference: str) -> list[str]
 def _cell(scores: dict[str, Any], metric: str, width: int, digits: int) -> str:
     value = next(value for key, value in scores.items() if key == metric or key.startswith(f"{metric}_by_"))
     return f"{'-':>{width}}" if value is None else f"{value:>{width},.{digits}f}"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

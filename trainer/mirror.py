@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from trainer.command import carry_out, talk
 from trainer.config import TokenEncoderConfig
 from trainer.contract import LdlmError, Name, StoreError
 from trainer.encoder_weights import CONFIG_FILE, OUTER_FILE, TOKENIZER_FILES, Checkpoint, block_file
@@ -39,7 +40,6 @@ from trainer.weight_sources import open_checkpoint
 
 _UNFINISHED = "unfinished.json"
 _READ_BYTES = 16 * 2**20
-_INTERRUPTED = 130
 
 
 class _Unfinished(BaseModel):
@@ -213,21 +213,17 @@ def _upload(store: Store, key: str, path: Path) -> StoredFile:
 def main(argv: list[str] | None = None) -> int:
     """Write the mirror that the command line asks for. Returns the exit code."""
     options = _parser().parse_args(argv)
-    began_s = time.monotonic()
-    try:
-        config = TokenEncoderConfig(name=options.name, revision=options.revision, layer=options.layer,
-                                    weights=options.weights)
-        written = write_mirror(config, open_store(options.store), lambda line: print(line, file=sys.stderr),
-                               verify=options.verify)
-    except KeyboardInterrupt:
-        print("interrupted: what is written stays; the same command goes on from there", file=sys.stderr)
-        return _INTERRUPTED
-    except LdlmError as error:
-        print(f"error: {_in_own_words(error)}", file=sys.stderr)
-        return error.cli_exit_code
-    compared = "SHA-256" if options.verify else "sizes"
-    _answer(written, time.monotonic() - began_s, compared, as_json=options.json)
-    return 0
+    config = TokenEncoderConfig(name=options.name, revision=options.revision, layer=options.layer,
+                                weights=options.weights)
+
+    def answer() -> str:
+        began_s = time.monotonic()
+        written = write_mirror(config, open_store(options.store), talk, verify=options.verify)
+        compared = "SHA-256" if options.verify else "sizes"
+        return _answer(written, time.monotonic() - began_s, compared, as_json=options.json)
+
+    return carry_out(answer, words=_in_own_words,
+                     interrupted="interrupted: what is written stays; the same command goes on from there")
 
 
 def _in_own_words(error: LdlmError) -> str:
@@ -236,19 +232,18 @@ def _in_own_words(error: LdlmError) -> str:
     return re.sub(r"\b(?:train\.)?token_encoder\.(name|revision|layer|weights)\b", r"--\1", typed)
 
 
-def _answer(written: Written, took_s: float, compared: str, *, as_json: bool) -> None:
+def _answer(written: Written, took_s: float, compared: str, *, as_json: bool) -> str:
     manifest = written.manifest
     if as_json:
-        print(json.dumps({"url": written.url, "num_written": written.num_written, "seconds": round(took_s, 1),
-                          "num_bytes": manifest.num_bytes, "compared": compared,
-                          **manifest.model_dump(mode="json", exclude={"files"})}))
-    elif written.num_written:
-        print(f"wrote {written.num_written} of {len(manifest.files)} files, "
-              f"{size_words(manifest.num_bytes)} in all, to {written.url} in {took_s:.0f} s")
-    else:
-        more = "" if compared == "SHA-256" else "; --verify reads it all"
-        print(f"nothing to do: {written.url} is complete, {size_words(manifest.num_bytes)} "
-              f"({compared} compared{more})")
+        return json.dumps({"url": written.url, "num_written": written.num_written,
+                           "seconds": round(took_s, 1), "num_bytes": manifest.num_bytes,
+                           "compared": compared, **manifest.model_dump(mode="json", exclude={"files"})})
+    if written.num_written:
+        return (f"wrote {written.num_written} of {len(manifest.files)} files, "
+                f"{size_words(manifest.num_bytes)} in all, to {written.url} in {took_s:.0f} s")
+    more = "" if compared == "SHA-256" else "; --verify reads it all"
+    return (f"nothing to do: {written.url} is complete, {size_words(manifest.num_bytes)} "
+            f"({compared} compared{more})")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,8 +16,9 @@ import torch
 from pydantic import ValidationError
 
 from trainer.bench import device_name
+from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError, Env, LdlmError
+from trainer.contract import ConfigError, Env
 from trainer.export import load_export, read_export
 from trainer.generate import Generator, Prompt
 from trainer.infilling import infiller
@@ -27,7 +28,6 @@ from trainer.sample_options import SETTINGS, read_sample_options
 from trainer.saved_run import load_run
 from trainer.store import Store, open_store
 
-_INTERRUPTED = 130
 _WIDTH = 80
 _STEERING = "\N{REPLACEMENT CHARACTER}"  # shown for what would steer a terminal
 
@@ -51,22 +51,17 @@ class Texts(NamedTuple):
 def main(argv: list[str] | None = None) -> int:
     """Sample as the command line says. Returns the exit code."""
     options = read_sample_options(argv)
-    try:
-        source = _open(options)
-        source = source._replace(generator=adjusted(source.generator, options))
-        generator, prompt = _told(source.generator, options)
-        made = generate(generator, options.num or generator.config.sampling.num_samples, options.seed, prompt)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except LdlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.cli_exit_code
+    return carry_out(lambda: _answer(options))
+
+
+def _answer(options: Namespace) -> str:
+    source = _open(options)
+    source = source._replace(generator=adjusted(source.generator, options))
+    generator, prompt = _told(source.generator, options)
+    made = generate(generator, options.num or generator.config.sampling.num_samples, options.seed, prompt)
     if options.json:
-        print(json.dumps(_summary(source, made, options), ensure_ascii=False, indent=2))
-    else:
-        print(screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed)))
-    return 0
+        return json.dumps(_summary(source, made, options), ensure_ascii=False, indent=2)
+    return screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed))
 
 
 def adjusted(generator: Generator, options: Namespace) -> Generator:
@@ -120,7 +115,7 @@ def _open(options: Namespace) -> Source:
     if options.export is not None:
         generator = load_export(options.export, device)
         return Source(generator, str(options.export), read_export(options.export).step)
-    run = load_run(RunFolder(_store(options), options.run), lambda line: print(line, file=sys.stderr))
+    run = load_run(RunFolder(_store(options), options.run), talk)
     return Source(run.generator(device), options.run, run.manifest.step)
 
 

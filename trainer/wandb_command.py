@@ -3,10 +3,12 @@
 import os
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from trainer.command import carry_out
 from trainer.config import WandbConfig
 from trainer.contract import Env, LdlmError, Name, attempt_file
 from trainer.run_folder import RunFolder
@@ -89,23 +91,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks for. Returns the exit code."""
     options = read_wandb_options(arguments)
     os.environ.update(QUIET)
-    try:
-        folder = RunFolder(open_store(options.store), options.run)
-        config = recorded_config(folder)
-        if options.command == "sync":
-            print(sync(folder, config, options.out))
-        else:
-            from trainer.wandb_panels import save_workspace
+    return carry_out(lambda: _answer(options),
+                     interrupted="interrupted: the same command goes on from there")
 
-            require_key()
-            print(save_workspace(config))
-    except KeyboardInterrupt:
-        print("interrupted: the same command goes on from there", file=sys.stderr)
-        return 130
-    except LdlmError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.cli_exit_code
-    return 0
+
+def _answer(options: Namespace) -> str:
+    folder = RunFolder(open_store(options.store), options.run)
+    config = recorded_config(folder)
+    if options.command == "sync":
+        return sync(folder, config, options.out)
+    from trainer.wandb_panels import save_workspace
+
+    require_key()
+    return save_workspace(config)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,41 @@
+"""What commands that run in the trainer's environment share: how they talk, and how they end."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.contract import ConfigError, LdlmError
+
+INTERRUPTED = 130  # exit code, as shells count
+
+
+def talk(line: str) -> None:
+    """What a person reads meanwhile; standard output is for the answer."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def carry_out(work: Callable[[], str], *, out: Path | None = None, interrupted: str = "interrupted",
+              words: Callable[[LdlmError], str] = str) -> int:
+    """Do the work of a command and print its answer. Returns the exit code, as of the `ldlm` command.
+
+    Args:
+        work: Returns the answer.
+        out: The folder that it writes, for what its disk may say.
+        interrupted: Said after Ctrl-C: what has become of the work.
+        words: How an error is told to whoever typed the command.
+    """
+    try:
+        print(work())
+        return 0
+    except KeyboardInterrupt:
+        talk(interrupted)
+        return INTERRUPTED
+    except OSError as error:
+        if out is None:
+            raise
+        problem: LdlmError = ConfigError(f"cannot be written: {error.strerror or error}", place=str(out),
+                                         fix="name another folder: --out FOLDER")
+    except LdlmError as error:
+        problem = error
+    talk(f"error: {words(problem)}")
+    return problem.cli_exit_code
