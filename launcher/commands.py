@@ -24,6 +24,7 @@ from launcher.errors import (
     RunRecordError,
     UsageError,
 )
+from launcher.estimate import Done
 from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.lint import lint
@@ -31,7 +32,7 @@ from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.offers import make_offer, probe_machine
-from launcher.plan import Done, choose, make_plan
+from launcher.plan import choose, make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe

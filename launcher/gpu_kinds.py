@@ -55,9 +55,11 @@ GPU_KINDS: Mapping[str, GpuKind] = {
     "H200": GpuKind(139.7, 989.0, 67.0, 4.80e12, _NVLINK),
     "B200": GpuKind(178.0, 2250.0, 80.0, 8.00e12, _NVLINK),
 }
-# Which of them advice names: what clouds have, and homes.
-ADVISED = ("T4", "L4", "A10G", "RTX3090", "RTX4090", "RTX5090", "A100", "L40S", "RTX6000-Ada", "A100-80GB",
-           "H100", "H200", "B200")
+# Which of them advice names: what clouds have, and homes; with dollars an hour of one that may be taken back
+# (guess: as the recipes bid, others by marketplaces of 2026).
+ADVISED: Mapping[str, float] = {
+    "T4": 0.12, "L4": 0.25, "A10G": 0.35, "RTX3090": 0.15, "RTX4090": 0.25, "RTX5090": 0.40, "A100": 0.60,
+    "L40S": 0.55, "RTX6000-Ada": 0.55, "A100-80GB": 0.80, "H100": 1.60, "H200": 2.20, "B200": 3.50}
 # A middling card of these years (guess). Its memory is never asked for: the recipe or a driver tells.
 _UNKNOWN = GpuKind(0.0, 100.0, 30.0, 0.7e12)
 

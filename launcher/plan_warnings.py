@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
+from launcher.alternatives import Choice
 from launcher.cost import Range
-from launcher.fit import Fit, faster_format
+from launcher.estimate import Case, Estimate
+from launcher.fit import Fit, is_copied_from_host
 from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Offer
 from launcher.recipe import Recipe
@@ -16,25 +18,23 @@ from trainer.memory import GIB
 _LONG_HOURS = {"CPU": 24, "GPU": 2160}
 
 
-def plan_warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer], fitted: Fit,
-                  hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:
+def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Iterator[str]:
     """Warnings of a plan: what was not checked, what it is not, where it may stop.
 
     Args:
-        hours: Of all that is left to do.
-        usd: The same; None when a price is not known.
-        spent_usd: What a resumed run has cost so far.
+        instead: What costs clearly less than copying the encoder from host memory, where the plan does.
     """
-    train = offers[Document.TRAIN]
-    yield from _of_hopeless_hours(recipe, train, hours)
+    recipe, shape, train, fitted = case.recipe, case.shape, case.offers[Document.TRAIN], estimate.fitted
+    yield from _of_hopeless_hours(recipe, train, estimate.hours)
     yield from _of_what_is_not_known(recipe, shape, train)
     yield from _of_idle_gpus(train, fitted)
-    yield from _of_prices(offers)
-    bench = offers[Document.BENCH]
+    yield from _of_prices(case.offers)
+    bench = case.offers[Document.BENCH]
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
-    yield from _of_limits(recipe, hours, usd, spent_usd)
-    yield from _of_memory(recipe, shape, train, fitted)
+    spent_usd = case.done.spent_usd if case.done else Decimal(0)
+    yield from _of_limits(recipe, estimate.hours, estimate.usd, spent_usd)
+    yield from _of_memory(recipe, train, fitted, instead)
 
 
 def _of_hopeless_hours(recipe: Recipe, train: Offer, hours: Range) -> Iterator[str]:
@@ -93,12 +93,10 @@ def _of_limits(recipe: Recipe, hours: Range, usd: Range | None, spent_usd: Decim
         yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"
 
 
-def _of_memory(recipe: Recipe, shape: EncoderShape | None, train: Offer, fitted: Fit) -> Iterator[str]:
-    chosen = fitted.config.token_encoder.placement
-    if shape is not None and recipe.train.token_encoder.placement == "auto" and chosen == "host":
-        words = faster_format(fitted, shape, train)
-        instead = f"; {words} keeps it there" if words else ""
-        yield f"the encoder does not fit the GPU and is copied to it for every micro-batch{instead}"
+def _of_memory(recipe: Recipe, train: Offer, fitted: Fit, instead: Choice | None) -> Iterator[str]:
+    if is_copied_from_host(fitted) and recipe.train.token_encoder.placement == "auto":
+        better = f"; cheaper: {instead.words}" if instead else ""
+        yield f"the encoder does not fit the GPU and is copied to it for every micro-batch{better}"
     needed = sum(fitted.host_memory.values())
     if train.host_memory_gib is not None and needed > train.host_memory_gib * GIB:
         yield (f"host memory may run out: about {needed / GIB:.0f} GiB are needed, and this machine has "

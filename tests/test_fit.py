@@ -131,52 +131,14 @@ def refusal(recipe: Recipe, offer: Offer) -> LdlmError:
     return caught.value
 
 
-@pytest.mark.parametrize(("profile", "gpu", "fix"), [
-    ("qwen3.6-27b", "L4:1", "add --set train.micro_batch_size=4"),
-    ("paper-gpt2", "L4:1", "add --set train.micro_batch_size=8"),
-    ("paper-gpt2", "T4:1", "add --set train.micro_batch_size=4"),
-    ("seed-35b-a3b", "L4:4", "add --set train.zero_stage=2"),
-    ("seed-35b-a3b", "A100:1", "add --set train.zero_stage=2"),
-    ("qwen3.6-35b-a3b", "T4:1", "take a larger GPU: "),
-    ("seed-27b", "H200:1", "take a larger GPU: B200:1"),
-])
-def test_what_does_not_fit_is_refused_with_the_first_change_that_does(profile, gpu, fix):
+@pytest.mark.parametrize(("profile", "gpu"), [
+    ("qwen3.6-27b", "L4:1"), ("paper-gpt2", "L4:1"), ("seed-35b-a3b", "A100:1"), ("seed-27b", "H200:1")])
+def test_what_does_not_fit_is_refused_with_its_largest_parts(profile, gpu):
     error = refusal(of_profile(profile), rented(gpu))
     name, _, _ = gpu.partition(":")
     assert re.search(rf"needs [\d.]+ GiB of each {name}, which has {GPU_KINDS[name].memory_gib:g} \(",
                      error.problem)
-    assert error.fix is not None and error.fix.startswith(fix)
     assert error.cli_exit_code == 4
-
-
-@pytest.mark.parametrize(("profile", "gpu"), [
-    ("qwen3.6-27b", "L4:1"), ("paper-gpt2", "T4:1"), ("seed-35b-a3b", "L4:4"), ("seed-35b-a3b", "A100:1"),
-    ("qwen3.6-35b-a3b", "RTX4090:1"),
-])
-def test_the_advice_is_true(profile, gpu):
-    words = re.findall(r"--set (\S+)", refusal(of_profile(profile), rented(gpu)).fix or "")
-    assert words
-    fitted(of_profile(profile, *words), rented(gpu))
-
-
-def test_advice_on_the_micro_batch_keeps_the_global_batch_divisible():
-    odd = ("train.micro_batch_size=3000", "train.global_batch_size=9000")
-    assert refusal(of_profile("paper-gpt2", *odd), rented("H100:1")).fix == (
-        "add --set train.micro_batch_size=60")
-    fitted(of_profile("paper-gpt2", *odd, "train.micro_batch_size=60"), rented("H100:1"))
-
-
-def test_a_fixed_placement_is_not_changed_behind_the_users_back():
-    on_gpu = of_profile("qwen3.6-27b", "train.token_encoder.placement=gpu")
-    assert refusal(on_gpu, rented("A100:1")).fix == "add --set train.token_encoder.placement=auto"
-
-
-def test_an_encoder_that_host_memory_cannot_hold_is_refused_too():
-    recipe = of_profile("qwen3.6-27b")
-    offer = make_offer(Candidate(infra="local", gpu="RTX3090:1"), home("RTX3090:1", host_gib=32.0), NOW)
-    assert "weights=fp8" in (refusal(recipe, offer).fix or "")
-    roomy = make_offer(Candidate(infra="local", gpu="RTX3090:1"), home("RTX3090:1", host_gib=96.0), NOW)
-    assert refusal(recipe, roomy).fix == "add --set train.micro_batch_size=4"
 
 
 def test_without_a_gpu_only_what_host_memory_clearly_cannot_hold_is_refused():
@@ -211,15 +173,12 @@ def test_at_home_weights_are_kept_and_fetching_them_costs_nothing():
     assert (plan.sizes.encoder.fetch_s, plan.sizes.encoder.fetch_usd) == (0, 0)
 
 
-def test_weights_that_are_copied_from_the_host_slow_training_down_and_a_warning_says_what_would_not():
+def test_weights_that_are_copied_from_the_host_because_somebody_wants_it_slow_training_down():
     card = Candidate(infra="vast", gpu="H200:1")
     beside, host = (planned(of_profile("qwen3.6-27b", f"train.token_encoder.placement={where}", *FREE), card)
                     for where in ("gpu", "host"))
     assert host.tokens_per_s < beside.tokens_per_s
     assert not any("does not fit" in warning for warning in host.warnings)
-    small = planned(of_profile("qwen3.6-27b", *FREE), Candidate(infra="vast", gpu="L40S:1"))
-    assert small.encoder_placement == "host"
-    assert small.warnings[-1].endswith("; --set train.token_encoder.weights=nf4 keeps it there")
 
 
 def test_a_card_that_is_not_known_needs_the_recipes_word_on_its_memory_and_has_a_guessed_speed():

@@ -18,7 +18,8 @@ OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape
                     "trainer.sample_options", "trainer.shards", "trainer.sizes", "trainer.store",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
-    "plan", "plan_sizes", "fit", "speed", "policy", "cost", "render", "lint", "simulate")]
+    "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
+    "gpu_kinds", "policy", "cost", "render", "lint", "simulate")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "numpy", "tempfile"}

@@ -6,8 +6,9 @@ import pytest
 from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
 
 from launcher.errors import NoOfferError, RecipeError
+from launcher.estimate import Done
 from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
-from launcher.plan import Done, Plan, choose
+from launcher.plan import Plan, choose
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.contract import Document
 
