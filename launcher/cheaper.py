@@ -34,7 +34,7 @@ def better(case: Case, refusal: Refusal) -> tuple[Changes, str] | None:
     if isinstance(refusal, OverCapError):
         found = _single(case)
         return _with_note(case, *found) if found and _beats_the_cap(case, found[0]) else None
-    found = _single(case) or _several(case)
+    found = _single(case, refusal.changes) or _several(case, refusal.changes)
     return _with_note(case, *found) if found else _larger_gpu_in_words(case)
 
 
@@ -44,9 +44,14 @@ def cheaper_choice(case: Case, estimate: Estimate) -> Choice | None:
     return found[0] if found and found[0].cost.is_below(now, _WORTH_IT) else None
 
 
-def _single(case: Case) -> tuple[Choice, Choice | None] | None:
-    """The single change to advise, and the one that stands beside it: one on the same GPUs, one on others."""
-    same, other = _cheapest(case, lighter_changes(case.recipe.train)), _cheapest(case, _other_hardware(case))
+def _single(case: Case, own: Changes | None = None) -> tuple[Choice, Choice | None] | None:
+    """The single change to advise, and the one that stands beside it: one on the same GPUs, one on others.
+
+    Args:
+        own: What the refusal itself would have changed.
+    """
+    same = _cheapest(case, [*([own] if own else []), *lighter_changes(case.recipe.train)])
+    other = _cheapest(case, _other_hardware(case))
     if same is None:
         return (other, _cheapest(case, lighter_together(case.recipe.train))) if other else None
     if other is None or not other.cost.is_below(same.cost, _WORTH_IT):
@@ -55,9 +60,9 @@ def _single(case: Case) -> tuple[Choice, Choice | None] | None:
     return (other, same) if keeps_the_cap or other.cost.is_below(same.cost, _MUCH_CHEAPER) else (same, other)
 
 
-def _several(case: Case) -> tuple[Choice, Choice | None] | None:
+def _several(case: Case, own: Changes) -> tuple[Choice, Choice | None] | None:
     """Several changes at once, for what no single one makes fit."""
-    choice = _cheapest(case, [*lighter_together(case.recipe.train), *(
+    choice = _cheapest(case, [*({**own, **lighter} for lighter in lighter_together(case.recipe.train)), *(
         {**hardware, **lighter} for hardware in _other_hardware(case)
         for lighter in lighter_changes(case.recipe.train))])
     return (choice, None) if choice else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from launcher.advice import Changes, changed_config, smaller_micro_batches, typed
 from launcher.errors import DoesNotFitError, NoOfferError, RecipeError
-from launcher.gpu_kinds import nearest_name
+from launcher.gpu_kinds import gpu_kind, nearest_name
 from launcher.offers import Offer
 from launcher.recipe import Recipe
 from trainer.config import Placement, TrainConfig, grad_accum_steps
@@ -40,7 +40,7 @@ def fit(recipe: Recipe, shape: EncoderShape | None, offer: Offer) -> Fit:
 
     Raises:
         RecipeError: The batch does not divide over the ranks, or a rank takes more GPUs than a node has.
-        DoesNotFitError: Nothing fits.
+        DoesNotFitError: Nothing fits, or the GPU lacks the precision.
         NoOfferError: Nothing is known of the GPU.
     """
     _check_card(recipe, offer)
@@ -63,7 +63,12 @@ def is_copied_from_host(found: Fit) -> bool:
 
 
 def _check_card(recipe: Recipe, offer: Offer) -> None:
-    if offer.gpu is None or offer.gpu_memory_gib is not None:
+    if offer.gpu is None:
+        return
+    if recipe.train.precision == "bf16" and not gpu_kind(offer.gpu).has_bf16:
+        raise DoesNotFitError(f"{offer.gpu} has no bf16, which Ampere and newer GPUs have",
+                              place=recipe.place("hardware", "train"), changes={"train.precision": "fp32"})
+    if offer.gpu_memory_gib is not None:
         return
     near, index = nearest_name(offer.gpu), recipe.candidate_index(offer.infra, offer.accelerators) or 0
     key = f"hardware.train.{index}"

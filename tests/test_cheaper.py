@@ -7,6 +7,7 @@ import pytest
 from typed_plans import ONE_3090, planned, profile, typed
 
 from launcher.errors import NoOfferError, RecipeError
+from launcher.gpu_kinds import ADVISED, GPU_KINDS
 from launcher.offers import Machine, parse_gpus
 from launcher.plan import Plan
 from launcher.recipe import list_recipes, load_recipe
@@ -151,3 +152,22 @@ def test_an_encoder_that_host_memory_cannot_hold_is_refused_too():
     roomy = Machine(num_cores=16, memory_gib=96.0, gpus=parse_gpus("NVIDIA GeForce RTX 3090, 24576, 570.86"))
     assert re.search("weights=(fp8|nf4)", refusal(own, small).fix)
     assert "train.micro_batch_size" in refusal(own, roomy).fix
+
+
+@pytest.mark.parametrize("card", ["T4:1", "V100:2", "V100-32GB:1"])
+def test_bf16_on_a_card_that_has_none_is_refused_with_a_card_that_has_or_float32_at_home(card):
+    # Turing and Volta, whose tensor cores know fp16 alone by the data sheets.
+    rented = profile("qwen3.5-0.8b", card, "limits.max_cost_usd=9999", "limits.deadline_hours=")
+    error = refusal(rented)
+    assert error.problem == f"{card.partition(':')[0]} has no bf16, which Ampere and newer GPUs have"
+    assert re.match(r"add --set (hardware.train.0.gpu=\S+|train.precision=fp32) ", error.fix)
+    planned([*rented, *typed(error.fix)])
+    home = ["home-3090", "--set", f"hardware.train.0.gpu={card}"]
+    assert re.match(r"add --set train.precision=fp32( --set \S+)* \(~[\d.]+ h\)", refusal(home).fix)
+    planned([*home, *typed(refusal(home).fix)])
+
+
+def test_no_advice_names_a_card_without_bf16():
+    assert not {"T4", "V100", "V100-32GB"} & set(ADVISED)
+    assert {name for name, kind in GPU_KINDS.items() if not kind.has_bf16} == {"T4", "V100", "V100-32GB"}
+    assert all(GPU_KINDS[name].bf16_tflops <= GPU_KINDS[name].fp32_tflops for name in ("T4", "V100"))

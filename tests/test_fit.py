@@ -151,7 +151,7 @@ def test_without_a_gpu_only_what_host_memory_clearly_cannot_hold_is_refused():
 def test_an_encoder_of_unknown_size_is_not_judged(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     recipe = of_profile("qwen3.6-27b", f"train.token_encoder.name={tmp_path}")
-    assert fit(recipe, None, rented("T4:1")).memory is None
+    assert fit(recipe, None, rented("L4:1")).memory is None
 
 
 def test_a_plan_has_the_numbers_behind_its_memory():
