@@ -49,6 +49,7 @@ from launcher.run_record import (
     look_at,
 )
 from launcher.run_text import look_at_text
+from launcher.run_weights import look_for_mirrors
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Document, Env, Name, Outcome
 from trainer.encoder_shape import encoder_shape
@@ -110,12 +111,12 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     history = measured_speeds(open_store(recipe.store)) if recipe.store and may_exist(recipe.store) else []
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
-        text = look_at_text(recipe)
-        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done)
+        text, weights = look_at_text(recipe), look_for_mirrors(recipe)
+        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done, weights.mirrors)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    warnings = text.among(plan.warnings)
+    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
     if offers[Document.TRAIN].is_local and not offers[Document.TRAIN].lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)

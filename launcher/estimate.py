@@ -10,14 +10,16 @@ from launcher.cost import Range, hours_range, total, usd_range
 from launcher.fit import Fit, fit
 from launcher.frozen import Frozen
 from launcher.offers import Offer
-from launcher.plan_sizes import Sizes, plan_sizes
+from launcher.plan_sizes import Mirrors, Sizes, plan_sizes
 from launcher.recipe import Recipe
-from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, training_speed
+from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, statistics_s, training_speed
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
 
-_SETUP_S = {"local": 15.0, "cloud": 600.0}  # local: measured, smoke; cloud: guess, with install and data
+# Without weights and statistics. Measured with smoke: 15 s on two CPU cores, 4 of them its statistics; 28 and
+# 26 s on one H100. Cloud: guess, with install and data.
+_SETUP_S = {"local": 11.0, "local GPU": 27.0, "cloud": 600.0}
 _BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
 _SAVE_S = 0.2  # measured with smoke, 0.12: training stands still for one checkpoint
 _SNAPSHOT_BYTES_PER_S = 5e9  # guess: copied from GPU to host memory, by each rank its share
@@ -59,6 +61,7 @@ class Case:
         offers: One per document.
         history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         done: Of the run that is resumed; None for a new one.
+        mirrors: Of the encoder's weights, in the recipe's store.
     """
 
     recipe: Recipe
@@ -66,6 +69,7 @@ class Case:
     offers: Mapping[Document, Offer]
     history: Sequence[MeasuredSpeed]
     done: Done | None = None
+    mirrors: Mirrors = None
 
     def changed(self, changes: Changes) -> "Case":
         """The same with changes of training, of limits and of the GPUs that train."""
@@ -98,8 +102,8 @@ def estimate_of(case: Case) -> Estimate:
     fitted = fit(recipe, shape, train)
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
                            same_speeds(recipe.train, train, case.history))
-    sizes = plan_sizes(fitted, shape, train) if shape else None
-    parts = _parts(recipe.train, case.offers, speed, sizes, case.done)
+    sizes = plan_sizes(fitted, shape, train, case.mirrors, recipe.store) if shape else None
+    parts = _parts(case, fitted, speed, sizes)
     priced = [part.usd for part in parts if part.usd is not None]
     return Estimate(fitted, speed, sizes, parts, total(part.hours for part in parts),
                     total(priced) if len(priced) == len(parts) else None)
@@ -113,37 +117,40 @@ def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
     return step, done.spent_usd.quantize(Decimal("0.000001"))
 
 
-def _parts(config: TrainConfig, offers: Mapping[Document, Offer], speed: Speed, sizes: Sizes | None,
-           done: Done | None) -> tuple[Part, ...]:
-    offer = offers[Document.BENCH]
-    hours = Range.around(_seconds(_BENCH_S, offer) / 3600, *GUESS_FACTORS)
+def _parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None) -> tuple[Part, ...]:
+    offer = case.offers[Document.BENCH]
+    hours = Range.around(_BENCH_S["local" if offer.is_local else "cloud"] / 3600, *GUESS_FACTORS)
     benchmark = _part("benchmark", Document.BENCH, hours, offer)
-    if done and done.has_trained:
+    if case.done and case.done.has_trained:
         return (benchmark,)
-    from_step, _ = behind(config, done)
-    return (*_training_parts(config, offers[Document.TRAIN], speed, sizes, from_step), benchmark)
+    return (*_training_parts(case, fitted, speed, sizes), benchmark)
 
 
-def _training_parts(config: TrainConfig, offer: Offer, speed: Speed, sizes: Sizes | None,
-                    from_step: int) -> tuple[Part, ...]:
-    """Set-up, and the steps after `from_step` with their evaluations and saves."""
-    rate = speed.tokens_per_s
+def _training_parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None) -> tuple[Part, ...]:
+    """Set-up, and the steps that are left with their evaluations and saves."""
+    config, offer, rate = case.recipe.train, case.offers[Document.TRAIN], speed.tokens_per_s
+    from_step, _ = behind(config, case.done)
     training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
     evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
     evaluated = evaluations * config.evaluate_sequences * config.data.sequence_length * _EVALUATION_SHARE
     every, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes or 1.0
     saves = config.steps // every - from_step // every if every else float(training.mid) * 60 / minutes
-    ranks = offer.ranks_per_node(config.gpus_per_rank) * offer.num_nodes
-    save_s = _SAVE_S + (sizes.checkpoint_bytes / ranks / _SNAPSHOT_BYTES_PER_S if sizes else 0.0)
+    save_s = _SAVE_S + (sizes.checkpoint_bytes / fitted.world_size / _SNAPSHOT_BYTES_PER_S if sizes else 0.0)
     beside = Range.around(evaluated / rate / 3600 + saves * save_s / 3600, *GUESS_FACTORS)
-    fetching_s = sizes.encoder.fetch_s if sizes else 0.0
-    setup = Range.around((_seconds(_SETUP_S, offer) + fetching_s) / 3600, *GUESS_FACTORS)
+    setup = Range.around(_setup_s(case, fitted, sizes, from_step) / 3600, *GUESS_FACTORS)
     return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
             _part("evaluating and saving", Document.TRAIN, beside, offer))
 
 
-def _seconds(by_place: Mapping[str, float], offer: Offer) -> float:
-    return by_place["local" if offer.is_local else "cloud"]
+def _setup_s(case: Case, fitted: Fit, sizes: Sizes | None, from_step: int) -> float:
+    """Until the first step: environment, weights, and at a run's first start the encoder's statistics."""
+    offer = case.offers[Document.TRAIN]
+    seconds = _SETUP_S["cloud" if not offer.is_local else "local GPU" if offer.gpu else "local"]
+    if sizes:
+        seconds += sizes.encoder.fetch_s + sizes.encoder.loading_s
+    if case.shape and not from_step:
+        seconds += statistics_s(fitted.config, case.shape, offer, fitted.world_size)
+    return seconds
 
 
 def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,

@@ -16,7 +16,7 @@ from launcher.estimate import Case, Done, Estimate, Part, behind, estimate_of
 from launcher.fit import is_copied_from_host
 from launcher.frozen import Frozen
 from launcher.offers import Machine, Offer
-from launcher.plan_sizes import Sizes
+from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Candidate, Recipe
 from launcher.speed import MeasuredSpeed
@@ -126,7 +126,8 @@ def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
 
 
 def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer],
-              history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None) -> Plan:
+              history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None,
+              mirrors: Mirrors = None) -> Plan:
     """Work out what a run would take and cost, or what is left of one that is resumed.
 
     Args:
@@ -135,13 +136,14 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         now: Current time, UTC; deadlines count from it.
         done: Of the run that is resumed; None for a new one.
+        mirrors: Bytes of the encoder's mirrors in the recipe's store, by format; None: nobody has looked.
 
     Raises:
         RecipeError: The batch does not divide over the ranks of this offer.
         NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
             is already over the cap; or past the deadline.
     """
-    case = Case(recipe, shape, offers, history, done)
+    case = Case(recipe, shape, offers, history, done, mirrors)
     try:
         return _planned(case, now, run_id)
     except (RecipeError, NoOfferError) as error:

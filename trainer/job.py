@@ -18,7 +18,6 @@ from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
 from trainer.divergence import DivergenceWatch
-from trainer.encoder_weights import cache_folder
 from trainer.evaluate import Evaluation
 from trainer.gradients import parameter_groups
 from trainer.host_copies import to_device
@@ -30,6 +29,7 @@ from trainer.ranks import Shared, own_devices, require_same
 from trainer.run_folder import RunFolder
 from trainer.store import open_store
 from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
+from trainer.transfers import cache_folder
 from trainer.weight_sources import EncoderSource
 
 

@@ -16,7 +16,6 @@ from trainer.bench import device_name
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
 from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
-from trainer.encoder_weights import cache_folder
 from trainer.evaluate import evaluate
 from trainer.frontier import judged, sample_frontier
 from trainer.generate import Generator, to_text
@@ -28,6 +27,7 @@ from trainer.run_folder import RunFolder
 from trainer.saved_run import SavedRun, load_run
 from trainer.store import open_store
 from trainer.token_encoder import load_token_encoder
+from trainer.transfers import cache_folder
 
 _INTERRUPTED = 130
 

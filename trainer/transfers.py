@@ -23,6 +23,11 @@ _GIB = 2**30
 _LARGER_DISK = "free disk space, or set XDG_CACHE_HOME to a folder on a larger disk"
 
 
+def cache_folder() -> Path:
+    """Where what was fetched or made once is kept on this machine."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ldlm"
+
+
 class Progress:
     """Says now and then how many bytes have moved and how long the rest takes. Safe for threads."""
 
