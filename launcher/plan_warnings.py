@@ -66,10 +66,7 @@ def _of_what_is_not_known(recipe: Recipe, shape: EncoderShape | None, train: Off
     name = recipe.train.token_encoder.name
     if shape is None:
         yield (f"the encoder {name} is not known here: whether it fits was not checked, and time and dollars "
-               "are without it (a local folder with its config.json would do, if it is GPT-2, BERT or Qwen)")
-        if name.startswith("/"):
-            yield (f"{name} is a folder, and there is none of that name here: a rented machine finds it only "
-                   "in its image, or in the store by ldlm weights mirror")
+               "are without it")
     if train.lacks:
         yield f"{train.lacks}; this plan is for a machine of yours that has {train.accelerators}"
     if train.gpu is not None and train.gpu not in GPU_KINDS:

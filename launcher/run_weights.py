@@ -9,8 +9,9 @@ from launcher.errors import ConfigError, StoreError
 from launcher.patience import soon
 from launcher.plan import Plan
 from launcher.plan_sizes import EncoderPlan, Mirrors
-from launcher.recipe import Recipe
+from launcher.recipe import Recipe, checkout_folder
 from trainer.contract import Document
+from trainer.encoder_shape import family_in
 from trainer.mirror_format import mirrors_by_format
 from trainer.store import may_exist, open_store
 
@@ -32,6 +33,8 @@ class RunWeights:
 
     def warnings(self, recipe: Recipe, plan: Plan) -> Iterator[str]:
         """What a mirror would spare each start, with the command that writes it; nothing for small models."""
+        if plan.without_encoder:
+            yield _why_unknown(recipe.train.token_encoder.name)
         if plan.sizes is None or plan.sizes.encoder.source_bytes < _WORTH_A_MIRROR_BYTES:
             return
         encoder, is_local = plan.sizes.encoder, plan.offers[Document.TRAIN].is_local
@@ -41,6 +44,17 @@ class RunWeights:
             yield f"a mirror of {encoder.name} was not looked for: {self.problem}"
         elif encoder.weights != encoder.source_weights or (encoder.source != "mirror" and not is_local):
             yield f"{_what_is_spared(encoder, is_local)}; once: {mirror_command(recipe)}"
+
+
+def _why_unknown(name: str) -> str:
+    family, known = family_in(checkout_folder() / name), "GPT-2, BERT, RoBERTa, DistilBERT, Qwen3.5 and 3.6"
+    if family is not None:
+        return (f"the size of {name} is not known from its config.json (model_type: {family or 'none'}); nodes "
+                f"take {known}")
+    if name.startswith("/"):
+        return (f"{name} is a folder, and there is none of that name here: a rented machine finds it only in "
+                "its image, or in the store by ldlm weights mirror")
+    return f"a folder with the config.json of {name} would tell, if it is one of {known}"
 
 
 def _what_is_spared(encoder: EncoderPlan, is_local: bool) -> str:

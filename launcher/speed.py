@@ -16,8 +16,11 @@ from trainer.sizes import block_bytes, flops_per_token, num_trained
 CPU_GFLOPS_PER_CORE = 28.0
 # Shares of the peak that large matrices reach, and seconds of Python and kernel launches however small the
 # model, chosen so that every figure of one H100 of 2026-11-23 and 24 in recipes/LOG.md is met within 1.8.
-_ENCODER_UTILISATION: Mapping[Family, float] = {"gpt2": 0.4, "bert": 0.4, "qwen3_5": 0.4, "qwen3_5_moe": 0.25}
-_BLOCK_S: Mapping[Family, float] = {"gpt2": 0.001, "bert": 0.001, "qwen3_5": 0.0035, "qwen3_5_moe": 0.0045}
+_ENCODER_UTILISATION: Mapping[Family, float] = {
+    "gpt2": 0.4, "bert": 0.4, "roberta": 0.4, "distilbert": 0.4, "qwen3_5": 0.4, "qwen3_5_moe": 0.25}
+_BLOCK_S: Mapping[Family, float] = {
+    "gpt2": 0.001, "bert": 0.001, "roberta": 0.001, "distilbert": 0.001, "qwen3_5": 0.0035,
+    "qwen3_5_moe": 0.0045}
 _PACKED_BLOCK_S = 0.0025  # more, where a block has to be brought or decoded
 _TRAINED_UTILISATION = 0.18
 _MICRO_BATCH_S = 0.02

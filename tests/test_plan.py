@@ -9,6 +9,7 @@ from launcher.errors import NoOfferError, RecipeError
 from launcher.estimate import Done
 from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
 from launcher.plan import Plan, choose
+from launcher.run_weights import RunWeights
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.contract import Document
 
@@ -316,10 +317,22 @@ def test_an_encoder_that_is_not_known_comes_first_and_leaves_lower_bounds():
 
 def test_a_folder_that_only_a_rented_machine_could_have_is_told():
     rented = "hardware.train=[{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.4}]"
+    recipe = example_recipe(rented, "train.token_encoder.name=/nope")
     plan = example_plan("vast", rented, "train.token_encoder.name=/nope")
-    assert plan.warnings[1].startswith("/nope is a folder, and there is none of that name here")
+    (told,) = RunWeights().warnings(recipe, plan)
+    assert told.startswith("/nope is a folder, and there is none of that name here")
     with pytest.raises(RecipeError, match="there is no /nope/config.json"):
         example_plan("local", "train.token_encoder.name=/nope")
+
+
+def test_a_folder_of_another_family_is_there_and_said_to_be_unknown(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "num_layers": 6}')
+    change = f"train.token_encoder.name={tmp_path}"
+    (told,) = RunWeights().warnings(example_recipe(change), example_plan("vast", change))
+    assert told.startswith(f"the size of {tmp_path} is not known from its config.json (model_type: t5); ")
+    on_hub = "train.token_encoder.name=owner/new-model"
+    (told,) = RunWeights().warnings(example_recipe(on_hub), example_plan("vast", on_hub))
+    assert told.startswith("a folder with the config.json of owner/new-model would tell")
 
 
 def test_the_deadline_counts_from_now():
