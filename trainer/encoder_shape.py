@@ -360,8 +360,9 @@ KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "openai-community/gpt2": {"model_type": "gpt2"},
     "google-bert/bert-base-uncased": {"model_type": "bert"},
     "FacebookAI/roberta-base": {"model_type": "roberta", **_ROBERTA},
-    "FacebookAI/roberta-large": {"model_type": "roberta", **_ROBERTA, "hidden_size": 1024,
-                                 "num_hidden_layers": 24, "intermediate_size": 4096, "num_attention_heads": 16},
+    "FacebookAI/roberta-large": {
+        "model_type": "roberta", **_ROBERTA, "hidden_size": 1024, "num_hidden_layers": 24,
+        "intermediate_size": 4096, "num_attention_heads": 16},
     "distilbert/distilbert-base-uncased": {"model_type": "distilbert"},
     "Qwen/Qwen3.5-0.8B": _QWEN_0_8B,
     "Qwen/Qwen3.5-0.8B-Base": _QWEN_0_8B,
