@@ -102,7 +102,7 @@ def _fewer_bits(config: TrainConfig) -> tuple[str, ...]:
 
 
 def hardware_changes(offer: Offer, index: int) -> Iterator[Changes]:
-    """More GPUs of the same kind, then larger ones, as many or more; with a bid where the bid is too low.
+    """More GPUs of the same kind, then others as large or larger, as many or more; and a bid that will do.
 
     Args:
         index: Of the offer's candidate in `hardware.train`.
@@ -111,7 +111,8 @@ def hardware_changes(offer: Offer, index: int) -> Iterator[Changes]:
         return
     key, kinds = f"hardware.train.{index}", [offer.gpu]
     if offer.gpu in GPU_KINDS and offer.gpu_memory_gib is not None:
-        kinds += [name for name in ADVISED if GPU_KINDS[name].memory_gib > offer.gpu_memory_gib]
+        kinds += [name for name in ADVISED
+                  if name != offer.gpu and GPU_KINDS[name].memory_gib >= offer.gpu_memory_gib]
     for name in kinds:
         for number in _COUNTS:
             if number < offer.num_gpus or (name, number) == (offer.gpu, offer.num_gpus):

@@ -45,7 +45,7 @@ def single_changes(words: list[str], card: str) -> Iterator[list[str]]:
     key, kind, number = words[4].partition(".gpu=")[0], *card.split(":")
     for other, (usd, gib) in MARKET.items():
         for count in (1, 2, 4, 8):
-            if count >= int(number) and (gib > MARKET[kind][1] or (other == kind and count > int(number))):
+            if count >= int(number) and (gib >= MARKET[kind][1] and (other, count) != (kind, int(number))):
                 yield ["--set", f"{key}.gpu={other}:{count}",
                        "--set", f"{key}.bid_usd_per_hour={usd * count:.2f}"]
 

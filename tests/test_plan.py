@@ -4,11 +4,13 @@ from decimal import Decimal
 
 import pytest
 from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
+from typed_plans import planned
 
 from launcher.errors import NoOfferError, RecipeError
 from launcher.estimate import Done
 from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
 from launcher.plan import Plan, choose
+from launcher.recipe import list_recipes, load_recipe
 from launcher.run_weights import RunWeights
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.contract import Document
@@ -366,3 +368,24 @@ def test_a_gpu_that_would_stay_idle_is_told(gpus, told):
     card = f"hardware.train.0={{infra: local, gpu: 'H100:{gpus}'}}"
     warnings = example_plan(None, "train.token_encoder.placement=next_gpu", card, machine=machine).warnings
     assert [warning for warning in warnings if "idle" in warning] == ([told] if told else [])
+
+
+def warm_ups(name: str, *overrides: str) -> list[str]:
+    words = [part for item in overrides for part in ("--set", item)]
+    return [found for found in planned([name, *words]).warnings if "more than half of the run's" in found]
+
+
+def test_a_warm_up_that_most_of_a_run_would_pass_in_is_told_with_a_shorter_one():
+    (told,) = warm_ups("paper-gpt2", "train.steps=1000")
+    assert told.startswith("train.diffusion.encoder_warmup_steps (2,000) and train.optimizer.warmup_steps "
+                           "(1,000) are more than half of the run's 1,000 steps; a tenth: ")
+    shorter = re.findall(r"--set (\S+)", told)
+    assert len(shorter) == 2 and warm_ups("paper-gpt2", "train.steps=1000", *shorter) == []
+    (one,) = warm_ups("paper-gpt2", "train.steps=2500")
+    assert one.startswith("train.diffusion.encoder_warmup_steps (2,000) is more than half")
+
+
+def test_no_recipe_has_such_a_warm_up_and_runs_of_minutes_have_it_on_purpose():
+    assert [found.name for found in list_recipes() if warm_ups(found.name)] == []
+    smoke = load_recipe("smoke").train  # README, Decisions
+    assert smoke.diffusion.encoder_warmup_steps > smoke.steps

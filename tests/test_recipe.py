@@ -121,9 +121,9 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("hardware.train=[]", "hardware.train is a list, but it must be a list of 1 or more", "set hardware"),
     ("hardware.train.0=3", "hardware.train.0 is 3, but it must be a block of keys", "set hardware.train.0"),
     ("train.model.width=130", "train.model: width 130 does not split into 4 heads",
-     "set num_heads to 5 or 1 or 13, or width to 136"),
+     "add --set train.model.num_heads=5 (or --set train.model.width=136)"),
     ("train.model.num_heads=128", "width 128 does not split into 128 heads of an even width",
-     "set num_heads to 64 or 32 or 16, or width to 256"),
+     "add --set train.model.num_heads=64 (or --set train.model.width=256)"),
     ("train.steps.x=1", "train.steps has no part `x`", "set train.steps as a whole"),
     ("hardware.train.9.gpu=L4:1", "hardware.train has no part `9`", "set hardware.train as a whole"),
     ("name=My Run", "small letters, digits, dots and hyphens", "set name"),
@@ -205,8 +205,8 @@ def test_of_a_list_with_a_wrong_part_only_the_part_is_told():
     with pytest.raises(RecipeError) as caught:
         load_recipe("home-3090", ["hardware.train.0.gpu=RTX4090"])
     assert str(caught.value) == (
-        "--set hardware.train.0.gpu=RTX4090: hardware.train.0.gpu is the text `RTX4090`, but it must be a GPU "
-        "and how many per node, such as RTX5090:1\n"
+        "--set hardware.train.0.gpu=RTX4090: hardware.train.0.gpu is the text `RTX4090`, but it must be a "
+        "GPU and how many per node, such as RTX5090:1\n"
         "  fix: set hardware.train.0.gpu to a GPU and how many per node, such as RTX5090:1")
     with pytest.raises(RecipeError, match="hardware.train is a list, but it must be a list of 1 or more"):
         load_recipe("home-3090", ["hardware.train=[]"])
