@@ -102,7 +102,7 @@ def _fewer_bits(config: TrainConfig) -> tuple[str, ...]:
 
 
 def hardware_changes(offer: Offer, index: int) -> Iterator[Changes]:
-    """More GPUs of the same kind, then others as large or larger, as many or more; and a bid that will do.
+    """More GPUs of the same kind, then others as large or larger, as many or more; and a bid for them.
 
     Args:
         index: Of the offer's candidate in `hardware.train`.
@@ -122,7 +122,7 @@ def hardware_changes(offer: Offer, index: int) -> Iterator[Changes]:
 
 
 def _bid(offer: Offer, name: str, number: int) -> Decimal | None:
-    """What to bid for other GPUs; None where nothing is bid, or as much as they usually cost (guess)."""
+    """What to bid for other GPUs (guess); None where nothing is bid, or the bid as it is will do."""
     bid = offer.bid_usd_per_hour
     if bid is None or offer.gpu is None:
         return None
@@ -132,7 +132,10 @@ def _bid(offer: Offer, name: str, number: int) -> Decimal | None:
         enough = min(bid * usual / usual_now, usual)
     else:
         enough = usual or bid * number / offer.num_gpus
-    return enough.quantize(Decimal("0.01"), rounding=ROUND_UP) if enough > bid else None
+    rounded = enough.quantize(Decimal("0.01"), rounding=ROUND_UP)
+    # Of the same kind a high bid may be meant; of another it was for other GPUs.
+    stays = rounded <= bid if name == offer.gpu else rounded == bid
+    return None if stays else rounded
 
 
 def usual_usd_per_hour(name: str, number: int) -> Decimal | None:

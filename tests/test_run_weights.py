@@ -2,12 +2,14 @@
 
 import re
 import shlex
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from launch_examples import NOW, TWO_CORES
 
+from launcher import patience, run_weights
 from launcher.offers import make_offer
 from launcher.plan import Plan, make_plan
 from launcher.recipe import Candidate, Recipe, load_recipe
@@ -151,3 +153,12 @@ def test_a_folder_of_this_machine_is_not_on_a_rented_one(tmp_path):
     assert warning.startswith(f"no mirror of {tmp_path}/model in this store, and a rented machine has no")
     here = Candidate(infra="local", gpu="H200:1")  # a trainer takes a folder that is there before any mirror
     assert warnings(recipe, here) == [] and planned(recipe, here).sizes.encoder.source == "folder"
+
+
+def test_a_store_that_does_not_answer_costs_a_plan_seconds_and_is_told(monkeypatch):
+    silent = threading.Event()
+    monkeypatch.setattr(run_weights, "mirrors_by_format", lambda store, encoder: silent.wait(30))
+    monkeypatch.setattr(patience, "_PATIENCE_S", 0.1)
+    found = look_for_mirrors(load_recipe("qwen3.6-27b").model_copy(update={"store": "s3://far/away"}))
+    silent.set()
+    assert (found.mirrors, found.problem) == (None, "store: no answer within 0.1 s")
