@@ -7,6 +7,7 @@ from launcher.plan_sizes import EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
 
 _GIB = 2**30
 _BELOW_GIB = 0.05  # shown as 0.0, so put under "other"
+_SOON_S = 10  # what takes no longer is not worth a line
 
 
 def model_facts(plan: Plan) -> list[tuple[str, str]]:
@@ -18,6 +19,8 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
              ("encoder", _encoder_words(sizes.encoder, has_gpu=sizes.memory is not None))]
     if sizes.encoder.fetch_s or sizes.encoder.first_fetch_bytes:
         facts.append(("download", _fetch_words(sizes.encoder)))
+    if sizes.encoder.loading_s > _SOON_S:
+        facts.append(("loading", _loading_words(sizes.encoder)))
     facts.append(("saves", f"{console.data_size(sizes.checkpoint_bytes)} a checkpoint"))
     return [*facts, ("host RAM", _host_words(sizes.host_memory))] if sizes.host_memory else facts
 
@@ -57,6 +60,12 @@ def _fetch_words(encoder: EncoderPlan) -> str:
         return f"{what} at the first start, unless they are here: ~{took} {guess}, not counted below"
     price = "" if encoder.fetch_usd is None else f", ~{console.dollars(encoder.fetch_usd)}"
     return f"{what} at each start: ~{console.rough_duration(encoder.fetch_s)}{price} {guess}"
+
+
+def _loading_words(encoder: EncoderPlan) -> str:
+    packed = f" and packed as {encoder.weights}" if encoder.weights != encoder.source_weights else ""
+    return (f"{console.data_size(encoder.source_bytes)} read{packed} at each start: "
+            f"~{console.rough_duration(encoder.loading_s)} (guess)")
 
 
 def show_memory(memory: MemoryPlan) -> None:

@@ -127,7 +127,8 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("train.steps.x=1", "train.steps has no part `x`", "set train.steps as a whole"),
     ("hardware.train.9.gpu=L4:1", "hardware.train has no part `9`", "set hardware.train as a whole"),
     ("name=My Run", "small letters, digits, dots and hyphens", "set name"),
-    ("hardware.train.1.gpu=RTX5090", "a GPU and how many per node, such as RTX5090:1", "set hardware"),
+    ("hardware.train.1.gpu=RTX5090", "a GPU and how many per node, such as RTX5090:1",
+     "add --set hardware.train.1.gpu=RTX5090:1 (or as many"),
     ("hardware.train.1.infra=vats", "`vats` is no infrastructure that ldlm knows", "set infra to vast"),
     ("hardware.train.1.spot=true", "vast has no spot machines", "set bid_usd_per_hour instead of spot"),
     ("hardware.train.1.num_nodes=2", "vast runs on one node, not 2", "set num_nodes to 1"),
@@ -207,7 +208,7 @@ def test_of_a_list_with_a_wrong_part_only_the_part_is_told():
     assert str(caught.value) == (
         "--set hardware.train.0.gpu=RTX4090: hardware.train.0.gpu is the text `RTX4090`, but it must be a "
         "GPU and how many per node, such as RTX5090:1\n"
-        "  fix: set hardware.train.0.gpu to a GPU and how many per node, such as RTX5090:1")
+        "  fix: add --set hardware.train.0.gpu=RTX4090:1 (or as many as it has)")
     with pytest.raises(RecipeError, match="hardware.train is a list, but it must be a list of 1 or more"):
         load_recipe("home-3090", ["hardware.train=[]"])
 
