@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
-from launcher.errors import NoOfferError, RecipeError
+from launcher.errors import DoesNotFitError, NoOfferError, OverCapError, RecipeError
 from launcher.gpu_kinds import gpu_kind
 from launcher.offers import Offer
 from launcher.recipe import LIMIT_OPTIONS, Recipe
@@ -13,6 +13,7 @@ from trainer.contract import set_option
 
 # New values by dotted name: `train.micro_batch_size`, `limits.max_cost_usd`, `hardware.train.0.gpu`.
 Changes = dict[str, Any]
+Refusal = RecipeError | NoOfferError
 _MAX_REFUSALS = 5  # one after the other; more would be a circle
 
 
@@ -21,6 +22,12 @@ def typed(changes: Mapping[str, Any]) -> str:
     options = {f"limits.{name}": option for name, option in LIMIT_OPTIONS.items()}
     return " ".join(f"{options[key]} {value:f}" if key in options else set_option(key, value)
                     for key, value in changes.items())
+
+
+def smaller_micro_batches(config: TrainConfig) -> list[int]:
+    """Divisors of the micro-batch, the largest first: they keep the global batch divisible."""
+    size = config.micro_batch_size
+    return [size // part for part in range(2, size + 1) if size % part == 0]
 
 
 def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
@@ -41,36 +48,52 @@ def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
 
 
 def changed_offer(offer: Offer, changes: Mapping[str, Any]) -> Offer:
-    """An offer of training with the GPU that the changes name, at the same price."""
+    """An offer of training with the GPUs that the changes name, at the same price unless they bid another."""
     told: dict[str, object] = {}
     for key, value in changes.items():
         kind = key.rpartition(".")[2] if key.startswith("hardware.train.") else ""
         if kind == "gpu":
             name, _, number = value.partition(":")
-            told |= {"gpu": name, "num_gpus": int(number), "gpu_memory_gib": gpu_kind(name).memory_gib}
+            memory = offer.gpu_memory_gib if name == offer.gpu else gpu_kind(name).memory_gib
+            told |= {"gpu": name, "num_gpus": int(number), "gpu_memory_gib": memory}
         elif kind == "gpu_memory_gib":
             told[kind] = float(value)
+        elif kind == "bid_usd_per_hour":
+            told |= {kind: value, "price_usd_per_hour": value}
     return offer.model_copy(update=told)
 
 
-def what_to_type(error: RecipeError | NoOfferError, plan_with: Callable[[Changes], object]) -> str:
-    """A fix that leads to a plan: the error's changes, and those of every refusal behind it.
+# Of a refusal and the changes so far: more changes and a note, or None.
+Search = Callable[[Refusal, Changes], tuple[Changes, str] | None]
+
+
+def what_to_type(error: Refusal, plan_with: Callable[[Changes], object], search: Search) -> str:
+    """A fix that leads to a plan: changes against the refusal, and against all that stand behind it.
 
     Args:
-        error: Has changes.
+        error: The first refusal.
         plan_with: Plans with changes; raises as this error was.
+        search: Looks, once, for what is better than the changes that a refusal itself brings.
     """
-    changes, notes, beyond = Changes(error.changes), [error.note], ""
+    changes, notes, is_searched = Changes(), list[str](), False
     for _ in range(_MAX_REFUSALS):
+        more, note = error.changes, error.note
+        if isinstance(error, DoesNotFitError | OverCapError) and not is_searched:
+            is_searched, (more, note) = True, search(error, changes) or (more, note)
+        if all(key in changes and changes[key] == value for key, value in more.items()):
+            return _said(changes, notes, (not more and note) or error.fix or error.problem)
+        changes.update(more)
+        notes.append(note)
         try:
             plan_with(changes)
             break
         except (RecipeError, NoOfferError) as later:
-            more = {key: value for key, value in later.changes.items() if changes.get(key) != value}
-            if not more:
-                beyond = f", and {later.fix or later.problem}"
-                break
-            changes.update(more)
-            notes.append(later.note)
+            error = later
+    return _said(changes, notes)
+
+
+def _said(changes: Changes, notes: list[str], beyond: str = "") -> str:
+    if not changes:
+        return beyond
     said = "; ".join(dict.fromkeys(filter(None, notes)))
-    return f"add {typed(changes)}{beyond}" + (f" ({said})" if said else "")
+    return f"add {typed(changes)}" + (f", and {beyond}" if beyond else "") + (f" ({said})" if said else "")

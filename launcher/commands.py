@@ -24,6 +24,7 @@ from launcher.errors import (
     RunRecordError,
     UsageError,
 )
+from launcher.estimate import Done
 from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.lint import lint
@@ -31,7 +32,7 @@ from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.offers import make_offer, probe_machine
-from launcher.plan import Done, choose, make_plan
+from launcher.plan import choose, make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
@@ -48,6 +49,7 @@ from launcher.run_record import (
     look_at,
 )
 from launcher.run_text import look_at_text
+from launcher.run_weights import look_for_mirrors
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Document, Env, Name, Outcome
 from trainer.encoder_shape import encoder_shape
@@ -109,12 +111,12 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     history = measured_speeds(open_store(recipe.store)) if recipe.store and may_exist(recipe.store) else []
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
-        text = look_at_text(recipe)
-        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done)
+        text, weights = look_at_text(recipe), look_for_mirrors(recipe)
+        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done, weights.mirrors)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    warnings = text.among(plan.warnings)
+    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
     if offers[Document.TRAIN].is_local and not offers[Document.TRAIN].lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)

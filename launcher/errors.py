@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from trainer.contract import ConfigError, LdlmError, StoreError
 
-__all__ = ["ConfigError", "EngineError", "LdlmError", "NoOfferError", "RecipeError", "Refused",
-           "RunRecordError", "StoreError", "UsageError"]
+__all__ = ["ConfigError", "DoesNotFitError", "EngineError", "LdlmError", "NoOfferError", "OverCapError",
+           "RecipeError", "Refused", "RunRecordError", "StoreError", "UsageError"]
 
 
 class Refused(LdlmError):
@@ -50,6 +50,14 @@ class NoOfferError(_Changeable):
     """No hardware fits what was asked for, or none within the limits of money and time."""
 
     cli_exit_code = 4
+
+
+class DoesNotFitError(NoOfferError):
+    """The run cannot work on this hardware; planning looks for the cheapest change with which it does."""
+
+
+class OverCapError(NoOfferError):
+    """The estimate is over the cap; planning looks for a change that costs much less than raising it."""
 
 
 class EngineError(LdlmError):

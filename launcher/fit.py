@@ -1,11 +1,11 @@
-"""Does a run fit the memory of its hardware, where does its encoder lie, and if not, what would fit. Pure."""
+"""Does a run fit the memory of its hardware, and where does its encoder lie. Pure."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from launcher.advice import Changes, changed_config, typed
-from launcher.errors import NoOfferError, RecipeError
-from launcher.gpu_kinds import ADVISED, GPU_KINDS, nearest_name
+from launcher.advice import Changes, changed_config, smaller_micro_batches, typed
+from launcher.errors import DoesNotFitError, NoOfferError, RecipeError
+from launcher.gpu_kinds import gpu_kind, nearest_name
 from launcher.offers import Offer
 from launcher.recipe import Recipe
 from trainer.config import Placement, TrainConfig, grad_accum_steps
@@ -40,7 +40,8 @@ def fit(recipe: Recipe, shape: EncoderShape | None, offer: Offer) -> Fit:
 
     Raises:
         RecipeError: The batch does not divide over the ranks, or a rank takes more GPUs than a node has.
-        NoOfferError: Nothing fits; the fix is the first change that does. Or nothing is known of the GPU.
+        DoesNotFitError: Nothing fits, or the GPU lacks the precision.
+        NoOfferError: Nothing is known of the GPU.
     """
     _check_card(recipe, offer)
     choices = list(_choices(recipe.train, offer))
@@ -51,16 +52,23 @@ def fit(recipe: Recipe, shape: EncoderShape | None, offer: Offer) -> Fit:
     assert shape is not None
     # Of several placements the last one needs the least of the GPU.
     least = min(fits, key=lambda found: found.memory.needed_bytes if found.memory else 0)
-    problem = _problem(least, shape, offer) or ""
-    changes, fix = _advice(recipe, shape, offer)
-    is_other_card = any(key.endswith(".gpu") for key in changes)
-    note = "its price is another: change the bid with it" if is_other_card else ""
-    raise NoOfferError(f"recipe {recipe.name} does not fit: {problem}",
-                       place=recipe.place("hardware", "train"), fix=fix, changes=changes, note=note)
+    raise DoesNotFitError(f"recipe {recipe.name} does not fit: {_problem(least, shape, offer)}",
+                          place=recipe.place("hardware", "train"),
+                          fix="take more GPUs (gpu in hardware.train), or a smaller profile")
+
+
+def is_copied_from_host(found: Fit) -> bool:
+    """True if every micro-batch brings the encoder's blocks from host memory."""
+    return found.memory is not None and found.config.token_encoder.placement == "host"
 
 
 def _check_card(recipe: Recipe, offer: Offer) -> None:
-    if offer.gpu is None or offer.gpu_memory_gib is not None:
+    if offer.gpu is None:
+        return
+    if recipe.train.precision == "bf16" and not gpu_kind(offer.gpu).has_bf16:
+        raise DoesNotFitError(f"{offer.gpu} has no bf16, which Ampere and newer GPUs have",
+                              place=recipe.place("hardware", "train"), changes={"train.precision": "fp32"})
+    if offer.gpu_memory_gib is not None:
         return
     near, index = nearest_name(offer.gpu), recipe.candidate_index(offer.infra, offer.accelerators) or 0
     key = f"hardware.train.{index}"
@@ -88,24 +96,27 @@ def _placed(recipe: Recipe, config: TrainConfig, shape: EncoderShape | None, off
                           place=recipe.place("train", "token_encoder", "placement"),
                           changes={_PLACEMENT: "auto"}, note="or take hardware with more GPUs")
     world_size = per_node * offer.num_nodes
+    _check_batch(recipe, config, world_size)
+    if shape is None or offer.gpu is None:
+        return Fit(config, per_node, world_size, None)
+    return Fit(config, per_node, world_size, memory_per_gpu(config, shape, world_size, per_node),
+               host_memory_per_node(config, shape, world_size, per_node))
+
+
+def _check_batch(recipe: Recipe, config: TrainConfig, world_size: int) -> None:
     try:
         grad_accum_steps(config, world_size)
     except ValueError as error:
         problem, _, fix = str(error).partition(": set it to ")
         near, _, note = fix.rstrip(")").partition(" (")
+        changes: Changes = {"train.global_batch_size": int(near)}
+        smaller = next((size for size in smaller_micro_batches(config)
+                        if config.global_batch_size % (size * world_size) == 0), None)
+        # A larger global batch is another run, and as many steps of it cost as much more.
+        if smaller is not None and int(near) > config.global_batch_size:
+            changes, note = {"train.micro_batch_size": smaller}, f"or {typed(changes)}"
         raise RecipeError(f"train.{problem}", place=recipe.place("train", "global_batch_size"),
-                          changes={"train.global_batch_size": int(near)}, note=note) from error
-    return _laid_out(config, shape, offer)
-
-
-def _laid_out(config: TrainConfig, shape: EncoderShape | None, offer: Offer) -> Fit:
-    """How a config lies on an offer. Raises ValueError: the global batch does not divide."""
-    per_node = offer.ranks_per_node(config.gpus_per_rank)
-    world_size = per_node * offer.num_nodes
-    if shape is None or offer.gpu is None:
-        return Fit(config, per_node, world_size, None)
-    return Fit(config, per_node, world_size, memory_per_gpu(config, shape, world_size, per_node),
-               host_memory_per_node(config, shape, world_size, per_node))
+                          changes=changes, note=note) from error
 
 
 def _problem(found: Fit, shape: EncoderShape, offer: Offer) -> str | None:
@@ -139,85 +150,3 @@ def _cpu_bytes(found: Fit, shape: EncoderShape) -> int:
     encoder = encoder_bytes(found.config, shape) * doubled
     others = trained.allocated_bytes - trained.parts.get("token encoder", 0)
     return found.ranks_per_node * (encoder + others)
-
-
-def _advice(recipe: Recipe, shape: EncoderShape, offer: Offer) -> tuple[Changes, str]:
-    """The first change that makes it fit; else the smallest GPU that does, or what else there is to do."""
-    for changes in _alternatives(recipe.train):
-        if changes and _some_placement_fits(changed_config(recipe.train, changes), shape, offer):
-            return changes, f"add {typed(changes)}"
-    larger = _larger_gpu(recipe.train, shape, offer)
-    if larger is None:
-        return {}, "take more GPUs (gpu in hardware.train), or a smaller profile"
-    index = recipe.candidate_index(offer.infra, offer.accelerators)
-    if index is None or offer.is_local:
-        return {}, f"take a larger GPU: {larger} would do (gpu in hardware.train)"
-    changes = {f"hardware.train.{index}.gpu": larger}
-    return changes, f"add {typed(changes)}"
-
-
-def _alternatives(config: TrainConfig) -> Iterator[Changes]:
-    """Changes to try, the cheapest in speed and quality first, then those that cost more."""
-    # Divisors of the size keep the global batch divisible.
-    size = config.micro_batch_size
-    smaller = [size // part for part in range(2, size + 1) if size % part == 0]
-    bases: list[Changes] = [{}]
-    anywhere: Changes = {}
-    if config.token_encoder.placement not in ("auto", "next_gpu"):
-        anywhere = {_PLACEMENT: "auto"}
-        bases.append(anywhere)
-    for name in ("fp8", "nf4"):
-        if config.token_encoder.weights != "nf4" and name != config.token_encoder.weights:
-            bases.append({**anywhere, "train.token_encoder.weights": name})
-    for base in bases:
-        yield base
-        yield from ({**base, **more} for more in _lighter(config, smaller))
-
-
-def _lighter(config: TrainConfig, smaller: list[int]) -> Iterator[Changes]:
-    """Fewer sequences at a time, checkpointing, stage 2, and these together."""
-    for stage in sorted({config.zero_stage, 2}):
-        staged: Changes = {} if stage == config.zero_stage else {"train.zero_stage": stage}
-        if staged:
-            yield staged
-        for size in smaller:
-            yield {**staged, "train.micro_batch_size": size}
-        if config.activation_checkpointing:
-            continue
-        kept: Changes = {**staged, "train.activation_checkpointing": True}
-        yield kept
-        for size in smaller:
-            yield {**kept, "train.micro_batch_size": size}
-
-
-def _some_placement_fits(config: TrainConfig, shape: EncoderShape, offer: Offer) -> bool:
-    for choice in _choices(config, offer):
-        try:
-            found = _laid_out(choice, shape, offer)
-        except ValueError:
-            continue
-        if _problem(found, shape, offer) is None:
-            return True
-    return False
-
-
-def faster_format(found: Fit, shape: EncoderShape, offer: Offer) -> str | None:
-    """A format that would keep on the GPU what is copied from host memory now, as what to type."""
-    if found.memory is None or found.config.token_encoder.placement != "host":
-        return None
-    for name in ("fp8", "nf4"):
-        changes: Changes = {"train.token_encoder.weights": name}
-        if _some_placement_fits(changed_config(found.config, {**changes, _PLACEMENT: "gpu"}), shape, offer):
-            return typed(changes)
-    return None
-
-
-def _larger_gpu(config: TrainConfig, shape: EncoderShape, offer: Offer) -> str | None:
-    """The smallest GPU, as many as now, on which the config fits as it is."""
-    if offer.gpu is None:
-        return None
-    for name in sorted(ADVISED, key=lambda known: GPU_KINDS[known].memory_gib):
-        larger = offer.model_copy(update={"gpu": name, "gpu_memory_gib": GPU_KINDS[name].memory_gib})
-        if _some_placement_fits(config, shape, larger):
-            return f"{name}:{offer.num_gpus}"
-    return None

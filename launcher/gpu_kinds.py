@@ -10,10 +10,12 @@ class GpuKind(NamedTuple):
 
     Attributes:
         memory_gib: What CUDA offers of it, a little less than the data sheet says.
-        bf16_tflops: Dense, by the vendors' data sheets; fp16 for cards that have no bf16.
+        bf16_tflops: Dense, by the vendors' data sheets; float32's where there is no bf16, which is then
+            computed that way.
         fp32_tflops: Without tensor cores, which torch leaves out by default.
         memory_bytes_per_s: Of its own memory, by the data sheets.
         link_bytes_per_s: To the other GPUs of its node, one way (guess: NVLink, or PCIe by way of the host).
+        has_bf16: From Ampere on.
     """
 
     memory_gib: float
@@ -21,14 +23,15 @@ class GpuKind(NamedTuple):
     fp32_tflops: float
     memory_bytes_per_s: float
     link_bytes_per_s: float = 12e9
+    has_bf16: bool = True
 
 
 _NVLINK = 200e9
 # Memory is a guess to about half a GiB.
 GPU_KINDS: Mapping[str, GpuKind] = {
-    "T4": GpuKind(14.6, 65.0, 8.1, 0.32e12),
-    "V100": GpuKind(15.8, 125.0, 15.7, 0.90e12, 100e9),
-    "V100-32GB": GpuKind(31.7, 125.0, 15.7, 0.90e12, 100e9),
+    "T4": GpuKind(14.6, 8.1, 8.1, 0.32e12, has_bf16=False),
+    "V100": GpuKind(15.8, 15.7, 15.7, 0.90e12, 100e9, has_bf16=False),
+    "V100-32GB": GpuKind(31.7, 15.7, 15.7, 0.90e12, 100e9, has_bf16=False),
     "L4": GpuKind(22.0, 121.0, 30.3, 0.30e12),
     "A10": GpuKind(22.0, 125.0, 31.2, 0.60e12),
     "A10G": GpuKind(22.0, 70.0, 31.2, 0.60e12),
@@ -55,9 +58,11 @@ GPU_KINDS: Mapping[str, GpuKind] = {
     "H200": GpuKind(139.7, 989.0, 67.0, 4.80e12, _NVLINK),
     "B200": GpuKind(178.0, 2250.0, 80.0, 8.00e12, _NVLINK),
 }
-# Which of them advice names: what clouds have, and homes.
-ADVISED = ("T4", "L4", "A10G", "RTX3090", "RTX4090", "RTX5090", "A100", "L40S", "RTX6000-Ada", "A100-80GB",
-           "H100", "H200", "B200")
+# Which of them advice names: what clouds have, and homes; with dollars an hour of one that may be taken back
+# (guess: as the recipes bid, others by marketplaces of 2026).
+ADVISED: Mapping[str, float] = {
+    "L4": 0.25, "A10G": 0.35, "RTX3090": 0.15, "RTX4090": 0.25, "RTX5090": 0.40, "A100": 0.60, "L40S": 0.55,
+    "RTX6000-Ada": 0.55, "A100-80GB": 0.80, "H100": 1.60, "H200": 2.20, "B200": 3.50}
 # A middling card of these years (guess). Its memory is never asked for: the recipe or a driver tells.
 _UNKNOWN = GpuKind(0.0, 100.0, 30.0, 0.7e12)
 

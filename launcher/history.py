@@ -3,7 +3,8 @@
 import json
 
 from launcher.errors import LdlmError, RunRecordError, StoreError
-from launcher.plan import Done, Plan
+from launcher.estimate import Done
+from launcher.plan import Plan
 from launcher.recipe import Limits, Recipe, read_recorded
 from launcher.run_record import RunRecord, RunView, list_run_ids
 from launcher.speed import MeasuredSpeed, config_fingerprint

@@ -7,6 +7,7 @@ from launcher.plan_sizes import EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
 
 _GIB = 2**30
 _BELOW_GIB = 0.05  # shown as 0.0, so put under "other"
+_SOON_S = 10  # what takes no longer is not worth a line
 
 
 def model_facts(plan: Plan) -> list[tuple[str, str]]:
@@ -16,8 +17,10 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
         return []
     facts = [("model", _parameter_words(sizes.parameters)), ("compute", _flops_words(sizes)),
              ("encoder", _encoder_words(sizes.encoder, has_gpu=sizes.memory is not None))]
-    if sizes.encoder.fetch_s:
+    if sizes.encoder.fetch_s or sizes.encoder.first_fetch_bytes:
         facts.append(("download", _fetch_words(sizes.encoder)))
+    if sizes.encoder.loading_s > _SOON_S:
+        facts.append(("loading", _loading_words(sizes.encoder)))
     facts.append(("saves", f"{console.data_size(sizes.checkpoint_bytes)} a checkpoint"))
     return [*facts, ("host RAM", _host_words(sizes.host_memory))] if sizes.host_memory else facts
 
@@ -48,10 +51,21 @@ def _encoder_words(encoder: EncoderPlan, has_gpu: bool) -> str:
 
 
 def _fetch_words(encoder: EncoderPlan) -> str:
+    rate = encoder.fetch_bytes_per_s
+    what = (f"{console.data_size(encoder.source_bytes)} in {encoder.source_weights} from "
+            f"{'a mirror in the store' if encoder.source == 'mirror' else 'the Hub'}")
+    guess = f"(guess: {rate / 1e6:.0f} MB/s)"
+    if encoder.first_fetch_bytes:
+        took = console.rough_duration(encoder.first_fetch_bytes / rate)
+        return f"{what} at the first start, unless they are here: ~{took} {guess}, not counted below"
     price = "" if encoder.fetch_usd is None else f", ~{console.dollars(encoder.fetch_usd)}"
-    rate = f"{encoder.fetch_bytes_per_s / 1e6:.0f} MB/s"
-    return (f"{console.data_size(encoder.num_bytes)} at each start: "
-            f"~{console.rough_duration(encoder.fetch_s)}{price} (guess: {rate})")
+    return f"{what} at each start: ~{console.rough_duration(encoder.fetch_s)}{price} {guess}"
+
+
+def _loading_words(encoder: EncoderPlan) -> str:
+    packed = f" and packed as {encoder.weights}" if encoder.weights != encoder.source_weights else ""
+    return (f"{console.data_size(encoder.source_bytes)} read{packed} at each start: "
+            f"~{console.rough_duration(encoder.loading_s)} (guess)")
 
 
 def show_memory(memory: MemoryPlan) -> None:

@@ -2,58 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
-from typing import Literal
+from typing import Any
 
-from launcher.advice import changed_offer, changed_recipe, what_to_type
-from launcher.cost import Range, hours_range, total, usd_range
-from launcher.errors import NoOfferError, RecipeError
-from launcher.fit import fit
+from launcher.advice import Changes, what_to_type
+from launcher.alternatives import Choice
+from launcher.cheaper import better, cheaper_choice
+from launcher.cost import Range, total
+from launcher.errors import DoesNotFitError, NoOfferError, OverCapError, RecipeError
+from launcher.estimate import Case, Done, Estimate, Part, behind, estimate_of
+from launcher.fit import is_copied_from_host
 from launcher.frozen import Frozen
 from launcher.offers import Machine, Offer
-from launcher.plan_sizes import Sizes, plan_sizes
+from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Candidate, Recipe
-from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, training_speed
+from launcher.speed import MeasuredSpeed
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
 
-_SETUP_S = {"local": 15.0, "cloud": 600.0}  # local: measured, smoke; cloud: guess, with install and data
-_BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
-_SAVE_S = 0.2  # measured with smoke, 0.12: training stands still for one checkpoint
-_SNAPSHOT_BYTES_PER_S = 5e9  # guess: copied from GPU to host memory, by each rank its share
 _BENCH_GPU = "'RTX5090:1'"
-# Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
-# runs at eight times and the decoder twice.
-_EVALUATION_SHARE = 1.3
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a run that is resumed has behind it.
-
-    Attributes:
-        step: Newest step whose checkpoint is durable.
-        spent_usd: Over all attempts.
-        has_trained: Training has finished: only the benchmark is left.
-    """
-
-    step: int
-    spent_usd: Decimal
-    has_trained: bool
-
-
-class Part(Frozen):
-    """One part of the bill."""
-
-    name: Literal["set-up", "training", "evaluating and saving", "benchmark"]
-    document: Document
-    hours: Range
-    usd: Range | None
 
 
 class Plan(Frozen):
@@ -155,7 +126,8 @@ def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
 
 
 def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer],
-              history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None) -> Plan:
+              history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None,
+              mirrors: Mirrors = None) -> Plan:
     """Work out what a run would take and cost, or what is left of one that is resumed.
 
     Args:
@@ -164,107 +136,63 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         now: Current time, UTC; deadlines count from it.
         done: Of the run that is resumed; None for a new one.
+        mirrors: Bytes of the encoder's mirrors in the recipe's store, by format; None: nobody has looked.
 
     Raises:
         RecipeError: The batch does not divide over the ranks of this offer.
         NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
             is already over the cap; or past the deadline.
     """
+    case = Case(recipe, shape, offers, history, done, mirrors)
     try:
-        return _make_plan(recipe, shape, offers, history, now, run_id, done)
+        return _planned(case, now, run_id)
     except (RecipeError, NoOfferError) as error:
-        if done is not None and any(not key.startswith("limits.") for key in error.changes):
-            error.fix = "a run keeps its recipe: resume it on other hardware, with --infra"
-        elif error.changes:
-            error.fix = what_to_type(error, lambda changes: _make_plan(
-                changed_recipe(recipe, changes), shape,
-                {**offers, Document.TRAIN: changed_offer(offers[Document.TRAIN], changes)}, history, now,
-                run_id, done))
+        if error.changes or isinstance(error, DoesNotFitError):
+            error.fix = _fix(case, error, lambda changes: _planned(case.changed(changes), now, run_id))
         raise
 
 
-def _make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer],
-               history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None) -> Plan:
-    train = offers[Document.TRAIN]
-    fitted = fit(recipe, shape, train)
-    speed = training_speed(fitted.config, shape, train, fitted.world_size,
-                           same_speeds(recipe.train, train, history))
-    sizes = plan_sizes(fitted, shape, train) if shape else None
-    done_steps, spent = _behind(recipe.train, done)
-    parts = _parts(recipe.train, offers, speed, sizes, done)
-    hours = total(part.hours for part in parts)
-    priced = [part.usd for part in parts if part.usd is not None]
-    usd = total(priced) if len(priced) == len(parts) else None
-    _refuse_over_cap(recipe, usd, done)
+def _fix(case: Case, error: RecipeError | NoOfferError, plan_with: Callable[[Changes], Plan]) -> str:
+    is_about_limits = error.changes and all(key.startswith("limits.") for key in error.changes)
+    if case.done is None:
+        return what_to_type(error, plan_with, lambda refusal, so_far: better(case.changed(so_far), refusal))
+    if is_about_limits:
+        return what_to_type(error, plan_with, lambda *_: None)
+    return "a run keeps its recipe: resume it on other hardware, with --infra"
+
+
+def _planned(case: Case, now: datetime, run_id: str) -> Plan:
+    recipe, estimate = case.recipe, estimate_of(case)
+    fitted, parts, hours, usd = estimate.fitted, estimate.parts, estimate.hours, estimate.usd
+    done_steps, spent = behind(recipe.train, case.done)
+    _refuse_over_cap(case, estimate)
     _refuse_past_deadline(recipe, hours)
     deadline_hours = recipe.limits.deadline_hours
     return Plan(
-        recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(offers),
+        recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(case.offers),
         ranks_per_node=fitted.ranks_per_node, world_size=fitted.world_size,
         grad_accum_steps=grad_accum_steps(recipe.train, fitted.world_size),
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
-        tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(speed.tokens_per_s, 1),
-        speed_source=speed.source,
+        tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
+        speed_source=estimate.speed.source,
         parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd - spent),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
-        warnings=tuple(plan_warnings(recipe, shape, offers, fitted, hours, usd, spent)),
-        without_encoder=shape is None,
-        encoder_placement=_resolved(fitted.config), sizes=sizes,
+        warnings=tuple(plan_warnings(case, estimate, _instead_of_copying(case, estimate))),
+        without_encoder=case.shape is None,
+        encoder_placement=_resolved(fitted.config), sizes=estimate.sizes,
     )
+
+
+def _instead_of_copying(case: Case, estimate: Estimate) -> Choice | None:
+    """What costs clearly less than the encoder in host memory, where the plan itself has put it there."""
+    is_own_choice = case.done is None and case.recipe.train.token_encoder.placement == "auto"
+    return cheaper_choice(case, estimate) if is_own_choice and is_copied_from_host(estimate.fitted) else None
 
 
 def _resolved(config: TrainConfig) -> Placement:
     placement = config.token_encoder.placement
     return "gpu" if placement == "auto" else placement
-
-
-def _behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
-    """Steps that are durable, and dollars that are spent."""
-    if done is None:
-        return 0, Decimal(0)
-    step = config.steps if done.has_trained else min(done.step, config.steps)
-    return step, done.spent_usd.quantize(Decimal("0.000001"))
-
-
-def _parts(config: TrainConfig, offers: Mapping[Document, Offer], speed: Speed, sizes: Sizes | None,
-           done: Done | None) -> tuple[Part, ...]:
-    offer = offers[Document.BENCH]
-    hours = Range.around(_seconds(_BENCH_S, offer) / 3600, *GUESS_FACTORS)
-    benchmark = _part("benchmark", Document.BENCH, hours, offer)
-    if done and done.has_trained:
-        return (benchmark,)
-    from_step, _ = _behind(config, done)
-    return (*_training_parts(config, offers[Document.TRAIN], speed, sizes, from_step), benchmark)
-
-
-def _training_parts(config: TrainConfig, offer: Offer, speed: Speed, sizes: Sizes | None,
-                    from_step: int) -> tuple[Part, ...]:
-    """Set-up, and the steps after `from_step` with their evaluations and saves."""
-    rate = speed.tokens_per_s
-    training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
-    evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
-    evaluated = evaluations * config.evaluate_sequences * config.data.sequence_length * _EVALUATION_SHARE
-    every, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes or 1.0
-    saves = config.steps // every - from_step // every if every else float(training.mid) * 60 / minutes
-    ranks = offer.ranks_per_node(config.gpus_per_rank) * offer.num_nodes
-    save_s = _SAVE_S + (sizes.checkpoint_bytes / ranks / _SNAPSHOT_BYTES_PER_S if sizes else 0.0)
-    beside = Range.around(evaluated / rate / 3600 + saves * save_s / 3600, *GUESS_FACTORS)
-    fetching_s = sizes.encoder.fetch_s if sizes else 0.0
-    setup = Range.around((_seconds(_SETUP_S, offer) + fetching_s) / 3600, *GUESS_FACTORS)
-    return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
-            _part("evaluating and saving", Document.TRAIN, beside, offer))
-
-
-def _seconds(by_place: Mapping[str, float], offer: Offer) -> float:
-    return by_place["local" if offer.is_local else "cloud"]
-
-
-def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,
-          hours: Range, offer: Offer) -> Part:
-    price = offer.price_usd_per_hour
-    usd = None if price is None else usd_range(hours, price)
-    return Part(name=name, document=document, hours=hours, usd=usd)
 
 
 def _bench_reserve(benchmark: Part, left_usd: Decimal) -> Decimal:
@@ -273,33 +201,37 @@ def _bench_reserve(benchmark: Part, left_usd: Decimal) -> Decimal:
     return max(Decimal(0), min(wanted, left_usd / 2))
 
 
-def _refuse_over_cap(recipe: Recipe, usd: Range | None, done: Done | None) -> None:
-    cap, spent = recipe.limits.max_cost_usd, done.spent_usd if done else Decimal(0)
-    needed = usd or total([])
+def _refuse_over_cap(case: Case, estimate: Estimate) -> None:
+    done, cap = case.done, case.recipe.limits.max_cost_usd
+    spent, needed = done.spent_usd if done else Decimal(0), estimate.usd or total([])
     if spent + needed.mid <= cap:
         return
     so_far = f"has spent ${spent:.4f}, what is left would" if done else "would"
-    raise _past_limit(recipe, "max_cost_usd",
-                      f"this run {so_far} cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f}), "
-                      "and {name} is " f"${cap}", spent + needed.mid, spent + needed.high)
+    copied = is_copied_from_host(estimate.fitted)
+    problem = (f"this run {so_far} cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f})"
+               f"{', its encoder copied from host memory for every micro-batch' if copied else ''}, "
+               "and {name} is " f"${cap}")
+    raise OverCapError(**_past_limit(case.recipe, "max_cost_usd", problem, spent + needed.mid,
+                                     spent + needed.high))
 
 
 def _refuse_past_deadline(recipe: Recipe, hours: Range) -> None:
     deadline = recipe.limits.deadline_hours
     if deadline is not None and float(hours.mid) > deadline:
-        raise _past_limit(recipe, "deadline_hours",
-                          f"this run would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
-                          "and {name} is " f"{deadline:g}", hours.mid, hours.high)
+        problem = (f"this run would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
+                   "and {name} is " f"{deadline:g}")
+        raise NoOfferError(**_past_limit(recipe, "deadline_hours", problem, hours.mid, hours.high))
 
 
-def _past_limit(recipe: Recipe, name: str, problem: str, needed: Decimal, at_most: Decimal) -> NoOfferError:
-    """A refusal whose change is the least limit that will do: the middle estimate is what decides."""
+def _past_limit(recipe: Recipe, name: str, problem: str, needed: Decimal, at_most: Decimal) -> dict[str, Any]:
+    """Of a refusal: its change is the least limit that will do, for the middle estimate is what decides."""
     place, option = recipe.place("limits", name), LIMIT_OPTIONS[name]
-    problem = problem.format(name=option if place.startswith(option) else f"limits.{name}")
+    told = {"problem": problem.format(name=option if place.startswith(option) else f"limits.{name}"),
+            "place": place}
     if needed > HIGHEST_LIMIT:
-        return NoOfferError(problem, place=place, fix="lower train.steps")
-    return NoOfferError(problem, place=place, changes={f"limits.{name}": _up(needed)},
-                        note=f"{option} {_up(at_most)} for the p90")
+        return {**told, "fix": "lower train.steps"}
+    return {**told, "changes": {f"limits.{name}": _up(needed)},
+            "note": f"{option} {_up(at_most)} for the p90"}
 
 
 def _up(value: Decimal) -> Decimal:

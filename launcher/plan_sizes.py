@@ -1,21 +1,30 @@
 """What a plan says of its model: parameters, arithmetic, memory, and what travels. Pure."""
 
 import math
+from collections.abc import Mapping
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
+from typing import Literal
 
 from launcher.cost import price_for
 from launcher.fit import Fit
 from launcher.frozen import Frozen
 from launcher.offers import Offer
-from trainer.config import Placement, TrainConfig, WeightFormat
+from launcher.speed import packing_s
+from trainer.config import Placement, TokenEncoderConfig, TrainConfig, WeightFormat
 from trainer.encoder_shape import EncoderShape
 from trainer.memory import GIB, STAGES, Memory, memory_per_gpu, needed_bytes
 from trainer.sizes import checkpoint_bytes, encoder_bytes, flops_per_token, trained_parameters
 
-# Guess: several ranges at once from object storage; hosts on Vast hang on ordinary lines.
-_FETCH_BYTES_PER_S = {"vast": 80e6}
+# Bytes of mirrors in the run's store by format, of this model, revision and layer; None: nobody has looked.
+Mirrors = Mapping[WeightFormat, int] | None
+WeightSource = Literal["package", "folder", "mirror", "Hub"]
+# Guess: several ranges at once from object storage; hosts on Vast hang on ordinary lines, homes on slow ones.
+_FETCH_BYTES_PER_S = {"vast": 80e6, "local": 25e6}
 _FETCH_BYTES_PER_S_OTHERWISE = 400e6
+# Guess: from a disk through host memory to the GPU, with samples hashed.
+_READ_BYTES_PER_S = 0.5e9
 
 
 class FlopsPerToken(Frozen):
@@ -32,9 +41,14 @@ class EncoderPlan(Frozen):
     """The frozen weights of a run.
 
     Attributes:
-        num_bytes: Of the weights that the run needs, in their format: what the mirror in the store holds.
-        fetch_s: Seconds until they are on a node, at every start and recovery; 0 on this machine, which
-            keeps them.
+        num_bytes: Of the weights that the run needs, in their format.
+        source: Where they come from.
+        source_weights: The format in which they come.
+        source_bytes: Of the files that are read at every start.
+        first_fetch_bytes: Of those that the first start on this machine downloads, which keeps them; 0 for
+            a rented one.
+        fetch_s: Seconds until they are on a rented node, at every start and recovery.
+        loading_s: Seconds in which every start reads them and packs what comes in another format (guess).
         fetch_usd: What the machines cost in that time; None when their price is not known.
         fetch_bytes_per_s: Guess behind `fetch_s`.
     """
@@ -43,7 +57,12 @@ class EncoderPlan(Frozen):
     weights: WeightFormat
     placement: Placement
     num_bytes: int
+    source: WeightSource
+    source_weights: WeightFormat
+    source_bytes: int
+    first_fetch_bytes: int
     fetch_s: float
+    loading_s: float
     fetch_usd: Decimal | None
     fetch_bytes_per_s: float
 
@@ -111,14 +130,20 @@ class Sizes(Frozen):
     host_memory: HostMemoryPlan | None = None
 
 
-def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer) -> Sizes:
-    """Sizes of a fitted config on an offer."""
+def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer, mirrors: Mirrors,
+               store: str | None = None) -> Sizes:
+    """Sizes of a fitted config on an offer.
+
+    Args:
+        store: URL of the run's store; what lies in a folder of this machine is not fetched.
+    """
     config, flops = fitted.config, flops_per_token(fitted.config, shape)
     by_kind = FlopsPerToken(encoder=flops.encoder, trained=flops.trained, recomputed=flops.recomputed,
                             self_conditioning=flops.self_conditioning, total=flops.total)
     return Sizes(parameters=trained_parameters(config, shape), flops_per_token=by_kind,
                  flops=flops.total * config.steps * config.tokens_per_step,
-                 checkpoint_bytes=checkpoint_bytes(config, shape), encoder=_encoder(config, shape, offer),
+                 checkpoint_bytes=checkpoint_bytes(config, shape),
+                 encoder=_encoder(config, shape, offer, mirrors or {}, (store or "").startswith("file:")),
                  memory=_memory(fitted, fitted.memory, shape, offer) if fitted.memory else None,
                  host_memory=_host_memory(fitted) if fitted.host_memory else None)
 
@@ -128,15 +153,41 @@ def _host_memory(fitted: Fit) -> HostMemoryPlan:
     return HostMemoryPlan(parts=parts, needed_bytes=sum(parts.values()))
 
 
-def _encoder(config: TrainConfig, shape: EncoderShape, offer: Offer) -> EncoderPlan:
+def _encoder(config: TrainConfig, shape: EncoderShape, offer: Offer, mirrors: Mapping[WeightFormat, int],
+             has_store_here: bool) -> EncoderPlan:
     encoder, num_bytes = config.token_encoder, encoder_bytes(config, shape)
+    is_folder = Path(encoder.name).is_absolute()
+    source, weights, source_bytes = _source_of(encoder, 2 * shape.kept_parameters(encoder.layer),
+                                               {} if is_folder and offer.is_local else mirrors)
+    is_fetched = source == "Hub" or (source == "mirror" and not (offer.is_local and has_store_here))
     rate = _FETCH_BYTES_PER_S.get(offer.cloud, _FETCH_BYTES_PER_S_OTHERWISE)
-    seconds = 0.0 if offer.is_local else round(num_bytes / rate, 1)
+    seconds = round(source_bytes / rate, 1) if is_fetched and not offer.is_local else 0.0
     price = offer.price_usd_per_hour
     usd = None if price is None else price_for(timedelta(seconds=seconds), price).quantize(Decimal("0.0001"))
-    return EncoderPlan(name=encoder.name, weights=encoder.weights, num_bytes=num_bytes, fetch_s=seconds,
+    loading_s = source_bytes / _READ_BYTES_PER_S + (
+        packing_s(config, shape, offer.gpu) if weights != encoder.weights else 0.0)
+    return EncoderPlan(name=encoder.name, weights=encoder.weights, num_bytes=num_bytes, source=source,
+                       source_weights=weights, source_bytes=source_bytes,
+                       first_fetch_bytes=source_bytes if is_fetched and offer.is_local else 0,
+                       fetch_s=seconds, loading_s=round(loading_s, 1),
                        placement="gpu" if encoder.placement == "auto" else encoder.placement,
                        fetch_usd=usd, fetch_bytes_per_s=rate)
+
+
+def _source_of(encoder: TokenEncoderConfig, bf16_bytes: int, mirrors: Mapping[WeightFormat, int]
+               ) -> tuple[WeightSource, WeightFormat, int]:
+    """Where the node will take weights from, in which format, and bytes of those files, as it chooses.
+
+    A package or a folder that is there comes before any mirror. Of the Hub's files only those that hold the
+    kept part are fetched, which is nearly all of a large model.
+    """
+    if "/" not in encoder.name:
+        return "package", "bf16", bf16_bytes
+    formats: tuple[WeightFormat, ...] = (encoder.weights, "bf16")
+    for weights in formats:
+        if weights in mirrors:
+            return "mirror", weights, mirrors[weights]
+    return "folder" if Path(encoder.name).is_absolute() else "Hub", "bf16", bf16_bytes
 
 
 def _memory(fitted: Fit, memory: Memory, shape: EncoderShape, offer: Offer) -> MemoryPlan:

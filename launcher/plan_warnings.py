@@ -3,38 +3,46 @@
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
+from launcher.advice import Changes, changed_config, smaller_micro_batches, typed
+from launcher.alternatives import Choice
 from launcher.cost import Range
-from launcher.fit import Fit, faster_format
+from launcher.estimate import Case, Estimate
+from launcher.fit import Fit, is_copied_from_host
 from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Offer
 from launcher.recipe import Recipe
+from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
-from trainer.memory import GIB
+from trainer.memory import GIB, Memory, memory_per_gpu
 
 # A CPU for longer than a day, a GPU for longer than a season: nobody means that (guess, both).
 _LONG_HOURS = {"CPU": 24, "GPU": 2160}
+# The furthest that a peak of memory was above its prediction: recipes/LOG.md, one H100, 2026-11-24.
+_PREDICTED_TOO_LOW = 0.022
+_WARM_UP_SHARE = 10  # of a run's steps, as in the paper's 50,000 of some 500,000 (guess)
 
 
-def plan_warnings(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer], fitted: Fit,
-                  hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:
+def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Iterator[str]:
     """Warnings of a plan: what was not checked, what it is not, where it may stop.
 
     Args:
-        hours: Of all that is left to do.
-        usd: The same; None when a price is not known.
-        spent_usd: What a resumed run has cost so far.
+        instead: What costs clearly less than copying the encoder from host memory, where the plan does.
     """
-    train = offers[Document.TRAIN]
-    yield from _of_hopeless_hours(recipe, train, hours)
+    recipe, shape, train, fitted = case.recipe, case.shape, case.offers[Document.TRAIN], estimate.fitted
+    yield from _of_hopeless_hours(recipe, train, estimate.hours)
     yield from _of_what_is_not_known(recipe, shape, train)
     yield from _of_idle_gpus(train, fitted)
-    yield from _of_prices(offers)
-    bench = offers[Document.BENCH]
+    yield from _of_prices(case.offers)
+    bench = case.offers[Document.BENCH]
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
-    yield from _of_limits(recipe, hours, usd, spent_usd)
-    yield from _of_memory(recipe, shape, train, fitted)
+    spent_usd = case.done.spent_usd if case.done else Decimal(0)
+    yield from _of_limits(recipe, estimate.hours, estimate.usd, spent_usd)
+    yield from _of_warm_ups(recipe.train)
+    yield from _of_memory(recipe, train, fitted, instead)
+    if shape is not None and fitted.memory is not None:
+        yield from _of_little_left(train, fitted, fitted.memory, shape)
 
 
 def _of_hopeless_hours(recipe: Recipe, train: Offer, hours: Range) -> Iterator[str]:
@@ -66,10 +74,7 @@ def _of_what_is_not_known(recipe: Recipe, shape: EncoderShape | None, train: Off
     name = recipe.train.token_encoder.name
     if shape is None:
         yield (f"the encoder {name} is not known here: whether it fits was not checked, and time and dollars "
-               "are without it (a local folder with its config.json would do, if it is GPT-2, BERT or Qwen)")
-        if name.startswith("/"):
-            yield (f"{name} is a folder, and there is none of that name here: a rented machine finds it only "
-                   "in its image, or in the store by ldlm weights mirror")
+               "are without it")
     if train.lacks:
         yield f"{train.lacks}; this plan is for a machine of yours that has {train.accelerators}"
     if train.gpu is not None and train.gpu not in GPU_KINDS:
@@ -93,12 +98,39 @@ def _of_limits(recipe: Recipe, hours: Range, usd: Range | None, spent_usd: Decim
         yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"
 
 
-def _of_memory(recipe: Recipe, shape: EncoderShape | None, train: Offer, fitted: Fit) -> Iterator[str]:
-    chosen = fitted.config.token_encoder.placement
-    if shape is not None and recipe.train.token_encoder.placement == "auto" and chosen == "host":
-        words = faster_format(fitted, shape, train)
-        instead = f"; {words} keeps it there" if words else ""
-        yield f"the encoder does not fit the GPU and is copied to it for every micro-batch{instead}"
+def _of_warm_ups(config: TrainConfig) -> Iterator[str]:
+    """Those that most of a run would pass in; runs of minutes on a vocabulary of their own want them so."""
+    if config.model.head_vocabulary == "seen":
+        return
+    given = {"train.diffusion.encoder_warmup_steps": config.diffusion.encoder_warmup_steps,
+             "train.optimizer.warmup_steps": config.optimizer.warmup_steps}
+    long = [key for key, steps in given.items() if 2 * steps > config.steps]
+    if long:
+        named = " and ".join(f"{key} ({given[key]:,})" for key in long)
+        shorter = typed(dict.fromkeys(long, max(1, config.steps // _WARM_UP_SHARE)))
+        yield (f"{named} {'are' if long[1:] else 'is'} more than half of the run's {config.steps:,} steps; "
+               f"a tenth: {shorter}")
+
+
+def _of_little_left(train: Offer, fitted: Fit, memory: Memory, shape: EncoderShape) -> Iterator[str]:
+    has, config = (train.gpu_memory_gib or 0) * GIB, fitted.config
+    if not has or memory.needed_bytes <= has * (1 - _PREDICTED_TOO_LOW):
+        return
+    smaller = next(iter(smaller_micro_batches(config)), None)
+    fix = ""
+    if smaller is not None:
+        changes: Changes = {"train.micro_batch_size": smaller}
+        less = memory_per_gpu(changed_config(config, changes), shape, fitted.world_size,
+                              fitted.ranks_per_node)
+        fix = f"; {typed(changes)} needs {less.needed_bytes / GIB:.1f}"
+    yield (f"it needs {memory.needed_bytes / GIB:.1f} of {train.gpu_memory_gib:g} GiB of a {train.gpu}, and "
+           f"predictions were up to {_PREDICTED_TOO_LOW:.1%} too low{fix}")
+
+
+def _of_memory(recipe: Recipe, train: Offer, fitted: Fit, instead: Choice | None) -> Iterator[str]:
+    if is_copied_from_host(fitted) and recipe.train.token_encoder.placement == "auto":
+        better = f"; cheaper: {instead.words}" if instead else ""
+        yield f"the encoder does not fit the GPU and is copied to it for every micro-batch{better}"
     needed = sum(fitted.host_memory.values())
     if train.host_memory_gib is not None and needed > train.host_memory_gib * GIB:
         yield (f"host memory may run out: about {needed / GIB:.0f} GiB are needed, and this machine has "

@@ -23,9 +23,9 @@ from pydantic import (
 
 from launcher.errors import RecipeError
 from launcher.gpu_kinds import GPU_KINDS, known_name, nearest_name
-from launcher.recipe_files import file_problems
+from launcher.recipe_files import file_problems, found_folder
 from launcher.recipe_source import Problem, Source, apply_override, read_source
-from launcher.recipe_words import explain
+from launcher.recipe_words import explain, innermost
 from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
 
 _MAX_PROBLEMS = 5  # more at once is a wall of text
@@ -215,15 +215,26 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
     try:
         recipe = Recipe.model_validate(source.data)
     except ValidationError as error:
-        found = [explain(detail, source, Recipe) for detail in error.errors(include_url=False)]
+        found = [explain(detail, source, Recipe) for detail in innermost(error.errors(include_url=False))]
         told = {problem.place for problem in problems}
         problems += [problem for problem in found if problem.place not in told]
     if recipe is not None:
+        recipe = _with_own_encoder(recipe)
         recipe._source = source
         problems += _file_problems(recipe)
     if recipe is None or problems:
         raise _error(problems, shown)
     return recipe
+
+
+def _with_own_encoder(recipe: Recipe) -> Recipe:
+    """The recipe with a model's folder by its whole path where it is named from the working directory.
+
+    Nodes work in the checkout, so what is named from there stays; to them any other name is one of the Hub.
+    """
+    name = found_folder(recipe.train.token_encoder.name, checkout_folder())
+    encoder = recipe.train.token_encoder.model_copy(update={"name": name})
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"token_encoder": encoder})})
 
 
 def _without_their_rivals(overrides: Sequence[str]) -> list[str]:

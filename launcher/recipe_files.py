@@ -59,6 +59,18 @@ def file_problems(config: TrainConfig, root: Path, is_local: bool) -> Iterator[t
         yield from _misfits(config, shape)
 
 
+def found_folder(name: str, root: Path) -> str:
+    """The whole path of a model's folder that is named from here or from home; any other name as it is.
+
+    Args:
+        root: From where a relative name is understood by nodes, too.
+    """
+    folder = Path(name).expanduser()
+    if name in _PACKAGED or (root / name / "config.json").is_file():
+        return name
+    return str(folder.absolute()) if (folder / "config.json").is_file() else name
+
+
 def _is_elsewhere(source: str) -> bool:
     """True for what is no file: a built-in text, or shards, which the node finds in the store."""
     return source in _BUILT_IN_TEXTS or source.startswith("shards:") or "://" in source

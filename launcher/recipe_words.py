@@ -1,12 +1,13 @@
 """What pydantic finds wrong in a recipe, in the words of somebody who writes YAML."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from launcher.gpu_kinds import GPU_KINDS, known_name
 from launcher.recipe_source import Problem, Source, Where, dotted
 
 _WANTED = {
@@ -21,8 +22,16 @@ _WANTED = {
 }
 _NUMBERS = ("a whole number", "a number")
 # What the patterns of the recipe mean: a regular expression is no help to most.
-_PATTERNS = {r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$": "a GPU and how many per node, such as RTX5090:1",
+_GPU = "a GPU and how many per node, such as RTX5090:1"
+_PATTERNS = {r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$": _GPU,
              r"^[a-z][a-z0-9.-]*$": "small letters, digits, dots and hyphens, such as smoke"}
+
+
+def innermost(errors: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Errors without those of a list or block of which a part is wrong: it is without that part there."""
+    places = [error["loc"] for error in errors]
+    return [error for error in errors if not any(
+        len(place) > len(error["loc"]) and place[:len(error["loc"])] == error["loc"] for place in places)]
 
 
 def explain(error: ErrorDetails, source: Source, model: type[BaseModel]) -> Problem:
@@ -67,6 +76,8 @@ def _fix(name: str, wanted: str, value: Any, written: str | None) -> str:
         text = _yaml_number(value, whole=wanted == "a whole number")
         why = "without the quotes" if written is None else f"YAML reads {value} as text"
         return f"write {text} ({why})"
+    if wanted == _GPU and isinstance(value, str) and known_name(value) in GPU_KINDS:
+        return f"add --set {name}={known_name(value)}:1 (or as many as it has)"
     if isinstance(value, bool) and written and written.lower() not in ("true", "false"):
         return f'write "{written}" in quotes (YAML reads {written} as {str(value).lower()})'
     if isinstance(value, float) and wanted == "a whole number" and value.is_integer():

@@ -1,13 +1,10 @@
 """The text of a run, looked at before anything is paid: is it there, of the right tokenizer, and enough?"""
 
-import threading
-from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from launcher.errors import ConfigError, LdlmError, StoreError
+from launcher.patience import soon
 from launcher.recipe import Recipe, checkout_folder
 from trainer.config import TrainConfig
 from trainer.contract import SHARDS
@@ -22,10 +19,8 @@ from trainer.text_checks import (
     num_sequences,
 )
 
-_PATIENCE_S = 8.0  # a plan waits no longer for a store (guess: sign-in and two requests)
 # Bytes of text behind a token: at least, but for odd tokenizers; and about, in English (guess, both).
 _LEAST_BYTES, _USUAL_BYTES = 1.0, 4.0
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -69,7 +64,7 @@ def look_at_text(recipe: Recipe) -> RunText:
         return RunText(warning=f"{source} was not looked for: no store is named (--store URL)")
     address = prepared_address(recipe.store or "", source, place) if source.startswith(SHARDS) else source
     try:
-        found = _soon(lambda: look_up(address) or not_there(address, config.token_encoder.name))
+        found = soon(lambda: look_up(address) or not_there(address, config.token_encoder.name))
     except StoreError as error:
         return RunText(warning=f"whether the text is there was not checked: {error.place}: {error.problem}")
     if isinstance(found, ConfigError):
@@ -115,21 +110,3 @@ def _look_at_file(config: TrainConfig, path: Path, place: str) -> RunText:
         raise ConfigError(problem, place=place, fix=fix)
     unsure = left / _USUAL_BYTES < needed
     return RunText(warning=f"perhaps {problem}; {fix}" if unsure else None)
-
-
-def _soon(look: Callable[[], _T]) -> _T:
-    """The result of a call that may hang. Raises what it raises, or StoreError when it takes too long."""
-    answer: Future[_T] = Future()
-
-    def ask() -> None:
-        try:
-            answer.set_result(look())
-        except Exception as error:  # whatever it is, it belongs to whoever waits
-            answer.set_exception(error)
-
-    # A daemon: a store that is silent must not keep the command from ending.
-    threading.Thread(target=ask, daemon=True).start()
-    try:
-        return answer.result(timeout=_PATIENCE_S)
-    except TimeoutError:
-        raise StoreError(f"no answer within {_PATIENCE_S:g} s", place="store") from None

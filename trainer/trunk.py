@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer import encoder_shape
 from trainer.contract import ConfigError, set_option
 
 
@@ -94,24 +93,6 @@ def _check_kind(raw: Any) -> None:
 def family_of(config: Any) -> Family:
     """The family behind a text config that `read_config` has let through."""
     return FAMILIES[config.model_type]
-
-
-def kept_blocks(layer: int, num_blocks: int, name: str) -> int:
-    """How many blocks run, so that the last one's output is `hidden_states[layer]`.
-
-    Raises:
-        ConfigError: There is no such layer. 0 are the embeddings; the last entry is after the final norm
-            in some families and not in others.
-    """
-    try:
-        return encoder_shape.kept_blocks(layer, num_blocks)
-    except ValueError as error:
-        raise ConfigError(
-            f"layer {layer} is out of range: {name} has {num_blocks} blocks",
-            place="token_encoder.layer",
-            fix=f"add {set_option('train.token_encoder.layer', min(-2, max(-3, -num_blocks)))} "
-                f"({-num_blocks} to -2 will do)" if num_blocks > 1
-            else "choose a model with more than one block") from error
 
 
 def truncated(config: Any, num_blocks: int) -> Any:

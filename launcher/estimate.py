@@ -1,0 +1,160 @@
+"""What a run would take: how it lies on its hardware, its speed, its parts in hours and dollars. Pure."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Literal
+
+from launcher.advice import Changes, changed_offer, changed_recipe
+from launcher.cost import Range, hours_range, total, usd_range
+from launcher.fit import Fit, fit
+from launcher.frozen import Frozen
+from launcher.offers import Offer
+from launcher.plan_sizes import Mirrors, Sizes, plan_sizes
+from launcher.recipe import Recipe
+from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, statistics_s, training_speed
+from trainer.config import TrainConfig
+from trainer.contract import Document
+from trainer.encoder_shape import EncoderShape
+
+# Without weights and statistics. Measured with smoke: 15 s on two CPU cores, 4 of them its statistics; 28 and
+# 26 s on one H100. Cloud: guess, with install and data.
+_SETUP_S = {"local": 11.0, "local GPU": 27.0, "cloud": 600.0}
+_BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
+_SAVE_S = 0.2  # measured with smoke, 0.12: training stands still for one checkpoint
+_SNAPSHOT_BYTES_PER_S = 5e9  # guess: copied from GPU to host memory, by each rank its share
+# Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
+# runs at eight times and the decoder twice.
+_EVALUATION_SHARE = 1.3
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run that is resumed has behind it.
+
+    Attributes:
+        step: Newest step whose checkpoint is durable.
+        spent_usd: Over all attempts.
+        has_trained: Training has finished: only the benchmark is left.
+    """
+
+    step: int
+    spent_usd: Decimal
+    has_trained: bool
+
+
+class Part(Frozen):
+    """One part of the bill."""
+
+    name: Literal["set-up", "training", "evaluating and saving", "benchmark"]
+    document: Document
+    hours: Range
+    usd: Range | None
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an estimate is made from.
+
+    Attributes:
+        shape: Of the recipe's token encoder; None when it is not known, and then not counted.
+        offers: One per document.
+        history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
+        done: Of the run that is resumed; None for a new one.
+        mirrors: Of the encoder's weights, in the recipe's store.
+    """
+
+    recipe: Recipe
+    shape: EncoderShape | None
+    offers: Mapping[Document, Offer]
+    history: Sequence[MeasuredSpeed]
+    done: Done | None = None
+    mirrors: Mirrors = None
+
+    def changed(self, changes: Changes) -> "Case":
+        """The same with changes of training, of limits and of the GPUs that train."""
+        train = changed_offer(self.offers[Document.TRAIN], changes)
+        return replace(self, recipe=changed_recipe(self.recipe, changes),
+                       offers={**self.offers, Document.TRAIN: train})
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What is left of a run to do, whatever its limits are.
+
+    Attributes:
+        sizes: None when the token encoder's size is not known.
+        hours: Train and benchmark, one after the other.
+        usd: None when a price is not known.
+    """
+
+    fitted: Fit
+    speed: Speed
+    sizes: Sizes | None
+    parts: tuple[Part, ...]
+    hours: Range
+    usd: Range | None
+
+
+def estimate_of(case: Case) -> Estimate:
+    """Hours and dollars. Raises as `fit`."""
+    recipe, shape, train = case.recipe, case.shape, case.offers[Document.TRAIN]
+    fitted = fit(recipe, shape, train)
+    speed = training_speed(fitted.config, shape, train, fitted.world_size,
+                           same_speeds(recipe.train, train, case.history))
+    sizes = plan_sizes(fitted, shape, train, case.mirrors, recipe.store) if shape else None
+    parts = _parts(case, fitted, speed, sizes)
+    priced = [part.usd for part in parts if part.usd is not None]
+    return Estimate(fitted, speed, sizes, parts, total(part.hours for part in parts),
+                    total(priced) if len(priced) == len(parts) else None)
+
+
+def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
+    """Steps that are durable, and dollars that are spent."""
+    if done is None:
+        return 0, Decimal(0)
+    step = config.steps if done.has_trained else min(done.step, config.steps)
+    return step, done.spent_usd.quantize(Decimal("0.000001"))
+
+
+def _parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None) -> tuple[Part, ...]:
+    offer = case.offers[Document.BENCH]
+    hours = Range.around(_BENCH_S["local" if offer.is_local else "cloud"] / 3600, *GUESS_FACTORS)
+    benchmark = _part("benchmark", Document.BENCH, hours, offer)
+    if case.done and case.done.has_trained:
+        return (benchmark,)
+    return (*_training_parts(case, fitted, speed, sizes), benchmark)
+
+
+def _training_parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None) -> tuple[Part, ...]:
+    """Set-up, and the steps that are left with their evaluations and saves."""
+    config, offer, rate = case.recipe.train, case.offers[Document.TRAIN], speed.tokens_per_s
+    from_step, _ = behind(config, case.done)
+    training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
+    evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
+    evaluated = evaluations * config.evaluate_sequences * config.data.sequence_length * _EVALUATION_SHARE
+    every, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes or 1.0
+    saves = config.steps // every - from_step // every if every else float(training.mid) * 60 / minutes
+    save_s = _SAVE_S + (sizes.checkpoint_bytes / fitted.world_size / _SNAPSHOT_BYTES_PER_S if sizes else 0.0)
+    beside = Range.around(evaluated / rate / 3600 + saves * save_s / 3600, *GUESS_FACTORS)
+    setup = Range.around(_setup_s(case, fitted, sizes, from_step) / 3600, *GUESS_FACTORS)
+    return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
+            _part("evaluating and saving", Document.TRAIN, beside, offer))
+
+
+def _setup_s(case: Case, fitted: Fit, sizes: Sizes | None, from_step: int) -> float:
+    """Until the first step: environment, weights, and at a run's first start the encoder's statistics."""
+    offer = case.offers[Document.TRAIN]
+    seconds = _SETUP_S["cloud" if not offer.is_local else "local GPU" if offer.gpu else "local"]
+    if sizes:
+        seconds += sizes.encoder.fetch_s + sizes.encoder.loading_s
+    if case.shape and not from_step:
+        seconds += statistics_s(fitted.config, case.shape, offer, fitted.world_size)
+    return seconds
+
+
+def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,
+          hours: Range, offer: Offer) -> Part:
+    price = offer.price_usd_per_hour
+    usd = None if price is None else usd_range(hours, price)
+    return Part(name=name, document=document, hours=hours, usd=usd)
