@@ -15,9 +15,9 @@ torch = pytest.importorskip("torch")
 from data_examples import command, documents, files_in, prepared, run, text_bytes, write_text  # noqa: E402
 from dying_worker import die  # noqa: E402
 
-from trainer import prepare_units, preparing  # noqa: E402
+from trainer import prepare_units  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
-from trainer.preparing import Share, claim  # noqa: E402
+from trainer.preparing import Share  # noqa: E402
 from trainer.shards import find_manifest  # noqa: E402
 from trainer.store import local_store_url, open_store  # noqa: E402
 
@@ -201,14 +201,3 @@ def test_restart_makes_it_anew(tmp_path, capsys, tokenizer):
     assert code == 3 and "something else is prepared there" in err and "fix: " in err
     assert run(capsys, *other, "--restart")[0] == 0
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"]["num_documents"] == 30
-
-
-def test_two_that_begin_at_once_agree_on_one_plan(tmp_path):
-    store = open_store(local_store_url(tmp_path))
-    source = write_text(tmp_path / "a.txt", documents(40))
-    prepared(source, tmp_path / "out")
-    prepared_store = open_store(local_store_url(tmp_path / "out"))
-    plan = preparing.read_record(prepared_store, "plan.json", preparing.Preparation)
-    assert claim(store, plan) == plan
-    elsewhere = plan.model_copy(update={"source": "the/same/elsewhere"})
-    assert claim(store, elsewhere) == plan

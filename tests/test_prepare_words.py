@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 from data_examples import command, documents, files_in, prepared, run, text_bytes, write_text  # noqa: E402
 
 from trainer import prepare, preparing  # noqa: E402
+from trainer.claims import remove_prepared  # noqa: E402
 from trainer.contract import StoreError  # noqa: E402
 from trainer.shards import find_manifest  # noqa: E402
 from trainer.store import Store, local_store_url, open_store  # noqa: E402
@@ -34,12 +35,13 @@ def test_after_a_wrong_key_the_right_one_is_free_to_come(tmp_path, capsys, token
         parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=1_000)
         arguments = command(tmp_path / f"{number}.parquet", tokenizer, "--text-key")
         code, _, err = run(capsys, *arguments, "num")
-        assert code == 3 and "the key `num` holds no text; keys with text are body" in err
+        which = "no row" if number == "few" else "none of the first 1,000 rows"
+        assert code == 3 and f"{which} has text under the key `num`; keys with text are body" in err
         assert "such as --text-key body" in err
         assert not (tmp_path / "out" / "plan.json").exists()
         code, _, err = run(capsys, *arguments, "body")
         assert code == 0, err
-        preparing.remove_prepared(open_store(local_store_url(tmp_path / "out")))
+        remove_prepared(open_store(local_store_url(tmp_path / "out")))
 
 
 def test_a_wrong_key_is_seen_at_the_first_rows(tmp_path, capsys, monkeypatch, tokenizer):
@@ -79,7 +81,8 @@ def test_bad_rows_are_counted_and_named(tmp_path, capsys, tokenizer):
 
 
 @pytest.mark.parametrize(("content", "problem", "fix"), [
-    ('{"body": "x", "id": 1}\n' * 2000, "no row has the key `text`; keys with text are body", "--text-key b"),
+    ('{"body": "x", "id": 1}\n' * 2000, "none of the first 1,000 rows has the key `text`; keys with text are "
+     "body", "--text-key body"),
     ('{"body": "x"}\n' * 3, "no row has the key `text`; keys with text are body", "--text-key body"),
     ("not json\n" * 3, "3 of 3 rows are bad (not JSON: 3); the first is a.jsonl:1", ".jsonl"),
     ("\n\n", "holds no text", "text in it"),

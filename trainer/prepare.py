@@ -11,18 +11,18 @@ from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
 
+from trainer.claims import check_name
 from trainer.contract import SHARDS, ConfigError, Env, LdlmError, StoreError
 from trainer.prepare_options import read_options
 from trainer.preparing import (
     Result,
     bad_kinds,
-    check_name,
     check_splits,
     prepare,
-    remove_prepared,
 )
 from trainer.shards import Part, PreparedManifest, prepared_address
 from trainer.store import Store, open_store, store_url
+from trainer.text_files import check_apart
 from trainer.text_sources import Source, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
@@ -57,14 +57,15 @@ def _prepare(options: Namespace, progress: "Progress") -> None:
         raise ConfigError("this program is one node", place="--nodes", fix="start them by: ldlm data prepare")
     began = time.monotonic()
     store = _open_out(options.out)
-    if options.restart:
-        remove_prepared(store)
-    check_name(store, options.tokenizer)
+    check_apart(options.source, store.address)
+    if not options.restart:
+        check_name(store, options.tokenizer)
     source = open_source(options.source, options.text_key)
     _say_files(source)
     tokenizer = _load_tokenizer(options.tokenizer, options.revision)
     result = prepare(source, tokenizer, store, progress, heldout_fraction=options.heldout,
-                     share=options.shard, num_processes=options.processes or len(os.sched_getaffinity(0)))
+                     share=options.shard, num_processes=options.processes or len(os.sched_getaffinity(0)),
+                     restart=options.restart)
     progress.close()
     if result.manifest:
         try:

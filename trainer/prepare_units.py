@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from trainer.claims import check_claim
 from trainer.contract import LdlmError
 from trainer.file_rows import Row
 from trainer.shard_writer import ShardWriter
@@ -104,10 +105,15 @@ def prepare_unit(work: Work, store: Store, number: int, tell: Tell) -> Part:
     split, being the same text.
 
     Raises:
+        ConfigError: Another preparation has the place by now.
         StoreError: The source cannot be read, or the shards not be written.
     """
+    def put(key: str, content: bytes) -> None:
+        check_claim(store, work.preparation)
+        store.put(key, content)
+
     end = work.preparation.tokenizer.end_of_text_id
-    writers = {split: ShardWriter(store, split, number, end) for split in SPLITS}
+    writers = {split: ShardWriter(put, split, number, end) for split in SPLITS}
     state = _Unit()
     rows = _rows(work.source, number, state.lines)
     for batch in _batches(state.documents(rows, work.preparation.heldout_fraction)):
@@ -120,6 +126,7 @@ def prepare_unit(work: Work, store: Store, number: int, tell: Tell) -> Part:
     part = Part(preparation=work.preparation.digest, unit=number, source_sha256=state.digest.hexdigest(),
                 shards=tuple(shard for split in SPLITS for shard in writers[split].shards),
                 lines=tuple(state.lines.items()), rows=state.counts())
+    check_claim(store, work.preparation)
     write_record(store, part_key(number), part)
     return part
 
