@@ -15,6 +15,7 @@ from trainer.contract import ConfigError, Name
 from trainer.file_rows import BINARY, HALF_CHARACTER, NO_KEY, NOT_TEXT, NOT_UTF8
 from trainer.prepare_options import ALL, Share
 from trainer.prepare_units import Work, prepare_all
+from trainer.shard_checks import forget_damaged
 from trainer.shards import (
     PARTS,
     PLAN,
@@ -58,6 +59,9 @@ class Watch(Protocol):
     def done(self, part: Part) -> None:
         """A unit is finished."""
 
+    def say(self, line: str) -> None:
+        """Something is worth a line."""
+
 
 class Quiet:
     """A Watch that looks away."""
@@ -69,6 +73,9 @@ class Quiet:
         """Nothing."""
 
     def done(self, part: Part) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
         """Nothing."""
 
 
@@ -90,7 +97,7 @@ class Result(NamedTuple):
 
 def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch, *,
             heldout_fraction: float, share: Share = ALL, num_processes: int = 1,
-            restart: bool = False) -> Result:
+            restart: bool = False, verify: bool = False) -> Result:
     """Prepare a share of a source, and commit when nothing is missing.
 
     What is finished is not made again: a call after a kill continues, one after the end does nothing.
@@ -104,6 +111,7 @@ def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch
         share: The part of this machine.
         num_processes: On this machine.
         restart: Delete what is prepared there, once it is certain that this can take its place.
+        verify: Read what is finished of the share and compare its hashes, not only its sizes.
 
     Raises:
         ConfigError: Something else is prepared there, no row is usable, or one split is empty.
@@ -120,15 +128,19 @@ def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch
     preparation = claim(store, wanted)
     manifest = find_manifest(store)  # before the units: one that is committed meanwhile must not be deleted
     finished = _finished_units(store, preparation)
+    ours = range(share.index, wanted.num_units, share.count)
+    if verify:
+        for unit in forget_damaged(store, [finished[unit] for unit in ours if unit in finished], watch.say):
+            del finished[unit]
     if manifest and len(finished) == preparation.num_units:
         return Result(manifest, preparation.num_units, len(finished), 0)
     if manifest:
         store.delete([Name.MANIFEST])  # shards are missing: nobody may train until they are there again
-    ours = [unit for unit in range(share.index, wanted.num_units, share.count) if unit not in finished]
-    watch.begin(preparation.num_units, len(finished), {unit: source.units[unit].weight for unit in ours})
+    missing = [unit for unit in ours if unit not in finished]
+    watch.begin(preparation.num_units, len(finished), {unit: source.units[unit].weight for unit in missing})
     work = Work(source, tokenizer, preparation, store.address)
-    prepare_all(work, ours, num_processes, watch.tell, watch.done)
-    return _commit(store, preparation, len(ours))
+    prepare_all(work, missing, num_processes, watch.tell, watch.done)
+    return _commit(store, preparation, len(missing))
 
 
 def _commit(store: Store, preparation: Preparation, num_made: int) -> Result:

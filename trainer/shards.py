@@ -74,9 +74,14 @@ class Shard(_Record):
         return f"{self.name}.bin"
 
     @property
+    def index_key(self) -> str:
+        """Of the file that says where documents start."""
+        return f"{self.name}.idx"
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, by key."""
-        return {self.key: self.num_bytes, f"{self.name}.idx": self.num_documents * START_BYTES}
+        return {self.key: self.num_bytes, self.index_key: self.num_documents * START_BYTES}
 
 
 class BadRow(_Record):
