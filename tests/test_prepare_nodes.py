@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NODE = """#!{python}
 import os, pickle, signal, sys, time
 sys.path.insert(0, {root!r})
-from trainer import prepare, prepare_units, text_sources
+from trainer import prepare, prepare_command, prepare_units, text_sources
 if __name__ == "__main__":
     rank = os.environ["SKYPILOT_NODE_RANK"]
     with open("node-" + rank, "a") as file:
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     if rank == os.environ.get("DIES"):
         os.kill(os.getpid(), signal.SIGKILL)
     text_sources._SMALLEST_UNIT = 500
-    prepare._load_tokenizer = lambda *_: pickle.load(open("tokenizer", "rb"))
+    prepare_command._load_tokenizer = lambda *_: pickle.load(open("tokenizer", "rb"))
     real = prepare_units.write_record
     def slow(*args, **more):
         time.sleep(float(os.environ.get("SLOW", "0")))

@@ -1,7 +1,4 @@
-"""`python -m trainer.prepare`, behind `ldlm data prepare`: text -> token shards in an object store. No torch.
-
-Exit codes: those of the `ldlm` command.
-"""
+"""What `ldlm data prepare` does with its command line, and what it says. No torch."""
 
 import json
 import os
@@ -13,68 +10,66 @@ from typing import Any
 
 from trainer.claims import check_name
 from trainer.contract import SHARDS, ConfigError, Env, LdlmError, StoreError
+from trainer.interrupts import INTERRUPTED, NOT_BEGUN, ends_at_once
 from trainer.prepare_options import read_options
-from trainer.preparing import (
-    Result,
-    bad_kinds,
-    check_splits,
-    prepare,
-)
-from trainer.shards import Part, PreparedManifest, prepared_address
+from trainer.prepare_progress import Progress, count, duration, fold, number, talk
+from trainer.preparing import Result, bad_kinds, check_splits, prepare
+from trainer.shards import PreparedManifest, prepared_address
 from trainer.store import Store, open_store, store_url
 from trainer.text_files import check_apart
-from trainer.text_sources import Source, open_source
+from trainer.text_sources import Source, open_source, uncut_files
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
 _OPTIONS = {"train.token_encoder.name": "--tokenizer", "token_encoder.name": "--tokenizer",
             "train.token_encoder.revision": "--revision", "token_encoder.revision": "--revision",
             "--store": "--out"}
-_INTERRUPTED = 130
-_LINE_EVERY_S = 15.0  # where no terminal can redraw a bar
 _EXAMPLES_SHOWN = 5
+_ROWS_INDENT = 13  # columns before what is said of rows
 
 
-def main(argv: list[str] | None = None) -> int:
+def prepare_as_typed(arguments: list[str] | None) -> int:
     """Prepare what the command line says. Returns the exit code."""
-    options = read_options(argv)
+    options = read_options(arguments)
     progress = Progress()
     try:
         _prepare(options, progress)
         return 0
     except KeyboardInterrupt:
         progress.close()
-        print(f"interrupted; units finished and kept: {progress.num_finished} of {progress.num_units}; "
-              "the same command goes on from there", file=sys.stderr)
-        return _INTERRUPTED
+        talk(f"interrupted; kept: {progress.num_finished} of {count(progress.num_units, 'unit')}; the same "
+             "command goes on from there" if progress.num_units else NOT_BEGUN)
+        return INTERRUPTED
     except LdlmError as error:
         progress.close()
         print(f"error: {_as_typed(str(error))}", file=sys.stderr)
         return error.cli_exit_code
 
 
-def _prepare(options: Namespace, progress: "Progress") -> None:
+def _prepare(options: Namespace, progress: Progress) -> None:
     if options.nodes:
         raise ConfigError("this program is one node", place="--nodes", fix="start them by: ldlm data prepare")
     began = time.monotonic()
-    store = _open_out(options.out)
-    check_apart(options.source, store.address)
-    if not options.restart:
-        check_name(store, options.tokenizer)
-    source = open_source(options.source, options.text_key)
-    _say_files(source)
-    tokenizer = _load_tokenizer(options.tokenizer, options.revision)
+    num_processes = options.processes or len(os.sched_getaffinity(0))
+    with ends_at_once(NOT_BEGUN):  # it imports much, and waits for the Hub
+        store = _open_out(options.out)
+        check_apart(options.source, store.address)
+        if not options.restart:
+            check_name(store, options.tokenizer)
+        source = open_source(options.source, options.text_key)
+        _say_files(source, num_processes)
+        tokenizer = _load_tokenizer(options.tokenizer, options.revision)
     result = prepare(source, tokenizer, store, progress, heldout_fraction=options.heldout,
-                     share=options.shard, num_processes=options.processes or len(os.sched_getaffinity(0)),
-                     restart=options.restart)
+                     share=options.shard, num_processes=num_processes, restart=options.restart,
+                     verify=options.verify)
     progress.close()
     if result.manifest:
         try:
             check_splits(result.manifest, store.url)
         except ConfigError:
             for line in _row_lines(result.manifest):
-                _talk(line)
+                print(fold(line, _ROWS_INDENT), file=sys.stderr)
             raise
-    _answer(result, store, time.monotonic() - began, progress, options.json)
+    _answer(result, store, time.monotonic() - began, progress, options)
 
 
 def _as_typed(message: str) -> str:
@@ -82,69 +77,6 @@ def _as_typed(message: str) -> str:
     for name, option in _OPTIONS.items():
         message = message.replace(name, option)
     return message
-
-
-class Progress:
-    """How it goes, on stderr: a bar on a terminal, a line now and then elsewhere.
-
-    Attributes:
-        num_units: In all, of every machine; 0 before they are counted.
-        num_finished: Of all, as far as this machine knows.
-        num_tokens: Made by this call.
-    """
-
-    def __init__(self) -> None:
-        self.num_units = self.num_finished = self.num_tokens = 0
-        self._weights: dict[int, int] = {}
-        self._told: dict[int, int] = {}
-        self._done_weight = 0
-        self._began = self._last_line_s = time.monotonic()
-        self._bar: Any = None  # tqdm has no types
-
-    def begin(self, num_units: int, num_done: int, weights: dict[int, int]) -> None:
-        """See `trainer.preparing.Watch`."""
-        self.num_units, self.num_finished, self._weights = num_units, num_done, weights
-        self._began = self._last_line_s = time.monotonic()
-        _talk(f"{_count(num_units, 'unit')}, {num_done} finished, {len(weights)} to do here")
-        if sys.stderr.isatty() and weights:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=sum(weights.values()), file=sys.stderr, smoothing=0.1,
-                             bar_format="{percentage:3.0f}% |{bar}| {remaining} left{postfix}")
-
-    def tell(self, unit: int, characters: int, tokens: int) -> None:
-        """See `trainer.preparing.Watch`."""
-        self.num_tokens += tokens
-        self._told[unit] = min(self._weights.get(unit, 0), self._told.get(unit, 0) + characters)
-        self._show()
-
-    def done(self, part: Part) -> None:
-        """See `trainer.preparing.Watch`."""
-        self.num_finished += 1
-        self._told.pop(part.unit, None)
-        self._done_weight += self._weights.get(part.unit, 0)
-        self._show()
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def _show(self) -> None:
-        now = time.monotonic()
-        at = self._done_weight + sum(self._told.values())
-        rate = self.num_tokens / max(now - self._began, 1e-9)
-        words = (f"{self.num_finished}/{_count(self.num_units, 'unit')}, {_number(self.num_tokens)} tokens, "
-                 f"{_number(rate)}/s")
-        if self._bar is not None:
-            self._bar.set_postfix_str(words, refresh=False)
-            self._bar.update(at - self._bar.n)
-        elif now - self._last_line_s >= _LINE_EVERY_S:
-            self._last_line_s = now
-            share = at / max(1, sum(self._weights.values()))
-            left = (now - self._began) * (1 - share) / share if share else 0
-            _talk(f"{share:4.0%}, {words}, {_duration(left)} left")
 
 
 def _open_out(out: str) -> Store:
@@ -169,26 +101,33 @@ def _load_tokenizer(name: str, revision: str | None) -> TextTokenizer:
     return text_tokenizer(load_tokenizer(TokenEncoderConfig(name=name, revision=revision)), name)
 
 
-def _say_files(source: Source) -> None:
+def _say_files(source: Source, num_processes: int) -> None:
     if source.num_files:
-        kinds = ", ".join(f"{count} {ending or 'of no ending'}" for ending, count in source.num_files.items())
-        _talk(f"taken: {_count(sum(source.num_files.values()), 'file')} ({kinds})")
+        kinds = ", ".join(f"{num} {ending or 'of no ending'}" for ending, num in source.num_files.items())
+        talk(f"taken: {count(sum(source.num_files.values()), 'file')} ({kinds})")
     if source.ignored:
         shown = ", ".join(source.ignored[:_EXAMPLES_SHOWN])
         more = ", …" if len(source.ignored) > _EXAMPLES_SHOWN else ""
-        _talk(f"passed over, by their names: {_count(len(source.ignored), 'file')} ({shown}{more})")
+        talk(f"passed over, by their names: {count(len(source.ignored), 'file')} ({shown}{more})")
+    uncut, num_idle = uncut_files(source), num_processes - len(source.units)
+    if uncut:
+        idle = f"; {num_idle} of {num_processes} processes will have nothing to do" if num_idle > 0 else ""
+        talk(f"{count(uncut, 'large file')} cannot be cut: each is read by one process from its start, also "
+             f"after an interruption{idle}")
 
 
-def _answer(result: Result, store: Store, seconds: float, progress: Progress, as_json: bool) -> None:
-    if as_json:
+def _answer(result: Result, store: Store, seconds: float, progress: Progress,
+            options: Namespace) -> None:
+    if options.json:
         print(json.dumps(_summary(result, store, seconds, progress), indent=1))
     elif result.manifest is None:
         print(f"{store.url}: this share is finished, and whoever finishes last commits; units there: "
               f"{result.num_finished} of {result.num_units}")
     else:
         _show_manifest(result.manifest)
-        print(f"{store.url}: " + (f"prepared in {_duration(seconds)}" if result.num_made
-                                  else "was prepared already, nothing was done"))
+        compared = "SHA-256 compared" if options.verify else "sizes compared; --verify reads it all"
+        print(f"{store.url}: " + (f"prepared in {duration(seconds)}" if result.num_made else
+                                  f"was prepared already, nothing was done ({compared})"))
 
 
 def _summary(result: Result, store: Store, seconds: float, progress: Progress) -> dict[str, Any]:
@@ -207,41 +146,16 @@ def _summary(result: Result, store: Store, seconds: float, progress: Progress) -
 
 def _show_manifest(manifest: PreparedManifest) -> None:
     train, heldout = manifest.num_tokens("train"), manifest.num_tokens("heldout")
-    print(f"  training   {_number(train)} tokens in {_count(len(manifest.of('train')), 'shard')}\n"
-          f"  held out   {_number(heldout)} tokens")
+    print(f"  training   {number(train)} tokens in {count(len(manifest.of('train')), 'shard')}\n"
+          f"  held out   {number(heldout)} tokens")
     for line in _row_lines(manifest):
-        print(line)
+        print(fold(line, _ROWS_INDENT))
 
 
 def _row_lines(manifest: PreparedManifest) -> Iterator[str]:
     """What became of the rows."""
     rows = manifest.rows
-    yield f"  documents  {rows.num_documents:,} of {_count(rows.num_rows, 'row')}"
+    yield f"  documents  {rows.num_documents:,} of {count(rows.num_rows, 'row')}"
     if rows.num_bad:
         yield f"  bad rows   {rows.num_bad:,} of {rows.num_rows:,} ({bad_kinds(rows)})"
-        yield from (f"             {example}" for example in rows.examples[:_EXAMPLES_SHOWN])
-
-
-def _talk(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
-def _number(value: float) -> str:
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield from (f"{' ' * _ROWS_INDENT}{example}" for example in rows.examples[:_EXAMPLES_SHOWN])
