@@ -22,7 +22,7 @@ import pyarrow  # noqa: E402
 from data_examples import documents, write_text  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 
-from trainer import file_rows  # noqa: E402
+from trainer import file_rows, text_files  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.file_rows import Row  # noqa: E402
 from trainer.text_sources import Source, open_source  # noqa: E402
@@ -265,6 +265,18 @@ def test_a_glob_crosses_folders_only_with_two_stars(tmp_path, pattern, expected)
         write_text(tmp_path / name, [Path(name).stem])
     assert texts_of(open_source(f"{tmp_path}/{pattern}")) == expected
     assert texts_of(open_source(f"file://{tmp_path}/{pattern}")) == expected
+
+
+@pytest.mark.parametrize(("spec", "expected"), [
+    ("s3://b/shard-?.jsonl", ("s3://b", None, "shard-?.jsonl")),
+    ("s3://b/x/shard-?.jsonl?endpoint=http://h:1&region=r",
+     ("s3://b/x?endpoint=http://h:1&region=r", None, "shard-?.jsonl")),
+    ("s3://b/x/c#1.jsonl?region=r", ("s3://b/x?region=r", "c#1.jsonl", "")),
+    ("s3://b/x#1/c.jsonl", ("s3://b/x%231", "c.jsonl", "")), ("gs://b", ("gs://b", None, "**")),
+    ("az://a/c/w/*.txt", ("az://a/c/w", None, "*.txt")),
+    ("s3://b?region=r", ("s3://b?region=r", None, "**"))])
+def test_a_url_may_have_any_character_of_a_glob_or_a_name(spec, expected):
+    assert text_files._split_url(spec) == expected
 
 
 @pytest.mark.parametrize("name", ["a b#c%20é.txt", "q?[z]*.txt", "%41.txt", "no suffix"])

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from trainer.contract import ConfigError
 from trainer.shards import PLAN
-from trainer.store import NotFoundError, Store, local_store_url, open_store
+from trainer.store import NotFoundError, Store, local_store_url, open_store, store_url
 
 PYTHON_DOCS = "python-docs"
 HUB = "hf://"
@@ -21,6 +21,8 @@ _KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".n
           ".json": "jsonl", ".parquet": "parquet"}
 KINDS = (".txt, .jsonl or .ndjson (also with .gz or .zst) or .parquet; .md, .text and .json where SOURCE "
          "names the ending, as in 'docs/**/*.md'")
+# A `?` is one of a glob, but before what `open_store` understands; a `#` is one of a name.
+_URL = re.compile(r"(?P<bucket>.*?://[^/?#]*)(?P<path>.*?)(?P<query>\?(?:endpoint|region)=.*)?")
 _MAGIC = re.compile(r"[*?\[]")
 # Text that a compressed byte stands for, about: only for cutting and for telling how far it is (guess).
 _EXPANSION = 3
@@ -178,13 +180,14 @@ def _not_there(path: Path) -> ConfigError:
 
 def _split_url(spec: str) -> tuple[str, str | None, str]:
     """As `_split`, of a URL: what ends like a file is one, what does not is a folder."""
-    parts = urlsplit(spec)
-    segments = parts.path.split("/")
+    parts = _URL.fullmatch(spec)
+    assert parts, spec  # whatever holds :// does
+    segments = parts["path"].split("/")
     fixed = next((index for index, part in enumerate(segments) if _MAGIC.search(part)), len(segments))
-    if fixed == len(segments) and file_kind(segments[-1]):
-        return parts._replace(path="/".join(segments[:-1])).geturl(), unquote(segments[-1]), ""
-    pattern = unquote("/".join(segments[fixed:])) or "**"
-    return parts._replace(path="/".join(segments[:fixed])).geturl(), None, pattern
+    name = unquote(segments[-1]) if fixed == len(segments) and file_kind(segments[-1]) else None
+    pattern = "" if name else unquote("/".join(segments[fixed:])) or "**"
+    folder = "/".join(segments[:-1] if name else segments[:fixed])
+    return store_url(f"{parts['bucket']}{folder}{parts['query'] or ''}"), name, pattern
 
 
 def _as_regex(pattern: str) -> str:
