@@ -121,13 +121,13 @@ def _answer(result: Result, store: Store, seconds: float, progress: Progress,
     if options.json:
         print(json.dumps(_summary(result, store, seconds, progress), indent=1))
     elif result.manifest is None:
-        print(f"{store.url}: this share is finished, and whoever finishes last commits; units there: "
-              f"{result.num_finished} of {result.num_units}")
+        print(f"{store.url}:\n  this share is finished; units there: {result.num_finished} of "
+              f"{result.num_units}; whoever finishes last commits")
     else:
         _show_manifest(result.manifest)
         compared = "SHA-256 compared" if options.verify else "sizes compared; --verify reads it all"
-        print(f"{store.url}: " + (f"prepared in {duration(seconds)}" if result.num_made else
-                                  f"was prepared already, nothing was done ({compared})"))
+        print(f"{store.url}:\n  " + (f"prepared in {duration(seconds)}" if result.num_made else
+                                     f"was prepared already, nothing was done ({compared})"))
 
 
 def _summary(result: Result, store: Store, seconds: float, progress: Progress) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """How a preparation goes on, told on stderr; numbers and lines for people. No torch."""
 
+import shutil
 import sys
 import textwrap
 import time
@@ -8,7 +9,7 @@ from typing import Any
 from trainer.shards import Part
 
 _LINE_EVERY_S = 15.0  # where no terminal can redraw a bar
-_COLUMNS = 80
+_MOST_COLUMNS = 80
 
 
 class Progress:
@@ -89,8 +90,9 @@ def talk(text: str) -> None:
 
 def fold(text: str, indent: int = 2) -> str:
     """Text in lines of a terminal's least width, all but the first indented; names and URLs stay whole."""
-    return textwrap.fill(text, _COLUMNS, subsequent_indent=" " * indent, break_long_words=False,
-                         break_on_hyphens=False)
+    width = min(_MOST_COLUMNS, shutil.get_terminal_size((_MOST_COLUMNS, 24)).columns)
+    return textwrap.fill(text, max(width, 2 * indent), subsequent_indent=" " * indent,
+                         break_long_words=False, break_on_hyphens=False)
 
 
 def count(amount: int, what: str) -> str:
