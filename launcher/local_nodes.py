@@ -21,6 +21,7 @@ from launcher.process_tree import start_bash
 # From Ctrl-C to the kill: a node says what is finished (guess).
 _GRACE_S = 10.0
 _POLL_S = 0.05
+_COLUMNS = 80  # of a line with the name of its node
 _AGAIN = "what is finished is kept: the same command goes on from there"
 
 Say = Callable[[str], None]
@@ -136,7 +137,8 @@ class _Nodes:
 
     def _start(self, name: str, text: str, rank: int) -> _Shell:
         env = {**os.environ, **node_env(f"local-{self._document['name']}", rank, self._count),
-               **self._document.get("envs", {}), "PYTHONUNBUFFERED": "1"}
+               **self._document.get("envs", {}), "PYTHONUNBUFFERED": "1",
+               "COLUMNS": str(_COLUMNS - len(f"{name}: "))}
         return _Shell(name, text, Path(self._document["workdir"]), env, self._say)
 
     def _interrupt(self) -> None:

@@ -23,7 +23,7 @@ from pydantic import (
 
 from launcher.errors import RecipeError
 from launcher.gpu_kinds import GPU_KINDS, known_name, nearest_name
-from launcher.recipe_files import file_problems, found_folder
+from launcher.recipe_files import file_problems, found_folder, text_from_here
 from launcher.recipe_source import Problem, Source, apply_override, read_source
 from launcher.recipe_words import explain, innermost
 from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
@@ -208,7 +208,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
     path, shown = _find(name_or_path)
     source = read_source(path, shown)
     for item in _without_their_rivals(overrides):
-        apply_override(source, item)
+        apply_override(source, text_from_here(item, checkout_folder()))
     for name, value in (limits or {}).items():
         apply_override(source, f"limits.{name}={value:f}", f"{LIMIT_OPTIONS[name]} {value:f}")
     problems, recipe = list(source.problems), None

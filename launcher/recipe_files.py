@@ -71,6 +71,22 @@ def found_folder(name: str, root: Path) -> str:
     return str(folder.absolute()) if (folder / "config.json").is_file() else name
 
 
+def text_from_here(item: str, root: Path) -> str:
+    """A `--set` item, as it reads from the checkout: a text file is named from the folder where one types.
+
+    Args:
+        item: `train.data.source=FILE`; any other comes back as it is, and so does a file that is not here.
+        root: The checkout.
+    """
+    key, _, name = item.partition("=")
+    if key.strip() != "train.data.source" or not name.strip() or _is_elsewhere(name.strip()):
+        return item
+    path = Path(name.strip()).expanduser().absolute()
+    if not path.is_file():
+        return item
+    return f"{key}={path.relative_to(root) if path.is_relative_to(root) else path}"
+
+
 def _is_elsewhere(source: str) -> bool:
     """True for what is no file: a built-in text, or shards, which the node finds in the store."""
     return source in _BUILT_IN_TEXTS or source.startswith("shards:") or "://" in source

@@ -8,12 +8,12 @@ from launcher.patience import soon
 from launcher.recipe import Recipe, checkout_folder
 from trainer.config import TrainConfig
 from trainer.contract import SHARDS
-from trainer.encoder_shape import encoder_shape
+from trainer.encoder_shape import KNOWN_CONFIGS, encoder_shape
 from trainer.shards import PreparedManifest, prepared_address
 from trainer.text_checks import (
     check_cache,
     check_enough,
-    how_to_prepare,
+    how_to_prepare_for,
     look_up,
     not_there,
     num_sequences,
@@ -85,17 +85,18 @@ def _check_tokenizer(config: TrainConfig, manifest: PreparedManifest, address: s
     found, wanted = manifest.preparation.tokenizer, config.token_encoder.name
     if found.name == wanted:
         return None
+    again = how_to_prepare_for(wanted, manifest.preparation, address, config.data.source)
     theirs, ours = (encoder_shape(name, checkout_folder()) for name in (found.name, wanted))
     differs = (theirs.vocab_size != ours.vocab_size if theirs and ours
                else ours is not None and found.vocab_size > ours.vocab_size)
     if differs:
         raise ConfigError(f"the shards are of tokenizer {found}, which is not that of the encoder {wanted}",
                           place=address.partition("?")[0],
-                          fix=f"{how_to_prepare('SOURCE', wanted, 'URL')}, or add "
-                              f"--set train.token_encoder.name={found.name}")
-    if theirs and ours:
+                          fix=f"{again}; or add --set train.token_encoder.name={found.name}")
+    if {found.name, wanted} <= set(KNOWN_CONFIGS):
         return None
-    return f"the text is of tokenizer {found.name}: whether that of {wanted} is the same shows when it starts"
+    return (f"the text is of tokenizer {found}: whether that of {wanted} is the same shows when it starts; "
+            f"if it is not: {again}")
 
 
 def _look_at_file(config: TrainConfig, path: Path, place: str) -> RunText:

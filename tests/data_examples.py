@@ -51,12 +51,12 @@ def write_text(path: Path, texts: list[str]) -> Path:
 
 def prepared(source: str | Path, folder: Path, *, share: Share = ALL, heldout: float = 0.2,
              unit_bytes: int = 500, processes: int = 1, text_key: str = "text",
-             tokenizer: TextTokenizer | None = None) -> tuple[Result, Store]:
+             tokenizer: TextTokenizer | None = None, verify: bool = False) -> tuple[Result, Store]:
     """Prepare into a local folder, in small units."""
     store = open_store(local_store_url(folder))
     opened = open_source(str(source), text_key, unit_bytes)
     return prepare(opened, tokenizer or text_bytes(), store, Quiet(), heldout_fraction=heldout, share=share,
-                   num_processes=processes), store
+                   num_processes=processes, verify=verify), store
 
 
 def train_config(source: str | Path, length: int = 8, heldout: float = 0.3, batch: int = 4,

@@ -43,6 +43,16 @@ def test_files_of_a_bucket_are_read_like_local_ones(server, path, expected):
     assert list(source.ignored) == (["deep/c.bin"] if path == "c" else [])
 
 
+@pytest.mark.parametrize(("path", "expected"), [
+    ("c/d#1/e#2.txt", ["hash"]), ("c/d#1", ["hash"]), ("c/?.txt", TEXTS[:30]), ("c/d#1/e?2.txt", ["hash"])])
+def test_a_key_may_have_a_hash_and_a_glob_a_question_mark(server, path, expected):
+    open_store(server.url("corpora", "c")).put("d#1/e#2.txt", b"hash")
+    source = open_source(server.url("corpora", path))
+    pieces = [piece for unit in source.units for piece in unit.pieces]
+    assert [row.text for piece in pieces for row in source.rows(piece, {})] == expected
+    open_store(server.url("corpora", "c")).delete(["d#1/e#2.txt"])
+
+
 def test_an_object_that_was_written_again_is_another_source(server):
     before = open_source(server.url("corpora", "c")).listing
     assert open_source(server.url("corpora", "c")).listing == before

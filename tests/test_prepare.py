@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +16,9 @@ torch = pytest.importorskip("torch")
 from data_examples import command, documents, files_in, prepared, run, text_bytes, write_text  # noqa: E402
 from dying_worker import die  # noqa: E402
 
-from trainer import prepare_units, preparing  # noqa: E402
+from trainer import prepare_units, preparing, text_sources  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
-from trainer.preparing import Share, claim  # noqa: E402
+from trainer.preparing import Share  # noqa: E402
 from trainer.shards import find_manifest  # noqa: E402
 from trainer.store import local_store_url, open_store  # noqa: E402
 
@@ -116,7 +117,7 @@ def test_a_killed_preparation_goes_on_where_it_was(tmp_path, number, tokenizer):
     out, err = process.communicate(timeout=60)
     if number == signal.SIGINT:
         assert process.returncode == 130
-        assert "interrupted; units finished and kept: " in err.splitlines()[-1]
+        assert re.search(r"^interrupted; kept: \d of \d+ units; ", err.splitlines()[-1])
         assert err.endswith("the same command goes on from there\n")
         assert "Traceback" not in err
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -203,12 +204,42 @@ def test_restart_makes_it_anew(tmp_path, capsys, tokenizer):
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["rows"]["num_documents"] == 30
 
 
-def test_two_that_begin_at_once_agree_on_one_plan(tmp_path):
-    store = open_store(local_store_url(tmp_path))
-    source = write_text(tmp_path / "a.txt", documents(40))
+# -- looked at again
+
+
+@pytest.mark.parametrize("ending", ["bin", "idx"])
+@pytest.mark.parametrize("dies", [False, True])
+def test_verify_finds_what_sizes_do_not_tell_and_makes_those_units_anew(tmp_path, capsys, tokenizer, ending,
+                                                                       dies, monkeypatch):
+    monkeypatch.setattr(text_sources, "_SMALLEST_UNIT", 500)
+    arguments = command(write_text(tmp_path / "a.txt", documents(60)), tokenizer, "--processes", "1")
+    assert run(capsys, *arguments)[0] == 0
+    whole = files_in(tmp_path / "out")
+    code, out, _ = run(capsys, *arguments, "--verify")
+    assert code == 0 and "nothing was done (SHA-256 compared)" in out
+    path = tmp_path / "out" / "train" / f"00002.{ending}"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x77")
+    code, out, _ = run(capsys, *arguments)
+    assert code == 0 and "nothing was done (sizes compared; --verify reads it all)" in out
+    if dies:  # what is found must not be forgotten: without --verify too, it is made anew
+        with monkeypatch.context() as patched, pytest.raises(RuntimeError):
+            patched.setattr(preparing, "prepare_all", lambda *_: (_ for _ in ()).throw(RuntimeError()))
+            run(capsys, *arguments, "--verify")
+        assert not (tmp_path / "out" / "manifest.json").exists()
+    code, out, err = run(capsys, *arguments, *([] if dies else ["--verify"]))
+    assert code == 0 and "prepared in" in out and files_in(tmp_path / "out") == whole
+    assert dies or f"train/00002.{ending}: damaged (SHA-256 differs), its unit is made anew" in err
+    assert f"{len(documents(60))} of 60 rows" in out and ", 1 to do here" in err
+
+
+def test_each_machine_verifies_its_share(tmp_path):
+    source = write_text(tmp_path / "a.txt", documents(60))
     prepared(source, tmp_path / "out")
-    prepared_store = open_store(local_store_url(tmp_path / "out"))
-    plan = preparing.read_record(prepared_store, "plan.json", preparing.Preparation)
-    assert claim(store, plan) == plan
-    elsewhere = plan.model_copy(update={"source": "the/same/elsewhere"})
-    assert claim(store, elsewhere) == plan
+    whole = files_in(tmp_path / "out")
+    for name in ("train/00002.bin", "train/00003.bin"):
+        path = tmp_path / "out" / name
+        path.write_bytes(b"\x77" + path.read_bytes()[1:])
+    result, _ = prepared(source, tmp_path / "out", share=Share(0, 2), verify=True)
+    assert result.num_made == 1
+    result, _ = prepared(source, tmp_path / "out", share=Share(1, 2), verify=True)
+    assert result.num_made == 1 and files_in(tmp_path / "out") == whole

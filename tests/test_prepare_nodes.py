@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NODE = """#!{python}
 import os, pickle, signal, sys, time
 sys.path.insert(0, {root!r})
-from trainer import prepare, prepare_units, text_sources
+from trainer import prepare, prepare_command, prepare_units, text_sources
 if __name__ == "__main__":
     rank = os.environ["SKYPILOT_NODE_RANK"]
     with open("node-" + rank, "a") as file:
@@ -34,7 +34,7 @@ if __name__ == "__main__":
     if rank == os.environ.get("DIES"):
         os.kill(os.getpid(), signal.SIGKILL)
     text_sources._SMALLEST_UNIT = 500
-    prepare._load_tokenizer = lambda *_: pickle.load(open("tokenizer", "rb"))
+    prepare_command._load_tokenizer = lambda *_: pickle.load(open("tokenizer", "rb"))
     real = prepare_units.write_record
     def slow(*args, **more):
         time.sleep(float(os.environ.get("SLOW", "0")))
@@ -76,6 +76,17 @@ def pids(checkout: Path) -> list[int]:
     return [int(line) for path in checkout.glob("node-*") for line in path.read_text().split()]
 
 
+def test_a_node_folds_its_lines_for_its_name(checkout):
+    for number in range(8):
+        (checkout.parent / "many" / f"passed-over-{number}.pdf").parent.mkdir(exist_ok=True)
+        (checkout.parent / "many" / f"passed-over-{number}.pdf").write_text("x")
+    write_text(checkout.parent / "many" / "a.txt", documents(30))
+    said: list[str] = []
+    run_nodes(document(checkout, 1, LDLM_SOURCE=str(checkout.parent / "many")), said.append)
+    folded = [line for line in said if "passed" in line]
+    assert len(folded) > 1 and 60 < max(map(len, folded)) <= 80
+
+
 def wait_for_parts(checkout: Path, number: int) -> None:
     give_up = time.monotonic() + 60
     while len(list((checkout.parent / "out" / "parts").glob("*.json"))) < number:
@@ -93,6 +104,7 @@ def test_any_number_of_nodes_makes_the_bytes_that_one_process_makes(checkout, nu
     assert said[0] == "set-up: ready" and (checkout / "set-up").read_text() == "ready\n"
     assert {line.partition(":")[0] for line in said[1:]} == {f"node {rank}" for rank in range(num_nodes)}
     assert len(pids(checkout)) == num_nodes
+    assert max(len(line) for line in said if "file://" not in line) <= 80
 
 
 STARTER = "import json, sys; from launcher.local_nodes import run_nodes; " \

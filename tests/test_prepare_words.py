@@ -1,6 +1,9 @@
 """What `ldlm data prepare` tells whoever types it: rows that are bad, options that are wrong, progress."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,10 +11,14 @@ torch = pytest.importorskip("torch")
 
 from data_examples import command, documents, files_in, prepared, run, text_bytes, write_text  # noqa: E402
 
-from trainer import prepare, preparing  # noqa: E402
+from trainer import prepare, prepare_command, prepare_progress, preparing  # noqa: E402
+from trainer.claims import remove_prepared  # noqa: E402
 from trainer.contract import StoreError  # noqa: E402
-from trainer.shards import find_manifest  # noqa: E402
+from trainer.shards import Part, RowCounts, find_manifest  # noqa: E402
 from trainer.store import Store, local_store_url, open_store  # noqa: E402
+from trainer.text_sources import open_source, uncut_files  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_repeated_documents_are_kept_however_the_text_is_cut(tmp_path):
@@ -34,12 +41,13 @@ def test_after_a_wrong_key_the_right_one_is_free_to_come(tmp_path, capsys, token
         parquet.write_table(table, tmp_path / f"{number}.parquet", row_group_size=1_000)
         arguments = command(tmp_path / f"{number}.parquet", tokenizer, "--text-key")
         code, _, err = run(capsys, *arguments, "num")
-        assert code == 3 and "the key `num` holds no text; keys with text are body" in err
+        which = "no row" if number == "few" else "none of the first 1,000 rows"
+        assert code == 3 and f"{which} has text under the key `num`; keys with text are body" in err
         assert "such as --text-key body" in err
         assert not (tmp_path / "out" / "plan.json").exists()
         code, _, err = run(capsys, *arguments, "body")
         assert code == 0, err
-        preparing.remove_prepared(open_store(local_store_url(tmp_path / "out")))
+        remove_prepared(open_store(local_store_url(tmp_path / "out")))
 
 
 def test_a_wrong_key_is_seen_at_the_first_rows(tmp_path, capsys, monkeypatch, tokenizer):
@@ -79,7 +87,8 @@ def test_bad_rows_are_counted_and_named(tmp_path, capsys, tokenizer):
 
 
 @pytest.mark.parametrize(("content", "problem", "fix"), [
-    ('{"body": "x", "id": 1}\n' * 2000, "no row has the key `text`; keys with text are body", "--text-key b"),
+    ('{"body": "x", "id": 1}\n' * 2000, "none of the first 1,000 rows has the key `text`; keys with text are "
+     "body", "--text-key body"),
     ('{"body": "x"}\n' * 3, "no row has the key `text`; keys with text are body", "--text-key body"),
     ("not json\n" * 3, "3 of 3 rows are bad (not JSON: 3); the first is a.jsonl:1", ".jsonl"),
     ("\n\n", "holds no text", "text in it"),
@@ -144,7 +153,7 @@ def test_paths_may_be_typed_as_they_are(tmp_path, capsys, monkeypatch, tokenizer
 def test_another_tokenizers_name_is_refused_before_anything_is_fetched(tmp_path, capsys, monkeypatch):
     source = write_text(tmp_path / "a.txt", documents(30))
     prepared(source, tmp_path / "out", tokenizer=text_bytes("owner/one"))
-    monkeypatch.setattr(prepare, "_load_tokenizer", lambda *_: pytest.fail("it was loaded"))
+    monkeypatch.setattr(prepare_command, "_load_tokenizer", lambda *_: pytest.fail("it was loaded"))
     code, _, err = run(capsys, str(tmp_path / "a.txt"), "--tokenizer", "owner/two", "--out",
                        str(tmp_path / "out"), "--heldout", "0.2")
     assert code == 3 and "its tokenizer is owner/one, not owner/two" in err
@@ -186,24 +195,75 @@ def test_a_full_disk_is_a_clean_message_and_what_is_finished_stays(tmp_path, cap
         real(self, key, data, **more)
 
     monkeypatch.setattr(Store, "put", put)
-    monkeypatch.setattr(prepare, "open_source", lambda spec, key: preparing_source(spec, key))
+    monkeypatch.setattr(prepare_command, "open_source", lambda spec, key: preparing_source(spec, key))
     code, out, err = run(capsys, *command(source, tokenizer, "--processes", "1"))
     assert code == 6 and "No space left" in err and "Traceback" not in err
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 3
 
 
 def preparing_source(spec: str, key: str) -> object:
-    from trainer.text_sources import open_source
-
     return open_source(spec, key, 500)
 
 
 def test_without_a_terminal_progress_is_plain_lines(tmp_path, capsys, monkeypatch, tokenizer):
-    monkeypatch.setattr(prepare, "_LINE_EVERY_S", 0.0)
-    monkeypatch.setattr(prepare, "open_source", lambda spec, key: preparing_source(spec, key))
+    monkeypatch.setattr(prepare_progress, "_LINE_EVERY_S", 0.0)
+    monkeypatch.setattr(prepare_command, "open_source", lambda spec, key: preparing_source(spec, key))
     code, _, err = run(capsys, *command(write_text(tmp_path / "a.txt", documents(60)), tokenizer,
                                         "--processes", "1"))
     lines = err.splitlines()
     assert code == 0 and "\r" not in err
     assert lines[1].endswith("to do here") and "0 finished" in lines[1]
     assert "units" in lines[-1] and "tokens" in lines[-1] and "100%" in lines[-1] and "left" in lines[-1]
+
+
+def a_dataset(folder: Path, num_files: int) -> str:
+    for part in range(num_files):
+        lines = [json.dumps({"text": text}) + "\n" for text in documents(30, 30 * part)]
+        (folder / f"train-{part}.jsonl").write_text("".join(lines))
+    return f"hf://{folder}:train"
+
+
+def test_units_are_counted_where_no_size_is_known(tmp_path, capsys, monkeypatch):
+    (tmp_path / "hf").mkdir()
+    source = open_source(a_dataset(tmp_path / "hf", 2))
+    assert [unit.weight for unit in source.units] == [0, 0]
+    monkeypatch.setattr(prepare_progress, "_LINE_EVERY_S", 0.0)
+    progress = prepare_progress.Progress()
+    progress.begin(2, 0, {0: 0, 1: 0})
+    progress.tell(0, 10_000, 2_000)
+    progress.done(Part(preparation="", unit=0, shards=(), source_sha256="", lines=(), rows=RowCounts()))
+    begun, first, second = capsys.readouterr().err.splitlines()
+    assert begun == "2 units, 0 finished, 2 to do here"
+    assert first.startswith("  0%, 0/2 units, 2 k tokens, ") and "left" not in first
+    assert second.startswith(" 50%, 1/2 units, ") and second.endswith(" left")
+
+
+def test_a_dataset_of_few_files_says_that_it_cannot_be_cut_and_leaves_nothing_behind(tmp_path, tokenizer):
+    (tmp_path / "hf").mkdir()
+    arguments = command(a_dataset(tmp_path / "hf", 2), tokenizer, "--processes", "3")
+    done = subprocess.run([sys.executable, "-m", "trainer.prepare", *arguments], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [
+        "2 large files cannot be cut: each is read by one process from its start, also",
+        "  after an interruption; 1 of 3 processes will have nothing to do",
+        "2 units, 0 finished, 2 to do here"]
+
+
+def test_a_compressed_file_is_told_to_be_one_unit_only_when_it_is_large(tmp_path):
+    for num_bytes, told in ((10**6, 0), (10**8, 1)):
+        with (tmp_path / "a.jsonl.gz").open("wb") as file:
+            file.truncate(num_bytes)
+        assert uncut_files(open_source(str(tmp_path / "a.jsonl.gz"))) == told
+    assert uncut_files(open_source("python-docs")) == 0
+
+
+def test_what_is_said_of_rows_fits_a_terminal(tmp_path, capsys, tokenizer):
+    lines = [json.dumps({"text": text}) for text in documents(40)]
+    lines += ["{", '{"text": null}', '{"body": 1}', "[]", '{"text": 5}', '{"text": " "}']
+    lines.append('{"text": "\\ud83d"}')
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    code, out, err = run(capsys, *command(tmp_path / "a.jsonl", tokenizer))
+    assert code == 0 and "no text key: 1" in " ".join(out.split())
+    said = [line for line in (out + err).splitlines() if not line.startswith("file://")]
+    assert max(map(len, said)) <= 80 and len(said) > 10

@@ -254,6 +254,20 @@ def test_a_text_of_ones_own_is_found(tmp_path):
     assert example_recipe(f"train.data.source={text}").train.data.source == str(text)
 
 
+def test_a_text_that_is_typed_is_named_from_the_folder_where_one_types(tmp_path, monkeypatch):
+    (tmp_path / "few.txt").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    assert example_recipe("train.data.source=few.txt").train.data.source == str(tmp_path / "few.txt")
+    assert example_recipe("train.data.source=./few.txt").train.data.source == str(tmp_path / "few.txt")
+    # What is not here may be in the checkout, which travels to the nodes: there it has its name in it.
+    assert example_recipe("train.data.source=README.md").train.data.source == "README.md"
+    monkeypatch.chdir(Path(__file__).parent)
+    assert example_recipe("train.data.source=conftest.py").train.data.source == "tests/conftest.py"
+    (tmp_path / "python-docs").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    assert example_recipe("train.data.source=python-docs").train.data.source == "python-docs"
+
+
 @pytest.mark.parametrize(("content", "problem"), [
     (b"", "is empty"), (b" \n\n", "is empty"), (b"\xef\xbb\xbf", "is empty"),
     (b"caf\xe9 au lait", "is not UTF-8: byte 3 is 0xe9"),

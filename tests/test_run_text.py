@@ -25,10 +25,10 @@ def shard(split: str, num_tokens: int) -> Shard:
 
 
 def prepare(folder: Path, tokenizer: str = ENCODER, vocab_size: int = 30_522, train: int = 100_000,
-            heldout: int = 1_000) -> str:
+            heldout: int = 1_000, text_key: str = "text") -> str:
     """A manifest as a preparation leaves it; returns the option that names its store."""
     identity = TokenizerIdentity(name=tokenizer, digest="d", vocab_size=vocab_size, end_of_text_id=0)
-    preparation = Preparation(source="s", text_key="text", listing="", num_units=1, tokenizer=identity,
+    preparation = Preparation(source="s", text_key=text_key, listing="", num_units=1, tokenizer=identity,
                               heldout_fraction=0.01)
     manifest = PreparedManifest(preparation=preparation, source_sha256="", rows=RowCounts(),
                                 shards=(shard("train", train), shard("heldout", heldout)))
@@ -69,7 +69,7 @@ def test_a_text_that_is_there_and_suits_is_no_word_worth(tmp_path):
 @pytest.mark.parametrize(("text", "problem", "fix"), [
     ({"tokenizer": "openai-community/gpt2", "vocab_size": 50_257},
      "the shards are of tokenizer openai-community/gpt2 (50,257 ids, d), which is not that of the encoder",
-     f"ldlm data prepare SOURCE --tokenizer {ENCODER} --out URL"),
+     "ldlm data prepare s --tokenizer"),
     ({"tokenizer": "owner/other", "vocab_size": 30_523}, "tokenizer owner/other", "--tokenizer gt-all"),
     ({"train": 7 * 64 + 63}, "7 training and 15 held-out sequences of 64 tokens, but one step needs 8",
      "train.global_batch_size"),
@@ -79,6 +79,30 @@ def test_a_text_that_does_not_suit_is_refused_before_it_is_paid_for(tmp_path, co
     changes = ["--set", "train.global_batch_size=8"]
     said = refused(3, command, RECIPE, prepare(tmp_path, **text), *SHARDS, *changes)
     assert problem in said and fix in said.partition("fix:")[2]
+
+
+def test_a_text_of_another_tokenizer_comes_with_the_command_that_makes_the_right_one(tmp_path):
+    prepare(tmp_path, "openai-community/gpt2", vocab_size=50_257, text_key="the body")
+    command = (f"ldlm data prepare s --tokenizer {ENCODER} --out file://{tmp_path}/data/web-{ENCODER} "
+               f"--text-key 'the body' --heldout 0.01; then add --set train.data.source=shards:web-{ENCODER}")
+    said = refused(3, "launch", RECIPE, f"--store={tmp_path}", *SHARDS, "--yes")
+    assert f"{command}; or add --set train.token_encoder.name=openai-community/gpt2" in said
+    prepare(tmp_path, "/models/mine", vocab_size=30_522, text_key="the body")  # perhaps the same, elsewhere
+    planned = ldlm("plan", RECIPE, f"--store={tmp_path}", *SHARDS)
+    assert planned.returncode == 0
+    told = flat(planned.stdout)
+    assert "the text is of tokenizer /models/mine (30,522 ids, d): whether that of" in told
+    assert command.split(" --out")[0] in told and "--heldout 0.01" in told
+
+
+def test_a_folder_with_as_many_ids_may_hold_another_tokenizer(tmp_path):
+    model = tmp_path / "mine"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "bert", "vocab_size": 30522}')
+    prepare(tmp_path)
+    recipe = example_recipe("train.data.source=shards:web", f"train.token_encoder.name={model}")
+    warning = look_at_text(recipe.model_copy(update={"store": local_store_url(tmp_path)})).warning
+    assert f"whether that of {model} is the same shows when it starts" in (warning or "")
 
 
 def test_models_that_share_a_vocabulary_may_share_a_text(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -21,7 +22,7 @@ import pyarrow  # noqa: E402
 from data_examples import documents, write_text  # noqa: E402
 from pyarrow import parquet  # noqa: E402
 
-from trainer import file_rows  # noqa: E402
+from trainer import file_rows, text_files  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.file_rows import Row  # noqa: E402
 from trainer.text_sources import Source, open_source  # noqa: E402
@@ -129,6 +130,25 @@ def test_a_compressed_file_that_breaks_off_gives_what_it_has_and_says_so(tmp_pat
     assert problems_of(source) == [("a.jsonl.gz", len(texts) + 1, "damaged file")]
 
 
+@pytest.mark.parametrize("num_rows", [500, 20_000])
+def test_a_zst_file_that_breaks_off_gives_what_can_be_decoded(tmp_path, num_rows):
+    """By default the `zstd` program ends a file with four bytes of checksum: the rows are all before it."""
+    zstd = shutil.which("zstd")
+    if zstd is None:
+        pytest.skip("there is no zstd program")
+    content = b"".join(json.dumps({"text": f"row {i} {i * 7919 % 1000}"}).encode() + b"\n"
+                       for i in range(num_rows))
+    whole = subprocess.run([zstd, "-c"], input=content, capture_output=True, check=True).stdout
+    (tmp_path / "a.jsonl.zst").write_bytes(whole[:-3])
+    source = open_source(str(tmp_path / "a.jsonl.zst"))
+    texts = texts_of(source)
+    assert len(texts) >= num_rows - 3  # rows are of 22 bytes and more
+    assert texts == [f"row {i} {i * 7919 % 1000}" for i in range(len(texts))]
+    assert problems_of(source) == [("a.jsonl.zst", len(texts) + 1, "damaged file")]
+    (tmp_path / "a.jsonl.zst").write_bytes(whole)
+    assert len(texts_of(open_source(str(tmp_path / "a.jsonl.zst")))) == num_rows
+
+
 def write_parquet(path: Path, values: list[Any], kind: Any = None, group: int = 3) -> Path:
     table = pyarrow.table({"id": list(range(len(values))), "text": pyarrow.array(values, kind)})
     parquet.write_table(table, path, row_group_size=group)
@@ -164,6 +184,33 @@ def test_another_key_cuts_a_source_no_otherwise(tmp_path):
     write_parquet(tmp_path / "a.parquet", [f"row {i}" * (i + 1) for i in range(40)])
     first, second = (open_source(str(tmp_path / "a.parquet"), key, unit_bytes=200) for key in ("id", "text"))
     assert len(first.units) > 1 and (first.listing, first.units) == (second.listing, second.units)
+
+
+@pytest.mark.parametrize("unit_bytes", [1, 10**9])
+def test_a_damaged_page_of_parquet_costs_the_rows_of_its_group_and_each_is_counted(tmp_path, unit_bytes):
+    for name in "abc":
+        write_parquet(tmp_path / f"{name}.parquet", [f"{name} row {i:04}" for i in range(1000)], group=100)
+    path = tmp_path / "b.parquet"
+    column = parquet.ParquetFile(path).metadata.row_group(3).column(1)
+    content = bytearray(path.read_bytes())
+    first = column.dictionary_page_offset or column.data_page_offset
+    content[first:first + 20] = bytes(byte ^ 0xFF for byte in content[first:first + 20])
+    path.write_bytes(content)
+    source = open_source(str(tmp_path), unit_bytes=unit_bytes)
+    assert problems_of(source) == [("b.parquet", line, "damaged file") for line in range(301, 401)]
+    assert texts_of(source) == [f"{name} row {i:04}" for name in "abc" for i in range(1000)
+                                if name != "b" or not 300 <= i < 400]
+
+
+def test_a_changed_letter_is_seen_where_pages_of_parquet_have_checksums(tmp_path):
+    table = pyarrow.table({"text": [f"row {i:04}" for i in range(20)]})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=10, compression="none",
+                        use_dictionary=False, write_page_checksum=True)
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"row 0014", b"raw 0014", 1))
+    source = open_source(str(tmp_path / "a.parquet"))
+    assert texts_of(source) == [f"row {i:04}" for i in range(10)]
+    assert problems_of(source) == [("a.parquet", line, "damaged file") for line in range(11, 21)]
 
 
 def test_a_file_that_is_no_parquet_is_named_at_once(tmp_path):
@@ -218,6 +265,18 @@ def test_a_glob_crosses_folders_only_with_two_stars(tmp_path, pattern, expected)
         write_text(tmp_path / name, [Path(name).stem])
     assert texts_of(open_source(f"{tmp_path}/{pattern}")) == expected
     assert texts_of(open_source(f"file://{tmp_path}/{pattern}")) == expected
+
+
+@pytest.mark.parametrize(("spec", "expected"), [
+    ("s3://b/shard-?.jsonl", ("s3://b", None, "shard-?.jsonl")),
+    ("s3://b/x/shard-?.jsonl?endpoint=http://h:1&region=r",
+     ("s3://b/x?endpoint=http://h:1&region=r", None, "shard-?.jsonl")),
+    ("s3://b/x/c#1.jsonl?region=r", ("s3://b/x?region=r", "c#1.jsonl", "")),
+    ("s3://b/x#1/c.jsonl", ("s3://b/x%231", "c.jsonl", "")), ("gs://b", ("gs://b", None, "**")),
+    ("az://a/c/w/*.txt", ("az://a/c/w", None, "*.txt")),
+    ("s3://b?region=r", ("s3://b?region=r", None, "**"))])
+def test_a_url_may_have_any_character_of_a_glob_or_a_name(spec, expected):
+    assert text_files._split_url(spec) == expected
 
 
 @pytest.mark.parametrize("name", ["a b#c%20é.txt", "q?[z]*.txt", "%41.txt", "no suffix"])

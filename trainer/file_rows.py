@@ -17,8 +17,10 @@ MAX_ROW_BYTES = 64 * 2**20
 # Kinds of problems: the first two a user solves with --text-key.
 NO_KEY, NOT_TEXT = "no text key", "not text"
 NOT_UTF8, HALF_CHARACTER, BINARY = "not UTF-8", "half a character", "binary"
+_DAMAGED = "damaged file"
 _PARQUET_ROWS = 1024  # at a time
 _LEAST_AHEAD_BYTES = 2**18  # a request has its price whatever it brings (guess)
+_LAST_BYTES = 64  # asked for at a time near the end of a .zst file (guess: less than a row)
 _NUM_KEYS = 20  # of one object, for a message
 _CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1a]")  # bytes that no text has, in whatever 8-bit encoding
 
@@ -110,7 +112,7 @@ def parquet_file(file: BinaryIO, name: str) -> Any:
     from pyarrow import parquet
 
     try:
-        return parquet.ParquetFile(pyarrow.PythonFile(file, mode="r"))
+        return parquet.ParquetFile(pyarrow.PythonFile(file, mode="r"), page_checksum_verification=True)
     except pyarrow.ArrowException as error:
         raise ConfigError(f"is not a Parquet file: {str(error).splitlines()[0]}", place=name,
                           fix="copy it again, or take it out of the source") from error
@@ -232,14 +234,18 @@ def _parquet_rows(file: BinaryIO, piece: Piece, text_key: str, lines: dict[str, 
         yield from (missing(line + 1, text_key)._replace(keys=keys) for line in range(lines[piece.file]))
         return
     line = 0
-    try:
-        for batch in opened.iter_batches(_PARQUET_ROWS, row_groups=list(groups), columns=[text_key]):
-            for value in _values(batch.column(0)):
-                line += 1
-                row = _decoded_value(line, value)
-                yield row._replace(keys=keys) if row.problem == NOT_TEXT else row
-    except (pyarrow.ArrowException, OSError) as error:
-        yield Row(line + 1, None, "damaged file", f"damaged from here: {str(error).splitlines()[0]}")
+    for group in groups:
+        last = line + opened.metadata.row_group(group).num_rows
+        try:
+            for batch in opened.iter_batches(_PARQUET_ROWS, row_groups=[group], columns=[text_key]):
+                for value in _values(batch.column(0)):
+                    line += 1
+                    row = _decoded_value(line, value)
+                    yield row._replace(keys=keys) if row.problem == NOT_TEXT else row
+        except (pyarrow.ArrowException, OSError) as error:
+            told = f"damaged to the end of its row group: {str(error).splitlines()[0]}"
+            yield from (Row(number, None, _DAMAGED, told) for number in range(line + 1, last + 1))
+        line = last
 
 
 def _text_columns(schema: Any) -> tuple[str, ...]:
@@ -287,14 +293,33 @@ def _too_long(line: int) -> Row:
 
 def _damage(lines: _Lines) -> Iterator[Row]:
     if lines.damage:
-        yield Row(lines.number + 1, None, "damaged file", f"damaged from here: {lines.damage}")
+        yield Row(lines.number + 1, None, _DAMAGED, f"damaged from here: {lines.damage}")
 
 
 def _decompressed(file: BinaryIO, compression: str) -> BinaryIO:
     if compression == "gz":
         return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]  # it is read like any file
     if compression == "zst":
+        return io.BufferedReader(_ZstdReader(file))
+    return file
+
+
+class _ZstdReader(io.RawIOBase):
+    """What a .zst file holds, of one that breaks off too: to within `_LAST_BYTES` of what can be decoded."""
+
+    def __init__(self, file: BinaryIO) -> None:
         import pyarrow
 
-        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
-    return file
+        self._file, self._end = file, file.seek(0, io.SEEK_END)
+        file.seek(0)
+        self._decoded = pyarrow.CompressedInputStream(file, "zstd")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        # Where it meets the end too early, Arrow drops all that the same call has decoded.
+        wanted = len(buffer) if self._file.tell() < self._end else min(len(buffer), _LAST_BYTES)
+        data = self._decoded.read(wanted)
+        buffer[:len(data)] = data
+        return len(data)

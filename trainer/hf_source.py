@@ -1,6 +1,7 @@
 """A Hugging Face dataset as a source, streamed: nothing is downloaded before it is read. No torch."""
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def open_hf_source(spec: str, text_key: str) -> HfSource:
             wanted = wanted._replace(revision=_commit(wanted))
             content = str(wanted.revision)
         found = _load(wanted)
-        weight = max(1, (found.info.dataset_size or 0) // found.num_shards)
+        weight = (found.info.dataset_size or 0) // found.num_shards
         units = tuple(Unit((Piece(f"{spec}#{index}", index),), weight) for index in range(found.num_shards))
     return HfSource(spec, text_key, digest(wanted, content, len(units)), units, wanted)
 
@@ -74,8 +75,11 @@ def _commit(wanted: _Dataset) -> str:
 
 def _load(wanted: _Dataset) -> Any:
     import datasets
+    from tqdm import tqdm
 
     datasets.disable_progress_bars()
+    # tqdm's own lock is a semaphore of multiprocessing, which a worker that is ended would leave behind.
+    tqdm.set_lock(threading.RLock())
     return datasets.load_dataset(wanted.name, wanted.config, split=wanted.split, revision=wanted.revision,
                                  streaming=True)
 

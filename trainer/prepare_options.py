@@ -47,8 +47,10 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.restart and options.shard.count > 1:
         parser.error("--restart deletes what other machines make: run it once, without --shard")
-    if options.nodes and (options.restart or options.json or options.shard.count > 1):
-        parser.error("--restart, --json and --shard do not go with --nodes")
+    if options.restart and options.verify:
+        parser.error("--restart leaves nothing to --verify")
+    if options.nodes and (options.restart or options.verify or options.json or options.shard.count > 1):
+        parser.error("--restart, --verify, --json and --shard do not go with --nodes")
     options.source = absolute_source(options.source)
     if not options.out.startswith(SHARDS):
         options.out = store_url(options.out)
@@ -78,7 +80,10 @@ def _parser() -> argparse.ArgumentParser:
                         "(default text)")
     parser.add_argument("--processes", type=_positive, metavar="N",
                         help="on each machine (default: one per core)")
-    parser.add_argument("--restart", action="store_true", help="delete what is prepared at --out first")
+    parser.add_argument("--restart", action="store_true", help="delete what is prepared at --out, once "
+                        "SOURCE and tokenizer are found")
+    parser.add_argument("--verify", action="store_true", help="read what is there and compare hashes; what "
+                        "is damaged is made anew")
     parser.add_argument("--json", action="store_true", help="summary for programs")
     _add_nodes(parser.add_argument_group("on several machines"))
     return parser

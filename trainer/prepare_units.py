@@ -7,16 +7,18 @@ word finds nobody, and it ends too.
 import hashlib
 import multiprocessing
 import os
-import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from trainer.claims import check_claim
 from trainer.contract import LdlmError
 from trainer.file_rows import Row
+from trainer.interrupts import postponed
 from trainer.shard_writer import ShardWriter
 from trainer.shards import (
     NUM_EXAMPLES,
@@ -104,10 +106,15 @@ def prepare_unit(work: Work, store: Store, number: int, tell: Tell) -> Part:
     split, being the same text.
 
     Raises:
+        ConfigError: Another preparation has the place by now.
         StoreError: The source cannot be read, or the shards not be written.
     """
+    def put(key: str, content: bytes) -> None:
+        check_claim(store, work.preparation)
+        store.put(key, content)
+
     end = work.preparation.tokenizer.end_of_text_id
-    writers = {split: ShardWriter(store, split, number, end) for split in SPLITS}
+    writers = {split: ShardWriter(put, split, number, end) for split in SPLITS}
     state = _Unit()
     rows = _rows(work.source, number, state.lines)
     for batch in _batches(state.documents(rows, work.preparation.heldout_fraction)):
@@ -120,6 +127,7 @@ def prepare_unit(work: Work, store: Store, number: int, tell: Tell) -> Part:
     part = Part(preparation=work.preparation.digest, unit=number, source_sha256=state.digest.hexdigest(),
                 shards=tuple(shard for split in SPLITS for shard in writers[split].shards),
                 lines=tuple(state.lines.items()), rows=state.counts())
+    check_claim(store, work.preparation)
     write_record(store, part_key(number), part)
     return part
 
@@ -163,50 +171,58 @@ def prepare_all(work: Work, units: Sequence[int], num_processes: int, tell: Tell
         for unit in units:
             done(prepare_unit(work, store, unit, tell))
         return
-    with _Workers(work, min(num_processes, len(units))) as workers:
+    workers = _Workers()
+    try:
+        for _ in range(min(num_processes, len(units))):
+            workers.start(work, max(1, len(os.sched_getaffinity(0)) // min(num_processes, len(units))))
         workers.run(list(units), tell, done)
+    finally:
+        workers.end()
 
 
 class _Workers:
     """Processes that each prepare one unit after the other."""
 
-    def __init__(self, work: Work, number: int) -> None:
+    def __init__(self) -> None:
+        self._processes: dict[Connection, BaseProcess] = {}
+        self._busy: set[Connection] = set()
+
+    def start(self, work: Work, threads: int) -> None:
+        """One more."""
         # Spawned: the runtime of the object store has threads, which a fork would lose.
         context = multiprocessing.get_context("spawn")
-        self._processes: dict[Connection, BaseProcess] = {}
-        threads = max(1, len(os.sched_getaffinity(0)) // number)
-        for _ in range(number):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, work, threads), daemon=True)
+        resource_tracker.ensure_running()  # the first process would start it, and unmask the signal for that
+        with postponed():
             process.start()
-            theirs.close()
             self._processes[ours] = process
+            self._busy.add(ours)
+        theirs.close()
 
-    def __enter__(self) -> "_Workers":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def end(self) -> None:
+        """Those that have nothing to do end by themselves, when nobody is there to tell them more."""
         for connection, process in self._processes.items():
             connection.close()
-            process.terminate()
+            if connection in self._busy:
+                process.terminate()
+        for process in self._processes.values():
             process.join()
 
     def run(self, waiting: list[int], tell: Tell, done: Callable[[Part], None]) -> None:
         """Hand out units until all are done."""
         waiting.reverse()
-        busy = set()
         for connection in self._processes:
             connection.send(waiting.pop())
-            busy.add(connection)
-        while busy:
-            for connection in wait(list(busy)):
+        while self._busy:
+            for connection in wait(list(self._busy)):
                 assert isinstance(connection, Connection)
                 if not self._hear(connection, tell, done):
                     continue
-                busy.discard(connection)
                 if waiting:
                     connection.send(waiting.pop())
-                    busy.add(connection)
+                else:
+                    self._busy.discard(connection)
 
     def _hear(self, connection: Connection, tell: Tell, done: Callable[[Part], None]) -> bool:
         """Take one word of a worker. Returns whether it has finished its unit."""
@@ -235,7 +251,6 @@ class _Workers:
 
 def _serve(connection: Connection, work: Work, threads: int) -> None:
     """A worker's life: units in, words out, until nobody is there."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     os.environ["RAYON_NUM_THREADS"] = str(threads)
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if threads > 1 else "false"
 

@@ -8,14 +8,14 @@ all records there writes the manifest, which is the same whoever writes it.
 import itertools
 import shlex
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from trainer.claims import check_claim, claim, find_plan, remove_prepared
 from trainer.contract import ConfigError, Name
 from trainer.file_rows import BINARY, HALF_CHARACTER, NO_KEY, NOT_TEXT, NOT_UTF8
 from trainer.prepare_options import ALL, Share
 from trainer.prepare_units import Work, prepare_all
+from trainer.shard_checks import forget_damaged
 from trainer.shards import (
     PARTS,
     PLAN,
@@ -31,7 +31,7 @@ from trainer.shards import (
     write_record,
     wrong_sizes,
 )
-from trainer.store import AlreadyExistsError, NotFoundError, Store
+from trainer.store import NotFoundError, Store
 from trainer.text_files import KINDS
 from trainer.text_sources import Source
 from trainer.text_tokenizer import TextTokenizer
@@ -59,6 +59,9 @@ class Watch(Protocol):
     def done(self, part: Part) -> None:
         """A unit is finished."""
 
+    def say(self, line: str) -> None:
+        """Something is worth a line."""
+
 
 class Quiet:
     """A Watch that looks away."""
@@ -70,6 +73,9 @@ class Quiet:
         """Nothing."""
 
     def done(self, part: Part) -> None:
+        """Nothing."""
+
+    def say(self, line: str) -> None:
         """Nothing."""
 
 
@@ -90,7 +96,8 @@ class Result(NamedTuple):
 
 
 def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch, *,
-            heldout_fraction: float, share: Share = ALL, num_processes: int = 1) -> Result:
+            heldout_fraction: float, share: Share = ALL, num_processes: int = 1,
+            restart: bool = False, verify: bool = False) -> Result:
     """Prepare a share of a source, and commit when nothing is missing.
 
     What is finished is not made again: a call after a kill continues, one after the end does nothing.
@@ -103,6 +110,8 @@ def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch
         heldout_fraction: Of the documents, by their content.
         share: The part of this machine.
         num_processes: On this machine.
+        restart: Delete what is prepared there, once it is certain that this can take its place.
+        verify: Read what is finished of the share and compare its hashes, not only its sizes.
 
     Raises:
         ConfigError: Something else is prepared there, no row is usable, or one split is empty.
@@ -111,20 +120,27 @@ def prepare(source: Source, tokenizer: TextTokenizer, store: Store, watch: Watch
     wanted = Preparation(
         source=source.spec, text_key=source.text_key, listing=source.listing, num_units=len(source.units),
         tokenizer=tokenizer.identity, heldout_fraction=heldout_fraction, num_files=dict(source.num_files))
-    finished = _finished_units(store, wanted)
-    ours = [unit for unit in range(share.index, wanted.num_units, share.count) if unit not in finished]
-    if ours:  # before the place is claimed: with the right key it is to be free
-        _look_at_rows(source, ours[0])
+    if restart or find_plan(store) is None:
+        # Before the place is claimed: with the right key it is to be free.
+        _look_at_rows(source)
+    if restart:
+        remove_prepared(store)
     preparation = claim(store, wanted)
-    manifest = find_manifest(store)
+    manifest = find_manifest(store)  # before the units: one that is committed meanwhile must not be deleted
+    finished = _finished_units(store, preparation)
+    ours = range(share.index, wanted.num_units, share.count)
+    if verify:
+        for unit in forget_damaged(store, [finished[unit] for unit in ours if unit in finished], watch.say):
+            del finished[unit]
     if manifest and len(finished) == preparation.num_units:
         return Result(manifest, preparation.num_units, len(finished), 0)
     if manifest:
         store.delete([Name.MANIFEST])  # shards are missing: nobody may train until they are there again
-    watch.begin(preparation.num_units, len(finished), {unit: source.units[unit].weight for unit in ours})
+    missing = [unit for unit in ours if unit not in finished]
+    watch.begin(preparation.num_units, len(finished), {unit: source.units[unit].weight for unit in missing})
     work = Work(source, tokenizer, preparation, store.address)
-    prepare_all(work, ours, num_processes, watch.tell, watch.done)
-    return _commit(store, preparation, len(ours))
+    prepare_all(work, missing, num_processes, watch.tell, watch.done)
+    return _commit(store, preparation, len(missing))
 
 
 def _commit(store: Store, preparation: Preparation, num_made: int) -> Result:
@@ -133,63 +149,12 @@ def _commit(store: Store, preparation: Preparation, num_made: int) -> Result:
     if len(finished) < preparation.num_units:
         return Result(None, preparation.num_units, len(finished), num_made)
     manifest = make_manifest(preparation, [finished[unit] for unit in range(preparation.num_units)])
+    check_claim(store, preparation)
     if not manifest.rows.num_documents:
-        remove_prepared(store)
+        store.delete([*map(part_key, finished), PLAN])  # and there are no shards
         raise _no_documents(manifest.rows, preparation)
     write_record(store, Name.MANIFEST, manifest)
     return Result(manifest, preparation.num_units, len(finished), num_made)
-
-
-def claim(store: Store, wanted: Preparation) -> Preparation:
-    """The preparation of this place: ours if nobody was here before, else theirs, if it is the same.
-
-    Raises:
-        ConfigError: Something else is prepared there.
-    """
-    with suppress(AlreadyExistsError):
-        write_record(store, PLAN, wanted, create=True)
-        return wanted
-    found = read_record(store, PLAN, Preparation)
-    differences = _differences(found, wanted)
-    if differences:
-        raise ConfigError(f"something else is prepared there: {'; '.join(differences)}", place=store.url,
-                          fix="name another place with --out, or prepare it anew with --restart")
-    return found
-
-
-def check_name(store: Store, tokenizer: str) -> None:
-    """Refuse a tokenizer of another name before it is downloaded. Raises ConfigError.
-
-    A folder of this machine costs nothing to read: whether it holds the same one, its vocabulary tells.
-    """
-    try:
-        found = read_record(store, PLAN, Preparation).tokenizer.name
-    except NotFoundError:
-        return
-    if found != tokenizer and not Path(tokenizer).is_dir() and not Path(found).is_absolute():
-        raise ConfigError(f"something else is prepared there: its tokenizer is {found}, not {tokenizer}",
-                          place=store.url, fix=f"go on with --tokenizer {found}, name another place with "
-                          "--out, or prepare it anew with --restart")
-
-
-def remove_prepared(store: Store) -> None:
-    """Delete a prepared text, or what there is of it: the manifest first, the plan last."""
-    keys = [Name.MANIFEST] + [found.key for folder in (PARTS, *SPLITS) for found in store.objects(folder)]
-    store.delete([*keys, PLAN])
-
-
-def _differences(found: Preparation, wanted: Preparation) -> list[str]:
-    told = []
-    if (found.tokenizer.digest, found.tokenizer.end_of_text_id) != (
-            wanted.tokenizer.digest, wanted.tokenizer.end_of_text_id):
-        told.append(f"its tokenizer is {found.tokenizer}, not {wanted.tokenizer}")
-    if (found.listing, found.num_units) != (wanted.listing, wanted.num_units):
-        told.append(f"its source is {found.source}, not {wanted.source}" if found.source != wanted.source
-                    else f"its source {found.source} has changed since")
-    told += [f"its {name} is {getattr(found, field)}, not {getattr(wanted, field)}"
-             for name, field in (("text key", "text_key"), ("held-out fraction", "heldout_fraction"))
-             if getattr(found, field) != getattr(wanted, field)]
-    return told
 
 
 def _finished_units(store: Store, preparation: Preparation) -> dict[int, Part]:
@@ -210,18 +175,22 @@ def _read_part(store: Store, unit: int) -> Part | None:
         return None  # it is made anew
 
 
-def _look_at_rows(source: Source, unit: int) -> None:
-    """A wrong key should be told before hours are spent on it."""
+def _look_at_rows(source: Source) -> None:
+    """A wrong key should be told before hours are spent on it.
+
+    Always at the first rows of all, whatever is ours to do: every machine must come to the same end.
+    """
     keys: set[str] = set()
     kinds: set[str] = set()
-    rows = itertools.chain.from_iterable(source.rows(piece, {}) for piece in source.units[unit].pieces)
+    pieces = source.units[0].pieces if source.units else ()
+    rows = itertools.chain.from_iterable(source.rows(piece, {}) for piece in pieces)
     for number, row in enumerate(rows, start=1):
         keys.update(row.keys)
         kinds.add(row.problem)
         if row.problem not in _WRONG_KEY:
             return
         if number >= _ROWS_LOOKED_AT:  # fewer may be one odd file before the others
-            raise _wrong_key(source.spec, source.text_key, kinds, keys)
+            raise _wrong_key(source.spec, source.text_key, kinds, keys, f"none of the first {number:,} rows")
 
 
 def check_splits(manifest: PreparedManifest, place: str) -> None:
@@ -249,7 +218,7 @@ def bad_kinds(rows: RowCounts) -> str:
 
 def _no_documents(rows: RowCounts, preparation: Preparation) -> ConfigError:
     if rows.bad and set(rows.bad) <= _WRONG_KEY:
-        return _wrong_key(preparation.source, preparation.text_key, set(rows.bad), set(rows.keys))
+        return _wrong_key(preparation.source, preparation.text_key, set(rows.bad), set(rows.keys), "no row")
     if not rows.num_rows:
         return ConfigError("the source holds no text", place=preparation.source,
                            fix="name a file with text in it")
@@ -258,8 +227,8 @@ def _no_documents(rows: RowCounts, preparation: Preparation) -> ConfigError:
                        fix=_FIXES.get(usual, f"check that the files are what their names say: {KINDS}"))
 
 
-def _wrong_key(spec: str, text_key: str, kinds: set[str], keys: set[str]) -> ConfigError:
-    what = f"no row has the key `{text_key}`" if kinds == {NO_KEY} else f"the key `{text_key}` holds no text"
+def _wrong_key(spec: str, text_key: str, kinds: set[str], keys: set[str], which: str) -> ConfigError:
+    what = f"{which} has {'the key' if kinds == {NO_KEY} else 'text under the key'} `{text_key}`"
     if not keys:
         return ConfigError(f"{what}, nor does any other", place=spec,
                            fix="name a source whose rows hold text under a key")

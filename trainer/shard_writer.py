@@ -1,11 +1,11 @@
 """Documents of a unit -> token files and their indices in a store. No torch."""
 
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
 from trainer.shards import START_BYTES, Shard, Split
-from trainer.store import Store
 
 TOKEN = np.dtype("<u4")
 START = np.dtype(f"<u{START_BYTES}")
@@ -14,10 +14,11 @@ SHARD_TOKENS = 2**26
 
 
 class ShardWriter:
-    """Collects the documents of one unit and one split, and stores them as shards."""
+    """Collects the documents of one unit and one split, and stores them as shards by `put(key, content)`."""
 
-    def __init__(self, store: Store, split: Split, unit: int, end_of_text_id: int) -> None:
-        self._store, self._split, self._unit = store, split, unit
+    def __init__(self, put: Callable[[str, bytes], None], split: Split, unit: int,
+                 end_of_text_id: int) -> None:
+        self._put, self._split, self._unit = put, split, unit
         self._end = np.array([end_of_text_id], dtype=TOKEN)
         self._pieces: list[np.ndarray] = []
         self._starts: list[int] = []
@@ -39,8 +40,8 @@ class ShardWriter:
         part = f"-{len(self.shards)}" if self.shards else ""
         name = f"{self._split}/{self._unit:05d}{part}"
         tokens, index = np.concatenate(self._pieces).tobytes(), np.array(self._starts, dtype=START).tobytes()
-        self._store.put(f"{name}.bin", tokens)
-        self._store.put(f"{name}.idx", index)
+        self._put(f"{name}.bin", tokens)
+        self._put(f"{name}.idx", index)
         self.shards.append(Shard(
             name=name, split=self._split, num_tokens=self._num_tokens, num_documents=len(self._starts),
             num_bytes=len(tokens), sha256=hashlib.sha256(tokens).hexdigest(),

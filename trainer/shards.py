@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trainer.contract import SHARDS, ConfigError, Name
 from trainer.store import NotFoundError, Store, sub_address
 
+_OURS = re.compile(r"(train|heldout)/\d{5,}(-\d+)?\.(bin|idx)|parts/\d{5,}\.json|plan\.json|manifest\.json")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*")
 PLAN = "plan.json"
 PARTS = "parts"
@@ -73,9 +74,14 @@ class Shard(_Record):
         return f"{self.name}.bin"
 
     @property
+    def index_key(self) -> str:
+        """Of the file that says where documents start."""
+        return f"{self.name}.idx"
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Bytes of each file, by key."""
-        return {self.key: self.num_bytes, f"{self.name}.idx": self.num_documents * START_BYTES}
+        return {self.key: self.num_bytes, self.index_key: self.num_documents * START_BYTES}
 
 
 class BadRow(_Record):
@@ -164,6 +170,11 @@ class PreparedManifest(_Record):
 
 
 _R = TypeVar("_R", bound=_Record)
+
+
+def is_ours(key: str) -> bool:
+    """Whether a key has the form of those that a preparation writes. No other is ever deleted."""
+    return _OURS.fullmatch(key) is not None
 
 
 def part_key(unit: int) -> str:

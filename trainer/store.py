@@ -226,7 +226,9 @@ def may_exist(address: str) -> bool:
 def store_url(text: str) -> str:
     """The URL of a store that may be typed as a path: `data` and `./data` are folders of this machine."""
     # `s3:bucket` and `s3:/bucket` are slips, and no folder of that name is meant.
-    return text if not text or re.match(r"[a-z][a-z0-9+.-]*:", text) else local_store_url(Path(text))
+    if text and not re.match(r"[a-z][a-z0-9+.-]*:", text):
+        return local_store_url(Path(text))
+    return text.replace("#", "%23")  # of a key: what follows it belongs to the URL
 
 
 def local_store_url(folder: Path) -> str:

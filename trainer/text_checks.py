@@ -4,11 +4,12 @@ No torch and no numpy: the launcher looks through here too.
 """
 
 import math
+import re
 import shlex
 
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError
-from trainer.shards import PARTS, SPLITS, PreparedManifest, Split, find_manifest
+from trainer.shards import PARTS, SPLITS, Preparation, PreparedManifest, Split, find_manifest
 from trainer.store import may_exist, open_store
 
 _HELDOUT = "train.data.heldout_fraction (of prepared shards: --heldout)"
@@ -42,6 +43,23 @@ def not_there(address: str, tokenizer: str) -> ConfigError:
 def how_to_prepare(source: str, tokenizer: str, out: str) -> str:
     """The command that prepares a text."""
     return f"ldlm data prepare {source} --tokenizer {shlex.quote(tokenizer)} --out {shlex.quote(out)}"
+
+
+def how_to_prepare_for(tokenizer: str, preparation: Preparation, address: str, text: str) -> str:
+    """The command that prepares the same documents for another tokenizer, and the option that takes them.
+
+    Args:
+        preparation: Of the text that there is.
+        address: Of its store.
+        text: The same as train.data.source: `shards:NAME` or a URL.
+    """
+    model = re.sub(r"[^A-Za-z0-9._-]+", "-", tokenizer.rstrip("/").rpartition("/")[2])
+    out, source = (f"{place.rstrip('/')}-{model}{mark}{options}"
+                   for place, mark, options in (address.partition("?"), text.partition("?")))
+    key = "" if preparation.text_key == "text" else f" --text-key {shlex.quote(preparation.text_key)}"
+    return (f"{how_to_prepare(shlex.quote(preparation.source), tokenizer, out)}{key} "
+            f"--heldout {preparation.heldout_fraction:g}; then add --set "
+            f"{shlex.quote(f'train.data.source={source}')}")
 
 
 def num_sequences(manifest: PreparedManifest, split: Split, length: int) -> int:

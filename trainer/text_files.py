@@ -10,7 +10,8 @@ from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from trainer.contract import ConfigError
-from trainer.store import NotFoundError, Store, local_store_url, open_store
+from trainer.shards import PLAN
+from trainer.store import NotFoundError, Store, local_store_url, open_store, store_url
 
 PYTHON_DOCS = "python-docs"
 HUB = "hf://"
@@ -20,6 +21,8 @@ _KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".n
           ".json": "jsonl", ".parquet": "parquet"}
 KINDS = (".txt, .jsonl or .ndjson (also with .gz or .zst) or .parquet; .md, .text and .json where SOURCE "
          "names the ending, as in 'docs/**/*.md'")
+# A `?` is one of a glob, but before what `open_store` understands; a `#` is one of a name.
+_URL = re.compile(r"(?P<bucket>.*?://[^/?#]*)(?P<path>.*?)(?P<query>\?(?:endpoint|region)=.*)?")
 _MAGIC = re.compile(r"[*?\[]")
 # Text that a compressed byte stands for, about: only for cutting and for telling how far it is (guess).
 _EXPANSION = 3
@@ -97,11 +100,7 @@ def find_files(spec: str) -> FoundFiles:
         ConfigError: There is nothing of that name, or nothing that can be read.
         StoreError: A cloud does not answer.
     """
-    if "://" in spec and not spec.startswith("file://"):
-        address, name, pattern = _split_url(spec)
-    else:
-        path = unquote(spec.removeprefix("file://")) if "://" in spec else spec
-        address, name, pattern = _split_path(Path(path))
+    address, name, pattern = _split(spec)
     if name:
         return FoundFiles(address, [name], [])
     try:
@@ -117,13 +116,49 @@ def find_files(spec: str) -> FoundFiles:
     return FoundFiles(address, names, sorted(set(candidates) - set(names)))
 
 
+def check_apart(spec: str, out: str) -> None:
+    """Refuse a place for shards that holds their source, or lies where the source would take them in.
+
+    Args:
+        spec: The source.
+        out: Address of the store for the shards.
+
+    Raises:
+        ConfigError: They are not apart, or there is nothing of that name.
+    """
+    if spec == PYTHON_DOCS or (spec.startswith(HUB) and not is_local(spec)):
+        return
+    files = spec.removeprefix(HUB).partition(":")[0] if spec.startswith(HUB) else spec
+    address, name, pattern = _split(files)
+    source, shards = urlsplit(address), urlsplit(out)
+    if (source.scheme, source.netloc, source.query) != (shards.scheme, shards.netloc, shards.query):
+        return
+    folder, place = (f"{parts.path.rstrip('/')}/" for parts in (source, shards))
+    matching, below = re.compile(_as_regex(pattern)), unquote(place.removeprefix(folder))
+    if folder.startswith(place):
+        problem = "the source lies in the place for its shards"
+    elif place.startswith(folder) and not name and matching.fullmatch(f"{below}{PLAN}"):
+        problem = "the place for the shards lies in their source"
+    else:
+        return
+    raise ConfigError(problem, place=f"--out {out.partition('?')[0]}",
+                      fix="name a folder of its own for the shards, outside of the source")
+
+
 def _is_taken(name: str, pattern: str) -> bool:
     return file_kind(name) is not None and (
         _endings(name)[0] in _CORPUS_ENDINGS or pattern.lower().endswith(file_ending(name)))
 
 
-def _split_path(path: Path) -> tuple[str, str | None, str]:
+def _split(spec: str) -> tuple[str, str | None, str]:
     """Address of a folder, and the file in it or a pattern of files."""
+    if "://" in spec and not spec.startswith("file://"):
+        return _split_url(spec)
+    return _split_path(Path(unquote(spec.removeprefix("file://")) if "://" in spec else spec))
+
+
+def _split_path(path: Path) -> tuple[str, str | None, str]:
+    """As `_split`, of a path."""
     path = path.expanduser().absolute()
     if path.is_dir():
         return local_store_url(path), None, "**"
@@ -144,14 +179,15 @@ def _not_there(path: Path) -> ConfigError:
 
 
 def _split_url(spec: str) -> tuple[str, str | None, str]:
-    """As `_split_path`: what ends like a file is one, what does not is a folder."""
-    parts = urlsplit(spec)
-    segments = parts.path.split("/")
+    """As `_split`, of a URL: what ends like a file is one, what does not is a folder."""
+    parts = _URL.fullmatch(spec)
+    assert parts, spec  # whatever holds :// does
+    segments = parts["path"].split("/")
     fixed = next((index for index, part in enumerate(segments) if _MAGIC.search(part)), len(segments))
-    if fixed == len(segments) and file_kind(segments[-1]):
-        return parts._replace(path="/".join(segments[:-1])).geturl(), unquote(segments[-1]), ""
-    pattern = unquote("/".join(segments[fixed:])) or "**"
-    return parts._replace(path="/".join(segments[:fixed])).geturl(), None, pattern
+    name = unquote(segments[-1]) if fixed == len(segments) and file_kind(segments[-1]) else None
+    pattern = "" if name else unquote("/".join(segments[fixed:])) or "**"
+    folder = "/".join(segments[:-1] if name else segments[:fixed])
+    return store_url(f"{parts['bucket']}{folder}{parts['query'] or ''}"), name, pattern
 
 
 def _as_regex(pattern: str) -> str:

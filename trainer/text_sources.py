@@ -32,7 +32,7 @@ class Unit(NamedTuple):
 
     Attributes:
         pieces: Of files, each file at most once.
-        weight: Bytes of text, about.
+        weight: Bytes of text, about; 0 when it is not known.
     """
 
     pieces: tuple[Piece, ...]
@@ -89,6 +89,12 @@ def open_source(spec: str, text_key: str = "text", unit_bytes: int | None = None
     listing = digest(sorted(sizes.items()), _versions(store, sizes), units)
     endings = dict(sorted(Counter(map(file_ending, found.names)).items()))
     return FileSource(spec, text_key, listing, units, tuple(found.ignored), endings, found.address)
+
+
+def uncut_files(source: Source) -> int:
+    """How many files are a unit each, whatever their size: streams of datasets, and compressed files."""
+    return sum(len(unit.pieces) == 1 and unit.pieces[0].stop is None
+               and (not unit.weight or unit.weight > _LARGEST_UNIT) for unit in source.units)
 
 
 def digest(*parts: object) -> str:
