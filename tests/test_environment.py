@@ -225,6 +225,16 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(checkout: C
     assert "error:" in output and ".venv-train" in output and "Traceback" not in output
 
 
+def test_an_environment_of_another_checkout_behind_a_link_is_left_as_it_is(
+        checkout: Checkout, tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert checkout.make()[0] == 0
+    other = Checkout(tmp_path_factory.mktemp("other"))
+    (other.root / ".venv-train").symlink_to(checkout.root / ".venv-train")
+    code, output = other.make()
+    assert code == 1 and f"fix: remove the link: rm {other.root}/.venv-train" in output
+    assert checkout.version_of("tiny") == "1.0" and checkout.make() == (0, "")
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_lock_files_name_one_exact_version_each_and_nothing_of_one_machine(lock: str) -> None:
     names = pins(lock)

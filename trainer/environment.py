@@ -116,6 +116,9 @@ def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = Fa
     parts = environment.always + tuple(part for is_wanted, some in added if is_wanted for part in some)
     if not _missing(environment.folder, parts):
         return False
+    if environment.folder.is_symlink():  # making it anew would empty what another checkout may use
+        raise SetupError(f"it is a link to {environment.folder.resolve()}, which is not of this checkout",
+                         place=environment.folder.name, fix=f"remove the link: rm {environment.folder}")
     environment.folder.mkdir(exist_ok=True)
     with _only_one(environment.folder) as lock:
         missing = _missing(environment.folder, parts)
