@@ -107,6 +107,7 @@ def test_shards_of_another_tokenizer_are_refused_with_both_names(out, tmp_path):
     error = refused(train_config(f"file://{out}"), tmp_path, byte_tokenizer(lower=True))
     assert "shards are of tokenizer bytes (257 ids," in error.problem
     assert "token encoder's is bytes (257 ids," in error.problem
+    assert f"--out {local_store_url(out)}-bytes --heldout 0.2; then add --set" in (error.fix or "")
 
 
 def test_another_end_of_text_is_refused(out, tmp_path):

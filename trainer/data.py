@@ -34,7 +34,7 @@ from trainer.shards import (
     read_record,
 )
 from trainer.store import NotFoundError, Store, local_store_url, open_store
-from trainer.text_checks import check_cache, check_enough, how_to_prepare, look_up, not_there
+from trainer.text_checks import check_cache, check_enough, how_to_prepare_for, look_up, not_there
 from trainer.text_sources import digest, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
 
@@ -147,7 +147,7 @@ def open_corpus(config: TrainConfig, tokenizer: Any, store: Store | None, cache:
     if manifest is None:
         raise not_there(address, config.token_encoder.name)
     prepared = open_store(address)
-    _check_tokenizer(manifest.preparation.tokenizer, text.identity, prepared)
+    _check_tokenizer(manifest.preparation, text.identity, prepared, config.data.source)
     check_enough(config, manifest)
     check_cache(config, manifest)
     shards = ShardCache(prepared, cache / "shards", int(config.data.cache_gib * 2**30))
@@ -225,16 +225,15 @@ def _own_disk(folder: Path) -> Iterator[None]:
         raise LocalDiskError(error.problem, place=error.place, fix=MORE_ROOM) from error
 
 
-def _check_tokenizer(found: TokenizerIdentity, wanted: TokenizerIdentity, store: Store) -> None:
+def _check_tokenizer(preparation: Preparation, wanted: TokenizerIdentity, prepared: Store, text: str) -> None:
+    found, again = preparation.tokenizer, how_to_prepare_for(wanted.name, preparation, prepared.address, text)
     if found.digest != wanted.digest:
         raise ConfigError(f"the shards are of tokenizer {found}, but the token encoder's is {wanted}",
-                          place=store.url,
-                          fix=f"{how_to_prepare('SOURCE', wanted.name, 'URL')}, or set "
-                              f"train.token_encoder.name to {found.name}")
+                          place=prepared.url,
+                          fix=f"{again}; or set train.token_encoder.name to {found.name}")
     if found.end_of_text_id != wanted.end_of_text_id:
         raise ConfigError(f"documents of the shards end in id {found.end_of_text_id}, but the end of text "
-                          f"of {wanted.name} is {wanted.end_of_text_id}", place=store.url,
-                          fix=f"prepare the text anew with --tokenizer {wanted.name}")
+                          f"of {wanted.name} is {wanted.end_of_text_id}", place=prepared.url, fix=again)
 
 
 def _read_seen(cache: Path, fingerprint: str) -> np.ndarray | None:
