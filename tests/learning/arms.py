@@ -147,7 +147,7 @@ def main() -> int:
     parser.add_argument("store", type=Path)
     parser.add_argument("arms", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--minutes", type=float, default=8.0, help="of each run's training")
+    parser.add_argument("--minutes", type=float, default=8.0, help="of each run, set-up included")
     parser.add_argument("--at-a-time", type=int, default=1000, help="runs that share a GPU")
     parser.add_argument("--steps", default="16,64", help="denoiser passes of the samples")
     parser.add_argument("--temperatures", default="0.7,0.8,0.9,1,1.1", help="of the samples")

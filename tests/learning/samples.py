@@ -59,8 +59,10 @@ def main() -> int:
     run = load_run(RunFolder(open_store(local_store_url(options.store)), options.run), print)
     noise_std = yaml.safe_load(RECIPE.read_text())["train"]["diffusion"]["decoder_noise_std"]
     arm, _, seed = options.run.rpartition("-seed-")
+    beat = run.folder.attempts()[-1].heartbeat
     record: dict[str, Any] = {
         "model": f"ldlm {arm}", "seed": int(seed), "step": run.manifest.step, "device": device_name(device),
+        "train_seconds": beat.phases.train_s if beat else None,
         "heldout": heldout_scores(under_noise(run, noise_std), device), "heldout_noise_std": noise_std,
         "generations": sample_frontier(
             run.generator(device), [int(word) for word in options.steps.split(",")],

@@ -1,0 +1,109 @@
+"""Our model against the baselines at equal GPU minutes on the same text, and one table of them all.
+
+    python tests/learning/race.py STORE OUT [--minutes 2.5] [--seeds 0,1,2] [--judge-minutes 7.5]
+
+Three lanes, each alone on a GPU as far as there are any: ours (race.yaml), the autoregressive transformer,
+masked diffusion; every seed one after the other, so many minutes each. A fourth trains the judge meanwhile,
+and the 5-gram model counts on the CPU. In the end tests/baselines/compare.py scores all records. What has
+ended is in OUT at once; ended early, it takes all its processes along.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+from arms import ROOT, devices
+
+BASELINES = ROOT / "tests" / "baselines"
+Lane = list[list[str]]
+_SETUP_MINUTES = 1.0  # ours trains as many steps as race.yaml says; this bounds it all the same (guess)
+_living: set["subprocess.Popen[bytes]"] = set()
+_lock = threading.Lock()
+
+
+def lanes_of(store: Path, out: Path, ours: Path, minutes: float, judge_minutes: float, seeds: list[int],
+             num_samples: int, more: list[str]) -> dict[str, Lane]:
+    """The commands of each lane, in order.
+
+    Args:
+        ours: Arms of our model.
+        more: Options of all baselines.
+    """
+    def baseline(name: str, seed: int) -> list[str]:
+        return [str(BASELINES / f"{name}.py"), str(store), str(out), "--minutes", str(minutes), "--seed",
+                str(seed), "--samples", str(num_samples), *more]
+
+    arms = [str(ROOT / "tests/learning/arms.py"), str(store), str(ours), str(out),
+            "--minutes", str(minutes + _SETUP_MINUTES), "--at-a-time", "1", "--samples", str(num_samples)]
+    judge = [str(BASELINES / "judge.py"), str(store), str(out / "judge"), "--minutes", str(judge_minutes),
+             *more]
+    return {"ours": [arms], "autoregressive": [baseline("autoregressive", seed) for seed in seeds],
+            "masked": [baseline("masked", seed) for seed in seeds], "judge": [judge],
+            "ngram": [baseline("ngram", seed) for seed in seeds]}
+
+
+def run_lane(name: str, lane: Lane, device: str, out: Path) -> float:
+    """Run one after the other on a device; what they print goes to OUT/NAME.log. Returns the seconds."""
+    began = time.monotonic()
+    environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device else {})
+    with (out / f"{name}.log").open("wb") as log:
+        for command in lane:
+            with subprocess.Popen([sys.executable, *command], env=environment, stdout=log,
+                                  stderr=subprocess.STDOUT) as process:
+                with _lock:
+                    _living.add(process)
+                process.wait()
+                with _lock:
+                    _living.discard(process)
+            print(f"{name}: {Path(command[0]).stem} ended with {process.returncode} after "
+                  f"{time.monotonic() - began:.0f} s", flush=True)
+    return time.monotonic() - began
+
+
+def stop(_number: int, _frame: object) -> NoReturn:
+    """Take all that was started along."""
+    for process in list(_living):
+        for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+            member.kill()
+    os._exit(1)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--minutes", type=float, default=2.5, help="of each training")
+    parser.add_argument("--judge-minutes", type=float, default=7.5)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--samples", type=int, default=512, help="of each model, seed and setting")
+    parser.add_argument("--ours", type=Path, default=ROOT / "tests" / "learning" / "race.yaml")
+    options, more = parser.parse_known_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    lanes = lanes_of(options.store, options.out, options.ours, options.minutes, options.judge_minutes,
+                     [int(word) for word in options.seeds.split(",")], options.samples, more)
+    on = {name: devices()[number % len(devices())] for number, name in enumerate(lanes)} | {"ngram": ""}
+    with ThreadPoolExecutor(len(lanes)) as pool:
+        seconds = pool.map(lambda name: run_lane(name, lanes[name], on[name], options.out), lanes)
+        (options.out / "race.json").write_text(json.dumps({
+            "minutes": options.minutes, "device_of_lane": on,
+            "seconds_of_lane": dict(zip(lanes, seconds, strict=True))}))
+    records = [str(path) for path in sorted(options.out.glob("*-seed-*.json"))]
+    command = [sys.executable, str(BASELINES / "compare.py"), str(options.out / "judge"),
+               str(options.out / "table"), *records, "--store", str(options.store)]
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
