@@ -107,8 +107,8 @@ def test_a_race_leaves_one_table_of_all_models(plan, tmp_path, monkeypatch) -> N
     toy = yaml.safe_load(plan.read_text()) | {"arms": {"race": None}}
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(toy))
     toy_sizes = {"minutes": 0.03, "judge-minutes": 0.05, "seeds": 0, "ours": tmp_path / "ours.yaml",
-                 "length": 16, "samples": 24, "parameters": 1e5, "layers": 1, "batch": 32, "temperatures": "0.7,1",
-                 "sampling-steps": 4}
+                 "length": 16, "samples": 24, "parameters": 1e5, "layers": 1, "batch": 32,
+                 "temperatures": "0.7,1", "sampling-steps": 4}
     command = [sys.executable, str(Path(arms.__file__).with_name("race.py")), str(store), str(out),
                *(word for name, value in toy_sizes.items() for word in (f"--{name}", str(value)))]
     done = subprocess.run(command, env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, text=True,
