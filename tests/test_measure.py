@@ -1,5 +1,6 @@
 """`ldlm evaluate`: the reconstruction panel, the frontier of samplings, and the whole command."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -15,11 +16,13 @@ from random_encoders import save_model  # noqa: E402
 from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
 from trainer_runs import TrainerRun, finished_run  # noqa: E402
 
-from trainer.completions import beginnings, sample_completions  # noqa: E402
+from trainer import measure, quality_plot  # noqa: E402
+from trainer.completions import beginnings, complete, sample_completions  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.evaluate import evaluate  # noqa: E402
-from trainer.frontier import sample_frontier  # noqa: E402
-from trainer.generate import Generator  # noqa: E402
+from trainer.frontier import sample_frontier, setting_of  # noqa: E402
+from trainer.generate import Generator, decode, sample_latents  # noqa: E402
+from trainer.judge_rows import RowJudge  # noqa: E402
 from trainer.measure import main  # noqa: E402
 from trainer.measure_options import read_measure_options  # noqa: E402
 from trainer.model import draw_noise  # noqa: E402
@@ -112,6 +115,7 @@ def test_every_pair_of_steps_and_temperature_is_sampled_with_the_same_seed() -> 
         own = dataclasses.replace(generator, config=config)
         assert one["tokens"] == own.tokens(5, 4).tolist()
         assert one["texts"] == own.texts(5, 4)
+        assert one["dtype"] == "float32"  # on a CPU
         assert one["tokens_per_s_batch_1"] == pytest.approx(8 / one["seconds_batch_1"])
         assert one["tokens_per_s_batch_2"] > 0
         assert one["setting"]["denoiser_passes"] == one["setting"]["steps"]
@@ -123,6 +127,33 @@ def test_a_guided_step_counts_as_two_passes() -> None:
     generator = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 3, Words())
     found = sample_frontier(generator, [3], [1.0], num=1, batch=1, seed=0, say=lambda _: None)
     assert found[0]["setting"]["denoiser_passes"] == 6
+
+
+@pytest.mark.parametrize(("sampling", "alone", "prompted"), [
+    ({}, 3, 3), ({"prompt_guidance": 2.0}, 3, 6), ({"prompt_guidance": 0.0}, 3, 3),
+    ({"prompt_guidance": 2.0, "self_conditioning_guidance": 1.5}, 6, 12)])
+def test_passes_of_a_completion_are_those_that_the_denoiser_makes(sampling, alone, prompted) -> None:
+    config = tiny_config({"prompt": True}, sampling={"steps": 3, **sampling})
+    generator = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 3, Words())
+    passes = []
+    generator.model.denoiser.register_forward_hook(lambda *_: passes.append(1))
+    generator.tokens(1, seed=0)
+    assert len(passes) == alone == setting_of(generator)["denoiser_passes"]
+    passes.clear()
+    complete(generator, TableEncoder(), torch.tensor([[1, 2]]), seed=0)
+    assert len(passes) == prompted == setting_of(generator, has_prompt=True)["denoiser_passes"]
+
+
+def test_under_autocast_latents_stay_in_float32_and_mean_the_same() -> None:
+    config = tiny_config(sampling={"steps": 8})
+    model = tiny_model(config).eval()
+    plain = sample_latents(model, range(4), 0, config.sampling)
+    with torch.autocast("cpu", torch.bfloat16):  # as on a GPU, where alone it is on
+        quick = sample_latents(model, range(4), 0, config.sampling)
+        same = decode(model, quick, VOCABULARY) == decode(model, plain, VOCABULARY)
+    assert quick.dtype == torch.float32 and not torch.equal(quick, plain)
+    assert (quick - plain).pow(2).mean() < 1e-3 * plain.pow(2).mean()
+    assert same.double().mean() > 0.8
 
 
 # -- the command ----------------------------------------------------------------------------------
@@ -142,7 +173,10 @@ def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, 
     assert main(arguments(trained, "--judge", str(judge), "--temperatures", "0.9,1", "--out", str(out))) == 0
     printed = capsys.readouterr()
     assert "clean" in printed.out and "wrote evaluation.json, evaluation.png and samples.json" in printed.out
-    assert max(map(len, printed.out.splitlines())) <= max(80, 20 + len(str(out)) + 56)
+    # A path is not broken.
+    assert max(len(line) for line in printed.out.splitlines() if str(tmp_path) not in line) <= 80
+    assert "of 24 texts each" in " ".join(printed.out.split()) and "tokens/s at batch 8" in printed.out
+    assert "MAUVE of 24 texts: says little" in printed.out
     result = json.loads((out / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert result["step"] == 4 and result["heldout_sequences"] == 24
     assert result["judge"]["name"] == str(judge) and result["judge"]["is_the_fields"] is False
@@ -151,8 +185,42 @@ def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, 
     assert all("mauve_by_tiny-judge" in point for point in result["frontier"])
     samples = json.loads((out / "samples.json").read_text())
     assert np.shape(samples["generations"][0]["tokens"]) == (24, 16)
-    assert samples["model"] == "ldlm" and len(samples["reference_texts"]) == 24
+    assert samples["model"] == "ldlm"
+    assert len(samples["heldout_tokens"]) == len(samples["heldout_texts"]) == 24
+    assert result["reference"]["num_texts"] == result["frontier"][0]["num_texts"] == 24
+    ended = [102 in row for row in samples["heldout_tokens"]]  # MiniLM's separator
+    assert result["reference"]["rows_with_end"] == pytest.approx(np.mean(ended))
+    assert 0 < result["reference"]["tokens_to_end"] <= 16
     assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_as_many_held_out_texts_are_judged_as_samples(trained, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained.store.parent / "cache"))
+    judge, out = save_model(tmp_path / "j", "gpt2"), tmp_path / "out"
+    typed = arguments(trained, "--judge", str(judge), "--out", str(out), "--solver", "ancestral", "--grid",
+                      "warped", "--steps", "1")
+    found = measure._heldout
+    monkeypatch.setattr(measure, "_heldout", lambda *of: found(*of)[:7])  # there are no more
+    assert main([*typed, "-n", "9"]) == 0
+    result = json.loads((out / "evaluation.json").read_text())
+    assert result["reference"]["num_texts"] == result["frontier"][0]["num_texts"] == 7
+    assert result["frontier"][0]["setting"]["solver"] == "ancestral"
+    assert result["frontier"][0]["setting"]["grid"] == "warped"
+    assert len(json.loads((out / "samples.json").read_text())["generations"][0]["tokens"]) == 9
+
+
+def test_samples_outlive_a_judge_that_fails(trained, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained.store.parent / "cache"))
+    judge, out = save_model(tmp_path / "j", "gpt2"), tmp_path / "out"
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("the judge does not fit")
+
+    monkeypatch.setattr(RowJudge, "scores", full)
+    with contextlib.suppress(torch.OutOfMemoryError):
+        assert main(arguments(trained, "--judge", str(judge), "--out", str(out))) != 0
+    assert len(json.loads((out / "samples.json").read_text())["generations"]) == 2
+    assert not (out / "evaluation.json").exists()
 
 
 def test_completions_of_held_out_texts_are_judged_beside_the_originals(tmp_path, capsys, monkeypatch) -> None:
@@ -257,3 +325,12 @@ def test_the_picture_of_a_run_without_scored_text_is_drawn_all_the_same(tmp_path
               "panel": {"clean": {"accuracy": 0.5}}}
     plot(result, judge, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_the_picture_says_of_how_few_texts_a_mauve_is(tmp_path: Path) -> None:
+    judge = load_judge(str(save_model(tmp_path / "j", "gpt2")))
+    result = {"frontier": [{"mauve_by_j": 0.2}, {"mauve_by_j": 0.31}, {"mauve_by_j": None}],
+              "reference": {"num_texts": 166}}
+    assert quality_plot._mauve(result, judge) == "; mauve_by_j up to 0.31 of 166 texts: says little"
+    result["reference"]["num_texts"] = 1000
+    assert quality_plot._mauve(result, judge) == "; mauve_by_j up to 0.31 of 1,000 texts"

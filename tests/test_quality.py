@@ -3,6 +3,8 @@
 import json
 import math
 import random
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +94,7 @@ def test_a_completion_is_scored_given_its_prompt_whatever_the_batches(judge, fol
     for _ in range(2):
         assert perplexity(judge, rows, prompts) == pytest.approx(float(metric.compute()), rel=1e-5)
         monkeypatch.setattr(quality, "_BATCH_LOGITS", 1)
-    scores = text_scores(judge, ["c d e f"], prompts=["a b"])
+    scores = text_scores(judge, judge.rows(["c d e f"]), contexts=judge.rows(["a b"]))
     assert "perplexity_given_prompt_by_tiny-judge" in scores
     assert not any("generative" in name for name in scores)
     assert scores["entropy_by_tiny-judge"] == pytest.approx(math.log(4))
@@ -158,7 +160,7 @@ def test_mauve_takes_as_many_texts_of_either_side_and_refuses_a_handful(judge):
 
 
 def test_the_fields_names_are_for_the_fields_judge_alone(judge, folder):
-    scores = text_scores(judge, texts(25, seed=1), texts(25, seed=2))
+    scores = text_scores(judge, judge.rows(texts(25, seed=1)), judge.rows(texts(25, seed=2)))
     assert {"generative_perplexity_by_tiny-judge", "entropy_by_tiny-judge", "distinct_2_by_tiny-judge",
             "diversity_by_tiny-judge", "mauve_by_tiny-judge"} < set(scores)
     assert not any(name in scores for name in ("generative_perplexity", "entropy", "mauve"))
@@ -180,6 +182,18 @@ def test_a_judge_that_is_not_here_is_refused_with_what_to_type():
     assert "the judge nobody/no-such-judge cannot be loaded" in caught.value.problem
     assert "hf download openai-community/gpt2-large" in caught.value.fix
     assert "--judge PATH" in caught.value.fix
+
+
+def test_where_no_hub_answers_a_judge_is_refused_at_once_and_in_our_words_alone(monkeypatch, capfd):
+    from huggingface_hub import constants
+
+    with socket.socket() as closed:  # bound, never listening: connections are refused
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it waits to try again"))
+        with pytest.raises(ConfigError, match="cannot be loaded"):
+            load_judge("nobody/no-such-judge")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_model_that_predicts_no_next_token_is_refused(tmp_path):

@@ -24,6 +24,13 @@ class AttentionShape(NamedTuple):
     dropout: float = 0.0
 
 
+class _HeadNorm(nn.RMSNorm):
+    """In the dtype of its input: under autocast torch would warn of two, and take a slower way."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class Rotation(NamedTuple):
     """Cosine and sine by which queries and keys turn with their position: each (K, W / H), float32."""
 
@@ -38,8 +45,8 @@ class MultiHead(nn.Module):
         super().__init__()
         self.shape = shape
         head_width = shape.width // shape.num_heads
-        self.query_norm = nn.RMSNorm(head_width) if shape.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(head_width) if shape.qk_norm else nn.Identity()
+        self.query_norm = _HeadNorm(head_width) if shape.qk_norm else nn.Identity()
+        self.key_norm = _HeadNorm(head_width) if shape.qk_norm else nn.Identity()
 
     def mix(self, query_BQW: Tensor, key_BCW: Tensor, value_BCW: Tensor, mask: Tensor | None = None,
             rotation: Rotation | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError
-from trainer.frontier import in_words, setting_of, with_settings
+from trainer.frontier import dtype_on, in_bf16, in_words, setting_of, with_settings
 from trainer.generate import Generator, to_text
 from trainer.prompting import check_reads_prompts, encoded
 from trainer.sizes import longest_prompt
@@ -25,12 +25,14 @@ class Beginnings(NamedTuple):
     """Held-out sequences whose first P tokens are of one document.
 
     Attributes:
-        tokens_NP: int64.
-        prompts: Their texts.
+        tokens_NP: The beginnings, int64.
+        tokens_NL: The whole sequences, int64.
+        prompts: Texts of the beginnings.
         continuations: What the documents really say then, each up to its first end of text.
     """
 
     tokens_NP: Tensor
+    tokens_NL: Tensor
     prompts: list[str]
     continuations: list[str]
 
@@ -57,7 +59,8 @@ def beginnings(generator: Generator, rows_NL: np.ndarray, num_tokens: int) -> Be
     prompts, continuations = (
         to_text(generator.tokenizer, part.tolist(), generator.end_of_text_id)
         for part in (rows_NL[:, :num_tokens], rows_NL[:, num_tokens:]))
-    return Beginnings(torch.from_numpy(rows_NL[:, :num_tokens]), prompts, continuations)
+    tokens_NL = torch.from_numpy(rows_NL)
+    return Beginnings(tokens_NL[:, :num_tokens], tokens_NL, prompts, continuations)
 
 
 def sample_completions(generator: Generator, encoder: TokenEncoder, told: Beginnings, steps: Sequence[int],
@@ -66,14 +69,16 @@ def sample_completions(generator: Generator, encoder: TokenEncoder, told: Beginn
     """A completion of every beginning at every number of steps and temperature.
 
     Returns:
-        For each sampling: `setting`, `seed`, `tokens` (whole sequences) and `texts` (without their prompts).
+        For each sampling: `setting`, `seed`, `dtype`, `tokens` (whole sequences) and `texts` (without
+        their prompts, up to the first end of text).
     """
     found = []
     num, num_tokens = told.tokens_NP.shape
     for own in with_settings(generator, steps, temperatures, min(batch, num)):
         tokens_NL = complete(own, encoder, told.tokens_NP, seed)
         say(f"{num} completions of {in_words(own)}")
-        found.append({"setting": setting_of(own), "seed": seed, "tokens": tokens_NL.tolist(),
+        found.append({"setting": setting_of(own, has_prompt=True), "seed": seed,
+                      "dtype": dtype_on(generator.model.hidden_mean.device), "tokens": tokens_NL.tolist(),
                       "texts": own.to_texts(tokens_NL[:, num_tokens:])})
     return found
 
@@ -81,7 +86,10 @@ def sample_completions(generator: Generator, encoder: TokenEncoder, told: Beginn
 def complete(generator: Generator, encoder: TokenEncoder, prompts_NP: Tensor, seed: int) -> Tensor:
     """Token ids (N, L) on the host: sample i of the seed goes on from prompt i."""
     device, size = generator.model.hidden_mean.device, generator.config.sampling.batch_size
-    batches = [range(first, min(first + size, len(prompts_NP))) for first in range(0, len(prompts_NP), size)]
-    return torch.cat([
-        generator.batch(indices, seed, encoded(encoder, prompts_NP[indices.start:indices.stop].to(device)))
-        for indices in batches]).cpu()
+    found = []
+    for first in range(0, len(prompts_NP), size):
+        indices = range(first, min(first + size, len(prompts_NP)))
+        prompt = encoded(encoder, prompts_NP[indices.start:indices.stop].to(device))
+        with in_bf16(device):
+            found.append(generator.batch(indices, seed, prompt))
+    return torch.cat(found).cpu()

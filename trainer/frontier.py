@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from trainer.generate import Generator, to_text
-from trainer.quality import Judge, text_scores
+from trainer.judge_rows import JudgeRows, RowJudge
 
 _TIMED = 3  # generations at batch 1
 
@@ -23,20 +24,22 @@ def sample_frontier(generator: Generator, steps: Sequence[int], temperatures: Se
     """Texts at every number of steps and temperature, in the form that the baselines' records have.
 
     Returns:
-        For each sampling: `setting`, `tokens`, `texts`, and the speeds from seed to token ids on the host,
-        decoding included: `seconds_batch_1` (median), `tokens_per_s_batch_1`, `tokens_per_s_batch_<batch>`.
+        For each sampling: `setting`, `tokens`, `texts` (up to the first end, to be shown), `dtype`, and
+        the speeds from seed to token ids on the host, decoding included: `seconds_batch_1` (median),
+        `tokens_per_s_batch_1`, `tokens_per_s_batch_<batch>`.
     """
     found = []
     for own in with_settings(generator, steps, temperatures, min(batch, num)):
         sampling = own.config.sampling
         latencies = [_timed(own, 1, seed + index)[1] for index in range(_TIMED + 1)][1:]
-        own.tokens(sampling.batch_size, seed)  # warm-up
+        _timed(own, sampling.batch_size, seed)  # warm-up
         tokens_NL, seconds = _timed(own, num, seed)
         latency = statistics.median(latencies)
         length = tokens_NL.shape[1]
         say(f"{num} texts of {in_words(own)}: {num * length / seconds:,.0f} tokens/s")
         found.append({
             "setting": setting_of(own), "seed": seed, "batch": sampling.batch_size,
+            "dtype": dtype_on(generator.model.hidden_mean.device),
             "seconds_batch_1": latency, "tokens_per_s_batch_1": length / latency,
             f"tokens_per_s_batch_{sampling.batch_size}": num * length / seconds, "tokens": tokens_NL.tolist(),
             "texts": to_text(generator.tokenizer, tokens_NL, generator.end_of_text_id)})
@@ -53,12 +56,14 @@ def with_settings(generator: Generator, steps: Sequence[int], temperatures: Sequ
         yield dataclasses.replace(generator, config=changed)
 
 
-def setting_of(generator: Generator) -> dict[str, Any]:
+def setting_of(generator: Generator, has_prompt: bool = False) -> dict[str, Any]:
     """How it samples, for the record."""
     sampling = generator.config.sampling
-    guided = sampling.self_conditioning_guidance not in (0.0, 1.0)
+    weights = [sampling.self_conditioning_guidance, *([sampling.prompt_guidance] if has_prompt else [])]
+    # A guidance of 0 or 1 weighs nothing against anything: one pass is enough.
+    passes = sampling.steps * 2 ** sum(weight not in (0.0, 1.0) for weight in weights)
     return {"steps": sampling.steps, "temperature": sampling.temperature, "solver": sampling.solver,
-            "grid": sampling.grid, "denoiser_passes": sampling.steps * (2 if guided else 1)}
+            "grid": sampling.grid, "denoiser_passes": passes}
 
 
 def in_words(generator: Generator) -> str:
@@ -66,15 +71,30 @@ def in_words(generator: Generator) -> str:
     return f"{generator.config.sampling.steps} steps, temperature {generator.config.sampling.temperature:g}"
 
 
-def judged(generation: dict[str, Any], judge: Judge, reference: Sequence[str],
-           prompts: Sequence[str] = ()) -> dict[str, Any]:
-    """One sampling with the judge's scores in place of its texts; see `text_scores`."""
+def judged(generation: dict[str, Any], row_judge: RowJudge, reference: JudgeRows,
+           num_prompt: int = 0) -> dict[str, Any]:
+    """One sampling with the judge's scores in place of its texts, of as many as the reference has."""
     kept = {key: value for key, value in generation.items() if key not in ("tokens", "texts")}
-    return kept | text_scores(judge, generation["texts"], reference, prompts=prompts)
+    tokens_NL = generation["tokens"][:len(reference.rows)]
+    return kept | row_judge.scores(tokens_NL, reference.rows, num_prompt)
+
+
+def in_bf16(device: torch.device) -> torch.autocast:
+    """Generation as it is measured: networks in bfloat16 on a GPU, as the baselines' are.
+
+    Latents between the steps, times and the solver's arithmetic stay float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def dtype_on(device: torch.device) -> str:
+    """What `in_bf16` computes in, for the record."""
+    return "bfloat16 autocast" if device.type == "cuda" else "float32"
 
 
 def _timed(generator: Generator, num: int, seed: int) -> tuple[Tensor, float]:
     """Token ids on the host, and the seconds they took: once they are here the device has finished."""
     began = time.perf_counter()
-    tokens_NL = generator.tokens(num, seed).cpu()
+    with in_bf16(generator.model.hidden_mean.device):
+        tokens_NL = generator.tokens(num, seed).cpu()
     return tokens_NL, time.perf_counter() - began

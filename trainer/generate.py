@@ -65,7 +65,7 @@ class Generator:
         """Texts of the same samples, each up to its first end of text."""
         return self.to_texts(self.tokens(num, seed, prompt))
 
-    def to_texts(self, tokens_BL: Tensor) -> list[str]:
+    def to_texts(self, tokens_BL: Tensor | Sequence[Sequence[int]]) -> list[str]:
         """Texts of what was drawn, each up to its first end of text."""
         return to_text(self.tokenizer, tokens_BL, self.end_of_text_id)
 

@@ -6,6 +6,7 @@ Exit codes: those of the `ldlm` command.
 import json
 import os
 import sys
+import textwrap
 from argparse import Namespace
 from typing import Any
 
@@ -19,16 +20,21 @@ from trainer.contract import Env
 from trainer.data import Corpus, open_corpus
 from trainer.evaluate import evaluate
 from trainer.frontier import judged, sample_frontier
-from trainer.generate import Generator, to_text
+from trainer.generate import Generator
+from trainer.judge_rows import RowJudge
 from trainer.local_cache import cache_folder
 from trainer.measure_options import read_measure_options
 from trainer.panel import reconstruction_panel
-from trainer.quality import Judge, load_judge, require_evaluation_tools, text_scores
+from trainer.quality import MAUVE_FEW_TEXTS, Judge, load_judge, require_evaluation_tools
 from trainer.quality_plot import plot
 from trainer.run_folder import RunFolder
+from trainer.sample import adjusted
+from trainer.sample_options import WAYS
 from trainer.saved_run import SavedRun, load_run
 from trainer.store import open_store
 from trainer.token_encoder import load_token_encoder
+
+_WIDTH = 80
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,25 +57,27 @@ def measure(options: Namespace) -> dict[str, Any]:
     run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), talk)
     if options.prompt_tokens:
         check_length(run.config, options.prompt_tokens)
-    generator = run.generator(device)
+    generator = adjusted(run.generator(device), options, WAYS)
     rows_NL = _heldout(run, generator, options.num)
-    reference = to_text(generator.tokenizer, rows_NL.tolist(), generator.end_of_text_id)
     told = beginnings(generator, rows_NL, options.prompt_tokens) if options.prompt_tokens else None
     on_heldout, completions = _with_encoder(run, generator, rows_NL, told, options, device)
     generations = sample_frontier(generator, options.steps, options.temperatures, options.num, options.batch,
                                   options.seed, talk)
+    samples = {"model": "ldlm", "seed": options.seed, "source": options.run, "step": run.manifest.step,
+               "heldout_tokens": rows_NL.tolist(), "heldout_texts": generator.to_texts(rows_NL.tolist()),
+               "generations": generations}
+    if told:
+        samples |= {"prompts": told.prompts, "continuations": told.continuations, "completions": completions}
+    # Before they are judged: a judge that runs out of memory must not cost what was sampled.
+    (options.out / "samples.json").write_text(json.dumps(samples))
     talk(f"judged by {judge.name}")
+    row_judge = RowJudge(judge, generator.tokenizer, generator.end_of_text_id)
     result = {"source": options.run, "step": run.manifest.step, "seed": options.seed,
               "device": device_name(device), "dtype": str(next(generator.model.parameters()).dtype),
-              "judge": _about(judge), **on_heldout, "reference": text_scores(judge, reference),
-              "frontier": [judged(one, judge, reference) for one in generations]}
-    samples = {"model": "ldlm", "seed": options.seed, "source": options.run, "step": run.manifest.step,
-               "reference_texts": reference, "generations": generations}
+              "judge": _about(judge), **on_heldout, **_judged(row_judge, rows_NL.tolist(), generations)}
     if told:
-        result["completions"] = _judged_completions(judge, told, completions)
-        samples |= {"heldout_tokens": rows_NL.tolist(), "prompts": told.prompts,
-                    "continuations": told.continuations, "completions": completions}
-    (options.out / "samples.json").write_text(json.dumps(samples))
+        result["completions"] = {"prompt_tokens": options.prompt_tokens, **_judged(
+            row_judge, told.tokens_NL.tolist(), completions, options.prompt_tokens)}
     (options.out / "evaluation.json").write_text(json.dumps(result, indent=1))
     plot(result, judge, options.out / "evaluation.png")
     return result
@@ -97,11 +105,13 @@ def _with_encoder(run: SavedRun, generator: Generator, rows_NL: np.ndarray, told
                                       options.batch, options.seed, talk)
 
 
-def _judged_completions(judge: Judge, told: Beginnings, completions: list[dict[str, Any]]) -> dict[str, Any]:
-    """The same panel as of any other text, beside the scores of how the documents really go on."""
-    return {"prompt_tokens": told.tokens_NP.shape[1],
-            "reference": text_scores(judge, told.continuations, prompts=told.prompts),
-            "frontier": [judged(one, judge, told.continuations, told.prompts) for one in completions]}
+def _judged(row_judge: RowJudge, real_NL: list[list[int]], generations: list[dict[str, Any]],
+            num_prompt: int = 0) -> dict[str, Any]:
+    """Every sampling beside real rows, as many of either as there are of both."""
+    real_NL = real_NL[:len(generations[0]["tokens"])]
+    read = row_judge.rows(real_NL, num_prompt)
+    return {"reference": row_judge.scores(real_NL, num_prompt=num_prompt),
+            "frontier": [judged(one, row_judge, read, num_prompt) for one in generations]}
 
 
 def _about(judge: Judge) -> dict[str, Any]:
@@ -111,32 +121,48 @@ def _about(judge: Judge) -> dict[str, Any]:
 
 def _screen(result: dict[str, Any], options: Namespace) -> str:
     """What a person reads: the panel, a line for each sampling, where the rest is."""
-    panel = "  ".join(f"{name.replace('_', ' ')} {scores['accuracy']:.1%}"
-                      for name, scores in result["panel"].items())
-    lines = ["held-out tokens that come back:", f"  {panel}", f"perplexity by {result['judge']['name']}:",
+    panel = [f"{name.replace('_', ' ')} {scores['accuracy']:.1%}" for name, scores in result["panel"].items()]
+    batch = result["frontier"][0]["batch"]
+    lines = ["held-out tokens that come back:", *_folded("  ".join(panel), indent="  "),
+             *_folded(f"perplexity by {result['judge']['name']}, of {result['reference']['num_texts']} texts "
+                      f"each; tokens/s at batch {batch}:"),
              *_table(result, "generative_perplexity", "held-out text")]
     told = result.get("completions")
     if told:
-        lines += [f"completions of {told['reference']['num_texts']} held-out texts after "
-                  f"{told['prompt_tokens']} tokens, perplexity given those:",
+        lines += [*_folded(f"completions of {told['reference']['num_texts']} held-out texts after "
+                           f"{told['prompt_tokens']} tokens, perplexity given those:"),
                   *_table(told, "perplexity_given_prompt", "the original")]
-    lines += [f"wrote evaluation.json, evaluation.png and samples.json to {options.out}"]
+    lines += _folded(f"wrote evaluation.json, evaluation.png and samples.json to {options.out}")
     return "\n".join(lines)
+
+
+def _folded(text: str, indent: str = "") -> list[str]:
+    # A number stays with its name: blanks within an item do not break.
+    kept = "  ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in text.split("  ")) if indent else text
+    lines = textwrap.wrap(kept, _WIDTH, initial_indent=indent, subsequent_indent=indent or "  ",
+                          break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
 
 
 def _table(scored: dict[str, Any], perplexity: str, reference: str) -> list[str]:
     """A line for each sampling of a frontier, and one for the reference."""
     lines = [f"  {'steps':>5}  {'temp.':>5}  {'perplexity':>10}  {'entropy':>7}  {'distinct-2':>10}  "
-             f"{'MAUVE':>5}  {'tokens/s':>9}"]
+             f"{'ends':>4}  {'MAUVE':>5}  {'tokens/s':>9}"]
     for point in scored["frontier"]:
-        speeds = [value for key, value in point.items() if key.startswith("tokens_per_s")]
+        # Completions are not timed.
+        speed = point.get(f"tokens_per_s_batch_{point.get('batch')}")
         lines.append(f"  {point['setting']['steps']:>5}  {point['setting']['temperature']:>5g}  "
-                     f"{_cell(point, perplexity, 10, 1)}  {_cell(point, 'entropy', 7, 2)}  "
-                     f"{_cell(point, 'distinct_2', 10, 3)}  {_cell(point, 'mauve', 5, 2)}  "
-                     + (f"{max(speeds):>9,.0f}" if speeds else f"{'-':>9}"))
-    own = scored["reference"]
-    return [*lines, f"  {reference:>13}  {_cell(own, perplexity, 9, 1)}  {_cell(own, 'entropy', 7, 2)}  "
-                    f"{_cell(own, 'distinct_2', 10, 3)}"]
+                     f"{_scores(point, perplexity, 10)}  {_cell(point, 'mauve', 5, 2)}  "
+                     + (f"{'-':>9}" if speed is None else f"{speed:>9,.0f}"))
+    lines.append(f"  {reference:>13}  {_scores(scored['reference'], perplexity, 9)}")
+    num = scored["reference"]["num_texts"]
+    return lines + ([f"  MAUVE of {num} texts: says little"] if num < MAUVE_FEW_TEXTS else [])
+
+
+def _scores(scores: dict[str, Any], perplexity: str, width: int) -> str:
+    """Cells that samples and reference both have; `ends` are rows that hold an end of text."""
+    return (f"{_cell(scores, perplexity, width, 1)}  {_cell(scores, 'entropy', 7, 2)}  "
+            f"{_cell(scores, 'distinct_2', 10, 3)}  {100 * scores['rows_with_end']:>3.0f}%")
 
 
 def _cell(scores: dict[str, Any], metric: str, width: int, digits: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from trainer.sample_options import add_ways
 from trainer.store import store_url
 
 FIELDS_JUDGE = "openai-community/gpt2-large"
@@ -15,6 +16,7 @@ _EXAMPLES = """examples:
   ldlm evaluate RUN --out quality                        judged by GPT-2 large, as the field does
   ldlm evaluate RUN --judge ./my-judge --out quality     without network, by a local model
   ldlm evaluate RUN --steps 8,32,128 --temperatures 0.9,1 -n 1024 --out quality
+  ldlm evaluate RUN --solver ancestral --grid warped --out quality
   ldlm evaluate RUN --prompt-tokens 16 --out quality     completions too
 """
 _T = TypeVar("_T", int, float)
@@ -37,8 +39,10 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
                         help="denoiser passes, one sampling each (default 4,16,64)")
     parser.add_argument("--temperatures", type=_several(float, 0.01, 10), default=[1.0], metavar="T,...",
                         help="each with every number of steps (default 1)")
+    add_ways(parser)
     parser.add_argument("-n", "--num", type=number(int, 1, 1_000_000), default=256, metavar="N",
-                        help="texts of each sampling, and held-out sequences (default 256)")
+                        help="texts of each sampling, and at most so many held-out sequences; as many "
+                             "are judged of either as there are of both (default 256)")
     parser.add_argument("--prompt-tokens", type=number(int, 1, 1_000_000), metavar="N",
                         help="also complete held-out texts from their first N tokens; for models trained "
                              "with model.prompt")

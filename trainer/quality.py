@@ -29,6 +29,8 @@ FIELD_TOKENS = 1024  # of a text that the field scores (MDLM, Duo)
 _GPT2_NAMES = (FIELDS_JUDGE, "gpt2-large")
 _BATCH_LOGITS = 2**27  # 512 MiB of float32 at a time (guess)
 _MAUVE_LEAST_TEXTS = 20  # its clusters are a tenth of them, at least 2
+MAUVE_FEW_TEXTS = 1000  # below, it says little (its authors take 5,000)
+_HUB_WAIT_S = 5.0
 Row = Sequence[int]
 
 
@@ -86,11 +88,15 @@ def load_judge(name: str = FIELDS_JUDGE, device: torch.device | str = "cpu", *, 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    # Asked for first: without a Hub, transformers would try again and again and print each try.
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False,
+                             "local_files_only": not Path(name).is_dir() and not _hub_answers()}
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype,
-                                                         trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(name, **where)
+            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **where)
+            if not tokenizer.is_fast:
+                raise ValueError("its tokenizer is not one of the `tokenizers` library")
         except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
             raise ConfigError(
                 f"the judge {name} cannot be loaded: {first_line(error)}", place="--judge",
@@ -99,6 +105,18 @@ def load_judge(name: str = FIELDS_JUDGE, device: torch.device | str = "cpu", *, 
     positions = getattr(model.config, "max_position_embeddings", None) or max_tokens
     return Judge(name, getattr(model.config, "_commit_hash", None), model.to(device).eval(), tokenizer,
                  min(max_tokens, positions), tokenizer.eos_token_id)
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached, by one request."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_WAIT_S)
+    except Exception:  # of whichever HTTP client the installed huggingface_hub brings
+        return False
+    return True
 
 
 def perplexity(judge: Judge, rows: Sequence[Row], contexts: Sequence[Row] = ()) -> float | None:
@@ -180,7 +198,7 @@ def mauve(judge: Judge, rows: Sequence[Row], reference: Sequence[Row], seed: int
     """MAUVE of generated against reference texts, in (0, 1], by mauve-text with its own settings.
 
     Features are the judge's last hidden state at the last token of a text. As many of either side are
-    taken as the smaller has: below 1,000 texts the value says little.
+    taken as the smaller has: below `MAUVE_FEW_TEXTS` the value says little.
 
     Returns:
         None when there are fewer than 20 texts on a side.
@@ -224,23 +242,21 @@ def require_evaluation_tools() -> None:
                               fix="make evaluation-tools (once, about 400 MB)")
 
 
-def text_scores(judge: Judge, texts: Sequence[str], reference: Sequence[str] = (), seed: int = 25,
-                prompts: Sequence[str] = ()) -> dict[str, float | None]:
+def text_scores(judge: Judge, rows: Sequence[Row], reference: Sequence[Row] = (),
+                contexts: Sequence[Row] = ()) -> dict[str, float | None]:
     """All metrics of some texts. Names of those that depend on the judge, or its ids, carry its name.
 
     Args:
         judge: Who scores.
-        texts: Generated.
-        reference: Real ones, for MAUVE; without them it is left out.
-        seed: Of MAUVE's clusters.
-        prompts: What each text goes on from. Its perplexity is then that of a completion, given its
+        rows: The judge's own ids of what was generated, see `trainer.judge_rows`.
+        reference: The same of real texts, for MAUVE; without them it is left out. As many as there are
+            rows, or repetition and MAUVE are not to be compared.
+        contexts: What each row goes on from. Its perplexity is then that of a completion, given its
             prompt, and is called so: it is not the field's generative perplexity.
     """
-    rows = judge.rows(texts)
-    name = "perplexity_given_prompt" if prompts else "generative_perplexity"
-    by_judge = {name: perplexity(judge, rows, judge.rows(prompts)), "entropy": unigram_entropy(rows),
-                **repetition(rows)}
+    name = "perplexity_given_prompt" if contexts else "generative_perplexity"
+    by_judge = {name: perplexity(judge, rows, contexts), "entropy": unigram_entropy(rows), **repetition(rows)}
     if reference:
-        by_judge["mauve"] = mauve(judge, rows, judge.rows(reference), seed)
+        by_judge["mauve"] = mauve(judge, rows, reference)
     scores = {judge.key(name): value for name, value in by_judge.items()}
-    return scores | {"num_texts": len(texts), "tokens_per_text": sum(map(len, rows)) / max(1, len(rows))}
+    return scores | {"num_texts": len(rows), "tokens_per_text": sum(map(len, rows)) / max(1, len(rows))}

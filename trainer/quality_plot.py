@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from trainer.quality import Judge
+from trainer.quality import MAUVE_FEW_TEXTS, Judge
 
 
 def plot(result: dict[str, Any], judge: Judge, path: Path) -> None:
@@ -17,8 +17,16 @@ def plot(result: dict[str, Any], judge: Judge, path: Path) -> None:
     _draw_frontier(left, result, judge)
     _draw_panel(middle, result)
     _draw_speed(right, result)
-    figure.suptitle(f"{result['source']}, step {result['step']:,}, {result['device']}")
+    figure.suptitle(f"{result['source']}, step {result['step']:,}, {result['device']}{_mauve(result, judge)}")
     FigureCanvasAgg(figure).print_png(path)
+
+
+def _mauve(result: dict[str, Any], judge: Judge) -> str:
+    """The best MAUVE and of how many texts, for the title; nothing if there were too few for any."""
+    key, num = judge.key("mauve"), result["reference"].get("num_texts", 0)
+    found = [point[key] for point in result["frontier"] if point.get(key) is not None]
+    few = ": says little" if num < MAUVE_FEW_TEXTS else ""
+    return f"; {key} up to {max(found):.2f} of {num:,} texts{few}" if found else ""
 
 
 def _draw_frontier(axes: Any, result: dict[str, Any], judge: Judge) -> None:

@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -64,13 +65,13 @@ def _answer(options: Namespace) -> str:
     return screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed))
 
 
-def adjusted(generator: Generator, options: Namespace) -> Generator:
-    """With what was asked for in place of the recipe's settings.
+def adjusted(generator: Generator, options: Namespace, settings: Mapping[str, str] = SETTINGS) -> Generator:
+    """With what was asked for in place of the recipe's settings, of those that options stand for.
 
     Raises:
         ConfigError: The model has not what a guidance weighs.
     """
-    changes = {setting: getattr(options, option) for option, setting in SETTINGS.items()
+    changes = {setting: getattr(options, option) for option, setting in settings.items()
                if getattr(options, option) is not None}
     sampling = generator.config.sampling.model_dump() | changes
     try:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from trainer.store import store_url
 
-# Options of `ldlm sample` that stand for settings of `train.sampling`.
-SETTINGS = {"steps": "steps", "solver": "solver", "grid": "grid", "temperature": "temperature",
-            "guidance": "self_conditioning_guidance", "prompt_guidance": "prompt_guidance"}
+# Options that stand for settings of `train.sampling`: of all sampling, and also of `ldlm sample`.
+WAYS = {"solver": "solver", "grid": "grid", "guidance": "self_conditioning_guidance",
+        "prompt_guidance": "prompt_guidance"}
+SETTINGS = {"steps": "steps", "temperature": "temperature", **WAYS}
 _SAMPLE_EXAMPLES = """examples:
   ldlm sample RUN -n 8 --steps 32
   ldlm sample RUN --solver ancestral --steps 128 --seed 1 --json
@@ -61,10 +62,15 @@ def read_export_options(arguments: Sequence[str] | None = None) -> argparse.Name
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Options that stand for settings of `train.sampling`: those of SETTINGS."""
     parser.add_argument("--steps", type=positive, metavar="N", help="denoiser passes")
-    parser.add_argument("--solver", choices=("ddim", "ancestral", "sde"))
-    parser.add_argument("--grid", choices=("uniform", "warped"), help="of the times")
     parser.add_argument("--temperature", type=_up_to(10.0, above=0.0), metavar="T",
                         help="factor of the noise at the start")
+    add_ways(parser)
+
+
+def add_ways(parser: argparse.ArgumentParser) -> None:
+    """Those of WAYS."""
+    parser.add_argument("--solver", choices=("ddim", "ancestral", "sde"))
+    parser.add_argument("--grid", choices=("uniform", "warped"), help="of the times")
     parser.add_argument("--guidance", type=_up_to(100.0), metavar="W",
                         help="weight of the denoiser's earlier estimate")
     parser.add_argument("--prompt-guidance", type=_up_to(100.0), metavar="W", help="weight of the prompt: 0 "

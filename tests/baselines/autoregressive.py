@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from prepared_rows import PreparedRows, read_rows
 from record import generation, options_of, write
 from torch import Tensor
-from training import device, in_bf16, look, train, width_for
+from training import device, dtype, in_bf16, look, train, width_for
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 _HELDOUT_ROWS = 128
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     loss_at_end = look(model, lambda: heldout(model, rows.heldout_NL, rows.special))
     model.eval()
     generations = [generation(rows, sampler(model, rows, temperature), options.samples, options.seed,
-                              {"temperature": temperature}) for temperature in options.temperatures]
+                              {"temperature": temperature}, dtype()) for temperature in options.temperatures]
     record = {
         "model": "autoregressive", "seed": options.seed, "device": str(device()),
         "parameters": sum(weight.numel() for weight in model.parameters()), "steps": trained.steps,
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "heldout_losses": trained.heldout_losses,
         "heldout_perplexity": float(np.exp(loss_at_end)), "heldout_is": "exact",
         "generations": generations}
-    write(options.out, record, rows)
+    write(options.out, record)
     return record
 
 

@@ -1,38 +1,45 @@
-"""One table of all models at equal entropy, from their records, by one named judge.
+"""All models at equal entropy, from their records, by one named judge.
 
-    python tests/baselines/compare.py JUDGE OUT RECORD.json ... [--entropy 3.4,3.6]
+    python tests/baselines/compare.py STORE JUDGE OUT RECORD.json ... [--text NAME] [--entropy 3.4,3.6]
 
-A record is what a baseline writes, or `samples.json` of `ldlm evaluate`. Every model was sampled at several
-settings, so it has a curve of perplexity over entropy; the table reads each curve at the same entropies,
-by default at that of the held-out text. Seeds of one model give a mean and a deviation.
+A record is what a baseline writes, `samples.json` of `ldlm evaluate`, or what tests/learning/arms.py
+leaves. Every model was sampled at several settings; at each entropy, by default that of held-out text, one
+within 0.1 nats stands for it (see equal_entropy.py). Held-out and training rows stand beside them, as many
+as there are texts of a model: the judge must find both alike, or it has learned the models' training text
+by heart and favours copies of it (judge.py tells how to train one that has not).
 """
 
 import argparse
+import dataclasses
 import json
-import math
-import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from prepared_rows import PreparedRows, read_rows
+from equal_entropy import (
+    NEAR,
+    Line,
+    Point,
+    Scores,
+    as_good_as,
+    best,
+    described,
+    finite,
+    models_of,
+    setting_in_words,
+    verdicts,
+)
+from prepared_rows import PreparedRows, read_rows, spread
 
-from trainer.quality import Judge, load_judge, text_scores
+from trainer.judge_rows import RowJudge
+from trainer.quality import load_judge
 
-_NEAR = 0.1  # nats of entropy: as far as a curve is carried on beyond its ends
-
-
-def scored(record: dict[str, Any], judge: Judge, training: "Grams | None" = None) -> list[dict[str, Any]]:
-    """Every setting of a record with the judge's scores, its speeds, and how much of it is copied."""
-    points = []
-    for one in record["generations"]:
-        kept = {key: value for key, value in one.items() if key not in ("tokens", "texts")}
-        kept |= {"model": record["model"], "model_seed": record["seed"]} | text_scores(judge, one["texts"])
-        points.append(kept | ({} if training is None else {"copied_4": training.share_of(one["tokens"])}))
-    return points
+_BATCH_1 = ("Speed at batch 1 of models this small, run eagerly, is the overhead of starting kernels: it "
+            "says how many passes there are, not how much they compute.")
 
 
 class Grams:
@@ -54,110 +61,121 @@ class Grams:
         return grams @ (len(self._token_ids) + 1) ** np.arange(4, dtype=np.int64)
 
 
-def at_entropy(points: Sequence[dict[str, Any]], entropy: float, judge: Judge) -> dict[str, float] | None:
-    """The best that some settings of one model and seed come to at an entropy.
+@dataclass(frozen=True)
+class Scorer:
+    """What scores texts of all models alike."""
 
-    Perplexity (its logarithm), repetition and speed lie on a line between the two settings on either
-    side; where several pairs of a sweep do, that of the lowest perplexity counts. None when no setting
-    is within 0.1 nats and none lie on either side.
-    """
-    names = [judge.key(name) for name in ("generative_perplexity", "distinct_2", "distinct_4", "diversity")]
-    names += sorted(key for key in points[0] if key.startswith(("tokens_per_s", "copied")))
-    at = judge.key("entropy")
-    found = []
-    for sweep in _sweeps(points):
-        sweep = sorted(sweep, key=lambda point: point[at])
-        pairs = [(low, high) for low, high in zip(sweep, sweep[1:], strict=False)
-                 if low[at] <= entropy <= high[at]]
-        ends = [(end, end) for end in (sweep[0], sweep[-1]) if abs(end[at] - entropy) <= _NEAR]
-        for low, high in pairs or ends:
-            share = (entropy - low[at]) / (high[at] - low[at]) if high[at] > low[at] else 0.0
-            found.append({key: _between(low[key], high[key], share) for key in names}
-                         | {"from_entropy": low[at], "to_entropy": high[at]}
-                         | {key: value for key, value in low["setting"].items() if key == "steps"})
-    return min(found, key=lambda one: one[names[0]], default=None)
+    row_judge: RowJudge
+    training: Grams
 
+    def scores(self, tokens_NL: Sequence[Sequence[int]]) -> Scores:
+        """Of whole rows in the tokenizer's ids."""
+        found, key = self.row_judge.scores(tokens_NL), self.row_judge.judge.key
+        perplexity, *others = (found[key(name)] for name in (
+            "generative_perplexity", "entropy", "distinct_2", "distinct_4"))
+        return Scores(finite(perplexity), *others, self.training.share_of(tokens_NL))
 
-def _sweeps(points: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Settings that differ in their temperature alone: a curve goes along one of these."""
-    sweeps: dict[Any, list[dict[str, Any]]] = {}
-    for point in points:
-        setting = tuple(sorted((k, str(v)) for k, v in point["setting"].items() if k != "temperature"))
-        sweeps.setdefault(setting, []).append(point)
-    return list(sweeps.values())
+    def points(self, record: dict[str, Any], num: int) -> list[Point]:
+        """Every setting of a record, by `num` texts of either half."""
+        return [Point(
+            record["model"], record["seed"], one["setting"], one.get("dtype", "not recorded"),
+            {int(key.rsplit("_", 1)[1]): value for key, value in one.items()
+             if key.startswith("tokens_per_s_batch_")},
+            self.scores(one["tokens"][::2][:num]), self.scores(one["tokens"][1::2][:num]))
+            for one in record["generations"]]
 
 
-def _between(low: float, high: float, share: float) -> float:
-    return math.exp((1 - share) * math.log(max(low, 1e-9)) + share * math.log(max(high, 1e-9)))
-
-
-def table(points: Sequence[dict[str, Any]], entropies: Sequence[float],
-          judge: Judge) -> list[dict[str, Any]]:
-    """A line for each entropy and model: mean over seeds and, of perplexity, the deviation."""
-    lines = []
-    perplexity = judge.key("generative_perplexity")
+def markdown(points: Sequence[Point], entropies: Sequence[float], real: dict[str, Scores], num: int,
+             perplexity: str) -> str:
+    """All tables and verdicts as people read them."""
+    parts = [f"Of {num} texts each; as many others chose the setting. {_judge_in_words(real)}"]
     for entropy in entropies:
-        for model in dict.fromkeys(point["model"] for point in points):
-            seeds = dict.fromkeys(point["model_seed"] for point in points if point["model"] == model)
-            runs = [at_entropy([point for point in points if point["model"] == model
-                                and point["model_seed"] == seed], entropy, judge) for seed in seeds]
-            reached = [run for run in runs if run is not None]
-            line: dict[str, Any] = {"entropy": entropy, "model": model, "num_seeds": len(reached)}
-            for key in reached[0] if reached else ():
-                line[key] = statistics.fmean(run[key] for run in reached if key in run)
-            if len(reached) > 1:
-                line[f"{perplexity}_deviation"] = statistics.stdev(run[perplexity] for run in reached)
-            lines.append(line)
-    return lines
+        parts += [f"## At entropy {entropy:.2f} (within {NEAR:g} nats)",
+                  _table(points, entropy, real, perplexity), _speeds(points, entropy, perplexity),
+                  "\n".join(f"- {line}" for line in verdicts(points, entropy)) or "No model of ours."]
+    return "\n\n".join([*parts, _BATCH_1]) + "\n"
 
 
-def markdown(lines: Sequence[dict[str, Any]], judge: Judge) -> str:
-    """The table as people read it."""
-    perplexity = judge.key("generative_perplexity")
-    rows = [f"| entropy | model | seeds | {perplexity} | distinct-2 | distinct-4 | copied 4-grams | "
-            "tokens/s, batch 1 | tokens/s, batched |", "|" + "---|" * 9]
-    for line in lines:
-        if not line["num_seeds"]:
-            rows.append(f"| {line['entropy']:.2f} | {line['model']} | 0 | not reached | | | | | |")
-            continue
-        deviation = line.get(f"{perplexity}_deviation")
-        batched = max((value for key, value in line.items() if key.startswith("tokens_per_s")), default=0.0)
-        cells = [f"{line['entropy']:.2f}", line["model"], str(line["num_seeds"]),
-                 f"{line[perplexity]:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}"),
-                 f"{line[judge.key('distinct_2')]:.3f}", f"{line[judge.key('distinct_4')]:.3f}",
-                 f"{line['copied_4']:.1%}" if "copied_4" in line else "",
-                 f"{line.get('tokens_per_s_batch_1', 0):,.0f}", f"{batched:,.0f}"]
-        rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join(rows) + "\n"
+def _judge_in_words(real: dict[str, Scores]) -> str:
+    known, unknown = real["training text"].perplexity, real["held-out text"].perplexity
+    return (f"The judge's perplexity of the models' training text is {known:.1f}, of held-out text "
+            f"{unknown:.1f} ({unknown / known:.2f} times): where they differ, it favours copies.")
+
+
+def _table(points: Sequence[Point], entropy: float, real: dict[str, Scores], perplexity: str) -> str:
+    rows = [f"| model | seeds | {perplexity} | entropy | distinct-2 | distinct-4 | copied 4-grams | "
+            "setting | dtype | tokens/s, batch 1 | tokens/s, batched |", "|" + "---|" * 11]
+    rows += [f"| {name} | | {_cells(scores)} | | | | |" for name, scores in real.items()]
+    for model in models_of(points):
+        line = best(points, model, entropy)
+        if line.points:
+            rows.append(_row(line))
+        else:
+            nearest = min((point.choosing.entropy for point in points if point.model == model),
+                          key=lambda found: abs(found - entropy))
+            rows.append(f"| {model} | 0 of {line.num_seeds} | not reached | nearest {nearest:.2f} |"
+                        + " |" * 7)
+    return "\n".join(rows)
+
+
+def _row(line: Line) -> str:
+    scores = Scores(*(line.mean(lambda point, name=name: getattr(point.reported, name))  # type: ignore[misc]
+                      for name in Scores._fields))
+    settings = " or ".join(sorted({setting_in_words(point) for point in line.points}))
+    seeds = f"{len(line.points)} of {line.num_seeds}"
+    speed_1 = line.mean(lambda point: point.tokens_per_s.get(1, float("nan")))
+    one = line.points[0]
+    return (f"| {line.model} | {seeds} | {_cells(scores, line.deviation)} | {settings} | {one.dtype} | "
+            f"{speed_1:,.0f} | {line.speed:,.0f} (batch {one.batch}) |")
+
+
+def _cells(scores: Scores, deviation: float | None = None) -> str:
+    spread_of = "" if deviation is None else f" ± {deviation:.1f}"
+    return (f"{scores.perplexity:.1f}{spread_of} | {scores.entropy:.2f} | {scores.distinct_2:.3f} | "
+            f"{scores.distinct_4:.3f} | {scores.copied_4:.1%}")
+
+
+def _speeds(points: Sequence[Point], entropy: float, perplexity: str) -> str:
+    rows = [f"| as good as | {perplexity} at most | model | fastest setting |", "|---|---|---|---|"]
+    for other, limit, line in as_good_as(points, entropy):
+        rows.append(f"| {other} | {limit:.1f} | {line.model} | "
+                    f"{described(line) if line.points else 'not reached'} |")
+    return "\n".join(rows)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Score every record, write compare.json and compare.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store", type=Path, help="folder of a local store")
     parser.add_argument("judge")
     parser.add_argument("out", type=Path)
     parser.add_argument("records", type=Path, nargs="+")
-    parser.add_argument("--entropy", help="comma-separated, nats; by default that of the reference texts")
-    parser.add_argument("--store", type=Path, help="of the text, to count what is copied from it")
-    parser.add_argument("--text", default="manual-and-bible")
+    parser.add_argument("--text", default="manual-and-bible", help="that the models learned from")
+    parser.add_argument("--entropy", help="comma-separated, nats; by default that of held-out text")
     options = parser.parse_args(argv)
     judge = load_judge(options.judge, "cuda" if torch.cuda.is_available() else "cpu")
     records = [json.loads(path.read_text()) for path in options.records]
-    length = len(records[0]["generations"][0]["tokens"][0])
-    training = Grams(read_rows(options.store, options.text, length)) if options.store else None
-    points = [point for record in records for point in scored(record, judge, training)]
-    references = [record["reference_texts"] for record in records if record.get("reference_texts")]
-    reference = text_scores(judge, references[0]) if references else {}
-    if not (options.entropy or reference):
-        parser.error("no record holds reference texts: say --entropy")
+    generations = [one["tokens"] for record in records for one in record["generations"]]
+    rows = read_rows(options.store, options.text, len(generations[0][0]))
+    scorer = Scorer(RowJudge(judge, rows.tokenizer, rows.end_of_text_id), Grams(rows))
+    num = min(len(rows.heldout_NL), len(rows.train_NL), *(len(tokens) // 2 for tokens in generations))
+    real = {"held-out text": scorer.scores(spread(rows.heldout_tokens_NL, num).tolist()),
+            "training text": scorer.scores(rows.token_ids[spread(rows.train_NL, num)].tolist())}
+    points = [point for record in records for point in scorer.points(record, num)]
     entropies = ([float(word) for word in options.entropy.split(",")] if options.entropy
-                 else [reference[judge.key("entropy")]])
-    lines = table(points, entropies, judge)
+                 else [real["held-out text"].entropy])
+    table = markdown(points, entropies, real, num, judge.key("generative_perplexity"))
     options.out.mkdir(parents=True, exist_ok=True)
-    result = {"judge": options.judge, "reference": reference, "points": points, "table": lines}
+    result = {"judge": options.judge, "judge_revision": judge.revision, "num_texts": num,
+              "real": {name: scores._asdict() for name, scores in real.items()},
+              "points": [dataclasses.asdict(point) | {"choosing": point.choosing._asdict(),
+                                                      "reported": point.reported._asdict()}
+                         for point in points],
+              "verdicts": {f"{entropy:.4f}": verdicts(points, entropy) for entropy in entropies}}
     (options.out / "compare.json").write_text(json.dumps(result, indent=1))
-    (options.out / "compare.md").write_text(markdown(lines, judge))
-    print(markdown(lines, judge), end="")
+    (options.out / "compare.md").write_text(table)
+    print(table, end="")
     return 0
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from prepared_rows import PreparedRows, read_rows
 from record import generation, options_of, write
 from torch import Tensor, nn
-from training import device, in_bf16, look, train, width_for
+from training import device, dtype, in_bf16, look, train, width_for
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
 _EARLIEST = 1e-3  # MDLM's sampling_eps: 1/t must not explode
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     model.eval()
     generations = [
         generation(rows, sampler(model, rows, steps, temperature), options.samples, options.seed,
-                   {"steps": steps, "temperature": temperature})
+                   {"steps": steps, "temperature": temperature}, dtype())
         for steps in options.sampling_steps for temperature in options.temperatures]
     record = {
         "model": "masked", "seed": options.seed, "device": str(device()),
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "heldout_losses": trained.heldout_losses,
         "heldout_perplexity": float(np.exp(loss_at_end)), "heldout_is": "upper bound",
         "generations": generations}
-    write(options.out, record, rows)
+    write(options.out, record)
     return record
 
 

@@ -48,19 +48,16 @@ class PreparedRows:
         return self.heldout_NL[::4]
 
     def texts(self, rows_NL: np.ndarray) -> tuple[list[list[int]], list[str]]:
-        """The tokenizer's ids of some rows, and their texts up to the first end of text."""
-        ids = self.token_ids[rows_NL].tolist()
-        return ids, self._decoded(ids)
-
-    def reference_texts(self, num: int) -> list[str]:
-        """Held-out rows as samples would be, spread evenly over the text."""
-        chosen = np.linspace(0, len(self.heldout_NL) - 1, min(num, len(self.heldout_NL))).round().astype(int)
-        return self._decoded(self.heldout_tokens_NL[chosen].tolist())
-
-    def _decoded(self, ids: list[list[int]]) -> list[str]:
+        """The tokenizer's ids of some rows, and to be shown their texts up to the first end of text."""
         from trainer.generate import to_text
 
-        return to_text(self.tokenizer, ids, self.end_of_text_id)
+        ids = self.token_ids[rows_NL].tolist()
+        return ids, to_text(self.tokenizer, ids, self.end_of_text_id)
+
+
+def spread(rows_NL: np.ndarray, num: int) -> np.ndarray:
+    """At most so many of some rows, evenly over all of them."""
+    return rows_NL[np.linspace(0, len(rows_NL) - 1, min(num, len(rows_NL))).round().astype(int)]
 
 
 def read_rows(store: Path, name: str, length: int) -> PreparedRows:

@@ -41,22 +41,30 @@ def _numbers(text: str) -> list[float]:
 
 
 def generation(rows: PreparedRows, generate: Callable[[int, int], np.ndarray], num: int, seed: int,
-               setting: dict[str, float]) -> dict[str, Any]:
+               setting: dict[str, float], dtype: str,
+               speeds: dict[str, float] | None = None) -> dict[str, Any]:
     """Samples of one setting, and how fast they come.
 
     Args:
         rows: Whose ids are generated.
         generate: (number, seed) -> rows on the host, so that the device has finished.
-        num: Samples; of the speed at batch 1 only a few.
+        num: Samples.
         seed: Of the samples.
         setting: For the record.
+        dtype: What it computes in, for the record.
+        speeds: Where another setting has been timed for it; None: this one is, see `speeds_of`.
     """
-    drawn_NL = generate(num, seed)
-    tokens, texts = rows.texts(drawn_NL)
-    length = drawn_NL.shape[1]
-    speeds = {f"tokens_per_s_batch_{size}": size * length / _seconds(lambda size=size: generate(size, seed))
-              for size in (1, num)}
-    return {"setting": setting, "seed": seed, **speeds, "batch": num, "tokens": tokens, "texts": texts}
+    tokens, texts = rows.texts(generate(num, seed))
+    speeds = speeds_of(generate, num, seed) if speeds is None else speeds
+    return {"setting": setting, "seed": seed, **speeds, "batch": num, "dtype": dtype, "tokens": tokens,
+            "texts": texts}
+
+
+def speeds_of(generate: Callable[[int, int], np.ndarray], num: int, seed: int) -> dict[str, float]:
+    """Tokens/s one at a time and all at once."""
+    length = generate(1, seed).shape[1]
+    return {f"tokens_per_s_batch_{size}": size * length / _seconds(lambda size=size: generate(size, seed))
+            for size in (1, num)}
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -69,9 +77,8 @@ def _seconds(run: Callable[[], object]) -> float:
     return statistics.median(taken)
 
 
-def write(out: Path, record: dict[str, Any], rows: PreparedRows) -> Path:
-    """Write OUT/MODEL-seed-SEED.json with held-out texts for reference, and samples as text beside it."""
-    record["reference_texts"] = rows.reference_texts(len(record["generations"][0]["texts"]))
+def write(out: Path, record: dict[str, Any]) -> Path:
+    """Write OUT/MODEL-seed-SEED.json, and its samples as text beside it."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / f"{record['model']}-seed-{record['seed']}.json"
     path.write_text(json.dumps(record))

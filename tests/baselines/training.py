@@ -38,6 +38,11 @@ def in_bf16() -> Any:
     return torch.autocast(device().type, torch.bfloat16, enabled=device().type == "cuda")
 
 
+def dtype() -> str:
+    """What `in_bf16` computes in, for the record; as `trainer.frontier` calls it."""
+    return "bfloat16 autocast" if device().type == "cuda" else "float32"
+
+
 def width_for(parameters: float, num_ids: int, layers: int) -> int:
     """The width, a multiple of the heads' 64, whose transformer is nearest to a number of parameters.
 
