@@ -281,6 +281,16 @@ def test_what_cannot_be_sampled_is_told_with_a_fix(run, tmp_path, capsys):
     assert "is no export of this version" in _sampled(run, capsys, "--from", str(tmp_path))[2]
 
 
+def test_an_export_loads_in_a_process_that_has_loaded_a_model_of_transformers(exported, tmp_path):
+    code = ("import sys; from pathlib import Path; sys.path[:0] = ['tests']\n"
+            "from random_encoders import save_model; from trainer.export import load_export\n"
+            "from trainer.quality import load_judge\n"
+            f"load_judge(str(save_model(Path({str(tmp_path)!r}), 'gpt2')))\n"
+            f"print(load_export({str(exported)!r}).tokens(1, 0).shape)")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout == "torch.Size([1, 16])\n", done.stderr
+
+
 def test_guidance_of_what_the_model_has_not_is_refused_by_its_option():
     config = tiny_ldlm.tiny_config({"self_conditioning": False})
     generator = Generator(config, tiny_ldlm.tiny_model(config), None, 40, 0)

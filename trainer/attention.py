@@ -146,7 +146,9 @@ def sinusoid(length: int, width: int, stretch: float = 1.0) -> Tensor:
     any length, would make neighbours nearly equal and blur the first attention over them.
     """
     longest = max(length * stretch / (2 * math.pi), 1.0)
-    frequencies = longest ** -torch.linspace(0, 1, width // 2)
+    # Said outright: once transformers has loaded a model, torch.linspace forgets the default device.
+    device = torch.get_default_device()
+    frequencies = longest ** -torch.linspace(0, 1, width // 2, device=device)
     angles = torch.arange(length)[:, None] * stretch * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
