@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 import huggingface_hub.constants  # noqa: E402
 import tiny_ldlm  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
 
 import trainer.export  # noqa: E402
 from tests.fake_hub import running_hub  # noqa: E402
@@ -121,28 +121,60 @@ def test_a_torn_export_is_never_taken_for_whole(exported, tmp_path, name, how):
     assert str(copy) in str(caught.value) and caught.value.fix
 
 
-def test_a_disk_that_does_not_take_it_leaves_nothing_behind(saved, tmp_path, monkeypatch):
-    def half(tensors, path):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(trainer.export, "save_file", half)
-    with pytest.raises(StoreError, match="cannot be written: No space left"):
-        write_export(saved, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(trainer.export, "save_file", save_file)
-    assert write_export(saved, tmp_path / "out").step == 4
+_ON_A_SMALL_DISK = """
+mkdir disk && mount -t tmpfs -o size=$1k small disk && shift && "$@" --out disk/out
+code=$?; find disk -mindepth 1; exit $code
+"""
+# Of the file system: full within the weights (136 kB), within the tokenizer (712 kB), behind both.
+_SMALL_KIB = (64, 400, 840)
 
 
-def test_a_kill_before_the_last_word_leaves_no_export(run, tmp_path):
-    code = ("import os, sys, trainer.export as it; it.model_card = lambda *a, **k: os.kill(os.getpid(), 9); "
-            "it.main(sys.argv[1:])")
-    command = [sys.executable, "-c", code, "run", "--store", run.folder.store.url, "--out", "out"]
+def _command(run: TrainerRun, *, before: str = "pass") -> list[str]:
+    code = f"import os, sys, trainer.export as it; {before}; sys.exit(it.main(sys.argv[1:]))"
+    return [sys.executable, "-c", code, "run", "--store", run.folder.store.url]
+
+
+def _may_mount() -> bool:
+    return subprocess.run(["unshare", "-Urm", "true"], check=False, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not _may_mount(), reason="user namespaces are not allowed here")
+@pytest.mark.parametrize("size_kib", _SMALL_KIB)
+def test_a_disk_that_is_full_is_told_and_has_nothing_of_it(run, tmp_path, size_kib):
+    command = ["unshare", "-Urm", "sh", "-c", _ON_A_SMALL_DISK, "sh", str(size_kib), *_command(run)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (6, ""), done.stderr
+    assert "disk/out: the export cannot be written: " in done.stderr and "No space left" in done.stderr
+    assert "fix: check permissions and free disk space" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_kill_leaves_no_export_and_the_next_call_removes_its_draft(run, tmp_path):
+    dies = "it.model_card = lambda *a, **k: os.kill(os.getpid(), 9)"
+    command = [*_command(run, before=dies), "--out", "out"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    assert subprocess.run(command, cwd=tmp_path, env=env, check=False).returncode == -signal.SIGKILL
-    assert not (tmp_path / "out").exists()
+    (tmp_path / ".out.settings").mkdir()
+    (tmp_path / ".out.settings" / "mine").write_text("x")
+    for _ in range(2):
+        assert subprocess.run(command, cwd=tmp_path, env=env, check=False).returncode == -signal.SIGKILL
+        assert not (tmp_path / "out").exists()
+        assert len(list(tmp_path.iterdir())) == 2
     assert trainer.export.main([*command[3:-1], str(tmp_path / "out")]) == 0
     assert read_export(tmp_path / "out").run_id == "run"
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.settings"}
+
+
+def test_the_draft_of_a_live_call_stays(run, saved, tmp_path):
+    waits = "it.model_card = lambda *a, **k: (print('here', flush=True), sys.stdin.read())[1]"
+    with subprocess.Popen([*_command(run, before=waits), "--out", str(tmp_path / "out")], text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == "here\n"
+        write_export(saved, tmp_path / "out")
+        assert len(list(tmp_path.glob(".out.*"))) == 1
+        _, said = other.communicate("a card")
+    assert other.returncode == 6 and "cannot be written: Directory not empty" in said
+    assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
 def test_the_same_export_again_is_left_as_it_is_and_anything_else_is_not_touched(saved, exported, tmp_path):
