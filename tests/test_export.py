@@ -20,8 +20,7 @@ from tests.fake_hub import running_hub  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
 from trainer.export import load_export, read_export, write_export  # noqa: E402
-from trainer.generate import Generator, decode  # noqa: E402
-from trainer.infilling import infiller  # noqa: E402
+from trainer.generate import Generator  # noqa: E402
 from trainer.prompting import prompt_tokens, read_prompt  # noqa: E402
 from trainer.sample import adjusted, screen  # noqa: E402
 from trainer.sample import main as sample  # noqa: E402
@@ -255,42 +254,6 @@ def test_texts_begin_with_their_prompt_and_hear_of_it(run, saved, exported, caps
     assert len(heard) == 3  # one pass of each step
     for told in heard:
         assert torch.allclose(told.hidden_BPD, expected, atol=1e-4) and told.lengths_B.tolist() == [3, 3]
-
-
-def test_the_text_between_two_is_filled_in(run, saved, tmp_path, capsys):
-    typed = ("--prompt", "The for statement", "--suffix", "is a loop", "-n", "2", "--json")
-    code, out, err = _sampled(run, capsys, "run", *typed)
-    assert code == 0, err
-    texts = json.loads(out)["texts"]
-    assert all(text.startswith("the for statement ") and text.endswith(" is a loop") for text in texts)
-    write_export(saved, tmp_path / "whole", "fp32", with_encoder=True)
-    assert json.loads(_sampled(run, capsys, "--from", str(tmp_path / "whole"), *typed)[1])["texts"] == texts
-
-
-def test_every_estimate_takes_the_latents_of_the_known_text_in_its_places(saved):
-    filler = infiller(saved.generator(CPU), "the for statement", "is a loop", None)
-    estimate = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(0))
-    mended = filler.mended(estimate)
-    assert torch.equal(mended[:, 3:13], estimate[:, 3:13])
-    tokens = decode(filler.model, estimate, filler.num_tokens).clone()
-    ids = filler.tokenizer("the for statement is a loop", add_special_tokens=False)["input_ids"]
-    tokens[:, :3], tokens[:, 13:] = torch.tensor(ids[:3]), torch.tensor(ids[3:])
-    with torch.no_grad():
-        latents = filler.model.encoder(filler.model.normalise(filler.encoder.hidden_states(tokens)))
-    for places in (slice(0, 3), slice(13, 16)):
-        assert torch.allclose(mended[:, places], latents[:, places], atol=1e-5)
-
-
-def test_infilling_that_cannot_be_is_refused_with_what_to_do(run, exported, capsys):
-    code, _, err = _sampled(run, capsys, "--from", str(exported), "--suffix", "x")
-    assert code == 3 and "no latent encoder" in err and "--with-encoder" in err
-    long = " ".join(["for"] * 9)
-    code, _, err = _sampled(run, capsys, "run", "--prompt", long, "--suffix", long)
-    assert code == 3 and "9 and 9 tokens, which leaves nothing of 16 between them" in err
-    config = tiny_ldlm.tiny_config({"num_latents": 4})
-    fewer = Generator(config, tiny_ldlm.tiny_model(config), None, 40, 0)
-    with pytest.raises(ConfigError, match="4 latents of 8 tokens"):
-        infiller(fewer, "a", "b", None)
 
 
 def test_prompts_that_cannot_be_read_are_refused_with_what_to_do(run, exported, capsys):
