@@ -72,6 +72,7 @@ class Scores(_Recorded):
     reconstruction_accuracy_noisy: float | None = None
     diffusion_loss: float | None = None
     diffusion_loss_trivial: float | None = None
+    diffusion_loss_linear: float | None = None
 
 
 class Throughput(_Recorded):

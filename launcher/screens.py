@@ -218,7 +218,8 @@ def show_bench(record: RunRecord) -> None:
     console.answer(f"  reconstruction: {_score(scores.reconstruction_accuracy, '.1%')} of tokens, "
                    f"{_score(scores.reconstruction_accuracy_noisy, '.1%')} under noise")
     console.answer(f"  L_diff {_score(scores.diffusion_loss, '.3f')}, "
-                   f"of a trivial predictor {_score(scores.diffusion_loss_trivial, '.3f')}")
+                   f"of a trivial predictor {_score(scores.diffusion_loss_trivial, '.3f')}, "
+                   f"of a linear filter {_score(scores.diffusion_loss_linear, '.3f')}")
     for truth, guess in bench["reconstructions"]:
         console.answer(f"  text   {console.one_line(truth)}", "quiet")
         console.answer(f"  model  {console.one_line(guess)}")

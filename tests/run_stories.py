@@ -22,7 +22,7 @@ PLAN = {
 BENCH = {
     "step": 400,
     "scores": {"reconstruction_accuracy": 0.5, "reconstruction_accuracy_noisy": 0.25, "diffusion_loss": 0.75,
-               "diffusion_loss_trivial": 1.0},
+               "diffusion_loss_trivial": 1.0, "diffusion_loss_linear": 0.875},
     "throughput": {"device": "CPU (x86_64, 2 threads)", "is_rtx5090": False, "dtype": "torch.float32",
                    "torch_version": "2.13.0", "denoiser_steps": 16, "tokens": 64, "num_generations": 20,
                    "seconds_p10": 0.08, "seconds_median": 0.1, "seconds_p90": 0.12, "tokens_per_s": 640.0,

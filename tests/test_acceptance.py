@@ -4,7 +4,10 @@ Its other checks stand beside what they judge: gamma, alpha and the adaptive sam
 solvers on Gaussian latents in test_generate, signs of collapse in test_health.
 """
 
+from pathlib import Path
+
 import pytest
+import yaml
 
 torch = pytest.importorskip("torch")
 
@@ -16,17 +19,30 @@ from trainer.generate import decode  # noqa: E402
 from trainer.health import LatentHealth  # noqa: E402
 from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
 
+ROOT = Path(__file__).parents[1]
+
 
 def _millions(profile: str, hidden_size: int, vocabulary: int) -> dict[str, float]:
     """Parameters of each part of a profile, in millions, counted without memory for them."""
-    config = TrainConfig.model_validate({"profile": profile, "steps": 1, "data": {"source": "none"},
-                                         "checkpoint": {"every_steps": 1}})
+    return _millions_of(TrainConfig.model_validate({
+        "profile": profile, "steps": 1, "data": {"source": "none"}, "checkpoint": {"every_steps": 1}}),
+        hidden_size, vocabulary)
+
+
+def _millions_of(config: TrainConfig, hidden_size: int, vocabulary: int) -> dict[str, float]:
     with torch.device("meta"):
         model = LatentDiffusionLM(config, hidden_size, None, vocabulary)
     counts = {name: sum(parameter.numel() for parameter in part.parameters())
               for name, part in model.parts().items()}
     assert sum(counts.values()) == sum(parameter.numel() for parameter in model.parameters())
     return {name: count / 1e6 for name, count in counts.items()}
+
+
+def test_the_checkpoint_that_people_can_try_stays_below_50_mb() -> None:
+    recipe = yaml.safe_load((ROOT / "recipes" / "manual-and-bible.yaml").read_text())
+    counts = _millions_of(TrainConfig.model_validate(recipe["train"]), 384, 14_506)  # ids in its text
+    generation = 2 * (sum(counts.values()) - counts["latent_encoder"])  # MB in bf16
+    assert generation < 50 - 0.12 - 0.79  # ids; tokenizer and picture
 
 
 def test_paper_scale_has_the_sizes_that_readers_report() -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -9,7 +10,13 @@ torch = pytest.importorskip("torch")
 from live_bytes import LiveBytes  # noqa: E402
 from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
 
-from trainer.health import LatentHealth, distinct, effective_rank, encoder_gradient_norms  # noqa: E402
+from trainer.health import (  # noqa: E402
+    LatentHealth,
+    distinct,
+    effective_rank,
+    encoder_gradient_norms,
+    linear_denoiser_loss,
+)
 from trainer.model import draw_noise  # noqa: E402
 
 
@@ -54,10 +61,31 @@ def test_one_text_says_nothing_and_lost_latents_do_not_raise() -> None:
 
 
 def test_effective_rank_counts_directions_by_their_variance() -> None:
-    assert effective_rank(torch.diag(torch.tensor([2.0, 2.0, 2.0, 0.0]))) == pytest.approx(3.0)
+    assert effective_rank(torch.tensor([2.0, 2.0, 2.0, 0.0])) == pytest.approx(3.0)
     # exp of the entropy of (3/4, 1/4)
     expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
-    assert effective_rank(torch.diag(torch.tensor([3.0, 1.0]))) == pytest.approx(expected)
+    assert effective_rank(torch.tensor([3.0, 1.0])) == pytest.approx(expected)
+
+
+def test_a_linear_denoiser_does_as_least_squares_does_on_latents_that_correlate() -> None:
+    """Fitted by numpy on noised draws, time by time, and compared with the closed form of its mean."""
+    draw, num, tan_d = np.random.default_rng(0), 200_000, 2.0
+    mix = np.array([[1.0, 0.0, 0.0], [0.8, 0.5, 0.0], [0.0, 0.3, 0.1]])
+    z = draw.standard_normal((num, 3)) @ mix.T
+    losses = []
+    for u in (0.125, 0.375, 0.625, 0.875):
+        power = 1 / (1 + (tan_d * math.tan(math.pi * u / 2)) ** 2)
+        seen = power**0.5 * z + (1 - power) ** 0.5 * draw.standard_normal((num, 3))
+        weights, *_ = np.linalg.lstsq(seen, z, rcond=None)
+        losses.append(((seen @ weights - z) ** 2).mean())
+    health = LatentHealth(1, 3, "cpu")
+    health.add(torch.from_numpy(z)[:, None] + 7.0)
+    times = torch.tensor([0.125, 0.375, 0.625, 0.875])
+    found = linear_denoiser_loss(health.principal_variances(), times, tan_d)
+    assert found == pytest.approx(np.mean(losses), rel=0.01)
+    # Over all times: v d / (d + sqrt(v)), by integration of the tangent schedule.
+    many = (torch.arange(10_000) + 0.5) / 10_000
+    assert linear_denoiser_loss(torch.tensor([4.0]), many, tan_d) == pytest.approx(4 * 2 / (2 + 2), rel=1e-3)
 
 
 @pytest.mark.parametrize("layout", [{}, {"latent_norm": "running_std"}, {"prompt": True}])

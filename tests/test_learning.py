@@ -102,6 +102,26 @@ def test_a_variance_that_falls_under_a_strong_pull_is_watched(ratio, variance, w
             "train.diffusion.encoder_warmup_steps (now 6,000)")
 
 
+@pytest.mark.parametrize(("scores", "says"), [
+    ({"diffusion_loss_linear": 0.5}, None),
+    ({"diffusion_loss_linear": 0.34}, None),
+    ({"diffusion_loss_linear": 0.33}, "but L_diff 0.32 is hardly below 0.33, what a linear filter of each "
+     "latent alone leaves: the denoiser knows no language yet; train longer than 6,000 steps"),
+    ({"diffusion_loss_linear": math.nan}, None),
+    ({"distinct_2": 0.75, "distinct_2_text": 0.6}, None),
+    ({"distinct_2": 0.76, "distinct_2_text": 0.6}, "but samples are word salad: 76% of their token pairs are "
+     "new, of as much held-out text 60%")])
+def test_a_run_that_learns_is_told_what_it_has_not_learned_yet(scores, says):
+    found = verdict(**scores)
+    assert found.state is State.LEARNING
+    assert [str(reason) for reason in found.reasons[1:]] == ([says] if says else [])
+
+
+def test_a_linear_filter_is_named_beside_the_trivial_predictor():
+    assert "L_diff is 0.32, of a trivial predictor 0.99, of a linear filter 0.50; variance" in str(
+        verdict(diffusion_loss_linear=0.5).reasons[0])
+
+
 def test_a_collapse_is_told_with_numbers_cause_and_setting():
     found = verdict(configured(diffusion={"encoder_warmup_steps": 100}), earlier=0.78, latent_variance=0.08,
                     diffusion_loss=0.02, diffusion_loss_trivial=0.08, encoder_grad_ratio=1.2)

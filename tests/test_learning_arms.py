@@ -1,10 +1,13 @@
 """The scripts that train variants side by side and draw what they have learned, at toy size."""
 
 import json
-import statistics
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -33,7 +36,7 @@ def plan(tmp_path: Path) -> Path:
 def test_an_arm_is_its_recipe_with_what_it_changes_once_per_seed() -> None:
     ablations = yaml.safe_load((Path(arms.__file__).parent / "ablations.yaml").read_text())
     configs = arms.run_configs(ablations)
-    assert len(configs) == 15 and {config.seed for config in configs.values()} == {0, 1, 2}
+    assert len(configs) == 21 and {config.seed for config in configs.values()} == {0, 1, 2}
     main, other = configs["main-seed-1"], configs["no-noise-seed-1"]
     assert (main.diffusion.decoder_noise_std, other.diffusion.decoder_noise_std) == (1.0, 0.0)
     assert main.model == other.model and main.seed == other.seed == 1
@@ -45,13 +48,17 @@ def test_arms_are_trained_side_by_side_and_leave_rows_and_samples(plan, tmp_path
     monkeypatch.setattr(sys, "argv", ["arms.py", str(tmp_path / "store"), str(plan), str(out), "--minutes",
                                       "2", "--steps", "2", "--temperatures", "1", "--samples", "8"])
     assert arms.main() == 0
-    assert "main-seed-0: exit 0; step 6" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "main-seed-0: exit 0; step 6" in said and "no-noise-seed-0: sampled" in said
     record = json.loads((out / "no-noise-seed-0.json").read_text())
     assert (record["model"], record["seed"], record["step"]) == ("ldlm no-noise", 0, 6)
     assert len(record["generations"][0]["texts"]) == 8
+    assert record["heldout_noise_std"] == 1.0 and 0 <= record["heldout"]["reconstruction_accuracy"] <= 1
+    with pytest.raises(SystemExit, match="has a run main-seed-0 already: rm -r"):
+        arms.main()
     monkeypatch.setattr(sys, "argv", ["curves.py", str(out)])
     assert curves.main() == 0
-    assert "| at step 6 | seeds | reconstruction |" in capsys.readouterr().out
+    assert "| less main | reconstruction |" in capsys.readouterr().out
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     judge = save_model(tmp_path / "judge", "gpt2")
     records = [str(out / f"{arm}-seed-0.json") for arm in ("main", "no-noise")]
@@ -59,16 +66,32 @@ def test_arms_are_trained_side_by_side_and_leave_rows_and_samples(plan, tmp_path
     assert "| ldlm no-noise |" in capsys.readouterr().out
 
 
-def test_a_table_has_mean_and_deviation_at_the_last_step_that_all_have_reached(tmp_path: Path) -> None:
-    for arm, seed, last in (("main", 0, 30), ("main", 1, 20), ("other", 0, 30), ("other", 1, 30)):
-        rows = [{"step": step, "eval/hidden_loss": 1 / step + seed, "eval/token_loss": 1.0,
-                 "eval/diffusion_loss": 0.5, "eval/reconstruction_accuracy": 0.9 + 0.01 * seed}
-                for step in (10, 20, 30) if step <= last]
-        (tmp_path / f"{arm}-seed-{seed}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = curves.read_curves(tmp_path)
-    assert curves.last_common_step(found) == 20
-    deviation = statistics.stdev([1 / 20, 1 / 20 + 1])
-    lines = curves.table(found, 20).splitlines()
-    assert lines[2] == (f"| main | 2 | 90.5 % ± 0.7 | - | {0.55:.3f} ± {deviation:.3f} | 1.000 ± 0.000 "
-                        "| 0.500 ± 0.000 | - | - |")
-    assert len(lines) == 4
+def test_arms_that_are_stopped_take_their_trainers_along(plan, tmp_path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, arms.__file__, str(tmp_path / "store"), str(plan), str(tmp_path / "out"),
+         "--samples", "0"], env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}, text=True)
+    give_up = time.monotonic() + 60
+    while len(family := psutil.Process(process.pid).children(recursive=True)) < 4:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=20) != 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def write_ends(folder: Path, arm: str, losses: list[float]) -> None:
+    for seed, loss in enumerate(losses):
+        scores = dict.fromkeys(curves.SCORES, 1.0) | {"diffusion_loss": loss, "reconstruction_accuracy": 0.5}
+        (folder / f"{arm}-seed-{seed}.json").write_text(json.dumps({"seed": seed, "heldout": scores}))
+
+
+def test_tables_have_means_over_seeds_and_differences_between_equal_seeds(tmp_path: Path) -> None:
+    write_ends(tmp_path, "main", [0.3, 0.5, 0.4])
+    write_ends(tmp_path, "other", [0.4, 0.6, 0.2, 9.0])
+    ends = curves.read_ends(tmp_path)
+    line = curves.table(ends).splitlines()[2]
+    assert line.startswith("| main | 3 | 50.0 % ± 0.0 |") and "| 0.400 ± 0.100 |" in line
+    # Of +0.1, +0.1, -0.2 the mean is 0 and the deviation 0.1732, over the root of 3 seeds.
+    found = curves.differences(ends, "main").splitlines()
+    assert len(found) == 3 and "| +0.000 ± 0.100 (2 of 3 above) |" in found[2]

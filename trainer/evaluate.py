@@ -14,13 +14,13 @@ from torch import distributed as dist
 
 from trainer.diffusion import noised
 from trainer.generate import Generator, decode, to_text
-from trainer.health import LatentHealth, distinct
+from trainer.health import LatentHealth, distinct, linear_denoiser_loss
 from trainer.model import LatentDiffusionLM, StepNoise, draw_noise
 from trainer.token_encoder import TokenEncoder
 
 _SCORES = ("reconstruction_accuracy", "reconstruction_accuracy_noisy", "reconstruction_accuracy_denoised",
            "hidden_loss", "token_loss", "diffusion_loss")
-_NUM_TIMES = 8  # fixed times of the diffusion loss, in the middle of equal parts of [0, 1]
+_NUM_TIMES = 8
 _HALF_TIME = 0.5  # under the tangent schedule, where noise is d times the signal
 
 
@@ -68,6 +68,7 @@ def evaluate(model: LatentDiffusionLM, encoder: TokenEncoder, heldout_NL: np.nda
         token_loss: cross-entropy under that noise, nats, over all positions
         diffusion_loss: mean squared error of the denoiser over even times, without self-conditioning
         diffusion_loss_trivial: the same for the best constant prediction, which is the mean latent
+        diffusion_loss_linear: the same for the best linear filter of each latent alone
         latent_...: how latents of different texts differ, from `LatentHealth.summary`
     """
     totals = torch.zeros(len(_SCORES), dtype=torch.float64, device=model.hidden_mean.device)
@@ -88,7 +89,10 @@ def evaluate(model: LatentDiffusionLM, encoder: TokenEncoder, heldout_NL: np.nda
         health.reduce()
         hidden.reduce()
     result = dict(zip(_SCORES, (totals / len(heldout_NL)).tolist(), strict=True)) | health.summary()
+    linear = (math.nan if len(heldout_NL) < 2 else
+              linear_denoiser_loss(health.principal_variances(), _times(), model.config.diffusion.tan_d))
     return result | {"diffusion_loss_trivial": result.get("latent_variance", math.nan),
+                     "diffusion_loss_linear": linear,
                      "hidden_loss_trivial": hidden.variance(len(heldout_NL))}
 
 
@@ -196,7 +200,11 @@ def _denoised(model: LatentDiffusionLM, z_BKD: Tensor, eps_BKD: Tensor) -> Tenso
 
 
 def _diffusion_loss(model: LatentDiffusionLM, z_BKD: Tensor, eps_BKD: Tensor) -> Tensor:
-    losses = [model.diffusion_loss(z_BKD, eps_BKD, torch.full((len(z_BKD),), (i + 0.5) / _NUM_TIMES,
-                                                              device=z_BKD.device)).mean()
-              for i in range(_NUM_TIMES)]
+    losses = [model.diffusion_loss(z_BKD, eps_BKD, torch.full((len(z_BKD),), u, device=z_BKD.device)).mean()
+              for u in _times().tolist()]
     return torch.stack(losses).mean()
+
+
+def _times() -> Tensor:
+    """Fixed times of the diffusion loss, in the middle of equal parts of [0, 1]."""
+    return (torch.arange(_NUM_TIMES) + 0.5) / _NUM_TIMES

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from trainer.diffusion import alpha_sigma
 from trainer.model import LatentDiffusionLM, StepNoise, gated
 
 # What subtracting means in float64 can leave of a variance of nothing, relative to the mean square.
@@ -71,28 +72,50 @@ class LatentHealth:
         std_D = variance_D.sqrt()
         # Of n (n - 1) ordered pairs: the square of a sum, less each vector with itself.
         cosines = (self._directions_KD.square().sum(-1) - n) / (n * (n - 1))
-        moments_DD = self._products_DD / (n * len(mean_KD))
-        covariance_DD = moments_DD - mean_KD.T @ mean_KD / len(mean_KD)
-        rounding = _ROUNDING * moments_DD.abs().max().item()
         return {"latent_variance": variance_D.mean().item(), "latent_std_min": std_D.min().item(),
-                "latent_std_max": std_D.max().item(), "latent_rank": effective_rank(covariance_DD, rounding),
+                "latent_std_max": std_D.max().item(),
+                "latent_rank": effective_rank(self.principal_variances()),
                 "latent_cosine": cosines.mean().item()}
 
+    def principal_variances(self) -> Tensor:
+        """Variances across texts along the principal axes of the channels, of all positions together: (D,),
+        float64, not a number where a latent is not finite. Of two texts or more."""
+        n = self._num_texts.item()
+        mean_KD = self._sum_KD / n
+        moments_DD = self._products_DD / (n * len(mean_KD))
+        covariance_DD = moments_DD - mean_KD.T @ mean_KD / len(mean_KD)
+        if not torch.isfinite(covariance_DD).all():
+            return torch.full_like(covariance_DD[0], torch.nan)
+        variances_D = torch.linalg.eigvalsh(covariance_DD)
+        return torch.where(variances_D > _ROUNDING * moments_DD.abs().max(), variances_D, 0.0)
 
-def effective_rank(covariance_DD: Tensor, rounding: float = 0.0) -> float:
+
+def effective_rank(variances_D: Tensor) -> float:
     """Directions along which something varies, weighted: in [1, D], or 0 where nothing varies.
 
-    The exponential of the entropy of the eigenvalues' shares (Roy and Vetterli, 2007). Variances up to
-    `rounding` count as none. Not a number where the covariance is not finite.
+    The exponential of the entropy of the shares of principal variances (Roy and Vetterli, 2007).
     """
-    if not torch.isfinite(covariance_DD).all():
-        return float("nan")
-    variances_D = torch.linalg.eigvalsh(covariance_DD.double())
-    variances_D = torch.where(variances_D > rounding, variances_D, 0.0)
     if not variances_D.any():
         return 0.0
     shares_D = variances_D / variances_D.sum()
     return torch.special.entr(shares_D).sum().exp().item()
+
+
+def linear_denoiser_loss(variances_D: Tensor, u_T: Tensor, tan_d: float) -> float:
+    """Mean squared error of the best linear denoiser that sees one latent at a time, mean over times.
+
+    It knows mean and covariance of the latents and nothing of texts: a denoiser that is no better has
+    learned no language. Of a variance v along an axis the Wiener filter leaves
+    v sigma^2 / (alpha^2 v + sigma^2).
+
+    Args:
+        variances_D: Along the principal axes.
+        u_T: Diffusion times.
+        tan_d: Of the schedule.
+    """
+    alpha_T1, sigma_T1 = (amplitude[:, None] for amplitude in alpha_sigma(u_T.to(variances_D), tan_d))
+    left_TD = variances_D * sigma_T1**2 / (alpha_T1**2 * variances_D + sigma_T1**2)
+    return left_TD.mean().item()
 
 
 def encoder_gradient_norms(model: LatentDiffusionLM, tokens_BL: Tensor, h_BLD: Tensor, noise: StepNoise,

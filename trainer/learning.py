@@ -34,6 +34,9 @@ _CAN_WRITE = 0.3  # reconstruction from which the decoders' part in bad samples 
 _LEAST_NOISY = 0.6  # of the clean reconstruction; measured 0.66 to 1.0, 0.9 and more in healthy runs
 _LEAST_DENOISED = 0.5  # of the same; measured 0.77 to 0.85 in healthy runs, 0.29 to 0.40 without noise
 _LEAST_DISTINCT = 0.5  # of held-out text's distinct-2; measured 0.9 to 1.5, 0.4 where 4 samples are one
+_MOST_DISTINCT = 1.25  # of the same; measured 1.5 in word salad (guess)
+# Of what a linear filter of one latent leaves; one that saw five left 0.95 of it (measured, smoke).
+_LIKE_A_FILTER = 0.95
 _USUAL_RATES = (1e-4, 5e-3)  # learning rates of AdamW; measured to learn: 1e-3 to 3e-3
 _LEAST_BITS = 4.0  # of a token, that a noisy latent must carry: less than any text needs (guess)
 
@@ -151,8 +154,8 @@ def _judged(known: _Known) -> Learning:
         (stuck if _idle(known) else collapsed).append(repeated)
     if collapsed or stuck:
         return Learning(State.COLLAPSED if collapsed else State.STUCK, known.step, (*collapsed, *stuck))
-    reasons = [_healthy(known), *([warning] if (warning := _contracting(known)) else [])]
-    return Learning(State.LEARNING, known.step, tuple(reasons))
+    warnings = [reason for rule in (_contracting, _filtering, _salad) if (reason := rule(known))]
+    return Learning(State.LEARNING, known.step, (_healthy(known), *warnings))
 
 
 # -- rules: what a collapse looks like --------------------------------------------------------------
@@ -290,9 +293,11 @@ def _healthy(known: _Known) -> Reason:
     scores, width = known.scores, known.config.model.latent_width
     clean, noisy = scores["reconstruction_accuracy"], scores["reconstruction_accuracy_noisy"]
     loss, trivial = scores["diffusion_loss"], scores["diffusion_loss_trivial"]
+    linear = scores.get("diffusion_loss_linear")
+    filtered = "" if linear is None else f", of a linear filter {linear:.2f}"
     return Reason(f"{clean:.1%} of held-out tokens come back, {noisy:.1%} under noise; L_diff is {loss:.2f}, "
-                  f"of a trivial predictor {trivial:.2f}; variance of z across texts is {known.spread:.2f}, "
-                  f"in {scores['latent_rank']:.0f} of {width} directions")
+                  f"of a trivial predictor {trivial:.2f}{filtered}; variance of z across texts is "
+                  f"{known.spread:.2f}, in {scores['latent_rank']:.0f} of {width} directions")
 
 
 def _contracting(known: _Known) -> Reason | None:
@@ -305,6 +310,25 @@ def _contracting(known: _Known) -> Reason | None:
     return Reason(f"but variance of z across texts has fallen from {best:.2f} to {now:.2f}, and L_diff pulls "
                   f"{ratio:.2g} times as hard at the encoder as reconstruction: below {_LEAST_VARIANCE:g} it "
                   "will have collapsed", _longer_warmup(known.config))
+
+
+def _filtering(known: _Known) -> Reason | None:
+    """The denoiser does no better than somebody who knows how latents vary and nothing of texts."""
+    loss, linear = known.scores["diffusion_loss"], known.scores.get("diffusion_loss_linear", math.nan)
+    if not loss > _LIKE_A_FILTER * linear:
+        return None
+    return Reason(f"but L_diff {loss:.2f} is hardly below {linear:.2f}, what a linear filter of each latent "
+                  "alone leaves: the denoiser knows no language yet",
+                  f"train longer than {known.config.steps:,} steps")
+
+
+def _salad(known: _Known) -> Reason | None:
+    """Words follow one another as they never do in text."""
+    found, text = known.scores.get("distinct_2"), known.scores.get("distinct_2_text")
+    if not found or not text or found <= _MOST_DISTINCT * text:
+        return None
+    return Reason(f"but samples are word salad: {found:.0%} of their token pairs are new, of as much "
+                  f"held-out text {text:.0%}")
 
 
 def _too_early(newest: int, config: TrainConfig) -> Reason:

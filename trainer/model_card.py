@@ -22,6 +22,7 @@ _ROWS = 12  # of a table: more would be read by nobody
 _LOSSES = {"loss/diffusion": "L_diff", "loss/hidden": "L_h", "loss/token": "L_w"}
 _SCORES = {"eval/reconstruction_accuracy": "tokens reconstructed",
            "eval/reconstruction_accuracy_noisy": "... under noise", "eval/diffusion_loss": "L_diff",
+           "eval/diffusion_loss_linear": "L_diff of a linear filter",
            "eval/diffusion_loss_trivial": "L_diff of a trivial predictor", "eval/hidden_loss": "L_h",
            "eval/token_loss": "L_w"}
 

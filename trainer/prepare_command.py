@@ -121,8 +121,9 @@ def _answer(result: Result, store: Store, seconds: float, progress: Progress,
     if options.json:
         print(json.dumps(_summary(result, store, seconds, progress), indent=1))
     elif result.manifest is None:
-        print(f"{store.url}:\n  this share is finished; units there: {result.num_finished} of "
-              f"{result.num_units}; whoever finishes last commits")
+        print(f"{store.url}:")
+        print(fold(f"  this share is finished; units there: {result.num_finished} of {result.num_units}; "
+                   "whoever finishes last commits"))
     else:
         _show_manifest(result.manifest)
         compared = "SHA-256 compared" if options.verify else "sizes compared; --verify reads it all"

@@ -156,7 +156,8 @@ def run_evaluation(job: Job) -> None:
                          | peak_memory(job))
     job.say(f"step {job.progress.step}  held-out reconstruction {scores['reconstruction_accuracy']:.1%} "
             f"({scores['reconstruction_accuracy_noisy']:.1%} under noise)  "
-            f"L_diff {scores['diffusion_loss']:.3f} (trivial {scores['diffusion_loss_trivial']:.3f})")
+            f"L_diff {scores['diffusion_loss']:.3f} (linear filter {scores['diffusion_loss_linear']:.3f}, "
+            f"trivial {scores['diffusion_loss_trivial']:.3f})")
 
 
 def samples_of(job: Job, model: LatentDiffusionLM) -> tuple[list[str], dict[str, float]]:

@@ -14,7 +14,7 @@ from trainer.wandb_view import STEP
 SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Does it learn": {
         "L_diff, held out, beside the trivial predictor": (
-            "eval/diffusion_loss", "eval/diffusion_loss_trivial"),
+            "eval/diffusion_loss", "eval/diffusion_loss_linear", "eval/diffusion_loss_trivial"),
         "reconstruction of held-out tokens, clean and under noise": (
             "eval/reconstruction_accuracy", "eval/reconstruction_accuracy_noisy"),
         "L_h and L_w, held out": ("eval/hidden_loss", "eval/token_loss"),

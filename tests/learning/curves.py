@@ -1,9 +1,10 @@
-"""Draws what the runs of tests/learning/arms.py have learned, and prints their scores as a table.
+"""Draws what the runs of tests/learning/arms.py have learned, and prints their scores as tables.
 
-    python tests/learning/curves.py OUT [--picture learning.png]
+    python tests/learning/curves.py OUT [--picture learning.png] [--against main]
 
-Lines are means over seeds, bands reach from the lowest seed to the highest; the table has mean and deviation
-of the last evaluation that every seed of every arm has reached.
+Lines are means over seeds, bands reach from the lowest seed to the highest. The tables have scores at the end
+of training, mean and deviation over seeds, all under the same decoder noise; and how far each arm is from
+one of them with the same seed: mean, standard error, and on how many seeds it is above.
 """
 
 import argparse
@@ -13,55 +14,77 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Names of the rows, as people read them.
-SCORES = {"eval/reconstruction_accuracy": "reconstruction",
-          "eval/reconstruction_accuracy_noisy": "under noise",
-          "eval/hidden_loss": "L_h", "eval/token_loss": "L_w", "eval/diffusion_loss": "L_diff",
-          "eval/diffusion_loss_trivial": "trivial L_diff", "eval/latent_rank": "rank of z"}
-_DRAWN = ("eval/hidden_loss", "eval/token_loss", "eval/diffusion_loss", "eval/reconstruction_accuracy")
+# Names of the scores, as people read them; those of the end and those drawn over steps.
+SCORES = {"reconstruction_accuracy": "reconstruction", "reconstruction_accuracy_noisy": "under noise",
+          "reconstruction_accuracy_denoised": "denoised", "hidden_loss": "L_h", "token_loss": "L_w",
+          "diffusion_loss": "L_diff", "diffusion_loss_linear": "linear filter",
+          "diffusion_loss_trivial": "trivial", "latent_rank": "rank of z"}
+_DRAWN = ("hidden_loss", "token_loss", "diffusion_loss", "reconstruction_accuracy")
 
 # arm -> score -> step -> a value of each seed
 Curves = dict[str, dict[str, dict[int, list[float]]]]
+# arm -> seed -> score
+Ends = dict[str, dict[int, dict[str, float]]]
 
 
 def read_curves(folder: Path) -> Curves:
-    """Evaluations of every run in a folder."""
+    """Evaluations on the way of every run in a folder."""
     curves: Curves = {}
     for path in sorted(folder.glob("*-seed-*.jsonl")):
-        arm = curves.setdefault(path.stem.rpartition("-seed-")[0], {name: {} for name in SCORES})
+        arm = curves.setdefault(path.stem.rpartition("-seed-")[0], {name: {} for name in _DRAWN})
         for line in path.read_text().splitlines():
             row = json.loads(line)
-            for name in SCORES:
-                if name in row:
-                    arm[name].setdefault(int(row["step"]), []).append(float(row[name]))
+            for name in _DRAWN:
+                if f"eval/{name}" in row:
+                    arm[name].setdefault(int(row["step"]), []).append(float(row[f"eval/{name}"]))
     return curves
 
 
-def last_common_step(curves: Curves) -> int:
-    """The latest step that every arm has evaluated with all its seeds."""
-    found = [arm[_DRAWN[0]] for arm in curves.values()]
-    wholes = [{step for step, values in steps.items() if len(values) == max(map(len, steps.values()))}
-              for steps in found]
-    return max(set.intersection(*wholes))
+def read_ends(folder: Path) -> Ends:
+    """Scores at the end of every run in a folder, under the recipe's noise."""
+    ends: Ends = {}
+    for path in sorted(folder.glob("*-seed-*.json")):
+        record = json.loads(path.read_text())
+        ends.setdefault(path.stem.rpartition("-seed-")[0], {})[record["seed"]] = record["heldout"]
+    return ends
 
 
-def table(curves: Curves, step: int) -> str:
-    """Scores of every arm at a step, as markdown."""
-    lines = ["| at step " + f"{step:,} | seeds | " + " | ".join(SCORES.values()) + " |",
-             "|" + "---|" * (len(SCORES) + 2)]
-    for name, arm in curves.items():
-        cells = [_cell(arm[score].get(step, []), is_share="accuracy" in score) for score in SCORES]
-        lines.append(f"| {name} | {len(arm[_DRAWN[0]][step])} | " + " | ".join(cells) + " |")
+def table(ends: Ends) -> str:
+    """Scores of every arm, as markdown."""
+    lines = ["| arm | seeds | " + " | ".join(SCORES.values()) + " |", "|" + "---|" * (len(SCORES) + 2)]
+    for arm, by_seed in ends.items():
+        cells = [_cell([scores[name] for scores in by_seed.values()], name) for name in SCORES]
+        lines.append(f"| {arm} | {len(by_seed)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(values: Sequence[float], *, is_share: bool) -> str:
-    if not values:
-        return "-"
-    unit = 100 if is_share else 1
-    mean, digits = unit * statistics.fmean(values), 1 if is_share else 3
+def differences(ends: Ends, against: str) -> str:
+    """Every arm less another one with the same seed, as markdown."""
+    lines = [f"| less {against} | " + " | ".join(SCORES.values()) + " |", "|" + "---|" * (len(SCORES) + 1)]
+    for arm, by_seed in ends.items():
+        shared = [seed for seed in by_seed if seed in ends[against]]
+        if arm != against and shared:
+            cells = [_difference([by_seed[seed][name] - ends[against][seed][name] for seed in shared], name)
+                     for name in SCORES]
+            lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], name: str) -> str:
+    unit, digits, sign = _unit(name)
     spread = f" ± {unit * statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{' %' if is_share else ''}{spread}"
+    return f"{unit * statistics.fmean(values):.{digits}f}{sign}{spread}"
+
+
+def _difference(values: Sequence[float], name: str) -> str:
+    unit, digits, sign = _unit(name)
+    error = f" ± {unit * statistics.stdev(values) / len(values)**0.5:.{digits}f}" if len(values) > 1 else ""
+    above = sum(value > 0 for value in values)
+    return f"{unit * statistics.fmean(values):+.{digits}f}{sign}{error} ({above} of {len(values)} above)"
+
+
+def _unit(name: str) -> tuple[float, int, str]:
+    return (100, 1, " %") if "accuracy" in name else (1, 1, "") if "rank" in name else (1, 3, "")
 
 
 def draw(curves: Curves, picture: Path) -> None:
@@ -88,12 +111,14 @@ def main() -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--picture", type=Path, help="default: curves.png in the folder")
+    parser.add_argument("--against", default="main", help="the arm that others are compared with")
     options = parser.parse_args()
-    curves = read_curves(options.folder)
+    curves, ends = read_curves(options.folder), read_ends(options.folder)
     if not curves:
         sys.exit(f"{options.folder} holds no ARM-seed-S.jsonl: tests/learning/arms.py writes them")
-    print(table(curves, last_common_step(curves)))
     draw(curves, options.picture or options.folder / "curves.png")
+    if options.against in ends:
+        print(f"{table(ends)}\n\n{differences(ends, options.against)}")
     return 0
 
 
