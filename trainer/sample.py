@@ -70,10 +70,10 @@ def adjusted(generator: Generator, options: Namespace) -> Generator:
     Raises:
         ConfigError: The model has not what a guidance weighs.
     """
-    if options.prompt_guidance is not None:
-        check_reads_prompts(generator.config, "--prompt-guidance", "leave it out")
     changes = {setting: getattr(options, option) for option, setting in SETTINGS.items()
                if getattr(options, option) is not None}
+    if "prompt_guidance" in changes:
+        check_reads_prompts(generator.config, "--prompt-guidance", "leave it out")
     sampling = generator.config.sampling.model_dump() | changes
     try:
         config = TrainConfig.model_validate(
