@@ -70,8 +70,8 @@ def require_no_offline_run(out: Path, run_id: str) -> None:
     """Raise LdlmError where a folder holds an offline run of this run: W&B would show the rows of both."""
     for found in sorted((out / "wandb").glob("offline-run-*")):
         if found.name.split("-", 3)[-1] == run_id:  # offline-run-TIME-ID
-            fix = (f"wandb sync {shlex.quote(str(found))}, and for what came later `ldlm wandb sync {run_id}`; "
-                   "or remove it, if it was not sent")
+            fix = (f"wandb sync {shlex.quote(str(found))}, and for what came later `ldlm wandb sync "
+                   f"{run_id}`; or remove it, if it was not sent")
             raise LdlmError("it is an offline run of this run, and W&B would show the rows of both",
                             place=str(found), fix=fix)
 
