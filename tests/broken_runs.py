@@ -2,9 +2,13 @@
 
     python tests/broken_runs.py FOLDER NAME...
 
-trains each in turn, in one process: the start of a process would take longer than its training. FOLDER
-has what `write_inputs` writes; each leaves a run of its name in FOLDER/store. The text is a walk over
-thirteen letters, of which each narrows the next down to two; a tiny random BERT reads it.
+trains each in turn, in one process: the start of a process would take longer than its training. Without a
+NAME it prints all there are. Each leaves a run of its name in FOLDER/store, for
+
+    ldlm status NAME --store file://FOLDER/store
+
+The text is a walk over thirteen letters, of which each narrows the next down to two; a tiny random BERT
+reads it. It needs the trainer's Python.
 """
 
 import os
@@ -18,20 +22,24 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from random_encoders import WORDS, save_model
 from torch import nn
 
-import trainer.job
-from trainer.config import TrainConfig
-from trainer.contract import Document, Env
-from trainer.job import build_model
-from trainer.model import LatentDiffusionLM
-from trainer.preemption import StopSignal
-from trainer.profiles import merged
-from trainer.ranks import init_process_group
-from trainer.run_folder import RunFolder
-from trainer.store import local_store_url, open_store
-from trainer.train import train
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+from random_encoders import WORDS, save_model  # noqa: E402
+
+import trainer.job  # noqa: E402
+from launcher.recipe import load_recipe  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
+from trainer.contract import Document, Env, Name  # noqa: E402
+from trainer.job import build_model  # noqa: E402
+from trainer.model import LatentDiffusionLM  # noqa: E402
+from trainer.preemption import StopSignal  # noqa: E402
+from trainer.profiles import merged  # noqa: E402
+from trainer.ranks import init_process_group  # noqa: E402
+from trainer.run_folder import RunFolder  # noqa: E402
+from trainer.store import local_store_url, open_store  # noqa: E402
+from trainer.train import train  # noqa: E402
 
 _LETTERS = WORDS[3:]
 HEALTHY: dict[str, Any] = {
@@ -98,19 +106,25 @@ def broken(name: str, model: LatentDiffusionLM) -> LatentDiffusionLM:
 
 
 def run(name: str, folder: Path) -> None:
-    """Train one, by the trainer's own loop."""
-    store = local_store_url(folder / "store")
-    attempt = RunFolder(open_store(store), name).claim_attempt(
+    """Train one, by the trainer's own loop, in a run folder as a launch begins it."""
+    store, config = local_store_url(folder / "store"), config_of(name, folder)
+    run_folder = RunFolder(open_store(store), name)
+    run_folder.write(Name.RECIPE, load_recipe("smoke").model_copy(update={"name": name, "train": config}))
+    run_folder.add_event("submitted", datetime.now(UTC))
+    attempt = run_folder.claim_attempt(
         Document.TRAIN, billed_from=datetime.now(UTC), price_usd_per_hour=Decimal(0), offer="", host="")
     os.environ |= {Env.STORE: store, Env.RUN_ID: name, Env.ATTEMPT: str(attempt.number)}
     with patch.object(trainer.job, "build_model", lambda *args: broken(name, build_model(*args))):
-        job = trainer.job.build_job(config_of(name, folder), StopSignal())
+        job = trainer.job.build_job(config, StopSignal())
     train(job)
     assert job.recorder is not None
     job.recorder.close()
 
 
 def main(folder: Path, names: list[str]) -> None:
+    if not (folder / "encoder" / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_inputs(folder)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
@@ -123,4 +137,6 @@ def main(folder: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    if len(sys.argv) < 3:
+        sys.exit(f"usage: python tests/broken_runs.py FOLDER NAME...\nnames: {', '.join(CHANGES)}")
+    main(Path(sys.argv[1]).resolve(), sys.argv[2:])

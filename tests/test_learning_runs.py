@@ -28,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_inputs(folder)
     names = list(CHANGES)
     command = [sys.executable, str(Path(__file__).with_name("broken_runs.py")), str(folder)]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    halves = [subprocess.Popen([*command, *names[first::2]], env=env, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT) for first in (0, 1)]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    halves = [subprocess.Popen([*command, *names[first::2]], cwd=folder, env=env, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for first in (0, 1)]
     for half in halves:
         output, _ = half.communicate(timeout=DEADLINE_S)
         assert half.returncode == 0, output
@@ -46,6 +46,14 @@ def verdict(folder: Path) -> Verdict:
         return judge(rows, config_of(name, folder))
 
     return said
+
+
+@pytest.mark.parametrize(("name", "state"), [("healthy", "learning"), ("tiny-rate", "stuck")])
+def test_ldlm_status_shows_a_broken_run(name: str, state: str, folder: Path) -> None:
+    command = [sys.executable, "-m", "launcher", "status", name, "--store", local_store_url(folder / "store")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"Verdict at step 200: {state}" in done.stdout
 
 
 def texts(found: Learning) -> str:

@@ -6,6 +6,7 @@ The SDK is the real one, offline or against `wandb_server`; nothing leaves this 
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -22,8 +23,9 @@ from tests.trainer_runs import ROOT, TrainerRun, kill_tree, tiny_config, write_t
 from tests.wandb_files import wandb_rows  # noqa: E402
 from tests.wandb_records import add_attempt, new_folder  # noqa: E402
 from tests.wandb_server import WandbServer, wandb_server  # noqa: E402
-from trainer.contract import ExitCode  # noqa: E402
+from trainer.contract import ExitCode, LdlmError  # noqa: E402
 from trainer.run_folder import RunFolder, RunOutcome  # noqa: E402
+from trainer.wandb_command import require_no_offline_run  # noqa: E402
 from trainer.wandb_panels import SECTIONS, workspace  # noqa: E402
 
 KEY = "k0" * 20
@@ -127,8 +129,10 @@ def test_a_run_that_was_killed_and_resumed_is_one_w_and_b_run_with_each_row_once
     # Scores of the end stand with the losses of their step; texts as a table, q(u) as a histogram.
     assert {"loss/diffusion", "eval/latent_variance", "gamma", "goodput"} <= history(server)[-1].keys()
     assert history(server)[-1]["eval/reconstructions"]["_type"] == "table-file"
+    assert history(server)[-1]["eval/samples"]["_type"] == "table-file"
     assert history(server)[-1]["time_density"]["_type"] == "histogram"
     assert any("media/table/eval/reconstructions" in name for name in shown.files)
+    assert any("media/table/eval/samples" in name for name in shown.files)
 
 
 def history(server: WandbServer) -> list[dict[str, Any]]:
@@ -165,7 +169,8 @@ def test_rows_arrive_once_although_the_run_is_refused_at_first(
     folder = new_folder(tmp_path / "store")
     add_attempt(folder, range(1, 7), durable=6, exit_code=0)
     folder.write_bytes("attempts/1/metrics/000001.jsonl", b'{"step": 4, "time": 4, "eval/rank": 3.0}\n')
-    folder.write_bytes("attempts/1/evaluations/00000004.json", b'{"reconstructions": [["text", "model"]]}')
+    folder.write_bytes("attempts/1/evaluations/00000004.json", 
+                       b'{"reconstructions": [["text", "model"]], "samples": ["a", "b", "c"]}')
     server.refused = {"RunResumeStatus"}
     words = [sys.executable, "-c", _SENDS_TWICE, folder.store.address, str(tmp_path)]
     done = subprocess.run(words, cwd=ROOT, env=os.environ | environment(server, tmp_path), text=True,
@@ -175,6 +180,8 @@ def test_rows_arrive_once_although_the_run_is_refused_at_first(
     assert [row["_step"] for row in history(server)] == [1, 2, 3, 4, 5, 6]
     assert history(server)[3]["eval/rank"] == 3.0
     assert history(server)[3]["eval/reconstructions"]["nrows"] == 1
+    assert history(server)[3]["eval/samples"]["nrows"] == 3
+    assert [row["_step"] for row in history(server) if "eval/samples" in row] == [4]
 
 
 # -- later -----------------------------------------------------------------------------------------
@@ -195,6 +202,33 @@ def test_an_offline_run_of_the_sdk_holds_each_row_once(
     assert f"wrote 13 rows; on a machine with a network: wandb sync {tmp_path}" in done.stdout
     assert_shows(wandb_rows(tmp_path), run)
     assert server.seen == []
+    evaluated = [row for row in wandb_rows(tmp_path) if "eval/hidden_loss" in row]
+    assert [row["eval/samples/nrows"] for row in evaluated] == [run.config.sampling.num_samples]
+
+
+def test_what_an_offline_run_holds_is_shown_once_however_often_it_is_written_and_sent(
+        killed_run: tuple[TrainerRun, str], server: WandbServer, tmp_path: Path) -> None:
+    run, _ = killed_run
+    env = environment(server, tmp_path)
+    first, again = (command(run.folder, "sync", "--out", str(tmp_path / "a b"), env=env) for _ in range(2))
+    typed = shlex.split(first.stdout.partition("network: ")[2])
+    assert typed[:2] == ["wandb", "sync"] and Path(typed[2]).is_dir(), first.stderr
+    assert again.returncode == 1 and f"error: {typed[2]}: it is an offline run of this run" in again.stderr
+    assert "fix: wandb sync '" in again.stderr
+    assert len(list((tmp_path / "a b" / "wandb").glob("offline-run-*"))) == 1
+    for _ in range(2):
+        sent = subprocess.run([Path(sys.executable).with_name("wandb"), *typed[1:]], cwd=tmp_path,
+                              env=os.environ | env, text=True, capture_output=True, timeout=120, check=False)
+        assert sent.returncode == 0, sent.stderr
+    assert "nothing new" in command(run.folder, "sync", env=env).stdout
+    assert_shows(history(server), run)
+
+
+def test_only_an_offline_run_of_the_same_run_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "wandb" / "offline-run-20260101_120000-other-run").mkdir(parents=True)
+    require_no_offline_run(tmp_path, "run")
+    with pytest.raises(LdlmError):
+        require_no_offline_run(tmp_path, "other-run")
 
 
 def test_what_was_trained_without_a_key_is_sent_later_and_only_once(
@@ -263,6 +297,7 @@ def test_every_panel_shows_rows_that_a_run_has(killed_run: tuple[TrainerRun, str
     on_gpus_only = {"mfu", "peak_memory_gib"}
     shown = {metric for plots in SECTIONS.values() for metrics in plots.values() for metric in metrics}
     assert shown - names == on_gpus_only
+    assert {name for name in names if name.startswith("eval/")} <= shown
 
 
 def test_the_workspace_has_training_steps_as_its_axis() -> None:
@@ -273,7 +308,8 @@ def test_the_workspace_has_training_steps_as_its_axis() -> None:
              if panel["viewType"] == "Run History Line Plot"]
     assert len(lines) == sum(map(len, SECTIONS.values()))
     assert {config["xAxis"] for config in lines} == {"train/step"}
-    assert lines[0]["metrics"] == ["eval/diffusion_loss", "eval/diffusion_loss_trivial"]
+    assert lines[0]["metrics"] == ["eval/diffusion_loss", "eval/diffusion_loss_linear",
+                                   "eval/diffusion_loss_trivial"]
 
 
 def test_the_workspace_is_made_in_the_project_of_the_run(server: WandbServer, tmp_path: Path) -> None:

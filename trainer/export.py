@@ -10,6 +10,8 @@ The folder appears whole, by a rename; a copy of it that was cut off does not ma
 Exit codes: those of the `ldlm` command.
 """
 
+import fcntl
+import glob
 import json
 import os
 import shutil
@@ -19,10 +21,11 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,10 +43,12 @@ from trainer.sample_options import read_export_options
 from trainer.saved_run import SavedRun, load_run
 from trainer.store import open_store
 from trainer.token_encoder import load_tokenizer, open_tokenizer
+from trainer.trunk import first_line
 
 _FORMAT = "ldlm-export-1"
 _WEIGHTS, _CONFIG, _RECIPE, _TOKENIZER, _CARD, _PLOT = (
     "model.safetensors", "config.json", "recipe.yaml", "tokenizer", "README.md", "curves.png")
+_DRAFT = ".unfinished-export"  # ends the hidden name of a folder that is being written
 _ENCODER = "encoder."  # the latent encoder: it makes latents of texts, never texts
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _NUM_SAMPLES, _SEED = 5, 0  # on the model card
@@ -139,8 +144,7 @@ def write_export(run: SavedRun, out: Path, precision: Precision = "bf16", *,
         return _same_export(run, out, precision, with_encoder)
     with _draft_of(out.absolute()) as draft:
         save_file(_needed(run, precision, with_encoder), draft / _WEIGHTS)
-        tokenizer = load_tokenizer(run.config.token_encoder, run.folder.store)
-        tokenizer.save_pretrained(draft / _TOKENIZER)
+        _write_tokenizer(load_tokenizer(run.config.token_encoder, run.folder.store), draft / _TOKENIZER)
         recipe = run.folder.read_json(Name.RECIPE)
         recipe["train"]["token_encoder"] = run.config.token_encoder.model_dump(mode="json")
         (draft / _RECIPE).write_text(recipe_yaml(recipe))
@@ -179,25 +183,61 @@ def _files(draft: Path) -> Iterator[StoredFile]:
                          sha256=sha256_of(path))
 
 
+def _write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:  # the tokenizers library has no other type for what a disk says
+        raise OSError(first_line(error)) from error
+
+
 @contextmanager
 def _draft_of(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name when the block has ended well, and else is gone."""
-    draft = None
+    draft = lock = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        _remove_left_drafts(out)
+        draft = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=_DRAFT, dir=out.parent))
+        lock = _locked(draft)
         yield draft
         for path in draft.rglob("*"):  # some of them only their owner could read
             path.chmod(0o755 if path.is_dir() else 0o644)
         draft.chmod(0o755)
         draft.rename(out)
-    except OSError as error:
-        raise StoreError(f"the export cannot be written: {error.strerror or error}", place=str(out),
+    except (OSError, SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) else None
+        raise StoreError(f"the export cannot be written: {said or first_line(error)}", place=str(out),
                          fix="check permissions and free disk space, or name another folder: --out PATH"
                          ) from error
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left_drafts(out: Path) -> None:
+    """Remove what killed calls have left of this export. An empty one may be about to be locked."""
+    for draft in out.parent.glob(f".{glob.escape(out.name)}.*{_DRAFT}"):
+        lock = _locked(draft) if any(draft.iterdir()) else None
+        if lock is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """Lock a folder for as long as this process lives, or the file is closed.
+
+    Returns:
+        The open file; None where another process has it, or the file system has no locks.
+    """
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(file)
+        return None
+    return file
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -28,6 +28,10 @@ class Prompt(NamedTuple):
     hidden_BPD: Tensor
     lengths_B: Tensor
 
+    def for_each(self, num: int) -> "Prompt":
+        """One of each of `num` samples."""
+        return Prompt(*(part.expand(num, *part.shape[1:]) for part in self))
+
 
 @dataclass(frozen=True)
 class Generator:
@@ -71,14 +75,20 @@ class Generator:
 
     def batch(self, indices: range, seed: int, prompt: Prompt | None) -> Tensor:
         """Token ids of some samples of a seed, at once."""
-        sampling = self.config.sampling
+        latents = sample_latents(self.model, indices, seed, self.config.sampling, self.warp,
+                                 self.context(len(indices), prompt))
+        tokens_BL = decode(self.model, latents, self.num_tokens)
         if prompt is None:
-            latents = sample_latents(self.model, indices, seed, sampling, self.warp)
-            return decode(self.model, latents, self.num_tokens)
-        own = Prompt(*(part.expand(len(indices), *part.shape[1:]) for part in prompt))
-        told = self.model.prompt_context(own.hidden_BPD, own.lengths_B)
-        latents = sample_latents(self.model, indices, seed, sampling, self.warp, told)
-        return with_prompt(decode(self.model, latents, self.num_tokens), own.tokens_BP, own.lengths_B)
+            return tokens_BL
+        own = prompt.for_each(len(indices))
+        return with_prompt(tokens_BL, own.tokens_BP, own.lengths_B)
+
+    def context(self, num: int, prompt: Prompt | None) -> PromptContext | None:
+        """What the denoiser hears of the prompt of `num` samples."""
+        if prompt is None:
+            return None
+        own = prompt.for_each(num)
+        return self.model.prompt_context(own.hidden_BPD, own.lengths_B)
 
 
 def load_generator(config: TrainConfig, manifest: Manifest, weights: dict[str, Tensor], device: torch.device,

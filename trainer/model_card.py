@@ -106,8 +106,9 @@ def _head(run_id: str, facts: Facts, config: TrainConfig) -> str:
             "- diffusion-language-model\n---\n\n"
             f"# {run_id}\n\nA latent diffusion language model (LDLM, arXiv 2605.07933): "
             f"{facts.num_parameters / 1e6:,.1f} M trained parameters, texts of {config.data.sequence_length} "
-            f"tokens. It was trained from nothing but the frozen `{config.token_encoder.name}` and the text "
-            "named below; judge it by its samples.")
+            f"tokens. It builds on `{config.token_encoder.name}`, a token encoder that was pre-trained "
+            "elsewhere and stayed frozen; its own parts were trained from random weights on "
+            "the text named below. Judge it by its samples.")
 
 
 def _facts_table(config: TrainConfig, facts: Facts, step: int) -> str:
@@ -117,7 +118,8 @@ def _facts_table(config: TrainConfig, facts: Facts, step: int) -> str:
              ("training time", f"{facts.train_s / 60:,.1f} min"), ("cost up to the end of training", cost),
              ("hardware", ", ".join(facts.hardware) or "not recorded"), ("text", f"`{config.data.source}`"),
              ("fingerprint of the text", f"`{facts.data_fingerprint[:16]}`"),
-             ("token encoder", f"`{config.token_encoder.name}`, not needed for generation")]
+             ("token encoder", f"`{config.token_encoder.name}`, pre-trained elsewhere, frozen; not needed "
+                               "for generation")]
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in lines)
 
 

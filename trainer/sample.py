@@ -23,7 +23,7 @@ from trainer.contract import ConfigError, Env
 from trainer.export import load_export, read_export
 from trainer.generate import Generator, Prompt
 from trainer.infilling import infiller
-from trainer.prompting import read_prompt
+from trainer.prompting import check_reads_prompts, read_prompt
 from trainer.run_folder import RunFolder
 from trainer.sample_options import SETTINGS, read_sample_options
 from trainer.saved_run import load_run
@@ -61,8 +61,8 @@ def _answer(options: Namespace) -> str:
     generator, prompt = _told(source.generator, options)
     made = generate(generator, options.num or generator.config.sampling.num_samples, options.seed, prompt)
     if options.json:
-        return json.dumps(_summary(source, made, options), ensure_ascii=False, indent=2)
-    return screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed))
+        return json.dumps(_summary(source, made, options, prompt), ensure_ascii=False, indent=2)
+    return screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed, prompt))
 
 
 def adjusted(generator: Generator, options: Namespace, settings: Mapping[str, str] = SETTINGS) -> Generator:
@@ -73,14 +73,15 @@ def adjusted(generator: Generator, options: Namespace, settings: Mapping[str, st
     """
     changes = {setting: getattr(options, option) for option, setting in settings.items()
                if getattr(options, option) is not None}
+    if "prompt_guidance" in changes:
+        check_reads_prompts(generator.config, "--prompt-guidance", "leave it out")
     sampling = generator.config.sampling.model_dump() | changes
     try:
         config = TrainConfig.model_validate(
             {**generator.config.model_dump(), "profile": None, "sampling": sampling})
     except ValidationError as error:
         problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        option = "--prompt-guidance" if "prompt_guidance" in problem else "--guidance"
-        raise ConfigError(problem, place=option, fix=f"leave {option} out") from error
+        raise ConfigError(problem, place="--guidance", fix="leave --guidance out") from error
     return dataclasses.replace(generator, config=config)
 
 
@@ -123,7 +124,8 @@ def _open(options: Namespace) -> Source:
 def _told(generator: Generator, options: Namespace) -> tuple[Generator, Prompt | None]:
     """The generator and its prompt, from the texts that were given to begin and to end with."""
     if options.suffix is not None:
-        return infiller(generator, options.prompt or "", options.suffix, _store(options)), None
+        filler = infiller(generator, options.prompt, options.suffix, _store(options))
+        return filler, filler.beginning()
     if options.prompt is None:
         return generator, None
     return generator, read_prompt(generator, options.prompt, _store(options))
@@ -133,21 +135,23 @@ def _store(options: Namespace) -> Store:
     return open_store(options.store or os.environ[Env.STORE])
 
 
-def _last_words(source: Source, made: Texts, seed: int) -> str:
+def _last_words(source: Source, made: Texts, seed: int, prompt: Prompt | None) -> str:
     sampling, device = source.generator.config.sampling, source.generator.model.hidden_mean.device
     num = len(made.texts)
     how = [f"{sampling.solver}, {sampling.steps} steps, {sampling.grid} grid", f"seed {seed}"]
     how += [f"{name} {value:g}" for name, value in (("temperature", sampling.temperature),
             ("guidance", sampling.self_conditioning_guidance),
-            ("prompt guidance", sampling.prompt_guidance)) if value != 1.0]
+            ("prompt guidance", 1.0 if prompt is None else sampling.prompt_guidance)) if value != 1.0]
     return (f"{num} text{'s' * (num != 1)} of {made.num_tokens // num} tokens from {source.name} at step "
             f"{source.step:,}, unselected: {', '.join(how)}; {made.seconds:.1f} s, "
             f"{made.num_tokens / made.seconds:,.0f} tokens/s on {device_name(device)}")
 
 
-def _summary(source: Source, made: Texts, options: Namespace) -> dict[str, Any]:
+def _summary(source: Source, made: Texts, options: Namespace, prompt: Prompt | None) -> dict[str, Any]:
     generator = source.generator
     sampling = generator.config.sampling.model_dump(exclude={"num_samples", "bench_generations"})
+    if prompt is None:  # then it weighs nothing
+        sampling["prompt_guidance"] = None
     return {"source": source.name, "step": source.step, "seed": options.seed, "prompt": options.prompt,
             "suffix": options.suffix, **sampling, "texts": made.texts,
             "num_tokens": made.num_tokens, "seconds": round(made.seconds, 4),

@@ -36,11 +36,11 @@ def read_sample_options(arguments: Sequence[str] | None = None) -> argparse.Name
     add_sampling(parser)
     parser.add_argument("--prompt", type=_not_empty, metavar="TEXT", help="what every text begins with; for "
                         "models trained with model.prompt")
-    parser.add_argument("--suffix", type=_not_empty, metavar="TEXT", help="what every text ends with: what "
+    parser.add_argument("--suffix", type=_not_blank, metavar="TEXT", help="what every text ends with: what "
                         "stands between --prompt and it is filled in by replacing latents, for any model "
-                        "with as many latents as tokens")
+                        "with as many latents as tokens; one with model.prompt reads --prompt as well")
     parser.add_argument("--json", action="store_true", help="for programs")
-    return _with_one_source(parser, parser.parse_args(arguments))
+    return _checked(parser, parser.parse_args(arguments))
 
 
 def read_export_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -87,9 +87,11 @@ def _add_run(parser: argparse.ArgumentParser, metavar: str, nargs: str | None = 
     parser.add_argument("--store", type=_store, metavar="URL", help="where its folder is")
 
 
-def _with_one_source(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
+def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
     if (options.run is None) == (options.export is None):
         parser.error("name either a RUN or an export by --from PATH")
+    if options.prompt_guidance is not None and options.prompt is None:
+        parser.error("--prompt-guidance weighs a prompt: add --prompt TEXT, or leave it out")
     return options
 
 
@@ -104,6 +106,12 @@ def _store(text: str) -> str:
 def _not_empty(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("is empty (is a shell variable not set?)")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is blank")
     return text
 
 

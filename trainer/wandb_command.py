@@ -1,6 +1,7 @@
 """`ldlm wandb ...`: send a run to W&B from its record, and make the workspace that shows it. No torch."""
 
 import os
+import shlex
 import sys
 import tempfile
 from argparse import Namespace
@@ -32,7 +33,8 @@ def sync(folder: RunFolder, config: WandbConfig, out: Path | None) -> str:
         What was done, in words.
 
     Raises:
-        LdlmError: There is no key, its node sends it already, or W&B cannot be reached.
+        LdlmError: There is no key, its node sends it already, or W&B cannot be reached; `out` holds an
+            offline run of it, which would be sent again.
         StoreError: The record cannot be read.
     """
     from trainer.wandb_rows import Showing
@@ -41,6 +43,8 @@ def sync(folder: RunFolder, config: WandbConfig, out: Path | None) -> str:
     if out is None:
         require_key()
         require_nobody_sends(folder, datetime.now(UTC))
+    else:
+        require_no_offline_run(out, folder.run_id)
     with tempfile.TemporaryDirectory(prefix="ldlm-wandb-") as scratch:
         view = View.open(Showing(folder), folder.run_id, config, out or Path(scratch),
                          mode="offline" if out else "online")
@@ -48,7 +52,8 @@ def sync(folder: RunFolder, config: WandbConfig, out: Path | None) -> str:
         num_rows = view.send()
         view.finish()
     if out:
-        return f"wrote {num_rows} rows; on a machine with a network: wandb sync {out}/wandb/offline-run-*"
+        written = shlex.quote(str(view.folder))
+        return f"wrote {num_rows} rows; on a machine with a network: wandb sync {written}"
     if not num_rows:
         return f"nothing new: W&B has all rows that are settled ({view.url})"
     return f"sent {num_rows} rows, from step {first} on: {view.url}"
@@ -59,6 +64,16 @@ def require_key() -> None:
     if not os.environ.get(Env.WANDB_KEY):
         raise LdlmError("there is no key for W&B", place=Env.WANDB_KEY,
                         fix=f"export {Env.WANDB_KEY}=... (https://wandb.ai/authorize shows it)")
+
+
+def require_no_offline_run(out: Path, run_id: str) -> None:
+    """Raise LdlmError where a folder holds an offline run of this run: W&B would show the rows of both."""
+    for found in sorted((out / "wandb").glob("offline-run-*")):
+        if found.name.split("-", 3)[-1] == run_id:  # offline-run-TIME-ID
+            fix = (f"wandb sync {shlex.quote(str(found))}, and for what came later `ldlm wandb sync "
+                   f"{run_id}`; or remove it, if it was not sent")
+            raise LdlmError("it is an offline run of this run, and W&B would show the rows of both",
+                            place=str(found), fix=fix)
 
 
 def require_nobody_sends(folder: RunFolder, now: datetime) -> None:

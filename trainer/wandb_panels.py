@@ -15,13 +15,19 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "Does it learn": {
         "L_diff, held out, beside the trivial predictor": (
             "eval/diffusion_loss", "eval/diffusion_loss_linear", "eval/diffusion_loss_trivial"),
-        "reconstruction of held-out tokens, clean and under noise": (
-            "eval/reconstruction_accuracy", "eval/reconstruction_accuracy_noisy"),
-        "L_h and L_w, held out": ("eval/hidden_loss", "eval/token_loss"),
+        "reconstruction of held-out tokens: clean, under noise, from the denoiser's estimate": (
+            "eval/reconstruction_accuracy", "eval/reconstruction_accuracy_noisy",
+            "eval/reconstruction_accuracy_denoised"),
+        "L_h, held out, beside the trivial predictor": ("eval/hidden_loss", "eval/hidden_loss_trivial"),
+        "L_w, held out": ("eval/token_loss",),
+        "distinct-n of the samples, pairs beside held-out text": (
+            "eval/distinct_1", "eval/distinct_2", "eval/distinct_2_text"),
     },
     "Losses": {"L_h": ("loss/hidden",), "L_w": ("loss/token",), "L_diff": ("loss/diffusion",)},
     "Latents": {
         "variance across texts": ("eval/latent_variance",),
+        "standard deviation across texts, least and greatest channel": (
+            "eval/latent_std_min", "eval/latent_std_max"),
         "effective rank": ("eval/latent_rank",),
         "cosine between texts": ("eval/latent_cosine",),
     },
@@ -29,6 +35,7 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "gradient norms by part": ("grad_norm/latent_encoder", "grad_norm/latent_decoder",
                                    "grad_norm/token_decoder", "grad_norm/denoiser"),
         "pull of L_diff on the encoder, as a share of L_h's": ("eval/encoder_grad_ratio",),
+        "pulls of L_h and L_diff on the encoder": ("eval/encoder_grad_hidden", "eval/encoder_grad_diffusion"),
         "gamma: what the encoder hears of L_diff": ("gamma",),
         "learning rate": ("learning_rate",), "q(u): where on [0, 1] times are drawn": ("time_density",),
     },
@@ -38,7 +45,7 @@ SECTIONS: Mapping[str, Mapping[str, Sequence[str]]] = {
         "training at risk, s": ("checkpoint_age_s",),
     },
 }
-_TABLES = ("eval/reconstructions", "samples")
+_TABLES = ("eval/reconstructions", "eval/samples", "samples")
 
 
 def workspace(entity: str, project: str) -> workspaces.Workspace:

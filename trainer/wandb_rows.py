@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -37,6 +37,13 @@ def settled_before(attempts: Sequence[AttemptFiles], outcome: RunOutcome | None)
     return durable + 1 if is_over else durable
 
 
+class Texts(NamedTuple):
+    """Held-out texts, each with what the model made of it, and texts from noise; both may be empty."""
+
+    reconstructions: Sequence[Sequence[str]] = ()
+    samples: Sequence[str] = ()
+
+
 class Showing:
     """One run folder, read for W&B.
 
@@ -54,15 +61,15 @@ class Showing:
         # After the look at the attempts: what is durable there has its rows in the store.
         return {step: row for step, row in self._reader.rows().items() if first_step <= step < end}
 
-    def reconstructions(self, step: int) -> list[tuple[str, str]]:
-        """Held-out texts with what the model made of them at a step, of the attempt that scored it last."""
+    def texts(self, step: int) -> Texts:
+        """Texts of the evaluation at a step, of the attempt that scored it last."""
         for files in reversed(self._folder.attempts()):
             try:
                 scored = self._folder.read_json(attempt_file(files.attempt.number, evaluation_file(step)))
             except NotFoundError:
                 continue
-            return [(text, guess) for text, guess in scored["reconstructions"]]
-        return []
+            return Texts(scored["reconstructions"], scored.get("samples", []))
+        return Texts()
 
     def config(self) -> dict[str, Any]:
         """What W&B lists as the run's config: train config, recipe, commit, and where it ran last."""

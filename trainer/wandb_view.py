@@ -13,7 +13,7 @@ steps again, W&B's history only grows, and whoever sends may be killed at any mo
 A person who resumes a run that had ended for good trains steps again that were sent: they keep their rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -23,7 +23,7 @@ import wandb
 from trainer.config import WandbConfig
 from trainer.contract import LdlmError
 from trainer.kept_rows import Row
-from trainer.wandb_rows import Showing
+from trainer.wandb_rows import Showing, Texts
 
 STEP = "train/step"
 _DENSITY = "time_density/"
@@ -39,12 +39,14 @@ class View:
 
     Attributes:
         url: Where it is seen; None offline.
+        folder: Of the SDK's files.
         first_step: The first that W&B does not have yet.
     """
 
     def __init__(self, run: Any, showing: Showing) -> None:
         self._run, self._showing = run, showing
         self.url: str | None = run.url
+        self.folder = Path(run.settings.sync_dir)
         self.first_step: int = run.starting_step
 
     @classmethod
@@ -88,7 +90,7 @@ class View:
         """
         rows = self._showing.settled_rows(self.first_step)
         for step, row in rows.items():
-            texts = self._showing.reconstructions(step) if any(map(_is_score, row)) else []
+            texts = self._showing.texts(step) if any(map(_is_score, row)) else Texts()
             with _as_view_error():
                 self._run.log(history_row(row, texts), step=step)
             self.first_step = step + 1
@@ -103,18 +105,18 @@ class View:
         summary: dict[str, Any] = dict(self._showing.summary())
         samples = self._showing.samples()
         if samples:
-            summary["samples"] = wandb.Table(columns=["text"], data=[[text] for text in samples])
+            summary["samples"] = _samples_table(samples)
         with _as_view_error():
             self._run.summary.update(summary)
             self._run.finish(exit_code=exit_code)
 
 
-def history_row(row: Row, reconstructions: list[tuple[str, str]]) -> dict[str, Any]:
+def history_row(row: Row, texts: Texts) -> dict[str, Any]:
     """One row of the record as W&B's SDK takes it.
 
     Args:
         row: Metrics by name, with `step` and `time`.
-        reconstructions: Held-out texts with what the model made of them; may be empty.
+        texts: Of the evaluation at its step.
     """
     found: dict[str, Any] = {name: value for name, value in row.items()
                              if name not in ("step", "time") and not name.startswith(_DENSITY)}
@@ -123,10 +125,16 @@ def history_row(row: Row, reconstructions: list[tuple[str, str]]) -> dict[str, A
     if density:
         edges = [index / len(density) for index in range(len(density) + 1)]
         found["time_density"] = wandb.Histogram(np_histogram=(density, edges))
-    if reconstructions:
+    if texts.reconstructions:
         found["eval/reconstructions"] = wandb.Table(columns=["text", "model"],
-                                                    data=[list(pair) for pair in reconstructions])
+                                                    data=[list(pair) for pair in texts.reconstructions])
+    if texts.samples:
+        found["eval/samples"] = _samples_table(texts.samples)
     return found
+
+
+def _samples_table(samples: Sequence[str]) -> wandb.Table:
+    return wandb.Table(columns=["text"], data=[[text] for text in samples])
 
 
 def _commit(git_sha: str | None) -> str | None:
