@@ -64,8 +64,10 @@ def test_a_healthy_run_is_learning_and_nothing_was_said_of_it_before_it_could_be
     early, late = verdict("healthy", 100), verdict("healthy")
     assert (early.state, early.step) == (State.TOO_EARLY, 100)
     assert texts(early) == "step 100 of 200; it is judged by the evaluation at step 200"
-    assert (late.state, late.step, len(late.reasons)) == (State.LEARNING, 200, 1)
+    assert (late.state, late.step) == (State.LEARNING, 200)
     assert "of held-out tokens come back" in texts(late)
+    # Its decoders are well; after so few steps its denoiser cannot write.
+    assert all(reason.says.startswith("but samples are word salad") for reason in late.reasons[1:])
 
 
 @pytest.mark.parametrize("name", ["unscaled", "by-token"])
@@ -85,7 +87,7 @@ def test_a_run_that_will_collapse_when_its_warm_up_ends_warns_before(verdict: Ve
     before, warned, after = (verdict("warmup-ends", step) for step in (200, 300, 400))
     assert [found.state for found in (before, warned, after)] == [
         State.LEARNING, State.LEARNING, State.COLLAPSED]
-    assert len(before.reasons) == 1
+    assert "variance of z across texts has fallen" not in texts(before)
     assert "variance of z across texts has fallen from 0." in warned.reasons[1].says
     assert warned.reasons[1].change == "raise train.diffusion.encoder_warmup_steps (now 400)"
     assert ", down from 0." in after.reasons[0].says
