@@ -40,7 +40,9 @@ needs_sandbox = pytest.mark.skipif(not _sandbox_works(), reason="bubblewrap is n
 
 
 def run(completion: str, timeout_s: float = 20.0) -> str:
-    return sandbox.run_confined(PROBLEM, completion, timeout_s, GIB)
+    found = sandbox.run_confined(PROBLEM, completion, timeout_s, GIB)
+    assert "bwrap" not in found  # a sandbox that does not start fails every program
+    return found
 
 
 # -- the sandbox ----------------------------------------------------------------------------------

