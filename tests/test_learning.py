@@ -107,6 +107,8 @@ def test_a_variance_that_falls_under_a_strong_pull_is_watched(ratio, variance, w
     ({"diffusion_loss_linear": 0.34}, None),
     ({"diffusion_loss_linear": 0.33}, "but L_diff 0.32 is hardly below 0.33, what a linear filter of each "
      "latent alone leaves: the denoiser knows no language yet; train longer than 6,000 steps"),
+    ({"diffusion_loss_linear": 0.26}, "but L_diff 0.32 is above 0.26, what a linear filter of each latent "
+     "alone leaves: the denoiser knows no language yet; train longer than 6,000 steps"),
     ({"diffusion_loss_linear": math.nan}, None),
     ({"distinct_2": 0.75, "distinct_2_text": 0.6}, None),
     ({"distinct_2": 0.76, "distinct_2_text": 0.6}, "but samples are word salad: 76% of their token pairs are "

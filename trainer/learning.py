@@ -317,7 +317,8 @@ def _filtering(known: _Known) -> Reason | None:
     loss, linear = known.scores["diffusion_loss"], known.scores.get("diffusion_loss_linear", math.nan)
     if not loss > _LIKE_A_FILTER * linear:
         return None
-    return Reason(f"but L_diff {loss:.2f} is hardly below {linear:.2f}, what a linear filter of each latent "
+    how = "above" if loss > linear else "hardly below"
+    return Reason(f"but L_diff {loss:.2f} is {how} {linear:.2f}, what a linear filter of each latent "
                   "alone leaves: the denoiser knows no language yet",
                   f"train longer than {known.config.steps:,} steps")
 
