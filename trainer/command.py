@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.contract import ConfigError, LdlmError
-
-INTERRUPTED = 130  # exit code, as shells count
+from trainer.interrupts import INTERRUPTED
 
 
 def talk(line: str) -> None:

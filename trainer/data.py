@@ -10,20 +10,20 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainer.batches import Layout, coming_shards
+from trainer.claims import find_plan
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError, Name, StoreError
+from trainer.contract import ConfigError, StoreError
 from trainer.local_cache import MORE_ROOM, LocalDiskError, disk_errors, one_at_a_time
 from trainer.preparing import Quiet, bad_rows, prepare
 from trainer.shard_cache import ShardCache, is_whole_shard
 from trainer.shards import (
-    PLAN,
     SHARDS,
     Preparation,
     PreparedManifest,
@@ -31,9 +31,8 @@ from trainer.shards import (
     TokenizerIdentity,
     find_manifest,
     prepared_address,
-    read_record,
 )
-from trainer.store import NotFoundError, Store, local_store_url, open_store
+from trainer.store import Store, local_store_url, open_store
 from trainer.text_checks import check_cache, check_enough, how_to_prepare_for, look_up, not_there
 from trainer.text_sources import digest, open_source
 from trainer.text_tokenizer import TextTokenizer, text_tokenizer
@@ -201,9 +200,7 @@ def _prepare_here(config: TrainConfig, text: TextTokenizer, cache: Path, say: Ca
 def _clear_unreadable(store: Store) -> None:
     """Remove what a torn disk or another version of ldlm has left in a cache: it is made anew."""
     try:
-        for key, kind in ((PLAN, Preparation), (Name.MANIFEST, PreparedManifest)):
-            with suppress(NotFoundError):
-                read_record(store, key, kind)
+        find_plan(store)
         manifest = find_manifest(store)
     except ConfigError:
         store.delete(found.key for found in store.objects() if found.key != _LOCK)
