@@ -1,5 +1,6 @@
 """What commands that run in the trainer's environment share: how they talk, and how they end."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,7 @@ def carry_out(work: Callable[[], str], *, out: Path | None = None, interrupted: 
         words: How an error is told to whoever typed the command.
     """
     try:
-        print(work())
-        return 0
+        answer = work()
     except KeyboardInterrupt:
         talk(interrupted)
         return INTERRUPTED
@@ -36,5 +36,17 @@ def carry_out(work: Callable[[], str], *, out: Path | None = None, interrupted: 
                                          fix="name another folder: --out FOLDER")
     except LdlmError as error:
         problem = error
+    else:
+        return _print(answer)
     talk(f"error: {words(problem)}")
     return problem.cli_exit_code
+
+
+def _print(answer: str) -> int:
+    try:
+        print(answer, flush=True)
+        return 0
+    except BrokenPipeError:
+        # Whoever read the answer has had enough; the flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
