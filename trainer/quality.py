@@ -163,7 +163,10 @@ def _batches(judge: Judge, rows: Sequence[Row],
 def _losses(judge: Judge, ids_BL: Tensor, counts_BL: Tensor) -> Tensor:
     """Negative log-likelihood of each token but the first, nats, float32 (B, L - 1)."""
     logits_BLV = judge.model(input_ids=ids_BL, attention_mask=counts_BL.long()).logits[:, :-1]
-    return F.cross_entropy(logits_BLV.float().transpose(1, 2), ids_BL[:, 1:], reduction="none")
+    targets_BL = ids_BL[:, 1:]
+    # Flat: with the vocabulary in the middle, as the function takes it otherwise, it takes twice the time.
+    losses = F.cross_entropy(logits_BLV.float().flatten(0, 1), targets_BL.flatten(), reduction="none")
+    return losses.view(targets_BL.shape)
 
 
 def _is_scored(judge: Judge, ids_BL: Tensor, counts_BL: Tensor, read_B: Tensor) -> Tensor:

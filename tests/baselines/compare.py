@@ -54,7 +54,9 @@ class Grams:
         ids_NL = np.asarray(tokens)
         places_NL = np.searchsorted(self._token_ids, ids_NL).clip(max=len(self._token_ids) - 1)
         known_NL = np.where(self._token_ids[places_NL] == ids_NL, places_NL, len(self._token_ids))
-        return float(np.isin(self._keys_of(known_NL), self._keys).mean())
+        keys_NL = self._keys_of(known_NL)
+        places_NL = np.searchsorted(self._keys, keys_NL).clip(max=len(self._keys) - 1)
+        return float((self._keys[places_NL] == keys_NL).mean())
 
     def _keys_of(self, rows_NL: np.ndarray) -> np.ndarray:
         grams = np.lib.stride_tricks.sliding_window_view(rows_NL, 4, axis=1).reshape(-1, 4)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from prepared_rows import PreparedRows, read_rows
-from record import generation, options_of, write
+from record import generation, options_of, speeds_of, write
 from torch import Tensor, nn
 from training import device, dtype, in_bf16, look, train, width_for
 from transformers import ModernBertConfig, ModernBertForMaskedLM
@@ -137,9 +137,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         minutes=options.minutes, batch=options.batch, learning_rate=options.learning_rate, seed=options.seed)
     loss_at_end = look(model, lambda: heldout(model, rows.heldout_NL, rows.special))
     model.eval()
+    # No temperature is faster than another.
+    speeds = {steps: speeds_of(sampler(model, rows, steps, 1.0), options.samples, options.seed)
+              for steps in options.sampling_steps}
     generations = [
         generation(rows, sampler(model, rows, steps, temperature), options.samples, options.seed,
-                   {"steps": steps, "temperature": temperature}, dtype())
+                   {"steps": steps, "temperature": temperature}, dtype(), speeds[steps])
         for steps in options.sampling_steps for temperature in options.temperatures]
     record = {
         "model": "masked", "seed": options.seed, "device": str(device()),
