@@ -94,6 +94,7 @@ def write_ends(folder: Path, arm: str, losses: list[float]) -> None:
 def test_tables_have_means_over_seeds_and_differences_between_equal_seeds(tmp_path: Path) -> None:
     write_ends(tmp_path, "main", [0.3, 0.5, 0.4])
     write_ends(tmp_path, "other", [0.4, 0.6, 0.2, 9.0])
+    (tmp_path / "masked-seed-0.json").write_text(json.dumps({"seed": 0, "heldout_perplexity": 74.0}))
     ends = curves.read_ends(tmp_path)
     line = curves.table(ends).splitlines()[2]
     assert line.startswith("| main | 3 | 50.0 % ± 0.0 |") and "| 0.400 ± 0.100 |" in line

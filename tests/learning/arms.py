@@ -44,10 +44,15 @@ from trainer.profiles import merged  # noqa: E402
 _SAMPLING_MINUTES = 3.0  # of a run, before it is given up (guess)
 
 
+def recipe_of(plan: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that arms change."""
+    found: dict[str, Any] = yaml.safe_load((ROOT / "recipes" / f"{plan['recipe']}.yaml").read_text())
+    return found
+
+
 def run_configs(plan: dict[str, Any]) -> dict[str, TrainConfig]:
     """What each run trains, by its name: `ARM-seed-S`."""
-    train = yaml.safe_load((ROOT / "recipes" / f"{plan['recipe']}.yaml").read_text())["train"]
-    base = merged(train, plan.get("common") or {})
+    base = merged(recipe_of(plan)["train"], plan.get("common") or {})
     return {f"{arm}-seed-{seed}": TrainConfig.model_validate(merged(base, {**(changes or {}), "seed": seed}))
             for seed in plan.get("seeds", [0]) for arm, changes in plan["arms"].items()}
 
@@ -66,10 +71,13 @@ class Lanes:
         out: For what comes of them.
         minutes: Of each run's training.
         sampling: Arguments for tests/learning/samples.py; empty: no samples.
+        recipe: What runs share beside what they train: hardware, limits.
     """
 
-    def __init__(self, store: Path, out: Path, minutes: float, sampling: list[str]) -> None:
+    def __init__(self, store: Path, out: Path, minutes: float, sampling: list[str],
+                 recipe: dict[str, Any]) -> None:
         self._store, self._out, self._minutes, self._sampling = store, out, minutes, sampling
+        self._recipe = recipe
         self._living: set[subprocess.Popen[str]] = set()
         self._lock = threading.Lock()
 
@@ -106,7 +114,7 @@ class Lanes:
         return abs(process.returncode)
 
     def _keep_rows(self, run: TrainerRun, name: str) -> None:
-        recipe = {"train": run.config.model_dump(mode="json")}
+        recipe = self._recipe | {"name": name, "train": run.config.model_dump(mode="json")}
         run.folder.write_bytes(Name.RECIPE, json.dumps(recipe).encode())
         (self._out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows_of(run)))
 
@@ -154,14 +162,15 @@ def main() -> int:
     parser.add_argument("--temperatures", default="0.7,0.8,0.9,1,1.1", help="of the samples")
     parser.add_argument("--samples", type=int, default=512, help="of each; 0: none")
     options = parser.parse_args()
-    configs = run_configs(yaml.safe_load(options.arms.read_text()))
+    plan = yaml.safe_load(options.arms.read_text())
+    configs = run_configs(plan)
     there = [name for name in configs if (options.store / name).exists()]
     if there:
         sys.exit(f"{options.store} has a run {there[0]} already: rm -r {options.store / there[0]}")
     options.out.mkdir(parents=True, exist_ok=True)
     sampling = ["--steps", options.steps, "--temperatures", options.temperatures, "--samples",
                 str(options.samples)] if options.samples else []
-    lanes = Lanes(options.store, options.out, options.minutes, sampling)
+    lanes = Lanes(options.store, options.out, options.minutes, sampling, recipe_of(plan))
 
     def stop(_number: int, _frame: object) -> NoReturn:
         lanes.kill()

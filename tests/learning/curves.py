@@ -41,11 +41,12 @@ def read_curves(folder: Path) -> Curves:
 
 
 def read_ends(folder: Path) -> Ends:
-    """Scores at the end of every run in a folder, under the recipe's noise."""
+    """Scores at the end of every run of ours in a folder, under the recipe's noise."""
     ends: Ends = {}
     for path in sorted(folder.glob("*-seed-*.json")):
         record = json.loads(path.read_text())
-        ends.setdefault(path.stem.rpartition("-seed-")[0], {})[record["seed"]] = record["heldout"]
+        if "heldout" in record:  # baselines have other scores
+            ends.setdefault(path.stem.rpartition("-seed-")[0], {})[record["seed"]] = record["heldout"]
     return ends
 
 
@@ -92,7 +93,7 @@ def draw(curves: Curves, picture: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")
     for axes, score in zip(figure.subplots(1, len(_DRAWN)), _DRAWN, strict=True):
         for name, arm in curves.items():
             steps = sorted(arm[score])
@@ -102,7 +103,7 @@ def draw(curves: Curves, picture: Path) -> None:
                               color=line.get_color())
         axes.set(title=f"{SCORES[score]}, held-out text", xlabel="step")
         axes.set_yscale("linear" if "accuracy" in score else "log")
-    figure.axes[0].legend(fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=8)
     FigureCanvasAgg(figure).print_png(picture)
 
 
