@@ -3,12 +3,13 @@ PYTEST_ARGS ?= -q -n 2 --dist loadfile
 ENVIRONMENT := $(PYTHON) -m trainer.environment
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench lock clean .venv .venv-train tools evaluation-tools
+.PHONY: help demo test lab lint types bench lock clean .venv .venv-train tools evaluation-tools
 
 help:
 	@echo 'make demo         train, preempt, resume and benchmark a tiny model on this machine'
 	@echo 'make test         every test that needs no GPU and no money'
 	@echo 'make lint types   ruff; mypy'
+	@echo 'make lab          whole runs through the real SkyPilot here (root on Debian; tests/lab/up.sh)'
 	@echo 'make bench        how fast the command line answers'
 	@echo 'make .venv        the environment of the launcher: .venv/bin/ldlm'
 	@echo 'make .venv-train  the environment of the trainer'
@@ -47,6 +48,12 @@ lint: tools
 
 types: tools
 	.venv/bin/mypy
+
+# The real SkyPilot with a Slurm cluster of this machine; tests/lab/up.sh says which programs it needs.
+lab: tools
+	.venv/bin/python -m pip install --quiet -c launcher/requirements.lock -e '.[slurm]'
+	tests/lab/up.sh && .venv/bin/python -m pytest -v -m lab tests/lab; result=$$?; \
+	    tests/lab/down.sh; exit $$result
 
 bench: .venv
 	.venv/bin/python -m tests.bench_cli

@@ -36,9 +36,9 @@ def ask(question: str, yes: bool) -> None:
 
 def carry_out(proposal: "Proposal", start: Callable[[], None], detach: bool) -> None:
     """Start what was approved and watch it to its end. Ctrl-C only ends the watching."""
-    from launcher import commands, console
+    from launcher import commands, console, runs
+    from launcher.engines import engine_at
     from launcher.follow import follow
-    from launcher.local_engine import LocalEngine
 
     run_id = proposal.plan.run_id
     try:
@@ -46,8 +46,8 @@ def carry_out(proposal: "Proposal", start: Callable[[], None], detach: bool) -> 
         if detach:
             console.answer(f"run {run_id} is under way: {commands.ways_to(run_id)}")
             return
-        store, _ = commands.open_run(run_id, proposal.recipe.store)
-        follow(store, LocalEngine(), run_id)
+        store, _ = runs.open_run(run_id, proposal.recipe.store)
+        follow(store, engine_at(proposal.infra, store), run_id)
     except KeyboardInterrupt:
         end_interrupted(commands.after_interrupt(proposal))
     _show_end(run_id, proposal.recipe.store)
@@ -62,11 +62,11 @@ def end_interrupted(line: str) -> NoReturn:
 
 
 def _show_end(run_id: str, store: str | None) -> None:
-    from launcher import commands, console, learning_screen, screens
+    from launcher import commands, console, learning_screen, runs, screens
     from launcher.learning import learned
     from launcher.report import cost_report
 
-    view = commands.view_run(run_id, store)
+    view = runs.view_run(run_id, store)
     learning_screen.show_learning(learned(view.record), with_samples=view.record.bench is None)
     screens.show_bench(view.record)
     console.answer()

@@ -134,8 +134,8 @@ def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: al
            store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where one run is and whether it learns, or list all."""
     from launcher import console, learning_screen, screens
-    from launcher.commands import view_run
     from launcher.learning import learned
+    from launcher.runs import view_run
 
     if run is None:
         _list_runs(store, as_json)
@@ -150,13 +150,11 @@ def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: al
 
 
 @app.command()
-def logs(run: RunId, follow: Follow = False) -> None:
+def logs(run: RunId, follow: Follow = False, store: StoreUrl = None) -> None:
     """Print what the nodes of a run have printed."""
-    from launcher.commands import check_run_id
-    from launcher.local_engine import LocalEngine
+    from launcher.runs import find_engine
 
-    check_run_id(run, "RUN")
-    for line in LocalEngine().logs(run, follow=follow):
+    for line in find_engine(run, store).logs(run, follow=follow):
         print(line, flush=follow)
 
 
@@ -164,15 +162,9 @@ def logs(run: RunId, follow: Follow = False) -> None:
 def stop(run: RunId, store: StoreUrl = None) -> None:
     """Save a checkpoint and stop a run; `resume` continues it. Twice: stop at once."""
     from launcher import console
-    from launcher.commands import check_run_id, find_run
-    from launcher.engine import EnginePhase
-    from launcher.local_engine import LocalEngine
+    from launcher.runs import find_engine
 
-    check_run_id(run, "RUN")
-    engine = LocalEngine()
-    if engine.state(run).phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING):
-        find_run(run, store)  # names the runs there are; to stop one that runs takes no store
-    engine.cancel(run)
+    find_engine(run, store).cancel(run)
     console.answer(f"asked {run} to save and stop; see it happen: ldlm logs -f {run}")
 
 
@@ -181,10 +173,10 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
            deadline: Deadline = None, yes: Yes = False, preempt_at: PreemptAtText = None,
            detach: Detach = False) -> None:
     """Continue a run from its newest durable checkpoint."""
-    from launcher import commands
+    from launcher import commands, runs
 
     preemption = _preemption(preempt_at)
-    opened, _ = commands.open_run(run, store)
+    opened, _ = runs.open_run(run, store)
     proposal = commands.propose_resume(opened, run, _options(infra, None, None, max_cost, deadline, None))
     commands.check_usable(proposal, resuming=True)
     approve(proposal, yes)
@@ -195,8 +187,8 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
 def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where the money of a run went."""
     from launcher import console, screens
-    from launcher.commands import view_run
     from launcher.report import cost_report
+    from launcher.runs import view_run
 
     report = cost_report(view_run(run, store))
     if as_json:
@@ -232,12 +224,12 @@ def export(ctx: typer.Context) -> None:
 @app.command(rich_help_panel=_ADVANCED)
 def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
     """Delete a run's folder: checkpoints, metrics, bill."""
-    from launcher import commands, console
+    from launcher import console, runs
 
-    folder = commands.find_run(run, store)
+    folder = runs.find_run(run, store)
     size = sum(item.num_bytes for item in folder.store.objects(run))
     ask(f"Delete {folder.url} ({console.data_size(size)})?", yes)
-    freed = commands.remove_run(folder)
+    freed = runs.remove_run(folder)
     console.answer(f"deleted {run}: {console.data_size(freed)} freed")
 
 
@@ -342,9 +334,9 @@ def _preemption(text: str | None) -> "PreemptAt | None":
 
 
 def _list_runs(store_url: str | None, as_json: bool) -> None:
-    from launcher import commands, screens
+    from launcher import runs, screens
 
-    opened = commands.open_default_store(store_url)
-    views, problems = commands.view_all_runs(opened)
+    opened = runs.open_default_store(store_url)
+    views, problems = runs.view_all_runs(opened)
     screens.show_damaged([str(problem) for problem in problems])
     screens.show_runs(views, opened.url, as_json)

@@ -3,22 +3,17 @@
 import os
 import secrets
 import shlex
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
-import yaml
-
+from launcher import console
 from launcher.engine import EnginePhase, check_infra
 from launcher.engine_folder import engine_home
+from launcher.engines import ALIVE, engine_at, sky_engine, state_of
 from launcher.errors import (
     EngineError,
-    LdlmError,
     NoOfferError,
     RecipeError,
     RunRecordError,
@@ -31,6 +26,7 @@ from launcher.lint import lint
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.next_steps import check_is_here, check_wandb_key
+from launcher.node_secrets import node_secrets
 from launcher.offers import make_offer, probe_machine
 from launcher.plan import choose, make_plan
 from launcher.preempt_at import PreemptAt
@@ -42,19 +38,21 @@ from launcher.run_record import (
     check_free,
     create_record,
     ending_words,
-    find_folder,
     is_alive_elsewhere,
-    list_run_ids,
     load_record,
     look_at,
 )
 from launcher.run_text import look_at_text
 from launcher.run_weights import look_for_mirrors
-from launcher.task_documents import RUN_ID, RUN_ID_FIX
+from launcher.runs import check_run_id, default_store_url, usual_store
 from trainer.contract import Document, Env, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
-from trainer.store import Store, local_store_url, may_exist, open_store, store_url
+from trainer.store import Store, may_exist, open_store, store_url
+
+# Seen in the lab: SkyPilot 0.14.1 hands a task's variables to srun as words of its command.
+_KEYS_ON_SLURM = ("SkyPilot shows the store's keys in the process lists of a Slurm cluster's nodes: where "
+                  "others work there too, take a store on its shared disk (file://) or keys that soon expire")
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,8 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
     warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
+    if offers[Document.TRAIN].cloud == "slurm" and not (recipe.store or "file:").startswith("file:"):
+        warnings += (_KEYS_ON_SLURM,)
     if offers[Document.TRAIN].is_local and not offers[Document.TRAIN].lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
@@ -129,7 +129,7 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
         RunRecordError: There is a run of this id.
         EngineError: The engine cannot take it.
     """
-    _check_home()
+    _check_ready(proposal, preempt_at)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC), git_sha())
     _hand_over(proposal, preempt_at)
@@ -138,14 +138,29 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
 def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None,
                on_lock: Callable[[], None] | None = None) -> None:
     """Give a recorded task to the engine; an engine that refuses it leaves the record behind."""
-    run_id, engine = proposal.plan.run_id, LocalEngine()
+    store = open_store(proposal.recipe.store or "")
+    engine = LocalEngine() if proposal.is_local else sky_engine(store, console.talk)
     try:
-        engine.submit(proposal.task.text, preempt_at=preempt_at, on_lock=on_lock)
+        if isinstance(engine, LocalEngine):
+            engine.submit(proposal.task.text, preempt_at=preempt_at, on_lock=on_lock)
+        else:
+            engine.submit(proposal.task.text, on_lock=on_lock)
     except EngineError as error:
-        if engine.state(run_id).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+        if engine.state(proposal.plan.run_id).phase in ALIVE:
             raise
         raise EngineError(error.problem, place=error.place,
                           fix=f"{error.fix}; {_recorded_only(proposal)}") from error
+
+
+def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
+    """Refuse what the engine could not do, before the store says that there is a run."""
+    if not proposal.is_local and preempt_at:
+        raise UsageError(f"machines at {proposal.infra} are not taken back on request", place="--preempt-at",
+                         fix="leave it out; --infra local plays the cloud that takes a machine")
+    if proposal.is_local:
+        _check_home()
+    else:
+        node_secrets(proposal.recipe.store or "", os.environ)
 
 
 def _check_home() -> None:
@@ -195,8 +210,8 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
     if record.outcome and record.outcome.outcome is Outcome.FINISHED and record.bench:
         raise RunRecordError(f"run {run_id} has finished: there is nothing to resume", place=record.url,
                              fix=f"see what it cost: ldlm cost {run_id}")
-    state = LocalEngine().state(run_id)
-    if state.phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+    state = state_of(record, store)
+    if state.phase in ALIVE:
         raise RunRecordError(f"run {run_id} is running", place=record.url,
                              fix=f"watch it: ldlm logs -f {run_id}")
     if state.phase is EnginePhase.NONE and is_alive_elsewhere(record, now):
@@ -213,13 +228,13 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
 
 def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     """Continue a run under the limits of the proposal."""
-    _check_home()
+    _check_ready(proposal, preempt_at)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
 
     def record() -> None:
         folder.write_bytes(Name.TASK, proposal.task.text.encode())
         folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest, git_sha=git_sha(),
-                         limits=proposal.recipe.limits.model_dump(mode="json"))
+                         infra=proposal.infra, limits=proposal.recipe.limits.model_dump(mode="json"))
 
     _hand_over(proposal, preempt_at, on_lock=record)
 
@@ -232,8 +247,8 @@ def ways_to(run_id: str) -> str:
 def after_interrupt(proposal: Proposal) -> str:
     """What an interrupted launch has left behind, and how to find it again: one line."""
     run_id, url = proposal.plan.run_id, proposal.recipe.store or ""
-    phase = LocalEngine().state(run_id).phase
-    if phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+    phase = engine_at(proposal.infra, open_store(url)).state(run_id).phase
+    if phase in ALIVE:
         return f"no longer watching, the run goes on: {ways_to(run_id)}"
     if phase is EnginePhase.ENDED:
         return f"no longer watching, the run has ended: ldlm status {run_id}"
@@ -251,7 +266,7 @@ def _recorded_only(proposal: Proposal) -> str:
 def resume_command(record: RunRecord) -> str:
     """What continues a run; it names the store where the run would not be found without."""
     command = f"ldlm resume {record.run_id}"
-    if store_url(_usual_store(record.run_id)) == record.store_address:
+    if store_url(usual_store(record.run_id)) == record.store_address:
         return command
     return f"{command} --store {shlex.quote(record.store_address)}"
 
@@ -271,113 +286,6 @@ def end_words(view: RunView) -> str:
         raise EngineError(f"run {run_id} {ended}", place=record.url,
                           fix=record.failure_fix or f"read ldlm logs {run_id}")
     return f"run {run_id}: {ended}"
-
-
-def find_run(run_id: str, store_option: str | None) -> RunFolder:
-    """Find a run: in the store that is named, where this machine's engine ran it, or in the default one.
-
-    Raises:
-        RunRecordError: No such run there.
-    """
-    check_run_id(run_id, "RUN")
-    url = store_option or _usual_store(run_id)
-    return find_folder(open_store(store_url(url)), run_id)
-
-
-def open_run(run_id: str, store_option: str | None) -> tuple[Store, RunRecord]:
-    """Find a run as `find_run` does, and read it.
-
-    Raises:
-        RunRecordError: No such run there, or its record is damaged.
-    """
-    folder = find_run(run_id, store_option)
-    return folder.store, load_record(folder.store, run_id)
-
-
-def view_run(run_id: str, store_option: str | None) -> RunView:
-    """Find a run as `find_run` does, and judge where it is. Raises RunRecordError."""
-    _, record = open_run(run_id, store_option)
-    return look_at(record, LocalEngine().state(run_id), datetime.now(UTC))
-
-
-def view_all_runs(store: Store) -> tuple[list[RunView], list[LdlmError]]:
-    """Every run of a store, and what is wrong with those that cannot be read."""
-    views, problems, engine = [], [], LocalEngine()
-    for run_id in list_run_ids(store):
-        try:
-            views.append(look_at(load_record(store, run_id), engine.state(run_id), datetime.now(UTC)))
-        except LdlmError as error:
-            problems.append(error)
-    return views, problems
-
-
-def open_default_store(store_option: str | None) -> Store:
-    """The store to list runs of."""
-    return open_store(store_url(store_option or os.environ.get(Env.STORE) or default_store_url()))
-
-
-def check_run_id(run_id: str, place: str) -> None:
-    """Refuse what cannot be the name of a folder in every store. Raises UsageError."""
-    if not RUN_ID.fullmatch(run_id):
-        raise UsageError(f"{run_id!r} is not a run id", place=place, fix=RUN_ID_FIX)
-
-
-def default_store_url() -> str:
-    """`$LDLM_HOME/store`, by default in the home folder: for runs on this machine."""
-    return local_store_url(engine_home().parent / "store")
-
-
-def remove_run(folder: RunFolder) -> int:
-    """Delete a run's folder, what makes it exist last, and what this machine's engine keeps of it.
-
-    Returns the number of bytes freed in the store.
-
-    Raises:
-        RunRecordError: It is running.
-    """
-    if LocalEngine().state(folder.run_id).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
-        raise RunRecordError(f"run {folder.run_id} is running", place=folder.url,
-                             fix=f"stop it first: ldlm stop {folder.run_id}")
-    found = folder.store.objects(folder.run_id)
-    # Manifests first: no checkpoint may look whole without its files. The recipe last: what an
-    # interruption leaves can then still be named and deleted.
-    folder.store.delete(sorted((item.key for item in found), key=_deletion_order))
-    _remove_leftovers(folder)
-    return sum(item.num_bytes for item in found)
-
-
-def _remove_leftovers(folder: RunFolder) -> None:
-    """Folders and logs from which a new run of this id would take its number and its past."""
-    if _store_of(folder.run_id) == folder.store.address:
-        shutil.rmtree(engine_home() / folder.run_id, ignore_errors=True)
-    parts = urlsplit(folder.url)
-    if parts.scheme == "file":  # there, unlike in a cloud, a folder outlives its objects
-        for path, _, _ in os.walk(url2pathname(parts.path), topdown=False):
-            with suppress(OSError):  # not empty
-                os.rmdir(path)
-
-
-def _deletion_order(key: str) -> int:
-    if key.endswith(f"/{Name.MANIFEST}"):
-        return 0
-    return 2 if key.endswith(f"/{Name.RECIPE}") else 1
-
-
-def _usual_store(run_id: str) -> str:
-    """Where a run is looked for when no store is named."""
-    return os.environ.get(Env.STORE) or _store_of(run_id) or default_store_url()
-
-
-def _store_of(run_id: str) -> str | None:
-    """The store of a run that this machine's engine has run, from the task it was given."""
-    task = engine_home() / run_id / "task.yaml"
-    if not RUN_ID.fullmatch(run_id) or not task.is_file():
-        return None
-    for document in yaml.safe_load_all(task.read_text(encoding="utf-8")):
-        url = (document.get("envs") or {}).get(Env.STORE)
-        if url:
-            return str(url)
-    return None
 
 
 def _new_run_id(recipe_name: str, now: datetime) -> str:

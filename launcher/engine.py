@@ -11,6 +11,8 @@ from typing import Protocol
 from launcher.errors import EngineError
 from trainer.contract import Document
 
+API_SERVER = "SKYPILOT_API_SERVER_ENDPOINT"  # a server of SkyPilot's elsewhere, by its URL
+
 
 class EnginePhase(StrEnum):
     """What an engine knows of a run by itself, without looking into the store."""
@@ -31,6 +33,7 @@ class EngineState:
         attempt: Number of the newest attempt.
         pid: Process that supervises the run on this machine.
         detail: One line for people: what it does now, or how it ended.
+        word: The engine's own name for the state, where it has one.
     """
 
     phase: EnginePhase
@@ -38,6 +41,7 @@ class EngineState:
     attempt: int | None = None
     pid: int | None = None
     detail: str = ""
+    word: str = ""
 
 
 class Engine(Protocol):
@@ -72,6 +76,8 @@ _CLOUDS = {
                    "write the API key of your Vast.ai account to ~/.config/vastai/vast_api_key"),
     "azure": _Cloud("Azure", ("azure.mgmt.compute",), None,
                     ("~/.azure/azureProfile.json", "~/.azure/msal_token_cache.json"), "az login"),
+    "slurm": _Cloud("Slurm", ("hostlist",), None, ("~/.slurm/config",),
+                    "write its login node to ~/.slurm/config, as ~/.ssh/config is written"),
     "gcp": _Cloud("Google Cloud", ("googleapiclient",), "GOOGLE_APPLICATION_CREDENTIALS",
                   ("~/.config/gcloud/application_default_credentials.json",),
                   "gcloud auth application-default login"),
@@ -94,17 +100,21 @@ def check_infra(infra: str) -> None:
     if cloud is None:
         raise EngineError(f"there is no engine for {infra!r}", place="--infra",
                           fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))} with --dry-run")
-    _check_installed(name, cloud)
-    _check_credentials(cloud)
+    is_remote = bool(os.environ.get(API_SERVER))  # the cloud's SDK and keys are there
+    _check_installed(name, cloud, () if is_remote else cloud.modules)
+    if not is_remote:
+        _check_credentials(cloud)
+    if name == "slurm":
+        return
     raise EngineError(f"renting on {cloud.title} is not part of this version yet "
                       "(SkyPilot, SDK and credentials are all here)", place="--infra",
                       fix="add --dry-run to print its task")
 
 
-def _check_installed(name: str, cloud: _Cloud) -> None:
+def _check_installed(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> None:
     missing = [] if _has_skypilot() else ["SkyPilot"]
-    if not any(_has_module(module) for module in cloud.modules):
-        missing.append(f"the {cloud.title} SDK (Python module {' or '.join(cloud.modules)})")
+    if modules and not any(_has_module(module) for module in modules):
+        missing.append(f"the {cloud.title} SDK (Python module {' or '.join(modules)})")
     if missing:
         raise EngineError(f"{' and '.join(missing)} not installed", place=f"--infra {name}",
                           fix=f".venv/bin/pip install -e '.[{name}]'")

@@ -95,7 +95,8 @@ def _envs(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
                               "keep keys in the environment or the cloud's own login, never in a task")
         elif key == Env.PRICE and value == "":
             yield LintProblem(place, "the price is not known, so the run cannot stop itself at its cap",
-                              "on vast set bid_usd_per_hour; live prices of other clouds are not asked for")
+                              "on vast set bid_usd_per_hour, on slurm price_usd_per_hour (0 where nobody "
+                              "pays); live prices of other clouds are not asked for")
 
 
 def _store(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:

@@ -175,12 +175,15 @@ def known_memory(candidate: Candidate) -> float | None:
 
 
 def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
-    """A rented machine. Its price is known only as a bid, which is the most its hour can cost."""
+    """A rented machine, whose price is known only as a bid, the most its hour can cost; or one of a cluster
+    of the user's own, at the price that the recipe says."""
+    own = candidate.price_usd_per_hour
     name, _, number = (candidate.gpu or "").partition(":")
     return Offer(infra=candidate.infra, gpu=name or None,
                  gpu_memory_gib=known_memory(candidate), num_gpus=int(number or 0),
-                 num_nodes=candidate.num_nodes, cpu_ranks=DEFAULT_CPU_RANKS,
+                 num_nodes=candidate.num_nodes, cpu_ranks=candidate.cpu_ranks or DEFAULT_CPU_RANKS,
                  spot=candidate.spot or candidate.bid_usd_per_hour is not None,
-                 price_usd_per_hour=candidate.bid_usd_per_hour, on_demand_usd_per_hour=None,
-                 price_is_simulated=False, bid_usd_per_hour=candidate.bid_usd_per_hour,
-                 image=candidate.image, disk_gib=candidate.disk_gib, seen_at=now)
+                 price_usd_per_hour=own if own is not None else candidate.bid_usd_per_hour,
+                 on_demand_usd_per_hour=None, price_is_simulated=own is not None,
+                 bid_usd_per_hour=candidate.bid_usd_per_hour, image=candidate.image,
+                 disk_gib=candidate.disk_gib, seen_at=now)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from launcher import console
-from launcher.commands import default_store_url
 from launcher.engine import check_infra
 from launcher.errors import NoOfferError, StoreError, UsageError
 from launcher.lint import lint
@@ -16,6 +15,7 @@ from launcher.local_nodes import run_nodes
 from launcher.offers import Offer
 from launcher.recipe import checkout_folder
 from launcher.render import CPUS, Task, render_prepare
+from launcher.runs import default_store_url
 from trainer.contract import SHARDS, Env
 from trainer.prepare_options import read_options
 from trainer.store import open_store, store_url

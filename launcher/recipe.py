@@ -35,6 +35,7 @@ HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the ca
 # Of two that exclude each other, one that is typed takes the place of the other that a file names.
 _EITHER = ("train.checkpoint.every_steps", "train.checkpoint.every_minutes")
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
+_OWN = ("local", "slurm")  # machines of the user's own: they may have no GPU, and a price that he says
 
 
 def checkout_folder() -> Path:
@@ -82,8 +83,10 @@ class Candidate(Section):
     num_nodes: PositiveInt = 1
     spot: bool = Field(False, description="azure and gcp; on vast a bid says so instead")
     bid_usd_per_hour: PositiveUsd | None = Field(None, description="vast: rent interruptible, up to this")
-    cpu_ranks: PositiveInt | None = Field(None, description="local: ranks when there is no GPU; null: 2")
-    price_usd_per_hour: Usd | None = Field(None, description="local: the simulated price; null: 0")
+    cpu_ranks: PositiveInt | None = Field(
+        None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
+    price_usd_per_hour: Usd | None = Field(
+        None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0")
     on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
     disk_gib: PositiveInt = 100
@@ -95,17 +98,18 @@ class Candidate(Section):
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        for cloud, names in {"local": ("cpu_ranks", "price_usd_per_hour", "on_demand_usd_per_hour"),
-                             "vast": ("bid_usd_per_hour",)}.items():
+        for clouds, names in ((_OWN, ("cpu_ranks", "price_usd_per_hour")),
+                              (("local",), ("on_demand_usd_per_hour",)), (("vast",), ("bid_usd_per_hour",))):
             given = [name for name in names if getattr(self, name) is not None]
-            if given and self.cloud != cloud:
-                raise ValueError(f"{given[0]} is for infra {cloud}, not {self.infra}: remove {given[0]}")
+            if given and self.cloud not in clouds:
+                raise ValueError(f"{given[0]} is for infra {' and '.join(clouds)}, not {self.infra}: "
+                                 f"remove {given[0]}")
         if self.spot and self.cloud not in ("azure", "gcp"):
             instead = "set bid_usd_per_hour instead of spot" if self.cloud == "vast" else "remove spot"
             raise ValueError(f"{self.infra} has no spot machines for SkyPilot: {instead}")
         if self.num_nodes > 1 and self.cloud in ("local", "vast"):
             raise ValueError(f"{self.infra} runs on one node, not {self.num_nodes}: set num_nodes to 1")
-        if self.gpu is None and not self.is_local:
+        if self.gpu is None and not self.is_local and not (self.cloud in _OWN and self.cpu_ranks):
             raise ValueError(f"{self.infra} needs a gpu: set gpu to something like RTX5090:1")
         self._check_gpu()
         return self

@@ -25,6 +25,7 @@ VAST_IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
 _WITH_DISK = ("vast", "azure", "gcp")
 CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (guess)
 _ORDINARY_GIB = 32
+_LOCAL_RESTARTS = 2  # after crashes without a newer checkpoint; three in a row are enough (guess)
 _WITH_SPOT = ("azure", "gcp")
 
 
@@ -95,7 +96,7 @@ def render_prepare(template: str, offer: Offer, envs: Mapping[str, str], workdir
     Raises:
         LdlmError: A hole of the template is left, or the template is not a mapping.
     """
-    return _task([{"name": "prepare"}, _fill("prepare", template, offer, envs, workdir)])
+    return _task([{"name": "prepare"}, _fill("prepare", template, offer, envs, workdir, cpus=CPUS)])
 
 
 def _task(documents: list[dict[str, Any]]) -> Task:
@@ -136,12 +137,14 @@ def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:
 
 
 def _fill(which: str, template: str, offer: Offer, envs: Mapping[str, str], workdir: Path,
-          memory_gib: int | None = None) -> dict[str, Any]:
+          memory_gib: int | None = None, cpus: str | None = None) -> dict[str, Any]:
     document = yaml.safe_load(template)
     if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
         raise LdlmError("is no template of a task", place=f"sky/{which}.yaml", fix="restore it from git")
     _put(document, {"workdir": str(workdir), "num_nodes": offer.num_nodes, "config": _config(offer)})
-    _put(document["resources"], _resources(offer, memory_gib))
+    _put(document["resources"], _resources(offer, memory_gib, cpus))
+    _put(document["resources"]["job_recovery"],
+         {"max_restarts_on_errors": _LOCAL_RESTARTS if offer.is_local else 0})
     _put(document.setdefault("envs", {}), envs)
     holes = list(leftover_nulls(document))
     if holes:
@@ -164,13 +167,13 @@ def _host_memory_gib(plan: Plan) -> int | None:
     return plan.sizes.host_memory.needed_gib if plan.sizes and plan.sizes.host_memory else None
 
 
-def _resources(offer: Offer, memory_gib: int | None) -> dict[str, Any]:
+def _resources(offer: Offer, memory_gib: int | None, cpus: str | None) -> dict[str, Any]:
     image = offer.image or (VAST_IMAGE if offer.cloud == "vast" else None)
     docker = image and offer.cloud in ("vast", "k8s") and not image.startswith("docker:")
     return {
         "infra": None if offer.is_local else offer.infra,  # SkyPilot rejects `local`
         "accelerators": None if offer.is_local else offer.accelerators,
-        "cpus": None if offer.is_local else CPUS,
+        "cpus": None if offer.is_local or offer.gpu else cpus or f"{offer.cpu_ranks}+",
         # On Vast the flag silently rents on-demand: the bid in `config` is what counts there.
         "use_spot": True if offer.spot and offer.cloud in _WITH_SPOT else None,
         "image_id": f"docker:{image}" if docker else image,

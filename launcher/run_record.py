@@ -119,6 +119,12 @@ class RunRecord:
     bench: dict[str, Any] | None
 
     @property
+    def infra(self) -> str:
+        """Where it was last started: `local`, or a cloud in SkyPilot's language."""
+        starts = [event for event in self.events if event.kind in ("submitted", "resumed")]
+        return str(starts[-1].detail.get("infra") or "local") if starts else "local"
+
+    @property
     def training(self) -> AttemptFiles | None:
         """The newest training attempt that knows its step; else the newest with a heartbeat.
 
@@ -219,7 +225,8 @@ def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task
         raise _exists_already(folder) from error
     folder.write(Name.PLAN, plan)
     folder.write_bytes(Name.TASK, task.text.encode())
-    folder.add_event("submitted", now, task_digest=task.digest, git_sha=git_sha)
+    folder.add_event("submitted", now, task_digest=task.digest, git_sha=git_sha,
+                     infra=plan.offers[Document.TRAIN].infra)
 
 
 def check_free(folder: RunFolder) -> None:
@@ -277,7 +284,7 @@ def status_of(record: RunRecord, engine: EngineState, now: datetime) -> Status:
     if engine.phase is EnginePhase.STOPPING:
         return Status.STOPPING
     if engine.phase is EnginePhase.RUNNING:
-        return _running_status(record)
+        return Status.RECOVERING if engine.word == "RECOVERING" else _running_status(record)
     if record.has_ended:
         return Status.ENDED
     if engine.phase is EnginePhase.NONE and is_alive_elsewhere(record, now):

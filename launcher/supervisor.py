@@ -193,15 +193,10 @@ class Supervisor:
             time.sleep(0.1)
 
     def _close_open_attempts(self) -> None:
-        """End the attempts that nobody ended, at the last moment they were seen alive.
-
-        Also another machine's: a run that is alive elsewhere is never resumed.
-        """
-        for files in patiently(self._run.attempts, "read the attempts"):
-            if files.end is None:
-                seen = files.heartbeat.at if files.heartbeat else files.attempt.billed_from
-                self._write_end(files.attempt.number, AttemptEnd(
-                    at=seen, exit_code=None, preempted=False, reason="its engine was killed; last seen then"))
+        """Also another machine's: a run that is alive elsewhere is never resumed."""
+        attempts = patiently(self._run.attempts, "read the attempts")
+        self._try(lambda: self._run.close_open_attempts(
+            attempts, "its engine was killed; last seen then", preempted=False), "end what was left open")
 
     # -- the store and state.json -------------------------------------------------------------
 

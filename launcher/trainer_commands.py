@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from launcher.commands import default_store_url, find_run
 from launcher.errors import LdlmError
 from launcher.process_tree import dying_with_us
 from launcher.recipe import checkout_folder
+from launcher.runs import default_store_url, find_run
 from trainer.contract import Env
 from trainer.humaneval_options import read_humaneval_options
 from trainer.measure_options import read_measure_options

@@ -13,8 +13,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from launcher.commands import open_run
 from launcher.run_record import RunRecord
+from launcher.runs import open_run
 from trainer.contract import Document
 
 LDLM = str(Path(sys.executable).with_name("ldlm"))

@@ -77,7 +77,7 @@ def test_no_command_at_all_shows_the_help():
     (["stop", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
     (["resume", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
     (["rm", "nope", "--yes"], 6, "no run 'nope'", "ldlm launch smoke"),
-    (["logs", "nope"], 5, "run nope has no logs on this machine", "where it was launched"),
+    (["logs", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
     (["status", "../x"], 2, "RUN: '../x' is not a run id", "lower-case letters"),
     (["logs", ".."], 2, "RUN: '..' is not a run id", "lower-case letters"),
     (["rm", ""], 2, "RUN: '' is not a run id", "lower-case letters"),

@@ -133,7 +133,7 @@ def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(
     assert "not running on this machine" in refused(5, "stop", "r1")
     assert ldlm("rm", "r1", "--yes").stdout.startswith("deleted r1: ")
     assert files_below(tmp_path / "store") == files_below(engine_home()) == []
-    assert "has no logs" in refused(5, "logs", "r1")
+    assert "no run 'r1'" in refused(6, "logs", "r1")
 
 
 def test_a_run_whose_store_was_deleted_can_still_be_stopped(tmp_path, store):

@@ -80,5 +80,15 @@ def test_a_vast_key_in_the_environment_counts(tmp_path: Path) -> None:
 
 
 def test_an_unknown_cloud_is_refused_with_those_that_are_known() -> None:
-    with pytest.raises(EngineError, match="no engine for 'slurm/x'.*\n.*local.*azure, gcp, vast"):
-        check_infra("slurm/x")
+    with pytest.raises(EngineError, match="no engine for 'fluid/x'.*\n.*local.*azure, gcp, slurm, vast"):
+        check_infra("fluid/x")
+
+
+def test_slurm_needs_its_package_and_its_login_node_unless_the_api_server_is_elsewhere(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT", raising=False)
+    with pytest.raises(EngineError, match="hostlist|slurm/config"):
+        check_infra("slurm/mine")
+    monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", "http://127.0.0.1:1")
+    check_infra("slurm/mine")

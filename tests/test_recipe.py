@@ -132,7 +132,7 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("hardware.train.1.infra=vats", "`vats` is no infrastructure that ldlm knows", "set infra to vast"),
     ("hardware.train.1.spot=true", "vast has no spot machines", "set bid_usd_per_hour instead of spot"),
     ("hardware.train.1.num_nodes=2", "vast runs on one node, not 2", "set num_nodes to 1"),
-    ("hardware.train.1.cpu_ranks=2", "cpu_ranks is for infra local, not vast", "remove cpu_ranks"),
+    ("hardware.train.1.cpu_ranks=2", "cpu_ranks is for infra local and slurm, not vast", "remove cpu_ranks"),
     ("hardware.train.2.bid_usd_per_hour=1", "bid_usd_per_hour is for infra vast, not azure", "remove bid"),
     ("hardware.train.2.gpu=", "azure needs a gpu", "set gpu to something like RTX5090:1"),
     ("train.data.source=corpus/none.txt", "names corpus/none.txt", "put it there, or use python-docs"),

@@ -206,7 +206,8 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
         assert (cloud, resources.accelerators, resources.use_spot) == wanted
         assert resources.memory == ("7+" if cloud == "Vast" and task.name == "train" else None)
         assert resources.job_recovery == {
-            "strategy": "FAILOVER", "max_restarts_on_errors": 2, "recover_on_exit_codes": [75]}
+            "strategy": "FAILOVER", "max_restarts_on_errors": 0 if cloud else 2,
+            "recover_on_exit_codes": [75]}
         assert task.workdir == "/checkout"
         assert task.num_nodes == 1
         assert json.loads(task.envs[Env.TRAIN_CONFIG])["steps"] == 400

@@ -48,13 +48,14 @@ class LdlmError(Exception):
 class ExitCode(IntEnum):
     """What a node's exit code tells the engine. Anything else is a crash that has no name yet.
 
-    Source: SkyPilot counts codes of 1 to 255; 75, 78 and 70 are EX_TEMPFAIL, EX_CONFIG and
+    Source: SkyPilot counts codes of 1 to 255; 75, 77, 78 and 70 are EX_TEMPFAIL, EX_NOPERM, EX_CONFIG and
     EX_SOFTWARE of sysexits.h, and nothing on the way (torchrun, bash) uses them by itself.
     """
 
     FINISHED = 0  # finished, or stopped on purpose at a limit: `outcome.json` says which
     BROKEN = 70  # diverged, an invariant broke, or no newer checkpoint in three attempts: do not retry
     RECOVER = 75  # checkpoint committed, run me again
+    STOPPED = 77  # checkpoint committed, and a person asked for it: nothing follows
     BAD_CONFIG = 78  # recipe or data is wrong: a retry spends money on the same mistake
 
 
@@ -147,6 +148,7 @@ class Name:
     RECIPE = "recipe.json"
     PLAN = "plan.json"
     TASK = "task.yaml"
+    STOP = "stop.json"  # somebody asks the nodes of a rented run to save and stop
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"
     WANDB = "wandb.json"  # of an attempt: where it is seen on W&B

@@ -8,14 +8,13 @@ itself exits 1 whatever its workers returned, and after SIGTERM even when every 
 import contextlib
 import itertools
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -27,6 +26,8 @@ from pydantic import ValidationError
 from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
+from trainer.machine import check_machine, visible_gpus
+from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
 from trainer.wandb_node import Follower
@@ -40,15 +41,7 @@ _MAX_CRASHES_WITHOUT_CHECKPOINT = 3
 # Crashes and requests to stop together; a machine that is always asked to stop too early costs, too (guess).
 _MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 10
 _CRASHED, _ASKED_TO_STOP = {"crashed"}, {"asked to stop"}
-# Words in a driver's name that make another, slower card of a model.
-_WEAKER = {"LAPTOP", "MOBILE", "D"}
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
-
-
-class MachineError(LdlmError):
-    """The machine is not what the plan pays for. Another one may be."""
-
-    node_exit_code = 1
 
 
 class StuckError(LdlmError):
@@ -67,6 +60,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received = False
+        self.is_wished: Callable[[], bool] = lambda: False  # asked for in another way
         self._told: set[int] = set()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._set)
@@ -76,6 +70,7 @@ class StopRequest:
 
     def pass_on(self, ends: Path) -> None:
         """Tell every rank that listens and has not been told."""
+        self.received = self.received or self.is_wished()
         for pid in RankEnd.listening(ends) - self._told if self.received else ():
             self._told.add(pid)
             with contextlib.suppress(ProcessLookupError):
@@ -89,10 +84,17 @@ def main(argv: list[str]) -> int:
         document = read_document(argv)
         config = read_config()
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
+        managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ
+        rented = Rented(folder, document, leads=node_rank() == 0) if managed else None
+        if rented and rented.has_finished_before():
+            print("training had finished before", flush=True)
+            return ExitCode.FINISHED
         attempt = own_attempt(folder, document, started_at) if node_rank() == 0 else None
     except LdlmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return error.node_exit_code
+    if rented:
+        stop.is_wished = rented.is_stop_wished
     follower = Follower(config.wandb, attempt, folder.run_id) if attempt else None
     try:
         check_machine(os.environ.get(Env.GPU, ""))
@@ -106,7 +108,7 @@ def main(argv: list[str]) -> int:
     if follower:
         follower.end(end.code)
     print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
-    return end.code
+    return rented.conclude(end) if rented else end.code
 
 
 def read_document(argv: list[str]) -> Document:
@@ -146,55 +148,6 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
     return folder.claim_attempt(document, billed_from=started_at, host=socket.gethostname(),
                                 price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
                                 offer=os.environ.get(Env.OFFER, ""))
-
-
-def check_machine(gpu: str) -> None:
-    """Compare the GPUs here with what the plan pays for, e.g. `RTX5090:1`; empty: none are needed.
-
-    Raises:
-        MachineError: Another model, or fewer. SkyPilot has rented the wrong Vast host before.
-    """
-    if not gpu:
-        return
-    model, _, count = gpu.partition(":")
-    found = visible_gpus()
-    if sum(is_model(name, model) for name in found) < int(count or 1):
-        raise MachineError(f"the plan pays for {gpu}, this machine has {', '.join(found) or 'no GPU'}",
-                           place=socket.gethostname(), fix="nothing: the engine takes another machine")
-
-
-def is_model(name: str, model: str) -> bool:
-    """True when a GPU that the driver calls `name` is what SkyPilot calls `model`.
-
-    `A100-80GB` is an `NVIDIA A100-SXM4-80GB`, but an `L4` is no `L40S`, and an `RTX5090` is no
-    `NVIDIA GeForce RTX 5090 Laptop GPU`: each part must stand in the name as whole words (of the later
-    parts, a beginning is enough: `RTX4080-S` is an `RTX 4080 SUPER`).
-    """
-    chip, *details = model.upper().split("-")
-    name = name.upper()
-    if set(re.findall(r"[A-Z0-9]+", name)) & _WEAKER and not set(details) & _WEAKER:
-        return False
-    if any(part.startswith("SXM") for part in details) and not re.search("PCIE|NVL", name):
-        details = [part for part in details if not part.startswith("SXM")]  # `NVIDIA H100 80GB HBM3` is one
-    return _stands_in(name, chip, whole=True) and all(_stands_in(name, part, whole=False) for part in details)
-
-
-def _stands_in(name: str, part: str, *, whole: bool) -> bool:
-    letters = r"[^A-Z0-9]*".join(map(re.escape, part))
-    return re.search(rf"(?<![A-Z0-9]){letters}{'(?![A-Z0-9])' if whole else ''}", name) is not None
-
-
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that the driver shows, e.g. `NVIDIA GeForce RTX 5090`."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    try:
-        asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-                               capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
-        return []
-    names = [line.strip() for line in asked.stdout.splitlines()]
-    return list(filter(None, names)) if asked.returncode == 0 else []
 
 
 def resumed_at(folder: RunFolder) -> datetime | None:

@@ -98,6 +98,12 @@ class RunOutcome(_Record):
     reason: str
 
 
+class StopWish(_Record):
+    """`stop.json`: a person wants the run to save and stop. One from before the last start says nothing."""
+
+    at: datetime
+
+
 class AttemptFiles(_Record):
     """All that the store knows of one attempt."""
 
@@ -209,6 +215,15 @@ class RunFolder:
                 continue
         raise StoreError("cannot claim an attempt number: ten were taken meanwhile", place=self.url,
                          fix="see that only one engine runs this run")
+
+    def close_open_attempts(self, attempts: Sequence[AttemptFiles], reason: str, *, preempted: bool) -> None:
+        """End attempts that nobody has ended, at the last moment they were seen alive."""
+        for files in attempts:
+            if files.end is None:
+                seen = files.heartbeat.at if files.heartbeat else files.attempt.billed_from
+                with suppress(AlreadyExistsError):
+                    self.write(attempt_file(files.attempt.number, "end.json"), create=True, record=AttemptEnd(
+                        at=seen, exit_code=None, preempted=preempted, reason=reason))
 
     # -- events -------------------------------------------------------------------------------
 

@@ -38,7 +38,7 @@ from trainer_runs import TrainerRun  # noqa: E402
 
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.contract import Env, Name  # noqa: E402
-from trainer.node import visible_gpus  # noqa: E402
+from trainer.machine import visible_gpus  # noqa: E402
 from trainer.profiles import merged  # noqa: E402
 
 _SAMPLING_MINUTES = 3.0  # of a run, before it is given up (guess)

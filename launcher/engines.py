@@ -1,0 +1,49 @@
+"""Which engine carries a run out, and one look at a run through it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from launcher.engine import Engine, EnginePhase, EngineState
+from launcher.local_engine import LocalEngine
+from launcher.run_record import RunRecord, RunView, load_record, look_at
+from launcher.settle import settle
+from trainer.run_folder import RunFolder
+from trainer.store import Store
+
+if TYPE_CHECKING:
+    from launcher.sky_engine import SkyEngine
+
+ALIVE = (EnginePhase.RUNNING, EnginePhase.STOPPING)
+
+
+def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> "SkyEngine":
+    """SkyPilot, for runs of this store."""
+    from launcher.sky_engine import SkyEngine
+
+    return SkyEngine(store, say)
+
+
+def engine_at(infra: str, store: Store, say: Callable[[str], None] = lambda line: None) -> Engine:
+    """The engine that carries runs out at a place: `local`, or a cloud in SkyPilot's language."""
+    return LocalEngine() if infra == "local" else sky_engine(store, say)
+
+
+def engine_of(record: RunRecord, store: Store) -> Engine:
+    """The engine that a run was last given to."""
+    return engine_at(record.infra, store)
+
+
+def state_of(record: RunRecord, store: Store) -> EngineState:
+    """What its engine knows of a run. A cloud is not asked about a run that its record has closed."""
+    if record.has_ended and record.infra != "local":
+        return EngineState(EnginePhase.ENDED)
+    return engine_of(record, store).state(record.run_id)
+
+
+def view(record: RunRecord, store: Store) -> RunView:
+    """Judge a run now; closes the record of one that ended at a cloud while nobody was looking."""
+    state, now = state_of(record, store), datetime.now(UTC)
+    if record.infra != "local" and settle(RunFolder(store, record.run_id), record, state, now):
+        record = load_record(store, record.run_id)
+    return look_at(record, state, now)

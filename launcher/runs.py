@@ -1,0 +1,146 @@
+"""Runs by their ids: where they are found, what carries them out, how they are removed."""
+
+import os
+import shutil
+from contextlib import suppress
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import yaml
+
+from launcher.engine import Engine, EnginePhase
+from launcher.engine_folder import engine_home
+from launcher.engines import ALIVE, engine_of, state_of, view
+from launcher.errors import LdlmError, RunRecordError, UsageError
+from launcher.local_engine import LocalEngine
+from launcher.run_record import RunRecord, RunView, find_folder, list_run_ids, load_record
+from launcher.task_documents import RUN_ID, RUN_ID_FIX
+from trainer.contract import Env, Name
+from trainer.run_folder import RunFolder
+from trainer.store import Store, local_store_url, open_store, store_url
+
+
+def find_run(run_id: str, store_option: str | None) -> RunFolder:
+    """Find a run: in the store that is named, where this machine's engine ran it, or in the default one.
+
+    Raises:
+        RunRecordError: No such run there.
+    """
+    check_run_id(run_id, "RUN")
+    url = store_option or usual_store(run_id)
+    return find_folder(open_store(store_url(url)), run_id)
+
+
+def open_run(run_id: str, store_option: str | None) -> tuple[Store, RunRecord]:
+    """Find a run as `find_run` does, and read it.
+
+    Raises:
+        RunRecordError: No such run there, or its record is damaged.
+    """
+    folder = find_run(run_id, store_option)
+    return folder.store, load_record(folder.store, run_id)
+
+
+def view_run(run_id: str, store_option: str | None) -> RunView:
+    """Find a run as `find_run` does, and judge where it is. Raises RunRecordError."""
+    store, record = open_run(run_id, store_option)
+    return view(record, store)
+
+
+def find_engine(run_id: str, store_option: str | None) -> Engine:
+    """The engine that has a run: this machine's if it knows the run, else the one that its record names.
+
+    Raises:
+        RunRecordError: Neither knows it.
+    """
+    check_run_id(run_id, "RUN")
+    local = LocalEngine()
+    if local.state(run_id).phase is not EnginePhase.NONE:
+        return local
+    store, record = open_run(run_id, store_option)
+    return engine_of(record, store)
+
+
+def view_all_runs(store: Store) -> tuple[list[RunView], list[LdlmError]]:
+    """Every run of a store, and what is wrong with those that cannot be read."""
+    views, problems = [], []
+    for run_id in list_run_ids(store):
+        try:
+            views.append(view(load_record(store, run_id), store))
+        except LdlmError as error:
+            problems.append(error)
+    return views, problems
+
+
+def open_default_store(store_option: str | None) -> Store:
+    """The store to list runs of."""
+    return open_store(store_url(store_option or os.environ.get(Env.STORE) or default_store_url()))
+
+
+def check_run_id(run_id: str, place: str) -> None:
+    """Refuse what cannot be the name of a folder in every store. Raises UsageError."""
+    if not RUN_ID.fullmatch(run_id):
+        raise UsageError(f"{run_id!r} is not a run id", place=place, fix=RUN_ID_FIX)
+
+
+def default_store_url() -> str:
+    """`$LDLM_HOME/store`, by default in the home folder: for runs on this machine."""
+    return local_store_url(engine_home().parent / "store")
+
+
+def remove_run(folder: RunFolder) -> int:
+    """Delete a run's folder, what makes it exist last, and what this machine's engine keeps of it.
+
+    Returns the number of bytes freed in the store.
+
+    Raises:
+        RunRecordError: It is running.
+    """
+    if LocalEngine().state(folder.run_id).phase in ALIVE or _is_alive_at_a_cloud(folder):
+        raise RunRecordError(f"run {folder.run_id} is running", place=folder.url,
+                             fix=f"stop it first: ldlm stop {folder.run_id}")
+    found = folder.store.objects(folder.run_id)
+    # Manifests first: no checkpoint may look whole without its files. The recipe last: what an
+    # interruption leaves can then still be named and deleted.
+    folder.store.delete(sorted((item.key for item in found), key=_deletion_order))
+    _remove_leftovers(folder)
+    return sum(item.num_bytes for item in found)
+
+
+def _is_alive_at_a_cloud(folder: RunFolder) -> bool:
+    record = load_record(folder.store, folder.run_id)
+    return record.infra != "local" and state_of(record, folder.store).phase in ALIVE
+
+
+def _remove_leftovers(folder: RunFolder) -> None:
+    """Folders and logs from which a new run of this id would take its number and its past."""
+    if _store_of(folder.run_id) == folder.store.address:
+        shutil.rmtree(engine_home() / folder.run_id, ignore_errors=True)
+    parts = urlsplit(folder.url)
+    if parts.scheme == "file":  # there, unlike in a cloud, a folder outlives its objects
+        for path, _, _ in os.walk(url2pathname(parts.path), topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(path)
+
+
+def _deletion_order(key: str) -> int:
+    if key.endswith(f"/{Name.MANIFEST}"):
+        return 0
+    return 2 if key.endswith(f"/{Name.RECIPE}") else 1
+
+
+def usual_store(run_id: str) -> str:
+    """Where a run is looked for when no store is named."""
+    return os.environ.get(Env.STORE) or _store_of(run_id) or default_store_url()
+
+
+def _store_of(run_id: str) -> str | None:
+    """The store of a run that this machine's engine has run, from the task it was given."""
+    task = engine_home() / run_id / "task.yaml"
+    if not RUN_ID.fullmatch(run_id) or not task.is_file():
+        return None
+    for document in yaml.safe_load_all(task.read_text(encoding="utf-8")):
+        url = (document.get("envs") or {}).get(Env.STORE)
+        if url:
+            return str(url)
+    return None

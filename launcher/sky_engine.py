@@ -1,0 +1,202 @@
+"""SkyPilot as an engine: a run is a managed job of its name, a pipeline of `train` and `bench`.
+
+The only file that says `import sky`, which takes seconds. A run is found by its name and not by a number
+kept somewhere, so any machine with the same API server finds it. SkyPilot starts that server on this machine
+when none is running and `SKYPILOT_API_SERVER_ENDPOINT` names none.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from launcher.engine import EnginePhase, EngineState
+from launcher.errors import EngineError
+from launcher.node_secrets import node_secrets
+from trainer.contract import Document, Name
+from trainer.run_folder import RunFolder, StopWish
+from trainer.store import Store
+
+_FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
+_FIELDS = ("job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason", "cloud", "region",
+           "current_cluster_name")
+# SkyPilot 0.14.1, sky/jobs/state.py.
+_ALIVE = {"PENDING", "SUBMITTED", "STARTING", "RUNNING", "WINDING_DOWN", "RECOVERING"}
+_STOPPING = {"CANCELLING"}
+_SUCCEEDED = "SUCCEEDED"
+_ENDED = {_SUCCEEDED, "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE",
+          "FAILED_CONTROLLER"}
+Row = Mapping[str, Any]  # of SkyPilot's queue: one task of one job
+
+
+class SkyEngine:
+    """Hands tasks to SkyPilot's managed jobs.
+
+    Args:
+        store: Of the runs: a wish to stop travels through it.
+        say: Told what takes seconds.
+    """
+
+    def __init__(self, store: Store, say: Callable[[str], None] = lambda line: None) -> None:
+        self._store, self._say = store, say
+        self._seen: dict[str, tuple[float, EngineState]] = {}
+
+    def submit(self, task: str, *, on_lock: Callable[[], None] | None = None) -> None:
+        """Queue a task; SkyPilot's controller carries it out from then on.
+
+        Args:
+            task: SkyPilot YAML: a header with the run's name, then its documents.
+            on_lock: Called before anything is submitted, once no job of this name is alive.
+
+        Raises:
+            EngineError: The run is alive there, SkyPilot refuses the task, or does not answer.
+        """
+        run_id = str(next(yaml.safe_load_all(task))["name"])
+        with _sky(self._say) as sky:
+            from sky.utils import dag_utils
+
+            if _state_of(self._newest(sky, run_id)).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+                raise EngineError(f"run {run_id} is running", place="SkyPilot",
+                                  fix=f"watch it: ldlm logs -f {run_id}")
+            dag = dag_utils.load_chain_dag_from_yaml_str(task)
+            secrets = node_secrets(self._store.address, os.environ)
+            for document in dag.tasks:
+                document.update_secrets(secrets)
+            if on_lock:
+                on_lock()
+            sky.get(sky.jobs.launch(dag, name=run_id))
+        self._seen.pop(run_id, None)
+
+    def state(self, run_id: str) -> EngineState:
+        """What SkyPilot knows of a run now; `unknown` where its API server cannot be asked."""
+        asked_at, state = self._seen.get(run_id, (float("-inf"), EngineState(EnginePhase.NONE)))
+        if time.monotonic() - asked_at < _FRESH_S:
+            return state
+        try:
+            with _sky(self._say) as sky:
+                state = _state_of(self._newest(sky, run_id))
+        except EngineError as error:
+            state = EngineState(EnginePhase.UNKNOWN, detail=error.problem)
+        self._seen[run_id] = (time.monotonic(), state)
+        return state
+
+    def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
+        """Lines of the newest attempt, as SkyPilot has them.
+
+        Raises:
+            EngineError: SkyPilot has no job of this run, or does not answer.
+        """
+        with _sky(self._say) as sky:
+            job_id = self._job_id(sky, run_id)
+            for piece in sky.jobs.tail_logs(job_id=job_id, follow=follow, preload_content=False):
+                yield from (piece or "").splitlines()
+
+    def cancel(self, run_id: str) -> None:
+        """Ask the nodes to save and stop. A second time, or before they train: take the machines at once.
+
+        Raises:
+            EngineError: Nothing of this run is running there.
+        """
+        state, folder = self.state(run_id), RunFolder(self._store, run_id)
+        if state.phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+            raise EngineError(f"run {run_id} is not running on SkyPilot ({state.detail or 'no such job'})",
+                              place="SkyPilot", fix=f"see how it ended: ldlm status {run_id}")
+        wish = folder.find(Name.STOP, StopWish)
+        attempts = folder.attempts()
+        is_saving = bool(attempts) and attempts[-1].end is None
+        is_new = wish is None or any(event.at > wish.at for event in folder.events()
+                                     if event.kind in ("submitted", "resumed"))
+        folder.write(Name.STOP, StopWish(at=datetime.now(UTC)))
+        folder.add_event("stop_requested", datetime.now(UTC))
+        if not is_new or not is_saving or state.word != "RUNNING":
+            with _sky(self._say) as sky:
+                sky.get(sky.jobs.cancel(job_ids=[self._job_id(sky, run_id)]))
+        self._seen.pop(run_id, None)
+
+    def _job_id(self, sky: Any, run_id: str) -> int:
+        rows = self._newest(sky, run_id)
+        if not rows:
+            raise EngineError(f"SkyPilot has no job of run {run_id}", place="SkyPilot",
+                              fix="ask the API server that has it: SKYPILOT_API_SERVER_ENDPOINT=URL")
+        return int(rows[0]["job_id"])
+
+    def _newest(self, sky: Any, run_id: str) -> list[Row]:
+        """The tasks of the newest job of this name, in their order."""
+        from sky import exceptions
+
+        try:
+            answer = sky.get(sky.jobs.queue_v2(refresh=False, all_users=True, name_match=run_id,
+                                               fields=list(_FIELDS)))
+        except exceptions.ClusterNotUpError:  # no job has ever been submitted to this server
+            return []
+        rows = [_as_dict(row) for row in answer[0]]
+        mine = [row for row in rows if row["job_name"] == run_id]
+        newest = max((row["job_id"] for row in mine), default=None)
+        return sorted((row for row in mine if row["job_id"] == newest), key=lambda row: row["task_id"])
+
+
+def _as_dict(row: Any) -> Row:
+    found = row.model_dump() if hasattr(row, "model_dump") else dict(row)
+    status = found["status"]
+    return found | {"status": str(getattr(status, "value", status))}
+
+
+def _state_of(rows: Sequence[Row]) -> EngineState:
+    """The state of a job from the rows of its tasks, in their order (pure)."""
+    if not rows:
+        return EngineState(EnginePhase.NONE)
+    row = next((row for row in rows if row["status"] != _SUCCEEDED), rows[-1])
+    word = row["status"]
+    document = list(Document)[min(int(row["task_id"] or 0), len(Document) - 1)]
+    phase = (EnginePhase.RUNNING if word in _ALIVE else EnginePhase.STOPPING if word in _STOPPING
+             else EnginePhase.ENDED if word in _ENDED else EnginePhase.UNKNOWN)
+    return EngineState(phase, document, detail=_in_words(row, document), word=word)
+
+
+def _in_words(row: Row, document: Document) -> str:
+    where = "/".join(filter(None, (row.get("cloud"), row.get("region"))))
+    times = int(row.get("recovery_count") or 0)
+    return "".join((f"{document}: {row['status']}", f" on {where}" if where and where != "-" else "",
+                    f", recovered {times} time{'s' * (times > 1)}" if times else "",
+                    f": {row['failure_reason']}" if row.get("failure_reason") else ""))
+
+
+@contextmanager
+def _sky(say: Callable[[str], None]) -> Iterator[Any]:
+    """SkyPilot's SDK, whose errors come out as ours. Starts its API server where there is none."""
+    os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    from sky.server import common
+
+    import sky
+    from sky import exceptions
+
+    try:
+        if not _is_up(common):
+            say(f"starting SkyPilot's API server at {common.get_server_url()}")
+        yield sky
+    except exceptions.ApiServerConnectionError as error:
+        raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
+                          fix="start it: sky api start; or set SKYPILOT_API_SERVER_ENDPOINT") from error
+    except (exceptions.ResourcesUnavailableError, exceptions.NoCloudAccessError) as error:
+        raise EngineError(f"SkyPilot has nothing to rent: {_first_line(error)}", place="SkyPilot",
+                          fix="enable the cloud (sky check), or choose another: --infra") from error
+    except Exception as error:
+        if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):
+            raise  # ours
+        raise EngineError(f"SkyPilot refuses: {_first_line(error)}", place="SkyPilot",
+                          fix="look into its request: sky api status; sky api logs ID") from error
+
+
+def _is_up(common: Any) -> bool:
+    try:
+        return bool(common.get_api_server_status().status == common.ApiServerStatus.HEALTHY)
+    except Exception:  # noqa: BLE001  whatever is wrong, the call that follows says it better
+        return False
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,141 @@
+"""What a node does under SkyPilot's managed jobs: what it closes, what it tells, what it writes."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from trainer.contract import Document, ExitCode, Name, Outcome, RankEnd
+from trainer.rented import Rented
+from trainer.run_folder import Heartbeat, Phases, RunFolder, RunOutcome, StopWish
+from trainer.store import open_store
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+SAVED = RankEnd(ExitCode.RECOVER, "asked to stop; step 7 is durable")
+DONE = RankEnd(ExitCode.FINISHED, "finished: 12 steps")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    made = RunFolder(open_store(f"file://{tmp_path}/store"), "run")
+    made.write_bytes(Name.RECIPE, b"{}")
+    made.add_event("submitted", NOON)
+    return made
+
+
+def claim(folder: RunFolder, document: Document = Document.TRAIN, *, seen_after_s: int = 60) -> int:
+    """An attempt that trains, and has been seen alive."""
+    attempt = folder.claim_attempt(document, billed_from=NOON, price_usd_per_hour=Decimal(1), offer="",
+                                   host="")
+    folder.write(f"attempts/{attempt.number}/heartbeat.json", Heartbeat(
+        at=NOON + timedelta(seconds=seen_after_s), step=9, total_steps=12, resumed_from_step=0,
+        durable_step=7, durable_train_s=1, durable_evaluate_s=0, phases=Phases(), tokens_per_s=1,
+        spent_usd=Decimal(0)))
+    return attempt.number
+
+
+def node(folder: RunFolder, document: Document = Document.TRAIN, *, leads: bool = True) -> Rented:
+    return Rented(folder, document, leads=leads)
+
+
+def outcome(folder: RunFolder) -> Outcome | None:
+    found = folder.find(Name.OUTCOME, RunOutcome)
+    return found and found.outcome
+
+
+def wish(folder: RunFolder, at: datetime) -> None:
+    folder.write(Name.STOP, StopWish(at=at))
+
+
+def kinds(folder: RunFolder) -> list[str]:
+    return [event.kind for event in folder.events()]
+
+
+def test_an_attempt_whose_machine_vanished_is_closed_by_the_next_one_when_it_was_last_seen(folder) -> None:
+    number = claim(folder)
+    node(folder, leads=False)
+    assert folder.attempt(number).end is None
+    node(folder)
+    end = folder.attempt(number).end
+    assert (end.preempted, end.exit_code, end.at) == (True, None, NOON + timedelta(seconds=60))
+
+
+@pytest.mark.parametrize(("end", "told", "ends_as"), [
+    (DONE, 0, None),  # the benchmark follows
+    (SAVED, 75, None),
+    (RankEnd(1, "a rank died"), 75, None),  # a crash: once more; the next node counts them
+    (RankEnd(78, "no such text"), 78, Outcome.BAD_CONFIG),
+    (RankEnd(70, "NaN in step 5"), 70, Outcome.DIVERGED)])
+def test_training_tells_skypilot_what_follows_and_records_an_end(folder, end, told, ends_as) -> None:
+    claim(folder)
+    assert node(folder).conclude(end) == told
+    assert outcome(folder) == ends_as
+    assert kinds(folder)[1:] == (["ended"] if ends_as else [])
+    if ends_as:
+        written = folder.read(Name.OUTCOME, RunOutcome)
+        assert (written.step, written.reason) == (7, end.reason)
+
+
+def test_only_the_first_node_writes(folder) -> None:
+    assert node(folder, leads=False).conclude(RankEnd(70, "NaN")) == 70
+    assert outcome(folder) is None and kinds(folder) == ["submitted"]
+
+
+def test_a_wish_to_stop_turns_a_saved_state_into_the_end_on_every_node(folder) -> None:
+    first, second = node(folder), node(folder, leads=False)
+    wish(folder, NOON + timedelta(hours=1))
+    assert first.is_stop_wished()
+    # The second has not looked yet; a signal has reached its ranks through the first one's.
+    assert second.conclude(SAVED) == first.conclude(SAVED) == ExitCode.STOPPED == 77
+    assert outcome(folder) is Outcome.STOPPED
+
+
+def test_a_wish_from_before_the_run_was_resumed_says_nothing(folder) -> None:
+    wish(folder, NOON + timedelta(hours=1))
+    folder.add_event("resumed", NOON + timedelta(hours=2))
+    again = node(folder)
+    assert not again.is_stop_wished()
+    assert again.conclude(SAVED) == ExitCode.RECOVER
+
+
+def test_it_looks_for_a_wish_every_five_seconds_and_a_store_that_is_away_says_nothing(folder) -> None:
+    now = [0.0]
+    watching = Rented(folder, Document.TRAIN, leads=True, clock=lambda: now[0])
+    assert not watching.is_stop_wished()
+    folder.write_bytes(Name.STOP, b"torn")
+    now[0] = 5.0
+    assert not watching.is_stop_wished()
+    wish(folder, NOON + timedelta(hours=1))
+    now[0] = 9.9
+    assert not watching.is_stop_wished()
+    now[0] = 10.0
+    assert watching.is_stop_wished()
+
+
+def test_a_resumed_run_forgets_its_old_end_unless_training_has_finished(folder) -> None:
+    old = RunOutcome(outcome=Outcome.STOPPED, at=NOON, step=7, reason="")
+    folder.write(Name.OUTCOME, old)
+    assert not node(folder).has_finished_before() and outcome(folder) is None
+    folder.write(Name.OUTCOME, old.model_copy(update={"outcome": Outcome.FINISHED}))
+    assert node(folder).has_finished_before()
+    assert not node(folder, Document.BENCH).has_finished_before()
+
+
+def test_a_finished_benchmark_ends_the_run_and_training_s_own_outcome_stands(folder) -> None:
+    folder.write(Name.OUTCOME, RunOutcome(outcome=Outcome.LIMIT, at=NOON, step=7, reason="cap"))
+    assert node(folder, Document.BENCH).conclude(DONE) == 0
+    assert outcome(folder) is Outcome.LIMIT
+    assert folder.events()[-1].detail == {"outcome": "limit", "reason": DONE.reason, "bench": "finished"}
+
+
+def test_an_end_that_cannot_be_recorded_is_told_all_the_same(folder, monkeypatch, capsys) -> None:
+    from trainer.contract import StoreError
+
+    def away(*_args: object, **_keys: object) -> None:
+        raise StoreError("is away", place="store")
+
+    found = node(folder)
+    monkeypatch.setattr(folder, "write", away)
+    assert found.conclude(RankEnd(70, "NaN")) == 70
+    assert "the end of the run is not recorded" in capsys.readouterr().out

@@ -1,0 +1,86 @@
+"""What SkyPilot's answers mean. tests/lab/ asks the real one."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from run_stories import NOON, Story, at
+
+from launcher.engine import EnginePhase, EngineState
+from launcher.run_record import load_record, status_of
+from launcher.settle import settle
+from launcher.sky_engine import _state_of
+from trainer.contract import Document, Outcome
+from trainer.run_folder import RunFolder
+
+
+def row(status: str, task_id: int = 0, **more: object) -> dict[str, object]:
+    return {"job_id": 3, "task_id": task_id, "job_name": "run", "status": status, "recovery_count": 0,
+            "failure_reason": None, "cloud": "Vast", "region": "Spain, ES, EU"} | more
+
+
+@pytest.mark.parametrize(("rows", "phase", "document", "detail"), [
+    ([], EnginePhase.NONE, None, ""),
+    ([row("PENDING", cloud=None, region=None), row("PENDING", 1)], EnginePhase.RUNNING, Document.TRAIN,
+     "train: PENDING"),
+    ([row("RUNNING", recovery_count=2), row("PENDING", 1)], EnginePhase.RUNNING, Document.TRAIN,
+     "train: RUNNING on Vast/Spain, ES, EU, recovered 2 times"),
+    ([row("SUCCEEDED"), row("STARTING", 1)], EnginePhase.RUNNING, Document.BENCH,
+     "bench: STARTING on Vast/Spain, ES, EU"),
+    ([row("SUCCEEDED"), row("SUCCEEDED", 1)], EnginePhase.ENDED, Document.BENCH,
+     "bench: SUCCEEDED on Vast/Spain, ES, EU"),
+    ([row("CANCELLING"), row("PENDING", 1)], EnginePhase.STOPPING, Document.TRAIN,
+     "train: CANCELLING on Vast/Spain, ES, EU"),
+    ([row("FAILED", failure_reason="exit code 78"), row("CANCELLED", 1)], EnginePhase.ENDED, Document.TRAIN,
+     "train: FAILED on Vast/Spain, ES, EU: exit code 78"),
+    ([row("FROBNICATED"), row("PENDING", 1)], EnginePhase.UNKNOWN, Document.TRAIN,
+     "train: FROBNICATED on Vast/Spain, ES, EU"),
+])
+def test_a_pipeline_is_where_its_first_unfinished_task_is(rows, phase, document, detail) -> None:
+    state = _state_of(rows)
+    assert (state.phase, state.document, state.detail) == (phase, document, detail)
+
+
+def test_every_status_of_the_real_skypilot_has_a_meaning() -> None:
+    state = pytest.importorskip("sky.jobs.state")
+    for status in state.ManagedJobStatus:
+        found = _state_of([row(status.value)])
+        assert found.phase is not EnginePhase.UNKNOWN
+        assert (found.phase is EnginePhase.ENDED) == status.is_terminal()
+        assert found.word == status.value
+
+
+def test_a_run_that_skypilot_recovers_is_recovering_whatever_its_last_node_wrote(tmp_path: Path) -> None:
+    story = Story(f"file://{tmp_path}/store")
+    story.attempt(1, 0)
+    story.beat(1, 5, step=3, durable=2)
+    record = load_record(story.folder.store, story.folder.run_id)
+    assert status_of(record, EngineState(EnginePhase.RUNNING, word="RECOVERING"), NOON) == "recovering"
+
+
+@pytest.mark.parametrize(("word", "document", "outcome", "bench"), [
+    ("CANCELLED", Document.TRAIN, Outcome.STOPPED, None),
+    ("FAILED_NO_RESOURCE", Document.TRAIN, Outcome.NO_CAPACITY, None),
+    ("FAILED_CONTROLLER", Document.TRAIN, Outcome.LOST, None),
+    ("FAILED_NO_RESOURCE", Document.BENCH, Outcome.NO_CAPACITY, "no_capacity")])
+def test_what_no_node_could_write_is_written_by_whoever_looks(word, document, outcome, bench,
+                                                              tmp_path: Path) -> None:
+    story = Story(f"file://{tmp_path}/store")
+    story.attempt(1, 0)
+    story.beat(1, 5, step=3, durable=2)
+    folder, now = RunFolder(story.folder.store, story.folder.run_id), datetime.now(UTC)
+    state = EngineState(EnginePhase.ENDED, document, detail=f"{document}: {word}", word=word)
+    assert settle(folder, load_record(folder.store, folder.run_id), state, now)
+    record = load_record(folder.store, folder.run_id)
+    assert record.has_ended and record.outcome.outcome is outcome
+    assert record.events[-1].detail.get("bench") == bench
+    assert record.attempts[-1].end.at == at(5)
+    assert not settle(folder, record, state, now)
+
+
+def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
+    story = Story(f"file://{tmp_path}/store")
+    record = load_record(story.folder.store, story.folder.run_id)
+    for phase in (EnginePhase.RUNNING, EnginePhase.STOPPING, EnginePhase.UNKNOWN, EnginePhase.NONE):
+        assert not settle(story.folder, record, EngineState(phase), NOON)
+    assert load_record(story.folder.store, story.folder.run_id).outcome is None

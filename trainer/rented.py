@@ -1,0 +1,101 @@
+"""What a node does itself where no engine of ours looks after the run: under SkyPilot's managed jobs.
+
+SkyPilot knows exit codes and nothing else: 75 starts the task again without end, 0 goes on to the next
+document, all others end the job. So a node closes the attempts of machines that vanished, asks for another
+attempt after a crash (`trainer.node` counts those), looks for a wish to stop, and writes how the run ended.
+No torch.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+
+from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
+from trainer.run_folder import RunFolder, RunOutcome, StopWish
+from trainer.store import AlreadyExistsError
+
+_LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
+_STARTS = ("submitted", "resumed")
+_ENDS = {ExitCode.STOPPED: Outcome.STOPPED, ExitCode.BROKEN: Outcome.DIVERGED,
+         ExitCode.BAD_CONFIG: Outcome.BAD_CONFIG}
+
+
+class Rented:
+    """One node of one attempt, seen from the run's record.
+
+    Args:
+        folder: Of the run.
+        document: That this node runs.
+        leads: It is the first of its nodes: it alone writes.
+        clock: Seconds that never go back.
+
+    Raises:
+        StoreError: The record cannot be read or written.
+    """
+
+    def __init__(self, folder: RunFolder, document: Document, *, leads: bool,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._document, self._leads, self._clock = folder, document, leads, clock
+        self._looked = float("-inf")
+        self._is_wished = False
+        self._started_at = max((event.at for event in folder.events() if event.kind in _STARTS),
+                               default=datetime.min.replace(tzinfo=UTC))
+        if leads:
+            self._take_over()
+
+    def _take_over(self) -> None:
+        """Close what an earlier attempt left open, and an older end that must not pass for the new one."""
+        attempts = self._folder.attempts()
+        self._folder.close_open_attempts(attempts, "the machine was taken back", preempted=True)
+        found = self._folder.find(Name.OUTCOME, RunOutcome)
+        if self._document is Document.TRAIN and found and found.outcome is not Outcome.FINISHED:
+            self._folder.store.delete([self._folder.key(Name.OUTCOME)])
+
+    def has_finished_before(self) -> bool:
+        """True for training that is done: only what comes after it is left of the run."""
+        found = self._folder.find(Name.OUTCOME, RunOutcome)
+        return self._document is Document.TRAIN and found is not None and found.outcome is Outcome.FINISHED
+
+    def is_stop_wished(self) -> bool:
+        """True once somebody has asked this run to stop since it was started. Looks every five seconds."""
+        if not self._is_wished and self._clock() - self._looked >= _LOOK_EVERY_S:
+            self._looked = self._clock()
+            self._is_wished = self._look()
+        return self._is_wished
+
+    def _look(self) -> bool:
+        try:
+            wish = self._folder.find(Name.STOP, StopWish)
+        except LdlmError:  # a store that is away for a moment says nothing
+            return False
+        return wish is not None and wish.at > self._started_at
+
+    def conclude(self, end: RankEnd) -> int:
+        """Write how the run ended, if it did. Returns what this node tells SkyPilot.
+
+        Raises nothing: an exit code that is told is worth more than a record.
+        """
+        code = end.code
+        if code == ExitCode.RECOVER and (self._is_wished or self._look()):  # another node may have seen it
+            code = ExitCode.STOPPED
+        elif code not in list(ExitCode):
+            return ExitCode.RECOVER
+        is_last = code in _ENDS or (code == ExitCode.FINISHED and self._document is Document.BENCH)
+        if is_last and self._leads:
+            try:
+                self._close(code, end.reason)
+            except LdlmError as error:
+                print(f"warning: the end of the run is not recorded: {error}", flush=True)
+        return code
+
+    def _close(self, code: int, reason: str) -> None:
+        outcome = _ENDS.get(ExitCode(code), Outcome.FINISHED)
+        beats = [files.heartbeat for files in self._folder.attempts() if files.heartbeat]
+        ours = RunOutcome(outcome=outcome, at=datetime.now(UTC), reason=reason,
+                          step=max((beat.durable_step for beat in beats), default=0))
+        with suppress(AlreadyExistsError):  # training's own end stands
+            self._folder.write(Name.OUTCOME, ours, create=True)
+        bench = {"bench": str(outcome)} if self._document is Document.BENCH else {}
+        stands = self._folder.read(Name.OUTCOME, RunOutcome).outcome
+        self._folder.add_event("ended", datetime.now(UTC), outcome=str(stands), reason=reason, **bench)
