@@ -160,7 +160,9 @@ def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     if proposal.is_local:
         _check_home()
     else:
-        node_secrets(proposal.recipe.store or "", os.environ)
+        url = proposal.recipe.store or ""
+        node_secrets(url, os.environ)
+        sky_engine(open_store(url), console.talk).ask(proposal.plan.run_id)
 
 
 def _check_home() -> None:

@@ -1,6 +1,7 @@
 """Which engine carries a run out, and one look at a run through it."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from launcher.engine import Engine, EnginePhase, EngineState
 from launcher.local_engine import LocalEngine
 from launcher.run_record import RunRecord, RunView, load_record, look_at
 from launcher.settle import settle
+from trainer.contract import StoreError
 from trainer.run_folder import RunFolder
 from trainer.store import Store
 
@@ -44,6 +46,7 @@ def state_of(record: RunRecord, store: Store) -> EngineState:
 def view(record: RunRecord, store: Store) -> RunView:
     """Judge a run now; closes the record of one that ended at a cloud while nobody was looking."""
     state, now = state_of(record, store), datetime.now(UTC)
-    if record.infra != "local" and settle(RunFolder(store, record.run_id), record, state, now):
-        record = load_record(store, record.run_id)
+    with suppress(StoreError):  # who may only read sees the run as it stands
+        if record.infra != "local" and settle(RunFolder(store, record.run_id), record, state, now):
+            record = load_record(store, record.run_id)
     return look_at(record, state, now)

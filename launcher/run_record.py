@@ -287,7 +287,9 @@ def status_of(record: RunRecord, engine: EngineState, now: datetime) -> Status:
         return Status.RECOVERING if engine.word == "RECOVERING" else _running_status(record)
     if record.has_ended:
         return Status.ENDED
-    if engine.phase is EnginePhase.NONE and is_alive_elsewhere(record, now):
+    # Whether or not SkyPilot can be asked from here, the nodes of a rented run say themselves that they live.
+    is_elsewhere = engine.phase is EnginePhase.NONE or record.infra != "local"
+    if is_elsewhere and is_alive_elsewhere(record, now):
         return _running_status(record)
     return Status.UNKNOWN
 

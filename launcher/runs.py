@@ -108,7 +108,10 @@ def remove_run(folder: RunFolder) -> int:
 
 
 def _is_alive_at_a_cloud(folder: RunFolder) -> bool:
-    record = load_record(folder.store, folder.run_id)
+    try:
+        record = load_record(folder.store, folder.run_id)
+    except LdlmError:  # a damaged record is one more reason to delete it
+        return False
     return record.infra != "local" and state_of(record, folder.store).phase in ALIVE
 
 

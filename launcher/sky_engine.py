@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from launcher.engine import EnginePhase, EngineState
+from launcher.engine import API_SERVER, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.node_secrets import node_secrets
 from trainer.contract import Document, Name
@@ -30,6 +30,7 @@ _STOPPING = {"CANCELLING"}
 _SUCCEEDED = "SUCCEEDED"
 _ENDED = {_SUCCEEDED, "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE",
           "FAILED_CONTROLLER"}
+_ALIVE_PHASES = (EnginePhase.RUNNING, EnginePhase.STOPPING)
 Row = Mapping[str, Any]  # of SkyPilot's queue: one task of one job
 
 
@@ -59,7 +60,7 @@ class SkyEngine:
         with _sky(self._say) as sky:
             from sky.utils import dag_utils
 
-            if _state_of(self._newest(sky, run_id)).phase in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+            if _state_of(self._newest(sky, run_id)).phase in _ALIVE_PHASES:
                 raise EngineError(f"run {run_id} is running", place="SkyPilot",
                                   fix=f"watch it: ldlm logs -f {run_id}")
             dag = dag_utils.load_chain_dag_from_yaml_str(task)
@@ -68,21 +69,31 @@ class SkyEngine:
                 document.update_secrets(secrets)
             if on_lock:
                 on_lock()
+            self._say("handing the task and this checkout to SkyPilot ...")
             sky.get(sky.jobs.launch(dag, name=run_id))
         self._seen.pop(run_id, None)
 
     def state(self, run_id: str) -> EngineState:
-        """What SkyPilot knows of a run now; `unknown` where its API server cannot be asked."""
+        """What SkyPilot knows of a run now.
+
+        Where its API server does not answer: what it last said in this process, if the run was alive then,
+        else `unknown`. A pause of the server is no end of a run.
+        """
         asked_at, state = self._seen.get(run_id, (float("-inf"), EngineState(EnginePhase.NONE)))
         if time.monotonic() - asked_at < _FRESH_S:
             return state
         try:
-            with _sky(self._say) as sky:
-                state = _state_of(self._newest(sky, run_id))
+            state = self.ask(run_id)
         except EngineError as error:
-            state = EngineState(EnginePhase.UNKNOWN, detail=error.problem)
+            if state.phase not in _ALIVE_PHASES:
+                state = EngineState(EnginePhase.UNKNOWN, detail=error.problem)
         self._seen[run_id] = (time.monotonic(), state)
         return state
+
+    def ask(self, run_id: str) -> EngineState:
+        """What SkyPilot knows of a run now. Raises EngineError where it does not answer."""
+        with _sky(self._say) as sky:
+            return _state_of(self._newest(sky, run_id))
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
         """Lines of the newest attempt, as SkyPilot has them.
@@ -101,8 +112,8 @@ class SkyEngine:
         Raises:
             EngineError: Nothing of this run is running there.
         """
-        state, folder = self.state(run_id), RunFolder(self._store, run_id)
-        if state.phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING):
+        state, folder = self.ask(run_id), RunFolder(self._store, run_id)
+        if state.phase not in _ALIVE_PHASES:
             raise EngineError(f"run {run_id} is not running on SkyPilot ({state.detail or 'no such job'})",
                               place="SkyPilot", fix=f"see how it ended: ldlm status {run_id}")
         wish = folder.find(Name.STOP, StopWish)
@@ -175,12 +186,12 @@ def _sky(say: Callable[[str], None]) -> Iterator[Any]:
     from sky import exceptions
 
     try:
-        if not _is_up(common):
+        if API_SERVER not in os.environ and not _is_up(common):
             say(f"starting SkyPilot's API server at {common.get_server_url()}")
         yield sky
     except exceptions.ApiServerConnectionError as error:
         raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
-                          fix="start it: sky api start; or set SKYPILOT_API_SERVER_ENDPOINT") from error
+                          fix=f"start it: sky api start; or name another: {API_SERVER}=URL") from error
     except (exceptions.ResourcesUnavailableError, exceptions.NoCloudAccessError) as error:
         raise EngineError(f"SkyPilot has nothing to rent: {_first_line(error)}", place="SkyPilot",
                           fix="enable the cloud (sky check), or choose another: --infra") from error

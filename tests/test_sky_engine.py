@@ -4,10 +4,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cli_lab import environment, refused
 from run_stories import NOON, Story, at
 
 from launcher.engine import EnginePhase, EngineState
 from launcher.run_record import load_record, status_of
+from launcher.runs import remove_run
 from launcher.settle import settle
 from launcher.sky_engine import _state_of
 from trainer.contract import Document, Outcome
@@ -58,6 +60,24 @@ def test_a_run_that_skypilot_recovers_is_recovering_whatever_its_last_node_wrote
     assert status_of(record, EngineState(EnginePhase.RUNNING, word="RECOVERING"), NOON) == "recovering"
 
 
+def test_nodes_of_a_rented_run_say_that_they_live_where_skypilot_cannot_be_asked(tmp_path: Path) -> None:
+    story = Story(f"file://{tmp_path}/store")
+    story.folder.add_event("resumed", at(1), infra="vast")
+    story.attempt(1, 2)
+    story.beat(1, 50, step=3, durable=2, train=5)
+    record, silent = load_record(story.folder.store, story.folder.run_id), EngineState(EnginePhase.UNKNOWN)
+    assert record.infra == "vast"
+    assert status_of(record, silent, at(60)) == "running"
+    assert status_of(record, silent, at(3600)) == "unknown"
+
+
+def test_a_damaged_record_can_be_deleted(tmp_path: Path) -> None:
+    story = Story(f"file://{tmp_path}/store")
+    story.folder.write_bytes("plan.json", b"torn")
+    assert remove_run(story.folder) > 0
+    assert not story.folder.exists()
+
+
 @pytest.mark.parametrize(("word", "document", "outcome", "bench"), [
     ("CANCELLED", Document.TRAIN, Outcome.STOPPED, None),
     ("FAILED_NO_RESOURCE", Document.TRAIN, Outcome.NO_CAPACITY, None),
@@ -84,3 +104,14 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     for phase in (EnginePhase.RUNNING, EnginePhase.STOPPING, EnginePhase.UNKNOWN, EnginePhase.NONE):
         assert not settle(story.folder, record, EngineState(phase), NOON)
     assert load_record(story.folder.store, story.folder.run_id).outcome is None
+
+
+def test_an_api_server_that_does_not_answer_is_named_and_nothing_is_recorded(tmp_path: Path) -> None:
+    pytest.importorskip("sky.jobs.state")
+    asked = {"SKYPILOT_API_SERVER_ENDPOINT": "http://127.0.0.1:1", "HOME": str(tmp_path)}
+    store = f"file://{tmp_path}/store"
+    said = refused(5, "launch", "tests/lab/smoke.yaml", "--infra", "slurm/x", "--set",
+                   "hardware.train.0.infra=slurm/x", "--store", store, "--yes", env=environment(**asked))
+    assert "http://127.0.0.1:1: SkyPilot's API server does not answer" in said
+    assert "sky api start" in said and "SKYPILOT_API_SERVER_ENDPOINT=URL" in said
+    assert list((tmp_path / "store").rglob("*")) == []
