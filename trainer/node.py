@@ -84,7 +84,8 @@ def main(argv: list[str]) -> int:
         document = read_document(argv)
         config = read_config()
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
-        managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ
+        # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
+        managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
         rented = Rented(folder, document, leads=node_rank() == 0) if managed else None
         if rented and rented.has_finished_before():
             print("training had finished before", flush=True)
