@@ -11,11 +11,11 @@ if [ -n "$jobs" ]; then
     scancel --signal=KILL --full $jobs && scancel $jobs
     sleep 3
 fi
-for file in "$S"/slurmd-*.pid "$S/slurmctld.pid" "$S/ssh/sshd.pid" "$S/munge/pid"; do
-    [ -s "$file" ] && kill "$(cat "$file")" 2> /dev/null
-done
+# Read first: a slurmd that still waits for a job has removed its file already.
+pids=$(cat "$S"/slurmd-*.pid "$S/slurmctld.pid" "$S/ssh/sshd.pid" "$S/munge/pid" 2> /dev/null)
+# shellcheck disable=SC2086
+kill $pids 2> /dev/null
 sleep 3
-for file in "$S"/slurmd-*.pid "$S/slurmctld.pid"; do
-    [ -s "$file" ] && kill -9 "$(cat "$file")" 2> /dev/null
-done
+# shellcheck disable=SC2086
+kill -9 $pids 2> /dev/null
 true
