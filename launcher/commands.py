@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from launcher import console
-from launcher.engine import EnginePhase, check_infra
+from launcher.engine import ALIVE, EnginePhase, check_infra
 from launcher.engine_folder import engine_home
-from launcher.engines import ALIVE, engine_at, sky_engine, state_of
+from launcher.engines import engine_at, sky_engine, state_of
 from launcher.errors import (
     EngineError,
     NoOfferError,

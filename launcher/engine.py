@@ -24,6 +24,9 @@ class EnginePhase(StrEnum):
     UNKNOWN = "unknown"  # it was running, but who supervised it is gone
 
 
+ALIVE = (EnginePhase.RUNNING, EnginePhase.STOPPING)
+
+
 @dataclass(frozen=True)
 class EngineState:
     """One look at a run through its engine.

@@ -16,9 +16,6 @@ from trainer.store import Store
 if TYPE_CHECKING:
     from launcher.sky_engine import SkyEngine
 
-ALIVE = (EnginePhase.RUNNING, EnginePhase.STOPPING)
-
-
 def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> "SkyEngine":
     """SkyPilot, for runs of this store."""
     from launcher.sky_engine import SkyEngine

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from launcher import console
-from launcher.engine import Engine, EnginePhase
+from launcher.engine import ALIVE, Engine
 from launcher.errors import LdlmError
 from launcher.run_record import RunRecord, load_record
 from trainer.contract import Document
@@ -30,7 +30,7 @@ def follow(store: Store, engine: Engine, run_id: str) -> RunRecord:
     with console.progress_line() as line:
         while True:
             # Asked before reading: what was written before the answer is then surely read.
-            is_over = engine.state(run_id).phase not in (EnginePhase.RUNNING, EnginePhase.STOPPING)
+            is_over = engine.state(run_id).phase not in ALIVE
             try:
                 record = load_record(store, run_id)
             except LdlmError as error:

@@ -19,7 +19,7 @@ from launcher.cost import Range
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
 from trainer.contract import FIX, Document, Name, Outcome
-from trainer.run_folder import AttemptFiles, Event, RunFolder, RunOutcome, spent_usd
+from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, spent_usd
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class RunRecord:
     @property
     def infra(self) -> str:
         """Where it was last started: `local`, or a cloud in SkyPilot's language."""
-        starts = [event for event in self.events if event.kind in ("submitted", "resumed")]
+        starts = [event for event in self.events if event.kind in STARTS]
         return str(starts[-1].detail.get("infra") or "local") if starts else "local"
 
     @property

@@ -8,9 +8,9 @@ from urllib.request import url2pathname
 
 import yaml
 
-from launcher.engine import Engine, EnginePhase
+from launcher.engine import ALIVE, Engine, EnginePhase
 from launcher.engine_folder import engine_home
-from launcher.engines import ALIVE, engine_of, state_of, view
+from launcher.engines import engine_of, state_of, view
 from launcher.errors import LdlmError, RunRecordError, UsageError
 from launcher.local_engine import LocalEngine
 from launcher.run_record import RunRecord, RunView, find_folder, list_run_ids, load_record

@@ -4,14 +4,12 @@ A node writes how training and benchmark ended (`trainer/rented.py`). What it ca
 found no machine, that somebody took the machines away, that the controller gave up.
 """
 
-from contextlib import suppress
 from datetime import datetime
 
 from launcher.engine import EnginePhase, EngineState
 from launcher.run_record import RunRecord
-from trainer.contract import Document, Name, Outcome
-from trainer.run_folder import RunFolder, RunOutcome
-from trainer.store import AlreadyExistsError
+from trainer.contract import Document, Outcome
+from trainer.run_folder import RunFolder
 
 _OUTCOMES = {"SUCCEEDED": Outcome.FINISHED, "CANCELLED": Outcome.STOPPED,
              "FAILED_NO_RESOURCE": Outcome.NO_CAPACITY, "FAILED_PRECHECKS": Outcome.NO_CAPACITY}
@@ -27,12 +25,5 @@ def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: dateti
         return False
     outcome = _OUTCOMES.get(state.word, Outcome.LOST)
     folder.close_open_attempts(record.attempts, f"SkyPilot says {state.word}", preempted=False)
-    beats = [files.heartbeat for files in record.attempts if files.heartbeat]
-    ours = RunOutcome(outcome=outcome, at=now, reason=state.detail,
-                      step=max((beat.durable_step for beat in beats), default=0))
-    with suppress(AlreadyExistsError):  # how training ended is told by the trainer
-        folder.write(Name.OUTCOME, ours, create=True)
-    stands = folder.read(Name.OUTCOME, RunOutcome).outcome
-    bench = {"bench": str(outcome)} if state.document is Document.BENCH else {}
-    folder.add_event("ended", now, outcome=str(stands), reason=state.detail, **bench)
+    folder.close(outcome, now, state.detail, state.document or Document.TRAIN)
     return True

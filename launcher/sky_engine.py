@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from launcher.engine import API_SERVER, EnginePhase, EngineState
+from launcher.engine import ALIVE, API_SERVER, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.node_secrets import node_secrets
 from trainer.contract import Document, Name
-from trainer.run_folder import RunFolder, StopWish
+from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
 
 _FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
@@ -30,7 +30,6 @@ _STOPPING = {"CANCELLING"}
 _SUCCEEDED = "SUCCEEDED"
 _ENDED = {_SUCCEEDED, "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE",
           "FAILED_CONTROLLER"}
-_ALIVE_PHASES = (EnginePhase.RUNNING, EnginePhase.STOPPING)
 Row = Mapping[str, Any]  # of SkyPilot's queue: one task of one job
 
 
@@ -60,7 +59,7 @@ class SkyEngine:
         with _sky(self._say) as sky:
             from sky.utils import dag_utils
 
-            if _state_of(self._newest(sky, run_id)).phase in _ALIVE_PHASES:
+            if _state_of(self._newest(sky, run_id)).phase in ALIVE:
                 raise EngineError(f"run {run_id} is running", place="SkyPilot",
                                   fix=f"watch it: ldlm logs -f {run_id}")
             dag = dag_utils.load_chain_dag_from_yaml_str(task)
@@ -85,7 +84,7 @@ class SkyEngine:
         try:
             state = self.ask(run_id)
         except EngineError as error:
-            if state.phase not in _ALIVE_PHASES:
+            if state.phase not in ALIVE:
                 state = EngineState(EnginePhase.UNKNOWN, detail=error.problem)
         self._seen[run_id] = (time.monotonic(), state)
         return state
@@ -113,14 +112,14 @@ class SkyEngine:
             EngineError: Nothing of this run is running there.
         """
         state, folder = self.ask(run_id), RunFolder(self._store, run_id)
-        if state.phase not in _ALIVE_PHASES:
+        if state.phase not in ALIVE:
             raise EngineError(f"run {run_id} is not running on SkyPilot ({state.detail or 'no such job'})",
                               place="SkyPilot", fix=f"see how it ended: ldlm status {run_id}")
         wish = folder.find(Name.STOP, StopWish)
         attempts = folder.attempts()
         is_saving = bool(attempts) and attempts[-1].end is None
         is_new = wish is None or any(event.at > wish.at for event in folder.events()
-                                     if event.kind in ("submitted", "resumed"))
+                                     if event.kind in STARTS)
         folder.write(Name.STOP, StopWish(at=datetime.now(UTC)))
         folder.add_event("stop_requested", datetime.now(UTC))
         if not is_new or not is_saving or state.word != "RUNNING":
@@ -132,7 +131,7 @@ class SkyEngine:
         rows = self._newest(sky, run_id)
         if not rows:
             raise EngineError(f"SkyPilot has no job of run {run_id}", place="SkyPilot",
-                              fix="ask the API server that has it: SKYPILOT_API_SERVER_ENDPOINT=URL")
+                              fix=f"ask the API server that has it: {API_SERVER}=URL")
         return int(rows[0]["job_id"])
 
     def _newest(self, sky: Any, run_id: str) -> list[Row]:

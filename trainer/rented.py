@@ -8,15 +8,12 @@ No torch.
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import UTC, datetime
 
 from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
-from trainer.run_folder import RunFolder, RunOutcome, StopWish
-from trainer.store import AlreadyExistsError
+from trainer.run_folder import STARTS, RunFolder, RunOutcome, StopWish
 
 _LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
-_STARTS = ("submitted", "resumed")
 _ENDS = {ExitCode.STOPPED: Outcome.STOPPED, ExitCode.BROKEN: Outcome.DIVERGED,
          ExitCode.BAD_CONFIG: Outcome.BAD_CONFIG}
 
@@ -39,7 +36,7 @@ class Rented:
         self._folder, self._document, self._leads, self._clock = folder, document, leads, clock
         self._looked = float("-inf")
         self._is_wished = False
-        self._started_at = max((event.at for event in folder.events() if event.kind in _STARTS),
+        self._started_at = max((event.at for event in folder.events() if event.kind in STARTS),
                                default=datetime.min.replace(tzinfo=UTC))
         if leads:
             self._take_over()
@@ -84,18 +81,8 @@ class Rented:
         is_last = code in _ENDS or (code == ExitCode.FINISHED and self._document is Document.BENCH)
         if is_last and self._leads:
             try:
-                self._close(code, end.reason)
+                outcome = _ENDS.get(ExitCode(code), Outcome.FINISHED)
+                self._folder.close(outcome, datetime.now(UTC), end.reason, self._document)
             except LdlmError as error:
                 print(f"warning: the end of the run is not recorded: {error}", flush=True)
         return code
-
-    def _close(self, code: int, reason: str) -> None:
-        outcome = _ENDS.get(ExitCode(code), Outcome.FINISHED)
-        beats = [files.heartbeat for files in self._folder.attempts() if files.heartbeat]
-        ours = RunOutcome(outcome=outcome, at=datetime.now(UTC), reason=reason,
-                          step=max((beat.durable_step for beat in beats), default=0))
-        with suppress(AlreadyExistsError):  # training's own end stands
-            self._folder.write(Name.OUTCOME, ours, create=True)
-        bench = {"bench": str(outcome)} if self._document is Document.BENCH else {}
-        stands = self._folder.read(Name.OUTCOME, RunOutcome).outcome
-        self._folder.add_event("ended", datetime.now(UTC), outcome=str(stands), reason=reason, **bench)

@@ -112,6 +112,7 @@ class AttemptFiles(_Record):
     end: AttemptEnd | None = None
 
 
+STARTS = ("submitted", "resumed")  # kinds of events with which a run is given to an engine
 _T = TypeVar("_T", bound=BaseModel)
 
 
@@ -224,6 +225,21 @@ class RunFolder:
                 with suppress(AlreadyExistsError):
                     self.write(attempt_file(files.attempt.number, "end.json"), create=True, record=AttemptEnd(
                         at=seen, exit_code=None, preempted=preempted, reason=reason))
+
+    def close(self, outcome: Outcome, at: datetime, reason: str, document: Document) -> None:
+        """Write how a run ended; how training ended stands if its trainer has said so.
+
+        Args:
+            document: That ran last. Of the benchmark the event tells, `outcome.json` of the training.
+        """
+        beats = [files.heartbeat for files in self.attempts() if files.heartbeat]
+        ours = RunOutcome(outcome=outcome, at=at, reason=reason,
+                          step=max((beat.durable_step for beat in beats), default=0))
+        with suppress(AlreadyExistsError):
+            self.write(Name.OUTCOME, ours, create=True)
+        stands = self.read(Name.OUTCOME, RunOutcome).outcome
+        bench = {"bench": str(outcome)} if document is Document.BENCH else {}
+        self.add_event("ended", at, outcome=str(stands), reason=reason, **bench)
 
     # -- events -------------------------------------------------------------------------------
 
