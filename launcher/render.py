@@ -5,6 +5,7 @@ which SkyPilot 0.14.1 runs one after the other.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +77,9 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
     if recipe.store is None:
         raise RecipeError("store is not set, so checkpoints have no place", place=recipe.place("store"),
                           fix="set store to a URL such as s3://BUCKET/ldlm, or give --store")
-    envs = {Document.TRAIN: _envs(plan, recipe, plan.offers[Document.TRAIN], plan.ranks_per_node),
-            # One process: the benchmark is of one GPU.
+    envs = {Document.TRAIN: _envs(plan, recipe, plan.offers[Document.TRAIN], plan.ranks_per_node,
+                                  _fetched_gib(plan)),
+            # One process: the benchmark is of one GPU. It reads a checkpoint into memory, no file of weights.
             Document.BENCH: _envs(plan, recipe, plan.offers[Document.BENCH], 1)}
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
     for which, template in ((Document.TRAIN, templates.train), (Document.BENCH, templates.bench)):
@@ -103,7 +105,7 @@ def _task(documents: list[dict[str, Any]]) -> Task:
     return Task(yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
 
 
-def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str]:
+def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int, fetched_gib: int = 0) -> dict[str, str]:
     """Everything the programs on the nodes are told; an empty text means: none."""
     price = offer.price_usd_per_hour
     return {
@@ -112,6 +114,8 @@ def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str
         Env.TRAIN_CONFIG: _resolved(plan, recipe).model_dump_json(),
         Env.RANKS_PER_NODE: str(ranks),
         Env.GPU: offer.accelerators or "",
+        Env.GPU_MEMORY: f"{offer.gpu_memory_gib:g}" if offer.accelerators and offer.gpu_memory_gib else "",
+        Env.DISK: str(fetched_gib or ""),
         Env.PRICE: "" if price is None else str(price),
         Env.PEAK_TFLOPS: _peak_tflops(offer, recipe.train),
         Env.MAX_COST: str(plan.max_cost_usd),
@@ -119,6 +123,13 @@ def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int) -> dict[str, str
         Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
         Env.OFFER: offer.label,
     }
+
+
+def _fetched_gib(plan: Plan) -> int:
+    """Of a rented node's disk: frozen weights. Checkpoints go from memory to the store."""
+    is_rented = plan.offers[Document.TRAIN].cloud in _WITH_DISK
+    is_fetched = is_rented and plan.sizes is not None and plan.sizes.encoder.fetch_s > 0
+    return math.ceil(plan.sizes.encoder.source_bytes / 2**30) if is_fetched and plan.sizes else 0
 
 
 def _peak_tflops(offer: Offer, config: TrainConfig) -> str:

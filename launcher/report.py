@@ -254,6 +254,8 @@ def _end_words(files: AttemptFiles, *, running: bool, stopped: bool) -> str:
         return "running"
     if files.end and files.end.preempted:
         return "preempted"
+    if files.end and files.end.wrong_machine:
+        return "wrong machine"
     if files.end is None or files.end.exit_code is None:
         return "vanished"
     code = files.end.exit_code

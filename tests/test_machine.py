@@ -1,11 +1,17 @@
-"""Is a rented machine what is paid for: by the driver's names of its cards."""
+"""Is a rented machine what is paid for, and can it do the work."""
 
+import shutil
+import sys
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from trainer.contract import ExitCode
-from trainer.machine import MachineError, check_machine, is_model
+from trainer.contract import Env
+from trainer.machine import MachineError, check_clock, check_machine, is_model, visible_gpus
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+A100 = "NVIDIA A100-SXM4-80GB"
 
 
 @pytest.mark.parametrize(("name", "model", "same"), [
@@ -48,22 +54,106 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
-def test_a_machine_must_have_the_cards_that_are_paid_for(nvidia_smi: Path) -> None:
-    nvidia_smi.write_text("#!/bin/sh\nprintf 'NVIDIA A100-SXM4-80GB\\nNVIDIA A100-SXM4-80GB\\n'\n")
+def shows(program: Path, *rows: str) -> None:
+    """nvidia-smi that prints these rows."""
+    program.write_text("#!/bin/sh\ncat <<'ROWS'\n" + "\n".join(rows) + "\nROWS\n")
 
-    check_machine("")
-    check_machine("A100-80GB:2")
-    check_machine("A100-80GB")
+
+@pytest.fixture
+def torch_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Stands in for the program that lets torch compute: shell text after `#!/bin/sh`."""
+    def write(text: str) -> None:
+        program = tmp_path / "python"
+        program.write_text(f"#!/bin/sh\n{text}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(program))
+
+    write("""echo '{"torch": "2.13.0", "cuda": "13.0", "problem": "", "built_for": [], "num_gpus": 2}'""")
+    return write
+
+
+def refusal(**wanted: str) -> str:
+    with pytest.raises(MachineError) as caught:
+        check_machine({f"LDLM_{name}": value for name, value in wanted.items()})
+    return caught.value.problem
+
+
+def test_a_machine_must_have_the_cards_that_are_paid_for(nvidia_smi: Path, torch_says) -> None:
+    shows(nvidia_smi, *2 * [f"{A100}, 81920, 81000, 580.95.05"])
+    assert visible_gpus()[1] == (A100, 80.0, 81000 / 1024, "580.95.05")
+
+    check_machine({})
+    check_machine({Env.GPU: "", Env.GPU_MEMORY: "", Env.DISK: ""})
+    check_machine({Env.GPU: "A100-80GB:2", Env.GPU_MEMORY: "79.1"})
+    check_machine({Env.GPU: "A100-80GB"})
     for wanted in ("H100:2", "A100-80GB:4"):
-        with pytest.raises(MachineError) as caught:
-            check_machine(wanted)
-        assert f"the plan pays for {wanted}, this machine has NVIDIA A100-SXM4-80GB, NVIDIA A100" in str(
-            caught.value)
-        assert caught.value.node_exit_code not in list(ExitCode)  # another machine may do
+        assert refusal(GPU=wanted) == f"the plan pays for {wanted}, this machine has {A100}, {A100}"
 
 
 @pytest.mark.parametrize("program", ["#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n", "not a program"])
 def test_a_driver_that_does_not_answer_is_no_card(nvidia_smi: Path, program: str) -> None:
     nvidia_smi.write_text(program)
-    with pytest.raises(MachineError, match="this machine has no GPU"):
-        check_machine("RTX5090:1")
+    assert refusal(GPU="RTX5090:1") == "the plan pays for RTX5090:1, this machine has no GPU"
+
+
+def test_a_card_with_less_memory_or_with_another_program_on_it_is_refused(nvidia_smi, torch_says) -> None:
+    shows(nvidia_smi, f"{A100}, 40960, 40900, 580.95.05")
+    assert refusal(GPU="A100:1", GPU_MEMORY_GIB="79.1") == (
+        f"its {A100} has 40.0 GiB, the plan counts on 79.1")
+    shows(nvidia_smi, f"{A100}, 81920, 51200, 580.95.05")
+    assert refusal(GPU="A100:1", GPU_MEMORY_GIB="79.1") == (
+        f"of the 79.1 GiB of its {A100} only 50.0 are free: another program uses it")
+
+
+def test_memory_that_the_driver_does_not_name_is_not_asked_for(nvidia_smi: Path, torch_says) -> None:
+    shows(nvidia_smi, "NVIDIA GB10, [N/A], [N/A], 580.95.05")
+    check_machine({Env.GPU: "GB10:1", Env.GPU_MEMORY: "110"})
+
+
+def test_a_torch_that_cannot_use_the_cards_is_told_with_all_that_explains_it(nvidia_smi, torch_says) -> None:
+    shows(nvidia_smi, "NVIDIA GeForce RTX 5090, 32607, 32100, 570.86.10")
+    torch_says("""echo '{"torch": "2.6.0", "cuda": "12.4", "num_gpus": 1, "built_for": ["sm_80", "sm_90"],
+"problem": "cuda:0: no kernel image is available"}' | tr -d '\\n'""")
+    assert refusal(GPU="RTX5090:1") == (
+        "torch 2.6.0 (CUDA 12.4, for sm_80 sm_90) cannot compute on its NVIDIA GeForce RTX 5090, driver "
+        "570.86.10: cuda:0: no kernel image is available")
+    torch_says("""echo '{"torch": "2", "cuda": "13.0", "num_gpus": 1, "built_for": [], "problem": ""}'""")
+    check_machine({Env.GPU: "RTX5090:1"})
+    shows(nvidia_smi, *2 * ["NVIDIA GeForce RTX 5090, 32607, 32100, 580.86.10"])
+    assert refusal(GPU="RTX5090:2").endswith("driver 580.86.10: it sees 1 of 2")
+    torch_says("echo bus error >&2; exit 7")
+    assert refusal(GPU="RTX5090:1") == (
+        "torch died on its NVIDIA GeForce RTX 5090, driver 580.86.10, with 7: bus error")
+
+
+def test_the_torch_that_is_installed_here_says_itself_that_it_has_no_gpu(nvidia_smi: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU: tests/test_gpu_training.py passes this check on it")
+    shows(nvidia_smi, "NVIDIA GeForce RTX 5090, 32607, 32100, 580.86.10")
+    said = refusal(GPU="RTX5090:1")
+    assert said.startswith(f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'}, for -) cannot")
+    assert "CUDA" in said.rpartition("driver 580.86.10: ")[2]
+
+
+def test_a_disk_must_hold_what_is_fetched_or_hold_it_already(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "made" / "yet"))
+    check_machine({Env.DISK: "0.001"})
+    assert f"GiB are free in {tmp_path}, what the run fetches takes 1e+06" in refusal(DISK_GIB="1000000")
+    kept = tmp_path / "not" / "made" / "yet" / "huggingface" / "model.safetensors"
+    kept.parent.mkdir(parents=True)
+    more = f"{shutil.disk_usage(tmp_path).free / 2**30 + 100:.0f}"
+    kept.touch()
+    assert "GiB are free" in refusal(DISK_GIB=more)
+    with kept.open("wb") as sparse:
+        sparse.truncate(200 * 2**30)
+    check_machine({Env.DISK: more})
+
+
+def test_a_clock_that_is_wrong_would_make_a_wrong_bill() -> None:
+    check_clock(NOON + timedelta(seconds=59), NOON)
+    check_clock(NOON - timedelta(seconds=59), NOON)
+    with pytest.raises(MachineError, match="its clock is 61 s ahead of the store's"):
+        check_clock(NOON + timedelta(seconds=61), NOON)
+    with pytest.raises(MachineError, match="its clock is 3600 s behind the store's"):
+        check_clock(NOON - timedelta(hours=1), NOON)

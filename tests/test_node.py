@@ -14,10 +14,18 @@ torch = pytest.importorskip("torch")
 
 import psutil  # noqa: E402
 
+from launcher.report import Category, attempt_cost  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
-from trainer.contract import Document, ExitCode, RankEnd  # noqa: E402
+from trainer.contract import Document, ExitCode, Name, Outcome, RankEnd  # noqa: E402
 from trainer.node import StuckError, check_progress, node_end  # noqa: E402
-from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases  # noqa: E402
+from trainer.run_folder import (  # noqa: E402
+    Attempt,
+    AttemptEnd,
+    AttemptFiles,
+    Heartbeat,
+    Phases,
+    RunOutcome,
+)
 
 DIED = 1
 SAVED = RankEnd(ExitCode.RECOVER, "saved")
@@ -73,6 +81,30 @@ def test_a_finished_run_exits_0_and_its_benchmark_too(text: Path, tmp_path: Path
     code, output = run.finish("bench")
     assert (code, "Traceback" in output) == (0, False), output
     assert run.folder.read_json("bench/result.json")["step"] == 2
+
+
+def test_wrong_machines_cost_seconds_are_in_the_bill_and_three_of_them_end_the_run(
+        text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.touch(0o755)
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559, 81000, 580.95.05'\n")
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    run = new_run(text, tmp_path, num_ranks=1)
+    run.folder.add_event("submitted", datetime.now(UTC))
+    rented = {"SKYPILOT_MANAGED_JOB_ID": "1", "LDLM_PRICE_USD_PER_HOUR": "3600"}
+
+    tries = [run.finish(**rented, LDLM_GPU="RTX5090:1") for _ in range(3)]
+
+    assert [code for code, _ in tries] == [75, 75, 70]
+    assert "wrong machine (1 of 3): " in tries[0][1] and tries[2][1].count("error: ") == 1
+    ends = [files.end for files in run.folder.attempts()]
+    assert [end.wrong_machine for end in ends] == [True, True, True]
+    costs = [attempt_cost(files, files.end.at, running=False, stopped=False)
+             for files in run.folder.attempts()]
+    assert [(cost.end, list(cost.seconds)) for cost in costs] == 3 * [("wrong machine", [Category.SETUP])]
+    assert all(0 < cost.usd < 60 for cost in costs)  # at a dollar a second
+    assert run.folder.read(Name.OUTCOME, RunOutcome).outcome is Outcome.NO_CAPACITY
 
 
 @pytest.mark.parametrize("during", ["the start of the ranks", "the steps"])

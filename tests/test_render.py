@@ -76,6 +76,18 @@ def test_the_peak_of_all_gpus_travels_in_the_precision_of_the_run():
     assert task_of("vast").document(Document.TRAIN)["envs"][Env.PEAK_TFLOPS] == "104.8"
 
 
+def test_nodes_are_told_which_memory_and_disk_they_must_have():
+    """An H200 offers 139.7 GiB; the kept part of Qwen3.6-35B-A3B is downloaded, 60.2 GiB by the Hub's index."""
+    big = ("train={profile: qwen3.6-35b-a3b, steps: 1, data: {source: 'shards:x'}, micro_batch_size: 1, "
+           "checkpoint: {every_steps: 1}}", "limits.max_cost_usd=99", "limits.deadline_hours=")
+    rented = example_task("vast", *big, "hardware.train.1.gpu=H200:1")
+    envs = {document: rented.document(document)["envs"] for document in Document}
+    assert (envs[Document.TRAIN][Env.GPU_MEMORY], envs[Document.TRAIN][Env.DISK]) == ("139.7", "61")
+    assert (envs[Document.BENCH][Env.GPU_MEMORY], envs[Document.BENCH][Env.DISK]) == ("31.3", "")
+    local = task_of("local").document(Document.TRAIN)["envs"]
+    assert (local[Env.GPU_MEMORY], local[Env.DISK]) == ("", "")
+
+
 def test_what_is_unknown_travels_as_empty_text():
     envs = example_task("azure", "limits.deadline_hours=").document(Document.TRAIN)["envs"]
     assert (envs[Env.PRICE], envs[Env.DEADLINE]) == ("", "")

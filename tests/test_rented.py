@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from trainer.contract import Document, ExitCode, Name, Outcome, RankEnd
+from trainer.machine import MachineError
 from trainer.rented import Rented
 from trainer.run_folder import Heartbeat, Phases, RunFolder, RunOutcome, StopWish
 from trainer.store import open_store
@@ -139,3 +140,24 @@ def test_an_end_that_cannot_be_recorded_is_told_all_the_same(folder, monkeypatch
     monkeypatch.setattr(folder, "write", away)
     assert found.conclude(RankEnd(70, "NaN")) == 70
     assert "the end of the run is not recorded" in capsys.readouterr().out
+
+
+WRONG = MachineError("the plan pays for RTX5090:1, this machine has no GPU", place="host-7", fix="")
+
+
+def test_another_machine_is_asked_for_where_one_is_wrong_three_in_all(folder) -> None:
+    ends = [node(folder).refuse(WRONG) for _ in range(2)]
+    assert [end.code for end in ends] == [75, 75]
+    assert ends[1].reason == f"wrong machine (2 of 3): {WRONG}"
+    last = node(folder)
+    end = last.refuse(WRONG)
+    assert end == (70, f"3 machines in a row were wrong; the last: {WRONG.problem}")
+    assert last.conclude(end) == 70 and outcome(folder) is Outcome.NO_CAPACITY
+    told = [event.detail for event in folder.events() if event.kind == "wrong_machine"]
+    assert told == 3 * [{"problem": WRONG.problem, "host": "host-7"}]
+
+
+def test_a_node_that_does_not_lead_counts_its_wrong_machine_too_and_a_resumed_run_starts_anew(folder) -> None:
+    assert [node(folder, leads=False).refuse(WRONG).code for _ in range(3)] == [75, 75, 70]
+    folder.add_event("resumed", datetime.now(UTC))
+    assert node(folder).refuse(WRONG).code == 75

@@ -121,6 +121,8 @@ class Env:
     TRAIN_CONFIG = "LDLM_TRAIN_CONFIG"  # TrainConfig as JSON
     RANKS_PER_NODE = "LDLM_RANKS_PER_NODE"
     GPU = "LDLM_GPU"  # what the plan pays for, e.g. "RTX5090:1"; empty: no GPU
+    GPU_MEMORY = "LDLM_GPU_MEMORY_GIB"  # of one GPU, that the plan counts on; empty: not known
+    DISK = "LDLM_DISK_GIB"  # that must be free for what is fetched; empty: nothing to speak of, or kept here
     PRICE = "LDLM_PRICE_USD_PER_HOUR"  # of the whole node group
     PEAK_TFLOPS = "LDLM_PEAK_TFLOPS"  # of all its GPUs in the precision of the run; empty: not known
     MAX_COST = "LDLM_MAX_COST_USD"

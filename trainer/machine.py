@@ -1,35 +1,126 @@
-"""Is this machine what the plan pays for? No torch."""
+"""Is this machine what the plan pays for, and can it do the work? Before anything is fetched. No torch.
 
+An image with the wrong driver, a card that somebody else uses, a disk that is too small: found here they
+cost a minute of rent, found later hours.
+"""
+
+import json
 import re
 import shutil
 import socket
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple
 
-from trainer.contract import LdlmError
+from trainer.contract import Env, ExitCode, LdlmError
+from trainer.local_cache import cache_folder
 
 # Words in a driver's name that make another, slower card of a model.
 _WEAKER = {"LAPTOP", "MOBILE", "D"}
+_NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version",
+               "--format=csv,noheader,nounits")
+_ALL, _FREE = 0.97, 0.90  # of a card's memory that must be there, and be free (guess: a desktop takes 1 GiB)
+_PROBE_S = 180  # torch from a cold disk takes half a minute
+_CLOCK_S = 60  # cents of a bill, and far from the 15 minutes at which S3 refuses requests (guess)
 
 
 class MachineError(LdlmError):
-    """The machine is not what the plan pays for. Another one may be."""
+    """The machine is not what the plan pays for. Another one may be, where the engine rents it."""
 
-    node_exit_code = 1
+    node_exit_code = ExitCode.BAD_CONFIG
 
 
-def check_machine(gpu: str) -> None:
-    """Compare the GPUs here with what the plan pays for, e.g. `RTX5090:1`; empty: none are needed.
+class Gpu(NamedTuple):
+    """One card, as its driver names it. Memory in GiB; None where the driver does not say."""
+
+    name: str
+    memory_gib: float | None
+    free_gib: float | None
+    driver: str
+
+
+def check_machine(wanted: Mapping[str, str]) -> None:
+    """Compare what is here with what the plan pays for. What it does not say is not asked for.
+
+    Args:
+        wanted: Of `Env.GPU` (`RTX5090:1`), `Env.GPU_MEMORY` and `Env.DISK`, as the task has them.
 
     Raises:
-        MachineError: Another model, or fewer. SkyPilot has rented the wrong Vast host before.
+        MachineError: Another model, fewer cards, less memory, a torch that cannot use them, a full disk.
     """
-    if not gpu:
+    if free := wanted.get(Env.DISK):
+        _check_disk(float(free))
+    if not (gpu := wanted.get(Env.GPU)):
         return
-    model, _, count = gpu.partition(":")
-    found = visible_gpus()
-    if sum(is_model(name, model) for name in found) < int(count or 1):
-        raise MachineError(f"the plan pays for {gpu}, this machine has {', '.join(found) or 'no GPU'}",
-                           place=socket.gethostname(), fix="nothing: the engine takes another machine")
+    cards, (model, _, count) = visible_gpus(), gpu.partition(":")
+    mine = [card for card in cards if is_model(card.name, model)]
+    if len(mine) < int(count or 1):
+        there = ", ".join(card.name for card in cards) or "no GPU"
+        raise _wrong(f"the plan pays for {gpu}, this machine has {there}")
+    for card in mine:
+        _check_memory(card, float(wanted.get(Env.GPU_MEMORY) or 0))
+    _check_torch(mine, int(count or 1))
+
+
+def _check_memory(card: Gpu, gib: float) -> None:
+    if card.memory_gib is not None and card.memory_gib < _ALL * gib:
+        raise _wrong(f"its {card.name} has {card.memory_gib:.1f} GiB, the plan counts on {gib:g}")
+    if card.free_gib is not None and card.free_gib < _FREE * gib:
+        raise _wrong(f"of the {gib:g} GiB of its {card.name} only {card.free_gib:.1f} are free: another "
+                     "program uses it")
+
+
+def _check_torch(cards: Sequence[Gpu], count: int) -> None:
+    """Let the installed torch compute on every card, in a process that may die of it."""
+    card = f"its {cards[0].name}, driver {cards[0].driver}"
+    try:
+        done = subprocess.run([sys.executable, "-m", "trainer.gpu_probe"], capture_output=True, text=True,
+                              timeout=_PROBE_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _wrong(f"torch did not compute on {card}, within {_PROBE_S} s") from None
+    if done.returncode != 0:
+        raise _wrong(f"torch died on {card}, with {done.returncode}: {done.stderr.strip()[-200:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    problem = found["problem"]
+    if not problem and found["num_gpus"] < count:
+        problem = f"it sees {found['num_gpus']} of {count}"
+    if problem:
+        torch = (f"torch {found['torch']} (CUDA {found['cuda'] or 'none'}, "
+                 f"for {' '.join(found['built_for']) or '-'})")
+        raise _wrong(f"{torch} cannot compute on {card}: {problem}")
+
+
+def _check_disk(gib: float) -> None:
+    caches = cache_folder().parent  # the Hub's files are beside ours
+    folder = next(found for found in (caches, *caches.parents) if found.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    kept = sum(path.stat().st_size for path in caches.rglob("*") if path.is_file() and not path.is_symlink())
+    if free + kept / 2**30 < gib:  # an attempt before this one may have fetched it here
+        raise _wrong(f"{free:.1f} GiB are free in {folder}, what the run fetches takes {gib:g}")
+
+
+def check_clock(here: datetime, at_the_store: datetime) -> None:
+    """Compare this machine's clock with the store's: the bill is made of both.
+
+    Args:
+        here: When something was written, by this machine.
+        at_the_store: When the store says that it was.
+
+    Raises:
+        MachineError: They are more than a minute apart.
+    """
+    ahead_s = (here - at_the_store).total_seconds()
+    if abs(ahead_s) > _CLOCK_S:
+        where = "ahead of" if ahead_s > 0 else "behind"
+        raise _wrong(f"its clock is {abs(ahead_s):.0f} s {where} the store's")
+
+
+def _wrong(problem: str) -> MachineError:
+    return MachineError(problem, place=socket.gethostname(),
+                        fix="nothing where the engine rents: it takes another machine; else change this one, "
+                        "or the recipe's hardware")
 
 
 def is_model(name: str, model: str) -> bool:
@@ -53,14 +144,18 @@ def _stands_in(name: str, part: str, *, whole: bool) -> bool:
     return re.search(rf"(?<![A-Z0-9]){letters}{'(?![A-Z0-9])' if whole else ''}", name) is not None
 
 
-def visible_gpus() -> list[str]:
-    """Names of the GPUs that the driver shows, e.g. `NVIDIA GeForce RTX 5090`."""
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that the driver shows; none without one, and none where it hangs."""
     if not shutil.which("nvidia-smi"):
         return []
     try:
-        asked = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],
-                               capture_output=True, text=True, timeout=60, check=False)
-    except (OSError, subprocess.TimeoutExpired):  # a driver that hangs is none
+        asked = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
         return []
-    names = [line.strip() for line in asked.stdout.splitlines()]
-    return list(filter(None, names)) if asked.returncode == 0 else []
+    rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines()]
+    return [Gpu(row[0], _gib(row[1]), _gib(row[2]), row[3]) for row in rows if len(row) == 4
+            ] if asked.returncode == 0 else []
+
+
+def _gib(mib: str) -> float | None:
+    return int(mib) / 1024 if mib.isdigit() else None  # `[N/A]` where memory is the host's

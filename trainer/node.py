@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
-from trainer.machine import check_machine, visible_gpus
+from trainer.machine import MachineError, check_clock, check_machine, visible_gpus
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
@@ -97,15 +97,21 @@ def main(argv: list[str]) -> int:
     if rented:
         stop.is_wished = rented.is_stop_wished
     follower = Follower(config.wandb, attempt, folder.run_id) if attempt else None
+    is_wrong = False
     try:
-        check_machine(os.environ.get(Env.GPU, ""))
+        if attempt and rented:
+            written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
+            check_clock(datetime.now(UTC), folder.store.written_at(written))
+        check_machine(os.environ)
         if attempt:
             check_progress(folder.attempts(), attempt, resumed_at(folder))
         end = run_document(document, attempt, stop)
+    except MachineError as error:
+        is_wrong, end = True, refuse(rented, error)
     except LdlmError as error:
         end = RankEnd(error.node_exit_code, str(error))
     if attempt:
-        record_end(folder, attempt, end)
+        record_end(folder, attempt, end, wrong_machine=is_wrong)
     if follower:
         follower.end(end.code)
     print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
@@ -151,6 +157,16 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
                                 offer=os.environ.get(Env.OFFER, ""))
 
 
+def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
+    """How a node ends whose machine is wrong; where nobody rents another one, that is the recipe's fault."""
+    if rented is None:
+        return RankEnd(error.node_exit_code, str(error))
+    try:
+        return rented.refuse(error)
+    except LdlmError as unwritten:
+        return RankEnd(ExitCode.BROKEN, f"{error.problem}, which could not be counted: {unwritten}")
+
+
 def resumed_at(folder: RunFolder) -> datetime | None:
     """When a person last resumed this run; None: never."""
     return max((event.at for event in folder.events() if event.kind == "resumed"), default=None)
@@ -160,7 +176,7 @@ def check_progress(attempts: list[AttemptFiles], attempt: Attempt, resumed: date
     """Refuse to go on when the last attempts all ended without a newer checkpoint.
 
     Three crashes in a row are enough; of attempts that were asked to stop, it takes ten, crashes among
-    them included. Preempted attempts do not count: the market took those machines, not the code. Nor
+    them included. Preempted attempts and wrong machines do not count: they are not the code's fault. Nor
     does what was before a person resumed the run.
 
     Raises:
@@ -182,9 +198,12 @@ def check_progress(attempts: list[AttemptFiles], attempt: Attempt, resumed: date
 
 
 def fruitless_end(files: AttemptFiles) -> str | None:
-    """How an attempt ended that has made no newer checkpoint; None for any other, and for a preempted one."""
+    """How an attempt ended that has made no newer checkpoint; None for any other, and where the market or the
+    machine was to blame."""
     end, beat = files.end, files.heartbeat
-    if end is None or end.preempted or (beat and beat.durable_step > beat.resumed_from_step):
+    if end is None or end.preempted or end.wrong_machine:
+        return None
+    if beat and beat.durable_step > beat.resumed_from_step:
         return None
     if end.exit_code == ExitCode.RECOVER:
         return "asked to stop"
@@ -296,12 +315,12 @@ def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped
     return max(ends, key=lambda end: end.code)
 
 
-def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd) -> None:
+def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd, *, wrong_machine: bool = False) -> None:
     """Leave the end of this attempt in the run folder, unless the engine was quicker."""
     try:
         folder.write(attempt_file(attempt.number, "end.json"), create=True,
                      record=AttemptEnd(at=datetime.now(UTC), exit_code=end.code, preempted=False,
-                                       reason=end.reason))
+                                       reason=end.reason, wrong_machine=wrong_machine))
     except AlreadyExistsError:
         pass
     except LdlmError as error:

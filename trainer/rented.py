@@ -2,8 +2,8 @@
 
 SkyPilot knows exit codes and nothing else: 75 starts the task again without end, 0 goes on to the next
 document, all others end the job. So a node closes the attempts of machines that vanished, asks for another
-attempt after a crash (`trainer.node` counts those), looks for a wish to stop, and writes how the run ended.
-No torch.
+attempt after a crash (`trainer.node` counts those) and for another machine where this one is wrong, looks for
+a wish to stop, and writes how the run ended. No torch.
 """
 
 import time
@@ -11,9 +11,11 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
+from trainer.machine import MachineError
 from trainer.run_folder import STARTS, RunFolder, RunOutcome, StopWish
 
 _LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
+_MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
 _ENDS = {ExitCode.STOPPED: Outcome.STOPPED, ExitCode.BROKEN: Outcome.DIVERGED,
          ExitCode.BAD_CONFIG: Outcome.BAD_CONFIG}
 
@@ -36,6 +38,7 @@ class Rented:
         self._folder, self._document, self._leads, self._clock = folder, document, leads, clock
         self._looked = float("-inf")
         self._is_wished = False
+        self._found_no_machine = False
         self._started_at = max((event.at for event in folder.events() if event.kind in STARTS),
                                default=datetime.min.replace(tzinfo=UTC))
         if leads:
@@ -68,6 +71,20 @@ class Rented:
             return False
         return wish is not None and wish.at > self._started_at
 
+    def refuse(self, error: MachineError) -> RankEnd:
+        """How this attempt ends because of its machine: another one is asked for, three in all.
+
+        Raises:
+            StoreError: It cannot be counted: without that, one machine after the other would be rented.
+        """
+        self._folder.add_event("wrong_machine", datetime.now(UTC), problem=error.problem, host=error.place)
+        found = sum(event.kind == "wrong_machine" and event.at > self._started_at
+                    for event in self._folder.events())
+        if found < _MAX_WRONG_MACHINES:
+            return RankEnd(ExitCode.RECOVER, f"wrong machine ({found} of {_MAX_WRONG_MACHINES}): {error}")
+        self._found_no_machine = True
+        return RankEnd(ExitCode.BROKEN, f"{found} machines in a row were wrong; the last: {error.problem}")
+
     def conclude(self, end: RankEnd) -> int:
         """Write how the run ended, if it did. Returns what this node tells SkyPilot.
 
@@ -81,7 +98,8 @@ class Rented:
         is_last = code in _ENDS or (code == ExitCode.FINISHED and self._document is Document.BENCH)
         if is_last and self._leads:
             try:
-                outcome = _ENDS.get(ExitCode(code), Outcome.FINISHED)
+                outcome = (Outcome.NO_CAPACITY if self._found_no_machine
+                           else _ENDS.get(ExitCode(code), Outcome.FINISHED))
                 self._folder.close(outcome, datetime.now(UTC), end.reason, self._document)
             except LdlmError as error:
                 print(f"warning: the end of the run is not recorded: {error}", flush=True)

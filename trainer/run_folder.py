@@ -73,19 +73,22 @@ class AttemptEnd(_Record):
     Attributes:
         exit_code: The node's exit code, None if the machine was taken.
         preempted: The machine was taken back, whatever the code.
+        wrong_machine: It was not what the plan pays for, and did no work.
     """
 
     at: datetime
     exit_code: int | None
     preempted: bool
     reason: str
+    wrong_machine: bool = False
 
 
 class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
     at: datetime
-    kind: str  # submitted, resumed, engine_started, attempt_ended, preempted, stop_requested, ended
+    # submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested, ended
+    kind: str
     detail: dict[str, Any] = {}
 
 

@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -102,6 +102,13 @@ class Store:
 
         with _as_store_errors(f"{self.url}/{key}", "read"):
             return int(obstore.head(self._backend, key)["size"])
+
+    def written_at(self, key: str) -> datetime:
+        """When an object was written, by the store's clock, to the second. Raises NotFoundError."""
+        import obstore
+
+        with _as_store_errors(f"{self.url}/{key}", "read"):
+            return obstore.head(self._backend, key)["last_modified"]
 
     def open(self, key: str, read_ahead_bytes: int = READ_AHEAD_BYTES) -> BinaryIO:
         """One object as a file that is read by ranges, so that it need not fit into memory."""
