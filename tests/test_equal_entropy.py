@@ -1,5 +1,6 @@
 """Models at equal entropy: which setting stands for one, and which goals that meets."""
 
+import math
 import random
 import statistics
 import sys
@@ -22,18 +23,38 @@ def point(model: str, perplexity: float, entropy: float = 3.0, *, speed: float =
                        scores(perplexity, entropy), scores(reported or perplexity, entropy))
 
 
-def test_between_settings_far_from_an_entropy_there_is_nothing() -> None:
-    points = [point("m", 20, 2.0, temperature=0.5), point("m", 60, 4.0)]
-    assert equal.best(points, "m", 3.0).points == []
-    assert equal.best(points, "m", 3.95).perplexity == 60
-    assert equal.best(points, "m", 3.89).points == []
+def test_a_model_is_read_between_the_two_temperatures_that_surround_an_entropy() -> None:
+    """20 and 80, a tenth of a nat apart, are 40 in the middle, and 20 * 4**0.2 a fifth along."""
+    points = [point("m", 20, 3.5, temperature=0.9), point("m", 80, 3.6, temperature=1.0),
+              point("m", 500, 3.9, temperature=1.1)]
+    assert equal.best(points, "m", 3.55).perplexity == pytest.approx(40)
+    assert equal.best(points, "m", 3.52).perplexity == pytest.approx(20 * 4**0.2)
+    assert equal.best(points, "m", 3.55).mean("entropy") == pytest.approx(3.55)
+    assert equal.best(points, "m", 3.55).mean("distinct_2") == pytest.approx(0.5)
+    assert equal.best(points, "m", 3.6).perplexity == pytest.approx(80)
 
 
-def test_along_temperatures_the_nearest_entropy_counts_not_the_lowest_perplexity() -> None:
-    points = [point("m", 20, 2.92, temperature=0.8), point("m", 30, 3.01, temperature=0.9),
-              point("m", 25, 3.04, steps=4), point("m", 50, 3.0, steps=2)]
-    assert [one.choosing.perplexity for one in equal.near(points, 3.0)] == [30, 25, 50]
-    assert equal.best(points, "m", 3.0).points[0].setting["steps"] == 4
+def test_beyond_its_temperatures_a_model_is_not_read() -> None:
+    points = [point("m", 20, 3.5, temperature=0.9), point("m", 80, 3.6, temperature=1.0)]
+    assert equal.best(points, "m", 3.49).points == equal.best(points, "m", 3.61).points == []
+
+
+def test_two_models_of_one_curve_are_equal_wherever_their_settings_lie() -> None:
+    """Both write with a perplexity of exp(5 H): the one whose settings lie lower gains nothing by it."""
+    points = [point(model, math.exp(5 * entropy), entropy, temperature=entropy)
+              for model, low in (("ldlm", 3.51), ("masked", 3.58)) for entropy in (low, low + 0.09)]
+    assert equal.verdicts(points, 3.59)[1] == \
+        "ldlm within 1.5 times masked: met, perplexity 62457694.7 against 62457694.7 (1.00 times)"
+
+
+def test_one_number_of_steps_stands_for_a_model_the_same_for_every_seed() -> None:
+    points = [point("m", perplexity, steps=steps, seed=seed, speed=speed)
+              for steps, speed, found in ((8, 80, (30, 50)), (64, 10, (35, 41)))
+              for seed, perplexity in enumerate(found)]
+    line = equal.best(points, "m", 3.0)
+    assert (line.perplexity, line.speed(8)) == (38, 10)
+    assert equal.fastest(points, "m", 3.0, 40).speed(8) == 80
+    assert equal.fastest(points, "m", 3.0, 39).speed(8) == 10
 
 
 def test_a_model_with_more_settings_does_not_win_by_luck() -> None:
@@ -55,8 +76,9 @@ def test_a_model_with_more_settings_does_not_win_by_luck() -> None:
 def test_seeds_of_a_model_give_a_mean_and_a_deviation() -> None:
     points = [point("m", 10, seed=0), point("m", 14, seed=1), point("m", 9, 5.0, seed=2)]
     line = equal.best(points, "m", 3.0)
-    assert (line.perplexity, line.num_seeds, len(line.points)) == (12, 3, 2)
+    assert (line.perplexity, line.num_seeds, len(line.reported)) == (12, 3, 2)
     assert line.deviation == pytest.approx(statistics.stdev([10, 14]))
+    assert equal.fastest(points, "m", 3.0, 99).points == []  # only where every seed comes
 
 
 def test_the_fastest_setting_is_the_one_that_is_still_as_good() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.gpu_kinds import GPU_KINDS
 from trainer.contract import Env
 from trainer.machine import MachineError, check_clock, check_machine, is_model, visible_gpus
 
@@ -129,11 +130,22 @@ def test_a_torch_that_cannot_use_the_cards_is_told_with_all_that_explains_it(nvi
 def test_the_torch_that_is_installed_here_says_itself_that_it_has_no_gpu(nvidia_smi: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU: tests/test_gpu_training.py passes this check on it")
+        pytest.skip("this machine has a GPU")
     shows(nvidia_smi, "NVIDIA GeForce RTX 5090, 32607, 32100, 580.86.10")
     said = refusal(GPU="RTX5090:1")
     assert said.startswith(f"torch {torch.__version__} (CUDA {torch.version.cuda or 'none'}, for -) cannot")
     assert "CUDA" in said.rpartition("driver 580.86.10: ")[2]
+
+
+@pytest.mark.gpu
+def test_a_machine_with_gpus_passes_as_what_it_is() -> None:
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    name = visible_gpus()[0].name
+    model = next(kind for kind in GPU_KINDS if is_model(name, kind))
+    check_machine({Env.GPU: f"{model}:{torch.cuda.device_count()}",
+                   Env.GPU_MEMORY: str(GPU_KINDS[model].memory_gib)})
 
 
 def test_a_disk_must_hold_what_is_fetched_or_hold_it_already(tmp_path: Path, monkeypatch) -> None:

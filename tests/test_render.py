@@ -77,7 +77,7 @@ def test_the_peak_of_all_gpus_travels_in_the_precision_of_the_run():
 
 
 def test_nodes_are_told_which_memory_and_disk_they_must_have():
-    """An H200 offers 139.7 GiB; the kept part of Qwen3.6-35B-A3B is downloaded, 60.2 GiB by the Hub's index."""
+    """An H200 offers 139.7 GiB; the kept part of Qwen3.6-35B-A3B, downloaded, has 60.5 GiB."""
     big = ("train={profile: qwen3.6-35b-a3b, steps: 1, data: {source: 'shards:x'}, micro_batch_size: 1, "
            "checkpoint: {every_steps: 1}}", "limits.max_cost_usd=99", "limits.deadline_hours=")
     rented = example_task("vast", *big, "hardware.train.1.gpu=H200:1")

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("moto")
 
 from tests.s3_server import KEYS, S3Server, running_s3_server  # noqa: E402
-from trainer.contract import Document, StoreError, checkpoint_folder  # noqa: E402
+from trainer.contract import ConfigError, Document, StoreError, checkpoint_folder  # noqa: E402
 from trainer.manifest import (  # noqa: E402
     Manifest,
     StoredFile,
@@ -31,6 +31,7 @@ from trainer.store import (  # noqa: E402
     Store,
     StoredObject,
     local_store_url,
+    named_store,
     open_store,
 )
 
@@ -82,6 +83,24 @@ def test_what_was_put_is_what_is_got(store: Store) -> None:
     store.put("empty", b"")
 
     assert (store.get("a/b.json"), store.get("empty")) == (b"two", b"")
+
+
+def test_a_store_says_by_its_own_clock_when_an_object_was_written(store: Store) -> None:
+    before = datetime.now(UTC)
+    store.put("run/attempt.json", b"{}")
+    assert -1 <= (store.written_at("run/attempt.json") - before).total_seconds() < 30
+    with pytest.raises(NotFoundError):
+        store.written_at("run/nothing")
+
+
+def test_a_command_takes_the_store_that_it_names_else_that_of_its_environment(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDLM_STORE", f"file://{tmp_path}/one")
+    assert named_store(None).url == f"file://{tmp_path}/one"
+    assert named_store(f"file://{tmp_path}/two").url == f"file://{tmp_path}/two"
+    monkeypatch.delenv("LDLM_STORE")
+    with pytest.raises(ConfigError, match="not said in which store the run is"):
+        named_store(None)
 
 
 def test_a_missing_object_has_an_error_of_its_own(store: Store) -> None:

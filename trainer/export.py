@@ -31,7 +31,7 @@ from torch import Tensor
 
 from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError, Env, Name, StoreError
+from trainer.contract import ConfigError, Name, StoreError
 from trainer.generate import Generator, warp_of
 from trainer.local_cache import sha256_of
 from trainer.manifest import TIME_DENSITY, StoredFile
@@ -41,7 +41,7 @@ from trainer.push import check_name, push
 from trainer.run_folder import RunFolder
 from trainer.sample_options import read_export_options
 from trainer.saved_run import SavedRun, load_run
-from trainer.store import open_store
+from trainer.store import named_store
 from trainer.token_encoder import load_tokenizer, open_tokenizer
 from trainer.trunk import first_line
 
@@ -250,7 +250,7 @@ def main(argv: list[str] | None = None) -> int:
 def _export(options: Namespace) -> str:
     if options.push_to_hub is not None:
         check_name(options.push_to_hub)
-    folder = RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run)
+    folder = RunFolder(named_store(options.store), options.run)
     run = load_run(folder, talk)
     out = options.out or Path(f"{options.run}-step-{run.manifest.step}")
     record = write_export(run, out, options.precision, with_encoder=options.with_encoder)

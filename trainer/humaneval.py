@@ -22,7 +22,7 @@ import torch
 
 from trainer.bench import device_name
 from trainer.command import carry_out, talk
-from trainer.contract import ConfigError, Env
+from trainer.contract import ConfigError
 from trainer.generate import Generator
 from trainer.humaneval_options import read_humaneval_options
 from trainer.prompting import check_reads_prompts, encoded
@@ -31,7 +31,7 @@ from trainer.sample import adjusted
 from trainer.sandbox import PASSED, check_sandbox, run_confined
 from trainer.saved_run import load_run
 from trainer.sizes import longest_prompt
-from trainer.store import open_store
+from trainer.store import named_store
 from trainer.text_tokenizer import text_tokenizer
 from trainer.token_encoder import TokenEncoder, load_token_encoder
 
@@ -65,7 +65,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     problems = read_problems(options.problems)
     options.out.mkdir(parents=True, exist_ok=True)
     check_sandbox(memory_bytes)
-    run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), talk)
+    run = load_run(RunFolder(named_store(options.store), options.run), talk)
     check_reads_prompts(run.config, options.run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = adjusted(run.generator(device), options)

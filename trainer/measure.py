@@ -4,7 +4,6 @@ Exit codes: those of the `ldlm` command.
 """
 
 import json
-import os
 import sys
 import textwrap
 from argparse import Namespace
@@ -16,7 +15,6 @@ import torch
 from trainer.bench import device_name
 from trainer.command import carry_out, talk
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
-from trainer.contract import Env
 from trainer.data import Corpus, open_corpus
 from trainer.evaluate import evaluate
 from trainer.frontier import judged, sample_frontier
@@ -31,7 +29,7 @@ from trainer.run_folder import RunFolder
 from trainer.sample import adjusted
 from trainer.sample_options import WAYS
 from trainer.saved_run import SavedRun, load_run
-from trainer.store import open_store
+from trainer.store import named_store
 from trainer.token_encoder import load_token_encoder
 
 _WIDTH = 80
@@ -54,7 +52,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     require_evaluation_tools()
     options.out.mkdir(parents=True, exist_ok=True)
     judge = load_judge(options.judge, device, revision=options.judge_revision)
-    run = load_run(RunFolder(open_store(options.store or os.environ[Env.STORE]), options.run), talk)
+    run = load_run(RunFolder(named_store(options.store), options.run), talk)
     if options.prompt_tokens:
         check_length(run.config, options.prompt_tokens)
     generator = adjusted(run.generator(device), options, WAYS)

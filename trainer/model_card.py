@@ -113,7 +113,7 @@ def _head(run_id: str, facts: Facts, config: TrainConfig) -> str:
 
 def _facts_table(config: TrainConfig, facts: Facts, step: int) -> str:
     simulated = " (simulated price)" if facts.price_is_simulated else ""
-    cost = "not recorded" if facts.spent_usd is None else f"${float(facts.spent_usd):.4f}{simulated}"
+    cost = "not recorded" if not facts.spent_usd else f"${float(facts.spent_usd):.4f}{simulated}"
     lines = [("steps", f"{step:,}"), ("tokens seen", f"{facts.num_tokens:,}"),
              ("training time", f"{facts.train_s / 60:,.1f} min"), ("cost up to the end of training", cost),
              ("hardware", ", ".join(facts.hardware) or "not recorded"), ("text", f"`{config.data.source}`"),

@@ -5,7 +5,6 @@ Exit codes: those of the `ldlm` command.
 
 import dataclasses
 import json
-import os
 import sys
 import textwrap
 import time
@@ -19,7 +18,7 @@ from pydantic import ValidationError
 from trainer.bench import device_name
 from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
-from trainer.contract import ConfigError, Env
+from trainer.contract import ConfigError
 from trainer.export import load_export, read_export
 from trainer.generate import Generator, Prompt
 from trainer.infilling import infiller
@@ -27,7 +26,7 @@ from trainer.prompting import check_reads_prompts, read_prompt
 from trainer.run_folder import RunFolder
 from trainer.sample_options import SETTINGS, read_sample_options
 from trainer.saved_run import load_run
-from trainer.store import Store, open_store
+from trainer.store import Store, named_store
 
 _WIDTH = 80
 _STEERING = "\N{REPLACEMENT CHARACTER}"  # shown for what would steer a terminal
@@ -132,13 +131,14 @@ def _told(generator: Generator, options: Namespace) -> tuple[Generator, Prompt |
 
 
 def _store(options: Namespace) -> Store:
-    return open_store(options.store or os.environ[Env.STORE])
+    return named_store(options.store)
 
 
 def _last_words(source: Source, made: Texts, seed: int, prompt: Prompt | None) -> str:
     sampling, device = source.generator.config.sampling, source.generator.model.hidden_mean.device
     num = len(made.texts)
-    how = [f"{sampling.solver}, {sampling.steps} steps, {sampling.grid} grid", f"seed {seed}"]
+    passes = f"{sampling.steps} step{'s' * (sampling.steps != 1)}"
+    how = [f"{sampling.solver}, {passes}, {sampling.grid} grid", f"seed {seed}"]
     how += [f"{name} {value:g}" for name, value in (("temperature", sampling.temperature),
             ("guidance", sampling.self_conditioning_guidance),
             ("prompt guidance", 1.0 if prompt is None else sampling.prompt_guidance)) if value != 1.0]

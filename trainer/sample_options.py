@@ -48,8 +48,8 @@ def read_export_options(arguments: Sequence[str] | None = None) -> argparse.Name
     parser = _parser("export", "Write what generation needs of a run's newest checkpoint into a folder,\n"
                      "whole or not at all, with a model card and the recipe.", _EXPORT_EXAMPLES)
     _add_run(parser, "RUN")
-    parser.add_argument("--out", type=_path, metavar="PATH", help="the folder, which must not be there yet "
-                        "(default: RUN-step-N here)")
+    parser.add_argument("--out", type=_path, metavar="PATH", help="the folder, which must be empty or "
+                        "not there yet (default: RUN-step-N here)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the weights "
                         "(default bf16)")
     parser.add_argument("--with-encoder", action="store_true", help="the latent encoder too, for "

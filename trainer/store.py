@@ -5,6 +5,7 @@ reads run folders through this file too.
 """
 
 import io
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from trainer.contract import ExitCode, StoreError
+from trainer.contract import ConfigError, Env, ExitCode, StoreError
 
 # obstore's own defaults retry for three minutes. A heartbeat is worth less than that, a checkpoint
 # is tried again at its next interval (guess, not measured on a real cloud).
@@ -189,6 +190,19 @@ class _RangeReader(io.RawIOBase):
         buffer[:len(data)] = data
         self._position += len(data)
         return len(data)
+
+
+def named_store(option: str | None) -> Store:
+    """The store of runs that a command names, else that of the environment.
+
+    Raises:
+        ConfigError: Neither names one, or it is no URL of a store.
+    """
+    url = option or os.environ.get(Env.STORE)
+    if not url:
+        raise ConfigError("it is not said in which store the run is", place="--store",
+                          fix=f"add --store URL, or set {Env.STORE}; `ldlm` finds runs by itself")
+    return open_store(url)
 
 
 def open_store(url: str) -> Store:

@@ -3,10 +3,10 @@
     python tests/baselines/compare.py STORE JUDGE OUT RECORD.json ... [--text NAME] [--entropy 3.4,3.6]
 
 A record is what a baseline writes, `samples.json` of `ldlm evaluate`, or what tests/learning/arms.py
-leaves. Every model was sampled at several settings; at each entropy, by default that of held-out text, one
-within 0.1 nats stands for it (see equal_entropy.py). Held-out and training rows stand beside them, as many
-as there are texts of a model: the judge must find both alike, or it has learned the models' training text
-by heart and favours copies of it (judge.py tells how to train one that has not).
+leaves. Every model was sampled at several temperatures; at each entropy, by default that of held-out text,
+it is read between the two that surround it (see equal_entropy.py). Held-out and training rows stand beside
+them, as many as there are texts of a model: the judge must find both alike, or it has learned the models'
+training text by heart and favours copies of it (judge.py tells how to train one that has not).
 """
 
 import argparse
@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 from equal_entropy import (
-    NEAR,
     Line,
     Point,
     Scores,
@@ -92,7 +91,7 @@ def markdown(points: Sequence[Point], entropies: Sequence[float], real: dict[str
     """All tables and verdicts as people read them."""
     parts = [f"Of {num} texts each; as many others chose the setting. {_judge_in_words(real)}"]
     for entropy in entropies:
-        parts += [f"## At entropy {entropy:.2f} (within {NEAR:g} nats)",
+        parts += [f"## At entropy {entropy:.2f}",
                   _table(points, entropy, real, perplexity), _speeds(points, entropy, perplexity),
                   "\n".join(f"- {line}" for line in verdicts(points, entropy)) or "No model of ours."]
     return "\n\n".join([*parts, _BATCH_1]) + "\n"
@@ -121,14 +120,11 @@ def _table(points: Sequence[Point], entropy: float, real: dict[str, Scores], per
 
 
 def _row(line: Line) -> str:
-    scores = Scores(*(line.mean(lambda point, name=name: getattr(point.reported, name))  # type: ignore[misc]
-                      for name in Scores._fields))
-    settings = " or ".join(sorted({setting_in_words(point) for point in line.points}))
-    seeds = f"{len(line.points)} of {line.num_seeds}"
-    speed_1 = line.mean(lambda point: point.tokens_per_s.get(1, float("nan")))
-    one = line.points[0]
-    return (f"| {line.model} | {seeds} | {_cells(scores, line.deviation)} | {settings} | {one.dtype} | "
-            f"{speed_1:,.0f} | {line.speed:,.0f} (batch {one.batch}) |")
+    scores = Scores(*map(line.mean, Scores._fields))
+    seeds = f"{len(line.reported)} of {line.num_seeds}"
+    return (f"| {line.model} | {seeds} | {_cells(scores, line.deviation)} | {setting_in_words(line)} | "
+            f"{line.points[0].dtype} | {line.speed(1):,.0f} | {line.speed(line.batch):,.0f} "
+            f"(batch {line.batch}) |")
 
 
 def _cells(scores: Scores, deviation: float | None = None) -> str:

@@ -118,8 +118,10 @@ def main() -> int:
     if not curves:
         sys.exit(f"{options.folder} holds no ARM-seed-S.jsonl: tests/learning/arms.py writes them")
     draw(curves, options.picture or options.folder / "curves.png")
-    if options.against in ends:
-        print(f"{table(ends)}\n\n{differences(ends, options.against)}")
+    if ends:
+        print(table(ends))
+    if options.against in ends and len(ends) > 1:
+        print(f"\n{differences(ends, options.against)}")
     return 0
 
 
