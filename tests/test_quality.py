@@ -200,3 +200,9 @@ def test_a_model_that_predicts_no_next_token_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(ConfigError, match="cannot be loaded"):
         load_judge(str(tmp_path))
+
+
+def test_a_judge_whose_folder_is_not_there_is_no_question_for_the_hub(tmp_path):
+    for name in (str(tmp_path / "nothing"), "./nothing"):
+        with pytest.raises(ConfigError, match=f"there is no folder {name}"):
+            load_judge(name)

@@ -23,7 +23,8 @@ def read_humaneval_options(arguments: Sequence[str] | None = None) -> argparse.N
     parser = argparse.ArgumentParser(
         prog="ldlm humaneval", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         description="Let a run's newest checkpoint complete programs, run each in a sandbox (bubblewrap),\n"
-                    "and count those that pass their tests: pass@k as HumanEval does (arXiv 2107.03374).",
+                    "and count those that pass their tests: pass@k as HumanEval does (arXiv 2107.03374).\n"
+                    "Needs `make evaluation-tools` once.",
         epilog=_EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="id of a run that was trained with model.prompt")
     parser.add_argument("--store", type=store_url, metavar="URL", help="where its folder is")

@@ -27,7 +27,8 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     parser = argparse.ArgumentParser(
         prog="ldlm evaluate", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
         description="Measure a run's newest checkpoint on held-out text, and its own text by a judge: "
-                    "reconstruction, losses, perplexity over entropy, repetition, MAUVE, speed.",
+                    "reconstruction, losses, perplexity over entropy, repetition, MAUVE, speed. "
+                    "Needs `make evaluation-tools` once.",
         epilog=_EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="id of a run, see `ldlm status`")
     parser.add_argument("--store", type=store_url, metavar="URL", help="where its folder is")

@@ -87,6 +87,10 @@ def load_judge(name: str = FIELDS_JUDGE, device: torch.device | str = "cpu", *, 
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        raise ConfigError(f"there is no folder {name}", place="--judge",
+                          fix="name a folder with a causal language model and its tokenizer, or a model "
+                              "of the Hub")
     dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
     # Asked for first: without a Hub, transformers would try again and again and print each try.
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": False,
