@@ -203,6 +203,19 @@ def sample(ctx: typer.Context) -> None:
     _in_trainer("trainer.sample", ctx.args)
 
 
+@app.command(rich_help_panel=_ADVANCED)
+def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
+          deadline: Deadline = None, yes: Yes = False, detach: Detach = False) -> None:
+    """Benchmark a trained run that found no machine for it."""
+    from launcher import commands, runs
+
+    opened, _ = runs.open_run(run, store)
+    proposal = commands.propose_bench(opened, run, _options(infra, None, None, max_cost, deadline, None))
+    commands.check_usable(proposal, resuming=True)
+    approve(proposal, yes)
+    carry_out(proposal, lambda: commands.resume(proposal), detach)
+
+
 @app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
 def evaluate(ctx: typer.Context) -> None:
     """Measure a run on held-out text, and its own text by a judge."""

@@ -228,6 +228,15 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
                     PlanOptions(infra=options.infra, store=store.address), run_id, now, done)
 
 
+def propose_bench(store: Store, run_id: str, options: PlanOptions) -> Proposal:
+    """Plan the benchmark of a run that has none. Raises as `propose_resume`, and if it has not trained."""
+    outcome = load_record(store, run_id).outcome
+    if outcome is None or outcome.outcome is not Outcome.FINISHED:
+        raise RunRecordError(f"run {run_id} has not finished training", place=f"{store.url}/{run_id}",
+                             fix=f"continue it, its benchmark comes by itself: ldlm resume {run_id}")
+    return propose_resume(store, run_id, options)
+
+
 def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     """Continue a run under the limits of the proposal."""
     _check_ready(proposal, preempt_at)

@@ -73,6 +73,11 @@ class Plan(Frozen):
         """Tokens that training sees."""
         return self.steps * self.tokens_per_step
 
+    @property
+    def only_benchmark(self) -> bool:
+        """True for a run whose training has finished: no machine is wanted for it."""
+        return all(part.document is Document.BENCH for part in self.parts)
+
     def digest(self) -> str:
         """SHA-256 over everything in the plan, as 64 hex digits."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

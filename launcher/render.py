@@ -46,7 +46,7 @@ class Templates:
 
 @dataclass(frozen=True)
 class Task:
-    """Finished SkyPilot YAML: a header, then train and bench, serial as is SkyPilot's default; or prepare."""
+    """Finished SkyPilot YAML: a header, then train and bench, one after the other; or one of them."""
 
     text: str
 
@@ -82,7 +82,10 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
             # One process: the benchmark is of one GPU. It reads a checkpoint into memory, no file of weights.
             Document.BENCH: _envs(plan, recipe, plan.offers[Document.BENCH], 1)}
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
-    for which, template in ((Document.TRAIN, templates.train), (Document.BENCH, templates.bench)):
+    wanted = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
+    if plan.only_benchmark:
+        del wanted[Document.TRAIN]
+    for which, template in wanted.items():
         memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
         documents.append(_fill(which, template, plan.offers[which], envs[which], workdir, memory_gib))
     return _task(documents)

@@ -160,8 +160,10 @@ class RunRecord:
     @property
     def has_failed(self) -> bool:
         """True if training or benchmark ended as nobody wanted it."""
-        ends = [end for end in (self.outcome, self.bench_end) if end]
-        return any(end.outcome not in (Outcome.FINISHED, Outcome.LIMIT, Outcome.STOPPED) for end in ends)
+        good = {Outcome.FINISHED, Outcome.LIMIT, Outcome.STOPPED}
+        if self.bench_end and self.bench_end.outcome not in good | {Outcome.NO_CAPACITY}:
+            return True
+        return self.outcome is not None and self.outcome.outcome not in good
 
     @property
     def failure_fix(self) -> str | None:
@@ -326,10 +328,12 @@ def ending_words(record: RunRecord) -> str:
     training, bench = record.outcome, record.bench_end
     if training is None or bench is None:
         return outcome_words(training) if training else ""
-    trained = "trained" if training.outcome is Outcome.FINISHED else outcome_words(training)
-    words = {Outcome.STOPPED: "stopped by you", Outcome.LIMIT: "stopped at the run's limit"}
+    is_trained = training.outcome is Outcome.FINISHED
+    words = {Outcome.STOPPED: "stopped by you", Outcome.LIMIT: "stopped at the run's limit",
+             Outcome.NO_CAPACITY: "found no machine"}
     how = words.get(bench.outcome, "failed")
-    return f"{trained}; benchmark {how} ({bench.reason}): ldlm resume {record.run_id}"
+    return (f"{'trained' if is_trained else outcome_words(training)}; benchmark {how} ({bench.reason}): "
+            f"ldlm {'bench' if is_trained else 'resume'} {record.run_id}")
 
 
 _T = TypeVar("_T", bound=_Recorded)

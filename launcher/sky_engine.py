@@ -22,8 +22,8 @@ from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
 
 _FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
-_FIELDS = ("job_id", "task_id", "job_name", "status", "recovery_count", "failure_reason", "cloud", "region",
-           "current_cluster_name")
+_FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
+           "cloud", "region", "current_cluster_name")
 # SkyPilot 0.14.1, sky/jobs/state.py.
 _ALIVE = {"PENDING", "SUBMITTED", "STARTING", "RUNNING", "WINDING_DOWN", "RECOVERING"}
 _STOPPING = {"CANCELLING"}
@@ -161,16 +161,17 @@ def _state_of(rows: Sequence[Row]) -> EngineState:
         return EngineState(EnginePhase.NONE)
     row = next((row for row in rows if row["status"] != _SUCCEEDED), rows[-1])
     word = row["status"]
-    document = list(Document)[min(int(row["task_id"] or 0), len(Document) - 1)]
+    document = Document(row["task_name"]) if row["task_name"] in list(Document) else None  # it may be edited
     phase = (EnginePhase.RUNNING if word in _ALIVE else EnginePhase.STOPPING if word in _STOPPING
              else EnginePhase.ENDED if word in _ENDED else EnginePhase.UNKNOWN)
     return EngineState(phase, document, detail=_in_words(row, document), word=word)
 
 
-def _in_words(row: Row, document: Document) -> str:
+def _in_words(row: Row, document: Document | None) -> str:
     where = "/".join(filter(None, (row.get("cloud"), row.get("region"))))
     times = int(row.get("recovery_count") or 0)
-    return "".join((f"{document}: {row['status']}", f" on {where}" if where and where != "-" else "",
+    return "".join((f"{document or row['task_name']}: {row['status']}",
+                    f" on {where}" if where and where != "-" else "",
                     f", recovered {times} time{'s' * (times > 1)}" if times else "",
                     f": {row['failure_reason']}" if row.get("failure_reason") else ""))
 

@@ -55,7 +55,7 @@ class TaskDocument:
 
 
 def parse_task(text: str) -> list[TaskDocument]:
-    """Take a rendered task apart: a header, then `train`, then perhaps `bench`.
+    """Take a rendered task apart: a header, then `train`, `bench`, or both in this order.
 
     Raises:
         EngineError: It is no task that this engine can run; says which document and key.
@@ -67,7 +67,10 @@ def parse_task(text: str) -> list[TaskDocument]:
     bodies = loaded[1:] if loaded and _is_header(loaded[0]) else loaded
     if not 1 <= len(bodies) <= len(Document):
         raise EngineError(f"has {len(bodies)} documents; the local engine runs one or two", place="task")
-    documents = [_parse(document, body) for document, body in zip(Document, bodies, strict=False)]
+    documents = [_parse(body) for body in bodies]
+    if [found.document for found in documents] not in ([*Document], [Document.TRAIN], [Document.BENCH]):
+        raise EngineError(f"its documents are {', '.join(found.name for found in documents)}, not "
+                          f"{', then '.join(Document)}", place="task")
     if len({(document.run_id, document.envs[Env.STORE]) for document in documents}) > 1:
         raise EngineError(f"its documents differ in {Env.RUN_ID} or {Env.STORE}", place="task")
     return documents
@@ -77,8 +80,11 @@ def _is_header(body: Any) -> bool:
     return isinstance(body, dict) and set(body) <= {"name", "execution"}
 
 
-def _parse(document: Document, body: Any) -> TaskDocument:
-    place = f"task, document {document}"
+def _parse(body: Any) -> TaskDocument:
+    name = body.get("name") if isinstance(body, dict) else None
+    if name not in list(Document):
+        raise EngineError(f"a document is called {name!r}; there are {', '.join(Document)}", place="task")
+    document, place = Document(name), f"task, document {name}"
     if not isinstance(body, dict) or not isinstance(body.get("run"), str):
         raise EngineError("has no `run` text", place=place)
     workdir = Path(str(body.get("workdir")))
@@ -87,7 +93,7 @@ def _parse(document: Document, body: Any) -> TaskDocument:
     recovery = (body.get("resources") or {}).get("job_recovery") or {}
     codes = recovery.get("recover_on_exit_codes") or ()
     return TaskDocument(
-        document=document, name=str(body.get("name") or document), workdir=workdir,
+        document=document, name=str(document), workdir=workdir,
         setup=body.get("setup") or "", run=body["run"], envs=_parse_envs(body.get("envs"), place),
         max_restarts_on_errors=int(recovery.get("max_restarts_on_errors") or 0),
         recover_on_exit_codes=(codes,) if isinstance(codes, int) else tuple(codes))

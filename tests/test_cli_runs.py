@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from cli_lab import FAKE_NODE, LDLM, RECIPE, Checkout, Terminal, environment, files_below, ldlm, refused
 from engine_lab import wait_until
 
@@ -81,21 +82,29 @@ def test_a_run_that_fails_ends_with_what_its_node_says_to_do(tmp_path, store):
     assert "x.json: the node's own word" in said and said.rstrip().endswith("fix: none")
 
 
-def test_a_benchmark_that_fails_or_is_stopped_is_told_and_resume_runs_it_alone(tmp_path, store):
+def test_a_benchmark_that_fails_or_is_stopped_is_told_and_bench_runs_it_alone(tmp_path, store):
     checkout = Checkout(tmp_path, f"{FAKE_NODE} exit:0", f"test -e {tmp_path}/go && exec sleep 60; exit 78")
     said = refused(5, *RUN, "--yes", "--store", store, cwd=checkout.folder)
-    told = "trained; benchmark failed (bench: recipe or data is wrong (exit code 78)): ldlm resume r1"
+    told = "trained; benchmark failed (bench: recipe or data is wrong (exit code 78)): ldlm bench r1"
     assert told in said
     assert told in " ".join(ldlm("status", "r1").stdout.split())
     assert "trained; no benchmark" in ldlm("status", "--store", store).stdout
     (tmp_path / "go").touch()
-    terminal = Terminal("resume", "r1", "--yes", cwd=checkout.folder)
+    terminal = Terminal("bench", "r1", "--yes", cwd=checkout.folder)
     terminal.wait_for("attempt 3: benchmark")
     wait_until(lambda: ldlm("stop", "r1").returncode == 0, "the run could be stopped")
     assert terminal.wait() == 0
     assert "trained; benchmark stopped by you" in terminal.plain()
     attempts = json.loads(ldlm("cost", "r1", "--json").stdout)["attempts"]
     assert [attempt["document"] for attempt in attempts] == ["train", "bench", "bench"]
+    task = yaml.safe_load_all((Path(store) / "r1" / "task.yaml").read_text())
+    assert [document["name"] for document in task] == ["r1", "bench"]  # no machine that would train
+
+
+def test_a_run_that_has_not_trained_is_not_benchmarked(tmp_path, store):
+    refused(5, *RUN, "--yes", "--store", store, cwd=Checkout(tmp_path, f"{FAKE_NODE} exit:78").folder)
+    said = refused(6, "bench", "r1", "--store", store)
+    assert "run r1 has not finished training" in said and "ldlm resume r1" in said
 
 
 def test_a_run_that_the_engine_cannot_take_says_that_it_is_recorded_and_can_be_resumed(tmp_path, store):

@@ -156,9 +156,11 @@ def test_an_attempt_after_one_that_never_trained_is_starting(store_url):
 
 
 @pytest.mark.parametrize(("outcome", "bench", "words", "failed"), [
-    (Outcome.FINISHED, "lost", "trained; benchmark failed (why): ldlm resume story-1", True),
-    (Outcome.FINISHED, "bad_config", "trained; benchmark failed (why): ldlm resume story-1", True),
-    (Outcome.FINISHED, "stopped", "trained; benchmark stopped by you (why): ldlm resume story-1", False),
+    (Outcome.FINISHED, "lost", "trained; benchmark failed (why): ldlm bench story-1", True),
+    (Outcome.FINISHED, "bad_config", "trained; benchmark failed (why): ldlm bench story-1", True),
+    (Outcome.FINISHED, "stopped", "trained; benchmark stopped by you (why): ldlm bench story-1", False),
+    (Outcome.FINISHED, "no_capacity", "trained; benchmark found no machine (why): ldlm bench story-1", False),
+    (Outcome.NO_CAPACITY, "finished", "no machine to be had (all steps done)", True),
     (Outcome.LIMIT, "lost", "stopped at its limit (all steps done); benchmark failed (why): "
                             "ldlm resume story-1", True),
     (Outcome.FINISHED, "finished", "finished (all steps done)", False),

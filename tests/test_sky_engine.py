@@ -17,8 +17,9 @@ from trainer.run_folder import RunFolder
 
 
 def row(status: str, task_id: int = 0, **more: object) -> dict[str, object]:
-    return {"job_id": 3, "task_id": task_id, "job_name": "run", "status": status, "recovery_count": 0,
-            "failure_reason": None, "cloud": "Vast", "region": "Spain, ES, EU"} | more
+    return {"job_id": 3, "task_id": task_id, "task_name": ("train", "bench")[task_id], "job_name": "run",
+            "status": status, "recovery_count": 0, "failure_reason": None, "cloud": "Vast",
+            "region": "Spain, ES, EU"} | more
 
 
 @pytest.mark.parametrize(("rows", "phase", "document", "detail"), [
@@ -31,6 +32,9 @@ def row(status: str, task_id: int = 0, **more: object) -> dict[str, object]:
      "bench: STARTING on Vast/Spain, ES, EU"),
     ([row("SUCCEEDED"), row("SUCCEEDED", 1)], EnginePhase.ENDED, Document.BENCH,
      "bench: SUCCEEDED on Vast/Spain, ES, EU"),
+    ([row("STARTING", task_name="bench")], EnginePhase.RUNNING, Document.BENCH,
+     "bench: STARTING on Vast/Spain, ES, EU"),
+    ([row("RUNNING", task_name="mine")], EnginePhase.RUNNING, None, "mine: RUNNING on Vast/Spain, ES, EU"),
     ([row("CANCELLING"), row("PENDING", 1)], EnginePhase.STOPPING, Document.TRAIN,
      "train: CANCELLING on Vast/Spain, ES, EU"),
     ([row("FAILED", failure_reason="exit code 78"), row("CANCELLED", 1)], EnginePhase.ENDED, Document.TRAIN,
