@@ -15,6 +15,7 @@ from trainer.contract import LdlmError
 if TYPE_CHECKING:
     from launcher.commands import PlanOptions
     from launcher.preempt_at import PreemptAt
+    from launcher.proposal import Proposal
 
 _ADVANCED = "Advanced"
 
@@ -178,9 +179,7 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
     preemption = _preemption(preempt_at)
     opened, _ = runs.open_run(run, store)
     proposal = commands.propose_resume(opened, run, _options(infra, None, None, max_cost, deadline, None))
-    commands.check_usable(proposal, resuming=True)
-    approve(proposal, yes)
-    carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
+    _go_on(proposal, yes, detach, preemption)
 
 
 @app.command()
@@ -211,9 +210,7 @@ def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Max
 
     opened, _ = runs.open_run(run, store)
     proposal = commands.propose_bench(opened, run, _options(infra, None, None, max_cost, deadline, None))
-    commands.check_usable(proposal, resuming=True)
-    approve(proposal, yes)
-    carry_out(proposal, lambda: commands.resume(proposal), detach)
+    _go_on(proposal, yes, detach)
 
 
 @app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
@@ -338,6 +335,15 @@ def _options(infra: str | None, store: str | None, run_id: str | None, max_cost:
 
     return PlanOptions(infra=infra, store=store, run_id=run_id, max_cost=max_cost, deadline=deadline,
                        overrides=sets or ())
+
+
+def _go_on(proposal: "Proposal", yes: bool, detach: bool, preemption: "PreemptAt | None" = None) -> None:
+    """Carry out what is left of a run, once it is approved."""
+    from launcher import commands
+
+    commands.check_usable(proposal, resuming=True)
+    approve(proposal, yes)
+    carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
 
 
 def _preemption(text: str | None) -> "PreemptAt | None":

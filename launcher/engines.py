@@ -16,6 +16,7 @@ from trainer.store import Store
 if TYPE_CHECKING:
     from launcher.sky_engine import SkyEngine
 
+
 def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> "SkyEngine":
     """SkyPilot, for runs of this store."""
     from launcher.sky_engine import SkyEngine

@@ -82,12 +82,10 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
             # One process: the benchmark is of one GPU. It reads a checkpoint into memory, no file of weights.
             Document.BENCH: _envs(plan, recipe, plan.offers[Document.BENCH], 1)}
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
-    wanted = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
-    if plan.only_benchmark:
-        del wanted[Document.TRAIN]
-    for which, template in wanted.items():
+    texts = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
+    for which in [Document.BENCH] if plan.only_benchmark else Document:
         memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
-        documents.append(_fill(which, template, plan.offers[which], envs[which], workdir, memory_gib))
+        documents.append(_fill(which, texts[which], plan.offers[which], envs[which], workdir, memory_gib))
     return _task(documents)
 
 
@@ -130,9 +128,10 @@ def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int, fetched_gib: int
 
 def _fetched_gib(plan: Plan) -> int:
     """Of a rented node's disk: frozen weights. Checkpoints go from memory to the store."""
-    is_rented = plan.offers[Document.TRAIN].cloud in _WITH_DISK
-    is_fetched = is_rented and plan.sizes is not None and plan.sizes.encoder.fetch_s > 0
-    return math.ceil(plan.sizes.encoder.source_bytes / 2**30) if is_fetched and plan.sizes else 0
+    encoder = plan.sizes.encoder if plan.sizes else None
+    if encoder is None or not encoder.fetch_s or plan.offers[Document.TRAIN].cloud not in _WITH_DISK:
+        return 0
+    return math.ceil(encoder.source_bytes / 2**30)
 
 
 def _peak_tflops(offer: Offer, config: TrainConfig) -> str:

@@ -151,7 +151,7 @@ def test_another_machine_is_asked_for_where_one_is_wrong_three_in_all(folder) ->
     assert ends[1].reason == f"wrong machine (2 of 3): {WRONG}"
     last = node(folder)
     end = last.refuse(WRONG)
-    assert end == (70, f"3 machines in a row were wrong; the last: {WRONG.problem}")
+    assert end == (70, f"3 machines were wrong since this run was started; the last: {WRONG.problem}")
     assert last.conclude(end) == 70 and outcome(folder) is Outcome.NO_CAPACITY
     told = [event.detail for event in folder.events() if event.kind == "wrong_machine"]
     assert told == 3 * [{"problem": WRONG.problem, "host": "host-7"}]

@@ -96,8 +96,11 @@ def _check_disk(gib: float) -> None:
     caches = cache_folder().parent  # the Hub's files are beside ours
     folder = next(found for found in (caches, *caches.parents) if found.exists())
     free = shutil.disk_usage(folder).free / 2**30
+    if free >= gib:
+        return
+    # An attempt before this one may have fetched it here.
     kept = sum(path.stat().st_size for path in caches.rglob("*") if path.is_file() and not path.is_symlink())
-    if free + kept / 2**30 < gib:  # an attempt before this one may have fetched it here
+    if free + kept / 2**30 < gib:
         raise _wrong(f"{free:.1f} GiB are free in {folder}, what the run fetches takes {gib:g}")
 
 
@@ -119,8 +122,8 @@ def check_clock(here: datetime, at_the_store: datetime) -> None:
 
 def _wrong(problem: str) -> MachineError:
     return MachineError(problem, place=socket.gethostname(),
-                        fix="nothing where the engine rents: it takes another machine; else change this one, "
-                        "or the recipe's hardware")
+                        fix="where machines are rented, another one is taken by itself; else change this "
+                            "one, or the recipe's hardware")
 
 
 def is_model(name: str, model: str) -> bool:

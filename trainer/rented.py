@@ -83,7 +83,8 @@ class Rented:
         if found < _MAX_WRONG_MACHINES:
             return RankEnd(ExitCode.RECOVER, f"wrong machine ({found} of {_MAX_WRONG_MACHINES}): {error}")
         self._found_no_machine = True
-        return RankEnd(ExitCode.BROKEN, f"{found} machines in a row were wrong; the last: {error.problem}")
+        return RankEnd(ExitCode.BROKEN, f"{found} machines were wrong since this run was started; the last: "
+                       f"{error.problem}")
 
     def conclude(self, end: RankEnd) -> int:
         """Write how the run ended, if it did. Returns what this node tells SkyPilot.

@@ -26,7 +26,7 @@ from trainer.prompting import check_reads_prompts, read_prompt
 from trainer.run_folder import RunFolder
 from trainer.sample_options import SETTINGS, read_sample_options
 from trainer.saved_run import load_run
-from trainer.store import Store, named_store
+from trainer.store import named_store
 
 _WIDTH = 80
 _STEERING = "\N{REPLACEMENT CHARACTER}"  # shown for what would steer a terminal
@@ -116,22 +116,18 @@ def _open(options: Namespace) -> Source:
     if options.export is not None:
         generator = load_export(options.export, device)
         return Source(generator, str(options.export), read_export(options.export).step)
-    run = load_run(RunFolder(_store(options), options.run), talk)
+    run = load_run(RunFolder(named_store(options.store), options.run), talk)
     return Source(run.generator(device), options.run, run.manifest.step)
 
 
 def _told(generator: Generator, options: Namespace) -> tuple[Generator, Prompt | None]:
     """The generator and its prompt, from the texts that were given to begin and to end with."""
     if options.suffix is not None:
-        filler = infiller(generator, options.prompt, options.suffix, _store(options))
+        filler = infiller(generator, options.prompt, options.suffix, named_store(options.store))
         return filler, filler.beginning()
     if options.prompt is None:
         return generator, None
-    return generator, read_prompt(generator, options.prompt, _store(options))
-
-
-def _store(options: Namespace) -> Store:
-    return named_store(options.store)
+    return generator, read_prompt(generator, options.prompt, named_store(options.store))
 
 
 def _last_words(source: Source, made: Texts, seed: int, prompt: Prompt | None) -> str:

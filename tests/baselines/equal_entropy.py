@@ -109,7 +109,8 @@ def read_at(settings: Sequence[tuple[float, Scores]], entropy: float) -> Scores 
             far = high.entropy - low.entropy
             part = (entropy - low.entropy) / far if far else 0.0
             between = [(1 - part) * one + part * other for one, other in zip(low, high, strict=True)]
-            return Scores(math.exp((1 - part) * _log(low) + part * _log(high)), *between[1:])
+            logarithm = (1 - part) * math.log(low.perplexity) + part * math.log(high.perplexity)
+            return Scores(math.exp(logarithm), *between[1:])
     return None
 
 
@@ -117,10 +118,6 @@ def _neighbours(settings: Sequence[tuple[float, Scores]]) -> list[tuple[tuple[fl
     """Pairs along the temperatures; of a lone one, itself."""
     ordered = sorted(settings, key=lambda setting: setting[0])
     return list(zip(ordered, ordered[1:] or ordered, strict=False))
-
-
-def _log(scores: Scores) -> float:
-    return math.log(scores.perplexity) if scores.perplexity > 0 else -math.inf
 
 
 def lines(points: Sequence[Point], model: str, entropy: float) -> list[Line]:
