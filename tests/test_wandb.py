@@ -113,14 +113,14 @@ def test_a_run_that_was_killed_and_resumed_is_one_w_and_b_run_with_each_row_once
     before = list(history(server))
     assert before and before[-1]["_step"] < 600
 
-    # A limit ends it before all the planned steps, be it at once.
-    code, output = run.finish(LDLM_DEADLINE=(datetime.now(UTC) + timedelta(seconds=20)).isoformat())
+    # A limit ends it before all the planned steps, yet after some: start-up takes 20 s on a busy machine.
+    code, output = run.finish(LDLM_DEADLINE=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
 
     assert code == ExitCode.FINISHED, output
     assert f"W&B: {server.url}/someone/ldlm/runs/run" in output
     steps = [row["_step"] for row in history(server)]
     assert steps == list(range(run.folder.read("outcome.json", RunOutcome).step + 1))
-    assert len(steps) >= len(before)
+    assert len(steps) > len(before)
     shown = server.runs["ldlm/run"]
     assert list(server.runs) == ["ldlm/run"]
     assert history(server)[: len(before)] == before
