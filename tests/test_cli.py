@@ -66,7 +66,7 @@ def test_no_command_at_all_shows_the_help():
     (["plan", RECIPE, "--infra", "mars"], 4, "no hardware on mars", "use --infra local (the recipe also has"),
     (["plan", RECIPE, "--store", "ftp://x"], 6, "cannot open a store at 'ftp://x'", "s3://bucket/prefix"),
     (["launch", RECIPE, "--infra", "mars", "--yes"], 5, "no engine for 'mars'", "--infra local"),
-    (["launch", RECIPE, "--infra", "vast", "--yes"], 5, "--infra vast: the Vast.ai SDK", "'.[vast]'"),
+    (["launch", RECIPE, "--infra", "vast", "--yes"], 5, "no Vast.ai credentials", "~/.config/vastai/vast_api_key"),
     (["launch", RECIPE, "--preempt-at", "noon"], 2, "--preempt-at: cannot preempt at 'noon'", "step:N or"),
     (["launch", RECIPE, "--preempt-at", "step:0"], 2, "--preempt-at", "step:N or"),
     (["launch", RECIPE, "--run-id", "Mine!"], 2, "--run-id: 'Mine!' is not a run id", "lower-case letters"),
