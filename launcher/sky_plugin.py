@@ -6,23 +6,24 @@ of ours, which say so under a key of theirs, this file does that part instead. O
 """
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from decimal import Decimal
 from typing import Any
 
 from sky.server import plugins
 
-from launcher.vast_search import KEY, Rental, left_soon, query_of
+from launcher import rental_log
+from launcher.rentals import RENTALS, Rental, Rentals
+from launcher.vast_search import KEY, left_soon, query_of, rental_of
 
-_RENTALS = Path("~/.sky/ldlm_vast_rentals.jsonl")
 _LONGEST_START = timedelta(minutes=25)  # an image of 10 GB on a slow line; then it is cut (guess)
 _MAX_TRIES = 5  # offers go while one looks at them
 # Vast says more than SkyPilot 0.14.1 knows; what it does not know ends its look at all clusters.
 _STATUSES = {"OFFLINE": "EXITED", "FROZEN": "STOPPED", "UNKNOWN": "LOADING", "REBOOTING": "LOADING",
              "SCHEDULING": "LOADING"}
+Instances = dict[str, dict[str, Any]]
 
 
 class LdlmPlugin(plugins.BasePlugin):
@@ -43,10 +44,19 @@ class LdlmPlugin(plugins.BasePlugin):
         from sky.adaptors import vast
         from sky.provision.vast import utils
 
+        if extension_context.app is not None:
+            extension_context.app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
         if getattr(utils.launch, "is_ldlm", False):
             return
         utils.launch = launch_through(utils.launch, vast.vast)
         utils.list_instances = list_through(utils.list_instances, vast.vast)
+        utils.remove = remove_through(utils.remove)
+
+
+def rentals_of(run_id: str) -> dict[str, Any]:
+    """What this server has rented for a run, as the launcher asks for it."""
+    mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
+    return Rentals.of(mine).model_dump(mode="json")
 
 
 def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callable[..., str]:
@@ -62,15 +72,19 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         wishes = dict(create_instance_kwargs or {})
         settings = wishes.pop(KEY, None)
         if settings is None:
-            return launch(name, instance_type, region, disk_size, image_name,
-                          create_instance_kwargs=create_instance_kwargs, ssh_public_key=ssh_public_key, **more)
+            return launch(name, instance_type, region, disk_size, image_name, ssh_public_key=ssh_public_key,
+                          create_instance_kwargs=create_instance_kwargs, **more)
         bid = wishes.pop("bid_price", None)
-        contract = {"label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
-                    "onstart_cmd": _first_commands(ssh_public_key)} | wishes
+        contract: dict[str, Any] = {
+            "label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
+            "onstart_cmd": _first_commands(ssh_public_key)} | wishes
         if bid is not None:
             contract["price"] = bid
         offers = _search(sdk(), settings, instance_type, region, disk_size, bids=bid is not None)
-        return _rent(sdk(), offers, contract, settings.get("run_id"))
+        offer, instance_id = _rent(sdk(), offers, contract)
+        rental_log.rented(rental_of(offer, instance_id, settings.get("run_id"), bid, contract["disk"],
+                                    datetime.now(UTC)))
+        return instance_id
 
     rent_or_launch.is_ldlm = True  # type: ignore[attr-defined]
     return rent_or_launch
@@ -79,7 +93,7 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
 def _search(sdk: Any, settings: Mapping[str, Any], instance_type: str, region: str, disk_gib: int, *,
             bids: bool) -> list[dict[str, Any]]:
     """Offers that fit, the cheapest first. Raises RuntimeError, as SkyPilot does, when there are none."""
-    left_out = left_soon(rentals(), settings.get("run_id"), datetime.now(UTC))
+    left_out = left_soon(rental_log.read().values(), settings.get("run_id"), datetime.now(UTC))
     query = query_of(settings, instance_type, disk_gib, bids=bids, without=left_out)
     if settings.get("in_region"):
         query |= _within(region)
@@ -100,9 +114,8 @@ def _within(region: str) -> dict[str, Any]:
     return dict(parse_query(text, {}, offers_fields, offers_alias, offers_mult))
 
 
-def _rent(sdk: Any, offers: list[dict[str, Any]], contract: dict[str, Any],
-          run_id: str | None) -> str:
-    """Rent the first offer that is still there. Returns the id of the instance."""
+def _rent(sdk: Any, offers: list[dict[str, Any]], contract: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Rent the first offer that is still there. Returns it with the id of the instance."""
     import requests
 
     for offer in offers[:_MAX_TRIES]:
@@ -111,9 +124,7 @@ def _rent(sdk: Any, offers: list[dict[str, Any]], contract: dict[str, Any],
         except requests.HTTPError as error:  # Vast's own answer: it has not been rented
             gone = error
             continue
-        instance_id = str(answer["new_contract"])
-        _remember(Rental(run_id, instance_id, offer["machine_id"], datetime.now(UTC)))
-        return instance_id
+        return offer, str(answer["new_contract"])
     raise RuntimeError(f"Vast rents out none of the {len(offers)} machines that it offers: {gone}")
 
 
@@ -127,55 +138,60 @@ def _first_commands(ssh_public_key: str | None) -> str:
     return ";".join(commands)
 
 
-def list_through(list_instances: Callable[[], dict[str, dict[str, Any]]],
-                 sdk: Callable[[], Any]) -> Callable[[], dict[str, dict[str, Any]]]:
+def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]) -> Callable[[], Instances]:
     """SkyPilot's list of instances in words that it knows, without those of ours that never start.
+
+    SkyPilot looks every few seconds while it waits and every quarter of a minute afterwards: what is learnt
+    of our rentals is remembered here.
 
     Args:
         list_instances: `sky.provision.vast.utils.list_instances`.
         sdk: Gives Vast's SDK.
     """
-    def known() -> dict[str, dict[str, Any]]:
-        found = list_instances()
+    def known() -> Instances:
+        asked_at, found = datetime.now(UTC), list_instances()
         for instance in found.values():
             instance["status"] = _STATUSES.get(instance["status"], instance["status"])
-        starting = [rental for rental in rentals() if rental.instance_id in found
-                    and found[rental.instance_id]["status"] in ("CREATED", "LOADING")
-                    and datetime.now(UTC) - rental.at > _LONGEST_START]
-        for rental in starting:
-            sdk().destroy_instance(id=rental.instance_id)
-        if starting:
-            raise RuntimeError(f"machine {starting[0].machine_id} of Vast has not started in "
-                               f"{_LONGEST_START.seconds // 60} minutes, so it was given back")
+        open_ones = [rental for rental in rental_log.read().values() if rental.ended_at is None]
+        for rental in open_ones:
+            _learn(rental, found.get(rental.instance_id), asked_at)
+        for rental in open_ones:
+            if _never_starts(rental, found.get(rental.instance_id), asked_at):
+                sdk().destroy_instance(id=rental.instance_id)
+                rental_log.ended(rental.instance_id, datetime.now(UTC))
+                raise RuntimeError(f"machine {rental.machine_id} of Vast has not started in "
+                                   f"{_LONGEST_START.seconds // 60} minutes, so it was given back")
         return found
 
     return known
 
 
-def rentals() -> list[Rental]:
-    """Every rental that this server remembers; a torn line is passed over."""
-    found = []
-    try:
-        lines = _RENTALS.expanduser().read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        try:
-            row = json.loads(line)
-            found.append(Rental(row["run_id"], row["instance_id"], row["machine_id"],
-                                datetime.fromisoformat(row["at"])))
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+def _learn(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> None:
+    if instance is None:
+        if rental.rented_at < now:  # else the list may be older than the rental
+            rental_log.ended(rental.instance_id, now)
+        return
+    if instance["status"] == "RUNNING" and rental.running_at is None:
+        rental_log.seen_running(rental.instance_id, now)
+    price = Decimal(str(instance.get("dph_base") or 0))
+    if price and price != rental.prices[-1].usd_per_hour:
+        rental_log.repriced(rental.instance_id, now, price)
 
 
-def _remember(rental: Rental) -> None:
-    """Add a line in one write: several processes of the server do."""
-    path = _RENTALS.expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps(rental._asdict() | {"at": rental.at.isoformat()}) + "\n"
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(handle, line.encode())
-    finally:
-        os.close(handle)
+def _never_starts(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> bool:
+    waits = instance is not None and instance["status"] in ("CREATED", "LOADING")
+    return waits and rental.running_at is None and now - rental.rented_at > _LONGEST_START
+
+
+def remove_through(remove: Callable[..., None]) -> Callable[..., None]:
+    """SkyPilot's `remove` of Vast, which is remembered.
+
+    Args:
+        remove: `sky.provision.vast.utils.remove`.
+    """
+    def give_back(instance_id: str) -> None:
+        remove(instance_id)
+        if instance_id in rental_log.read():
+            rental_log.ended(instance_id, datetime.now(UTC))
+
+    return give_back

@@ -6,9 +6,11 @@ hands the key to Vast's SDK, which refuses it, so that nothing is rented without
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from decimal import Decimal
+from typing import Any
 
 from launcher.offers import Offer
+from launcher.rentals import Price, Rental, Terms
 
 KEY = "ldlm"  # in `config.vast.create_instance_kwargs` of a task
 # RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
@@ -25,21 +27,6 @@ LEFT_SOON = timedelta(minutes=30)
 _LEAVE_OUT_FOR = timedelta(days=1)
 
 Filters = Mapping[str, Mapping[str, Any]]
-
-
-class Rental(NamedTuple):
-    """One machine that was rented for a run.
-
-    Attributes:
-        instance_id: Vast's, of the contract.
-        machine_id: Of the hardware, which is offered again under other ids.
-        at: UTC, when it was asked for.
-    """
-
-    run_id: str | None
-    instance_id: str
-    machine_id: int
-    at: datetime
 
 
 def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None) -> dict[str, Any]:
@@ -93,9 +80,25 @@ def query_of(settings: Mapping[str, Any], instance_type: str, disk_gib: int, *, 
     return query
 
 
+def rental_of(offer: Mapping[str, Any], instance_id: str, run_id: str | None, bid_usd_per_hour: float | None,
+              disk_gib: int, now: datetime) -> Rental:
+    """A rental by the terms of its offer, as Vast's search gives them.
+
+    Args:
+        bid_usd_per_hour: None: its own price is paid.
+        disk_gib: That was asked for; Vast counts in these.
+    """
+    price = offer["dph_base"] if bid_usd_per_hour is None else bid_usd_per_hour
+    return Rental(
+        run_id=run_id, instance_id=instance_id, machine_id=offer["machine_id"], rented_at=now,
+        prices=(Price(at=now, usd_per_hour=Decimal(str(price))),),
+        terms=Terms(disk_gb=disk_gib, disk_usd_per_gb_month=Decimal(str(offer["storage_cost"])),
+                    received_usd_per_gb=Decimal(str(offer["inet_down_cost"])),
+                    sent_usd_per_gb=Decimal(str(offer["inet_up_cost"]))))
+
+
 def left_soon(rentals: Iterable[Rental], run_id: str | None, now: datetime) -> set[int]:
     """Machines that a run has left soon after it got them, in the last day: it is not given them again."""
-    mine = sorted((rental for rental in rentals if run_id and rental.run_id == run_id), key=lambda rental: rental.at)
-    ends = [*(rental.at for rental in mine[1:]), now]
-    return {rental.machine_id for rental, end in zip(mine, ends, strict=False)
-            if end - rental.at < LEFT_SOON and now - rental.at < _LEAVE_OUT_FOR}
+    return {rental.machine_id for rental in rentals if run_id and rental.run_id == run_id
+            and (rental.ended_at or now) - rental.rented_at < LEFT_SOON
+            and now - rental.rented_at < _LEAVE_OUT_FOR}

@@ -121,7 +121,8 @@ def test_vast_is_searched_for_a_host_that_can_run_the_locked_torch():
     wanted = asked_of_vast(task_of("vast").document(Document.TRAIN))["ldlm"]
     assert wanted == {
         "filters": {"reliability": {"gte": 0.95}, "cuda_max_good": {"gte": 13.0},
-                    "compute_cap": {"gte": 750}, "inet_down": {"gte": 200}, "inet_up": {"gte": 100}, "gpu_ram": {"gte": 31089},
+                    "compute_cap": {"gte": 750}, "inet_down": {"gte": 200}, "inet_up": {"gte": 100},
+                    "gpu_ram": {"gte": 31089},
                     "cpu_ram": {"gte": 7 * 1024}},
         "run_id": "example-1", "usd_per_hour": 0.4}
     elsewhere = asked_of_vast(example_task("vast/Spain, ES, EU").document(Document.TRAIN))["ldlm"]

@@ -5,24 +5,27 @@ import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 
 pytest.importorskip("vastai")
 from sky.adaptors import vast as adaptor  # noqa: E402
 from sky.provision.vast import utils  # noqa: E402
 from sky.server import plugins  # noqa: E402
 
-from launcher import sky_plugin  # noqa: E402
-from launcher.sky_plugin import LdlmPlugin, launch_through, list_through, rentals  # noqa: E402
-from launcher.vast_search import Rental  # noqa: E402
+from launcher import rental_log  # noqa: E402
+from launcher.rentals import RENTALS, Price, Rental, Rentals, Terms  # noqa: E402
+from launcher.sky_plugin import LdlmPlugin, launch_through, list_through, remove_through  # noqa: E402
 
 KEY = "the-key-of-the-account"
 SETTINGS = {"run_id": "one", "usd_per_hour": 1.5, "filters": {"reliability": {"gte": 0.95}}}
-OFFERS = [{"id": 70, "machine_id": 7, "min_bid": 0.9, "dph_total": 2.0},
-          {"id": 80, "machine_id": 8, "min_bid": 1.0, "dph_total": 2.1}]
+COSTS = {"storage_cost": 0.15, "inet_down_cost": 0.002, "inet_up_cost": 0.02}
+OFFERS = [{"id": 70, "machine_id": 7, "min_bid": 0.9, "dph_base": 2.0, "dph_total": 2.0} | COSTS,
+          {"id": 80, "machine_id": 8, "min_bid": 1.0, "dph_base": 2.1, "dph_total": 2.1} | COSTS]
 
 
 class Vast(BaseHTTPRequestHandler):
@@ -65,6 +68,8 @@ def vast(tmp_path, monkeypatch) -> Iterator[Any]:
 
     server.sdk = VastAI(api_key=KEY, server_url=f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setattr(adaptor, "_vast_sdk", server.sdk)
+    for name in ("launch", "list_instances", "remove"):  # what the plugin takes the place of
+        monkeypatch.setattr(utils, name, getattr(utils, name))
     yield server
     server.shutdown()
     server.server_close()
@@ -127,14 +132,14 @@ def test_a_machine_that_was_just_left_is_asked_to_be_left_out(vast):
     rent(vast, ldlm=SETTINGS)
     first, second = sent(vast, "/api/v0/bundles/")
     assert "machine_id" not in first and second["machine_id"] == {"notin": [7]}
-    assert [(found.run_id, found.instance_id, found.machine_id) for found in rentals()] == [
-        ("one", "5070", 7)] * 2
+    (had,) = rental_log.read().values()
+    assert (had.run_id, had.instance_id, had.machine_id, had.terms.disk_gb) == ("one", "5070", 7, 200)
 
 
 def test_an_offer_that_is_gone_gives_way_to_the_next(vast):
     vast.gone = {70}
     assert rent(vast, ldlm=SETTINGS) == "5080"
-    assert [found.machine_id for found in rentals()] == [8]
+    assert [found.machine_id for found in rental_log.read().values()] == [8]
 
 
 def test_when_nothing_fits_it_says_what_was_asked_for(vast):
@@ -144,7 +149,7 @@ def test_when_nothing_fits_it_says_what_was_asked_for(vast):
     vast.offers, vast.gone = OFFERS, {70, 80}
     with pytest.raises(RuntimeError, match="none of the 2 machines"):
         rent(vast, ldlm=SETTINGS)
-    assert rentals() == []
+    assert rental_log.read() == {}
 
 
 def test_tasks_of_others_are_left_alone(vast):
@@ -167,14 +172,26 @@ def test_a_server_without_the_plugin_rents_nothing_for_our_tasks(vast):
     assert sent(vast, "/api/v0/asks/70/") == []
 
 
-def instance(number: int, status: str | None) -> dict[str, Any]:
-    return {"id": number, "actual_status": status, "label": "x", "start_date": 0, "extra_env": []}
+def instance(number: int, status: str | None, **more: Any) -> dict[str, Any]:
+    return {"id": number, "actual_status": status, "label": "x", "start_date": 0, "extra_env": []} | more
+
+
+def remember(instance_id: str, minutes_ago: float) -> datetime:
+    """A rental of machine 7 for $1.50/h. Returns when it was."""
+    then = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+    rental_log.rented(Rental(run_id="one", instance_id=instance_id, machine_id=7, rented_at=then,
+                             prices=(Price(at=then, usd_per_hour=Decimal("1.5")),), terms=Terms(disk_gb=1)))
+    return then
+
+
+def look(server: Any) -> dict[str, dict[str, Any]]:
+    return list_through(utils.list_instances, lambda: server.sdk)()
 
 
 def test_words_of_vast_that_skypilot_does_not_know_are_put_into_words_that_it_does(vast):
     said = ["running", "offline", "frozen", None, "exited", "rebooting"]
     vast.instances = [instance(number, status) for number, status in enumerate(said)]
-    found = list_through(utils.list_instances, lambda: vast.sdk)()
+    found = look(vast)
     assert [row["status"] for row in found.values()] == [
         "RUNNING", "EXITED", "STOPPED", "LOADING", "EXITED", "LOADING"]
 
@@ -183,27 +200,58 @@ def test_words_of_vast_that_skypilot_does_not_know_are_put_into_words_that_it_do
     ("loading", 26, True), ("created", 26, True), ("loading", 5, False), ("running", 600, False)])
 def test_a_machine_that_never_starts_is_given_back(vast, status, minutes, is_cut):
     vast.instances = [instance(5, status), instance(6, "loading")]  # 6 is not ours
-    sky_plugin._remember(Rental("one", "5", 7, datetime.now(UTC) - timedelta(minutes=minutes)))
-    look = list_through(utils.list_instances, lambda: vast.sdk)
+    remember("5", minutes)
     if is_cut:
         with pytest.raises(RuntimeError, match="machine 7 of Vast has not started in 25 minutes"):
-            look()
+            look(vast)
+        assert rental_log.read()["5"].ended_at is not None
     else:
-        assert len(look()) == 2
+        assert len(look(vast)) == 2
     assert [path for verb, path, _ in vast.seen if verb == "DELETE"] == ["/api/v0/instances/5/"] * is_cut
 
 
-def test_a_torn_line_of_the_memory_is_passed_over(vast, tmp_path):
-    rent(vast, ldlm=SETTINGS)
-    path = tmp_path / ".sky/ldlm_vast_rentals.jsonl"
-    assert path.stat().st_mode & 0o077 == 0
-    path.write_text('{"run_id": "on\n[1]\n' + path.read_text())
-    assert [found.machine_id for found in rentals()] == [7]
+def test_what_is_seen_of_a_rental_is_remembered(vast):
+    rented_at = remember("5", 3)
+    vast.instances = [instance(5, "loading", dph_base=1.5)]
+    look(vast)
+    assert rental_log.read()["5"].running_at is None
+    vast.instances = [instance(5, "running", dph_base=1.5)]
+    look(vast)
+    vast.instances = [instance(5, "running", dph_base=1.8)]
+    look(vast)
+    look(vast)
+    had = rental_log.read()["5"]
+    assert had.running_at is not None and had.running_at > rented_at
+    assert [price.usd_per_hour for price in had.prices] == [Decimal("1.5"), Decimal("1.8")]
+    vast.instances = []
+    look(vast)
+    first_missed = rental_log.read()["5"].ended_at
+    assert first_missed is not None
+    look(vast)
+    assert rental_log.read()["5"].ended_at == first_missed
+
+
+def test_a_machine_that_is_given_back_is_remembered_as_such(vast):
+    remember("5", 3)
+    remove = remove_through(utils.remove)
+    remove("5")
+    remove("6")  # somebody else's
+    assert rental_log.read()["5"].ended_at is not None and list(rental_log.read()) == ["5"]
+    assert [path for verb, path, _ in vast.seen if verb == "DELETE"] == [
+        "/api/v0/instances/5/", "/api/v0/instances/6/"]
+
+
+def test_the_server_tells_what_it_has_rented_for_a_run(vast):
+    remember("5", 3)
+    app = FastAPI()
+    LdlmPlugin().install(plugins.ExtensionContext(app=app))
+    (route,) = [route for route in app.routes if route.path.startswith(RENTALS)]
+    told = Rentals.model_validate_json(json.dumps(route.endpoint(run_id="one")))
+    assert told == Rentals.of(rental_log.read().values())
+    assert route.endpoint(run_id="another") == {"rentals": []}
 
 
 def test_skypilot_loads_the_plugin_by_its_name_and_installs_it_once(vast, tmp_path, monkeypatch):
-    for name in ("launch", "list_instances"):
-        monkeypatch.setattr(utils, name, getattr(utils, name))
     monkeypatch.setattr(plugins, "_PLUGINS", {})
     (tmp_path / ".sky").mkdir()
     (tmp_path / ".sky/plugins.yaml").write_text("plugins: [{class: launcher.sky_plugin.LdlmPlugin}]")

@@ -1,16 +1,19 @@
 """Which machines of Vast a task is given, and which it is not given twice."""
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
-from launcher.vast_search import Rental, left_soon, query_of
+from launcher.rentals import Price, Rental, Terms
+from launcher.vast_search import left_soon, query_of, rental_of
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 SETTINGS = {"run_id": "one", "usd_per_hour": 1.5, "filters": {"reliability": {"gte": 0.95},
                                                                "cuda_max_good": {"gte": 13.0}}}
 
 
-def rental(minute: float, machine_id: int, run_id: str | None = "one") -> Rental:
-    return Rental(run_id, f"i{machine_id}", machine_id, NOON + timedelta(minutes=minute))
+def rental(minute: float, machine_id: int, run_id: str | None = "one", end: float | None = None) -> Rental:
+    return Rental(run_id=run_id, instance_id=f"i{machine_id}", machine_id=machine_id, rented_at=at(minute),
+                  ended_at=None if end is None else at(end), prices=(), terms=Terms(disk_gb=1))
 
 
 def at(minute: float) -> datetime:
@@ -29,16 +32,22 @@ def test_a_bid_is_searched_by_the_lowest_bid_and_a_price_by_the_whole_price():
 
 
 def test_a_machine_that_was_left_within_half_an_hour_is_not_given_again_that_day():
-    had = [rental(0, 1), rental(10, 2), rental(100, 3)]
-    assert left_soon(had, "one", at(105)) == {1, 3}  # 2 was kept for 90 minutes; 3 has just been left
+    had = [rental(0, 1, end=10), rental(10, 2, end=100), rental(100, 3)]
+    assert left_soon(had, "one", at(105)) == {1, 3}  # 3 is there since five minutes
     assert left_soon(had, "one", at(200)) == {1}
     assert left_soon(had, "one", at(24 * 60 + 1)) == set()
 
 
 def test_machines_of_other_runs_and_of_none_are_not_left_out():
-    assert left_soon([rental(0, 1), rental(1, 2, "other"), rental(2, 3, None)], "one", at(50)) == set()
-    assert left_soon([rental(0, 3, None)], None, at(5)) == set()
+    had = [rental(1, 2, "other", end=2), rental(2, 3, None, end=3)]
+    assert left_soon(had, "one", at(50)) == left_soon(had, None, at(5)) == set()
 
 
-def test_the_order_in_which_rentals_were_written_does_not_matter():
-    assert left_soon([rental(10, 2), rental(0, 1)], "one", at(90)) == {1}
+def test_a_rental_has_the_terms_of_its_offer():
+    offer = {"machine_id": 8, "dph_base": 2.0, "dph_total": 2.03, "min_bid": 0.9, "storage_cost": 0.15,
+             "inet_down_cost": 0.002, "inet_up_cost": 0.02}
+    bought = rental_of(offer, "5", "one", None, 120, NOON)
+    assert bought.prices == (Price(at=NOON, usd_per_hour=Decimal("2.0")),)
+    assert bought.terms == Terms(disk_gb=120, disk_usd_per_gb_month=Decimal("0.15"),
+                                 received_usd_per_gb=Decimal("0.002"), sent_usd_per_gb=Decimal("0.02"))
+    assert rental_of(offer, "5", "one", 1.1, 120, NOON).prices[0].usd_per_hour == Decimal("1.1")
