@@ -2,8 +2,9 @@
 # The real SkyPilot on one Debian machine, without a cloud: a Slurm cluster of three virtual nodes, a fake of
 # Vast's REST API that rents out namespaces, and an API server that runs managed jobs itself (consolidation
 # mode). There is no GPU: instances of the fake have a stand-in of nvidia-smi and of `trainer.gpu_probe`, and
-# all else in them is real. Root; `make lab` calls it. Everything lives under $LAB (default /tmp/ldlm-lab) and
-# /var/tmp/ldlm-lab-*; down.sh ends what this started, by pid.
+# all else in them is real. Its ports are its own, so a SkyPilot of yours on this machine is left alone. Root;
+# `make lab` calls it. Everything lives under $LAB (default /tmp/ldlm-lab) and /var/tmp/ldlm-lab-*; down.sh ends
+# what this started, by pid.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -22,7 +23,7 @@ chmod 755 "$LAB" "$LAB"/slurm "$LAB"/home "$LAB"/slurm/{munge,ssh,bin}
 cat > "$LAB/env.sh" <<EOF
 export HOME=$LAB/sky SKYPILOT_DISABLE_USAGE_COLLECTION=1 PYTHONPATH=$here/site
 export PATH=$root/.venv/bin:/usr/sbin:/usr/local/bin:/usr/bin:/bin:/sbin SLURM_CONF=$LAB/slurm/slurm.conf
-export VAST_URL=http://127.0.0.1:8099
+export VAST_URL=http://127.0.0.1:8099 SKYPILOT_API_SERVER_LOCAL_PORT=46680
 EOF
 "$here/slurm.sh"
 "$here/vast.sh"
