@@ -13,16 +13,19 @@ from tests.lab.vast_offers import Machine, machines
 _ACCELERATORS = {"H100 SXM": "H100", "RTX 5090": "RTX5090"}  # SkyPilot's names of Vast's GPUs
 
 
+# SkyPilot's `chunked` searches take machines with this many CPUs and MB or more, and call all of them so.
+_CPUS, _RAM_MB = 32, 65536
+
+
 def row(machine: Machine) -> dict[str, Any]:
     """One machine as SkyPilot's own fetcher writes it; spot prices are 0 there."""
     name, mib = _ACCELERATORS[machine.gpu_name], machine.gpu_ram * machine.num_gpus
     info = {"Gpus": [{"Name": name, "Count": machine.num_gpus, "MemoryInfo": {"SizeInMiB": mib}}],
             "TotalGpuMemoryInMiB": mib}
     country = machine.geolocation.rpartition(", ")[2]
-    return {"InstanceType": f"{machine.num_gpus}x-{machine.gpu_name.replace(' ', '_')}-{machine.cpu_cores}-"
-                            f"{machine.cpu_ram}",
-            "AcceleratorName": name, "AcceleratorCount": machine.num_gpus, "vCPUs": machine.cpu_cores,
-            "MemoryGiB": machine.cpu_ram / 1024, "GpuInfo": str(info), "Price": machine.dph_base,
+    return {"InstanceType": f"{machine.num_gpus}x-{machine.gpu_name.replace(' ', '_')}-{_CPUS}-{_RAM_MB}",
+            "AcceleratorName": name, "AcceleratorCount": machine.num_gpus, "vCPUs": _CPUS,
+            "MemoryGiB": _RAM_MB / 1024, "GpuInfo": str(info), "Price": machine.dph_base,
             "SpotPrice": "0.00", "Region": f"{machine.geolocation}, {_regions_rev[country]}",
             "HostingType": 1}
 
