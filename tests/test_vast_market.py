@@ -203,6 +203,19 @@ def test_a_host_that_vanishes_leaves_nothing_but_its_bill(lab: Lab) -> None:
     assert lab.bill(number)["gpu_usd"] == "0.0310000000"
 
 
+def test_restocking_brings_back_what_vanished_at_its_first_price(lab: Lab) -> None:
+    everything = lab.found()
+    number = lab.rent(H100_CHEAPEST, bid="1.44")
+    lab.market.price(H100_SECOND, {"dph_base": "9"})
+    with pytest.raises(Refused, match="destroy them first"):
+        lab.market.restock()
+    lab.market.vanish(number)
+    lab.market.restock()
+    assert lab.found() == everything
+    assert next(one for one in lab.market.search({}) if one["machine_id"] == H100_SECOND)["dph_base"] == 3.60
+    assert float(lab.market.bill()["total_usd"]) == 0
+
+
 def test_the_prepaid_credit_pays_for_everything(lab: Lab) -> None:
     lab.rent(H100_CHEAPEST, disk_gb=48)
     lab.now += 3600

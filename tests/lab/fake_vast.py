@@ -9,6 +9,7 @@ without a key:
     POST /_fake/vanish/<id>         the host is gone without a trace
     POST /_fake/price/<machine_id>  {"dph_base" | "min_bid" | "bid_price": $/h} from now on
     POST /_fake/liar/on, /off       offer the H100 machine that has an RTX 3060
+    POST /_fake/restock             all offers and prices as at the start, once nothing is rented
 """
 
 import json
@@ -68,6 +69,7 @@ _CONTROLS: dict[tuple[str, str], Handler] = {
     ("POST", r"/_fake/outbid/(\d+)"): _then(lambda market, number, _: market.outbid(int(number))),
     ("POST", r"/_fake/vanish/(\d+)"): _then(lambda market, number, _: market.vanish(int(number))),
     ("POST", r"/_fake/price/(\d+)"): _then(lambda market, number, body: market.price(int(number), body)),
+    ("POST", "/_fake/restock"): _then(lambda market, _, body: market.restock()),
     ("POST", "/_fake/liar/(on|off)"): _then(lambda market, word, _: market.show_liar(word == "on")),
 }
 

@@ -6,7 +6,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 V=$LAB/vast
 mkdir -p "$V"/{log,cache/pip,cache/uv} "$V"/home/.local/bin "$LAB"/sky/.config/vastai \
-    "$V"/image/{etc/ssh,usr/local/bin,usr/local/lib/ldlm-lab,usr/lib/python3.11}
+    "$V"/image/{etc/ssh,etc/uv,usr/local/bin,usr/local/lib/ldlm-lab,usr/lib/python3.11}
 
 # No GPU and no systemd in an instance, and it is root's already.
 cp "$here/instance/nvidia-smi" "$V/image/usr/local/bin/"
@@ -19,6 +19,13 @@ cp "$here/instance/sitecustomize.py" "$V/image/usr/lib/python3.11/"
 cp "$LAB/uv/bin/uv" "$V/image/usr/local/lib/ldlm-lab/"
 sed "s#$LAB/uv/bin/uv#/usr/local/lib/ldlm-lab/uv#" "$LAB/uv-here" > "$V/home/.local/bin/uv"
 chmod 755 "$V/home/.local/bin/uv"
+# A file of the index never changes, whether the mirror in between says so or not.
+cat > "$V/image/etc/uv/uv.toml" <<'CONFIG'
+[[index]]
+url = "https://pypi.org/simple"
+default = true
+cache-control = { api = "max-age=600", files = "max-age=31536000, immutable" }
+CONFIG
 # Where pip gets its packages from: what is in /etc an instance sees, what is the user's it does not.
 for file in .config/pip/pip.conf .pip/pip.conf; do
     [ ! -f "$HOME/$file" ] || install -D -m 644 "$HOME/$file" "$V/home/$file"

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+HOST_ADDRESS = "10.88.0.1"  # by which instances reach this machine, and this machine itself
+
 
 @dataclass(frozen=True)
 class FakeVast:
@@ -23,6 +25,14 @@ class FakeVast:
     def offers(self, **filters: Mapping[str, Any]) -> list[dict[str, Any]]:
         """What can be rented now: `offers(gpu_name={"eq": "RTX 5090"})`."""
         return list(self._ask("POST", "/api/v0/bundles/", filters)["offers"])
+
+    def rent(self, offer_id: int, **body: Any) -> int:
+        """Rent an offer as Vast's clients do: `price` is a bid ($/h), `disk` is in GB. Returns the new id."""
+        return int(self._ask("PUT", f"/api/v0/asks/{offer_id}/", body)["new_contract"])
+
+    def destroy(self, instance_id: int) -> None:
+        """End an instance as its owner."""
+        self._ask("DELETE", f"/api/v0/instances/{instance_id}/")
 
     def requests(self, method: str = "", path: str = "") -> list[dict[str, Any]]:
         """What has been asked of it, oldest first: of one method, under one path, or all."""
@@ -56,6 +66,10 @@ class FakeVast:
     def show_liar(self, is_shown: bool) -> None:
         """Offer the H100 machine that has an RTX 3060, or do not."""
         self._ask("POST", f"/_fake/liar/{'on' if is_shown else 'off'}")
+
+    def restock(self) -> None:
+        """All offers and prices as at the start. Nothing may be rented."""
+        self._ask("POST", "/_fake/restock")
 
     def wait_for(self, actual_status: str, timeout_s: float = 120) -> dict[str, Any]:
         """The only instance that is rented, once it has this status."""

@@ -83,8 +83,9 @@ class NamespaceHost:
             subprocess.run(["ip", *words], stderr=subprocess.DEVNULL, check=False)
 
     def remove_disk(self, instance_id: int) -> None:
-        """Delete what it has written."""
-        shutil.rmtree(DISKS / str(instance_id))
+        """Delete what it has written; the files themselves, which takes seconds, after this call."""
+        gone = (DISKS / str(instance_id)).rename(DISKS / f"gone-{instance_id}")
+        threading.Thread(target=shutil.rmtree, args=(gone,)).start()
 
     def _log(self, instance_id: int) -> Path:
         return self._logs / f"instance-{instance_id}.log"

@@ -80,8 +80,15 @@ class Market:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
-        self._machines = {machine.offer_id: machine for machine in machines()}
-        self.show_liar(False)
+        self.restock()
+
+    def restock(self) -> None:
+        """Offer every machine at its first price, but the liar. Raises Refused while one is rented."""
+        with self._lock:
+            if self.rows():
+                raise Refused(409, "rented", "instances are rented: destroy them first")
+            self._machines = {machine.offer_id: machine for machine in machines()}
+            self.show_liar(False)
 
     def search(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Offers of the machines that nobody rents here. Raises SearchError."""
