@@ -41,6 +41,9 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    _write(folder / "vast/vms.csv", map(row, machines()))
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for found in map(row, machines()):  # SkyPilot wants one price for a type in a region
+        rows.setdefault((found["InstanceType"], found["Region"]), found)
+    _write(folder / "vast/vms.csv", rows.values())
     _write(folder / "common/accelerators.csv",
            ({"AcceleratorName": name, "Clouds": "['Vast']"} for name in _ACCELERATORS.values()))
