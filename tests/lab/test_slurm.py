@@ -24,7 +24,7 @@ from trainer.store import open_store  # noqa: E402
 pytestmark = pytest.mark.lab
 LAB = Path(os.environ.get("LAB", "/tmp/ldlm-lab"))
 SECRET = "a-key-that-nobody-may-see"
-API_SERVER = "http://127.0.0.1:46580"
+API_SERVER = "http://127.0.0.1:46680"
 _LONGEST_S = 1500  # a node installs the trainer's environment anew, which takes minutes on a busy machine
 
 
