@@ -40,7 +40,10 @@ allowed_clouds: [slurm, vast]
 jobs:
   controller:
     consolidation_mode: true
+vast:
+  remote_identity: NO_UPLOAD
 EOF
+echo 'plugins: [{class: launcher.sky_plugin.LdlmPlugin}]' > "$LAB/sky/.sky/plugins.yaml"
 . "$LAB/env.sh"
 cd "$HOME"
 sky api stop > /dev/null 2>&1 || true

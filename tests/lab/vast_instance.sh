@@ -10,7 +10,7 @@ chmod 700 "$disk/home"
 chmod 1777 "$disk/tmp"
 cp -a "$LAB/vast/image/." "$disk/upper/"
 cp -a "$LAB/vast/home/." "$disk/home/"
-for _ in $(seq "$count"); do echo "$card, $memory_mib, $((memory_mib - 512)), 570.133.20"; done \
+for _ in $(seq "$count"); do echo "$card, $memory_mib, $((memory_mib - 512)), 580.95.05"; done \
     > "$disk/upper/etc/ldlm-lab-cards"
 printf '127.0.0.1 localhost\n%s vast%s\n' "$ip" "$id" > "$disk/upper/etc/hosts"
 

@@ -50,8 +50,8 @@ class Machine:
     gpu_ram: int
     cpu_ram: int
     cpu_cores: int
-    cuda_max_good: float = 12.8
-    driver_version: str = "570.133.20"
+    cuda_max_good: float = 13.0
+    driver_version: str = "580.95.05"
     reliability: float = 0.995
     storage_cost: Decimal = Decimal("0.15")  # $/GB/month
     inet_up_cost: Decimal = Decimal("0.004")  # $/GB

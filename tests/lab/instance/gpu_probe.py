@@ -4,5 +4,5 @@ import json
 from pathlib import Path
 
 cards = Path("/etc/ldlm-lab-cards").read_text().splitlines()
-print(json.dumps({"torch": "stand-in", "cuda": "12.8", "problem": "", "built_for": ["sm_90", "sm_120"],
+print(json.dumps({"torch": "stand-in", "cuda": "13.0", "problem": "", "built_for": ["sm_90", "sm_120"],
                   "num_gpus": len(cards)}))
