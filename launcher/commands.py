@@ -14,6 +14,7 @@ from launcher.engine_folder import engine_home
 from launcher.engines import engine_at, sky_engine, state_of
 from launcher.errors import (
     EngineError,
+    LdlmError,
     NoOfferError,
     RecipeError,
     RunRecordError,
@@ -198,6 +199,15 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
         raise NoOfferError(found.problem, place=found.place, fix=found.fix)
     if proposal.refusal:
         raise proposal.refusal
+
+
+def refusal_of(proposal: Proposal) -> LdlmError | None:
+    """What a launch of this proposal would be refused for now; None if it would not be."""
+    try:
+        check_usable(proposal)
+    except LdlmError as error:
+        return error
+    return None
 
 
 def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
