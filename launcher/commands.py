@@ -163,7 +163,9 @@ def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     else:
         url = proposal.recipe.store or ""
         node_secrets(url, os.environ)
-        sky_engine(open_store(url), console.talk).ask(proposal.plan.run_id)
+        engine = sky_engine(open_store(url), console.talk)
+        engine.check(proposal.task.text)
+        engine.ask(proposal.plan.run_id)
 
 
 def _check_home() -> None:

@@ -18,6 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import LdlmError
+from launcher.recipe import checkout_folder
+
 CATALOGS = Path(__file__).parent / "catalogs"
 CLOUDS = ("vast", "azure", "gcp")
 
@@ -31,18 +34,36 @@ def optimized(tasks: Mapping[str, str], folder: Path, clouds: tuple[str, ...] = 
         clouds: Those that are enabled.
 
     Returns:
-        By name: a list of what was chosen, one mapping per document, or the type and text of an error.
+        By name: a list of what was chosen, one mapping per document; or an error: its type, its text, and
+        problem and fix in our words.
+    """
+    return run_beside_catalogs(__file__, {"clouds": clouds, "tasks": dict(tasks)}, folder)
+
+
+def run_beside_catalogs(program: str, request: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Run a program that imports SkyPilot, whose home is a folder with our catalogs.
+
+    It finds `request.json` in its working directory, and leaves `answer.json` there.
     """
     shutil.copytree(CATALOGS, folder / ".sky" / "catalogs")
     (folder / ".sky" / "config.yaml").write_text(json.dumps({"allowed_clouds": CLOUDS}))
-    (folder / "request.json").write_text(json.dumps({"clouds": clouds, "tasks": dict(tasks)}))
+    (folder / "request.json").write_text(json.dumps(request))
     nowhere = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
-    done = subprocess.run([sys.executable, __file__], cwd=folder, capture_output=True, text=True, timeout=180,
-                          env={"HOME": str(folder), "PATH": os.environ["PATH"], **nowhere,
-                               "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"})
+    own = {"HOME": str(folder), "PYTHONPATH": str(checkout_folder()),
+           "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+    done = subprocess.run([sys.executable, program], cwd=folder, capture_output=True, text=True, timeout=180,
+                          env={"PATH": os.environ["PATH"], **nowhere, **own})
     answer = folder / "answer.json"
     assert answer.is_file(), done.stderr
     return json.loads(answer.read_text())
+
+
+def error_of(error: Exception) -> list[str]:
+    """An error of SkyPilot's: type, text, and problem and fix in our words."""
+    from launcher.sky_errors import refusal
+
+    ours = error if isinstance(error, LdlmError) else refusal(error)
+    return [type(error).__name__, str(error), ours.problem, str(ours.fix)]
 
 
 def _answer() -> None:
@@ -61,7 +82,7 @@ def _answer() -> None:
             dag = sky.Optimizer.optimize(dag_utils.load_chain_dag_from_yaml_str(text), quiet=True)
             found[name] = [_chosen(task) for task in dag.tasks]
         except Exception as error:  # noqa: BLE001  whatever it is, it is the answer
-            found[name] = [type(error).__name__, str(error)]
+            found[name] = error_of(error)
     Path("answer.json").write_text(json.dumps(found))
 
 
