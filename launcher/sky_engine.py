@@ -61,7 +61,8 @@ class SkyEngine:
         with _sky(self._say, with_server=False), suppress(OSError):
             from sky.utils import dag_utils
 
-            for document in dag_utils.load_chain_dag_from_yaml_str(task).tasks:
+            documents: list[Any] = dag_utils.load_chain_dag_from_yaml_str(task).tasks
+            for document in documents:
                 for machine in document.resources:
                     if str(machine.cloud).lower() in _HAVE_CATALOGS:
                         machine.validate()
