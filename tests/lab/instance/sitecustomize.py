@@ -1,7 +1,7 @@
 """For every Python of an instance: it has a CPU build of torch and no GPU, whatever its nvidia-smi says.
 
-`python -m trainer.gpu_probe` is a stand-in that finds nothing wrong, and DeepSpeed, which trainer.node sends to
-the GPUs that it sees, computes on the CPU. Nothing else is changed.
+`python -m trainer.gpu_probe` is a stand-in that finds nothing wrong, and DeepSpeed, which trainer.node sends
+to the GPUs that it sees, computes on the CPU. Nothing else is changed.
 """
 
 import importlib.abc
