@@ -203,6 +203,23 @@ def sample(ctx: typer.Context) -> None:
 
 
 @app.command(rich_help_panel=_ADVANCED)
+def init(store: StoreUrl = None, max_cost: MaxCost = None,
+         wandb_project: Annotated[str | None, typer.Option(
+             "--wandb-project", callback=_not_empty, help="Project of runs on W&B.")] = None,
+         wandb_entity: Annotated[str | None, typer.Option(
+             "--wandb-entity", callback=_not_empty, help="Its team or user.")] = None,
+         api_server: Annotated[str | None, typer.Option(
+             "--api-server", callback=_not_empty, help="URL of your SkyPilot API server.")] = None,
+         yes: Yes = False) -> None:
+    """Settle store, cap, W&B and SkyPilot for every run, once."""
+    from launcher.set_up import run_init
+    from launcher.settings import Settings
+
+    run_init(Settings(store=store, max_cost_usd=max_cost, wandb_project=wandb_project,
+                      wandb_entity=wandb_entity, api_server=api_server), yes)
+
+
+@app.command(rich_help_panel=_ADVANCED)
 def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
           deadline: Deadline = None, yes: Yes = False, detach: Detach = False) -> None:
     """Benchmark a trained run that found no machine for it."""

@@ -150,6 +150,25 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+def question(words: str, known: str) -> str | None:
+    """Ask on the terminal for a text.
+
+    Args:
+        known: What holds if nothing is typed.
+
+    Returns:
+        What was typed, None for nothing.
+
+    Raises:
+        EOFError: Nobody is there any more.
+    """
+    _err.print(f"{escape(words)} [title]\\[{escape(known)}][/] ", end="", soft_wrap=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip() or None
+
+
 def can_ask() -> bool:
     """True if somebody is there to answer."""
     return sys.stdin is not None and sys.stdin.isatty()

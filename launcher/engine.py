@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.errors import EngineError
+from launcher.settings import api_server_url
 from trainer.contract import Document
-
-API_SERVER = "SKYPILOT_API_SERVER_ENDPOINT"  # a server of SkyPilot's elsewhere, by its URL
 
 
 class EnginePhase(StrEnum):
@@ -103,7 +102,7 @@ def check_infra(infra: str) -> None:
     if cloud is None:
         raise EngineError(f"there is no engine for {infra!r}", place="--infra",
                           fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))} with --dry-run")
-    is_remote = bool(os.environ.get(API_SERVER))  # the cloud's SDK and keys are there
+    is_remote = bool(api_server_url())  # the cloud's SDK and keys are there
     _check_installed(name, cloud, () if is_remote else cloud.modules)
     if not is_remote:
         _check_credentials(cloud)

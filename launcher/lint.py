@@ -33,6 +33,11 @@ class LintProblem:
     fix: str
 
 
+def looks_secret(text: str) -> bool:
+    """True for what holds a key or a password, as far as its form shows."""
+    return _SECRET_VALUE.search(text) is not None
+
+
 def lint(task: Task) -> list[LintProblem]:
     """Every known trap in a task, in the order of its documents; an empty list is good news."""
     documents = task.documents()
@@ -90,7 +95,7 @@ def _envs(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
         place = f"{name}: envs.{key}"
         if not isinstance(value, str) and value is not None:
             yield LintProblem(place, f"is {value!r}, and only text travels unchanged", "put it in quotes")
-        elif value and (_SECRET_NAME.search(key) or _SECRET_VALUE.search(value)):
+        elif value and (_SECRET_NAME.search(key) or looks_secret(value)):
             yield LintProblem(place, "looks like a secret, and envs are stored and shown in the clear",
                               "keep keys in the environment or the cloud's own login, never in a task")
         elif key == Env.PRICE and value == "":

@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from launcher.engine import ALIVE, API_SERVER, EnginePhase, EngineState
+from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.node_secrets import node_secrets
+from launcher.settings import API_SERVER, api_server_url
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
@@ -56,7 +57,7 @@ class SkyEngine:
             EngineError: The run is alive there, SkyPilot refuses the task, or does not answer.
         """
         run_id = str(next(yaml.safe_load_all(task))["name"])
-        with _sky(self._say) as sky:
+        with sky_sdk(self._say) as sky:
             from sky.utils import dag_utils
 
             if _state_of(self._newest(sky, run_id)).phase in ALIVE:
@@ -91,7 +92,7 @@ class SkyEngine:
 
     def ask(self, run_id: str) -> EngineState:
         """What SkyPilot knows of a run now. Raises EngineError where it does not answer."""
-        with _sky(self._say) as sky:
+        with sky_sdk(self._say) as sky:
             return _state_of(self._newest(sky, run_id))
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
@@ -100,7 +101,7 @@ class SkyEngine:
         Raises:
             EngineError: SkyPilot has no job of this run, or does not answer.
         """
-        with _sky(self._say) as sky:
+        with sky_sdk(self._say) as sky:
             job_id = self._job_id(sky, run_id)
             for piece in sky.jobs.tail_logs(job_id=job_id, follow=follow, preload_content=False):
                 yield from (piece or "").splitlines()
@@ -123,7 +124,7 @@ class SkyEngine:
         folder.write(Name.STOP, StopWish(at=datetime.now(UTC)))
         folder.add_event("stop_requested", datetime.now(UTC))
         if not is_new or not is_saving or state.word != "RUNNING":
-            with _sky(self._say) as sky:
+            with sky_sdk(self._say) as sky:
                 sky.get(sky.jobs.cancel(job_ids=[self._job_id(sky, run_id)]))
         self._seen.pop(run_id, None)
 
@@ -177,9 +178,11 @@ def _in_words(row: Row, document: Document | None) -> str:
 
 
 @contextmanager
-def _sky(say: Callable[[str], None]) -> Iterator[Any]:
+def sky_sdk(say: Callable[[str], None] = lambda line: None) -> Iterator[Any]:
     """SkyPilot's SDK, whose errors come out as ours. Starts its API server where there is none."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    if url := api_server_url():
+        os.environ[API_SERVER] = url  # as SkyPilot reads it
     from sky.server import common
 
     import sky
