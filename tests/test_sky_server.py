@@ -1,0 +1,74 @@
+"""What a real API server of SkyPilot says of itself, and what is refused because of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cli_lab import ROOT, ldlm
+from sky_server_lab import free_port, running_sky_server, variables
+
+pytest.importorskip("sky.jobs.state")
+
+PLUGIN = """
+from sky.server import plugins
+
+class Plugin(plugins.BasePlugin):
+    name, version = "ldlm", "7"
+    def install(self, extension_context):
+        pass
+"""
+# What `ldlm launch` asks before it records anything.
+CHECK = """
+import sys
+from launcher.engines import check_server
+try: check_server(sys.argv[1:])
+except Exception as error: print(error)
+"""
+
+
+class Lab:
+    """A home with `ldlm init` done or not, and a server that may run in it."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.port = home, free_port()
+
+    def env(self) -> dict[str, str]:
+        return os.environ | variables(self.home, self.port) | {"LDLM_HOME": str(self.home / ".ldlm")}
+
+    def refusal(self, *clouds: str) -> str:
+        """What stands in the way of renting at these clouds; nothing if nothing does."""
+        done = subprocess.run([sys.executable, "-c", CHECK, *clouds], env=self.env(), cwd=ROOT, text=True,
+                              capture_output=True, check=True)
+        return done.stdout
+
+    def write(self, name: str, text: str) -> None:
+        (self.home / ".sky").mkdir(exist_ok=True)
+        (self.home / ".sky" / name).write_text(text)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    return Lab(tmp_path_factory.mktemp("sky"))
+
+
+def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = lab.refusal("vast")
+    assert f"http://127.0.0.1:{lab.port}: SkyPilot's API server is not well (unhealthy)" in silent
+    assert "fix: start it: sky api start" in silent
+    with running_sky_server(lab.home, lab.port) as url:
+        bare = lab.refusal("azure")
+        assert f"{url}: SkyPilot's API server would copy keys onto rented machines: " in bare
+        assert "no remote_identity: NO_UPLOAD for vast, azure, gcp, aws, oci, nebius" in bare
+        assert "fix: ldlm init, then sky api stop; sky api start" in bare
+        assert ldlm("init", "--yes", env=lab.env()).returncode == 0
+        # Its config it reads anew for every request; where jobs are supervised, only when it starts.
+        assert "would rent a machine to supervise the run, which has no keys" in lab.refusal("azure")
+    (lab.home / "their_plugin.py").write_text(PLUGIN)
+    lab.write("plugins.yaml", "plugins:\n- class: their_plugin.Plugin\n")
+    with running_sky_server(lab.home, lab.port, lab.home):
+        assert lab.refusal("vast") == ""
+        lab.write("project.yaml", "vast: {remote_identity: LOCAL_CREDENTIALS}\n")
+        monkeypatch.setenv("SKYPILOT_PROJECT_CONFIG", str(lab.home / ".sky" / "project.yaml"))
+        assert "remote_identity of vast is another for a region, a workspace" in lab.refusal("vast")
