@@ -78,6 +78,21 @@ Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; th
 
 
 @app.command()
+def doctor(recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="What would run.")] = None,
+           infra: Infra = None, store: StoreUrl = None, as_json: Json = False) -> None:
+    """Check that everything is there before money is spent."""
+    from launcher import console
+    from launcher import doctor as examination
+
+    findings = examination.examine(recipe, infra, store)
+    if as_json:
+        console.answer_json(examination.as_json(findings))
+    else:
+        examination.show(findings)
+    examination.judge(findings)
+
+
+@app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes."""
     from launcher import console, screens

@@ -126,6 +126,18 @@ def _columns_that_fit(rows: Sequence[Sequence[str]], spare: Sequence[int]) -> li
     return kept
 
 
+def answer_finding(verdict: str, style: str, what: str, detail: str, fix: str) -> None:
+    """Print a verdict, its subject and, folded beside them, what is so; beneath, in one piece, what to do."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=11)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text(verdict, style=style), Text(what), Text(detail))
+    _print_without_trailing_spaces(table)
+    if fix:
+        answer(f"{' ' * (_INDENT + 13)}do: {fix}", "quiet")
+
+
 def answer_notes(notes: Sequence[str]) -> None:
     """Print remarks, each folded under its own sign."""
     for note in notes:

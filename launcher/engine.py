@@ -74,7 +74,7 @@ class _Cloud:
 
 
 _CLOUDS = {
-    "vast": _Cloud("Vast.ai", ("vastai", "vastai_sdk"), "VAST_API_KEY", ("~/.config/vastai/vast_api_key",),
+    "vast": _Cloud("Vast.ai", ("vastai", "vastai_sdk"), None, ("~/.config/vastai/vast_api_key",),
                    "write the API key of your Vast.ai account to ~/.config/vastai/vast_api_key"),
     "azure": _Cloud("Azure", ("azure.mgmt.compute",), None,
                     ("~/.azure/azureProfile.json", "~/.azure/msal_token_cache.json"), "az login"),
@@ -102,15 +102,39 @@ def check_infra(infra: str) -> None:
     if cloud is None:
         raise EngineError(f"there is no engine for {infra!r}", place="--infra",
                           fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))} with --dry-run")
-    is_remote = bool(api_server_url())  # the cloud's SDK and keys are there
-    _check_installed(name, cloud, () if is_remote else cloud.modules)
-    if not is_remote:
-        _check_credentials(cloud)
+    check_access(name)
     if name == "slurm":
         return
     raise EngineError(f"renting on {cloud.title} is not part of this version yet "
                       "(SkyPilot, SDK and credentials are all here)", place="--infra",
                       fix="add --dry-run to print its task")
+
+
+def is_known(infra: str) -> bool:
+    """True for what could carry a run out: `local`, a cloud, a cluster of one's own."""
+    return infra.partition("/")[0].lower() in ("local", *_CLOUDS)
+
+
+def check_access(name: str) -> None:
+    """Look for SkyPilot here, and for a cloud's SDK and credentials unless the API server is elsewhere.
+
+    Args:
+        name: `vast`, `azure`, `gcp` or `slurm`.
+
+    Raises:
+        EngineError: What is missing, and how to get it.
+    """
+    cloud, is_remote = _CLOUDS[name], bool(api_server_url())
+    _check_installed(name, cloud, () if is_remote else cloud.modules)
+    if not is_remote:
+        _check_credentials(name, cloud)
+
+
+def has_credentials(name: str) -> bool:
+    """True if something lies where a cloud's tools keep their keys; whether they are right is not asked."""
+    cloud = _CLOUDS[name]
+    return bool(cloud.variable and os.environ.get(cloud.variable)) or any(
+        Path(file).expanduser().is_file() for file in cloud.files)
 
 
 def _check_installed(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> None:
@@ -122,10 +146,8 @@ def _check_installed(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> None
                           fix=f".venv/bin/pip install -e '.[{name}]'")
 
 
-def _check_credentials(cloud: _Cloud) -> None:
-    if cloud.variable and os.environ.get(cloud.variable):
-        return
-    if any(Path(file).expanduser().is_file() for file in cloud.files):
+def _check_credentials(name: str, cloud: _Cloud) -> None:
+    if has_credentials(name):
         return
     places = " or ".join([*cloud.files, *([f"${cloud.variable}"] if cloud.variable else [])])
     raise EngineError(f"no {cloud.title} credentials: nothing at {places}", place="--infra", fix=cloud.login)

@@ -74,9 +74,10 @@ def test_with_everything_it_says_that_renting_is_not_part_of_this_version(tmp_pa
     assert "fix: add --dry-run to print its task" in said
 
 
-def test_a_vast_key_in_the_environment_counts(tmp_path: Path) -> None:
+def test_a_vast_key_in_the_environment_alone_does_not_count_since_skypilot_wants_the_file(
+        tmp_path: Path) -> None:
     touch(tmp_path / "packages", *SKYPILOT, "vastai_sdk/__init__.py")
-    assert "not part of this version" in complaint(tmp_path, "vast", VAST_API_KEY="k")
+    assert "nothing at ~/.config/vastai/vast_api_key" in complaint(tmp_path, "vast", VAST_API_KEY="k")
 
 
 def test_an_unknown_cloud_is_refused_with_those_that_are_known() -> None:
