@@ -91,7 +91,7 @@ def _checks(scope: _Scope, store: str | None) -> list[Check]:
              "gcp": Check("GCP quota", partial(look_at_gcp_quota, *scope.wish("gcp")))}
     for name in scope.clouds:
         found.append(Check(name, partial(look_at_access, name, needed=name in scope.needed)))
-        if name in means and (has_credentials(name) or name in scope.needed):
+        if name in means and has_credentials(name):
             found.append(means[name])
     return found
 

@@ -1,12 +1,13 @@
 """What a real API server of SkyPilot says of itself, and what is refused because of it."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cli_lab import ROOT, ldlm
+from cli_lab import RECIPE, ROOT, files_below, ldlm
 from sky_server_lab import free_port, running_sky_server, variables
 
 pytest.importorskip("sky.jobs.state")
@@ -28,6 +29,16 @@ except Exception as error: print(error)
 """
 
 
+# What `ldlm launch` does once it is approved.
+LAUNCH = """
+import sys
+from launcher import commands
+proposal = commands.propose(sys.argv[1], commands.PlanOptions(infra="vast", store=sys.argv[2]))
+try: commands.submit(proposal, None)
+except Exception as error: print(error)
+"""
+
+
 class Lab:
     """A home with `ldlm init` done or not, and a server that may run in it."""
 
@@ -39,9 +50,18 @@ class Lab:
 
     def refusal(self, *clouds: str) -> str:
         """What stands in the way of renting at these clouds; nothing if nothing does."""
-        done = subprocess.run([sys.executable, "-c", CHECK, *clouds], env=self.env(), cwd=ROOT, text=True,
+        return self.run(CHECK, *clouds)
+
+    def run(self, program: str, *args: str) -> str:
+        done = subprocess.run([sys.executable, "-c", program, *args], env=self.env(), cwd=ROOT, text=True,
                               capture_output=True, check=True)
         return done.stdout
+
+    def doctor(self) -> dict[str, str]:
+        """What the doctor says of a home with a key of a cloud that cannot be told to keep it."""
+        done = ldlm("doctor", "--infra", "vast", "--json", env=self.env())
+        return {line["what"]: f"{line['verdict']}: {line['detail']}"
+                for line in json.loads(done.stdout)["findings"]}
 
     def write(self, name: str, text: str) -> None:
         (self.home / ".sky").mkdir(exist_ok=True)
@@ -58,7 +78,8 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     assert f"http://127.0.0.1:{lab.port}: SkyPilot's API server is not well (unhealthy)" in silent
     assert "fix: start it: sky api start" in silent
     with running_sky_server(lab.home, lab.port) as url:
-        bare = lab.refusal("azure")
+        bare = lab.run(LAUNCH, RECIPE, f"file://{lab.home}/store")
+        assert files_below(lab.home / "store") == []  # no run was recorded
         assert f"{url}: SkyPilot's API server would copy keys onto rented machines: " in bare
         assert "no remote_identity: NO_UPLOAD for vast, azure, gcp, aws, oci, nebius" in bare
         assert "fix: ldlm init, then sky api stop; sky api start" in bare
@@ -69,6 +90,14 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
     lab.write("plugins.yaml", "plugins:\n- class: their_plugin.Plugin\n")
     with running_sky_server(lab.home, lab.port, lab.home):
         assert lab.refusal("vast") == ""
+        (lab.home / ".lambda_cloud").mkdir()
+        (lab.home / ".lambda_cloud" / "lambda_keys").write_text("key")
+        lines = lab.doctor()
+        assert lines["API server"] == (f"ok: http://127.0.0.1:{lab.port}, on this machine: "
+                                       "while that sleeps or is off, no run is recovered")
+        assert lines["keys"] == "ok: NO_UPLOAD: keys of clouds stay off rented machines"
+        assert lines["supervision"].startswith("ok: ") and lines["plugin"] == "ok: ldlm 7 is loaded"
+        assert lines["other keys"].endswith("whatever is set: ~/.lambda_cloud/lambda_keys")
         lab.write("project.yaml", "vast: {remote_identity: LOCAL_CREDENTIALS}\n")
         monkeypatch.setenv("SKYPILOT_PROJECT_CONFIG", str(lab.home / ".sky" / "project.yaml"))
         assert "remote_identity of vast is another for a region, a workspace" in lab.refusal("vast")
