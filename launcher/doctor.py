@@ -50,7 +50,7 @@ class _Scope:
 
 
 def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Finding]:
-    """Look at everything that a run would need.
+    """Look at everything that a run would need; says that it does.
 
     Args:
         recipe: Its plan says what is needed; None: nothing in particular.
@@ -68,8 +68,9 @@ def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Fi
     if proposal:
         needed = frozenset(offer.cloud for offer in proposal.plan.offers.values())
     else:
-        needed = frozenset([infra.partition("/")[0]] if infra else [])
+        needed = frozenset([infra.partition("/")[0].lower()] if infra else [])
     scope = _Scope(needed, infra, proposal)
+    console.talk(f"looking, for {_TIMEOUT_S:g} s at most ...", "quiet")
     return run_checks(_checks(scope, store), _TIMEOUT_S)
 
 

@@ -47,9 +47,9 @@ def look_at_access(name: str, *, needed: bool) -> Iterator[Finding]:
         return
     if api_server_url():
         yield Finding(what, Verdict.NOT_CHECKED, "package and credentials are on the API server's machine",
-                      f"sky check {name}")
+                      f".venv/bin/sky check {name}")
     else:
-        yield Finding(what, Verdict.OK, f"package and credentials are here (longer: sky check {name})")
+        yield Finding(what, Verdict.OK, f"package and credentials are here (slower: sky check {name})")
 
 
 def look_at_credit(plan: Plan | None) -> Iterator[Finding]:

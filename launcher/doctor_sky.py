@@ -44,7 +44,8 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
         if api_server_url():
             raise
         yield Finding("API server", Verdict.NOT_CHECKED,
-                      f"{error.place} does not run; a launch starts it, on this machine", "sky api start")
+                      f"{error.place} does not run; a launch starts it, on this machine",
+                      ".venv/bin/sky api start")
         yield _by_files()
         return
     yield _of_server(server)

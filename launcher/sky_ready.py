@@ -14,7 +14,8 @@ GUARDED = ("vast", "azure", "gcp", "aws", "oci", "nebius")
 RENTED = ("vast", "azure", "gcp")
 PLUGIN = "ldlm"
 PLUGIN_CLASS = "launcher.sky_plugin.LdlmPlugin"
-RESTART = "sky api stop; sky api start"
+# Of this environment: the sky of another could not load the plugin, and would not start.
+RESTART = ".venv/bin/sky api stop; .venv/bin/sky api start"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from launcher.errors import EngineError
 from launcher.sky_engine import sky_sdk
-from launcher.sky_ready import RENTED, SkyServer, lacks
+from launcher.sky_ready import NO_UPLOAD, RENTED, SkyServer, lacks
 
 
 def check_sky_ready(clouds: Collection[str]) -> None:
@@ -39,7 +39,7 @@ def look_at_server() -> SkyServer:
         info = common.get_api_server_status()
         if info.status != common.ApiServerStatus.HEALTHY:
             raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=_url(common),
-                              fix="start it: sky api start; or sign in: sky api login")
+                              fix="start it: .venv/bin/sky api start; or sign in: .venv/bin/sky api login")
         is_here = common.is_api_server_local()
         config = sky.get(common.get_request_id(_asked(common, "/workspaces/config")))
         plugins = _asked(common, "/api/plugins").json()["plugins"]
@@ -59,7 +59,7 @@ def keys_that_travel(server: SkyServer) -> list[str]:
         from sky import check
 
         guarded = [cloud for name, cloud in registry.CLOUD_REGISTRY.items()
-                   if (server.config.get(name) or {}).get("remote_identity") == "NO_UPLOAD"]
+                   if (server.config.get(name) or {}).get("remote_identity") == NO_UPLOAD]
         return sorted(check.get_cloud_credential_file_mounts(guarded))
 
 
@@ -68,7 +68,7 @@ def _asked(common: Any, path: str) -> Any:
         return common.make_authenticated_request("GET", path, timeout=10)
     except OSError as error:  # of requests
         raise EngineError("SkyPilot's API server does not answer", place=_url(common),
-                          fix="start it: sky api start") from error
+                          fix="start it: .venv/bin/sky api start") from error
 
 
 def _url(common: Any) -> str:

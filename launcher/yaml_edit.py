@@ -47,7 +47,7 @@ def append(text: str, key: str, item: Mapping[str, str]) -> str:
         raise ValueError(f"{key} is no list")
     if any(isinstance(one, dict) and item.items() <= one.items() for one in found):
         return text
-    node = _child(yaml.compose(text, yaml.SafeLoader), key)
+    _, node = _entry(yaml.compose(text, yaml.SafeLoader), key)
     if node.flow_style:
         new = _insert(text, node.start_mark.index + 1, _flow(dict(item)) + (", " if found else ""))
     else:
@@ -85,15 +85,30 @@ def _put(text: str, where: Sequence[str], value: object) -> str:
     if node is None:
         return _end_line(text) + _block(_nested(where, value))
     for depth, key in enumerate(where):
-        child = _child(node, key)
+        name, child = _entry(node, key)
         if child is None:
             return _into(text, node, _nested(where[depth:], value), is_root=depth == 0)
-        node, rest = child, where[depth + 1:]
-        if not rest or not isinstance(node, yaml.MappingNode):
-            start, end = node.start_mark.index, node.end_mark.index
-            gap = " " if start == end else ""  # of a key with nothing behind it
-            return text[:start] + gap + _flow(_nested(rest, value)) + text[end:]
+        rest = where[depth + 1:]
+        if not rest or not isinstance(child, yaml.MappingNode):
+            return _instead(text, name, child, _flow(_nested(rest, value)))
+        node = child
     raise AssertionError("where names no key")
+
+
+def _instead(text: str, name: Any, child: Any, new: str) -> str:
+    """Put a value in the place of a key's; of one on lines of its own, those lines go."""
+    start, end = child.start_mark.index, child.end_mark.index
+    if isinstance(child, yaml.CollectionNode) and not child.flow_style:
+        start, end = name.end_mark.index + 1, start + len(text[start:_last(child).end_mark.index].rstrip())
+    gap = "" if text[start - 1].isspace() else " "  # behind the colon
+    return text[:start] + gap + new + text[end:]
+
+
+def _last(node: Any) -> Any:
+    """The last value inside a node: where that ends, the node does; PyYAML counts comments behind it too."""
+    while isinstance(node, yaml.CollectionNode) and not node.flow_style:
+        node = node.value[-1][1] if isinstance(node, yaml.MappingNode) else node.value[-1]
+    return node
 
 
 def _into(text: str, node: Any, entry: object, *, is_root: bool) -> str:
@@ -120,8 +135,10 @@ def _end_line(text: str) -> str:
     return text if not text or text.endswith("\n") else text + "\n"
 
 
-def _child(node: Any, key: str) -> Any:
-    return next((value for name, value in node.value if getattr(name, "value", None) == key), None)
+def _entry(node: Any, key: str) -> tuple[Any, Any]:
+    """Nodes of a key and of its value; None, None where there is no such key."""
+    return next(((name, value) for name, value in node.value if getattr(name, "value", None) == key),
+                (None, None))
 
 
 def _nested(where: Sequence[str], value: object) -> object:

@@ -1,14 +1,13 @@
 """`ldlm init` as a person or a script meets it: real files in a home of its own, read by SkyPilot itself."""
 
 import json
-import os
 import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cli_lab import RECIPE, ROOT, Terminal, check_golden, environment, files_below, ldlm, refused
+from cli_lab import RECIPE, Terminal, check_golden, environment, files_below, ldlm, refused
 
 from launcher.sky_ready import GUARDED
 
@@ -225,6 +224,14 @@ def test_a_server_elsewhere_has_files_of_its_own(home: Path) -> None:
     assert settings(home) == {} and (home / ".sky" / "config.yaml").exists()
 
 
+def test_the_server_of_the_settings_is_the_one_that_is_asked(home: Path) -> None:
+    pytest.importorskip("sky.jobs.state")
+    init("--api-server", "http://127.0.0.1:1")
+    said = refused(5, "launch", "tests/lab/smoke.yaml", "--infra", "slurm/x", "--set",
+                   "hardware.train.0.infra=slurm/x", "--store", f"file://{home}/store", "--yes")
+    assert "http://127.0.0.1:1: SkyPilot's API server does not answer" in said
+
+
 def plan(*args: str, **env: str) -> dict[str, object]:
     done = ldlm("plan", RECIPE, "--infra", "vast", "--json", *args, env=environment(**env))
     assert done.returncode == 0, done.stderr
@@ -263,7 +270,6 @@ def test_runs_are_shown_on_the_project_of_the_settings(home: Path) -> None:
     assert '"project":"yes","entity":"lab"' in done.stdout.replace(" ", "").replace("\n", ""), done.stdout
 
 
-def test_the_home_is_listed_from_the_store_of_the_settings(home: Path) -> None:
+def test_runs_are_listed_from_the_store_of_the_settings(home: Path) -> None:
     init("--store", str(home / "runs"))
-    assert f"no runs in file://{home}/runs yet" in "".join(ldlm("status").stdout)
-    assert ROOT.exists() and os.environ["HOME"] == str(home)
+    assert f"no runs in file://{home}/runs yet" in ldlm("status").stdout

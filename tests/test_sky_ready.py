@@ -32,7 +32,7 @@ def test_a_cloud_whose_keys_would_travel_is_named_wherever_one_rents(missing: st
     config = {cloud: section for cloud, section in CONFIG.items() if cloud != missing}
     for cloud in ("vast", "azure", "gcp"):
         words = said(replace(READY, config=config), cloud)
-        assert f"no remote_identity: NO_UPLOAD for {missing} | ldlm init, then sky api stop" in words
+        assert f"no remote_identity: NO_UPLOAD for {missing} | ldlm init, then .venv/bin/sky api" in words
 
 
 @pytest.mark.parametrize("value", [

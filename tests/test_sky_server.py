@@ -76,13 +76,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
 def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = lab.refusal("vast")
     assert f"http://127.0.0.1:{lab.port}: SkyPilot's API server is not well (unhealthy)" in silent
-    assert "fix: start it: sky api start" in silent
+    assert "fix: start it: .venv/bin/sky api start" in silent
     with running_sky_server(lab.home, lab.port) as url:
         bare = lab.run(LAUNCH, RECIPE, f"file://{lab.home}/store")
         assert files_below(lab.home / "store") == []  # no run was recorded
         assert f"{url}: SkyPilot's API server would copy keys onto rented machines: " in bare
         assert "no remote_identity: NO_UPLOAD for vast, azure, gcp, aws, oci, nebius" in bare
-        assert "fix: ldlm init, then sky api stop; sky api start" in bare
+        assert "fix: ldlm init, then .venv/bin/sky api stop; .venv/bin/sky api start" in bare
         assert ldlm("init", "--yes", env=lab.env()).returncode == 0
         # Its config it reads anew for every request; where jobs are supervised, only when it starts.
         assert "would rent a machine to supervise the run, which has no keys" in lab.refusal("azure")

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.yaml_edit import append, put
@@ -25,6 +25,9 @@ MINE = "vast:\n  remote_identity: NO_UPLOAD\n"
     ("vast: null # later\n", "vast: {remote_identity: NO_UPLOAD} # later\n"),
     ("vast:\n  remote_identity: 'LOCAL_CREDENTIALS' # why not\n  a: 1\n",
      "vast:\n  remote_identity: NO_UPLOAD # why not\n  a: 1\n"),
+    ("vast:\n  remote_identity:\n  - a\n  - b\n\n  # more\n  c: 1\n",
+     "vast:\n  remote_identity: NO_UPLOAD\n\n  # more\n  c: 1\n"),
+    ("vast: {remote_identity: {a: b}}", "vast: {remote_identity: NO_UPLOAD}"),
     ("{gcp: {}}\n", "{vast: {remote_identity: NO_UPLOAD}, gcp: {}}\n"),
     (MINE + "# stays\n", MINE + "# stays\n"),
     ("a: &x\n  b: 1\nc: *x\n", "a: &x\n  b: 1\nc: *x\n" + MINE),
@@ -71,6 +74,7 @@ _VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_s
                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3))
 
 
+@settings(max_examples=400)
 @given(st.dictionaries(_KEYS, _VALUES, max_size=4), st.booleans())
 def test_whatever_is_there_either_stays_or_the_change_is_refused(data: dict[str, object], flow: bool) -> None:
     old = yaml.safe_dump(data, default_flow_style=flow)
