@@ -49,7 +49,7 @@ lint: tools
 types: tools
 	.venv/bin/mypy
 
-# The real SkyPilot with a Slurm cluster of this machine; tests/lab/up.sh says which programs it needs.
+# The real SkyPilot with a Slurm cluster and a fake of Vast on this machine; tests/lab/up.sh says what it needs.
 lab: tools
 	.venv/bin/python -m pip install --quiet -c launcher/requirements.lock -e '.[slurm]'
 	tests/lab/up.sh && .venv/bin/python -m pytest -v -m lab tests/lab; result=$$?; \

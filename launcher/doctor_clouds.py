@@ -63,7 +63,7 @@ def look_at_credit(plan: Plan | None) -> Iterator[Finding]:
         credit = Decimal(str(sdk.VastAI(retry=1, quiet=True).show_user()["credit"]))
     except ImportError:
         yield Finding(what, Verdict.NOT_CHECKED, "Vast's package is not installed",
-                      ".venv/bin/pip install -e '.[vast]'")
+                      "make .venv")
     except Exception as error:  # noqa: BLE001  requests' own text may hold the key
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):

@@ -66,7 +66,7 @@ def _of_server(server: SkyServer) -> Finding:
                        f"{server.url} runs {server.version}, and {pinned} is pinned",
                        f"install skypilot=={pinned} on its machine and restart it")
     where = ("on this machine: while that sleeps or is off, no run is recovered" if server.is_here
-             else "on another machine")
+             else "which is said to be elsewhere")
     return Finding("API server", Verdict.OK, f"{server.url}, {where}")
 
 

@@ -74,7 +74,7 @@ class _Cloud:
 
 
 _CLOUDS = {
-    "vast": _Cloud("Vast.ai", ("vastai", "vastai_sdk"), None, ("~/.config/vastai/vast_api_key",),
+    "vast": _Cloud("Vast.ai", ("vastai_sdk",), None, ("~/.config/vastai/vast_api_key",),
                    "write the API key of your Vast.ai account to ~/.config/vastai/vast_api_key"),
     "azure": _Cloud("Azure", ("azure.mgmt.compute",), None,
                     ("~/.azure/azureProfile.json", "~/.azure/msal_token_cache.json"), "az login"),
@@ -98,16 +98,10 @@ def check_infra(infra: str) -> None:
     name = infra.partition("/")[0].lower()
     if name == "local":
         return
-    cloud = _CLOUDS.get(name)
-    if cloud is None:
+    if name not in _CLOUDS:
         raise EngineError(f"there is no engine for {infra!r}", place="--infra",
                           fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))} with --dry-run")
     check_access(name)
-    if name == "slurm":
-        return
-    raise EngineError(f"renting on {cloud.title} is not part of this version yet "
-                      "(SkyPilot, SDK and credentials are all here)", place="--infra",
-                      fix="add --dry-run to print its task")
 
 
 def is_known(infra: str) -> bool:
@@ -142,8 +136,8 @@ def _check_installed(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> None
     if modules and not any(_has_module(module) for module in modules):
         missing.append(f"the {cloud.title} SDK (Python module {' or '.join(modules)})")
     if missing:
-        raise EngineError(f"{' and '.join(missing)} not installed", place=f"--infra {name}",
-                          fix=f".venv/bin/pip install -e '.[{name}]'")
+        fix = "make .venv" if name == "vast" else f".venv/bin/pip install -e '.[{name}]'"
+        raise EngineError(f"{' and '.join(missing)} not installed", place=f"--infra {name}", fix=fix)
 
 
 def _check_credentials(name: str, cloud: _Cloud) -> None:

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from launcher.engine import Engine, EnginePhase, EngineState
+from launcher.errors import EngineError
 from launcher.local_engine import LocalEngine
 from launcher.run_record import RunRecord, RunView, load_record, look_at
 from launcher.settle import settle
-from trainer.contract import StoreError
+from trainer.contract import Name, StoreError
 from trainer.run_folder import RunFolder
 from trainer.store import Store
 
@@ -52,6 +53,19 @@ def view(record: RunRecord, store: Store) -> RunView:
     """Judge a run now; closes the record of one that ended at a cloud while nobody was looking."""
     state, now = state_of(record, store), datetime.now(UTC)
     with suppress(StoreError):  # who may only read sees the run as it stands
-        if record.infra != "local" and settle(RunFolder(store, record.run_id), record, state, now):
+        changed = record.infra != "local" and settle(RunFolder(store, record.run_id), record, state, now)
+        if _learn_rentals(record, store) or changed:
             record = load_record(store, record.run_id)
     return look_at(record, state, now)
+
+
+def _learn_rentals(record: RunRecord, store: Store) -> bool:
+    """Copy what SkyPilot's server knows of a run's machines into its folder. Returns True if it is news."""
+    if record.infra == "local" or not record.may_have_rentals:
+        return False
+    with suppress(EngineError):  # the bill is then made of what the nodes have written
+        found = sky_engine(store).rentals(record.run_id)
+        if found and found.rentals != tuple(record.rentals):
+            RunFolder(store, record.run_id).write(Name.RENTALS, found)
+            return True
+    return False

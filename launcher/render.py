@@ -18,11 +18,10 @@ from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
+from launcher.vast_search import IMAGE, KEY, settings_of
 from trainer.config import TrainConfig
 from trainer.contract import Document, Env
 
-# RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
-VAST_IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
 _WITH_DISK = ("vast", "azure", "gcp")
 CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (guess)
 _ORDINARY_GIB = 32
@@ -85,7 +84,8 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
     texts = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
     for which in [Document.BENCH] if plan.only_benchmark else Document:
         memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
-        documents.append(_fill(which, texts[which], plan.offers[which], envs[which], workdir, memory_gib))
+        documents.append(_fill(which, texts[which], plan.offers[which], envs[which], workdir, plan.run_id,
+                               memory_gib))
     return _task(documents)
 
 
@@ -99,7 +99,7 @@ def render_prepare(template: str, offer: Offer, envs: Mapping[str, str], workdir
     Raises:
         LdlmError: A hole of the template is left, or the template is not a mapping.
     """
-    return _task([{"name": "prepare"}, _fill("prepare", template, offer, envs, workdir, cpus=CPUS)])
+    return _task([{"name": "prepare"}, _fill("prepare", template, offer, envs, workdir, None, cpus=CPUS)])
 
 
 def _task(documents: list[dict[str, Any]]) -> Task:
@@ -150,11 +150,12 @@ def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:
 
 
 def _fill(which: str, template: str, offer: Offer, envs: Mapping[str, str], workdir: Path,
-          memory_gib: int | None = None, cpus: str | None = None) -> dict[str, Any]:
+          run_id: str | None, memory_gib: int | None = None, cpus: str | None = None) -> dict[str, Any]:
     document = yaml.safe_load(template)
     if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
         raise LdlmError("is no template of a task", place=f"sky/{which}.yaml", fix="restore it from git")
-    _put(document, {"workdir": str(workdir), "num_nodes": offer.num_nodes, "config": _config(offer)})
+    _put(document, {"workdir": str(workdir), "num_nodes": offer.num_nodes, 
+                    "config": _config(offer, run_id, memory_gib)})
     _put(document["resources"], _resources(offer, memory_gib, cpus))
     _put(document["resources"]["job_recovery"],
          {"max_restarts_on_errors": _LOCAL_RESTARTS if offer.is_local else 0})
@@ -181,7 +182,7 @@ def _host_memory_gib(plan: Plan) -> int | None:
 
 
 def _resources(offer: Offer, memory_gib: int | None, cpus: str | None) -> dict[str, Any]:
-    image = offer.image or (VAST_IMAGE if offer.cloud == "vast" else None)
+    image = offer.image or (IMAGE if offer.cloud == "vast" else None)
     docker = image and offer.cloud in ("vast", "k8s") and not image.startswith("docker:")
     return {
         "infra": None if offer.is_local else offer.infra,  # SkyPilot rejects `local`
@@ -199,15 +200,16 @@ def _memory(offer: Offer, needed_gib: int | None) -> str | None:
     """Host memory to ask for. Slurm and Kubernetes give out what their own rules say."""
     if needed_gib is None or offer.cloud not in _WITH_DISK:
         return None
-    # On Vast SkyPilot takes any machine otherwise; with it, one with the memory of the kind it chose. On
-    # GCP a small wish would replace the 8 CPUs and 32 GiB that it gives a GPU by itself.
-    return f"{needed_gib}+" if offer.cloud == "vast" or needed_gib > _ORDINARY_GIB else None
+    # SkyPilot's list of Vast says 64 GiB of every machine: there our own search asks. On GCP a small wish
+    # would replace the 8 CPUs and 32 GiB that SkyPilot gives a GPU by itself.
+    return f"{needed_gib}+" if offer.cloud != "vast" and needed_gib > _ORDINARY_GIB else None
 
 
-def _config(offer: Offer) -> dict[str, Any] | None:
-    if offer.cloud != "vast" or offer.bid_usd_per_hour is None:
+def _config(offer: Offer, run_id: str | None, memory_gib: int | None) -> dict[str, Any] | None:
+    if offer.cloud != "vast":
         return None
-    return {"vast": {"create_instance_kwargs": {"bid_price": float(offer.bid_usd_per_hour)}}}
+    bid = {} if offer.bid_usd_per_hour is None else {"bid_price": float(offer.bid_usd_per_hour)}
+    return {"vast": {"create_instance_kwargs": bid | {KEY: settings_of(offer, run_id, memory_gib)}}}
 
 
 def leftover_nulls(value: Any, path: str = "") -> Iterator[str]:

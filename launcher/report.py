@@ -7,12 +7,12 @@ report add up to its total.
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import ROUND_DOWN, Decimal
 from enum import StrEnum
 from typing import Any
 
 from launcher.cost import Range
+from launcher.rental_cost import OnRental, on_rentals, unused_usd
 from launcher.run_record import PlannedOffer, RunRecord, RunView, Status
 from trainer.contract import Document, Outcome
 from trainer.run_folder import AttemptFiles, Heartbeat, charged_until
@@ -34,21 +34,31 @@ class Category(StrEnum):
     STOPPED = "lost to a stop"  # of one that its user stopped before it could save
     UNSAVED = "not yet saved"  # of a running attempt: useful once the next checkpoint is durable
     BENCHMARK = "benchmark"
+    DISK = "disk"  # of rented machines, from their contract on until they are given back
+    NETWORK = "network"
+    UNUSED = "machines that did not start"  # rented, and no attempt began on them
 
 
 _DONE = "done"
-_ONLY_IF_ANY = (Category.CRASHED, Category.STOPPED, Category.UNSAVED)
+_ONLY_IF_ANY = (Category.CRASHED, Category.STOPPED, Category.UNSAVED, Category.DISK, Category.NETWORK,
+                Category.UNUSED)
 _WASTED = (Category.LOST, Category.CRASHED, Category.STOPPED)
 
 
 @dataclass(frozen=True)
 class AttemptCost:
-    """One attempt of the report."""
+    """One attempt of the report.
+
+    Attributes:
+        price_usd_per_hour: Of its machines; where the price has changed meanwhile, its mean.
+        beside: Dollars that are not by the second.
+    """
 
     number: int
     document: Document
     seconds: dict[Category, float]
     price_usd_per_hour: Decimal
+    beside: dict[Category, Decimal]
     from_step: int
     durable_step: int
     end: str
@@ -57,7 +67,7 @@ class AttemptCost:
     def usd_by_category(self) -> dict[Category, Decimal]:
         """Dollars of each category."""
         return {category: (self.price_usd_per_hour * Decimal(seconds) / 3600).quantize(_EXACT)
-                for category, seconds in self.seconds.items()}
+                for category, seconds in self.seconds.items()} | self.beside
 
     @property
     def usd(self) -> Decimal:
@@ -78,6 +88,7 @@ class CostReport:
         planned_usd: Of the plan; None if it had no prices.
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
         tokens: Seen by durable training steps.
+        unused_usd: Of machines on which no attempt has begun.
         has_finished: All that was planned is done, so that planned and spent can be compared.
     """
 
@@ -87,16 +98,18 @@ class CostReport:
     on_demand_usd: Decimal | None
     price_is_simulated: bool
     tokens: int
+    unused_usd: Decimal
     has_finished: bool
 
     @property
     def spent_usd(self) -> Decimal:
-        """Total over all attempts."""
-        return sum((attempt.usd for attempt in self.attempts), Decimal(0))
+        """Total of the run."""
+        return sum((attempt.usd for attempt in self.attempts), self.unused_usd)
 
     def by_category(self) -> dict[Category, Decimal]:
         """Dollars by category over all attempts; adds up to `spent_usd`, exactly."""
         parts = [attempt.usd_by_category for attempt in self.attempts]
+        parts += [{Category.UNUSED: self.unused_usd}] if self.unused_usd else []
         return {category: sum((part.get(category, Decimal(0)) for part in parts), Decimal(0))
                 for category in Category
                 if category not in _ONLY_IF_ANY or any(category in part for part in parts)}
@@ -141,16 +154,18 @@ def cost_report(view: RunView) -> CostReport:
     open_number = record.open_attempt.attempt.number if record.open_attempt else None
     is_live = view.status not in (Status.ENDED, Status.UNKNOWN)
     stopped = {event.detail.get("attempt") for event in record.events if event.kind == "stop_requested"}
-    costs = [attempt_cost(files, until, running=is_live and files.attempt.number == open_number,
+    held = on_rentals(record.attempts, charged_until(record.attempts, view.charged_to), record.rentals,
+                      view.charged_to)
+    costs = [attempt_cost(files, on_rental, running=is_live and files.attempt.number == open_number,
                           stopped=files.attempt.number in stopped)
-             for files, until in zip(_with_later_knowledge(record.attempts),
-                                     charged_until(record.attempts, view.charged_to), strict=True)]
+             for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)]
     offer = plan.offers.get(Document.TRAIN, PlannedOffer()) if plan else PlannedOffer()
     beat = record.training.heartbeat if record.training else None
     return CostReport(
         run_id=record.run_id, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
         planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
         tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0,
+        unused_usd=unused_usd(record.attempts, record.rentals, view.charged_to).quantize(_EXACT),
         has_finished=view.status is Status.ENDED and _is_all_done(record))
 
 
@@ -178,14 +193,17 @@ def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal) -> list[Dec
     return rounded
 
 
-def attempt_cost(files: AttemptFiles, until: datetime, *, running: bool, stopped: bool) -> AttemptCost:
+def attempt_cost(files: AttemptFiles, on_rental: OnRental, *, running: bool, stopped: bool) -> AttemptCost:
     """Split one attempt's billed seconds into categories; `stopped`: its user asked it to end."""
-    total_s = max(0.0, (until - files.attempt.billed_from).total_seconds())
-    beat = files.heartbeat
+    total_s = max(0.0, (on_rental.until - files.attempt.billed_from).total_seconds())
+    beat, price = files.heartbeat, files.attempt.price_usd_per_hour
+    if on_rental.gpu_usd is not None and total_s:
+        price = (on_rental.gpu_usd * 3600 / Decimal(total_s)).quantize(_EXACT).normalize()
+    beside = {Category.DISK: on_rental.disk_usd, Category.NETWORK: on_rental.network_usd}
     return AttemptCost(
-        number=files.attempt.number, document=files.attempt.document,
-        price_usd_per_hour=files.attempt.price_usd_per_hour,
+        number=files.attempt.number, document=files.attempt.document, price_usd_per_hour=price,
         seconds=_split(files, total_s, _rest_category(files, running=running, stopped=stopped)),
+        beside={category: usd.quantize(_EXACT) for category, usd in beside.items() if usd},
         from_step=beat.resumed_from_step if beat else 0, durable_step=beat.durable_step if beat else 0,
         end=_end_words(files, running=running, stopped=stopped))
 

@@ -18,8 +18,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from launcher.cost import Range
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
+from launcher.rental_cost import total_usd
+from launcher.rentals import Rental, Rentals
 from trainer.contract import FIX, Document, Name, Outcome
-from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, spent_usd
+from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, charged_until, spent_usd
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class _Recorded(BaseModel):
 class PlannedOffer(_Recorded):
     """What reports need of an offer."""
 
+    infra: str = ""
     price_is_simulated: bool = False
     on_demand_usd_per_hour: Decimal | None = None
 
@@ -106,6 +109,7 @@ class RunRecord:
     Attributes:
         store_address: Opens its store again.
         plan: `plan.json` as written at launch; None while the launch is writing.
+        rentals: Machines that were rented for it, as far as their provider's side was asked.
         bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
     """
 
@@ -117,12 +121,21 @@ class RunRecord:
     events: Sequence[Event]
     outcome: RunOutcome | None
     bench: dict[str, Any] | None
+    rentals: Sequence[Rental] = ()
 
     @property
     def infra(self) -> str:
         """Where it was last started: `local`, or a cloud in SkyPilot's language."""
         starts = [event for event in self.events if event.kind in STARTS]
         return str(starts[-1].detail.get("infra") or "local") if starts else "local"
+
+    @property
+    def may_have_rentals(self) -> bool:
+        """True while the side that rents its machines may know of them what is not written here."""
+        is_on_vast = self.plan is not None and any(offer.infra.partition("/")[0] == "vast"
+                                                   for offer in self.plan.offers.values())
+        is_complete = self.has_ended and bool(self.rentals) and all(found.ended_at for found in self.rentals)
+        return is_on_vast and not is_complete
 
     @property
     def training(self) -> AttemptFiles | None:
@@ -207,7 +220,9 @@ def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
     status = status_of(record, engine, now)
     is_lost = status in (Status.UNKNOWN, Status.ENDED)
     charged_to = record.last_seen or now if is_lost else now
-    return RunView(record, engine, status, charged_to, spent_usd(record.attempts, charged_to))
+    spent_usd(record.attempts, charged_to)  # contradictions first
+    spent = total_usd(record.attempts, charged_until(record.attempts, charged_to), record.rentals, charged_to)
+    return RunView(record, engine, status, charged_to, spent)
 
 
 def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task", now: datetime,
@@ -273,7 +288,8 @@ def load_record(store: Store, run_id: str) -> RunRecord:
     return RunRecord(run_id=run_id, url=folder.url, store_address=store.address,
                      plan=_find(folder, Name.PLAN, RecordedPlan),
                      attempts=folder.attempts(), events=folder.events(),
-                     outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder))
+                     outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder),
+                     rentals=found.rentals if (found := folder.find(Name.RENTALS, Rentals)) else ())
 
 
 def list_run_ids(store: Store) -> list[str]:

@@ -17,12 +17,14 @@ import yaml
 from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.node_secrets import node_secrets
+from launcher.rentals import RENTALS, Rentals
 from launcher.settings import API_SERVER, api_server_url
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
 
 _FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
+_ANSWER_S = 20
 _FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
            "cloud", "region", "current_cluster_name")
 # SkyPilot 0.14.1, sky/jobs/state.py.
@@ -127,6 +129,22 @@ class SkyEngine:
             with sky_sdk(self._say) as sky:
                 sky.get(sky.jobs.cancel(job_ids=[self._job_id(sky, run_id)]))
         self._seen.pop(run_id, None)
+
+    def rentals(self, run_id: str) -> Rentals | None:
+        """What the API server has rented for a run; None where our plugin is not in it.
+
+        Raises:
+            EngineError: It does not answer.
+        """
+        with sky_sdk(self._say):
+            from sky.server import common
+
+            try:
+                answer = common.make_authenticated_request("GET", f"{RENTALS}/{run_id}", timeout=_ANSWER_S)
+            except OSError as error:
+                raise EngineError(f"SkyPilot's API server does not answer: {error}",
+                                  place=common.get_server_url(), fix="start it: sky api start") from error
+            return Rentals.model_validate_json(answer.text) if answer.ok else None
 
     def _job_id(self, sky: Any, run_id: str) -> int:
         rows = self._newest(sky, run_id)

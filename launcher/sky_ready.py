@@ -24,7 +24,7 @@ class SkyServer:
 
     Attributes:
         url: Without a password.
-        is_here: It runs on this machine, and stops with it.
+        is_here: It is the one of this user on this machine, and stops with it.
         version: Of SkyPilot, there.
         config: Its config file.
         laid_over: This machine's config files, which SkyPilot lays over it for what is asked from here.

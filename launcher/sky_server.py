@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from launcher.errors import EngineError
+from launcher.settings import api_server_url
 from launcher.sky_engine import sky_sdk
 from launcher.sky_ready import NO_UPLOAD, RENTED, SkyServer, lacks
 
@@ -40,7 +41,8 @@ def look_at_server() -> SkyServer:
         if info.status != common.ApiServerStatus.HEALTHY:
             raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=_url(common),
                               fix="start it: .venv/bin/sky api start; or sign in: .venv/bin/sky api login")
-        is_here = common.is_api_server_local()
+        # One that is named may have another home, or be the end of a tunnel, whatever its address.
+        is_here = api_server_url() is None and bool(common.is_api_server_local())
         config = sky.get(common.get_request_id(_asked(common, "/workspaces/config")))
         plugins = _asked(common, "/api/plugins").json()["plugins"]
         return SkyServer(_url(common), is_here, str(info.version), config, skypilot_config.to_dict(),

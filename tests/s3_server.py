@@ -44,26 +44,31 @@ class S3Server:
 
 
 @contextmanager
-def running_s3_server() -> Iterator[S3Server]:
-    """Start the server on a free port; end it after the block."""
+def running_s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
+    """Start the server on a free port; end it after the block.
+
+    Args:
+        address: Of this machine, where it listens and by which its URLs name it: another one than the default
+            for clients in a network namespace, who then use the same URLs as this machine.
+    """
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((address, 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)],
+    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _wait_until_open(process, port)
-        yield S3Server(f"http://127.0.0.1:{port}")
+        _wait_until_open(process, address, port)
+        yield S3Server(f"http://{address}:{port}")
     finally:
         process.kill()
         process.wait()
 
 
-def _wait_until_open(process: "subprocess.Popen[bytes]", port: int) -> None:
+def _wait_until_open(process: "subprocess.Popen[bytes]", address: str, port: int) -> None:
     give_up = time.monotonic() + _STARTS_WITHIN_S
     while time.monotonic() < give_up and process.poll() is None:
         try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            socket.create_connection((address, port), timeout=1).close()
             return
         except OSError:
             time.sleep(0.1)

@@ -29,18 +29,13 @@ def variables(home: Path, port: int) -> dict[str, str]:
 
 
 @contextmanager
-def running_sky_server(home: Path, port: int, *paths: Path) -> Iterator[str]:
-    """Start it and yield its URL.
-
-    Args:
-        paths: Folders in which it finds modules of plugins.
-    """
-    path = os.pathsep.join(map(str, paths))
+def running_sky_server(home: Path, port: int) -> Iterator[str]:
+    """Start it and yield its URL."""
     log = home / "server.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "sky.server.server", "--port", str(port)], cwd=home,
-            env=os.environ | variables(home, port) | {"PYTHONPATH": path, "IS_SKYPILOT_SERVER": "true"},
+            env=os.environ | variables(home, port) | {"IS_SKYPILOT_SERVER": "true"},
             stdout=out, stderr=out, start_new_session=True)
     try:
         _wait_until_well(process, f"http://127.0.0.1:{port}", log)

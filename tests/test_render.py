@@ -11,9 +11,11 @@ from launch_examples import GOLDEN, example_plan, example_recipe, example_task
 from launcher.errors import LdlmError, RecipeError
 from launcher.lint import lint
 from launcher.render import Task, Templates, leftover_nulls, render
+from launcher.vast_search import TORCH
 from trainer.config import TrainConfig
 from trainer.contract import Document, Env
 
+ROOT = Path(__file__).parents[1]
 # name: (infra of training, infra of the benchmark when it is not the recipe's first choice)
 TASKS = {"local": (None, None), "vast": ("vast", None), "azure": ("azure", "vast"), "gcp": ("gcp", None)}
 
@@ -108,14 +110,33 @@ def test_a_local_task_names_neither_place_nor_gpu():
     assert set(task_of("local").document(Document.TRAIN)["resources"]) == {"job_recovery"}
 
 
+def asked_of_vast(document):
+    return document["config"]["vast"]["create_instance_kwargs"]
+
+
+def test_vast_is_searched_for_a_host_that_can_run_the_locked_torch():
+    assert f"torch=={TORCH}\n" in (ROOT / "trainer/requirements.lock").read_text(), (
+        "look which CUDA the wheel of this torch brings (its requirement cuda-toolkit), and from which "
+        "compute capability on it is built, and put both into launcher/vast_search.py")
+    wanted = asked_of_vast(task_of("vast").document(Document.TRAIN))["ldlm"]
+    assert wanted == {
+        "filters": {"reliability": {"gte": 0.95}, "cuda_max_good": {"gte": 13.0},
+                    "compute_cap": {"gte": 750}, "inet_down": {"gte": 200}, "inet_up": {"gte": 100},
+                    "gpu_ram": {"gte": 31089},
+                    "cpu_ram": {"gte": 7 * 1024}},
+        "run_id": "example-1", "usd_per_hour": 0.4}
+    elsewhere = asked_of_vast(example_task("vast/Spain, ES, EU").document(Document.TRAIN))["ldlm"]
+    assert elsewhere["in_region"] is True
+
+
 def test_vast_gets_a_bid_and_never_the_spot_flag():
     train = task_of("vast").document(Document.TRAIN)
-    assert train["config"] == {"vast": {"create_instance_kwargs": {"bid_price": 0.4}}}
+    assert asked_of_vast(train)["bid_price"] == 0.4
     assert "use_spot" not in train["resources"]
     assert train["resources"]["image_id"].startswith("docker:")
     assert "12.8" in train["resources"]["image_id"]
     on_demand = example_task("vast", "hardware.train.1={infra: vast, gpu: 'RTX5090:1', image: 'me/mine:1'}")
-    assert "config" not in on_demand.document(Document.TRAIN)
+    assert "bid_price" not in asked_of_vast(on_demand.document(Document.TRAIN))
     assert on_demand.document(Document.TRAIN)["resources"]["image_id"] == "docker:me/mine:1"
 
 
@@ -125,10 +146,15 @@ def test_rented_machines_are_asked_for_the_host_memory_that_the_plan_counts():
     for index, cloud in ((1, "vast"), (2, "azure")):
         task = example_task(cloud, on_host, "limits.max_cost_usd=99", "limits.deadline_hours=",
                             f"hardware.train.{index}.gpu=L40S:8", "train.micro_batch_size=1")
-        asked = task.document(Document.TRAIN)["resources"]["memory"]
-        assert asked.endswith("+")
+        train = task.document(Document.TRAIN)
+        if cloud == "vast":  # whose list at SkyPilot says 64 GiB of every machine
+            assert "memory" not in train["resources"]
+            needed_gib = asked_of_vast(train)["ldlm"]["filters"]["cpu_ram"]["gte"] / 1024
+        else:
+            assert train["resources"]["memory"].endswith("+")
+            needed_gib = int(train["resources"]["memory"][:-1])
         # Eight ranks with 43.9 GiB of blocks each; a checkpoint and processes on top.
-        assert 8 * 43.9 < int(asked[:-1]) < 8 * 43.9 + 60
+        assert 8 * 43.9 < needed_gib < 8 * 43.9 + 60
         assert "memory" not in task.document(Document.BENCH)["resources"]
 
 
@@ -216,16 +242,20 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
         (resources,) = task.resources
         cloud = str(resources.cloud) if resources.cloud else None
         assert (cloud, resources.accelerators, resources.use_spot) == wanted
-        assert resources.memory == ("7+" if cloud == "Vast" and task.name == "train" else None)
+        assert resources.memory is None
         assert resources.job_recovery == {
             "strategy": "FAILOVER", "max_restarts_on_errors": 0 if cloud else 2,
             "recover_on_exit_codes": [75]}
         assert task.workdir == "/checkout"
         assert task.num_nodes == 1
         assert json.loads(task.envs[Env.TRAIN_CONFIG])["steps"] == 400
-        bid = {"train": 0.4, "bench": 0.6}[task.name]
-        config = {"vast": {"create_instance_kwargs": {"bid_price": bid}}} if cloud == "Vast" else {}
-        assert resources.cluster_config_overrides == config
+        overrides = resources.cluster_config_overrides
+        if cloud == "Vast":
+            asked = overrides["vast"]["create_instance_kwargs"]
+            bid = {"train": 0.4, "bench": 0.6}[task.name]
+            assert asked["bid_price"] == asked["ldlm"]["usd_per_hour"] == bid
+        else:
+            assert overrides == {}
 
 
 def test_a_key_can_be_given_to_skypilot_as_a_secret_which_it_does_not_show(tmp_path, monkeypatch):

@@ -151,6 +151,7 @@ class Name:
     PLAN = "plan.json"
     TASK = "task.yaml"
     STOP = "stop.json"  # somebody asks the nodes of a rented run to save and stop
+    RENTALS = "rentals.json"  # what the side that rents the machines knows of them
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"
     WANDB = "wandb.json"  # of an attempt: where it is seen on W&B

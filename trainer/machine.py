@@ -11,12 +11,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
+
+import psutil
 
 from trainer.contract import Env, ExitCode, LdlmError
 from trainer.local_cache import cache_folder
+from trainer.run_folder import Traffic
 
+_BILLED_BY_THE_BOOT = {"vast", "azure", "gcp"}  # where a machine is one run's, from its start to its end
 # Words in a driver's name that make another, slower card of a model.
 _WEAKER = {"LAPTOP", "MOBILE", "D"}
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version",
@@ -118,6 +122,28 @@ def check_clock(here: datetime, at_the_store: datetime) -> None:
     if abs(ahead_s) > _CLOCK_S:
         where = "ahead of" if ahead_s > 0 else "behind"
         raise _wrong(f"its clock is {abs(ahead_s):.0f} s {where} the store's")
+
+
+def booted_at(environ: Mapping[str, str]) -> datetime | None:
+    """When this machine, or its container, was started; None where that is not when its bill begins.
+
+    Args:
+        environ: Of this process: SkyPilot says in it which cloud this is.
+    """
+    try:
+        cloud = json.loads(environ.get("SKYPILOT_CLUSTER_INFO") or "{}").get("cloud")
+    except (ValueError, AttributeError):
+        return None
+    if str(cloud).lower() not in _BILLED_BY_THE_BOOT:
+        return None
+    return datetime.fromtimestamp(psutil.Process(1).create_time(), UTC)
+
+
+def traffic() -> Traffic:
+    """What has gone over this machine's network since it was started."""
+    cards = [count for name, count in psutil.net_io_counters(pernic=True).items() if name != "lo"]
+    return Traffic(received_bytes=sum(count.bytes_recv for count in cards),
+                   sent_bytes=sum(count.bytes_sent for count in cards))
 
 
 def _wrong(problem: str) -> MachineError:

@@ -17,6 +17,7 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError, attempt_file
+from trainer.machine import traffic
 from trainer.run_folder import (
     Attempt,
     AttemptFiles,
@@ -250,7 +251,7 @@ class Recorder:
                 resumed_from_step=progress.resumed_from_step, durable_step=progress.durable_step,
                 durable_train_s=progress.durable_train_s, durable_evaluate_s=progress.durable_evaluate_s,
                 phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
-                spent_usd=self.spent_usd(now), metrics=dict(progress.metrics))
+                spent_usd=self.spent_usd(now), traffic=traffic(), metrics=dict(progress.metrics))
         try:
             if rows:
                 chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
-from trainer.machine import MachineError, check_clock, check_machine, visible_gpus
+from trainer.machine import MachineError, booted_at, check_clock, check_machine, traffic, visible_gpus
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
@@ -152,9 +152,17 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
     number = os.environ.get(Env.ATTEMPT)
     if number:
         return folder.attempt(int(number)).attempt
-    return folder.claim_attempt(document, billed_from=started_at, host=socket.gethostname(),
+    return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at),
+                                host=socket.gethostname(),
                                 price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
                                 offer=os.environ.get(Env.OFFER, ""))
+
+
+def _billed_from(folder: RunFolder, started_at: datetime) -> datetime:
+    """When the bill of this attempt begins, see `Attempt`."""
+    booted = booted_at(os.environ)
+    ends = [files.end.at for files in folder.attempts() if files.end]
+    return min(started_at, max([booted, *ends])) if booted else started_at
 
 
 def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
@@ -320,7 +328,7 @@ def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd, *, wrong_machi
     try:
         folder.write(attempt_file(attempt.number, "end.json"), create=True,
                      record=AttemptEnd(at=datetime.now(UTC), exit_code=end.code, preempted=False,
-                                       reason=end.reason, wrong_machine=wrong_machine))
+                                       reason=end.reason, wrong_machine=wrong_machine, traffic=traffic()))
     except AlreadyExistsError:
         pass
     except LdlmError as error:

@@ -23,7 +23,12 @@ class _Record(BaseModel):
 
 
 class Attempt(_Record):
-    """One life of the machines within a run. Written when it starts, never changed."""
+    """One life of the machines within a run. Written when it starts, never changed.
+
+    Attributes:
+        billed_from: When its program started; on a rented machine, when the machine did, or when the attempt
+            before this one on it ended.
+    """
 
     number: int
     document: Document
@@ -31,6 +36,13 @@ class Attempt(_Record):
     price_usd_per_hour: Decimal
     offer: str
     host: str
+
+
+class Traffic(_Record):
+    """Bytes that went over a machine's network, without what it told itself."""
+
+    received_bytes: int = 0
+    sent_bytes: int = 0
 
 
 class Phases(_Record):
@@ -52,6 +64,7 @@ class Heartbeat(_Record):
         durable_train_s: `phases.train_s` when the durable step was done: time that is kept.
         durable_evaluate_s: The same for `phases.evaluate_s`.
         spent_usd: Over all attempts of the run, this one up to `at`.
+        traffic: Of the first node, since it was started.
     """
 
     at: datetime
@@ -64,6 +77,7 @@ class Heartbeat(_Record):
     phases: Phases
     tokens_per_s: float
     spent_usd: Decimal
+    traffic: Traffic = Traffic()
     metrics: dict[str, float] = {}
 
 
@@ -74,6 +88,7 @@ class AttemptEnd(_Record):
         exit_code: The node's exit code, None if the machine was taken.
         preempted: The machine was taken back, whatever the code.
         wrong_machine: It was not what the plan pays for, and did no work.
+        traffic: Of the first node, since it was started.
     """
 
     at: datetime
@@ -81,6 +96,7 @@ class AttemptEnd(_Record):
     preempted: bool
     reason: str
     wrong_machine: bool = False
+    traffic: Traffic = Traffic()
 
 
 class Event(_Record):

@@ -3,69 +3,43 @@ cluster without GPUs, a store that speaks S3. `make lab` starts and ends what th
 """
 
 import json
-import os
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests"))
-from s3_server import running_s3_server  # noqa: E402
-
-from launcher.run_record import RunRecord, load_record  # noqa: E402
-from trainer.contract import ExitCode, Outcome  # noqa: E402
-from trainer.store import open_store  # noqa: E402
+from tests.lab.runs import (
+    LAB,
+    ROOT,
+    SECRET,
+    durable,
+    has_ended,
+    ldlm,
+    record_of,
+    server_environment,
+    wait_for,
+)
+from tests.s3_server import running_s3_server
+from trainer.contract import ExitCode, Outcome
+from trainer.store import open_store
 
 pytestmark = pytest.mark.lab
-LAB = Path(os.environ.get("LAB", "/tmp/ldlm-lab"))
-SECRET = "a-key-that-nobody-may-see"
-API_SERVER = "http://127.0.0.1:46580"
-_LONGEST_S = 1500  # a node installs the trainer's environment anew, which takes minutes on a busy machine
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
     if not (LAB / "env.sh").exists():
         pytest.skip("the lab is not up: make lab")
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true",
-            "NO_PROXY": "127.0.0.1", "SKYPILOT_API_SERVER_ENDPOINT": API_SERVER}
     with pytest.MonkeyPatch.context() as patch, running_s3_server() as server:
-        for name, value in keys.items():
+        for name, value in server_environment().items():
             patch.setenv(name, value)
         server.make_bucket("lab")
         yield server.url("lab", "runs")
 
 
-def ldlm(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([ROOT / ".venv/bin/ldlm", *words], text=True, capture_output=True, check=False,
-                          timeout=_LONGEST_S)
-
-
-def launch(store: str, run_id: str, *more: str) -> subprocess.CompletedProcess[str]:
+def launch(store: str, run_id: str, *more: str) -> "subprocess.CompletedProcess[str]":
     return ldlm("launch", str(ROOT / "tests/lab/smoke.yaml"), "--infra", "slurm/ldlm", "--store", store,
                 "--run-id", run_id, "--set", "train.evaluate_every_steps=60", "--yes", *more)
-
-
-def record_of(store: str, run_id: str) -> RunRecord:
-    return load_record(open_store(store), run_id)
-
-
-def status(store: str, run_id: str) -> dict[str, Any]:
-    done = ldlm("status", run_id, "--store", store, "--json")
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + _LONGEST_S
-    while not condition():
-        assert time.monotonic() < give_up, f"waited in vain for {what}"
-        time.sleep(2)
 
 
 def processes_of_nodes() -> list[str]:
@@ -104,14 +78,10 @@ def test_a_run_that_is_stopped_saves_and_leaves_nothing_running(store: str) -> N
     assert launch(store, "lab-stop", "--detach", "--max-cost", "20", "--set",
                   "train.steps=100000").returncode == 0
 
-    def durable() -> int:
-        beats = [files.heartbeat for files in record_of(store, "lab-stop").attempts if files.heartbeat]
-        return max((beat.durable_step for beat in beats), default=0)
-
-    wait_for(lambda: durable() > 0, "a checkpoint")
-    before = durable()
+    wait_for(lambda: durable(store, "lab-stop") > 0, "a checkpoint")
+    before = durable(store, "lab-stop")
     assert ldlm("stop", "lab-stop", "--store", store).returncode == 0
-    wait_for(lambda: status(store, "lab-stop")["status"] == "ended", "the end")
+    wait_for(lambda: has_ended(store, "lab-stop"), "the end")
     record = record_of(store, "lab-stop")
     assert record.outcome is not None and record.outcome.outcome is Outcome.STOPPED
     assert record.attempts[-1].end is not None and record.attempts[-1].end.exit_code == ExitCode.RECOVER

@@ -16,7 +16,7 @@ class _ProbeOnLoopback(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             run_module(module)
-            module._TEST_IP_LIST = ["http://127.0.0.1:46580/api/health"]
+            module._TEST_IP_LIST = ["http://127.0.0.1:46680/api/health"]
 
         spec.loader.exec_module = exec_module
         return spec

@@ -1,0 +1,98 @@
+"""What attempts cost by the contracts of the machines that they ran on, as their provider bills (pure)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from launcher.cost import price_for
+from launcher.rentals import Rental
+from trainer.run_folder import AttemptFiles, Traffic
+
+_SKEW = timedelta(minutes=1)  # of a node's clock against that of who rents it; more is a wrong machine
+
+
+@dataclass(frozen=True)
+class OnRental:
+    """One attempt, as the contract of its machine has it.
+
+    Attributes:
+        until: When its machine was no longer billed for it: to shut down and give back takes a while, too.
+        gpu_usd: From its start until then, at the prices of the contract; None: it was on no such machine.
+        disk_usd, network_usd: Of its machine; of several attempts on one, the last has them.
+    """
+
+    until: datetime
+    gpu_usd: Decimal | None = None
+    disk_usd: Decimal = Decimal(0)
+    network_usd: Decimal = Decimal(0)
+
+
+def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],
+               now: datetime) -> list[OnRental]:
+    """Each attempt by the contract of its machine.
+
+    Args:
+        untils: Until when each attempt was at work.
+        rentals: In the order in which they were rented.
+    """
+    owners = [_rental_of(files, rentals) for files in attempts]
+    found = []
+    for index, (files, until, rental) in enumerate(zip(attempts, untils, owners, strict=True)):
+        if rental is None:
+            found.append(OnRental(until))
+            continue
+        is_last = owners[index + 1:index + 2] != [rental]
+        if is_last and rental.ended_at and _ended_by_itself(files):
+            until = max(until, rental.ended_at)
+        gpu_usd = rental.gpu_usd(files.attempt.billed_from, until)
+        if is_last:
+            seen = _traffic([files for files, owner in zip(attempts, owners, strict=True) if owner is rental])
+            found.append(OnRental(until, gpu_usd, rental.disk_usd(now), rental.network_usd(
+                seen.received_bytes, seen.sent_bytes)))
+        else:
+            found.append(OnRental(until, gpu_usd))
+    return found
+
+
+def total_usd(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],
+              now: datetime) -> Decimal:
+    """Dollars of a run: contracts where they are known, else time at the price of each attempt; unrounded."""
+    total = unused_usd(attempts, rentals, now)
+    for files, held in zip(attempts, on_rentals(attempts, untils, rentals, now), strict=True):
+        by_the_second = price_for(held.until - files.attempt.billed_from, files.attempt.price_usd_per_hour)
+        total += (by_the_second if held.gpu_usd is None else held.gpu_usd) + held.disk_usd + held.network_usd
+    return total
+
+
+def unused_usd(attempts: Sequence[AttemptFiles], rentals: Sequence[Rental], now: datetime) -> Decimal:
+    """Dollars of machines on which no attempt has begun: they did not start, or were taken before."""
+    used = [_rental_of(files, rentals) for files in attempts]
+    newest = rentals[-1] if rentals else None  # while it is there, its attempt may still come
+    return sum((_alone_usd(rental, now) for rental in rentals
+                if rental not in used and (rental is not newest or rental.ended_at)), Decimal(0))
+
+
+def _alone_usd(rental: Rental, now: datetime) -> Decimal:
+    end = rental.ended_at or now
+    gpu_usd = rental.gpu_usd(rental.running_at, end) if rental.running_at else Decimal(0)
+    return rental.disk_usd(now) + gpu_usd
+
+
+def _rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
+    """A run has one machine at a time: the last that was rented before the attempt began."""
+    before = [rental for rental in rentals if rental.rented_at <= files.attempt.billed_from + _SKEW]
+    return before[-1] if before else None
+
+
+def _ended_by_itself(files: AttemptFiles) -> bool:
+    return files.end is not None and not files.end.preempted and files.end.exit_code is not None
+
+
+def _traffic(attempts: Sequence[AttemptFiles]) -> Traffic:
+    """The counters only grow while a machine runs, so the last word counts."""
+    def words() -> Iterator[Traffic]:
+        for files in attempts:
+            yield from (part.traffic for part in (files.heartbeat, files.end) if part)
+    return Traffic(received_bytes=max((word.received_bytes for word in words()), default=0),
+                   sent_bytes=max((word.sent_bytes for word in words()), default=0))

@@ -1,0 +1,79 @@
+"""What SkyPilot's server remembers of the machines that it has rented for us: one line for each thing learnt.
+
+Several processes of the server write it and some die while they do, so a line is one write, lines are only
+added, and one that is torn is passed over.
+"""
+
+import json
+import os
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from launcher.rentals import Rental
+
+_PATH = Path("~/.sky/ldlm_rentals.jsonl")
+
+
+def rented(rental: Rental) -> None:
+    """A machine was rented."""
+    _add(rental.model_dump(mode="json", exclude_none=True))
+
+
+def seen_running(instance_id: str, at: datetime) -> None:
+    """It runs since now."""
+    _add({"instance_id": instance_id, "running_at": at.isoformat()})
+
+
+def repriced(instance_id: str, at: datetime, usd_per_hour: Decimal) -> None:
+    """An hour of its GPUs costs something else from now on."""
+    _add({"instance_id": instance_id, "price": {"at": at.isoformat(), "usd_per_hour": str(usd_per_hour)}})
+
+
+def ended(instance_id: str, at: datetime) -> None:
+    """It was given back, or is gone."""
+    _add({"instance_id": instance_id, "ended_at": at.isoformat()})
+
+
+def read() -> dict[str, Rental]:
+    """Every rental that is remembered, by its instance id, oldest first."""
+    rows: dict[str, dict[str, Any]] = {}
+    try:
+        lines = _PATH.expanduser().read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        try:
+            _take_in(rows, json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    found = {}
+    for instance_id, row in rows.items():
+        try:
+            found[instance_id] = Rental.model_validate_json(json.dumps(row))
+        except ValidationError:
+            continue
+    return found
+
+
+def _take_in(rows: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:
+    instance_id, price = line["instance_id"], line.pop("price", None)
+    row = rows.setdefault(instance_id, {}) if "machine_id" in line else rows[instance_id]
+    # What was learnt first stands: two processes may both see that a machine has ended.
+    row |= {name: value for name, value in line.items() if name not in row}
+    if price:
+        row["prices"] = [*row["prices"], price]
+
+
+def _add(line: dict[str, Any]) -> None:
+    path = _PATH.expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        # After a torn line, which has no end, a line of its own.
+        os.write(handle, b"\n" + json.dumps(line).encode() + b"\n")
+    finally:
+        os.close(handle)

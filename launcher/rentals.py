@@ -1,0 +1,87 @@
+"""Machines that were rented for a run, with the terms of their contracts: what a provider bills by. Pure.
+
+The nodes of a run tell when it worked. When a machine was taken, what its disk and its traffic cost, and when
+it was given back, only the side that rents it knows: `launcher/sky_plugin.py` remembers it, the launcher
+copies it into the run's folder.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from decimal import Decimal
+
+from launcher.cost import price_for
+from launcher.frozen import Frozen
+
+RENTALS = "/plugins/api/ldlm/rentals"  # where SkyPilot's server tells of those of a run
+_GB = 10**9
+_SECONDS_OF_MONTH = 30 * 24 * 3600  # as $/GB/month is turned into $/s (guess: Vast does not say)
+
+
+class Price(Frozen):
+    """What an hour of a machine's GPUs costs from a moment on."""
+
+    at: datetime
+    usd_per_hour: Decimal
+
+
+class Terms(Frozen):
+    """What else a machine costs. Network by 10^9 bytes, both ways."""
+
+    disk_gb: int
+    disk_usd_per_gb_month: Decimal = Decimal(0)
+    received_usd_per_gb: Decimal = Decimal(0)
+    sent_usd_per_gb: Decimal = Decimal(0)
+
+
+class Rental(Frozen):
+    """One machine that was rented.
+
+    Attributes:
+        run_id: None: for no run that has a record.
+        instance_id: The provider's, of the contract.
+        machine_id: Of the hardware, which is offered again under other ids.
+        rented_at: UTC, when it was asked for. Its disk is billed from here.
+        running_at: When it was first seen running; None: not yet, or it never was.
+        ended_at: When it was given back, or found to be gone; None: it is still rented.
+        prices: Of its GPUs while they run, oldest first.
+    """
+
+    run_id: str | None
+    instance_id: str
+    machine_id: int
+    rented_at: datetime
+    running_at: datetime | None = None
+    ended_at: datetime | None = None
+    prices: tuple[Price, ...]
+    terms: Terms
+
+    def gpu_usd(self, since: datetime, until: datetime) -> Decimal:
+        """Dollars that its GPUs cost between two moments at which it was running, unrounded."""
+        starts = [since, *(min(max(price.at, since), until) for price in self.prices[1:]), until]
+        spans = zip(self.prices, starts, starts[1:], strict=False)
+        return sum((price_for(end - start, price.usd_per_hour) for price, start, end in spans), Decimal(0))
+
+    def disk_usd(self, now: datetime) -> Decimal:
+        """Dollars of its disk until it was given back, or `now`: it is billed while it stands still, too."""
+        held_s = Decimal(((self.ended_at or now) - self.rented_at).total_seconds())
+        return self.terms.disk_gb * self.terms.disk_usd_per_gb_month * held_s / _SECONDS_OF_MONTH
+
+    def network_usd(self, received_bytes: int, sent_bytes: int) -> Decimal:
+        """Dollars of what went over its network."""
+        terms = self.terms
+        return (received_bytes * terms.received_usd_per_gb + sent_bytes * terms.sent_usd_per_gb) / _GB
+
+    def held(self, moment: datetime) -> bool:
+        """True if it was rented at a moment."""
+        return self.rented_at <= moment and (self.ended_at is None or moment < self.ended_at)
+
+
+class Rentals(Frozen):
+    """`rentals.json` of a run."""
+
+    rentals: tuple[Rental, ...]
+
+    @classmethod
+    def of(cls, found: Iterable[Rental]) -> "Rentals":
+        """In the order in which they were rented."""
+        return cls(rentals=tuple(sorted(found, key=lambda rental: rental.rented_at)))

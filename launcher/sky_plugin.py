@@ -1,0 +1,197 @@
+"""Our part inside SkyPilot's API server: how a machine of Vast is found and rented. `ldlm init` installs it.
+
+SkyPilot 0.14.1 loses the filters of its search on the way to Vast and takes the first machine of whatever
+comes, asked for or not; it writes the account's key on that machine; it waits for it without end. For tasks
+of ours, which say so under a key of theirs, this file does that part instead. Other tasks are left alone.
+"""
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from sky.server import plugins
+
+from launcher import rental_log
+from launcher.rentals import RENTALS, Rental, Rentals
+from launcher.vast_search import KEY, left_soon, query_of, rental_of
+
+_LONGEST_START = timedelta(minutes=25)  # an image of 10 GB on a slow line; then it is cut (guess)
+_MAX_TRIES = 5  # offers go while one looks at them
+# Vast says more than SkyPilot 0.14.1 knows; what it does not know ends its look at all clusters.
+_STATUSES = {"OFFLINE": "EXITED", "FROZEN": "STOPPED", "UNKNOWN": "LOADING", "REBOOTING": "LOADING",
+             "SCHEDULING": "LOADING"}
+Instances = dict[str, dict[str, Any]]
+
+
+class LdlmPlugin(plugins.BasePlugin):
+    """What `~/.sky/plugins.yaml` names. `ldlm doctor` asks the server whether it is there."""
+
+    @property
+    def name(self) -> str:
+        """As the server lists it."""
+        return KEY
+
+    @property
+    def version(self) -> str:
+        """Of what tasks and plugin tell each other."""
+        return "1"
+
+    def install(self, extension_context: plugins.ExtensionContext) -> None:
+        """Take SkyPilot's place in front of Vast, once per process."""
+        from sky.adaptors import vast
+        from sky.provision.vast import utils
+
+        if extension_context.app is not None:
+            extension_context.app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
+        if getattr(utils.launch, "is_ldlm", False):
+            return
+        utils.launch = launch_through(utils.launch, vast.vast)
+        utils.list_instances = list_through(utils.list_instances, vast.vast)
+        utils.remove = remove_through(utils.remove)
+
+
+def rentals_of(run_id: str) -> dict[str, Any]:
+    """What this server has rented for a run, as the launcher asks for it."""
+    mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
+    return Rentals.of(mine).model_dump(mode="json")
+
+
+def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callable[..., str]:
+    """SkyPilot's `launch` of Vast for tasks of others, ours for tasks of ours.
+
+    Args:
+        launch: `sky.provision.vast.utils.launch`.
+        sdk: Gives Vast's SDK.
+    """
+    def rent_or_launch(name: str, instance_type: str, region: str, disk_size: int, image_name: str,
+                       *, create_instance_kwargs: dict[str, Any] | None = None,
+                       ssh_public_key: str | None = None, **more: Any) -> str:
+        wishes = dict(create_instance_kwargs or {})
+        settings = wishes.pop(KEY, None)
+        if settings is None:
+            return launch(name, instance_type, region, disk_size, image_name, ssh_public_key=ssh_public_key,
+                          create_instance_kwargs=create_instance_kwargs, **more)
+        bid = wishes.pop("bid_price", None)
+        contract: dict[str, Any] = {
+            "label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
+            "onstart_cmd": _first_commands(ssh_public_key)} | wishes
+        if bid is not None:
+            contract["price"] = bid
+        offers = _search(sdk(), settings, instance_type, region, disk_size, bids=bid is not None)
+        offer, instance_id = _rent(sdk(), offers, contract)
+        rental_log.rented(rental_of(offer, instance_id, settings.get("run_id"), bid, contract["disk"],
+                                    datetime.now(UTC)))
+        return instance_id
+
+    rent_or_launch.is_ldlm = True  # type: ignore[attr-defined]
+    return rent_or_launch
+
+
+def _search(sdk: Any, settings: Mapping[str, Any], instance_type: str, region: str, disk_gib: int, *,
+            bids: bool) -> list[dict[str, Any]]:
+    """Offers that fit, the cheapest first. Raises RuntimeError, as SkyPilot does, when there are none."""
+    left_out = left_soon(rental_log.read().values(), settings.get("run_id"), datetime.now(UTC))
+    query = query_of(settings, instance_type, disk_gib, bids=bids, without=left_out)
+    if settings.get("in_region"):
+        query |= _within(region)
+    offers: list[dict[str, Any]] = sdk.search_offers(
+        query=dict(query), type="bid" if bids else "on-demand", order="min_bid" if bids else "dph_total",
+        no_default=True, storage=disk_gib)
+    if not offers:
+        raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
+    return offers
+
+
+def _within(region: str) -> dict[str, Any]:
+    """The filter for a region of SkyPilot's catalog, `Spain, ES, EU`: its last word is a continent."""
+    from vastai.api.query import offers_alias, offers_fields, offers_mult, parse_query
+    from vastai.utils import preprocess_search_query
+
+    text = preprocess_search_query(f"georegion=true geolocation={region[-2:]}")[-1]
+    return dict(parse_query(text, {}, offers_fields, offers_alias, offers_mult))
+
+
+def _rent(sdk: Any, offers: list[dict[str, Any]], contract: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Rent the first offer that is still there. Returns it with the id of the instance."""
+    import requests
+
+    for offer in offers[:_MAX_TRIES]:
+        try:
+            answer = sdk.create_instance(id=offer["id"], **contract)
+        except requests.HTTPError as error:  # Vast's own answer: it has not been rented
+            gone = error
+            continue
+        return offer, str(answer["new_contract"])
+    raise RuntimeError(f"Vast rents out none of the {len(offers)} machines that it offers: {gone}")
+
+
+def _first_commands(ssh_public_key: str | None) -> str:
+    """What the machine does first: let SkyPilot in. SkyPilot itself would leave the account's key here."""
+    commands = ["touch ~/.no_auto_tmux"]
+    if ssh_public_key:
+        commands += ["mkdir -p ~/.ssh", "chmod 700 ~/.ssh", 'echo "" >> ~/.ssh/authorized_keys',
+                     f"echo {shlex.quote(ssh_public_key.strip())} >> ~/.ssh/authorized_keys",
+                     "chmod 600 ~/.ssh/authorized_keys"]
+    return ";".join(commands)
+
+
+def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]) -> Callable[[], Instances]:
+    """SkyPilot's list of instances in words that it knows, without those of ours that never start.
+
+    SkyPilot looks every few seconds while it waits and every quarter of a minute afterwards: what is learnt
+    of our rentals is remembered here.
+
+    Args:
+        list_instances: `sky.provision.vast.utils.list_instances`.
+        sdk: Gives Vast's SDK.
+    """
+    def known() -> Instances:
+        asked_at, found = datetime.now(UTC), list_instances()
+        for instance in found.values():
+            instance["status"] = _STATUSES.get(instance["status"], instance["status"])
+        open_ones = [rental for rental in rental_log.read().values() if rental.ended_at is None]
+        for rental in open_ones:
+            _learn(rental, found.get(rental.instance_id), asked_at)
+        for rental in open_ones:
+            if _never_starts(rental, found.get(rental.instance_id), asked_at):
+                sdk().destroy_instance(id=rental.instance_id)
+                rental_log.ended(rental.instance_id, datetime.now(UTC))
+                raise RuntimeError(f"machine {rental.machine_id} of Vast has not started in "
+                                   f"{_LONGEST_START.seconds // 60} minutes, so it was given back")
+        return found
+
+    return known
+
+
+def _learn(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> None:
+    if instance is None:
+        if rental.rented_at < now:  # else the list may be older than the rental
+            rental_log.ended(rental.instance_id, now)
+        return
+    if instance["status"] == "RUNNING" and rental.running_at is None:
+        rental_log.seen_running(rental.instance_id, now)
+    price = Decimal(str(instance.get("dph_base") or 0))
+    if price and price != rental.prices[-1].usd_per_hour:
+        rental_log.repriced(rental.instance_id, now, price)
+
+
+def _never_starts(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> bool:
+    waits = instance is not None and instance["status"] in ("CREATED", "LOADING")
+    return waits and rental.running_at is None and now - rental.rented_at > _LONGEST_START
+
+
+def remove_through(remove: Callable[..., None]) -> Callable[..., None]:
+    """SkyPilot's `remove` of Vast, which is remembered.
+
+    Args:
+        remove: `sky.provision.vast.utils.remove`.
+    """
+    def give_back(instance_id: str) -> None:
+        remove(instance_id)
+        if instance_id in rental_log.read():
+            rental_log.ended(instance_id, datetime.now(UTC))
+
+    return give_back

@@ -1,0 +1,104 @@
+"""Which machines of Vast a task may be given: filters of its search, and what a rental has to tell. Pure.
+
+They travel in the task, under a key that only `launcher/sky_plugin.py` knows: a server without the plugin
+hands the key to Vast's SDK, which refuses it, so that nothing is rented without these filters.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from launcher.offers import Offer
+from launcher.rentals import Price, Rental, Terms
+
+KEY = "ldlm"  # in `config.vast.create_instance_kwargs` of a task
+# RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
+IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
+# The wheel of the locked torch brings CUDA 13.0.3 itself (its requirement `cuda-toolkit==13.0.3`), for cards
+# from Turing on. A GeForce host whose driver is older cannot run it, whatever the image has.
+TORCH, CUDA_OF_TORCH, OLDEST_COMPUTE_CAP = "2.13.0", 13.0, 750
+_RELIABILITY = 0.95  # as Vast advises for serious work
+_DOWN_MBIT_S, _UP_MBIT_S = 200, 100  # packages and weights come, checkpoints go (guess)
+_OF_MEMORY = 0.97  # of a card, that its driver has to name: as trainer/machine.py checks
+# A machine that was left sooner was wrong, did not start or was taken at once. The image, SkyPilot's runtime
+# and torch take up to twenty minutes to arrive before the node can see what it has been given (guess).
+LEFT_SOON = timedelta(minutes=30)
+_LEAVE_OUT_FOR = timedelta(days=1)
+
+Filters = Mapping[str, Mapping[str, Any]]
+
+
+def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None) -> dict[str, Any]:
+    """What a task tells the plugin.
+
+    Args:
+        run_id: Which machines it has had is remembered under this name; None: they are not.
+        host_memory_gib: That the plan counts on; None: any.
+    """
+    filters: dict[str, dict[str, Any]] = {
+        "reliability": {"gte": _RELIABILITY},
+        "cuda_max_good": {"gte": CUDA_OF_TORCH},
+        "compute_cap": {"gte": OLDEST_COMPUTE_CAP},
+        "inet_down": {"gte": _DOWN_MBIT_S},
+        "inet_up": {"gte": _UP_MBIT_S},
+    }
+    if offer.gpu_memory_gib:
+        filters["gpu_ram"] = {"gte": int(offer.gpu_memory_gib * 1024 * _OF_MEMORY)}  # MiB
+    if host_memory_gib:
+        filters["cpu_ram"] = {"gte": host_memory_gib * 1024}  # MiB
+    found: dict[str, Any] = {"filters": filters}
+    if run_id:
+        found["run_id"] = run_id
+    if offer.price_usd_per_hour is not None:
+        found["usd_per_hour"] = float(offer.price_usd_per_hour)
+    if "/" in offer.infra:
+        found["in_region"] = True
+    return found
+
+
+def query_of(settings: Mapping[str, Any], instance_type: str, disk_gib: int, *, bids: bool,
+             without: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """The body of the search that finds machines for a task.
+
+    Args:
+        settings: See `settings_of`.
+        instance_type: SkyPilot's: `2x-H100_SXM-32-65536` is number, model, cores, memory in MiB.
+        bids: Interruptible: its lowest bid counts, not its price.
+        without: Machine ids.
+    """
+    number, model = instance_type.split("-")[:2]
+    query: dict[str, dict[str, Any]] = {
+        "verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True},
+        "num_gpus": {"eq": int(number.removesuffix("x"))}, "gpu_name": {"eq": model.replace("_", " ")},
+        "disk_space": {"gte": disk_gib}}
+    query |= {name: dict(bounds) for name, bounds in settings["filters"].items()}
+    if "usd_per_hour" in settings:
+        query["min_bid" if bids else "dph_total"] = {"lte": settings["usd_per_hour"]}
+    if left_out := sorted(set(without)):
+        query["machine_id"] = {"notin": left_out}
+    return query
+
+
+def rental_of(offer: Mapping[str, Any], instance_id: str, run_id: str | None, bid_usd_per_hour: float | None,
+              disk_gib: int, now: datetime) -> Rental:
+    """A rental by the terms of its offer, as Vast's search gives them.
+
+    Args:
+        bid_usd_per_hour: None: its own price is paid.
+        disk_gib: That was asked for; Vast counts in these.
+    """
+    price = offer["dph_base"] if bid_usd_per_hour is None else bid_usd_per_hour
+    return Rental(
+        run_id=run_id, instance_id=instance_id, machine_id=offer["machine_id"], rented_at=now,
+        prices=(Price(at=now, usd_per_hour=Decimal(str(price))),),
+        terms=Terms(disk_gb=disk_gib, disk_usd_per_gb_month=Decimal(str(offer["storage_cost"])),
+                    received_usd_per_gb=Decimal(str(offer["inet_down_cost"])),
+                    sent_usd_per_gb=Decimal(str(offer["inet_up_cost"]))))
+
+
+def left_soon(rentals: Iterable[Rental], run_id: str | None, now: datetime) -> set[int]:
+    """Machines that a run has left soon after it got them, in the last day: it is not given them again."""
+    return {rental.machine_id for rental in rentals if run_id and rental.run_id == run_id
+            and (rental.ended_at or now) - rental.rented_at < LEFT_SOON
+            and now - rental.rented_at < _LEAVE_OUT_FOR}

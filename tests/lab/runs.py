@@ -1,0 +1,61 @@
+"""What the lab's tests do with runs: the command line as a person types it, and looks at the store."""
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher.run_record import RunRecord, load_record
+from trainer.store import open_store
+
+ROOT = Path(__file__).parents[2]
+LAB = Path(os.environ.get("LAB", "/tmp/ldlm-lab"))
+API_SERVER = "http://127.0.0.1:46680"
+SECRET = "a-key-that-nobody-may-see"
+LONGEST_S = 1500  # a node installs the trainer's environment anew, which takes minutes on a busy machine
+
+
+def server_environment() -> dict[str, str]:
+    """Where SkyPilot's server and the keys of the store are, for processes that tests start."""
+    return {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.1,10.88.0.1", "SKYPILOT_API_SERVER_ENDPOINT": API_SERVER}
+
+
+def ldlm(*words: str) -> "subprocess.CompletedProcess[str]":
+    """The command, to its end."""
+    return subprocess.run([ROOT / ".venv/bin/ldlm", *words], text=True, capture_output=True, check=False,
+                          timeout=LONGEST_S)
+
+
+def record_of(store: str, run_id: str) -> RunRecord:
+    """What the store knows of a run."""
+    return load_record(open_store(store), run_id)
+
+
+def status(store: str, run_id: str) -> dict[str, Any]:
+    """What `ldlm status` says of a run."""
+    done = ldlm("status", run_id, "--store", store, "--json")
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def has_ended(store: str, run_id: str) -> bool:
+    """True once nothing of a run is under way."""
+    return bool(status(store, run_id)["status"] == "ended")
+
+
+def durable(store: str, run_id: str) -> int:
+    """The newest step that a node knows to be saved; 0 before any."""
+    beats = [files.heartbeat for files in record_of(store, run_id).attempts if files.heartbeat]
+    return max((beat.durable_step for beat in beats), default=0)
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    """Look every two seconds until it holds."""
+    give_up = time.monotonic() + LONGEST_S
+    while not condition():
+        assert time.monotonic() < give_up, f"waited in vain for {what}"
+        time.sleep(2)

@@ -1,0 +1,187 @@
+"""Whole runs on machines that are taken away: the real CLI, SkyPilot, provisioner, trainer and an S3 server;
+the fake of Vast rents out namespaces and sends the bill that ours has to equal.
+"""
+
+import json
+import shlex
+import subprocess
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from tests.lab.runs import LAB, ROOT, durable, has_ended, ldlm, record_of, server_environment, wait_for
+from tests.lab.vast_client import HOST_ADDRESS, FakeVast
+from tests.lab.vast_host import processes_in
+from tests.lab.vast_offers import LIAR_OFFER
+from tests.s3_server import running_s3_server
+from trainer.contract import ExitCode, Outcome
+from trainer.store import open_store
+
+pytestmark = pytest.mark.lab
+CENT = Decimal("0.01")
+# Files that would let somebody on a rented machine spend the user's money.
+CREDENTIALS = (".config/vastai", ".vast_api_key", ".aws", ".azure", ".config/gcloud", ".sky/.sky_key")
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[str]:
+    if not (LAB / "vast/fake.pid").exists():
+        pytest.skip("the lab is not up: make lab")
+    with pytest.MonkeyPatch.context() as patch, running_s3_server(HOST_ADDRESS) as server:
+        for name, value in server_environment().items():
+            patch.setenv(name, value)
+        server.make_bucket("lab")
+        yield server.url("lab", "runs")
+
+
+@pytest.fixture
+def vast() -> Iterator[FakeVast]:
+    fake = FakeVast("http://127.0.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
+    fake.restock()
+    yield fake
+    for row in fake.instances():
+        fake.destroy(row["id"])
+
+
+def launch(store: str, run_id: str, *more: str) -> None:
+    done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--infra", "vast", "--store", store,
+                "--run-id", run_id, "--yes", "--detach", *more)
+    assert done.returncode == 0, done.stderr
+
+
+def losses(store: str, run_id: str, attempt: int) -> dict[int, float]:
+    """The loss of every logged step that one attempt has left."""
+    opened, found = open_store(store), {}
+    for chunk in opened.objects(f"{run_id}/attempts/{attempt}/metrics"):
+        for line in opened.get(chunk.key).decode().splitlines():
+            row = json.loads(line)
+            if "loss/total" in row or "loss/diffusion" in row:
+                found[row["step"]] = row.get("loss/total", row.get("loss/diffusion"))
+    return found
+
+
+def ssh(address: str, command: str) -> str:
+    """What a command prints on an instance, with the key by which SkyPilot enters it."""
+    (key,) = (LAB / "sky/.sky/clients").glob("*/ssh/sky-key")
+    return in_the_lab(f"ssh -i {key} -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null "
+                      f"-oLogLevel=ERROR root@{address} {shlex.quote(command)}")
+
+
+def in_the_lab(command: str) -> str:
+    """What a command prints in the environment of the lab's SkyPilot."""
+    return subprocess.run(["bash", "-c", f". {LAB}/env.sh && cd && {command}"], text=True,
+                          capture_output=True, check=True, timeout=300).stdout
+
+
+def ends(store: str, run_id: str) -> list[tuple[str, int | None, bool, bool]]:
+    """Of every attempt: document, exit code, preempted, wrong machine."""
+    return [(files.attempt.document, files.end.exit_code, files.end.preempted, files.end.wrong_machine)
+            for files in record_of(store, run_id).attempts if files.end]
+
+
+class Bills:
+    """What the fake charges for instances that are rented from now on."""
+
+    def __init__(self, vast: FakeVast) -> None:
+        self._vast, self._before = vast, set(vast.bill())
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [bill for number, bill in self._vast.bill().items() if number not in self._before]
+
+    def assert_equal(self, store: str, run_id: str) -> None:
+        """Ours, made of what nodes and SkyPilot's server have seen, is the provider's, to the cent."""
+        done = ldlm("cost", run_id, "--store", store, "--json")
+        ours = json.loads(done.stdout)
+        theirs = sum((Decimal(row["total_usd"]) for row in self.rows()), Decimal(0))
+        print(ldlm("cost", run_id, "--store", store).stdout, json.dumps(self.rows(), indent=1), sep="\n")
+        assert abs(Decimal(ours["spent_usd"]) - theirs) < CENT, (ours, theirs)
+
+
+def process_space(instance: dict[str, Any]) -> str:
+    """The namespace in which all processes of an instance live."""
+    return ssh(instance["ssh_host"], "readlink /proc/self/ns/pid").strip()
+
+
+def test_a_run_that_is_outbid_goes_on_elsewhere_and_its_bill_is_the_provider_s(
+        store: str, vast: FakeVast) -> None:
+    bills, run_id = Bills(vast), "vast-outbid"
+    launch(store, run_id)
+    wait_for(lambda: durable(store, run_id) >= 30, "a checkpoint")
+    (first,) = vast.instances()
+    on_it = ssh(first["ssh_host"], f"cd /root; ls -d {' '.join(CREDENTIALS)} 2>/dev/null; "
+                                   "env; cat .onstart.sh")
+    assert not [name for name in CREDENTIALS if f"{name}\n" in on_it]
+    assert vast.key not in on_it
+    assert ssh(first["ssh_host"], f"grep -rlF {vast.key} /root /tmp /etc 2>/dev/null || true") == ""
+    processes = process_space(first)
+    assert processes_in(processes)
+
+    vast.outbid(first["id"])
+    assert processes_in(processes) == []  # or what follows could be the old one's work
+    saved = durable(store, run_id)
+    wait_for(lambda: has_ended(store, run_id), "the end")
+
+    record = record_of(store, run_id)
+    assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
+    assert record.outcome.step == 360 and record.bench is not None
+    assert ends(store, run_id) == [("train", None, True, False), ("train", 0, False, False),
+                                   ("bench", 0, False, False)]
+    beat = record.attempts[1].heartbeat
+    assert beat is not None and saved <= beat.resumed_from_step <= saved + 30
+    again, before = losses(store, run_id, 2), losses(store, run_id, 1)
+    assert min(again) == beat.resumed_from_step + 10 and max(again) == 360
+    assert all(again[step] == pytest.approx(before[step], rel=1e-3) for step in set(again) & set(before))
+
+    rented = vast.requests("PUT", "/api/v0/asks/")[-3:]
+    assert [found["body"]["price"] for found in rented] == [1.60, 1.60, 0.30]
+    search = vast.requests("POST", "/api/v0/bundles/")[-1]["body"]
+    assert search["gpu_name"] == {"eq": "RTX 5090"} and search["min_bid"] == {"lte": 0.3}
+    assert search["reliability"] == {"gte": 0.95} and search["cuda_max_good"] == {"gte": 13.0}
+    assert vast.instances() == []
+    bills.assert_equal(store, run_id)
+
+
+def test_a_host_with_another_card_is_left_in_minutes_and_not_rented_again(
+        store: str, vast: FakeVast) -> None:
+    bills, run_id = Bills(vast), "vast-liar"
+    vast.show_liar(True)
+    launch(store, run_id, "--set", "train.steps=60")
+    wait_for(lambda: has_ended(store, run_id), "the end")
+    record = record_of(store, run_id)
+    assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
+    assert ends(store, run_id) == [("train", ExitCode.RECOVER, False, True), ("train", 0, False, False),
+                                   ("bench", 0, False, False)]
+    (told,) = [event for event in record.events if event.kind == "wrong_machine"]
+    assert "RTX 3060" in told.detail["problem"]
+    rented = [int(found["path"].split("/")[4]) for found in vast.requests("PUT", "/api/v0/asks/")[-3:]]
+    assert rented[0] == LIAR_OFFER and LIAR_OFFER not in rented[1:]
+    bills.assert_equal(store, run_id)
+
+
+def test_a_host_that_vanishes_without_a_trace_costs_the_steps_since_the_last_checkpoint(
+        store: str, vast: FakeVast) -> None:
+    bills, run_id = Bills(vast), "vast-vanish"
+    launch(store, run_id)
+    wait_for(lambda: durable(store, run_id) >= 30, "a checkpoint")
+    (first,) = vast.instances()
+    processes = process_space(first)
+    vast.vanish(first["id"])
+    assert processes_in(processes) == []
+    wait_for(lambda: has_ended(store, run_id), "the end")
+    assert ends(store, run_id) == [("train", None, True, False), ("train", 0, False, False),
+                                   ("bench", 0, False, False)]
+    bills.assert_equal(store, run_id)
+
+
+def test_a_run_is_found_again_after_the_api_server_was_restarted(store: str, vast: FakeVast) -> None:
+    bills, run_id = Bills(vast), "vast-restart"
+    launch(store, run_id)
+    wait_for(lambda: durable(store, run_id) >= 30, "a checkpoint")
+    in_the_lab("sky api stop && sky api start")
+    wait_for(lambda: has_ended(store, run_id), "the end")
+    record = record_of(store, run_id)
+    assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
+    assert record.bench is not None and vast.instances() == []
+    bills.assert_equal(store, run_id)

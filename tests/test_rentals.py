@@ -1,0 +1,138 @@
+"""What a run costs by the contracts of its machines; every expected dollar is worked out by hand."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+
+from launcher import rental_log
+from launcher.rental_cost import on_rentals, total_usd, unused_usd
+from launcher.rentals import Price, Rental, Terms
+from trainer.contract import Document
+from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases, Traffic
+
+NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+# 100 GB at $0.216 per GB and month of 30 days are 3 cents an hour.
+TERMS = Terms(disk_gb=100, disk_usd_per_gb_month=Decimal("0.216"), received_usd_per_gb=Decimal("0.01"),
+              sent_usd_per_gb=Decimal("0.02"))
+
+
+def at(minute: float) -> datetime:
+    return NOON + timedelta(minutes=minute)
+
+
+def rental(start: float, end: float | None, *prices: tuple[float, str],
+           running: float | None = None) -> Rental:
+    return Rental(run_id="one", instance_id=f"i{start:g}", machine_id=7, rented_at=at(start),
+                  running_at=None if running is None else at(running),
+                  ended_at=None if end is None else at(end), terms=TERMS,
+                  prices=tuple(Price(at=at(minute), usd_per_hour=Decimal(usd))
+                               for minute, usd in prices or [(start, "1.20")]))
+
+
+def attempt(number: int, start: float, end: float | None, code: int | None = 0, *, preempted: bool = False,
+            received: int = 0, sent: int = 0) -> AttemptFiles:
+    traffic = Traffic(received_bytes=received, sent_bytes=sent)
+    beat = Heartbeat(at=at(end if end is not None else start + 1), step=1, total_steps=9, resumed_from_step=0,
+                     durable_step=0, durable_train_s=0, durable_evaluate_s=0, phases=Phases(), tokens_per_s=1,
+                     spent_usd=Decimal(0), traffic=traffic)
+    return AttemptFiles(
+        attempt=Attempt(number=number, document=Document.TRAIN, billed_from=at(start), host="h", offer="o",
+                        price_usd_per_hour=Decimal("1.20")),
+        heartbeat=beat, end=None if end is None else AttemptEnd(
+            at=at(end), exit_code=code, preempted=preempted, reason=""))
+
+
+def ends(attempts: list[AttemptFiles]) -> list[datetime]:
+    return [files.end.at for files in attempts if files.end]
+
+
+def test_gpus_are_paid_at_the_price_of_each_moment():
+    changing = rental(0, 60, (0, "1.20"), (30, "2.40"), (50, "0.60"))
+    assert changing.gpu_usd(at(0), at(30)) == Decimal("0.60")
+    assert changing.gpu_usd(at(0), at(60)) == Decimal("0.60") + Decimal("0.80") + Decimal("0.10")
+    assert changing.gpu_usd(at(40), at(45)) == Decimal("0.20")
+    assert changing.gpu_usd(at(55), at(55)) == 0
+
+
+def test_the_disk_is_paid_from_the_contract_to_its_end_and_the_network_by_the_byte():
+    assert rental(0, 60).disk_usd(at(500)) == Decimal("0.03")
+    assert rental(0, None).disk_usd(at(120)) == Decimal("0.06")
+    assert rental(0, 60).network_usd(3 * 10**9, 10**9) == Decimal("0.05")
+
+
+def test_a_machine_that_is_given_back_later_is_paid_until_then():
+    attempts = [attempt(1, 10, 40, received=10**9)]
+    (held,) = on_rentals(attempts, ends(attempts), [rental(0, 50)], at(500))
+    assert held.until == at(50)
+    assert held.gpu_usd == Decimal("0.80")  # 40 minutes of $1.20
+    assert held.disk_usd == Decimal("0.025")  # 50 minutes of 3 cents
+    assert held.network_usd == Decimal("0.01")
+
+
+def test_a_machine_that_was_taken_is_paid_until_it_was_last_seen_and_its_disk_until_it_is_given_back():
+    attempts = [attempt(1, 10, 40, None, preempted=True)]
+    (held,) = on_rentals(attempts, ends(attempts), [rental(0, 100)], at(500))
+    assert (held.until, held.gpu_usd, held.disk_usd) == (at(40), Decimal("0.60"), Decimal("0.05"))
+
+
+def test_of_two_attempts_on_one_machine_the_last_pays_its_disk_and_traffic_once():
+    attempts = [attempt(1, 10, 20, 75, received=10**9), attempt(2, 20, 40, received=4 * 10**9)]
+    first, second = on_rentals(attempts, ends(attempts), [rental(0, 50)], at(500))
+    assert (first.until, first.gpu_usd, first.disk_usd, first.network_usd) == (at(20), Decimal("0.20"), 0, 0)
+    assert (second.gpu_usd, second.disk_usd, second.network_usd) == (
+        Decimal("0.60"), Decimal("0.025"), Decimal("0.04"))
+
+
+def test_each_attempt_is_on_the_machine_that_was_rented_before_it():
+    attempts = [attempt(1, 10, 40, None, preempted=True), attempt(2, 70, 100)]
+    rentals = [rental(0, 45), rental(60, 110, (60, "2.40"))]
+    assert [held.gpu_usd for held in on_rentals(attempts, ends(attempts), rentals, at(500))] == [
+        Decimal("0.60"), Decimal("1.60")]
+    # 0.60 + 1.60 for GPUs, 45 + 50 minutes of disk at 3 cents.
+    assert total_usd(attempts, ends(attempts), rentals, at(500)) == Decimal("2.2475")
+
+
+def test_a_machine_that_never_came_to_an_attempt_costs_its_disk_and_what_it_ran():
+    rentals = [rental(0, 20), rental(30, 50, running=40), rental(60, 110)]
+    attempts = [attempt(1, 70, 110)]
+    # 20 minutes of disk; 20 more and 10 minutes of GPUs.
+    assert unused_usd(attempts, rentals, at(500)) == Decimal("0.01") + Decimal("0.01") + Decimal("0.20")
+    assert unused_usd([], [rental(0, None)], at(10)) == 0  # its attempt may still come
+    assert unused_usd([], [rental(0, 20)], at(500)) == Decimal("0.01")
+
+
+def test_without_contracts_time_at_the_price_of_the_attempt_counts():
+    attempts = [attempt(1, 10, 40)]
+    (held,) = on_rentals(attempts, ends(attempts), [], at(500))
+    assert (held.until, held.gpu_usd) == (at(40), None)
+    assert total_usd(attempts, ends(attempts), [], at(500)) == Decimal("0.60")
+
+
+@pytest.fixture
+def log(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return tmp_path / ".sky/ldlm_rentals.jsonl"
+
+
+def test_a_server_remembers_rentals_as_it_learns_of_them(log):
+    assert rental_log.read() == {}
+    rental_log.rented(rental(0, None))
+    rental_log.rented(rental(30, None))
+    rental_log.seen_running("i0", at(5))
+    rental_log.repriced("i0", at(10), Decimal("2.40"))
+    rental_log.ended("i0", at(20))
+    rental_log.ended("i0", at(25))  # somebody else has seen it later
+    assert rental_log.read() == {"i0": rental(0, 20, (0, "1.20"), (10, "2.40"), running=5),
+                                 "i30": rental(30, None)}
+    assert log.stat().st_mode & 0o077 == 0
+
+
+def test_a_torn_line_hides_no_other(log):
+    rental_log.rented(rental(0, None))
+    log.write_text(log.read_text() + '{"instance_id": "i3')  # killed in the middle
+    rental_log.ended("i0", at(20))
+    rental_log.ended("never-rented", at(20))
+    log.write_text(log.read_text() + '[1]\n{}\n{"instance_id": "i9", "machine_id": 3}\n' + json.dumps("x"))
+    assert rental_log.read() == {"i0": rental(0, 20)}

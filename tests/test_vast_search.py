@@ -1,0 +1,53 @@
+"""Which machines of Vast a task is given, and which it is not given twice."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from launcher.rentals import Price, Rental, Terms
+from launcher.vast_search import left_soon, query_of, rental_of
+
+NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+SETTINGS = {"run_id": "one", "usd_per_hour": 1.5, "filters": {"reliability": {"gte": 0.95},
+                                                               "cuda_max_good": {"gte": 13.0}}}
+
+
+def rental(minute: float, machine_id: int, run_id: str | None = "one", end: float | None = None) -> Rental:
+    return Rental(run_id=run_id, instance_id=f"i{machine_id}", machine_id=machine_id, rented_at=at(minute),
+                  ended_at=None if end is None else at(end), prices=(), terms=Terms(disk_gb=1))
+
+
+def at(minute: float) -> datetime:
+    return NOON + timedelta(minutes=minute)
+
+
+def test_a_bid_is_searched_by_the_lowest_bid_and_a_price_by_the_whole_price():
+    common = {
+        "verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True},
+        "num_gpus": {"eq": 2}, "gpu_name": {"eq": "H100 SXM"}, "disk_space": {"gte": 200},
+        "reliability": {"gte": 0.95}, "cuda_max_good": {"gte": 13.0}}
+    assert query_of(SETTINGS, "2x-H100_SXM-32-65536", 200, bids=True, without=[]) == (
+        common | {"min_bid": {"lte": 1.5}})
+    assert query_of(SETTINGS, "2x-H100_SXM-32-65536", 200, bids=False, without=[9, 3, 9]) == (
+        common | {"dph_total": {"lte": 1.5}, "machine_id": {"notin": [3, 9]}})
+
+
+def test_a_machine_that_was_left_within_half_an_hour_is_not_given_again_that_day():
+    had = [rental(0, 1, end=10), rental(10, 2, end=100), rental(100, 3)]
+    assert left_soon(had, "one", at(105)) == {1, 3}  # 3 is there since five minutes
+    assert left_soon(had, "one", at(200)) == {1}
+    assert left_soon(had, "one", at(24 * 60 + 1)) == set()
+
+
+def test_machines_of_other_runs_and_of_none_are_not_left_out():
+    had = [rental(1, 2, "other", end=2), rental(2, 3, None, end=3)]
+    assert left_soon(had, "one", at(50)) == left_soon(had, None, at(5)) == set()
+
+
+def test_a_rental_has_the_terms_of_its_offer():
+    offer = {"machine_id": 8, "dph_base": 2.0, "dph_total": 2.03, "min_bid": 0.9, "storage_cost": 0.15,
+             "inet_down_cost": 0.002, "inet_up_cost": 0.02}
+    bought = rental_of(offer, "5", "one", None, 120, NOON)
+    assert bought.prices == (Price(at=NOON, usd_per_hour=Decimal("2.0")),)
+    assert bought.terms == Terms(disk_gb=120, disk_usd_per_gb_month=Decimal("0.15"),
+                                 received_usd_per_gb=Decimal("0.002"), sent_usd_per_gb=Decimal("0.02"))
+    assert rental_of(offer, "5", "one", 1.1, 120, NOON).prices[0].usd_per_hour == Decimal("1.1")
