@@ -78,6 +78,21 @@ Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; th
 
 
 @app.command()
+def doctor(recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="What would run.")] = None,
+           infra: Infra = None, store: StoreUrl = None, as_json: Json = False) -> None:
+    """Check that everything is there before money is spent."""
+    from launcher import console
+    from launcher import doctor as examination
+
+    findings = examination.examine(recipe, infra, store)
+    if as_json:
+        console.answer_json(examination.as_json(findings))
+    else:
+        examination.show(findings)
+    examination.judge(findings)
+
+
+@app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes."""
     from launcher import console, screens
@@ -199,6 +214,23 @@ def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
 def sample(ctx: typer.Context) -> None:
     """Generate text from a run or an export."""
     _in_trainer("trainer.sample", ctx.args)
+
+
+@app.command(rich_help_panel=_ADVANCED)
+def init(store: StoreUrl = None, max_cost: MaxCost = None,
+         wandb_project: Annotated[str | None, typer.Option(
+             "--wandb-project", callback=_not_empty, help="Project of runs on W&B.")] = None,
+         wandb_entity: Annotated[str | None, typer.Option(
+             "--wandb-entity", callback=_not_empty, help="Its team or user.")] = None,
+         api_server: Annotated[str | None, typer.Option(
+             "--api-server", callback=_not_empty, help="URL of your SkyPilot API server.")] = None,
+         yes: Yes = False) -> None:
+    """Settle store, cap, W&B and SkyPilot for every run, once."""
+    from launcher.set_up import run_init
+    from launcher.settings import Settings
+
+    run_init(Settings(store=store, max_cost_usd=max_cost, wandb_project=wandb_project,
+                      wandb_entity=wandb_entity, api_server=api_server), yes)
 
 
 @app.command(rich_help_panel=_ADVANCED)

@@ -11,7 +11,7 @@ from decimal import Decimal, InvalidOperation
 from launcher import console
 from launcher.engine import ALIVE, EnginePhase, check_infra
 from launcher.engine_folder import engine_home
-from launcher.engines import engine_at, sky_engine, state_of
+from launcher.engines import check_server, engine_at, sky_engine, state_of
 from launcher.errors import (
     EngineError,
     LdlmError,
@@ -46,7 +46,8 @@ from launcher.run_record import (
 from launcher.run_text import look_at_text
 from launcher.run_weights import look_for_mirrors
 from launcher.runs import check_run_id, default_store_url, usual_store
-from trainer.contract import Document, Env, Name, Outcome
+from launcher.settings import read_settings, settings_path, usual_store_url
+from trainer.contract import Document, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
 from trainer.store import Store, may_exist, open_store, store_url
@@ -91,9 +92,16 @@ def propose(recipe_name: str, options: PlanOptions) -> Proposal:
     Raises:
         RecipeError, ConfigError, NoOfferError, StoreError: See the message.
     """
-    recipe = load_recipe(recipe_name, options.overrides, options.limits())
-    now = datetime.now(UTC)
+    recipe, now = _load_recipe(recipe_name, options), datetime.now(UTC)
     return _propose(recipe, options, options.run_id or _new_run_id(recipe.name, now), now)
+
+
+def _load_recipe(name: str, options: PlanOptions) -> Recipe:
+    """A recipe under the user's settings and what is typed."""
+    limits = options.limits()
+    recipe = load_recipe(name, options.overrides, limits)
+    said = read_settings().overrides(recipe.limits.max_cost_usd)
+    return load_recipe(name, options.overrides, limits, said, str(settings_path())) if said else recipe
 
 
 def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
@@ -102,7 +110,7 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     machine = probe_machine()
     candidates = choose(recipe, options.infra, machine)
     offers = {document: make_offer(candidate, machine, now) for document, candidate in candidates.items()}
-    url = options.store or os.environ.get(Env.STORE) or recipe.store
+    url = options.store or usual_store_url() or recipe.store
     if url is None and offers[Document.TRAIN].is_local:
         url = default_store_url()
     if url is not None:
@@ -166,6 +174,7 @@ def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
         engine = sky_engine(open_store(url), console.talk)
         engine.check(proposal.task.text)
         engine.ask(proposal.plan.run_id)
+        check_server({offer.cloud for offer in proposal.plan.offers.values()})
 
 
 def _check_home() -> None:

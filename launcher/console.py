@@ -137,6 +137,18 @@ def _columns_that_fit(rows: Sequence[Sequence[str]], spare: Sequence[int]) -> li
     return kept
 
 
+def answer_finding(verdict: str, style: str, what: str, detail: str, fix: str) -> None:
+    """Print a verdict, its subject and, folded beside them, what is so; beneath, in one piece, what to do."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(min_width=11)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row(Text(verdict, style=style), Text(what), Text(detail))
+    _print_without_trailing_spaces(table)
+    if fix:
+        answer(f"{' ' * (_INDENT + 13)}do: {fix}", "quiet")
+
+
 def answer_notes(notes: Sequence[str]) -> None:
     """Print remarks, each folded under its own sign."""
     for note in notes:
@@ -159,6 +171,25 @@ def confirm(question: str) -> bool:
     """Ask on the terminal; anything but y or yes is no."""
     _err.print(f"{escape(question)} [title]\\[y/N][/] ", end="")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def question(words: str, known: str) -> str | None:
+    """Ask on the terminal for a text.
+
+    Args:
+        known: What holds if nothing is typed.
+
+    Returns:
+        What was typed, None for nothing.
+
+    Raises:
+        EOFError: Nobody is there any more.
+    """
+    _err.print(f"{escape(words)} [title]\\[{escape(known)}][/] ", end="", soft_wrap=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip() or None
 
 
 def can_ask() -> bool:

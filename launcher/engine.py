@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.errors import EngineError
+from launcher.settings import api_server_url
 from trainer.contract import Document
-
-API_SERVER = "SKYPILOT_API_SERVER_ENDPOINT"  # a server of SkyPilot's elsewhere, by its URL
 
 
 class EnginePhase(StrEnum):
@@ -99,14 +98,37 @@ def check_infra(infra: str) -> None:
     name = infra.partition("/")[0].lower()
     if name == "local":
         return
-    cloud = _CLOUDS.get(name)
-    if cloud is None:
+    if name not in _CLOUDS:
         raise EngineError(f"there is no engine for {infra!r}", place="--infra",
                           fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))} with --dry-run")
-    is_remote = bool(os.environ.get(API_SERVER))  # the cloud's SDK and keys are there
+    check_access(name)
+
+
+def is_known(infra: str) -> bool:
+    """True for what could carry a run out: `local`, a cloud, a cluster of one's own."""
+    return infra.partition("/")[0].lower() in ("local", *_CLOUDS)
+
+
+def check_access(name: str) -> None:
+    """Look for SkyPilot here, and for a cloud's SDK and credentials unless the API server is elsewhere.
+
+    Args:
+        name: `vast`, `azure`, `gcp` or `slurm`.
+
+    Raises:
+        EngineError: What is missing, and how to get it.
+    """
+    cloud, is_remote = _CLOUDS[name], bool(api_server_url())
     _check_installed(name, cloud, () if is_remote else cloud.modules)
     if not is_remote:
-        _check_credentials(cloud)
+        _check_credentials(name, cloud)
+
+
+def has_credentials(name: str) -> bool:
+    """True if something lies where a cloud's tools keep their keys; whether they are right is not asked."""
+    cloud = _CLOUDS[name]
+    return bool(cloud.variable and os.environ.get(cloud.variable)) or any(
+        Path(file).expanduser().is_file() for file in cloud.files)
 
 
 def _check_installed(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> None:
@@ -118,10 +140,8 @@ def _check_installed(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> None
         raise EngineError(f"{' and '.join(missing)} not installed", place=f"--infra {name}", fix=fix)
 
 
-def _check_credentials(cloud: _Cloud) -> None:
-    if cloud.variable and os.environ.get(cloud.variable):
-        return
-    if any(Path(file).expanduser().is_file() for file in cloud.files):
+def _check_credentials(name: str, cloud: _Cloud) -> None:
+    if has_credentials(name):
         return
     places = " or ".join([*cloud.files, *([f"${cloud.variable}"] if cloud.variable else [])])
     raise EngineError(f"no {cloud.title} credentials: nothing at {places}", place="--infra", fix=cloud.login)

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import EngineError
+from launcher.home import ldlm_home, write_atomically
 from launcher.process_tree import identify
 from trainer.contract import Document
 
 
 def engine_home() -> Path:
     """Where this user's local runs live: `$LDLM_HOME/engine`."""
-    return Path(os.environ.get("LDLM_HOME") or "~/.ldlm").expanduser() / "engine"
+    return ldlm_home() / "engine"
 
 
 class EngineFolder:
@@ -113,10 +114,3 @@ class EngineFolder:
             return int(found["pid"]), str(found["identity"])
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new one. Raises OSError."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.replace(path)

@@ -1,6 +1,6 @@
 """Which engine carries a run out, and one look at a run through it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -23,6 +23,13 @@ def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> 
     from launcher.sky_engine import SkyEngine
 
     return SkyEngine(store, say)
+
+
+def check_server(clouds: Collection[str]) -> None:
+    """Refuse to rent through an API server of SkyPilot that is not ready for it. Raises EngineError."""
+    from launcher.sky_server import check_sky_ready
+
+    check_sky_ready(clouds)
 
 
 def engine_at(infra: str, store: Store, say: Callable[[str], None] = lambda line: None) -> Engine:

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from launcher.attempt_runner import ENGINE_FOLDER
 from launcher.engine import EnginePhase, EngineState
-from launcher.engine_folder import EngineFolder, engine_home, write_atomically
+from launcher.engine_folder import EngineFolder, engine_home
 from launcher.errors import EngineError
 from launcher.follow_logs import follow_logs
+from launcher.home import write_atomically
 from launcher.preempt_at import PreemptAt
 from launcher.process_tree import identify
 from launcher.task_documents import parse_task

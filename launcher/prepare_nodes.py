@@ -16,6 +16,7 @@ from launcher.offers import Offer
 from launcher.recipe import checkout_folder
 from launcher.render import CPUS, Task, render_prepare
 from launcher.runs import default_store_url
+from launcher.settings import usual_store_url
 from trainer.contract import SHARDS, Env
 from trainer.prepare_options import read_options
 from trainer.store import open_store, store_url
@@ -53,7 +54,7 @@ def propose(arguments: Sequence[str]) -> NodesProposal:
     """
     options = read_options(arguments)
     offer = _offer(options.infra, options.nodes or 1)
-    store = os.environ.get(Env.STORE) or (default_store_url() if offer.is_local else "")
+    store = usual_store_url() or (default_store_url() if offer.is_local else "")
     store = store_url(store) if options.out.startswith(SHARDS) else ""
     if not offer.is_local:
         _check_reachable(options, store)

@@ -196,7 +196,8 @@ def list_recipes(folder: Path | None = None) -> list[RecipeSummary]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
-                limits: Mapping[str, Decimal] | None = None) -> Recipe:
+                limits: Mapping[str, Decimal] | None = None,
+                settings: Mapping[str, str] | None = None, settings_place: str = "") -> Recipe:
     """Load a recipe by its name (`smoke`) or by the path of a .yaml file.
 
     Args:
@@ -204,6 +205,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
         overrides: `--set` items such as `train.steps=100`; the value is YAML, the path dotted,
             elements of lists by number (`hardware.train.0.price_usd_per_hour=0.7`).
         limits: What `LIMIT_OPTIONS` say, by their names in a recipe.
+        settings: What the user has said for all recipes: YAML by dotted name. Options win over it.
+        settings_place: Where that stands.
 
     Raises:
         RecipeError: With file and line, and up to five problems at once.
@@ -211,6 +214,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
     """
     path, shown = _find(name_or_path)
     source = read_source(path, shown)
+    for name, text in (settings or {}).items():
+        apply_override(source, f"{name}={text}", settings_place)
     for item in _without_their_rivals(overrides):
         apply_override(source, text_from_here(item, checkout_folder()))
     for name, value in (limits or {}).items():

@@ -12,8 +12,10 @@ from launcher.engine import ALIVE, Engine, EnginePhase
 from launcher.engine_folder import engine_home
 from launcher.engines import engine_of, state_of, view
 from launcher.errors import LdlmError, RunRecordError, UsageError
+from launcher.home import ldlm_home
 from launcher.local_engine import LocalEngine
 from launcher.run_record import RunRecord, RunView, find_folder, list_run_ids, load_record
+from launcher.settings import usual_store_url
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Env, Name
 from trainer.run_folder import RunFolder
@@ -74,7 +76,7 @@ def view_all_runs(store: Store) -> tuple[list[RunView], list[LdlmError]]:
 
 def open_default_store(store_option: str | None) -> Store:
     """The store to list runs of."""
-    return open_store(store_url(store_option or os.environ.get(Env.STORE) or default_store_url()))
+    return open_store(store_url(store_option or usual_store_url() or default_store_url()))
 
 
 def check_run_id(run_id: str, place: str) -> None:
@@ -85,7 +87,7 @@ def check_run_id(run_id: str, place: str) -> None:
 
 def default_store_url() -> str:
     """`$LDLM_HOME/store`, by default in the home folder: for runs on this machine."""
-    return local_store_url(engine_home().parent / "store")
+    return local_store_url(ldlm_home() / "store")
 
 
 def remove_run(folder: RunFolder) -> int:
@@ -134,7 +136,7 @@ def _deletion_order(key: str) -> int:
 
 def usual_store(run_id: str) -> str:
     """Where a run is looked for when no store is named."""
-    return os.environ.get(Env.STORE) or _store_of(run_id) or default_store_url()
+    return os.environ.get(Env.STORE) or _store_of(run_id) or usual_store_url() or default_store_url()
 
 
 def _store_of(run_id: str) -> str | None:

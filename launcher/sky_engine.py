@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from launcher.engine import ALIVE, API_SERVER, EnginePhase, EngineState
+from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.node_secrets import node_secrets
 from launcher.rentals import RENTALS, Rentals
+from launcher.settings import API_SERVER, api_server_url
 from launcher.sky_errors import in_one_line, refusal
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
@@ -60,7 +61,7 @@ class SkyEngine:
         if API_SERVER in os.environ:
             return
         # Without a catalog here and a way to fetch one there is nothing to compare with.
-        with _sky(self._say, with_server=False), suppress(OSError):
+        with sky_sdk(self._say, with_server=False), suppress(OSError):
             from sky.utils import dag_utils
 
             documents: list[Any] = dag_utils.load_chain_dag_from_yaml_str(task).tasks
@@ -80,7 +81,7 @@ class SkyEngine:
             EngineError: The run is alive there, SkyPilot refuses the task, or does not answer.
         """
         run_id = str(next(yaml.safe_load_all(task))["name"])
-        with _sky(self._say) as sky:
+        with sky_sdk(self._say) as sky:
             from sky.utils import dag_utils
 
             if _state_of(self._newest(sky, run_id)).phase in ALIVE:
@@ -115,7 +116,7 @@ class SkyEngine:
 
     def ask(self, run_id: str) -> EngineState:
         """What SkyPilot knows of a run now. Raises EngineError where it does not answer."""
-        with _sky(self._say) as sky:
+        with sky_sdk(self._say) as sky:
             return _state_of(self._newest(sky, run_id))
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
@@ -124,7 +125,7 @@ class SkyEngine:
         Raises:
             EngineError: SkyPilot has no job of this run, or does not answer.
         """
-        with _sky(self._say) as sky:
+        with sky_sdk(self._say) as sky:
             job_id = self._job_id(sky, run_id)
             for piece in sky.jobs.tail_logs(job_id=job_id, follow=follow, preload_content=False):
                 yield from (piece or "").splitlines()
@@ -147,7 +148,7 @@ class SkyEngine:
         folder.write(Name.STOP, StopWish(at=datetime.now(UTC)))
         folder.add_event("stop_requested", datetime.now(UTC))
         if not is_new or not is_saving or state.word != "RUNNING":
-            with _sky(self._say) as sky:
+            with sky_sdk(self._say) as sky:
                 sky.get(sky.jobs.cancel(job_ids=[self._job_id(sky, run_id)]))
         self._seen.pop(run_id, None)
 
@@ -157,7 +158,7 @@ class SkyEngine:
         Raises:
             EngineError: It does not answer.
         """
-        with _sky(self._say):
+        with sky_sdk(self._say):
             from sky.server import common
 
             try:
@@ -217,9 +218,12 @@ def _in_words(row: Row, document: Document | None) -> str:
 
 
 @contextmanager
-def _sky(say: Callable[[str], None], *, with_server: bool = True) -> Iterator[Any]:
+def sky_sdk(say: Callable[[str], None] = lambda line: None, *,
+            with_server: bool = True) -> Iterator[Any]:
     """SkyPilot's SDK, whose errors come out as ours. Starts its API server where there is none."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
+    if url := api_server_url():
+        os.environ[API_SERVER] = url  # as SkyPilot reads it
     from sky.server import common
 
     import sky

@@ -12,6 +12,7 @@ from launcher.errors import LdlmError
 from launcher.process_tree import dying_with_us
 from launcher.recipe import checkout_folder
 from launcher.runs import default_store_url, find_run
+from launcher.settings import usual_store_url
 from trainer.contract import Env
 from trainer.humaneval_options import read_humaneval_options
 from trainer.measure_options import read_measure_options
@@ -57,7 +58,7 @@ def run_in_trainer(module: str, arguments: Sequence[str]) -> int:
     command = [str(trainer_python()), "-P", "-m", module, *arguments]
     paths = [str(checkout_folder()), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths),
-                        Env.STORE: os.environ.get(Env.STORE) or default_store_url()}
+                        Env.STORE: usual_store_url() or default_store_url()}
     process = subprocess.Popen(dying_with_us(command), env=env)
     with _signals_left_to(process):
         code = process.wait()

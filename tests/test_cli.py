@@ -15,7 +15,7 @@ from run_stories import NOON, every_fate, preempted_once
 
 from trainer.contract import Name, Outcome
 
-COMMANDS = ["recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm"]
+COMMANDS = ["doctor", "init", "recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm"]
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
-    "gpu_kinds", "policy", "cost", "render", "lint", "simulate", "vast_search", "vast_onstart", "rentals",
-    "rental_cost")]
+    "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
+    "vast_onstart", "rentals", "rental_cost")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "numpy", "tempfile"}
@@ -66,14 +66,15 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 
 @pytest.mark.parametrize(("package", "homes"), [
-    ("sky", {"sky_engine", "sky_plugin"}), ("rich", {"console"}), ("typer", {"cli"}),
+    ("sky", {"sky_engine", "sky_server", "sky_plugin"}), ("rich", {"console"}), ("typer", {"cli"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes
 
 
-def test_the_engine_imports_sky_only_inside_functions():
-    tree = ast.parse((ROOT / "launcher" / "sky_engine.py").read_text())
+@pytest.mark.parametrize("name", ["sky_engine.py", "sky_server.py"])
+def test_what_asks_skypilot_imports_it_only_inside_functions(name):
+    tree = ast.parse((ROOT / "launcher" / name).read_text())
     outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
     assert "sky" not in top({name for node in outside for name in imports(node)})
 

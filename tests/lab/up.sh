@@ -45,9 +45,11 @@ allowed_clouds: [slurm, vast]
 jobs:
   controller:
     consolidation_mode: true
-vast:
-  remote_identity: NO_UPLOAD
 EOF
+# As `ldlm init` writes it: without it no run is handed over.
+for cloud in vast azure gcp aws oci nebius; do
+    printf '%s:\n  remote_identity: NO_UPLOAD\n' "$cloud" >> "$LAB/sky/.sky/config.yaml"
+done
 echo 'plugins: [{class: launcher.sky_plugin.LdlmPlugin}]' > "$LAB/sky/.sky/plugins.yaml"
 . "$LAB/env.sh"
 cd "$HOME"

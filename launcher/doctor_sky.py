@@ -1,0 +1,92 @@
+"""What the doctor looks at of SkyPilot: its version, its API server, whose keys that would give away."""
+
+import re
+from collections.abc import Iterator
+from importlib import metadata
+
+from launcher.errors import EngineError
+from launcher.findings import Finding, Verdict
+from launcher.recipe import checkout_folder
+from launcher.settings import api_server_url
+from launcher.sky_ready import PLUGIN, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
+from launcher.sky_server import keys_that_travel, look_at_server
+from launcher.sky_setup import sky_changes
+
+_INSTALL = "python3 -m trainer.environment launcher"
+
+
+def look_at_version() -> Iterator[Finding]:
+    """Whether SkyPilot here is the version that everything was tried with."""
+    pinned = _pinned()
+    try:
+        found = metadata.version("skypilot")
+    except metadata.PackageNotFoundError:
+        yield Finding("SkyPilot", Verdict.PROBLEM, f"not installed; {pinned} is pinned", _INSTALL)
+        return
+    if found == pinned:
+        yield Finding("SkyPilot", Verdict.OK, f"{found}, as pinned")
+    else:
+        yield Finding("SkyPilot", Verdict.PROBLEM, f"{found}, and {pinned} is pinned", _INSTALL)
+
+
+def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
+    """The API server, and what stands in the way of renting through it.
+
+    Args:
+        clouds: Where one would rent; only Vast needs our plugin.
+
+    Raises:
+        EngineError: A server elsewhere does not answer, or a file of SkyPilot here is damaged.
+    """
+    try:
+        server = look_at_server()
+    except EngineError as error:
+        if api_server_url():
+            raise
+        yield Finding("API server", Verdict.NOT_CHECKED,
+                      f"{error.place} does not run; a launch starts it, on this machine",
+                      ".venv/bin/sky api start")
+        yield _by_files()
+        return
+    yield _of_server(server)
+    yield _of_lack("keys", lacks_guard(server), "NO_UPLOAD: keys of clouds stay off rented machines")
+    if server.is_here and (travel := keys_that_travel(server)):
+        yield Finding("other keys", Verdict.PROBLEM,
+                      f"SkyPilot copies to rented machines, whatever is set: {', '.join(travel)}",
+                      "move these files away while you rent")
+    yield _of_lack("supervision", lacks_supervision(server), "in the API server, no machine rented for it")
+    if "vast" in clouds:
+        yield _of_lack("plugin", lacks_plugin(server), f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded")
+
+
+def _of_server(server: SkyServer) -> Finding:
+    pinned = _pinned()
+    if server.version != pinned:
+        return Finding("API server", Verdict.PROBLEM,
+                       f"{server.url} runs {server.version}, and {pinned} is pinned",
+                       f"install skypilot=={pinned} on its machine and restart it")
+    where = ("on this machine: while that sleeps or is off, no run is recovered" if server.is_here
+             else "which is said to be elsewhere")
+    return Finding("API server", Verdict.OK, f"{server.url}, {where}")
+
+
+def _of_lack(what: str, lack: Lack | None, good: str) -> Finding:
+    if lack is None:
+        return Finding(what, Verdict.OK, good)
+    return Finding(what, Verdict.PROBLEM, f"the API server {lack.problem}", lack.fix)
+
+
+def _by_files() -> Finding:
+    """What a server would read when it starts here."""
+    changes = sky_changes()
+    if not changes:
+        return Finding("keys, plugin", Verdict.OK, "SkyPilot's files here say what they should")
+    files = " and ".join(change.path.name for change in changes)
+    return Finding("keys, plugin", Verdict.PROBLEM, f"by its {files} here SkyPilot would copy keys onto "
+                   "rented machines, or rent the wrong ones", "ldlm init")
+
+
+def _pinned() -> str:
+    lock = (checkout_folder() / "launcher" / "requirements.lock").read_text(encoding="utf-8")
+    found = re.search(r"^skypilot==(\S+)", lock, re.MULTILINE)
+    return found[1] if found else "?"

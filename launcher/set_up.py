@@ -1,0 +1,152 @@
+"""`ldlm init`: asks what every run needs, shows what it would write, writes it. Says nothing twice."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from typing import NamedTuple
+
+from launcher import console
+from launcher.carry_out import ask, end_interrupted
+from launcher.commands import PlanOptions
+from launcher.errors import LdlmError, Refused, UsageError
+from launcher.lint_rules import looks_secret
+from launcher.settings import Settings, read_settings, settings_path, settings_text
+from launcher.sky_ready import RESTART
+from launcher.sky_setup import Change, carry_out, sky_changes
+from trainer.store import open_store, store_url
+
+NONE = "none"  # typed where nothing shall be said
+
+
+class _Question(NamedTuple):
+    option: str
+    words: str
+    check: Callable[[str], str]
+
+
+def run_init(given: Settings, yes: bool) -> None:
+    """Settle what every run needs and what SkyPilot on this machine must say.
+
+    Args:
+        given: What the command line says, as typed; the rest is asked for, or stays as it is with `yes`.
+
+    Raises:
+        UsageError: An answer cannot be used.
+        Refused: Nobody is here to answer, or the answer is no.
+        ConfigError, EngineError: A file that would be changed is damaged.
+    """
+    if not yes and not console.can_ask():
+        raise Refused("nobody is here to answer, so nothing was done",
+                      fix="add --yes; what is not given stays as it is: "
+                          "ldlm init --yes --store URL --max-cost 20")
+    old = read_settings()
+    settings = _settled(old, given, asks=not yes)
+    changes = _changes(old, settings)
+    if not changes:
+        console.answer("everything is set up already: nothing was changed")
+        return
+    _show(changes)
+    ask("Write this?", yes)
+    for change in changes:
+        kept = carry_out(change)
+        console.talk(f"wrote {change.path}" + (f", the old one is {kept.name}" if kept else ""))
+    _say_what_is_next(settings, changes)
+
+
+def _settled(old: Settings, given: Settings, *, asks: bool) -> Settings:
+    """The settings that are to be: given, asked for, or as they were."""
+    found: dict[str, str | None] = {}
+    for name, question in _QUESTIONS.items():
+        known, typed = getattr(old, name), getattr(given, name)
+        if typed is not None:
+            found[name] = _checked(question, typed)
+        elif asks:
+            found[name] = _asked(question, known)
+    return replace(old, **found)
+
+
+def _asked(question: _Question, known: str | None) -> str | None:
+    """Ask until the answer can be used."""
+    while True:
+        try:
+            typed = console.question(question.words, known or NONE)
+            return known if typed is None else _checked(question, typed)
+        except LdlmError as error:
+            console.show_error(error)
+        except (KeyboardInterrupt, EOFError):
+            end_interrupted("interrupted, so nothing was changed")
+
+
+def _checked(question: _Question, typed: str) -> str | None:
+    if typed == NONE:
+        return None
+    if looks_secret(typed):
+        raise UsageError("holds what looks like a key, and settings are kept in the clear",
+                         place=question.option, fix="keep keys in the environment or the cloud's own login")
+    return question.check(typed)
+
+
+def _store(typed: str) -> str:
+    url = store_url(typed)
+    if not url.startswith("file:"):  # to open a folder is to make it
+        open_store(url)
+    return url
+
+
+def _dollars(typed: str) -> str:
+    return f"{PlanOptions(max_cost=typed).limits()['max_cost_usd']:f}"
+
+
+def _name(typed: str) -> str:
+    if re.fullmatch(r"[\w.-]+", typed):
+        return typed
+    raise UsageError(f"{typed!r} is no name of W&B", fix="use letters, digits, - _ and . only")
+
+
+def _server(typed: str) -> str:
+    if re.fullmatch(r"https?://[^\s/]+(/\S*)?", typed):
+        return typed.rstrip("/")
+    raise UsageError(f"{typed!r} is no URL of an API server", place="--api-server",
+                     fix="write it like https://sky.example.org, or none for this machine")
+
+
+# In the order of Settings.
+_QUESTIONS = {
+    "store": _Question("--store", "Object store of all runs (s3://bucket/prefix, gs://, az://)", _store),
+    "max_cost_usd": _Question("--max-cost", "Dollars that a run may cost unless --max-cost is typed",
+                              _dollars),
+    "wandb_project": _Question("--wandb-project", "Project on W&B", _name),
+    "wandb_entity": _Question("--wandb-entity", "Team or user on W&B", _name),
+    "api_server": _Question("--api-server", "URL of your SkyPilot API server; none: this machine, which must "
+                            "stay awake while a run is recovered", _server),
+}
+
+
+def _changes(old: Settings, new: Settings) -> list[Change]:
+    """Ours first. Of SkyPilot only what lies on this machine: a server elsewhere has its own files."""
+    found = [] if new.api_server else sky_changes()
+    if new == old:
+        return found
+    before, after = asdict(old), asdict(new)
+    lines = tuple(f"{name}: {after[name] or NONE}" for name in after if after[name] != before[name])
+    text = settings_text(old) if settings_path().exists() else None
+    return [Change(settings_path(), text, settings_text(new), lines), *found]
+
+
+def _show(changes: list[Change]) -> None:
+    for change in changes:
+        console.answer(f"{change.path}{'' if change.old is not None else ' (new)'}", "title")
+        for line in change.lines:
+            console.answer(f"  {line}")
+    console.answer()
+
+
+def _say_what_is_next(settings: Settings, changes: list[Change]) -> None:
+    if any(change.path != settings_path() for change in changes):
+        console.answer("SkyPilot's API server reads this when it starts; where it runs, restart it:")
+        console.answer(f"  {RESTART}")
+    if settings.api_server:
+        console.answer_text(f"{settings.api_server} has a config of its own; what it lacks is said by:")
+    else:
+        console.answer("whether everything is there is said by:")
+    console.answer("  ldlm doctor")

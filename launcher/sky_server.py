@@ -1,0 +1,88 @@
+"""Asks SkyPilot's API server what it is like; `launcher/sky_ready.py` judges the answer."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from launcher.errors import EngineError
+from launcher.settings import api_server_url
+from launcher.sky_engine import sky_sdk
+from launcher.sky_ready import NO_UPLOAD, RENTED, SkyServer, lacks
+
+
+def check_sky_ready(clouds: Collection[str]) -> None:
+    """Refuse to rent through a server that would give keys away or rent something else.
+
+    Args:
+        clouds: Where machines would be rented; a cluster of the user's own needs nothing.
+
+    Raises:
+        EngineError: What is lacking first, or the server does not answer.
+    """
+    rented = [cloud for cloud in RENTED if cloud in clouds]
+    if not rented:
+        return
+    server = look_at_server()
+    for lack in [lack for cloud in rented for lack in lacks(server, cloud)]:
+        raise EngineError(f"SkyPilot's API server {lack.problem}", place=server.url, fix=lack.fix)
+
+
+def look_at_server() -> SkyServer:
+    """Ask the API server of this user. Starts none.
+
+    Raises:
+        EngineError: It does not answer, or not to this user.
+    """
+    with sky_sdk() as sky:
+        from sky.server import common
+
+        from sky import skypilot_config
+
+        info = common.get_api_server_status()
+        if info.status != common.ApiServerStatus.HEALTHY:
+            raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=_url(common),
+                              fix="start it: .venv/bin/sky api start; or sign in: .venv/bin/sky api login")
+        # One that is named may have another home, or be the end of a tunnel, whatever its address.
+        is_here = api_server_url() is None and bool(common.is_api_server_local())
+        config = sky.get(common.get_request_id(_asked(common, "/workspaces/config")))
+        plugins = _asked(common, "/api/plugins").json()["plugins"]
+        return SkyServer(_url(common), is_here, str(info.version), config, skypilot_config.to_dict(),
+                         {one["name"]: str(one.get("version", "")) for one in plugins if one.get("name")},
+                         _supervises(is_here, config))
+
+
+def keys_that_travel(server: SkyServer) -> list[str]:
+    """Files with keys that SkyPilot would still copy onto every rented machine, as it works them out itself.
+
+    Only for a server on this machine, which reads the same home. Raises EngineError.
+    """
+    with sky_sdk():
+        from sky.utils import registry
+
+        from sky import check
+
+        guarded = [cloud for name, cloud in registry.CLOUD_REGISTRY.items()
+                   if (server.config.get(name) or {}).get("remote_identity") == NO_UPLOAD]
+        return sorted(check.get_cloud_credential_file_mounts(guarded))
+
+
+def _asked(common: Any, path: str) -> Any:
+    try:
+        return common.make_authenticated_request("GET", path, timeout=10)
+    except OSError as error:  # of requests
+        raise EngineError("SkyPilot's API server does not answer", place=_url(common),
+                          fix="start it: .venv/bin/sky api start") from error
+
+
+def _url(common: Any) -> str:
+    return str(common.redact_url_password(common.get_server_url()))
+
+
+def _supervises(is_here: bool, config: Mapping[str, Any]) -> bool:
+    """Whether managed jobs live in the server. What its config says counts from its start on, so on this
+    machine the mark is looked at that it has set then; elsewhere servers do it unless told not to."""
+    from sky.utils import controller_utils
+
+    if is_here:
+        return bool(controller_utils.is_jobs_consolidation_mode())
+    jobs = config.get("jobs") or {}
+    return (jobs.get("controller") or {}).get("consolidation_mode") is not False
