@@ -14,6 +14,11 @@ if [ -n "$jobs" ]; then
 fi
 # Read first: a slurmd that still waits for a job has removed its file already.
 pids=$(cat "$S"/slurmd-*.pid "$S/slurmctld.pid" "$S/ssh/sshd.pid" "$S/munge/pid" "$V/fake.pid" 2> /dev/null)
+# What an API server that was killed, by lack of memory say, has left: Pythons whose folder is its home.
+for process in /proc/[0-9]*; do
+    [ "$(readlink "$process/cwd")" = "$LAB/sky" ] || continue
+    case $(readlink "$process/exe") in */python*) pids="$pids ${process#/proc/}" ;; esac
+done
 # shellcheck disable=SC2086
 kill $pids 2> /dev/null
 sleep 3

@@ -1,10 +1,10 @@
 #!/bin/bash
 # The real SkyPilot on one Debian machine, without a cloud: a Slurm cluster of three virtual nodes, a fake of
 # Vast's REST API that rents out namespaces, and an API server that runs managed jobs itself (consolidation
-# mode). There is no GPU: instances of the fake have a stand-in of nvidia-smi and of `trainer.gpu_probe`, and
-# all else in them is real. Its ports are its own, so a SkyPilot of yours on this machine is left alone. Root;
-# `make lab` calls it. Everything lives under $LAB (default /tmp/ldlm-lab) and /var/tmp/ldlm-lab-*; down.sh ends
-# what this started, by pid.
+# mode). There is no GPU: instances of the fake have a stand-in of nvidia-smi and of `trainer.gpu_probe`, their
+# trainer computes on the CPU, and all else in them is real. The API server's port is the lab's own, so a
+# SkyPilot of yours on this machine is left alone. Root; `make lab` calls it. Everything lives under $LAB
+# (default /tmp/ldlm-lab) and /var/tmp/ldlm-lab-*; down.sh ends what this started, by pid.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
