@@ -70,7 +70,7 @@ Sets = Annotated[list[str] | None, typer.Option(
 NewRunId = Annotated[str | None, typer.Option("--run-id", callback=_not_empty, help="Name the run yourself.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, start nothing.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, rent and write nothing.")]
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")]
 PreemptAtText = Annotated[str | None, typer.Option(
     "--preempt-at", help="local: kill the machine at step:N or time:SECONDS, to see the recovery.")]
@@ -135,8 +135,7 @@ def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_
         check_infra(infra)
     proposal = commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets))
     if dry_run:
-        screens.show_problems(proposal)
-        print(proposal.task.text, end="")
+        screens.show_dry_run(proposal, commands.refusal_of(proposal))
         return
     commands.check_usable(proposal)
     commands.check_new(proposal)

@@ -14,6 +14,7 @@ from launcher.engine_folder import engine_home
 from launcher.engines import check_server, engine_at, sky_engine, state_of
 from launcher.errors import (
     EngineError,
+    LdlmError,
     NoOfferError,
     RecipeError,
     RunRecordError,
@@ -170,7 +171,9 @@ def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     else:
         url = proposal.recipe.store or ""
         node_secrets(url, os.environ)
-        sky_engine(open_store(url), console.talk).ask(proposal.plan.run_id)
+        engine = sky_engine(open_store(url), console.talk)
+        engine.check(proposal.task.text)
+        engine.ask(proposal.plan.run_id)
         check_server({offer.cloud for offer in proposal.plan.offers.values()})
 
 
@@ -207,6 +210,15 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
         raise NoOfferError(found.problem, place=found.place, fix=found.fix)
     if proposal.refusal:
         raise proposal.refusal
+
+
+def refusal_of(proposal: Proposal) -> LdlmError | None:
+    """What a launch of this proposal would be refused for now; None if it would not be."""
+    try:
+        check_usable(proposal)
+    except LdlmError as error:
+        return error
+    return None
 
 
 def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:

@@ -55,6 +55,17 @@ def answer_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """Print what would be an answer on stderr, beside another answer on stdout that programs may read."""
+    global _out
+    stdout, _out = _out, Console(theme=_THEME, stderr=True, highlight=False, width=_err.width)
+    try:
+        yield
+    finally:
+        _out = stdout
+
+
 def talk(text: str, style: str | None = None) -> None:
     """Say something on stderr that is not part of the answer."""
     _err.print(escape(text), style=style, soft_wrap=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from launcher.errors import LdlmError
-from launcher.lint import looks_secret
+from launcher.lint_rules import looks_secret
 
 
 class Verdict(StrEnum):

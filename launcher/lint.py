@@ -1,23 +1,20 @@
 """What is known to go wrong with a task on its cloud. Pure; raising is the caller's.
 
-Each rule is a behaviour of SkyPilot 0.14.1 or of a cloud that fails silently or costs money.
+Each rule is a behaviour of SkyPilot 0.14.1 or of a cloud that fails silently or costs money; it has one
+message, one fix, and one task that trips it and no other: tests/lint/NAME.yaml.
 """
 
-import re
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
-from launcher.render import Task, leftover_nulls
-from trainer.contract import Env, ExitCode
+from launcher import lint_rules as any_cloud
+from launcher import lint_vast as on_vast
+from launcher.lint_part import Found, TaskPart
+from launcher.render import Task
 
-_SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN(?!IZER)|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
-    r"AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{20}|-----BEGIN [A-Z ]*PRIVATE KEY|"
-    r"\b[0-9a-f]{40}\b|"  # a W&B key
-    r"://[^/\s]+:[^/\s]+@|[?&](secret|password|sig|access_key|secret_access_key)[^=&]*=")
-_RENTED = {"vast", "azure", "gcp"}
-_MOUNTS = ("MOUNT", "MOUNT_CACHED")
+Check = Callable[[TaskPart], Iterator[Found]]
 
 
 @dataclass(frozen=True)
@@ -25,97 +22,85 @@ class LintProblem:
     """One trap in a task.
 
     Attributes:
+        rule: Name of the rule that found it.
         place: Document and key: `train: resources.use_spot`.
     """
 
+    rule: str
     place: str
     problem: str
     fix: str
 
 
-def looks_secret(text: str) -> bool:
-    """True for what holds a key or a password, as far as its form shows."""
-    return _SECRET_VALUE.search(text) is not None
+@dataclass(frozen=True)
+class Rule:
+    """One known trap.
+
+    Attributes:
+        name: `spot-flag-on-vast`; also of its failing example.
+        guards_against: What would happen.
+    """
+
+    name: str
+    guards_against: str
+    check: Check
+
+    @classmethod
+    def of(cls, check: Check) -> Self:
+        """The rule of a function: its name, and its docstring as the behaviour that it guards against."""
+        return cls(check.__name__.replace("_", "-"), inspect.getdoc(check) or "", check)
+
+
+RULES = tuple(Rule.of(check) for check in (
+    any_cloud.null_value,
+    any_cloud.infra_local,
+    on_vast.spot_flag_on_vast,
+    on_vast.bid_missing_on_vast,
+    on_vast.search_missing_on_vast,
+    on_vast.one_bid_for_several_on_vast,
+    on_vast.several_nodes_on_vast,
+    on_vast.mount_on_vast,
+    on_vast.image_missing_on_vast,
+    on_vast.disk_missing_on_vast,
+    on_vast.price_cap_on_vast,
+    any_cloud.spot_flag_missing,
+    any_cloud.geforce_on_azure_or_gcp,
+    any_cloud.on_demand_h100_on_gcp,
+    any_cloud.old_cuda_image,
+    any_cloud.override_in_candidate,
+    any_cloud.remote_identity,
+    any_cloud.other_recovery_code,
+    any_cloud.recovery_code_missing,
+    any_cloud.restarts_on_errors,
+    any_cloud.job_name,
+    any_cloud.document_order,
+    any_cloud.skypilot_task_id,
+    any_cloud.cached_mount,
+    any_cloud.relative_source,
+    any_cloud.copy_past_endpoint,
+    any_cloud.secret_in_envs,
+    any_cloud.secret_with_value,
+    any_cloud.number_in_envs,
+    any_cloud.unknown_price,
+    any_cloud.file_store_on_rented,
+))
 
 
 def lint(task: Task) -> list[LintProblem]:
-    """Every known trap in a task, in the order of its documents; an empty list is good news."""
-    documents = task.documents()
-    found = list(_nulls("header", documents[0])) if documents else []
-    for document in documents[1:]:
-        name = str(document.get("name", "?"))
-        for rule in (_nulls, _infra, _vast, _recovery, _envs, _store):
-            found += rule(name, document)
-    return found
+    """Every known trap in a task, by document, then by rule; an empty list is good news."""
+    found = (LintProblem(rule.name, f"{part.name}: {place}", problem, fix)
+             for part in _parts(task.documents()) for rule in RULES
+             for place, problem, fix in rule.check(part))
+    return list(dict.fromkeys(found))  # alternatives share what stands above them
 
 
-def _nulls(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
-    for path in leftover_nulls(document):
-        yield LintProblem(f"{name}: {path}", "is null, which SkyPilot may load without a word",
-                          "fill the hole in the template or take the key out")
-
-
-def _infra(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
-    for resources in _resources(document):
-        if resources.get("infra") == "local":
-            yield LintProblem(f"{name}: resources.infra", "SkyPilot has no infra called local",
-                              "leave infra out: the local engine needs none")
-
-
-def _vast(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
-    on_vast = [found for found in _resources(document) if str(found.get("infra")).partition("/")[0] == "vast"]
-    if not on_vast:
-        return
-    if any(resources.get("use_spot") for resources in on_vast):
-        yield LintProblem(f"{name}: resources.use_spot", "use_spot on vast silently rents on-demand",
-                          "set bid_usd_per_hour on the candidate instead")
-    if (document.get("num_nodes") or 1) > 1:
-        yield LintProblem(f"{name}: num_nodes", "SkyPilot has no clusters on vast",
-                          "set num_nodes to 1, or choose another cloud")
-    for path, mount in (document.get("file_mounts") or {}).items():
-        mode = mount.get("mode", "MOUNT") if isinstance(mount, dict) else "COPY"
-        if str(mode).upper() in _MOUNTS:
-            yield LintProblem(f"{name}: file_mounts.{path}", "vast cannot mount buckets (no FUSE)",
-                              "use mode COPY; the trainer uploads checkpoints itself")
-
-
-def _recovery(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
-    for resources in _resources(document):
-        recovery = resources.get("job_recovery")
-        codes = recovery.get("recover_on_exit_codes", []) if isinstance(recovery, dict) else []
-        for code in codes if isinstance(codes, list) else [codes]:
-            if code != ExitCode.RECOVER:
-                yield LintProblem(f"{name}: resources.job_recovery.recover_on_exit_codes",
-                                  f"exit code {code} would restart the task without limit",
-                                  f"list {int(ExitCode.RECOVER)} alone")
-
-
-def _envs(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
-    for key, value in (document.get("envs") or {}).items():
-        place = f"{name}: envs.{key}"
-        if not isinstance(value, str) and value is not None:
-            yield LintProblem(place, f"is {value!r}, and only text travels unchanged", "put it in quotes")
-        elif value and (_SECRET_NAME.search(key) or looks_secret(value)):
-            yield LintProblem(place, "looks like a secret, and envs are stored and shown in the clear",
-                              "keep keys in the environment or the cloud's own login, never in a task")
-        elif key == Env.PRICE and value == "":
-            yield LintProblem(place, "the price is not known, so the run cannot stop itself at its cap",
-                              "on vast set bid_usd_per_hour, on slurm price_usd_per_hour (0 where nobody "
-                              "pays); live prices of other clouds are not asked for")
-
-
-def _store(name: str, document: dict[str, Any]) -> Iterator[LintProblem]:
-    """A file store on a rented machine dies with it; on Slurm and Kubernetes it may be a shared disk."""
-    store = str((document.get("envs") or {}).get(Env.STORE))
-    clouds = {str(resources.get("infra")).partition("/")[0] for resources in _resources(document)}
-    if store.startswith("file:") and clouds & _RENTED:
-        yield LintProblem(f"{name}: envs.{Env.STORE}", "a file store on a rented machine is lost with it",
-                          "set store to object storage: s3://, gs:// or az://")
-
-
-def _resources(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The resources of a document, and every alternative in them."""
-    resources = document.get("resources") or {}
-    yield resources
-    for key in ("any_of", "ordered"):
-        yield from resources.get(key) or []
+def _parts(documents: list[dict[str, Any]]) -> Iterator[TaskPart]:
+    header = documents[0] if documents and set(documents[0]) <= {"name", "execution"} else None
+    if header is not None:
+        yield TaskPart("header", header)
+    job_name = None if header is None else header.get("name")
+    names: tuple[str, ...] = ()
+    for body in documents if header is None else documents[1:]:
+        name = str(body.get("name", "?"))
+        yield TaskPart(name, body, job_name, names)
+        names += (name,)

@@ -9,6 +9,7 @@ from launcher import console
 from launcher.commands import resume_command
 from launcher.cost import Range
 from launcher.engine import EnginePhase
+from launcher.errors import LdlmError
 from launcher.follow import describe
 from launcher.learning import Learned
 from launcher.learning_screen import show_learning
@@ -50,6 +51,17 @@ def show_plan(proposal: Proposal) -> None:
         console.answer_notes(plan.warnings)
     show_problems(proposal)
     console.answer()
+
+
+def show_dry_run(proposal: Proposal, refusal: LdlmError | None) -> None:
+    """The task on stdout, as it is; before and after it, on stderr, the plan and what has not happened."""
+    task = proposal.task
+    with console.aside():
+        show_plan(proposal)
+    print(task.text, end="", flush=True)
+    if refusal:
+        console.talk(f"a launch would be refused now: {refusal.problem}", "note")
+    console.talk("dry run: nothing was rented, started or written", "title")
 
 
 def show_next(lead: str, command: str) -> None:

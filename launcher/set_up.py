@@ -9,7 +9,7 @@ from launcher import console
 from launcher.carry_out import ask, end_interrupted
 from launcher.commands import PlanOptions
 from launcher.errors import LdlmError, Refused, UsageError
-from launcher.lint import looks_secret
+from launcher.lint_rules import looks_secret
 from launcher.settings import Settings, read_settings, settings_path, settings_text
 from launcher.sky_ready import RESTART
 from launcher.sky_setup import Change, carry_out, sky_changes

@@ -8,7 +8,7 @@ when none is running and `SKYPILOT_API_SERVER_ENDPOINT` names none.
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,12 +19,14 @@ from launcher.errors import EngineError
 from launcher.node_secrets import node_secrets
 from launcher.rentals import RENTALS, Rentals
 from launcher.settings import API_SERVER, api_server_url
+from launcher.sky_errors import in_one_line, refusal
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
 
 _FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
 _ANSWER_S = 20
+_HAVE_CATALOGS = ("vast", "azure", "gcp")
 _FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
            "cloud", "region", "current_cluster_name")
 # SkyPilot 0.14.1, sky/jobs/state.py.
@@ -47,6 +49,26 @@ class SkyEngine:
     def __init__(self, store: Store, say: Callable[[str], None] = lambda line: None) -> None:
         self._store, self._say = store, say
         self._seen: dict[str, tuple[float, EngineState]] = {}
+
+    def check(self, task: str) -> None:
+        """Let SkyPilot look at the places that a task names, before anything is recorded or rented.
+
+        An API server elsewhere has catalogs of its own, and judges when the task is submitted.
+
+        Raises:
+            EngineError: SkyPilot cannot read the task, or a cloud has no such region.
+        """
+        if API_SERVER in os.environ:
+            return
+        # Without a catalog here and a way to fetch one there is nothing to compare with.
+        with sky_sdk(self._say, with_server=False), suppress(OSError):
+            from sky.utils import dag_utils
+
+            documents: list[Any] = dag_utils.load_chain_dag_from_yaml_str(task).tasks
+            for document in documents:
+                for machine in document.resources:
+                    if str(machine.cloud).lower() in _HAVE_CATALOGS:
+                        machine.validate()
 
     def submit(self, task: str, *, on_lock: Callable[[], None] | None = None) -> None:
         """Queue a task; SkyPilot's controller carries it out from then on.
@@ -192,11 +214,11 @@ def _in_words(row: Row, document: Document | None) -> str:
     return "".join((f"{document or row['task_name']}: {row['status']}",
                     f" on {where}" if where and where != "-" else "",
                     f", recovered {times} time{'s' * (times > 1)}" if times else "",
-                    f": {row['failure_reason']}" if row.get("failure_reason") else ""))
+                    f": {in_one_line(row['failure_reason'])}" if row.get("failure_reason") else ""))
 
 
 @contextmanager
-def sky_sdk(say: Callable[[str], None] = lambda line: None) -> Iterator[Any]:
+def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool = True) -> Iterator[Any]:
     """SkyPilot's SDK, whose errors come out as ours. Starts its API server where there is none."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     if url := api_server_url():
@@ -207,20 +229,16 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None) -> Iterator[Any]:
     from sky import exceptions
 
     try:
-        if API_SERVER not in os.environ and not _is_up(common):
+        if with_server and API_SERVER not in os.environ and not _is_up(common):
             say(f"starting SkyPilot's API server at {common.get_server_url()}")
         yield sky
     except exceptions.ApiServerConnectionError as error:
         raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
                           fix=f"start it: sky api start; or name another: {API_SERVER}=URL") from error
-    except (exceptions.ResourcesUnavailableError, exceptions.NoCloudAccessError) as error:
-        raise EngineError(f"SkyPilot has nothing to rent: {_first_line(error)}", place="SkyPilot",
-                          fix="enable the cloud (sky check), or choose another: --infra") from error
     except Exception as error:
         if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):
             raise  # ours
-        raise EngineError(f"SkyPilot refuses: {_first_line(error)}", place="SkyPilot",
-                          fix="look into its request: sky api status; sky api logs ID") from error
+        raise refusal(error) from error
 
 
 def _is_up(common: Any) -> bool:
@@ -228,7 +246,3 @@ def _is_up(common: Any) -> bool:
         return bool(common.get_api_server_status().status == common.ApiServerStatus.HEALTHY)
     except Exception:  # noqa: BLE001  whatever is wrong, the call that follows says it better
         return False
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

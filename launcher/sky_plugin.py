@@ -10,12 +10,14 @@ import shlex
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from sky.server import plugins
 
 from launcher import rental_log
 from launcher.rentals import RENTALS, Rental, Rentals
+from launcher.sweep import MACHINES, Machines, RentedMachine
 from launcher.vast_search import KEY, left_soon, query_of, rental_of
 
 _LONGEST_START = timedelta(minutes=25)  # an image of 10 GB on a slow line; then it is cut (guess)
@@ -44,8 +46,11 @@ class LdlmPlugin(plugins.BasePlugin):
         from sky.adaptors import vast
         from sky.provision.vast import utils
 
-        if extension_context.app is not None:
-            extension_context.app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
+        app = extension_context.app
+        if app is not None:
+            app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
+            app.add_api_route(MACHINES, machines, methods=["GET"])
+            app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
         if getattr(utils.launch, "is_ldlm", False):
             return
         utils.launch = launch_through(utils.launch, vast.vast)
@@ -57,6 +62,37 @@ def rentals_of(run_id: str) -> dict[str, Any]:
     """What this server has rented for a run, as the launcher asks for it."""
     mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
     return Rentals.of(mine).model_dump(mode="json")
+
+
+def machines() -> dict[str, Any]:
+    """Every machine that the account has at Vast now, as `ldlm sweep` asks for it."""
+    from sky.adaptors import vast
+
+    known = rental_log.read()
+    rows = vast.vast().show_instances() if _has_key() else []
+    return Machines(machines=tuple(_machine(row, known.get(str(row["id"]))) for row in rows)
+                    ).model_dump(mode="json")
+
+
+def _has_key() -> bool:
+    return Path("~/.config/vastai/vast_api_key").expanduser().is_file()
+
+
+def _machine(row: Mapping[str, Any], rental: Rental | None) -> RentedMachine:
+    is_running = row.get("actual_status") in ("running", "frozen")
+    price = row.get("dph_total") if is_running else row.get("storage_total_cost")
+    return RentedMachine(
+        instance_id=str(row["id"]), label=row.get("label"), status=row.get("actual_status") or "unknown",
+        since=datetime.fromtimestamp(row.get("start_date") or 0, UTC),
+        usd_per_hour=Decimal(str(price or 0)), rental=rental)
+
+
+def give_back(instance_id: str) -> dict[str, bool]:
+    """End a machine at Vast."""
+    from sky.provision.vast import utils
+
+    utils.remove(instance_id)
+    return {"success": True}
 
 
 def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callable[..., str]:
@@ -189,9 +225,9 @@ def remove_through(remove: Callable[..., None]) -> Callable[..., None]:
     Args:
         remove: `sky.provision.vast.utils.remove`.
     """
-    def give_back(instance_id: str) -> None:
+    def remove_and_note(instance_id: str) -> None:
         remove(instance_id)
         if instance_id in rental_log.read():
             rental_log.ended(instance_id, datetime.now(UTC))
 
-    return give_back
+    return remove_and_note

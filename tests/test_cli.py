@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import yaml
 from cli_lab import LDLM, RECIPE, ROOT, check_golden, environment, files_below, ldlm, refused, without_names
 from launch_examples import example_recipe
 from run_stories import NOON, every_fate, preempted_once
@@ -284,8 +285,45 @@ def test_a_home_recipe_is_planned_anywhere_and_launched_only_where_its_card_is(h
     assert f"this machine has no {card}" in said
     assert "add --dry-run to print its task" in said.split("fix:")[1]
     printed = ldlm("launch", name, *infra, "--dry-run")
-    assert (printed.returncode, printed.stderr) == (0, "")
+    assert printed.returncode == 0
+    assert f"a launch would be refused now: this machine has no {card}" in printed.stderr
     assert f"LDLM_GPU: {gpu}" in printed.stdout
+    assert files_below(home) == []
+
+
+NOTHING_DONE = "dry run: nothing was rented, started or written\n"
+
+
+def test_a_dry_run_prints_the_task_alone_and_tells_the_plan_beside_it(home):
+    done = ldlm("launch", RECIPE, "--infra", "vast", "--store", f"file://{home}/store", "--dry-run")
+    assert done.returncode == 0
+    header, train, bench = yaml.safe_load_all(done.stdout)
+    assert (header["name"], train["name"], bench["name"]) == (train["envs"]["LDLM_RUN_ID"], "train", "bench")
+    assert done.stderr.startswith("Plan for example\n")
+    assert f"  run         {header['name']}\n" in done.stderr
+    assert "warning: train: envs.LDLM_STORE: a file store on a rented machine is lost with it" in done.stderr
+    assert done.stderr.splitlines()[-2].startswith("a launch would be refused now: ")
+    assert done.stderr.endswith(NOTHING_DONE)
+    assert files_below(home) == []
+
+
+@pytest.mark.parametrize("cloud", ["azure", "gcp"])
+def test_a_task_without_a_known_price_is_printed_and_not_launched(home, cloud):
+    args = ("launch", "qwen3.6-35b-a3b", "--infra", cloud, "--store", "s3://bucket/ldlm")
+    done = ldlm(*args, "--dry-run")
+    assert done.returncode == 0
+    assert "the price is not known, so the run cannot stop itself at its cap" in done.stderr
+    assert done.stderr.endswith(NOTHING_DONE)
+    assert len(list(yaml.safe_load_all(done.stdout))) == 3
+    refused(5, *args, "--yes")
+    assert files_below(home) == []
+
+
+def test_a_dry_run_of_what_could_start_says_only_that_it_has_not(home):
+    done = ldlm("launch", "smoke", "--dry-run")
+    assert done.returncode == 0
+    assert "would be refused" not in done.stderr
+    assert done.stderr.endswith(NOTHING_DONE)
     assert files_below(home) == []
 
 

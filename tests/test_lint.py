@@ -1,14 +1,39 @@
+"""Every known trap of a task is found, and nothing else. One example per rule: tests/lint/NAME.yaml.
+
+An example begins with what lint says of it, whole, as comments.
+"""
+
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from launch_examples import example_task
 
-from launcher.lint import lint
+from launcher.lint import RULES, lint
 from launcher.render import Task
 from trainer.contract import Env
 
+EXAMPLES = sorted((Path(__file__).parent / "lint").glob("*.yaml"))
 VAST = example_task("vast")
+
+
+def test_every_rule_has_an_example_and_every_example_a_rule():
+    names = [rule.name for rule in RULES]
+    assert sorted(names) == [path.stem for path in EXAMPLES]
+    assert len(set(names)) == len(names)
+
+
+def test_every_rule_says_what_it_guards_against():
+    assert [rule.name for rule in RULES if len(rule.guards_against) < 30] == []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_trips_its_own_rule_once_and_no_other(path):
+    text = path.read_text()
+    (found,) = lint(Task(text))
+    assert text.startswith(f"# {found.place}: {found.problem}\n# fix: {found.fix}\n")
+    assert found.rule == path.stem
 
 
 def problems(change: Any, infra: str | None = "vast", *overrides: str) -> list[str]:
@@ -32,7 +57,18 @@ def test_the_spot_flag_on_vast_is_found():
 
 def test_the_spot_flag_in_an_alternative_is_found():
     def change(train: dict) -> None:
-        train["resources"] = {"any_of": [{"infra": "azure"}, {"infra": "vast/US", "use_spot": True}]}
+        del train["resources"]["infra"]
+        train["resources"]["any_of"] = [{"infra": "gcp"}, {"infra": "vast/US", "use_spot": True}]
+        train["resources"]["accelerators"] = "H100:8"
+    assert problems(change) == [
+        "train: resources.any_of[1].use_spot use_spot on vast silently rents on-demand"]
+
+
+def test_what_all_alternatives_share_is_found_once_where_it_stands():
+    def change(train: dict) -> None:
+        del train["resources"]["infra"], train["envs"][Env.OFFER]
+        del train["config"]["vast"]["create_instance_kwargs"]["bid_price"]
+        train["resources"].update(use_spot=True, ordered=[{"infra": "vast/US"}, {"cloud": "vast"}])
     assert problems(change) == ["train: resources.use_spot use_spot on vast silently rents on-demand"]
 
 
@@ -58,12 +94,49 @@ def test_the_infra_local_is_found():
         "train: resources.infra SkyPilot has no infra called local"]
 
 
-@pytest.mark.parametrize("codes", [[75, 137], [137], 1])
-def test_recovering_on_any_other_code_is_found(codes):
+@pytest.mark.parametrize(("codes", "others"), [([75, 137], [137]), ([137, 75, 1], [137, 1]), (75, [])])
+def test_recovering_on_any_other_code_is_found(codes, others):
     def change(train: dict) -> None:
         train["resources"]["job_recovery"]["recover_on_exit_codes"] = codes
-    (found,) = problems(change)
-    assert "would restart the task without limit" in found
+    place = "train: resources.job_recovery.recover_on_exit_codes"
+    assert problems(change) == [f"{place} exit code {code} would restart the task without limit"
+                                for code in others]
+
+
+@pytest.mark.parametrize("recovery", [{"recover_on_exit_codes": [1]}, {}, "FAILOVER", None])
+def test_a_task_that_does_not_go_on_after_code_75_is_found(recovery):
+    found = problems(lambda train: train["resources"].update(job_recovery=recovery))
+    assert any("75 is not listed" in line for line in found)
+
+
+@pytest.mark.parametrize(("image", "is_found"), [
+    ("docker:nvidia/cuda:12.4.1-devel", True), ("docker:pytorch/pytorch:2.6.0-cuda12.6-cudnn9", True),
+    ("docker:vastai/base-image:cuda-12.9-auto", False), ("docker:nvidia/cuda:13.0.1-devel", False),
+    ("docker:me/mine:1", False)])
+def test_the_cuda_of_an_image_is_read_from_its_name(image, is_found):
+    found = problems(lambda train: train["resources"].update(image_id=image))
+    assert [line for line in found if "has no kernels for a RTX5090" in line] == found
+    assert bool(found) == is_found
+
+
+@pytest.mark.parametrize("wanted", ["RTX5090", {"RTX5090": 1}, ["RTX5090:1"], {"RTX5090": None}])
+def test_gpus_are_read_in_every_spelling_of_skypilot(wanted):
+    changes = {"accelerators": wanted, "image_id": "docker:nvidia/cuda:12.4.1-devel"}
+    found = problems(lambda train: train["resources"].update(changes))
+    assert any("no kernels for a RTX5090" in line for line in found)
+
+
+@pytest.mark.parametrize("source", ["/data", "~/data", "s3://b/x", "https://a/b", ["/one", "/two"]])
+def test_a_source_that_is_absolute_or_a_url_is_fine(source):
+    mounts = {"/data": {"name": "corpus", "source": source, "mode": "COPY"}}
+    assert problems(lambda train: train.update(file_mounts=mounts)) == []
+
+
+def test_a_bucket_that_is_not_the_store_is_copied_from_amazon_as_it_should():
+    def change(train: dict) -> None:
+        train["envs"][Env.STORE] = "s3://bucket/ldlm?endpoint=http://here:9000"
+        train["file_mounts"] = {"/data": "s3://other/corpus"}
+    assert problems(change) == []
 
 
 def test_a_null_is_found_where_it_stands():

@@ -30,6 +30,7 @@ _HOW_TO_SIGN_IN = {
 }
 # Where a rented machine finds its own identity. Elsewhere it is the last place that a client tries.
 _METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
+_REDIRECT = "Received redirect without LOCATION"  # obstore's words for S3's answer from a wrong region
 
 
 class StoredObject(NamedTuple):
@@ -343,6 +344,8 @@ def _explained(message: str, place: str, verb: str) -> StoreError:
     # S3 says what is wrong at the end, in XML; gs and az speak this dialect too.
     said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", message, re.DOTALL)
     problem = f"{said[1]}: {said[2]}" if said else first_line[:300]
+    if _REDIRECT in message:
+        problem = "the bucket is in another region than the store's URL, or the environment, says"
     return StoreError(f"cannot {verb}: {problem}", place=place, fix=_fix_for(message, scheme))
 
 
@@ -352,12 +355,17 @@ def _fix_for(message: str, scheme: str) -> str:
         return "free disk space, or name another store with --store"
     if "nosuchbucket" in lowered or "bucket does not exist" in lowered:
         return "check that the bucket exists, in the region and at the endpoint that the URL names"
+    if expected := re.search(r"region '[\w-]+' is wrong; expecting '([\w-]+)'", message):
+        return f"name the bucket's region in the store's URL: ?region={expected[1]}"
+    if _REDIRECT in message:
+        return ("name the bucket's region in the store's URL: ?region=REGION; `aws s3api get-bucket-location "
+                "--bucket BUCKET` tells it")
     if any(word in lowered for word in ("permission", "denied", "read-only", "forbidden", "403")):
         if scheme == "file":
             return "check the folder's permissions, or name another store with --store"
         return "check that the key is right and may do this, or name another store with --store"
     if any(word in lowered for word in ("credential", "token", "401", "unauthenticated")):
-        return "renew the credentials of this store and try again"
+        return f"renew the credentials of this store: {_HOW_TO_SIGN_IN.get(scheme, 'sign in again')}"
     if scheme == "file":
         return "check the folder, and that it can be written here; or name another store with --store"
     return "check the store's URL, region and endpoint, and that it is reachable from here"

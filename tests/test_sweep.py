@@ -1,0 +1,62 @@
+"""Which rented machines nobody needs any more, and that one that cannot be given back keeps no other."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from launcher.errors import EngineError
+from launcher.rentals import Price, Rental, Terms
+from launcher.sweep import RentedMachine, as_json, give_back, orphans
+
+NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
+
+
+def machine(number: int, run_id: str | None, *, label: str | None = "train-3-ab12-head", minute: int = 0,
+            usd: str = "1.50") -> RentedMachine:
+    then = NOON + timedelta(minutes=minute)
+    rental = Rental(run_id=run_id, instance_id=str(number), machine_id=7, rented_at=then,
+                    prices=(Price(at=then, usd_per_hour=Decimal(usd)),), terms=Terms(disk_gb=1))
+    rental = rental if run_id else None
+    return RentedMachine(instance_id=str(number), label=label, status="running", since=then,
+                         usd_per_hour=Decimal(usd), rental=rental)
+
+
+def found(*machines: RentedMachine, alive: tuple[str, ...] = ()) -> list[str]:
+    return [one.instance_id for one in orphans(machines, lambda run_id: run_id in alive)]
+
+
+def test_a_live_run_keeps_the_machine_that_was_rented_for_it_last_and_no_other():
+    assert found(machine(1, "a"), machine(2, "a", minute=9), machine(3, "b"), alive=("a", "b")) == ["1"]
+
+
+def test_machines_of_runs_that_have_ended_are_nobody_s_the_dearest_first():
+    assert found(machine(1, "a", usd="0.50"), machine(2, "b", usd="2.00"), machine(3, "c"), alive=("c",)) == [
+        "2", "1"]
+
+
+def test_a_machine_with_the_name_of_a_task_is_ours_though_nobody_remembers_renting_it():
+    assert found(machine(1, None), machine(2, None, label="bench-12-0f3a9c-head")) == ["1", "2"]
+
+
+def test_machines_of_others_are_not_touched():
+    names = ("my-notebook", None, "sky-train-1-head-x", "train-x-ab-head")
+    assert found(*(machine(number, None, label=name) for number, name in enumerate(names))) == []
+
+
+def test_what_a_day_costs_is_told_exactly():
+    assert as_json([machine(1, "a", usd="0.51")]) == [{
+        "instance_id": "1", "label": "train-3-ab12-head", "status": "running", "run_id": "a",
+        "since": "2026-11-23T12:00:00+00:00", "usd_per_day": "12.2400"}]
+
+
+def test_one_machine_that_cannot_be_given_back_keeps_no_other():
+    class Renter:
+        gone: list[str] = []
+
+        def give_back(self, instance_id: str) -> None:
+            if instance_id == "1":
+                raise EngineError("Vast refuses", place="Vast", fix="look there")
+            self.gone.append(instance_id)
+
+    renter = Renter()
+    assert give_back(renter, [machine(1, "a"), machine(2, "a")]) == ["1: Vast refuses"]
+    assert renter.gone == ["2"]
