@@ -6,7 +6,6 @@ of ours, which say so under a key of theirs, this file does that part instead. O
 """
 
 import json
-import shlex
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -18,6 +17,7 @@ from sky.server import plugins
 from launcher import rental_log
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.sweep import MACHINES, Machines, RentedMachine
+from launcher.vast_onstart import first_commands
 from launcher.vast_search import KEY, left_soon, query_of, rental_of
 
 _LONGEST_START = timedelta(minutes=25)  # an image of 10 GB on a slow line; then it is cut (guess)
@@ -113,7 +113,7 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         bid = wishes.pop("bid_price", None)
         contract: dict[str, Any] = {
             "label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
-            "onstart_cmd": _first_commands(ssh_public_key)} | wishes
+            "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url)} | wishes
         if bid is not None:
             contract["price"] = bid
         offers = _search(sdk(), settings, instance_type, region, disk_size, bids=bid is not None)
@@ -162,16 +162,6 @@ def _rent(sdk: Any, offers: list[dict[str, Any]], contract: dict[str, Any]) -> t
             continue
         return offer, str(answer["new_contract"])
     raise RuntimeError(f"Vast rents out none of the {len(offers)} machines that it offers: {gone}")
-
-
-def _first_commands(ssh_public_key: str | None) -> str:
-    """What the machine does first: let SkyPilot in. SkyPilot itself would leave the account's key here."""
-    commands = ["touch ~/.no_auto_tmux"]
-    if ssh_public_key:
-        commands += ["mkdir -p ~/.ssh", "chmod 700 ~/.ssh", 'echo "" >> ~/.ssh/authorized_keys',
-                     f"echo {shlex.quote(ssh_public_key.strip())} >> ~/.ssh/authorized_keys",
-                     "chmod 600 ~/.ssh/authorized_keys"]
-    return ";".join(commands)
 
 
 def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]) -> Callable[[], Instances]:

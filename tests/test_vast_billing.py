@@ -39,7 +39,7 @@ def test_loading_costs_its_disk_and_no_gpu(clock: Clock) -> None:
     clock.passes(1800)
     bill = mine.bill()
     assert bill.seconds == {Status.LOADING: 1800, Status.RUNNING: 0, Status.STOPPED: 0}
-    assert (bill.gpu_usd, bill.storage_usd, bill.network_usd) == (0, Decimal("0.025"), 0)
+    assert (bill.gpu_usd, bill.storage_usd, bill.network_usd) == (Decimal(0), Decimal("0.025"), Decimal(0))
 
 
 def test_running_is_billed_by_the_second(clock: Clock) -> None:

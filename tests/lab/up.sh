@@ -18,6 +18,11 @@ for program in slurmctld slurmd sinfo munged sshd rsync lsof ip iptables openssl
     }
 done
 [ "$(id -u)" = 0 ] || { echo "error: the lab needs root, for namespaces and sshd" >&2; exit 1; }
+if (: < /dev/tcp/127.0.0.1/8099) 2> /dev/null; then
+    echo "error: port 8099 is taken: the lab is up already" >&2
+    echo "  fix: tests/lab/down.sh" >&2
+    exit 1
+fi
 mkdir -p "$LAB"/slurm/{state,spool,log,munge,ssh,bin} "$LAB"/home "$LAB"/sky/{.sky,.slurm}
 chmod 755 "$LAB" "$LAB"/slurm "$LAB"/home "$LAB"/slurm/{munge,ssh,bin}
 cat > "$LAB/env.sh" <<EOF

@@ -1,8 +1,12 @@
-"""For every Python of an instance, there is no GPU: `python -m trainer.gpu_probe` is the stand-in beside this
-file's place, and nothing else is changed."""
+"""For every Python of an instance: it has a CPU build of torch and no GPU, whatever its nvidia-smi says.
+
+`python -m trainer.gpu_probe` is a stand-in that finds nothing wrong, and DeepSpeed, which trainer.node sends
+to the GPUs that it sees, computes on the CPU. Nothing else is changed.
+"""
 
 import importlib.abc
 import importlib.util
+import os
 import sys
 
 
@@ -14,3 +18,4 @@ class _ProbeOfNoGpu(importlib.abc.MetaPathFinder):
 
 
 sys.meta_path.insert(0, _ProbeOfNoGpu())
+os.environ["DS_ACCELERATOR"] = "cpu"

@@ -1,0 +1,125 @@
+"""A machine that nobody uses gives itself back, by its own key; the script is run for real."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.vast_onstart import deadman, first_commands
+
+OWN = {"CONTAINER_ID": "5070", "CONTAINER_API_KEY": "of-this-machine-alone"}
+ALONE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+def _is_possible() -> bool:
+    tools = all(shutil.which(name) for name in ("curl", "pgrep", "unshare"))
+    return tools and subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
+
+
+pytestmark = pytest.mark.skipif(not _is_possible(), reason="no curl, no pgrep or no namespaces here")
+
+
+class Api(BaseHTTPRequestHandler):
+    """Keeps what it was asked; refuses what the test says."""
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        self.server.seen.append((self.command, self.path, self.headers["Authorization"], body))
+        self.send_response(403 if self.command in self.server.refused else 200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_DELETE = do_PUT = answer
+
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def api() -> Iterator[Any]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
+    server.seen, server.refused = [], set()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def watch(api: Any, tmp_path: Path) -> Iterator[Any]:
+    """Starts the switch with one second to a look and two to its limit, among no processes but those given:
+    other programs of ours on this machine would keep it quiet."""
+    script = tmp_path / "deadman"
+    script.write_text(deadman(f"http://127.0.0.1:{api.server_port}", look_s=1, limit_s=2))
+    started = []
+
+    def start(*beside: str) -> None:
+        line = " & ".join([*beside, f"exec bash {script}"])
+        started.append(subprocess.Popen([*ALONE, "bash", "-c", line], cwd=tmp_path, env=os.environ | OWN))
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def wait_until(condition: Any, seconds: float = 30) -> None:
+    give_up = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+
+
+def test_an_idle_machine_asks_to_be_destroyed_with_its_own_key(api, watch):
+    watch()
+    wait_until(lambda: api.seen)
+    assert api.seen[0] == ("DELETE", "/api/v0/instances/5070/", "Bearer of-this-machine-alone", "")
+
+
+def test_where_it_may_not_destroy_itself_it_stops_itself(api, watch):
+    api.refused = {"DELETE"}
+    watch()
+    wait_until(lambda: len(api.seen) > 1)
+    verb, path, key, body = api.seen[1]
+    assert (verb, path, key) == ("PUT", "/api/v0/instances/5070/", "Bearer of-this-machine-alone")
+    assert json.loads(body) == {"state": "stopped"}
+
+
+def test_while_a_program_of_ours_runs_it_does_nothing(api, watch, tmp_path):
+    (tmp_path / "trainer").mkdir()
+    (tmp_path / "trainer/node.py").write_text("import time\ntime.sleep(6)\n")
+    watch(f"{sys.executable} -m trainer.node")
+    time.sleep(5)
+    assert api.seen == []
+    wait_until(lambda: api.seen)
+
+
+def test_the_key_is_in_no_process_list(api, watch, tmp_path):
+    api.refused = {"DELETE", "PUT"}  # it asks again and again
+    watch(f"while sleep 0.01; do ps -eo args= >> {tmp_path}/lists; done")
+    wait_until(lambda: len(api.seen) > 10)
+    lists = (tmp_path / "lists").read_text()
+    assert "curl -fsS" in lists and OWN["CONTAINER_API_KEY"] not in lists
+
+
+def test_the_first_commands_let_skypilot_in_and_leave_the_switch_running(api, tmp_path):
+    line = first_commands("ssh-ed25519 AAA it's me\n", f"http://127.0.0.1:{api.server_port}")
+    subprocess.run(["bash", "-c", line], env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, check=True,
+                   timeout=20)
+    assert (tmp_path / ".ssh/authorized_keys").read_text() == "\nssh-ed25519 AAA it's me\n"
+    assert (tmp_path / ".no_auto_tmux").exists()
+    assert (tmp_path / ".ldlm_deadman").read_text() == deadman(f"http://127.0.0.1:{api.server_port}")
+    found = subprocess.run(["pgrep", "-f", f"bash {tmp_path}/.ldlm_deadman"], text=True, capture_output=True,
+                           check=True).stdout.split()
+    for pid in found:
+        os.kill(int(pid), 9)
+    assert len(found) == 1
