@@ -25,6 +25,11 @@ _IMAGE_CUDA = re.compile(r"cuda[-:_]?(\d+)\.(\d+)")
 _LOCAL_PATH = re.compile(r"(?![~/])(?!\w+://).")
 
 
+def looks_secret(text: str) -> bool:
+    """True for what holds a key or a password, as far as its form shows."""
+    return _SECRET_VALUE.search(text) is not None
+
+
 def null_value(part: TaskPart) -> Iterator[Found]:
     """SkyPilot loads a null infra, num_nodes or secret as if it were not there."""
     for path in leftover_nulls(part.body):

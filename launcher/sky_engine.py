@@ -218,8 +218,7 @@ def _in_words(row: Row, document: Document | None) -> str:
 
 
 @contextmanager
-def sky_sdk(say: Callable[[str], None] = lambda line: None, *,
-            with_server: bool = True) -> Iterator[Any]:
+def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool = True) -> Iterator[Any]:
     """SkyPilot's SDK, whose errors come out as ours. Starts its API server where there is none."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
     if url := api_server_url():

@@ -32,7 +32,7 @@ def look_at_server() -> SkyServer:
     Raises:
         EngineError: It does not answer, or not to this user.
     """
-    with sky_sdk() as sky:
+    with sky_sdk(with_server=False) as sky:
         from sky.server import common
 
         from sky import skypilot_config
@@ -55,7 +55,7 @@ def keys_that_travel(server: SkyServer) -> list[str]:
 
     Only for a server on this machine, which reads the same home. Raises EngineError.
     """
-    with sky_sdk():
+    with sky_sdk(with_server=False):
         from sky.utils import registry
 
         from sky import check

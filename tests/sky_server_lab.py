@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -47,13 +47,20 @@ def running_sky_server(home: Path, port: int) -> Iterator[str]:
 
 
 def _end_all_of(home: Path) -> None:
-    """End what lives in this home: the server's controllers are no children of its session."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HOME") == str(home):
+    """End what lives in this home until nothing does: the server's workers outlive it."""
+    while alive := [process for process in psutil.process_iter() if _lives_in(process, home)]:
+        for process in alive:
+            with suppress(psutil.NoSuchProcess):
                 process.kill()
-        except psutil.Error:  # somebody else's, or gone
-            continue
+        psutil.wait_procs(alive, timeout=1)
+
+
+def _lives_in(process: psutil.Process, home: Path) -> bool:
+    try:  # workers write their title over their environment, and stay in the server's folder
+        mine = process.cwd() == str(home) or process.environ().get("HOME") == str(home)
+        return mine and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:  # somebody else's, or gone
+        return False
 
 
 def _wait_until_well(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
