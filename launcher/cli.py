@@ -9,7 +9,23 @@ import typer
 from typer.core import TyperGroup
 
 from launcher.carry_out import INTERRUPTED, approve, ask, carry_out, end_interrupted
-from launcher.errors import UsageError
+from launcher.cli_options import (
+    Deadline,
+    Detach,
+    DryRun,
+    Follow,
+    Infra,
+    Json,
+    MaxCost,
+    NewRunId,
+    PreemptAtText,
+    RecipeName,
+    RunId,
+    Sets,
+    StoreUrl,
+    Yes,
+    not_empty,
+)
 from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
@@ -45,36 +61,6 @@ app.add_typer(weights, name="weights", rich_help_panel=_ADVANCED)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
-
-
-def _not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
-    """An empty text is a shell variable that is not set; taken for no option it would start another run."""
-    if value == "":
-        raise UsageError("is empty", place=param.opts[0],
-                         fix="give it a value, or leave it out (is a shell variable not set?)")
-    return value
-
-
-RecipeName = Annotated[str, typer.Argument(
-    help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
-RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
-StoreUrl = Annotated[str | None, typer.Option(
-    "--store", callback=_not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
-Infra = Annotated[str | None, typer.Option(
-    "--infra", callback=_not_empty, help="local, vast, azure, gcp, gcp/us-central1, …")]
-MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
-Deadline = Annotated[str | None, typer.Option(
-    "--deadline", help="Hours from now after which it stops itself.")]
-Sets = Annotated[list[str] | None, typer.Option(
-    "--set", help="Change the recipe: train.steps=100. Repeatable.")]
-NewRunId = Annotated[str | None, typer.Option("--run-id", callback=_not_empty, help="Name the run yourself.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, rent and write nothing.")]
-Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")]
-PreemptAtText = Annotated[str | None, typer.Option(
-    "--preempt-at", help="local: kill the machine at step:N or time:SECONDS, to see the recovery.")]
-Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; the run goes on.")]
 
 
 @app.command()
@@ -219,11 +205,11 @@ def sample(ctx: typer.Context) -> None:
 @app.command(rich_help_panel=_ADVANCED)
 def init(store: StoreUrl = None, max_cost: MaxCost = None,
          wandb_project: Annotated[str | None, typer.Option(
-             "--wandb-project", callback=_not_empty, help="Project of runs on W&B.")] = None,
+             "--wandb-project", callback=not_empty, help="Project of runs on W&B.")] = None,
          wandb_entity: Annotated[str | None, typer.Option(
-             "--wandb-entity", callback=_not_empty, help="Its team or user.")] = None,
+             "--wandb-entity", callback=not_empty, help="Its team or user.")] = None,
          api_server: Annotated[str | None, typer.Option(
-             "--api-server", callback=_not_empty, help="URL of your SkyPilot API server.")] = None,
+             "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")] = None,
          yes: Yes = False) -> None:
     """Settle store, cap, W&B and SkyPilot for every run, once."""
     from launcher.set_up import run_init
@@ -272,6 +258,14 @@ def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
     ask(f"Delete {folder.url} ({console.data_size(size)})?", yes)
     freed = runs.remove_run(folder)
     console.answer(f"deleted {run}: {console.data_size(freed)} freed")
+
+
+@app.command(rich_help_panel=_ADVANCED)
+def sweep(yes: Yes = False, as_json: Json = False) -> None:
+    """Find rented machines that no run needs, and give them back."""
+    from launcher.sweeping import run_sweep
+
+    run_sweep(yes=yes, as_json=as_json)
 
 
 @app.command("wandb", rich_help_panel=_ADVANCED, **_PASSED_ON)

@@ -182,11 +182,6 @@ def copy_past_endpoint(part: TaskPart) -> Iterator[Found]:
                    "leave it out: the trainer reads its store itself")
 
 
-def looks_secret(text: str) -> bool:
-    """True for what holds a key or a password, as far as its form shows."""
-    return _SECRET_VALUE.search(text) is not None
-
-
 def secret_in_envs(part: TaskPart) -> Iterator[Found]:
     """Envs are stored with the run and shown in the clear, by SkyPilot as well."""
     for key, value in part.block("envs").items():

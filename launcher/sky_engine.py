@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ from launcher.node_secrets import node_secrets
 from launcher.rentals import RENTALS, Rentals
 from launcher.settings import API_SERVER, api_server_url
 from launcher.sky_errors import in_one_line, refusal
+from launcher.sweep import MACHINES, Machines
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
@@ -158,15 +160,40 @@ class SkyEngine:
         Raises:
             EngineError: It does not answer.
         """
-        with sky_sdk(self._say):
+        answer = self._ask_plugin("GET", f"{RENTALS}/{run_id}")
+        return Rentals.model_validate_json(answer.text) if answer.ok else None
+
+    def machines(self) -> Machines:
+        """Every machine that the account has at Vast now.
+
+        Raises:
+            EngineError: The API server does not answer, has no plugin of ours, or Vast does not answer it.
+        """
+        return Machines.model_validate_json(self._insist("GET", MACHINES).text)
+
+    def give_back(self, instance_id: str) -> None:
+        """End a machine at Vast. Raises EngineError."""
+        self._insist("DELETE", f"{MACHINES}/{instance_id}")
+
+    def _insist(self, verb: str, path: str) -> Any:
+        answer = self._ask_plugin(verb, path)
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            raise EngineError("SkyPilot's API server has not loaded ldlm's plugin", place="SkyPilot",
+                              fix="ldlm doctor says what to do")
+        if not answer.ok:
+            raise EngineError(f"SkyPilot's API server answers {answer.status_code}", place=path,
+                              fix="look into ~/.sky/api_server/server.log on its machine")
+        return answer
+
+    def _ask_plugin(self, verb: str, path: str) -> Any:
+        with sky_sdk(self._say, with_server=False):
             from sky.server import common
 
             try:
-                answer = common.make_authenticated_request("GET", f"{RENTALS}/{run_id}", timeout=_ANSWER_S)
+                return common.make_authenticated_request(verb, path, timeout=_ANSWER_S)
             except OSError as error:
-                raise EngineError(f"SkyPilot's API server does not answer: {error}",
-                                  place=common.get_server_url(), fix="start it: sky api start") from error
-            return Rentals.model_validate_json(answer.text) if answer.ok else None
+                raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
+                                  fix="start it: .venv/bin/sky api start") from error
 
     def _job_id(self, sky: Any, run_id: str) -> int:
         rows = self._newest(sky, run_id)

@@ -90,7 +90,7 @@ def give_back(renter: Renter, machines: Sequence[RentedMachine]) -> list[str]:
     return problems
 
 
-def as_json(machines: Sequence[RentedMachine]) -> list[dict[str, Any]]:
+def machines_json(machines: Sequence[RentedMachine]) -> list[dict[str, Any]]:
     """Stable form of `sweep --json`."""
     return [{"instance_id": machine.instance_id, "label": machine.label, "status": machine.status,
              "run_id": machine.rental.run_id if machine.rental else None,

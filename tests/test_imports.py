@@ -66,7 +66,8 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 
 @pytest.mark.parametrize(("package", "homes"), [
-    ("sky", {"sky_engine", "sky_server", "sky_plugin"}), ("rich", {"console"}), ("typer", {"cli"}),
+    ("sky", {"sky_engine", "sky_server", "sky_plugin"}), ("rich", {"console"}),
+    ("typer", {"cli", "cli_options"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes

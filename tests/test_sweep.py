@@ -5,7 +5,7 @@ from decimal import Decimal
 
 from launcher.errors import EngineError
 from launcher.rentals import Price, Rental, Terms
-from launcher.sweep import RentedMachine, as_json, give_back, orphans
+from launcher.sweep import RentedMachine, give_back, machines_json, orphans
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
@@ -43,7 +43,7 @@ def test_machines_of_others_are_not_touched():
 
 
 def test_what_a_day_costs_is_told_exactly():
-    assert as_json([machine(1, "a", usd="0.51")]) == [{
+    assert machines_json([machine(1, "a", usd="0.51")]) == [{
         "instance_id": "1", "label": "train-3-ab12-head", "status": "running", "run_id": "a",
         "since": "2026-11-23T12:00:00+00:00", "usd_per_day": "12.2400"}]
 

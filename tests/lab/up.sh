@@ -23,6 +23,7 @@ if (: < /dev/tcp/127.0.0.1/8099) 2> /dev/null; then
     echo "  fix: tests/lab/down.sh" >&2
     exit 1
 fi
+rm -rf "$LAB/sky"  # a managed job of an earlier lab would be recovered, and rent
 mkdir -p "$LAB"/slurm/{state,spool,log,munge,ssh,bin} "$LAB"/home "$LAB"/sky/{.sky,.slurm}
 chmod 755 "$LAB" "$LAB"/slurm "$LAB"/home "$LAB"/slurm/{munge,ssh,bin}
 cat > "$LAB/env.sh" <<EOF

@@ -1,0 +1,37 @@
+"""Options that several commands share: how they are typed, and what their help says."""
+
+from typing import Annotated
+
+import typer
+
+from launcher.errors import UsageError
+
+
+def not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
+    """An empty text is a shell variable that is not set; taken for no option it would start another run."""
+    if value == "":
+        raise UsageError("is empty", place=param.opts[0],
+                         fix="give it a value, or leave it out (is a shell variable not set?)")
+    return value
+
+
+RecipeName = Annotated[str, typer.Argument(
+    help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
+RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
+StoreUrl = Annotated[str | None, typer.Option(
+    "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
+Infra = Annotated[str | None, typer.Option(
+    "--infra", callback=not_empty, help="local, vast, azure, gcp, gcp/us-central1, …")]
+MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
+Deadline = Annotated[str | None, typer.Option(
+    "--deadline", help="Hours from now after which it stops itself.")]
+Sets = Annotated[list[str] | None, typer.Option(
+    "--set", help="Change the recipe: train.steps=100. Repeatable.")]
+NewRunId = Annotated[str | None, typer.Option("--run-id", callback=not_empty, help="Name the run yourself.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Json = Annotated[bool, typer.Option("--json", help="For programs.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, rent and write nothing.")]
+Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")]
+PreemptAtText = Annotated[str | None, typer.Option(
+    "--preempt-at", help="local: kill the machine at step:N or time:SECONDS, to see the recovery.")]
+Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; the run goes on.")]

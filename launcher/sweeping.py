@@ -1,0 +1,62 @@
+"""`ldlm sweep`: shows the machines that nobody needs and gives them back, after asking."""
+
+from functools import cache
+
+from launcher import console
+from launcher.carry_out import ask
+from launcher.engine import ALIVE
+from launcher.engines import sky_engine
+from launcher.errors import EngineError
+from launcher.runs import open_default_store
+from launcher.sweep import RentedMachine, give_back, machines_json, orphans
+
+
+def run_sweep(*, yes: bool, as_json: bool) -> None:
+    """Look, show, ask, give back.
+
+    Raises:
+        EngineError: SkyPilot's API server cannot be asked, or a machine could not be given back.
+        Refused: Nobody agrees.
+    """
+    engine = sky_engine(open_default_store(None), console.talk)
+
+    @cache
+    def is_alive(run_id: str) -> bool:
+        return engine.ask(run_id).phase in ALIVE
+
+    everything = engine.machines().machines
+    found = orphans(everything, is_alive)
+    if as_json:
+        console.answer_json(machines_json(found))
+        return
+    _show(found, sum(machine.is_ours for machine in everything) - len(found))
+    if not found:
+        return
+    ask(f"Give back {_count(len(found))}?", yes)
+    problems = give_back(engine, found)
+    for problem in problems:
+        console.talk(problem, "note")
+    if problems:
+        raise EngineError(f"{len(problems)} of {_count(len(found))} could not be given back", place="Vast",
+                          fix="end them at https://cloud.vast.ai/instances: they are billed until then")
+    console.answer(f"gave back {_count(len(found))}, ${_a_day(found)} a day")
+
+
+def _show(found: list[RentedMachine], num_needed: int) -> None:
+    if not found:
+        needed = f"; {_count(num_needed)} {'is' if num_needed == 1 else 'are'} in use" if num_needed else ""
+        console.answer(f"no machine at Vast is without a run{needed}")
+        return
+    console.answer_table(["machine", "name", "run", "status", "since (UTC)", "a day"], [
+        [machine.instance_id, machine.label or "-",
+         (machine.rental.run_id if machine.rental else None) or "-", machine.status,
+         f"{machine.since:%m-%d %H:%M}", console.dollars(machine.usd_per_day, 2)] for machine in found],
+        right=[0, 5], spare=[1, 3])
+
+
+def _count(number: int) -> str:
+    return f"{number} machine{'s' * (number != 1)}"
+
+
+def _a_day(machines: list[RentedMachine]) -> str:
+    return f"{sum(machine.usd_per_day for machine in machines):.2f}"
