@@ -26,6 +26,7 @@ class Host:
         self.disks: set[int] = set()
         self.ready: dict[int, Callable[[], None]] = {}
         self.sent: dict[int, tuple[int, int]] = {}
+        self.keys: dict[int, str] = {}
 
     def address(self, instance_id: int) -> str:
         return "10.88.0.11"
@@ -33,8 +34,10 @@ class Host:
     def write_disk(self, instance_id: int, onstart: str) -> None:
         self.disks.add(instance_id)
 
-    def boot(self, instance_id: int, card: Card, count: int, is_up: Callable[[], None]) -> None:
+    def boot(self, instance_id: int, card: Card, count: int, own_key: str,
+             is_up: Callable[[], None]) -> None:
         self.alive[instance_id], self.ready[instance_id] = card, is_up
+        self.keys[instance_id] = own_key
 
     def kill(self, instance_id: int) -> None:
         self.alive.pop(instance_id, None)
@@ -276,3 +279,13 @@ def test_a_wrong_key_an_unknown_route_and_a_wrong_search_are_refused(served: Fak
     assert answer(served, "PUT", "/api/v0/asks/1/", {})[0] == 404
     status, words = answer(served, "POST", "/api/v0/bundles/", {"gpu_nam": {"eq": "x"}})
     assert status == 400 and "gpu_nam" in words["msg"]
+
+
+def test_an_instance_may_end_itself_with_its_own_key_and_no_other(lab: Lab, served: FakeVast) -> None:
+    one, two = lab.rent(H100_CHEAPEST), lab.rent(H100_SECOND)
+    own = lab.host.keys[one]
+    assert answer(served, "DELETE", f"/api/v0/instances/{two}/", {}, key=own)[0] == 401
+    assert answer(served, "GET", "/api/v1/instances/", {}, key=own)[0] == 401
+    assert answer(served, "DELETE", f"/api/v0/instances/{one}/", {}, key=own)[0] == 200
+    assert answer(served, "DELETE", f"/api/v0/instances/{one}/", {}, key=own)[0] == 401
+    assert [row["id"] for row in served.instances()] == [two]

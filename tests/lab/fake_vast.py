@@ -1,6 +1,6 @@
-"""The part of Vast.ai's REST API that SkyPilot and ldlm use: `python -m tests.lab.fake_vast LAB PORT`.
+"""What SkyPilot and ldlm use of Vast.ai's REST API: `python -m tests.lab.fake_vast LAB ADDRESS PORT`.
 
-On 127.0.0.1 only. What it rents out are namespaces of this machine, without GPUs. Tests steer it by /_fake/,
+What it rents out are namespaces of this machine, without GPUs. Tests steer it by /_fake/,
 without a key:
 
     GET  /_fake/requests            every request so far: at, method, path, body
@@ -75,17 +75,17 @@ _CONTROLS: dict[tuple[str, str], Handler] = {
 
 
 class VastServer(ThreadingHTTPServer):
-    """Listens on 127.0.0.1.
+    """Listens at an address.
 
     Args:
-        key: The one that every request under /api/ has to bring.
+        key: The one that every request under /api/ has to bring; an instance has one for itself alone.
         port: 0 takes any free one; see `server_port`.
     """
 
     daemon_threads = True
 
-    def __init__(self, market: Market, key: str, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Request)
+    def __init__(self, market: Market, key: str, port: int, address: str = "127.0.0.1") -> None:
+        super().__init__((address, port), _Request)
         self.market, self.key = market, key
         self.requests: list[Body] = []
 
@@ -102,7 +102,7 @@ class _Request(BaseHTTPRequestHandler):
                 return self._send(200, self._control(path, body))
             self.server.requests.append(
                 {"at": time.time(), "method": self.command, "path": path, "body": body})
-            if self.headers.get("Authorization") != f"Bearer {self.server.key}":
+            if not self._is_allowed(path):
                 raise Refused(401, "auth_error", "Invalid user key")
             self._send(200, self._route(_API, path, body))
         except Refused as refused:
@@ -111,6 +111,12 @@ class _Request(BaseHTTPRequestHandler):
             self._send(400, {"success": False, "error": "invalid_args", "msg": str(error)})
 
     do_GET = do_POST = do_PUT = do_DELETE = _answer
+
+    def _is_allowed(self, path: str) -> bool:
+        given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        itself = re.fullmatch(r"/api/v0/instances/(\d+)/?", path)
+        own = self.server.market.own_key(int(itself[1])) if itself else None
+        return given == self.server.key or (own is not None and given == own)
 
     def _control(self, path: str, body: Body) -> Any:
         return list(self.server.requests) if path == "/_fake/requests" else self._route(_CONTROLS, path, body)
@@ -138,9 +144,9 @@ class _Request(BaseHTTPRequestHandler):
 
 def main() -> None:
     """Serve until SIGTERM, then destroy what is still rented."""
-    lab, port = Path(sys.argv[1]), int(sys.argv[2])
+    lab, address, port = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     key = (lab / "sky/.config/vastai/vast_api_key").read_text().strip()
-    server = VastServer(Market(NamespaceHost(lab / "vast/log")), key, port)
+    server = VastServer(Market(NamespaceHost(lab / "vast/log")), key, port, address)
 
     def leave(number: int, frame: FrameType | None) -> None:
         raise SystemExit(0)

@@ -36,7 +36,7 @@ _SLACK_S = 1.0  # between what the fake has billed and what a test has seen
 def vast() -> FakeVast:
     if not (LAB / "vast/fake.pid").exists():
         pytest.skip("the lab is not up: make lab")
-    return FakeVast("http://127.0.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
+    return FakeVast("http://10.88.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
 
 
 @pytest.fixture(autouse=True)

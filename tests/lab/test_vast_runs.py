@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from launcher.vast_onstart import deadman
 from tests.lab.runs import LAB, ROOT, durable, has_ended, ldlm, record_of, server_environment, wait_for
 from tests.lab.vast_client import HOST_ADDRESS, FakeVast
 from tests.lab.vast_host import processes_in
@@ -38,7 +39,7 @@ def store() -> Iterator[str]:
 
 @pytest.fixture
 def vast() -> Iterator[FakeVast]:
-    fake = FakeVast("http://127.0.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
+    fake = FakeVast("http://10.88.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
     fake.restock()
     yield fake
     for row in fake.instances():
@@ -185,3 +186,25 @@ def test_a_run_is_found_again_after_the_api_server_was_restarted(store: str, vas
     assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
     assert record.bench is not None and vast.instances() == []
     bills.assert_equal(store, run_id)
+
+
+def test_a_machine_that_nobody_uses_ends_itself_with_nobody_s_help(vast: FakeVast) -> None:
+    offer = vast.offers(gpu_name={"eq": "RTX 5090"})[0]
+    script = deadman(vast.url, look_s=1, limit_s=4)
+    vast.rent(offer["id"], disk=10, onstart=f"(setsid bash -c {shlex.quote(script)} > /dev/null 2>&1 &)")
+    vast.wait_for("running")
+    wait_for(lambda: not vast.instances(), "the machine to give itself back")
+
+
+def test_sweep_gives_back_what_no_run_needs_and_touches_nothing_else(store: str, vast: FakeVast) -> None:
+    lost, other = (vast.rent(offer["id"], disk=10, label=label) for offer, label in zip(
+        vast.offers(gpu_name={"eq": "RTX 5090"}), ("train-99-0f3a9c-head", "my-notebook"), strict=True))
+    (shown,) = json.loads(ldlm("sweep", "--json").stdout)
+    assert (shown["instance_id"], shown["run_id"]) == (str(lost), None)
+    refused = ldlm("sweep")
+    assert refused.returncode == 1 and "nobody is here to answer" in refused.stderr
+    assert {row["id"] for row in vast.instances()} == {lost, other}
+    done = ldlm("sweep", "--yes")
+    assert done.returncode == 0 and "gave back 1 machine, $" in done.stdout, done.stderr
+    assert [row["id"] for row in vast.instances()] == [other]
+    assert "no machine at Vast is without a run" in ldlm("sweep").stdout

@@ -29,7 +29,7 @@ chmod 755 "$LAB" "$LAB"/slurm "$LAB"/home "$LAB"/slurm/{munge,ssh,bin}
 cat > "$LAB/env.sh" <<EOF
 export HOME=$LAB/sky SKYPILOT_DISABLE_USAGE_COLLECTION=1 PYTHONPATH=$here/site
 export PATH=$root/.venv/bin:/usr/sbin:/usr/local/bin:/usr/bin:/bin:/sbin SLURM_CONF=$LAB/slurm/slurm.conf
-export VAST_URL=http://127.0.0.1:8099 SKYPILOT_API_SERVER_LOCAL_PORT=46680
+export VAST_URL=http://10.88.0.1:8099 SKYPILOT_API_SERVER_LOCAL_PORT=46680
 EOF
 "$here/slurm.sh"
 "$here/vast.sh"

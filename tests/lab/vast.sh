@@ -1,6 +1,6 @@
 #!/bin/bash
-# The fake of Vast on 127.0.0.1:8099, the network of its instances (10.88.0.0/24, where this machine is
-# 10.88.0.1) and what they are made of; up.sh calls it.
+# The network of the fake of Vast (10.88.0.0/24, where this machine is 10.88.0.1 and the fake listens on port
+# 8099), the fake itself, and what they are made of; up.sh calls it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -61,10 +61,10 @@ echo 1 > /proc/sys/net/ipv4/ip_forward
 rule=(POSTROUTING -s 10.88.0.0/24 ! -d 10.88.0.0/24 -j MASQUERADE)
 iptables -t nat -C "${rule[@]}" 2> /dev/null || iptables -t nat -A "${rule[@]}"
 
-setsid .venv/bin/python -m tests.lab.fake_vast "$LAB" 8099 > "$V/log/fake.log" 2>&1 < /dev/null &
+setsid .venv/bin/python -m tests.lab.fake_vast "$LAB" 10.88.0.1 8099 > "$V/log/fake.log" 2>&1 < /dev/null &
 echo $! > "$V/fake.pid"
 for _ in $(seq 60); do
-    (: < /dev/tcp/127.0.0.1/8099) 2> /dev/null && exit 0
+    (: < /dev/tcp/10.88.0.1/8099) 2> /dev/null && exit 0
     sleep 0.25
 done
 cat "$V/log/fake.log" >&2

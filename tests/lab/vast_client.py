@@ -13,7 +13,7 @@ HOST_ADDRESS = "10.88.0.1"  # by which instances reach this machine, and this ma
 
 @dataclass(frozen=True)
 class FakeVast:
-    """Where it listens (`http://127.0.0.1:8099`) and the key that it takes."""
+    """Where it listens (`http://10.88.0.1:8099`) and the key that it takes."""
 
     url: str
     key: str

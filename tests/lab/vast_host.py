@@ -40,9 +40,10 @@ class NamespaceHost:
         home.mkdir(parents=True)
         (home / ".onstart.sh").write_text(onstart + "\n")
 
-    def boot(self, instance_id: int, card: Card, count: int, is_up: Callable[[], None]) -> None:
+    def boot(self, instance_id: int, card: Card, count: int, own_key: str,
+             is_up: Callable[[], None]) -> None:
         """Start it; `is_up` is called from another thread once its sshd answers."""
-        words = map(str, (instance_id, self.address(instance_id), card.name, card.memory_mib, count))
+        words = map(str, (instance_id, self.address(instance_id), card.name, card.memory_mib, count, own_key))
         script = Path(__file__).with_name("vast_instance.sh")
         with self._log(instance_id).open("ab") as log:
             process = subprocess.Popen(["bash", script, *words], stdin=subprocess.DEVNULL, stdout=log,

@@ -1,9 +1,9 @@
 #!/bin/bash
-# vast_instance.sh ID IP CARD MEMORY_MIB COUNT: one rented "instance" until it is killed. A network, pids, mounts
+# vast_instance.sh ID IP CARD MEMORY_MIB COUNT KEY: one rented "instance" until it is killed. A network, pids, mounts
 # and a host name of its own; this machine's root under an overlay, with an own /root, /tmp and /run; its onstart
 # script, then sshd on IP:22. What it writes stays in /var/tmp/ldlm-lab-vast/ID, as a stopped instance's disk does.
 set -euo pipefail
-id=$1 ip=$2 card=$3 memory_mib=$4 count=$5
+id=$1 ip=$2 card=$3 memory_mib=$4 count=$5 own_key=${6:-}
 disk=/var/tmp/ldlm-lab-vast/$id name=ldlmvast$id
 mkdir -p "$disk"/{upper,work,root,home,tmp} /run/sshd
 chmod 700 "$disk/home"
@@ -37,4 +37,5 @@ exec ip netns exec "$name" unshare -m -u -p -f --kill-child --propagation privat
     mkdir -p \$root/run/sshd
     hostname vast$id
     exec chroot \$root env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        CONTAINER_ID=$id CONTAINER_API_KEY=$own_key \
         bash -c 'cd && bash /root/.onstart.sh; exec /usr/sbin/sshd -D -e -f /etc/ssh/ldlm_lab_sshd'"

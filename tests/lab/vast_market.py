@@ -3,6 +3,7 @@
 No HTTP (fake_vast.py) and no processes (vast_host.py).
 """
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,7 +35,8 @@ class Host(Protocol):
 
     def address(self, instance_id: int) -> str: ...
     def write_disk(self, instance_id: int, onstart: str) -> None: ...
-    def boot(self, instance_id: int, card: Card, count: int, is_up: Callable[[], None]) -> None: ...
+    def boot(self, instance_id: int, card: Card, count: int, own_key: str,
+             is_up: Callable[[], None]) -> None: ...
     def kill(self, instance_id: int) -> None: ...
     def remove_disk(self, instance_id: int) -> None: ...
     def traffic(self, instance_id: int) -> tuple[int, int]: ...
@@ -53,6 +55,7 @@ class Instance:
     disk_gb: Decimal
     bid: Decimal | None
     started_at: float
+    own_key: str = field(default_factory=lambda: secrets.token_hex(16))  # good for this instance alone
     is_wanted: bool = True  # its owner has not stopped it
     boots: int = 0
     is_listed: bool = True
@@ -131,6 +134,12 @@ class Market:
         with self._lock:
             found = self._instances.get(instance_id)
             return self._row(found) if found and found.is_listed else None
+
+    def own_key(self, instance_id: int) -> str | None:
+        """The key with which an instance may ask about itself; None where it is gone."""
+        with self._lock:
+            found = self._instances.get(instance_id)
+            return found.own_key if found and found.is_listed else None
 
     def change(self, instance_id: int, body: Mapping[str, Any]) -> None:
         """Stop it, start it, label it. One that is started waits until its bid wins. Raises Refused."""
@@ -252,7 +261,8 @@ class Market:
                 if instance.boots == this_boot and instance.account.status is Status.LOADING:
                     instance.account.becomes(Status.RUNNING)
 
-        self.host.boot(instance.id, instance.machine.card, instance.machine.num_gpus, is_up)
+        machine = instance.machine
+        self.host.boot(instance.id, machine.card, machine.num_gpus, instance.own_key, is_up)
 
     def _halt(self, instance: Instance, status: Status) -> None:
         self._count_bytes(instance)
