@@ -1,5 +1,6 @@
 PYTHON ?= python3
 PYTEST_ARGS ?= -q -n 2 --dist loadfile
+LAB_TESTS ?= tests/lab
 ENVIRONMENT := $(PYTHON) -m trainer.environment
 
 .DEFAULT_GOAL := help
@@ -52,7 +53,7 @@ types: tools
 # The real SkyPilot with a Slurm cluster and a fake of Vast on this machine; tests/lab/up.sh says what it needs.
 lab: tools
 	.venv/bin/python -m pip install --quiet -c launcher/requirements.lock -e '.[slurm]'
-	tests/lab/up.sh && .venv/bin/python -m pytest -v -m lab tests/lab; result=$$?; \
+	tests/lab/up.sh && .venv/bin/python -m pytest -v -m lab $(LAB_TESTS); result=$$?; \
 	    tests/lab/down.sh; exit $$result
 
 bench: .venv
