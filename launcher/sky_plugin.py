@@ -21,6 +21,7 @@ from launcher.vast_onstart import first_commands
 from launcher.vast_search import KEY, left_soon, query_of, rental_of
 
 _LONGEST_START = timedelta(minutes=25)  # an image of 10 GB on a slow line; then it is cut (guess)
+_OUTBID_AT_ONCE = timedelta(minutes=2)  # stopped, and has never run: SkyPilot would wait for ever (guess)
 _MAX_TRIES = 5  # offers go while one looks at them
 # Vast says more than SkyPilot 0.14.1 knows; what it does not know ends its look at all clusters.
 _STATUSES = {"OFFLINE": "EXITED", "FROZEN": "STOPPED", "UNKNOWN": "LOADING", "REBOOTING": "LOADING",
@@ -185,8 +186,9 @@ def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]
             if _never_starts(rental, found.get(rental.instance_id), asked_at):
                 sdk().destroy_instance(id=rental.instance_id)
                 rental_log.ended(rental.instance_id, datetime.now(UTC))
-                raise RuntimeError(f"machine {rental.machine_id} of Vast has not started in "
-                                   f"{_LONGEST_START.seconds // 60} minutes, so it was given back")
+                waited = (asked_at - rental.rented_at).total_seconds() / 60
+                raise RuntimeError(f"machine {rental.machine_id} of Vast has not started in {waited:.0f} "
+                                   "minutes, so it was given back")
         return found
 
     return known
@@ -205,8 +207,10 @@ def _learn(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> No
 
 
 def _never_starts(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> bool:
-    waits = instance is not None and instance["status"] in ("CREATED", "LOADING")
-    return waits and rental.running_at is None and now - rental.rented_at > _LONGEST_START
+    if instance is None or instance["status"] == "RUNNING" or rental.running_at is not None:
+        return False
+    is_stopped = instance["status"] in ("EXITED", "STOPPED")
+    return now - rental.rented_at > (_OUTBID_AT_ONCE if is_stopped else _LONGEST_START)
 
 
 def remove_through(remove: Callable[..., None]) -> Callable[..., None]:

@@ -197,12 +197,13 @@ def test_words_of_vast_that_skypilot_does_not_know_are_put_into_words_that_it_do
 
 
 @pytest.mark.parametrize(("status", "minutes", "is_cut"), [
-    ("loading", 26, True), ("created", 26, True), ("loading", 5, False), ("running", 600, False)])
+    ("loading", 26, True), ("created", 26, True), ("loading", 5, False), ("running", 600, False),
+    ("exited", 3, True), ("exited", 1, False)])
 def test_a_machine_that_never_starts_is_given_back(vast, status, minutes, is_cut):
     vast.instances = [instance(5, status), instance(6, "loading")]  # 6 is not ours
     remember("5", minutes)
     if is_cut:
-        with pytest.raises(RuntimeError, match="machine 7 of Vast has not started in 25 minutes"):
+        with pytest.raises(RuntimeError, match=f"machine 7 of Vast has not started in {minutes} minutes"):
             look(vast)
         assert rental_log.read()["5"].ended_at is not None
     else:

@@ -87,3 +87,22 @@ def test_a_run_that_is_stopped_saves_and_leaves_nothing_running(store: str) -> N
     assert record.attempts[-1].end is not None and record.attempts[-1].end.exit_code == ExitCode.RECOVER
     assert record.outcome.step >= before
     wait_for(lambda: not processes_of_nodes(), "the trainers to be gone")
+
+
+def test_a_run_goes_from_home_to_the_cluster_and_back_under_one_name_and_one_bill(store: str) -> None:
+    run_id, saved = "lab-home", [0]
+    start = ["launch", str(ROOT / "tests/lab/smoke.yaml"), "--run-id", run_id, "--max-cost", "20",
+             "--set", "train.steps=100000"]
+    for words in ([*start, "--infra", "local"], ["resume", run_id, "--infra", "slurm/ldlm"],
+                  ["resume", run_id, "--infra", "local"]):
+        done = ldlm(*words, "--store", store, "--yes", "--detach")
+        assert done.returncode == 0, done.stderr
+        wait_for(lambda: durable(store, run_id) > saved[-1], "a newer checkpoint")
+        assert ldlm("stop", run_id, "--store", store).returncode == 0
+        wait_for(lambda: has_ended(store, run_id), "the end")
+        saved.append(durable(store, run_id))
+    attempts = record_of(store, run_id).attempts
+    assert [files.heartbeat and files.heartbeat.resumed_from_step for files in attempts] == saved[:-1]
+    assert [float(files.attempt.price_usd_per_hour) for files in attempts] == [0.1, 0.5, 0.1]
+    billed = json.loads(ldlm("cost", run_id, "--store", store, "--json").stdout)
+    assert [cost["attempt"] for cost in billed["attempts"]] == [1, 2, 3]
