@@ -72,6 +72,7 @@ RULES = tuple(Rule.of(check) for check in (
     any_cloud.other_recovery_code,
     any_cloud.recovery_code_missing,
     any_cloud.restarts_on_errors,
+    any_cloud.same_machine_again,
     any_cloud.job_name,
     any_cloud.document_order,
     any_cloud.skypilot_task_id,

@@ -18,6 +18,7 @@ _SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{20}|-----BEGIN [A-Z ]*PRIVATE KEY|"
     r"\b[0-9a-f]{40}\b|"  # a W&B key
     r"://[^/\s]+:[^/\s]+@|[?&](secret|password|sig|access_key|secret_access_key)[^=&]*=")
+_ELSEWHERE = "EAGER_NEXT_REGION"
 _RENTED = (VAST, "azure", "gcp")
 _GEFORCE = re.compile(r"RTX[2-5]0\d0")
 _NEEDS_CUDA_12_8 = re.compile(r"RTX50\d0|RTXPRO6000")  # sm_120
@@ -96,6 +97,16 @@ def restarts_on_errors(part: TaskPart) -> Iterator[Found]:
             yield (f"{machine.where('job_recovery')}.max_restarts_on_errors",
                    f"SkyPilot would rent {count} more times for a recipe that is wrong",
                    f"set it to 0: a node asks for another attempt by exit code {int(ExitCode.RECOVER)}")
+
+
+def same_machine_again(part: TaskPart) -> Iterator[Found]:
+    """The strategy FAILOVER starts a task that asks for another machine once more on the one that it has."""
+    for machine in part.machines():
+        strategy = machine.recovery.get("strategy")
+        if part.name in list(Document) and machine.cloud not in ("", "local") and strategy != _ELSEWHERE:
+            yield (f"{machine.where('job_recovery')}.strategy",
+                   f"by {strategy or 'its own choice'} SkyPilot may start the task again on a machine that "
+                   "is wrong", f"set it to {_ELSEWHERE}")
 
 
 def spot_flag_missing(part: TaskPart) -> Iterator[Found]:

@@ -46,9 +46,8 @@ def rendered(monkeypatch: pytest.MonkeyPatch, *more: str) -> Task:
 
 def test_every_value_is_a_hole():
     assert set(leftover_nulls(yaml.safe_load(TEMPLATE.read_text()))) == {
-        "workdir", "num_nodes", *(f"resources.{key}" for key in ("infra", "cpus", "use_spot", "image_id",
-                                                                 "disk_size")),
-        *(f"envs.{key}" for key in ENVS)}
+        "workdir", "num_nodes", "config", *(f"envs.{key}" for key in ENVS),
+        *(f"resources.{key}" for key in ("infra", "cpus", "use_spot", "image_id", "disk_size"))}
 
 
 @pytest.mark.parametrize(("infra", "nodes", "cloud", "region", "spot"), [
@@ -70,7 +69,7 @@ def test_skypilot_understands_what_was_meant(tmp_path, monkeypatch, infra, nodes
     assert (str(resources.cloud) if resources.cloud else None, resources.region) == (cloud, region)
     assert (resources.cpus, resources.use_spot) == (None if infra == "local" else "8+", spot)
     assert resources.accelerators is None
-    assert resources.job_recovery == {"strategy": "FAILOVER", "max_restarts_on_errors": 2}
+    assert resources.job_recovery == {"strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 2}
     assert task.envs == ENVS
 
 

@@ -244,7 +244,7 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
         assert (cloud, resources.accelerators, resources.use_spot) == wanted
         assert resources.memory is None
         assert resources.job_recovery == {
-            "strategy": "FAILOVER", "max_restarts_on_errors": 0 if cloud else 2,
+            "strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0 if cloud else 2,
             "recover_on_exit_codes": [75]}
         assert task.workdir == "/checkout"
         assert task.num_nodes == 1
