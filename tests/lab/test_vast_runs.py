@@ -131,13 +131,13 @@ def test_a_wrong_card_and_a_lost_bid_cost_minutes_and_the_bill_is_the_provider_s
 
     record = record_of(store, run_id)
     assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
-    assert record.outcome.step == 360 and record.bench is not None
+    assert record.outcome.step == 240 and record.bench is not None
     assert ends(store, run_id) == [("train", ExitCode.RECOVER, False, True), ("train", None, True, False),
                                    ("train", 0, False, False), ("bench", 0, False, False)]
     beat = record.attempts[2].heartbeat
     assert beat is not None and saved <= beat.resumed_from_step <= saved + 30
     again, before = losses(store, run_id, 3), losses(store, run_id, 2)
-    assert min(again) == beat.resumed_from_step + 10 and max(again) == 360
+    assert min(again) == beat.resumed_from_step + 10 and max(again) == 240
     assert all(again[step] == pytest.approx(before[step], rel=1e-3) for step in set(again) & set(before))
 
     rented = vast.requests("PUT", "/api/v0/asks/")[-4:]
