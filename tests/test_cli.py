@@ -187,6 +187,7 @@ def test_when_only_the_benchmark_is_left_the_plan_is_the_benchmark(home):
     assert "step 400 of 400 is durable" in shown
     assert "  benchmark  " in shown
     assert "  set-up" not in shown and "evaluating and saving" not in shown
+    assert "training    done: no machine is taken for it" in shown and "  speed  " not in shown
 
 
 def test_a_plain_resume_takes_the_limits_of_the_newest_one(home):
