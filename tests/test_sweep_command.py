@@ -1,0 +1,111 @@
+"""`ldlm sweep` as it is typed: our plugin in a server, behind it Vast's SDK, behind that the fake of Vast."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from sky_server_lab import free_port
+from test_vast_market import H100_CHEAPEST, H100_SECOND, Lab
+
+pytest.importorskip("vastai")
+from sky.adaptors import vast as adaptor  # noqa: E402
+from sky.server import plugins  # noqa: E402
+
+from launcher.sky_plugin import LdlmPlugin  # noqa: E402
+from tests.lab.fake_vast import VastServer  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A market with two rented machines: of a task of ours that nobody remembers, and of a stranger."""
+    from sky.provision.vast import utils
+    from vastai import VastAI
+
+    lab = Lab()
+    fake = VastServer(lab.market, "the-key", 0)
+    threading.Thread(target=fake.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".config/vastai").mkdir(parents=True)
+    (tmp_path / ".config/vastai/vast_api_key").write_text("the-key")
+    monkeypatch.setattr(adaptor, "_vast_sdk", VastAI(api_key="the-key",
+                                                     server_url=f"http://127.0.0.1:{fake.server_port}"))
+    for name in ("launch", "list_instances", "remove"):
+        monkeypatch.setattr(utils, name, getattr(utils, name))
+    for machine_id, label in ((H100_CHEAPEST, "train-7-0f3a9c-head"), (H100_SECOND, "my-notebook")):
+        lab.market.change(lab.rent(machine_id), {"label": label})
+    yield lab
+    fake.shutdown()
+    fake.server_close()
+
+
+@pytest.fixture
+def server(lab: Lab) -> Iterator[str]:
+    """A server with our plugin in it, which is all of SkyPilot's that is asked here."""
+    app, port = FastAPI(), free_port()
+    LdlmPlugin().install(plugins.ExtensionContext(app=app))
+    yield from served(app, port)
+
+
+def served(app: FastAPI, port: int) -> Iterator[str]:
+    running = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=running.run)
+    thread.start()
+    while not running.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{port}"
+    running.should_exit = True
+    thread.join()
+
+
+def sweep(server: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", "from launcher.cli import main; main()", "sweep", *words],
+                          env=os.environ | {"SKYPILOT_API_SERVER_ENDPOINT": server, "NO_PROXY": "127.0.0.1"},
+                          cwd=ROOT, text=True, capture_output=True, check=False, timeout=120)
+
+
+def rented(lab: Lab) -> list[str]:
+    return [row["label"] for row in lab.market.rows()]
+
+
+def test_only_what_is_ours_is_shown_and_only_after_a_yes_it_is_given_back(lab: Lab, server: str) -> None:
+    (shown,) = json.loads(sweep(server, "--json").stdout)
+    assert (shown["label"], shown["run_id"], shown["status"]) == ("train-7-0f3a9c-head", None, "running")
+    assert float(shown["usd_per_day"]) == pytest.approx(24 * (3.10 + 48 * 0.15 / 720), rel=1e-4)
+    refused = sweep(server)
+    assert refused.returncode == 1 and "add --yes" in refused.stderr
+    assert "train-7-0f3a9c-head" in refused.stdout and "my-notebook" not in refused.stdout
+    assert max(map(len, refused.stdout.splitlines())) <= 80
+    assert rented(lab) == ["train-7-0f3a9c-head", "my-notebook"]
+    done = sweep(server, "--yes")
+    assert done.returncode == 0 and done.stdout.endswith("gave back 1 machine, $74.64 a day\n")
+    assert rented(lab) == ["my-notebook"]
+    assert sweep(server, "--yes").stdout == "no machine at Vast is without a run\n"
+    assert json.loads(sweep(server, "--json").stdout) == []
+
+
+def test_a_machine_that_vast_does_not_end_is_named_with_the_place_to_end_it(lab: Lab, server: str) -> None:
+    number = lab.market.rows()[0]["id"]
+    lab.host.kill = lambda instance_id: 1 / 0  # type: ignore[method-assign]
+    said = sweep(server, "--yes")
+    assert said.returncode == 5 and f"{number}: " in said.stderr
+    assert "1 of 1 machine could not be given back" in said.stderr and "cloud.vast.ai" in said.stderr
+    assert len(rented(lab)) == 2
+
+
+def test_a_server_without_the_plugin_and_one_that_does_not_answer_are_told_apart() -> None:
+    for url in served(FastAPI(), free_port()):
+        said = sweep(url)
+        assert said.returncode == 5 and "has not loaded ldlm's plugin" in said.stderr
+        assert "fix: ldlm doctor" in said.stderr
+    said = sweep(f"http://127.0.0.1:{free_port()}")
+    assert said.returncode == 5 and "API server does not answer" in said.stderr
