@@ -236,7 +236,9 @@ def _state_of(rows: Sequence[Row]) -> EngineState:
 
 
 def _in_words(row: Row, document: Document | None) -> str:
-    where = "/".join(filter(None, (row.get("cloud"), row.get("region"))))
+    # On Vast our plugin takes the cheapest machine of the world, whatever region SkyPilot has written down.
+    region = None if row.get("cloud") == "Vast" else row.get("region")
+    where = "/".join(filter(None, (row.get("cloud"), region)))
     times = int(row.get("recovery_count") or 0)
     return "".join((f"{document or row['task_name']}: {row['status']}",
                     f" on {where}" if where and where != "-" else "",
