@@ -5,6 +5,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
 V=$LAB/vast
+# The fake starts instances, whose chroot looks for its programs in this.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mkdir -p "$V"/{log,cache/pip,cache/uv} "$V"/home/.local/bin "$LAB"/sky/.config/vastai \
     "$V"/image/{etc/ssh,etc/uv,usr/local/bin,usr/local/lib/ldlm-lab,usr/lib/python3.11}
 
