@@ -74,7 +74,7 @@ _VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_s
                        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=3))
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)  # of time: machines are busy
 @given(st.dictionaries(_KEYS, _VALUES, max_size=4), st.booleans())
 def test_whatever_is_there_either_stays_or_the_change_is_refused(data: dict[str, object], flow: bool) -> None:
     old = yaml.safe_dump(data, default_flow_style=flow)
