@@ -187,13 +187,7 @@ class SkyEngine:
 
     def _ask_plugin(self, verb: str, path: str) -> Any:
         with sky_sdk(self._say, with_server=False):
-            from sky.server import common
-
-            try:
-                return common.make_authenticated_request(verb, path, timeout=_ANSWER_S)
-            except OSError as error:
-                raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
-                                  fix="start it: .venv/bin/sky api start") from error
+            return ask_server(verb, path)
 
     def _job_id(self, sky: Any, run_id: str) -> int:
         rows = self._newest(sky, run_id)
@@ -244,6 +238,28 @@ def _in_words(row: Row, document: Document | None) -> str:
                     f" on {where}" if where and where != "-" else "",
                     f", recovered {times} time{'s' * (times > 1)}" if times else "",
                     f": {in_one_line(row['failure_reason'])}" if row.get("failure_reason") else ""))
+
+
+def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S) -> Any:
+    """The API server's HTTP answer, within `sky_sdk`. Starts no server.
+
+    Raises:
+        EngineError: It does not answer.
+    """
+    from sky.server import common
+
+    try:
+        return common.make_authenticated_request(verb, path, timeout=timeout_s)
+    except OSError as error:  # of requests
+        raise EngineError("SkyPilot's API server does not answer", place=server_url(),
+                          fix="start it: .venv/bin/sky api start") from error
+
+
+def server_url() -> str:
+    """Of the API server, without a password."""
+    from sky.server import common
+
+    return str(common.redact_url_password(common.get_server_url()))
 
 
 @contextmanager

@@ -9,12 +9,12 @@ import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from sky.server import plugins
 
 from launcher import rental_log
+from launcher.engine import has_credentials
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.sweep import MACHINES, Machines, RentedMachine
 from launcher.vast_onstart import first_commands
@@ -70,13 +70,9 @@ def machines() -> dict[str, Any]:
     from sky.adaptors import vast
 
     known = rental_log.read()
-    rows = vast.vast().show_instances() if _has_key() else []
+    rows = vast.vast().show_instances() if has_credentials("vast") else []
     return Machines(machines=tuple(_machine(row, known.get(str(row["id"]))) for row in rows)
                     ).model_dump(mode="json")
-
-
-def _has_key() -> bool:
-    return Path("~/.config/vastai/vast_api_key").expanduser().is_file()
 
 
 def _machine(row: Mapping[str, Any], rental: Rental | None) -> RentedMachine:

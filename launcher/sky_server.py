@@ -5,8 +5,10 @@ from typing import Any
 
 from launcher.errors import EngineError
 from launcher.settings import api_server_url
-from launcher.sky_engine import sky_sdk
+from launcher.sky_engine import ask_server, server_url, sky_sdk
 from launcher.sky_ready import NO_UPLOAD, RENTED, SkyServer, lacks
+
+_LOOK_S = 10.0
 
 
 def check_sky_ready(clouds: Collection[str]) -> None:
@@ -39,13 +41,13 @@ def look_at_server() -> SkyServer:
 
         info = common.get_api_server_status()
         if info.status != common.ApiServerStatus.HEALTHY:
-            raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=_url(common),
+            raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=server_url(),
                               fix="start it: .venv/bin/sky api start; or sign in: .venv/bin/sky api login")
         # One that is named may have another home, or be the end of a tunnel, whatever its address.
         is_here = api_server_url() is None and bool(common.is_api_server_local())
-        config = sky.get(common.get_request_id(_asked(common, "/workspaces/config")))
-        plugins = _asked(common, "/api/plugins").json()["plugins"]
-        return SkyServer(_url(common), is_here, str(info.version), config, skypilot_config.to_dict(),
+        config = sky.get(common.get_request_id(ask_server("GET", "/workspaces/config", _LOOK_S)))
+        plugins = ask_server("GET", "/api/plugins", _LOOK_S).json()["plugins"]
+        return SkyServer(server_url(), is_here, str(info.version), config, skypilot_config.to_dict(),
                          {one["name"]: str(one.get("version", "")) for one in plugins if one.get("name")},
                          _supervises(is_here, config))
 
@@ -63,18 +65,6 @@ def keys_that_travel(server: SkyServer) -> list[str]:
         guarded = [cloud for name, cloud in registry.CLOUD_REGISTRY.items()
                    if (server.config.get(name) or {}).get("remote_identity") == NO_UPLOAD]
         return sorted(check.get_cloud_credential_file_mounts(guarded))
-
-
-def _asked(common: Any, path: str) -> Any:
-    try:
-        return common.make_authenticated_request("GET", path, timeout=10)
-    except OSError as error:  # of requests
-        raise EngineError("SkyPilot's API server does not answer", place=_url(common),
-                          fix="start it: .venv/bin/sky api start") from error
-
-
-def _url(common: Any) -> str:
-    return str(common.redact_url_password(common.get_server_url()))
 
 
 def _supervises(is_here: bool, config: Mapping[str, Any]) -> bool:

@@ -4,11 +4,15 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from launcher.run_record import RunRecord, load_record
+from tests.s3_server import running_s3_server
 from trainer.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -22,6 +26,18 @@ def server_environment() -> dict[str, str]:
     """Where SkyPilot's server and the keys of the store are, for processes that tests start."""
     return {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": "127.0.0.1,10.88.0.1", "SKYPILOT_API_SERVER_ENDPOINT": API_SERVER}
+
+
+@contextmanager
+def running_store(address: str = "127.0.0.1") -> Iterator[str]:
+    """URL of an S3 store at an address, whose keys and API server every process of the block finds."""
+    if not (LAB / "env.sh").exists():
+        pytest.skip("the lab is not up: make lab")
+    with pytest.MonkeyPatch.context() as patch, running_s3_server(address) as server:
+        for name, value in server_environment().items():
+            patch.setenv(name, value)
+        server.make_bucket("lab")
+        yield server.url("lab", "runs")
 
 
 def ldlm(*words: str) -> "subprocess.CompletedProcess[str]":

@@ -16,10 +16,9 @@ from tests.lab.runs import (
     has_ended,
     ldlm,
     record_of,
-    server_environment,
+    running_store,
     wait_for,
 )
-from tests.s3_server import running_s3_server
 from trainer.contract import ExitCode, Outcome
 from trainer.store import open_store
 
@@ -28,13 +27,8 @@ pytestmark = pytest.mark.lab
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
-    if not (LAB / "env.sh").exists():
-        pytest.skip("the lab is not up: make lab")
-    with pytest.MonkeyPatch.context() as patch, running_s3_server() as server:
-        for name, value in server_environment().items():
-            patch.setenv(name, value)
-        server.make_bucket("lab")
-        yield server.url("lab", "runs")
+    with running_store() as url:
+        yield url
 
 
 def launch(store: str, run_id: str, *more: str) -> "subprocess.CompletedProcess[str]":

@@ -12,11 +12,10 @@ from typing import Any
 import pytest
 
 from launcher.vast_onstart import deadman
-from tests.lab.runs import LAB, ROOT, durable, has_ended, ldlm, record_of, server_environment, wait_for
+from tests.lab.runs import LAB, ROOT, durable, has_ended, ldlm, record_of, running_store, wait_for
 from tests.lab.vast_client import HOST_ADDRESS, FakeVast
 from tests.lab.vast_host import processes_in
 from tests.lab.vast_offers import LIAR_OFFER
-from tests.s3_server import running_s3_server
 from trainer.contract import ExitCode, Outcome
 from trainer.store import open_store
 
@@ -28,13 +27,8 @@ CREDENTIALS = (".config/vastai", ".vast_api_key", ".aws", ".azure", ".config/gcl
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[str]:
-    if not (LAB / "vast/fake.pid").exists():
-        pytest.skip("the lab is not up: make lab")
-    with pytest.MonkeyPatch.context() as patch, running_s3_server(HOST_ADDRESS) as server:
-        for name, value in server_environment().items():
-            patch.setenv(name, value)
-        server.make_bucket("lab")
-        yield server.url("lab", "runs")
+    with running_store(HOST_ADDRESS) as url:
+        yield url
 
 
 @pytest.fixture
