@@ -6,6 +6,7 @@ for a key: plain lines instead.
 
 import json
 import re
+import select
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -170,7 +171,7 @@ def _print_without_trailing_spaces(table: Table) -> None:
 def confirm(question: str) -> bool:
     """Ask on the terminal; anything but y or yes is no."""
     _err.print(f"{escape(question)} [title]\\[y/N][/] ", end="")
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return _typed_line().strip().lower() in ("y", "yes")
 
 
 def question(words: str, known: str) -> str | None:
@@ -186,10 +187,21 @@ def question(words: str, known: str) -> str | None:
         EOFError: Nobody is there any more.
     """
     _err.print(f"{escape(words)} [title]\\[{escape(known)}][/] ", end="", soft_wrap=True)
-    line = sys.stdin.readline()
+    line = _typed_line()
     if not line:
         raise EOFError
     return line.strip() or None
+
+
+def _typed_line() -> str:
+    """A line from the terminal; empty where nobody is there any more.
+
+    A Ctrl-C that comes in the instant before a blocking read is heard only when the read returns, which it
+    does not: so nothing is read before it is there.
+    """
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        pass
+    return sys.stdin.readline()
 
 
 def can_ask() -> bool:
