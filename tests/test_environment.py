@@ -13,7 +13,7 @@ import sys
 import time
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -80,12 +80,22 @@ class Checkout:
 
     def start(self, *arguments: str, before: str = "pass", **settings: str) -> subprocess.Popen[str]:
         """Start `python -m trainer.environment` where pip knows the wheels by its environment only."""
+        return self._start(arguments, before,
+                           {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)} | settings)
+
+    def start_with_uv(self, **settings: str) -> subprocess.Popen[str]:
+        """The same on a machine as a cloud rents it out: uv is there, and pip has no settings."""
+        path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+        return self._start(["--with-tests"], "pass", {"PATH": path, "UV_OFFLINE": "1",
+                                                      "UV_FIND_LINKS": str(self.wheels)} | settings)
+
+    def _start(self, arguments: Sequence[str], before: str, settings: Mapping[str, str]
+               ) -> subprocess.Popen[str]:
         code = f"import runpy, sys; {before}; runpy.run_module('trainer.environment', run_name='__main__')"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
-        environment = {**kept, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels),
-                       "PIP_CONFIG_FILE": os.devnull, **settings}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_"))}
         return subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=self.root, text=True,
-                                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                                env=kept | {"PIP_CONFIG_FILE": os.devnull} | settings,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def make(self, *arguments: str, before: str = "pass", **settings: str) -> tuple[int, str]:
         """Exit code and all output of one call."""
@@ -99,6 +109,11 @@ class Checkout:
         python = self.root / ".venv-train/bin/python"
         done = subprocess.run([python, "-c", code], capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
+
+    def installer_of(self, distribution: str) -> str:
+        """The program that has installed it, by its own word."""
+        (word,) = self.root.glob(f".venv-train/lib/*/site-packages/{distribution}-*.dist-info/INSTALLER")
+        return word.read_text().strip()
 
     def installed_at(self) -> int:
         """Changes whenever something was installed."""
@@ -134,6 +149,35 @@ def test_an_environment_is_made_once_grows_by_test_tools_and_is_made_anew_for_an
     assert code == 0, output
     assert checkout.version_of("tiny") == "2.0"
     assert checkout.version_of("testtool") is None and not leftover.exists()
+
+
+def test_a_rented_node_installs_the_same_with_uv_and_whoever_has_settings_for_pip_with_pip(
+        checkout: Checkout) -> None:
+    process = checkout.start_with_uv()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert (checkout.version_of("tiny"), checkout.version_of("frozen")) == ("1.0", "1.0")
+    assert [checkout.installer_of(name) for name in ("tiny", "frozen", "testtool")] == ["uv"] * 3
+    assert checkout.make("--with-tests") == (0, "")
+
+    checkout.lock("trainer/requirements.lock", "tiny==2.0")
+    code, output = checkout.make()
+    assert code == 0, output
+    assert (checkout.version_of("tiny"), checkout.installer_of("tiny")) == ("2.0", "pip")
+
+
+@pytest.mark.parametrize(("line", "settings", "fix"), [
+    ("tiny==3.0", {}, "check that pip's sources (pip config list) have this version"),
+    ("tiny==1.0 --hash=sha256:" + "0" * 64, {"UV_REQUIRE_HASHES": "1"}, "do not use this download"),
+    ("tiny==1.0", {"UV_OFFLINE": "0", "UV_FIND_LINKS": "", "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple",
+                   "UV_HTTP_RETRIES": "0"}, "check the network"),
+])
+def test_what_uv_cannot_install_is_told_with_a_fix(checkout: Checkout, line: str, settings: dict[str, str],
+                                                   fix: str) -> None:
+    checkout.lock("trainer/requirements.lock", line)
+    process = checkout.start_with_uv(**settings)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and f"fix: {fix}" in output, output
 
 
 def test_tools_for_evaluation_are_added_to_the_trainers_environment_alone(checkout: Checkout) -> None:

