@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from launcher import console
+from launcher.candidates import choose
 from launcher.engine import ALIVE, EnginePhase, check_infra
 from launcher.engine_folder import engine_home
 from launcher.engines import check_server, engine_at, sky_engine, state_of
@@ -28,8 +29,8 @@ from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.node_secrets import node_secrets
-from launcher.offers import make_offer, probe_machine
-from launcher.plan import choose, make_plan
+from launcher.offers import make_offers, probe_machine
+from launcher.plan import make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
@@ -109,9 +110,10 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     check_run_id(run_id, "--run-id")
     machine = probe_machine()
     candidates = choose(recipe, options.infra, machine)
-    offers = {document: make_offer(candidate, machine, now) for document, candidate in candidates.items()}
+    offers = {document: make_offers(found, machine, now) for document, found in candidates.items()}
+    train = offers[Document.TRAIN][0]
     url = options.store or usual_store_url() or recipe.store
-    if url is None and offers[Document.TRAIN].is_local:
+    if url is None and train.is_local:
         url = default_store_url()
     if url is not None:
         recipe = recipe.model_copy(update={"store": store_url(url)})
@@ -124,9 +126,9 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
     warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
-    if offers[Document.TRAIN].cloud == "slurm" and not (recipe.store or "file:").startswith("file:"):
+    if "slurm" in plan.clouds and not (recipe.store or "file:").startswith("file:"):
         warnings += (_KEYS_ON_SLURM,)
-    if offers[Document.TRAIN].is_local and not offers[Document.TRAIN].lacks:
+    if train.is_local and not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
 
@@ -174,7 +176,7 @@ def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
         engine = sky_engine(open_store(url), console.talk)
         engine.check(proposal.task.text)
         engine.ask(proposal.plan.run_id)
-        check_server({offer.cloud for offer in proposal.plan.offers.values()})
+        check_server(proposal.plan.clouds)
 
 
 def _check_home() -> None:

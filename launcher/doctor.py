@@ -28,21 +28,24 @@ class _Scope:
 
     Attributes:
         needed: Clouds that were asked for; none: whatever there is.
+        named: These, and what else the plan may go to.
         infra: As typed.
     """
 
     needed: frozenset[str]
+    named: frozenset[str]
     infra: str | None
     proposal: Proposal | None
 
     @property
     def clouds(self) -> list[str]:
         """Clouds to look at."""
-        return [name for name in (*RENTED, "slurm") if name in (self.needed or RENTED)]
+        return [name for name in (*RENTED, "slurm") if name in (self.named or RENTED)]
 
     def wish(self, cloud: str) -> tuple[Offer | None, str | None]:
         """What the plan would rent there first, and in which region, as far as somebody said."""
-        offers = self.proposal.plan.offers.values() if self.proposal else ()
+        plan = self.proposal.plan if self.proposal else None
+        offers = [offer for document in plan.offers for offer in plan.candidates(document)] if plan else []
         offer = next((offer for offer in offers if offer.cloud == cloud), None)
         infras = [infra for infra in (offer.infra if offer else "", self.infra or "")
                   if infra.startswith(f"{cloud}/")]
@@ -69,7 +72,8 @@ def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Fi
         needed = frozenset(offer.cloud for offer in proposal.plan.offers.values())
     else:
         needed = frozenset([infra.partition("/")[0].lower()] if infra else [])
-    scope = _Scope(needed, infra, proposal)
+    named = needed | frozenset(proposal.plan.clouds if proposal else ())
+    scope = _Scope(needed, named, infra, proposal)
     console.talk(f"looking, for {_TIMEOUT_S:g} s at most ...", "quiet")
     return run_checks(_checks(scope, store), _TIMEOUT_S)
 
@@ -79,7 +83,7 @@ def _checks(scope: _Scope, store: str | None) -> list[Check]:
     url = recipe.store if recipe else store or usual_store_url()
     if url is None and scope.needed <= {"local"} and scope.needed:
         url = default_store_url()
-    is_rented = bool(scope.needed & set(RENTED))
+    is_rented = bool(scope.named & set(RENTED))
     found = [Check("disk", look_at_disk),
              Check("store", partial(look_at_store, store_url(url) if url else None, is_rented=is_rented)),
              Check("W&B", partial(look_at_wandb, recipe.train.wandb.mode if recipe else "auto"))]

@@ -80,8 +80,7 @@ def look_at_credit(plan: Plan | None) -> Iterator[Finding]:
 def _beside(credit: Decimal, plan: Plan | None) -> Finding:
     """Credit is judged by the high end of the estimate, by the cap where there is none."""
     add = "add credit, or let Vast do it by itself: https://cloud.vast.ai/billing"
-    at_vast = plan and any(offer.cloud == "vast" for offer in plan.offers.values())
-    if plan is None or not at_vast:
+    if plan is None or "vast" not in plan.clouds:
         verdict = Verdict.OK if credit > 0 else Verdict.PROBLEM
         return Finding("Vast credit", verdict, f"{dollars(credit, 2)} prepaid", "" if credit > 0 else add)
     need, name = ((plan.usd.high, "p90") if plan.usd else (plan.max_cost_usd, "cap"))

@@ -1,7 +1,7 @@
 """What a run would take: how it lies on its hardware, its speed, its parts in hours and dollars. Pure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -62,6 +62,7 @@ class Case:
         history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         done: Of the run that is resumed; None for a new one.
         mirrors: Of the encoder's weights, in the recipe's store.
+        others: Per document what may stand behind its offer, in order.
     """
 
     recipe: Recipe
@@ -70,6 +71,11 @@ class Case:
     history: Sequence[MeasuredSpeed]
     done: Done | None = None
     mirrors: Mirrors = None
+    others: Mapping[Document, Sequence[Offer]] = field(default_factory=dict)
+
+    def candidates(self, document: Document) -> tuple[Offer, ...]:
+        """The offer of a document and what may stand behind it."""
+        return (self.offers[document], *self.others.get(document, ()))
 
     def changed(self, changes: Changes) -> "Case":
         """The same with changes of training, of limits and of the GPUs that train."""

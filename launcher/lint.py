@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+from launcher import lint_candidates as candidates
 from launcher import lint_rules as any_cloud
 from launcher import lint_vast as on_vast
 from launcher.lint_part import Found, TaskPart
@@ -84,6 +85,9 @@ RULES = tuple(Rule.of(check) for check in (
     any_cloud.number_in_envs,
     any_cloud.unknown_price,
     any_cloud.file_store_on_rented,
+    candidates.any_of_with_vast,
+    candidates.other_number_of_gpus,
+    candidates.places_not_told,
 ))
 
 

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trainer.contract import Env, TaskOffer
+
 # What a rule finds in a document: the place of a key there, the problem, the fix.
 Found = tuple[str, str, str]
 
@@ -16,11 +18,23 @@ class Machine:
         place: Of the alternative: `resources.any_of[0]`; without alternatives `resources`.
         values: What SkyPilot reads, by key.
         own: What the alternative itself says of it.
+        told: The task's envs as its node has them.
+        told_at: Where in the document what differs there stands; empty for the first.
     """
 
     place: str
     values: Mapping[str, Any]
     own: Mapping[str, Any]
+    told: Mapping[str, Any]
+    told_at: str = ""
+
+    def env(self, name: str) -> str:
+        """A value of its envs as text; empty where there is none."""
+        return str(self.told.get(name) or "")
+
+    def env_place(self, name: str) -> str:
+        """The place where that value stands, or would stand."""
+        return self.told_at or f"envs.{name}"
 
     def where(self, key: str) -> str:
         """The place where a key stands, or would stand."""
@@ -88,12 +102,24 @@ class TaskPart:
 
     def machines(self, *clouds: str) -> list[Machine]:
         """Everything that SkyPilot may take, at some clouds or at all."""
-        shared = dict(self.block("resources"))
-        choices = [Machine(f"resources.{key}[{index}]", {**shared, **own}, own)
+        shared, envs, offers = dict(self.block("resources")), self.block("envs"), self.offers
+        choices = [(f"resources.{key}[{index}]", own)
                    for key in ("any_of", "ordered")
                    for index, own in enumerate(shared.pop(key, None) or []) if isinstance(own, dict)]
-        found = choices or [Machine("resources", shared, shared)]
+        found = []
+        for index, (place, own) in enumerate(choices or [("resources", shared)]):
+            other = offers[index].envs if 0 < index < len(offers) else {}
+            found.append(Machine(place, {**shared, **own}, own, {**envs, **other},
+                                 f"envs.{Env.OFFERS}[{index}]" if other else ""))
         return [machine for machine in found if not clouds or machine.cloud in clouds]
+
+    @property
+    def offers(self) -> list[TaskOffer]:
+        """What its nodes are told of several places; none where that cannot be read."""
+        try:
+            return TaskOffer.read_all(self.env(Env.OFFERS) or "[]")
+        except ValueError:
+            return []
 
     def mounts(self) -> Iterator[Mount]:
         """Its file mounts."""

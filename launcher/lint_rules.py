@@ -112,7 +112,7 @@ def same_machine_again(part: TaskPart) -> Iterator[Found]:
 def spot_flag_missing(part: TaskPart) -> Iterator[Found]:
     """Without the flag Azure and GCP rent on demand, at a price that nobody expects (skypilot#4406)."""
     for machine in part.machines("azure", "gcp"):
-        if "(spot)" in part.env(Env.OFFER) and not machine.values.get("use_spot"):
+        if "(spot)" in machine.env(Env.OFFER) and not machine.values.get("use_spot"):
             yield (machine.where("use_spot"),
                    f"the plan counts on a spot machine, and without use_spot {machine.cloud} rents on-demand",
                    "set spot: true on the candidate")
@@ -218,10 +218,12 @@ def number_in_envs(part: TaskPart) -> Iterator[Found]:
 
 def unknown_price(part: TaskPart) -> Iterator[Found]:
     """A node counts its own money; without a price it cannot stop at the cap."""
-    if part.block("envs").get(Env.PRICE) == "":
-        yield (f"envs.{Env.PRICE}", "the price is not known, so the run cannot stop itself at its cap",
-               "on vast set bid_usd_per_hour, on slurm price_usd_per_hour (0 where nobody pays); live "
-               "prices of other clouds are not asked for")
+    for machine in part.machines():
+        if machine.told.get(Env.PRICE) == "":
+            yield (machine.env_place(Env.PRICE),
+                   "the price is not known, so the run cannot stop itself at its cap",
+                   "on vast set bid_usd_per_hour on the candidate, elsewhere price_usd_per_hour (0 where "
+                   "nobody pays): live prices are not asked for")
 
 
 def file_store_on_rented(part: TaskPart) -> Iterator[Found]:

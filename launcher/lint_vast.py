@@ -25,7 +25,8 @@ def spot_flag_on_vast(part: TaskPart) -> Iterator[Found]:
 
 def bid_missing_on_vast(part: TaskPart) -> Iterator[Found]:
     """Vast rents on demand, at its full price, whatever is started without a bid (vast-cli#403)."""
-    if part.machines(VAST) and "(interruptible)" in part.env(Env.OFFER) and not _has_bid(part):
+    interruptible = any("(interruptible)" in machine.env(Env.OFFER) for machine in part.machines(VAST))
+    if interruptible and not _has_bid(part):
         yield (_BID, "the plan counts on an interruptible machine, and without a bid vast rents on-demand",
                "set bid_usd_per_hour on the candidate")
 
@@ -39,7 +40,7 @@ def search_missing_on_vast(part: TaskPart) -> Iterator[Found]:
 
 def one_bid_for_several_on_vast(part: TaskPart) -> Iterator[Found]:
     """What `config` says is for every alternative: a bid for one card is offered for all of them."""
-    count = sum(max(1, len(machine.gpus)) for machine in part.machines(VAST))
+    count = len({(name, number) for machine in part.machines(VAST) for name, number in machine.gpus.items()})
     if count > 1 and _has_bid(part):
         yield (_BID, f"the one bid of a task would be offered for {count} kinds of machine on vast",
                "leave one candidate on vast in the document")

@@ -68,7 +68,7 @@ def _on_own_gpu(proposal: Proposal, machine: Machine) -> str | None:
     change = typed({f"hardware.train.{index}.gpu": candidate.gpu})
     shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
     try:
-        make_plan(recipe, shape, {Document.TRAIN: offer, Document.BENCH: offer}, (), now, plan.run_id)
+        make_plan(recipe, shape, dict.fromkeys(Document, (offer,)), (), now, plan.run_id)
     except LdlmError:
         return None
     return f"add {change} to take what is here"

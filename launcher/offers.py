@@ -1,17 +1,18 @@
 """What can be rented now, as offers: one hardware choice with price and place.
 
-Live prices of clouds are not asked for: a cloud offer carries a price only where the recipe bids one.
+Live prices of clouds are not asked for: a cloud offer carries a price only where the recipe says one.
 """
 
 import os
 import re
 import subprocess
+from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal
 
 from launcher.frozen import Frozen
 from launcher.gpu_kinds import GPU_KINDS
-from launcher.recipe import Candidate
+from launcher.recipe import OWN, Candidate
 
 DEFAULT_CPU_RANKS = 2
 _USABLE = 0.985  # of the memory that the driver names, what CUDA offers (guess: 31.4 of 31.8 GiB)
@@ -144,6 +145,11 @@ class Offer(Frozen):
         return f"{self.hardware} on {self.infra} ({taken if self.spot else 'on-demand'})"
 
 
+def make_offers(candidates: Iterable[Candidate], machine: Machine, now: datetime) -> tuple[Offer, ...]:
+    """The offers behind candidates, in their order."""
+    return tuple(make_offer(candidate, machine, now) for candidate in candidates)
+
+
 def make_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
     """The offer behind a candidate, on this machine or in a cloud."""
     return local_offer(candidate, machine, now) if candidate.is_local else cloud_offer(candidate, now)
@@ -175,8 +181,8 @@ def known_memory(candidate: Candidate) -> float | None:
 
 
 def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
-    """A rented machine, whose price is known only as a bid, the most its hour can cost; or one of a cluster
-    of the user's own, at the price that the recipe says."""
+    """A machine that is rented, or of a cluster of the user's own. Its price is the bid, the most that its
+    hour can cost, or what the recipe says."""
     own = candidate.price_usd_per_hour
     name, _, number = (candidate.gpu or "").partition(":")
     return Offer(infra=candidate.infra, gpu=name or None,
@@ -184,6 +190,6 @@ def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
                  num_nodes=candidate.num_nodes, cpu_ranks=candidate.cpu_ranks or DEFAULT_CPU_RANKS,
                  spot=candidate.spot or candidate.bid_usd_per_hour is not None,
                  price_usd_per_hour=own if own is not None else candidate.bid_usd_per_hour,
-                 on_demand_usd_per_hour=None, price_is_simulated=own is not None,
+                 on_demand_usd_per_hour=None, price_is_simulated=own is not None and candidate.cloud in OWN,
                  bid_usd_per_hour=candidate.bid_usd_per_hour, image=candidate.image,
                  disk_gib=candidate.disk_gib, seen_at=now)

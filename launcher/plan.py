@@ -2,35 +2,36 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
 from launcher.advice import Changes, what_to_type
 from launcher.alternatives import Choice
+from launcher.candidates import Others, other_than_planned, others_for_benchmark, others_for_training
 from launcher.cheaper import better, cheaper_choice
-from launcher.cost import Range, total
+from launcher.cost import Range, total, usd_range
 from launcher.errors import DoesNotFitError, NoOfferError, OverCapError, RecipeError
 from launcher.estimate import Case, Done, Estimate, Part, behind, estimate_of
 from launcher.fit import is_copied_from_host
 from launcher.frozen import Frozen
-from launcher.offers import Machine, Offer
+from launcher.offers import Offer
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
-from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Candidate, Recipe
+from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
 from launcher.speed import MeasuredSpeed
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
-
-_BENCH_GPU = "'RTX5090:1'"
 
 
 class Plan(Frozen):
     """A recipe, chosen offers, hours and dollars. What the user approves, and what is rendered.
 
     Attributes:
+        offers: One per document; hours and dollars are theirs.
+        others: Where SkyPilot goes when it cannot have those, in this order.
         done_steps: Steps of a resumed run that are durable; the parts are of what is left.
         spent_usd: What a resumed run has cost so far; it counts towards the cap.
         hours: Train and benchmark, one after the other.
@@ -48,6 +49,7 @@ class Plan(Frozen):
     run_id: str
     planned_at: datetime
     offers: dict[Document, Offer]
+    others: dict[Document, tuple[Offer, ...]] = {}
     ranks_per_node: int
     world_size: int
     grad_accum_steps: int
@@ -78,66 +80,30 @@ class Plan(Frozen):
         """True for a run whose training has finished: no machine is wanted for it."""
         return all(part.document is Document.BENCH for part in self.parts)
 
+    def candidates(self, document: Document) -> tuple[Offer, ...]:
+        """Everything that a document may run on, the first choice first."""
+        return (self.offers[document], *self.others.get(document, ()))
+
+    @property
+    def clouds(self) -> set[str]:
+        """Where anything may be rented: `{"vast", "gcp"}`."""
+        return {offer.cloud for document in self.offers for offer in self.candidates(document)}
+
     def digest(self) -> str:
         """SHA-256 over everything in the plan, as 64 hex digits."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def choose(recipe: Recipe, infra: str | None, machine: Machine) -> dict[Document, Candidate]:
-    """The candidates of a run: what `--infra` asks for, else this machine, else the recipe's first.
-
-    `--infra gcp` takes any region that the recipe names, `--infra gcp/us-central1` also narrows a
-    candidate that names none. A local candidate whose GPUs are not here comes last: its plan is for
-    another machine. A local run is benchmarked where it trains.
-
-    Raises:
-        NoOfferError: The recipe has nothing on `infra`; the message names what it has.
-    """
-    everything = recipe.hardware.train
-    train = sorted(everything, key=lambda candidate: not _possible(candidate, machine))
-    wanted = [found for candidate in train if (found := _narrowed(candidate, infra or "local"))
-              and (infra or _possible(found, machine))]
-    chosen = wanted or ([] if infra else train)
-    if not chosen:
-        has = list(dict.fromkeys(candidate.infra for candidate in everything))
-        others = f" (the recipe also has {', '.join(has[1:])})" if has[1:] else ""
-        here = ' (--set "hardware.train=[{infra: local}]" takes this machine)' if infra == "local" else ""
-        raise NoOfferError(f"recipe {recipe.name} has no hardware on {infra}",
-                           place=recipe.place("hardware", "train"),
-                           fix=f"use --infra {has[0]}{others}; or add a candidate to hardware.train{here}")
-    if chosen[0].is_local:
-        return {Document.TRAIN: chosen[0], Document.BENCH: chosen[0]}
-    bench = [candidate for candidate in recipe.hardware.bench if not candidate.is_local]
-    near = [candidate for candidate in bench if _narrowed(candidate, chosen[0].infra)] or bench
-    if not near:
-        raise NoOfferError("the recipe benchmarks only on this machine, which a rented run cannot reach",
-                           place=recipe.place("hardware", "bench"),
-                           fix=f'add --set "hardware.bench=[{{infra: vast, gpu: {_BENCH_GPU}, '
-                               'bid_usd_per_hour: 0.60}]"')
-    return {Document.TRAIN: chosen[0], Document.BENCH: near[0]}
-
-
-def _possible(candidate: Candidate, machine: Machine) -> bool:
-    return not candidate.is_local or candidate.gpu is None or machine.lacks(candidate.gpu) is None
-
-
-def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
-    """The candidate if it lies within `infra`, or moved there if `infra` is a region of its cloud."""
-    if candidate.infra == infra or candidate.infra.startswith(f"{infra}/"):
-        return candidate
-    within = not candidate.is_local and infra.startswith(f"{candidate.infra}/")
-    return candidate.model_copy(update={"infra": infra}) if within else None
-
-
-def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Offer],
+def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Sequence[Offer]],
               history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None,
               mirrors: Mirrors = None) -> Plan:
     """Work out what a run would take and cost, or what is left of one that is resumed.
 
     Args:
         shape: Of the recipe's token encoder; None when it is not known, and then not counted.
-        offers: One per document.
+        offers: Per document those that it may run on, in order: the plan is of the first, and of the others
+            those stand behind it that one task can hold together.
         history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         now: Current time, UTC; deadlines count from it.
         done: Of the run that is resumed; None for a new one.
@@ -148,7 +114,9 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
             is already over the cap; or past the deadline.
     """
-    case = Case(recipe, shape, offers, history, done, mirrors)
+    firsts = {document: found[0] for document, found in offers.items()}
+    case = Case(recipe, shape, firsts, history, done, mirrors,
+                {document: tuple(found[1:]) for document, found in offers.items()})
     try:
         return _planned(case, now, run_id)
     except (RecipeError, NoOfferError) as error:
@@ -173,20 +141,39 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
     _refuse_over_cap(case, estimate)
     _refuse_past_deadline(recipe, hours)
     deadline_hours = recipe.limits.deadline_hours
+    others = _others(case, estimate)
+    behind_first = {document: found.offers for document, found in others.items() if found.offers}
     return Plan(
-        recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(case.offers),
+        recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(case.offers), others=behind_first,
         ranks_per_node=fitted.ranks_per_node, world_size=fitted.world_size,
         grad_accum_steps=grad_accum_steps(recipe.train, fitted.world_size),
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
         tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
         speed_source=estimate.speed.source,
         parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
-        bench_reserve_usd=_bench_reserve(parts[-1], recipe.limits.max_cost_usd - spent),
+        bench_reserve_usd=_bench_reserve(parts[-1], behind_first.get(Document.BENCH, ()),
+                                         recipe.limits.max_cost_usd - spent),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
-        warnings=tuple(plan_warnings(case, estimate, _instead_of_copying(case, estimate))),
+        warnings=(*plan_warnings(case, estimate, _instead_of_copying(case, estimate)),
+                  *_about_others(case, others)),
         without_encoder=case.shape is None,
         encoder_placement=_resolved(fitted.config), sizes=estimate.sizes,
     )
+
+
+def _others(case: Case, estimate: Estimate) -> dict[Document, Others]:
+    """What stands behind the offers of a case; nothing of training that is done."""
+    found = {Document.BENCH: others_for_benchmark(case.recipe, case.candidates(Document.BENCH))}
+    if not (case.done and case.done.has_trained):
+        found[Document.TRAIN] = others_for_training(case.recipe, case.shape, estimate.fitted,
+                                                    case.candidates(Document.TRAIN))
+    return found
+
+
+def _about_others(case: Case, others: Mapping[Document, Others]) -> Iterator[str]:
+    for document, found in sorted(others.items(), reverse=True):
+        yield from found.warnings
+        yield from other_than_planned(document, case.offers[document], found.offers)
 
 
 def _instead_of_copying(case: Case, estimate: Estimate) -> Choice | None:
@@ -200,9 +187,12 @@ def _resolved(config: TrainConfig) -> Placement:
     return "gpu" if placement == "auto" else placement
 
 
-def _bench_reserve(benchmark: Part, left_usd: Decimal) -> Decimal:
-    """The benchmark's high estimate; at most half of what is left of the cap, or training could not start."""
-    wanted = benchmark.usd.high if benchmark.usd else Decimal(0)
+def _bench_reserve(benchmark: Part, others: Sequence[Offer], left_usd: Decimal) -> Decimal:
+    """The benchmark's high estimate, wherever it runs; at most half of what is left of the cap, or training
+    could not start."""
+    usd = [benchmark.usd, *(usd_range(benchmark.hours, offer.price_usd_per_hour) for offer in others
+                            if offer.price_usd_per_hour is not None)]
+    wanted = max((one.high for one in usd if one), default=Decimal(0))
     return max(Decimal(0), min(wanted, left_usd / 2))
 
 

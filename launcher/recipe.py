@@ -35,7 +35,8 @@ HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the ca
 # Of two that exclude each other, one that is typed takes the place of the other that a file names.
 _EITHER = ("train.checkpoint.every_steps", "train.checkpoint.every_minutes")
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
-_OWN = ("local", "slurm")  # machines of the user's own: they may have no GPU, and a price that he says
+OWN = ("local", "slurm")  # machines of the user's own: they may have no GPU, and nobody sends a bill for them
+_PRICED = (*OWN, "azure", "gcp")  # where an hour's price is what the user says
 
 
 def checkout_folder() -> Path:
@@ -86,7 +87,8 @@ class Candidate(Section):
     cpu_ranks: PositiveInt | None = Field(
         None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
     price_usd_per_hour: Usd | None = Field(
-        None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0")
+        None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0; "
+                          "azure, gcp: what it costs, as you have looked it up")
     on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
     disk_gib: PositiveInt = 100
@@ -98,7 +100,7 @@ class Candidate(Section):
 
     @model_validator(mode="after")
     def _belongs(self) -> Self:
-        for clouds, names in ((_OWN, ("cpu_ranks", "price_usd_per_hour")),
+        for clouds, names in ((OWN, ("cpu_ranks",)), (_PRICED, ("price_usd_per_hour",)),
                               (("local",), ("on_demand_usd_per_hour",)), (("vast",), ("bid_usd_per_hour",))):
             given = [name for name in names if getattr(self, name) is not None]
             if given and self.cloud not in clouds:
@@ -109,7 +111,7 @@ class Candidate(Section):
             raise ValueError(f"{self.infra} has no spot machines for SkyPilot: {instead}")
         if self.num_nodes > 1 and self.cloud in ("local", "vast"):
             raise ValueError(f"{self.infra} runs on one node, not {self.num_nodes}: set num_nodes to 1")
-        if self.gpu is None and not self.is_local and not (self.cloud in _OWN and self.cpu_ranks):
+        if self.gpu is None and not self.is_local and not (self.cloud in OWN and self.cpu_ranks):
             raise ValueError(f"{self.infra} needs a gpu: set gpu to something like RTX5090:1")
         self._check_gpu()
         return self

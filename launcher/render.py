@@ -6,7 +6,7 @@ which SkyPilot 0.14.1 runs one after the other.
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -20,7 +20,7 @@ from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
 from launcher.vast_search import IMAGE, KEY, settings_of
 from trainer.config import TrainConfig
-from trainer.contract import Document, Env
+from trainer.contract import Document, Env, TaskOffer
 
 _WITH_DISK = ("vast", "azure", "gcp")
 CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (guess)
@@ -76,16 +76,12 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
     if recipe.store is None:
         raise RecipeError("store is not set, so checkpoints have no place", place=recipe.place("store"),
                           fix="set store to a URL such as s3://BUCKET/ldlm, or give --store")
-    envs = {Document.TRAIN: _envs(plan, recipe, plan.offers[Document.TRAIN], plan.ranks_per_node,
-                                  _fetched_gib(plan)),
-            # One process: the benchmark is of one GPU. It reads a checkpoint into memory, no file of weights.
-            Document.BENCH: _envs(plan, recipe, plan.offers[Document.BENCH], 1)}
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
     texts = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
     for which in [Document.BENCH] if plan.only_benchmark else Document:
         memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
-        documents.append(_fill(which, texts[which], plan.offers[which], envs[which], workdir, plan.run_id,
-                               memory_gib))
+        documents.append(_fill(which, texts[which], plan.candidates(which), _envs(plan, recipe, which),
+                               workdir, plan.run_id, memory_gib))
     return _task(documents)
 
 
@@ -99,37 +95,57 @@ def render_prepare(template: str, offer: Offer, envs: Mapping[str, str], workdir
     Raises:
         LdlmError: A hole of the template is left, or the template is not a mapping.
     """
-    return _task([{"name": "prepare"}, _fill("prepare", template, offer, envs, workdir, None, cpus=CPUS)])
+    return _task([{"name": "prepare"}, _fill("prepare", template, (offer,), envs, workdir, None, cpus=CPUS)])
 
 
 def _task(documents: list[dict[str, Any]]) -> Task:
     return Task(yaml.dump_all(documents, Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True))
 
 
-def _envs(plan: Plan, recipe: Recipe, offer: Offer, ranks: int, fetched_gib: int = 0) -> dict[str, str]:
-    """Everything the programs on the nodes are told; an empty text means: none."""
-    price = offer.price_usd_per_hour
+def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
+    """Everything the programs on the nodes are told; an empty text means: none.
+
+    Of several candidates the first one's envs are the task's own, and what differs elsewhere stands in one of
+    its own; a node finds out where it is.
+    """
+    offers = plan.candidates(which)
+    told = [_envs_of(plan, recipe, which, offer) for offer in offers]
+    places = [TaskOffer(offer.infra, offer.spot,
+                        {name: value for name, value in envs.items() if value != told[0][name]})
+              for offer, envs in zip(offers, told, strict=True)]
     return {
         Env.RUN_ID: plan.run_id,
         Env.STORE: recipe.store or "",
         Env.TRAIN_CONFIG: _resolved(plan, recipe).model_dump_json(),
-        Env.RANKS_PER_NODE: str(ranks),
+        # One process: the benchmark is of one GPU.
+        Env.RANKS_PER_NODE: str(plan.ranks_per_node if which is Document.TRAIN else 1),
+        **told[0],
+        Env.MAX_COST: str(plan.max_cost_usd),
+        Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
+        Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
+        Env.OFFERS: TaskOffer.write_all(places) if places[1:] else None,
+    }
+
+
+def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[str, str]:
+    """What nodes are told of the offer that they are."""
+    price = offer.price_usd_per_hour
+    # The benchmark reads a checkpoint into memory, no file of weights.
+    fetched_gib = _fetched_gib(plan, offer) if which is Document.TRAIN else 0
+    return {
         Env.GPU: offer.accelerators or "",
         Env.GPU_MEMORY: f"{offer.gpu_memory_gib:g}" if offer.accelerators and offer.gpu_memory_gib else "",
         Env.DISK: str(fetched_gib or ""),
         Env.PRICE: "" if price is None else str(price),
         Env.PEAK_TFLOPS: _peak_tflops(offer, recipe.train),
-        Env.MAX_COST: str(plan.max_cost_usd),
-        Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
-        Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
         Env.OFFER: offer.label,
     }
 
 
-def _fetched_gib(plan: Plan) -> int:
+def _fetched_gib(plan: Plan, offer: Offer) -> int:
     """Of a rented node's disk: frozen weights. Checkpoints go from memory to the store."""
     encoder = plan.sizes.encoder if plan.sizes else None
-    if encoder is None or not encoder.fetch_s or plan.offers[Document.TRAIN].cloud not in _WITH_DISK:
+    if encoder is None or not encoder.fetch_s or offer.cloud not in _WITH_DISK:
         return 0
     return math.ceil(encoder.source_bytes / 2**30)
 
@@ -149,16 +165,16 @@ def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:
     return recipe.train.model_copy(update={"token_encoder": encoder})
 
 
-def _fill(which: str, template: str, offer: Offer, envs: Mapping[str, str], workdir: Path,
+def _fill(which: str, template: str, offers: Sequence[Offer], envs: Mapping[str, str | None], workdir: Path,
           run_id: str | None, memory_gib: int | None = None, cpus: str | None = None) -> dict[str, Any]:
     document = yaml.safe_load(template)
     if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
         raise LdlmError("is no template of a task", place=f"sky/{which}.yaml", fix="restore it from git")
-    _put(document, {"workdir": str(workdir), "num_nodes": offer.num_nodes, 
-                    "config": _config(offer, run_id, memory_gib)})
-    _put(document["resources"], _resources(offer, memory_gib, cpus))
+    _put(document, {"workdir": str(workdir), "num_nodes": offers[0].num_nodes,
+                    "config": _config(offers, run_id, memory_gib)})
+    _put(document["resources"], _in_order([_resources(offer, memory_gib, cpus) for offer in offers]))
     _put(document["resources"]["job_recovery"],
-         {"max_restarts_on_errors": _LOCAL_RESTARTS if offer.is_local else 0})
+         {"max_restarts_on_errors": _LOCAL_RESTARTS if offers[0].is_local else 0})
     _put(document.setdefault("envs", {}), envs)
     holes = list(leftover_nulls(document))
     if holes:
@@ -196,6 +212,18 @@ def _resources(offer: Offer, memory_gib: int | None, cpus: str | None) -> dict[s
     }
 
 
+def _in_order(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Resources of several candidates: what they share, and in order what each has of its own."""
+    first, *others = each
+    if not others:
+        return {**first, "ordered": None}
+    shared = {key: value for key, value in first.items()
+              if key != "infra" and all(other[key] == value for other in others)}
+    return {**dict.fromkeys(first), **shared, "ordered": [
+        {key: value for key, value in one.items() if key not in shared and value is not None}
+        for one in each]}
+
+
 def _memory(offer: Offer, needed_gib: int | None) -> str | None:
     """Host memory to ask for. Slurm and Kubernetes give out what their own rules say."""
     if needed_gib is None or offer.cloud not in _WITH_DISK:
@@ -205,8 +233,10 @@ def _memory(offer: Offer, needed_gib: int | None) -> str | None:
     return f"{needed_gib}+" if offer.cloud != "vast" and needed_gib > _ORDINARY_GIB else None
 
 
-def _config(offer: Offer, run_id: str | None, memory_gib: int | None) -> dict[str, Any] | None:
-    if offer.cloud != "vast":
+def _config(offers: Sequence[Offer], run_id: str | None, memory_gib: int | None) -> dict[str, Any] | None:
+    """Of a task, and so of all its candidates: those on Vast are asked for in the same words."""
+    offer = next((offer for offer in offers if offer.cloud == "vast"), None)
+    if offer is None:
         return None
     bid = {} if offer.bid_usd_per_hour is None else {"bid_price": float(offer.bid_usd_per_hour)}
     return {"vast": {"create_instance_kwargs": bid | {KEY: settings_of(offer, run_id, memory_gib)}}}

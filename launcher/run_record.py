@@ -66,6 +66,13 @@ class RecordedPlan(_Recorded):
     tokens_per_step: int
     usd: Range | None
     offers: dict[Document, PlannedOffer]
+    others: dict[Document, tuple[PlannedOffer, ...]] = {}
+
+    @property
+    def clouds(self) -> set[str]:
+        """Where anything may have been rented."""
+        behind = [offer for offers in self.others.values() for offer in offers]
+        return {offer.infra.partition("/")[0] for offer in (*self.offers.values(), *behind)}
 
 
 class Scores(_Recorded):
@@ -132,8 +139,7 @@ class RunRecord:
     @property
     def may_have_rentals(self) -> bool:
         """True while the side that rents its machines may know of them what is not written here."""
-        is_on_vast = self.plan is not None and any(offer.infra.partition("/")[0] == "vast"
-                                                   for offer in self.plan.offers.values())
+        is_on_vast = self.plan is not None and "vast" in self.plan.clouds
         is_complete = self.has_ended and bool(self.rentals) and all(found.ended_at for found in self.rentals)
         return is_on_vast and not is_complete
 

@@ -94,10 +94,10 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
     tokens = f"{plan.tokens / 1e6:.2f} M" if plan.tokens < 1e8 else f"{plan.tokens / 1e9:.2f} B"
     reserve = console.dollars(plan.bench_reserve_usd)
     stops = f"${plan.max_cost_usd:,.2f}, of which ~{reserve} are kept for the benchmark"
-    training = "done: no machine is taken for it" if plan.only_benchmark else _offer_words(
-        plan.offers[Document.TRAIN])
-    facts = [("run", plan.run_id), ("store", store), ("training", training),
-             ("benchmark", _offer_words(plan.offers[Document.BENCH])),
+    training = [("training", "done: no machine is taken for it")] if plan.only_benchmark else _places(
+        "training", plan.candidates(Document.TRAIN))
+    facts = [("run", plan.run_id), ("store", store), *training,
+             *_places("benchmark", plan.candidates(Document.BENCH)),
              ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens")]
     if plan.done_steps or plan.spent_usd:
         facts.append(("so far", f"already spent {console.dollars(plan.spent_usd)}, "
@@ -106,6 +106,11 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
         facts.append(("speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"))
     facts.append(("stops at", stops))
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
+
+
+def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
+    """Where something may run: the first choice, and where SkyPilot goes when that has no machine."""
+    return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
 
 
 def _offer_words(offer: Offer) -> str:

@@ -3,9 +3,10 @@
 from datetime import UTC, datetime
 from pathlib import Path
 
+from launcher.candidates import choose
 from launcher.estimate import Done
-from launcher.offers import Machine, make_offer
-from launcher.plan import Plan, choose, make_plan
+from launcher.offers import Machine, make_offers
+from launcher.plan import Plan, make_plan
 from launcher.recipe import Recipe, checkout_folder, load_recipe
 from launcher.render import Task, Templates, render
 from trainer.contract import Document
@@ -26,11 +27,11 @@ def example_plan(infra: str | None = None, *overrides: str, history: tuple = (),
                  bench: str | None = None, done: Done | None = None) -> Plan:
     """The plan of the example recipe; `bench` names the infra of another bench candidate."""
     recipe = example_recipe(*overrides)
-    offers = {document: make_offer(candidate, machine, NOW)
-              for document, candidate in choose(recipe, infra, machine).items()}
+    offers = {document: make_offers(found, machine, NOW)
+              for document, found in choose(recipe, infra, machine).items()}
     if bench:
         (candidate,) = [found for found in recipe.hardware.bench if found.infra == bench]
-        offers[Document.BENCH] = make_offer(candidate, machine, NOW)
+        offers[Document.BENCH] = make_offers([candidate], machine, NOW)
     shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
     return make_plan(recipe, shape, offers, history, NOW, "example-1", done)
 

@@ -5,10 +5,11 @@ import re
 import pytest
 from launch_examples import NOW, RECIPE, TWO_CORES
 
+from launcher.candidates import choose
 from launcher.errors import LdlmError, NoOfferError, RecipeError
 from launcher.fit import Fit, fit
 from launcher.offers import GPU_KINDS, Machine, Offer, cloud_offer, make_offer, parse_gpus
-from launcher.plan import Plan, choose, make_plan
+from launcher.plan import Plan, make_plan
 from launcher.recipe import Candidate, Recipe, list_recipes, load_recipe
 from trainer.config import TrainConfig
 from trainer.contract import Document
@@ -49,8 +50,8 @@ def planned(recipe: Recipe, candidate: Candidate) -> Plan:
     """The plan of a recipe on one of its candidates."""
     machine = home(candidate.gpu) if candidate.is_local else TWO_CORES
     bench = candidate if candidate.is_local else recipe.hardware.bench[0]
-    offers = {Document.TRAIN: make_offer(candidate, machine, NOW),
-              Document.BENCH: make_offer(bench, machine, NOW)}
+    offers = {Document.TRAIN: (make_offer(candidate, machine, NOW),),
+              Document.BENCH: (make_offer(bench, machine, NOW),)}
     shape = encoder_shape(recipe.train.token_encoder.name)
     return make_plan(recipe, shape, offers, (), NOW, "run-1")
 
@@ -122,11 +123,11 @@ def test_recipes_are_there_for_every_profile_and_for_the_users_own_cards():
 def test_home_recipes_run_on_exactly_their_cards(name, gpu, placement, ranks):
     recipe = load_recipe(name)
     assert {candidate.infra for candidate in recipe.hardware.train} == {"local"}
-    chosen = choose(recipe, "local", home(gpu))[Document.TRAIN]
+    chosen = choose(recipe, "local", home(gpu))[Document.TRAIN][0]
     plan = planned(recipe, chosen)
     assert (plan.offers[Document.TRAIN].label, plan.encoder_placement) == (f"{gpu} here", placement)
     assert plan.ranks_per_node == ranks
-    away = choose(recipe, "local", TWO_CORES)[Document.TRAIN]
+    away = choose(recipe, "local", TWO_CORES)[Document.TRAIN][0]
     assert make_offer(away, TWO_CORES, NOW).lacks is not None
     assert make_offer(chosen, home(gpu), NOW).lacks is None
 
@@ -255,7 +256,7 @@ def test_host_memory_that_is_only_guessed_to_be_short_is_a_warning():
     recipe = load_recipe("home-3090")
     offer = make_offer(card, machine, NOW)
     plan = make_plan(recipe, encoder_shape(recipe.train.token_encoder.name),
-                     {Document.TRAIN: offer, Document.BENCH: offer}, (), NOW, "run-1")
+                     dict.fromkeys(Document, (offer,)), (), NOW, "run-1")
     assert plan.warnings[-1].startswith("host memory may run out: about ")
 
 

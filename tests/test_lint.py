@@ -3,6 +3,7 @@
 An example begins with what lint says of it, whole, as comments.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def problems(change: Any, infra: str | None = "vast", *overrides: str) -> list[s
     return [f"{problem.place} {problem.problem}" for problem in found]
 
 
+def in_places(document: dict, *places: dict) -> None:
+    """Let a document run in several places, of which its node is told nothing but their names."""
+    document["resources"].pop("infra", None)
+    document["resources"]["ordered"] = list(places)
+    document["envs"][Env.OFFERS] = json.dumps(
+        [{"infra": place["infra"], "spot": False, "envs": {}} for place in places])
+
+
 def test_a_sound_task_has_no_problem():
     assert problems(lambda train: None) == []
     assert problems(lambda train: None, None) == []
@@ -57,18 +66,17 @@ def test_the_spot_flag_on_vast_is_found():
 
 def test_the_spot_flag_in_an_alternative_is_found():
     def change(train: dict) -> None:
-        del train["resources"]["infra"]
-        train["resources"]["any_of"] = [{"infra": "gcp"}, {"infra": "vast/US", "use_spot": True}]
+        in_places(train, {"infra": "gcp"}, {"infra": "vast/US", "use_spot": True})
         train["resources"]["accelerators"] = "H100:8"
     assert problems(change) == [
-        "train: resources.any_of[1].use_spot use_spot on vast silently rents on-demand"]
+        "train: resources.ordered[1].use_spot use_spot on vast silently rents on-demand"]
 
 
 def test_what_all_alternatives_share_is_found_once_where_it_stands():
     def change(train: dict) -> None:
-        del train["resources"]["infra"], train["envs"][Env.OFFER]
-        del train["config"]["vast"]["create_instance_kwargs"]["bid_price"]
-        train["resources"].update(use_spot=True, ordered=[{"infra": "vast/US"}, {"cloud": "vast"}])
+        in_places(train, {"infra": "vast/US"}, {"infra": "vast"})
+        del train["envs"][Env.OFFER], train["config"]["vast"]["create_instance_kwargs"]["bid_price"]
+        train["resources"].update(use_spot=True)
     assert problems(change) == ["train: resources.use_spot use_spot on vast silently rents on-demand"]
 
 

@@ -6,10 +6,11 @@ import pytest
 from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
 from typed_plans import planned
 
+from launcher.candidates import choose
 from launcher.errors import NoOfferError, RecipeError
 from launcher.estimate import Done
 from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
-from launcher.plan import Plan, choose
+from launcher.plan import Plan
 from launcher.recipe import list_recipes, load_recipe
 from launcher.run_weights import RunWeights
 from launcher.speed import MeasuredSpeed, config_fingerprint
@@ -30,7 +31,7 @@ def measured(run_id: str, tokens_per_s: float, hardware: str = "2 CPU cores",
 
 def test_a_run_stays_here_unless_told_otherwise():
     chosen = choose(example_recipe(), None, TWO_CORES)
-    assert chosen[Document.TRAIN].infra == "local"
+    assert chosen[Document.TRAIN][0].infra == "local"
     assert chosen[Document.BENCH] == chosen[Document.TRAIN]
 
 
@@ -41,7 +42,7 @@ def test_a_run_stays_here_unless_told_otherwise():
 ])
 def test_infra_picks_the_candidates_of_that_cloud_or_region(infra, train, bench):
     chosen = choose(example_recipe(), infra, TWO_CORES)
-    assert (chosen[Document.TRAIN].infra, chosen[Document.BENCH].infra) == (train, bench)
+    assert (chosen[Document.TRAIN][0].infra, chosen[Document.BENCH][0].infra) == (train, bench)
 
 
 @pytest.mark.parametrize("infra", ["aws", "gc", "gcp/us-west1", "local/x"])
@@ -54,26 +55,26 @@ def test_an_infra_that_the_recipe_lacks_is_no_offer_and_names_what_it_has(infra)
 
 
 def test_a_region_narrows_a_candidate_that_names_none():
-    assert choose(example_recipe(), "azure/westus", TWO_CORES)[Document.TRAIN].infra == "azure/westus"
+    assert choose(example_recipe(), "azure/westus", TWO_CORES)[Document.TRAIN][0].infra == "azure/westus"
 
 
 def test_a_recipe_without_a_local_candidate_takes_its_first():
     recipe = example_recipe("hardware.train=[{infra: azure, gpu: 'L4:1'}, {infra: vast, gpu: 'L4:1'}]")
-    assert choose(recipe, None, TWO_CORES)[Document.TRAIN].infra == "azure"
+    assert choose(recipe, None, TWO_CORES)[Document.TRAIN][0].infra == "azure"
 
 
 def test_a_local_candidate_whose_gpus_are_not_here_is_passed_over():
     recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
-    assert choose(recipe, None, TWO_CORES)[Document.TRAIN].infra == "vast"
-    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN].infra == "local"
+    assert choose(recipe, None, TWO_CORES)[Document.TRAIN][0].infra == "vast"
+    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN][0].infra == "local"
 
 
 def test_a_local_card_that_is_not_here_is_planned_for_when_asked_for_or_when_there_is_nothing_else():
     recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
-    assert choose(recipe, "local", TWO_CORES)[Document.TRAIN].gpu == "H100:2"
+    assert choose(recipe, "local", TWO_CORES)[Document.TRAIN][0].gpu == "H100:2"
     only = example_recipe("hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
     plan = example_plan(None, "hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
-    assert choose(only, None, TWO_CORES)[Document.BENCH].infra == "local"
+    assert choose(only, None, TWO_CORES)[Document.BENCH][0].infra == "local"
     assert plan.offers[Document.TRAIN].label == "RTX5090:1 on a machine of yours"
     assert plan.offers[Document.TRAIN].gpu_memory_gib == 31.3
     assert plan.offers[Document.TRAIN].host_memory_gib is None
@@ -83,8 +84,8 @@ def test_a_local_card_that_is_not_here_is_planned_for_when_asked_for_or_when_the
 def test_a_local_card_that_is_here_comes_before_one_that_is_not():
     cards = "{infra: local, gpu: 'RTX5090:1'}, {infra: local, gpu: 'H100:1'}"
     recipe = example_recipe(f"hardware.train=[{cards}]")
-    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN].gpu == "H100:1"
-    assert choose(recipe, "local", TWO_GPUS)[Document.TRAIN].gpu == "H100:1"
+    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN][0].gpu == "H100:1"
+    assert choose(recipe, "local", TWO_GPUS)[Document.TRAIN][0].gpu == "H100:1"
 
 
 def test_a_rented_run_cannot_be_benchmarked_here():
@@ -93,7 +94,7 @@ def test_a_rented_run_cannot_be_benchmarked_here():
         choose(recipe, "vast", TWO_CORES)
     (typed,) = re.findall(r'--set "(.*)"', caught.value.fix)
     mended = example_recipe("hardware.bench=[{infra: local}]", typed)
-    assert choose(mended, "vast", TWO_CORES)[Document.BENCH].gpu == "RTX5090:1"
+    assert choose(mended, "vast", TWO_CORES)[Document.BENCH][0].gpu == "RTX5090:1"
 
 
 # -- offers
@@ -306,7 +307,9 @@ def test_warnings_keep_the_reader_from_fooling_themselves():
     assert "the benchmark runs on 2 CPU cores here: its figures are not RTX 5090 figures" in here
     rented = example_plan("vast").warnings
     assert rented == (
-        "the price is the bid, the most the GPU hour can cost; disk and traffic come on top",)
+        "the price is the bid, the most the GPU hour can cost; disk and traffic come on top",
+        "L4:1 on gcp/us-central1 (spot) cannot stand in for RTX5090:1 on vast (interruptible): its price is "
+        "not known, so a run that went there could not stop at its cap")
 
 
 def test_an_encoder_that_is_not_known_comes_first_and_leaves_lower_bounds():

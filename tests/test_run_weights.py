@@ -44,7 +44,7 @@ def planned(recipe: Recipe, candidate: Candidate, found: RunWeights | None = Non
     offer = make_offer(candidate, TWO_CORES, NOW)
     shape = encoder_shape(recipe.train.token_encoder.name)
     mirrors = (found or look_for_mirrors(recipe)).mirrors
-    return make_plan(recipe, shape, {Document.TRAIN: offer, Document.BENCH: offer}, (), NOW, "run-1",
+    return make_plan(recipe, shape, dict.fromkeys(Document, (offer,)), (), NOW, "run-1",
                      mirrors=mirrors)
 
 

@@ -8,8 +8,9 @@ from cli_lab import ldlm
 from launch_examples import NOW, TWO_CORES
 from sky_catalogs import CLOUDS, optimized
 
-from launcher.offers import make_offer
-from launcher.plan import choose, make_plan
+from launcher.candidates import choose
+from launcher.offers import make_offers
+from launcher.plan import make_plan
 from launcher.recipe import checkout_folder, list_recipes, load_recipe
 from launcher.render import Task, Templates, render
 from launcher.vast_search import IMAGE
@@ -33,8 +34,8 @@ INSTANCES = {
 def rendered(name: str, infra: str) -> Task:
     """The task of a recipe on a cloud."""
     recipe = RECIPES[name].model_copy(update={"store": STORE})
-    offers = {document: make_offer(candidate, TWO_CORES, NOW)
-              for document, candidate in choose(recipe, infra, TWO_CORES).items()}
+    offers = {document: make_offers(found, TWO_CORES, NOW)
+              for document, found in choose(recipe, infra, TWO_CORES).items()}
     shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
     plan = make_plan(recipe, shape, offers, (), NOW, "run-1")
     return render(plan, recipe, Templates.load(), Path("/checkout"))
@@ -62,8 +63,8 @@ def test_skypilot_chooses_what_was_planned(name, infra, chosen):
     found = chosen[f"{name} {infra}"]
     documents = rendered(name, infra).documents()[1:]
     assert [one["document"] for one in found] == list(Document), found
-    for one, document, candidate in zip(found, documents, choose(RECIPES[name], infra, TWO_CORES).values(),
-                                        strict=True):
+    planned = choose(RECIPES[name], infra, TWO_CORES).values()
+    for one, document, (candidate, *_) in zip(found, documents, planned, strict=True):
         gpu, _, number = (candidate.gpu or "").partition(":")
         assert one["cloud"] == candidate.cloud
         assert one["gpus"] == {gpu: int(number)}

@@ -105,7 +105,7 @@ def setup_s(name: str, *overrides: str, done: Done | None = None) -> float:
     (offer, bench) = (make_offer(found[0], TWO_CORES, NOW)
                       for found in (recipe.hardware.train, recipe.hardware.bench))
     plan = make_plan(recipe, encoder_shape(recipe.train.token_encoder.name),
-                     {Document.TRAIN: offer, Document.BENCH: bench}, (), NOW, "run-1", done)
+                     {Document.TRAIN: (offer,), Document.BENCH: (bench,)}, (), NOW, "run-1", done)
     return float(plan.parts[0].hours.mid) * 3600
 
 

@@ -6,10 +6,11 @@ from decimal import Decimal
 
 from launch_examples import NOW, RECIPE, TWO_CORES
 
+from launcher.candidates import choose
 from launcher.errors import NoOfferError, RecipeError
 from launcher.estimate import Done
-from launcher.offers import Machine, make_offer, parse_gpus
-from launcher.plan import Plan, choose, make_plan
+from launcher.offers import Machine, make_offers, parse_gpus
+from launcher.plan import Plan, make_plan
 from launcher.recipe import load_recipe
 from trainer.encoder_shape import encoder_shape
 
@@ -29,8 +30,8 @@ def planned(words: list[str], machine: Machine = TWO_CORES, done: Done | None = 
         else:
             limits[LIMITS[option]] = Decimal(value)
     recipe = load_recipe(name, overrides, limits)
-    offers = {document: make_offer(candidate, machine, NOW)
-              for document, candidate in choose(recipe, infra, machine).items()}
+    offers = {document: make_offers(found, machine, NOW)
+              for document, found in choose(recipe, infra, machine).items()}
     return make_plan(recipe, encoder_shape(recipe.train.token_encoder.name), offers, (), NOW, "run-1", done)
 
 

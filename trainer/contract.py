@@ -4,6 +4,7 @@ Standard library only: both halves, and the node supervisor that must start befo
 """
 
 import json
+from collections.abc import Sequence
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -129,12 +130,43 @@ class Env:
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
     DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
     OFFER = "LDLM_OFFER"  # where and what, for the record
+    OFFERS = "LDLM_OFFERS"  # of a task that may run in several places: each as a `TaskOffer`, as JSON
     # Set by the local engine, which starts attempts itself; elsewhere the node claims a number.
     ATTEMPT = "LDLM_ATTEMPT"
     # Set by the node for its ranks.
     END_FOLDER = "LDLM_END_FOLDER"  # each rank writes how it ended here
     # Of the user, and never in a task: a node has it in its environment or not at all.
     WANDB_KEY = "WANDB_API_KEY"
+
+
+class TaskOffer(NamedTuple):
+    """One of several places where a task may run, in the order in which they are tried.
+
+    Attributes:
+        infra: In SkyPilot's language.
+        spot: The machine can be taken back.
+        envs: What the task's own envs, which are about the first place, would say there instead.
+    """
+
+    infra: str
+    spot: bool
+    envs: dict[str, str]
+
+    @classmethod
+    def write_all(cls, offers: Sequence[Self]) -> str:
+        """Text for `Env.OFFERS`."""
+        return json.dumps([offer._asdict() for offer in offers])
+
+    @classmethod
+    def read_all(cls, text: str) -> list[Self]:
+        """Places from the text of `Env.OFFERS`. Raises ValueError."""
+        try:
+            found = [cls(**one) for one in json.loads(text)]
+        except TypeError as error:
+            raise ValueError(f"{Env.OFFERS} is no list of places: {error}") from error
+        if not all(isinstance(one.infra, str) and isinstance(one.envs, dict) for one in found):
+            raise ValueError(f"{Env.OFFERS} is no list of places")
+        return found
 
 
 class Document(StrEnum):

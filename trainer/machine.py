@@ -59,13 +59,18 @@ def check_machine(wanted: Mapping[str, str]) -> None:
     if not (gpu := wanted.get(Env.GPU)):
         return
     cards, (model, _, count) = visible_gpus(), gpu.partition(":")
-    mine = [card for card in cards if is_model(card.name, model)]
+    mine = cards_of(cards, model)
     if len(mine) < int(count or 1):
         there = ", ".join(card.name for card in cards) or "no GPU"
         raise _wrong(f"the plan pays for {gpu}, this machine has {there}")
     for card in mine:
         _check_memory(card, float(wanted.get(Env.GPU_MEMORY) or 0))
     _check_torch(mine, int(count or 1))
+
+
+def cards_of(cards: Sequence[Gpu], model: str) -> list[Gpu]:
+    """Those that are of a model, by SkyPilot's name of it."""
+    return [card for card in cards if is_model(card.name, model)]
 
 
 def _check_memory(card: Gpu, gib: float) -> None:
@@ -130,13 +135,19 @@ def booted_at(environ: Mapping[str, str]) -> datetime | None:
     Args:
         environ: Of this process: SkyPilot says in it which cloud this is.
     """
-    try:
-        cloud = json.loads(environ.get("SKYPILOT_CLUSTER_INFO") or "{}").get("cloud")
-    except (ValueError, AttributeError):
-        return None
-    if str(cloud).lower() not in _BILLED_BY_THE_BOOT:
+    if cluster_info(environ).get("cloud") not in _BILLED_BY_THE_BOOT:
         return None
     return datetime.fromtimestamp(psutil.Process(1).create_time(), UTC)
+
+
+def cluster_info(environ: Mapping[str, str]) -> dict[str, str]:
+    """Where SkyPilot says that this machine is, in small letters: `cloud`, `region` and `zone` as far as it
+    knows them."""
+    try:
+        told = json.loads(environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
+    except ValueError:
+        return {}
+    return {key: str(value).lower() for key, value in told.items() if value} if isinstance(told, dict) else {}
 
 
 def traffic() -> Traffic:

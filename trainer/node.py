@@ -27,6 +27,7 @@ from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
 from trainer.machine import MachineError, booted_at, check_clock, check_machine, traffic, visible_gpus
+from trainer.own_offer import own_envs
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
@@ -83,6 +84,7 @@ def main(argv: list[str]) -> int:
     try:
         document = read_document(argv)
         config = read_config()
+        os.environ.update(own_envs(os.environ))  # before anything is counted, and for the ranks too
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
         # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
         managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
