@@ -37,6 +37,42 @@ def test_an_example_trips_its_own_rule_once_and_no_other(path):
     assert found.rule == path.stem
 
 
+def behind_a_sound_one(text: str, name: str) -> Task:
+    """A task whose document has its machine as the second candidate, behind one that Azure sells."""
+    documents = list(yaml.safe_load_all(text))
+    (body,) = [body for body in documents if body.get("name") == name and "envs" in body]
+    own, envs = body["resources"], body["envs"]
+    shared = {key: own.pop(key) for key in ("job_recovery",) if key in own}
+    number = own["accelerators"].partition(":")[2]
+    first = {"infra": "azure", "accelerators": f"H100:{number}", "use_spot": True}
+    told = {key: envs.pop(key) for key in (Env.PRICE, Env.OFFER) if key in envs}
+    envs |= {Env.PRICE: "7", Env.OFFER: f"H100:{number} on azure (spot)", Env.OFFERS: json.dumps(
+        [{"infra": "azure", "spot": True, "envs": {}},
+         {"infra": str(own.get("infra")), "spot": False, "envs": told}])}
+    body["resources"] = {"ordered": [first, own], **shared}
+    return Task(yaml.safe_dump_all(documents))
+
+
+# Of one machine; what stands in LDLM_OFFERS is text anyway, and this machine has no others beside it.
+OF_ONE = [path for path in EXAMPLES if path.stem not in ("number-in-envs", "infra-local")
+          and not {"ordered:", "any_of:"} & set(path.read_text().split())]
+
+
+@pytest.mark.parametrize("path", OF_ONE, ids=lambda path: path.stem)
+def test_a_trap_in_the_second_candidate_is_a_trap(path):
+    text = path.read_text()
+    (alone,) = lint(Task(text))
+    (second,) = lint(behind_a_sound_one(text, alone.place.partition(":")[0]))
+    assert (second.rule, second.problem, second.fix) == (alone.rule, alone.problem, alone.fix)
+    if alone.place.startswith("train: resources.") and "job_recovery" not in alone.place:
+        assert second.place == alone.place.replace("resources.", "resources.ordered[1].")
+
+
+def test_the_price_of_the_second_candidate_must_be_known():
+    (found,) = lint(behind_a_sound_one((EXAMPLES[0].parent / "unknown-price.yaml").read_text(), "train"))
+    assert (found.rule, found.place) == ("unknown-price", "train: envs.LDLM_OFFERS[1]")
+
+
 def problems(change: Any, infra: str | None = "vast", *overrides: str) -> list[str]:
     """Lint the train document after `change` was done to it; problems as `place: problem`."""
     header, train, bench = (example_task(infra, *overrides) if infra != "vast" else VAST).documents()

@@ -85,7 +85,8 @@ def place(cloud: str, region: str | None = None, zone: str | None = None) -> str
 def task(*offers: tuple[str, bool, dict[str, str]], **own: str) -> dict[str, str]:
     """The envs of a task whose first candidate is an H100 at $2.00, spot on Azure unless told otherwise."""
     told = [{"infra": infra, "spot": spot, "envs": envs} for infra, spot, envs in offers]
-    return {PRICE: "2.00", LABEL: "H100:1 on azure (spot)", GPU: "H100:1", "LDLM_OFFERS": json.dumps(told)} | own
+    first = {PRICE: "2.00", LABEL: "H100:1 on azure (spot)", GPU: "H100:1"}
+    return first | {"LDLM_OFFERS": json.dumps(told)} | own
 
 
 FIRST = ("azure", True, {})

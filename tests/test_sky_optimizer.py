@@ -18,8 +18,8 @@ from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
 
 RECIPES = {found.name: load_recipe(found.name) for found in list_recipes()}
-CASES = [(name, candidate.infra) for name, recipe in RECIPES.items() for candidate in recipe.hardware.train
-         if candidate.cloud in CLOUDS]
+CASES = list(dict.fromkeys((name, candidate.infra) for name, recipe in RECIPES.items()
+                           for candidate in recipe.hardware.train if candidate.cloud in CLOUDS))
 STORE = "s3://bucket/ldlm"
 # The one machine that a cloud sells with these cards, by the clouds' own lists.
 INSTANCES = {
