@@ -1,5 +1,6 @@
 """What a node makes of all that can happen: exit codes through the real torchrun, and the pure parts."""
 
+import json
 import re
 import signal
 import subprocess
@@ -106,6 +107,31 @@ def test_wrong_machines_cost_seconds_are_in_the_bill_and_three_of_them_end_the_r
     assert [(cost.end, list(cost.seconds)) for cost in costs] == 3 * [("wrong machine", [Category.SETUP])]
     assert all(0 < cost.usd < 60 for cost in costs)  # at a dollar a second
     assert run.folder.read(Name.OUTCOME, RunOutcome).outcome is Outcome.NO_CAPACITY
+
+
+def test_a_node_that_may_be_in_several_places_counts_the_price_of_its_own(text: Path, tmp_path: Path) -> None:
+    """Two without a GPU, one of them dearer: SkyPilot says which of them this is."""
+    places = json.dumps([
+        {"infra": "slurm/lab", "spot": False, "envs": {}},
+        {"infra": "gcp/us-central1", "spot": False, "envs": {
+            "LDLM_PRICE_USD_PER_HOUR": "7200", "LDLM_OFFER": "2 CPU cores on gcp"}}])
+    told = {"SKYPILOT_MANAGED_JOB_ID": "1", "LDLM_PRICE_USD_PER_HOUR": "3600", "LDLM_GPU": "",
+            "LDLM_OFFER": "2 CPU cores on slurm", "LDLM_OFFERS": places}
+    here = {"cluster_name": "c-1", "cloud": "GCP", "region": "us-central1", "zone": "us-central1-a"}
+    run = new_run(text, tmp_path, num_ranks=1, steps=2)
+    run.folder.add_event("submitted", datetime.now(UTC))
+
+    code, output = run.finish(**told, SKYPILOT_CLUSTER_INFO=json.dumps(here))
+
+    assert code == 0, output
+    files = run.folder.attempt(1)
+    assert (files.attempt.price_usd_per_hour, files.attempt.offer) == (7200, "2 CPU cores on gcp")
+    lasted_s = (files.heartbeat.at - files.attempt.billed_from).total_seconds()
+    assert files.heartbeat.spent_usd == pytest.approx(Decimal(2 * lasted_s), rel=Decimal("0.05"))
+
+    run.finish("bench", **told, SKYPILOT_CLUSTER_INFO=json.dumps(here | {"cloud": "Slurm", "region": "lab"}))
+    bench = run.folder.attempt(2).attempt
+    assert (bench.price_usd_per_hour, bench.offer) == (3600, "2 CPU cores on slurm")
 
 
 @pytest.mark.parametrize("during", ["the start of the ranks", "the steps"])

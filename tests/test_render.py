@@ -227,11 +227,15 @@ def load_in_skypilot(task: Task, folder: Path, monkeypatch: pytest.MonkeyPatch) 
     return dag_utils.load_chain_dag_from_yaml(str(path))
 
 
+RTX5090 = ("Vast", {"RTX5090": 1}, False)
+A100_ON_GCP = ("GCP", {"A100-80GB": 1}, True)
+
+
 @pytest.mark.parametrize(("name", "train", "bench"), [
-    ("local", (None, None, False), (None, None, False)),
-    ("vast", ("Vast", {"RTX5090": 1}, False), ("Vast", {"RTX5090": 1}, False)),
-    ("azure", ("Azure", {"A100-80GB": 1}, True), ("Vast", {"RTX5090": 1}, False)),
-    ("gcp", ("GCP", {"A100-80GB": 1}, True), ("GCP", {"L4": 1}, True)),
+    ("local", [(None, None, False)], [(None, None, False)]),
+    ("vast", [RTX5090], [RTX5090]),
+    ("azure", [("Azure", {"A100-80GB": 1}, True)], [RTX5090]),
+    ("gcp", [A100_ON_GCP], [("GCP", {"L4": 1}, True), RTX5090]),
 ])
 def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monkeypatch):
     dag = load_in_skypilot(task_of(name), tmp_path, monkeypatch)
@@ -239,23 +243,23 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
     assert dag.is_chain()
     assert [task.name for task in dag.tasks] == ["train", "bench"]
     for task, wanted in zip(dag.tasks, (train, bench), strict=True):
-        (resources,) = task.resources
-        cloud = str(resources.cloud) if resources.cloud else None
-        assert (cloud, resources.accelerators, resources.use_spot) == wanted
-        assert resources.memory is None
-        assert resources.job_recovery == {
-            "strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0 if cloud else 2,
-            "recover_on_exit_codes": [75]}
+        assert [(str(one.cloud) if one.cloud else None, one.accelerators, one.use_spot)
+                for one in task.resources] == wanted
         assert task.workdir == "/checkout"
         assert task.num_nodes == 1
         assert json.loads(task.envs[Env.TRAIN_CONFIG])["steps"] == 400
-        overrides = resources.cluster_config_overrides
-        if cloud == "Vast":
-            asked = overrides["vast"]["create_instance_kwargs"]
-            bid = {"train": 0.4, "bench": 0.6}[task.name]
-            assert asked["bid_price"] == asked["ldlm"]["usd_per_hour"] == bid
-        else:
-            assert overrides == {}
+        for resources in task.resources:
+            assert resources.memory is None
+            assert resources.job_recovery == {
+                "strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0 if resources.cloud else 2,
+                "recover_on_exit_codes": [75]}
+            overrides = resources.cluster_config_overrides
+            if RTX5090 in wanted:
+                asked = overrides["vast"]["create_instance_kwargs"]
+                bid = {"train": 0.4, "bench": 0.6}[task.name]
+                assert asked["bid_price"] == asked["ldlm"]["usd_per_hour"] == bid
+            else:
+                assert overrides == {}
 
 
 def test_a_key_can_be_given_to_skypilot_as_a_secret_which_it_does_not_show(tmp_path, monkeypatch):
