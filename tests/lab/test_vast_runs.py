@@ -144,6 +144,25 @@ def test_a_wrong_card_and_a_lost_bid_cost_minutes_and_the_bill_is_the_provider_s
     bills.assert_equal(store, run_id)
 
 
+def test_a_run_whose_first_choice_is_not_to_be_had_pays_the_price_of_its_second(
+        store: str, vast: FakeVast) -> None:
+    """The cluster has no A100: SkyPilot goes on to Vast, and the node finds out that it is there."""
+    bills, run_id = Bills(vast), "vast-second"
+    own = "infra: slurm/ldlm, price_usd_per_hour: 9, gpu: 'A100-80GB:{}'"
+    train = f"{{{own.format(2)}}}, {{infra: vast, gpu: 'H100:2', bid_usd_per_hour: 1.60, disk_gib: 40}}"
+    bench = f"{{{own.format(1)}}}, {{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.30, disk_gib: 40}}"
+    done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--store", store, "--run-id", run_id, "--yes",
+                "--set", f"hardware.train=[{train}]", "--set", f"hardware.bench=[{bench}]", "--detach")
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: has_ended(store, run_id), "the end")
+
+    attempts = [files.attempt for files in record_of(store, run_id).attempts]
+    assert [(one.document, one.offer, one.price_usd_per_hour) for one in attempts] == [
+        ("train", "H100:2 on vast (interruptible)", Decimal("1.6")),
+        ("bench", "RTX5090:1 on vast (interruptible)", Decimal("0.3"))]
+    bills.assert_equal(store, run_id)
+
+
 def test_a_host_that_vanishes_without_a_trace_costs_the_steps_since_the_last_checkpoint(
         store: str, vast: FakeVast) -> None:
     bills, run_id = Bills(vast), "vast-vanish"
