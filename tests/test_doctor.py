@@ -1,6 +1,7 @@
 """`ldlm doctor`: real stores, a server in Vast's place for Vast's own SDK, stand-ins for clouds' commands."""
 
 import json
+import re
 import socket
 import sys
 import threading
@@ -250,6 +251,19 @@ def offer(infra: str, gpu: str, num_gpus: int, num_nodes: int = 1) -> Offer:
     planned = example_plan("azure").offers[Document.TRAIN]
     return planned.model_copy(update={"infra": infra, "gpu": gpu, "num_gpus": num_gpus,
                                       "num_nodes": num_nodes, "spot": True})
+
+
+def test_a_cloud_that_a_run_would_only_fall_back_to_is_looked_at_and_may_be_missing(home: Path) -> None:
+    places = ('[{infra: azure, gpu: "H100:1", price_usd_per_hour: 7}, '
+              '{infra: gcp, gpu: "H100:1", price_usd_per_hour: 11}]')
+    recipe = home / "two.yaml"
+    text = re.sub(r"hardware:.*?\n\n", "", Path(RECIPE).read_text(), flags=re.DOTALL)
+    text = text.replace("max_cost_usd: 1.00", "max_cost_usd: 99")
+    recipe.write_text(f"{text}\nhardware: {{train: {places}, bench: {places}}}\n")
+    done = ldlm("doctor", str(recipe), "--store", str(home / "runs"), "--json")
+    verdicts = {found["what"]: found["verdict"] for found in json.loads(done.stdout)["findings"]}
+    assert (verdicts["Azure"], verdicts["GCP"]) == ("problem", "not checked"), done.stdout + done.stderr
+    assert "Vast" not in verdicts
 
 
 @pytest.mark.parametrize(("limit", "used", "wanted", "verdict", "words"), [
