@@ -28,6 +28,7 @@ from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
 from trainer.machine import MachineError, booted_at, check_clock, check_machine, traffic, visible_gpus
 from trainer.own_offer import own_envs
+from trainer.overdue import overdue_at
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
@@ -235,7 +236,7 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest)
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
         with node_watch.hold(ends):
             child = subprocess.Popen(command, env=child_environment(ends, attempt))
-            wait_for(child, ends, stop)
+            wait_for(child, ends, stop, overdue_at(datetime.now(UTC)))
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.received)
 
@@ -267,11 +268,16 @@ def train_command() -> list[str]:
     return [*torchrun, *rendezvous, "-m", "trainer.train"]
 
 
-def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest) -> None:
-    """Wait for the program; end it when one rank has failed or died and its peers do not follow."""
+def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
+             overdue: datetime | None = None) -> None:
+    """Wait for the program; end it when one rank has failed or died and its peers do not follow, and when it
+    hangs: it is there from `overdue` on."""
     failed_at: float | None = None
     while child.poll() is None:
         time.sleep(0.2)
+        if overdue and datetime.now(UTC) >= overdue:
+            print("warning: it is far past its limits and has not ended: it hangs and is killed", flush=True)
+            kill_tree(child)
         stop.pass_on(ends)
         if stop.received and not RankEnd.listening(ends):
             kill_tree(child)  # still starting: nothing is there to be saved, and the time is billed
