@@ -6,7 +6,13 @@ from functools import partial
 
 from launcher import console
 from launcher.commands import PlanOptions, propose
-from launcher.doctor_clouds import look_at_access, look_at_azure_quota, look_at_credit, look_at_gcp_quota
+from launcher.doctor_clouds import (
+    look_at_access,
+    look_at_azure_quota,
+    look_at_credit,
+    look_at_gcp_quota,
+    look_at_switch,
+)
 from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb
 from launcher.doctor_sky import look_at_sky, look_at_version
 from launcher.engine import has_credentials, is_known
@@ -98,6 +104,8 @@ def _checks(scope: _Scope, store: str | None) -> list[Check]:
         found.append(Check(name, partial(look_at_access, name, needed=name in scope.needed)))
         if name in means and has_credentials(name):
             found.append(means[name])
+        if name in scope.needed:
+            found.append(Check(f"{name} switch", partial(look_at_switch, name)))
     return found
 
 

@@ -21,6 +21,7 @@ from launcher.errors import EngineError
 from launcher.findings import Finding, Verdict
 from launcher.offers import Offer
 from launcher.plan import Plan
+from launcher.self_end import self_end
 from launcher.settings import api_server_url
 
 _TITLES = {"vast": "Vast", "azure": "Azure", "gcp": "GCP", "slurm": "Slurm"}
@@ -50,6 +51,12 @@ def look_at_access(name: str, *, needed: bool) -> Iterator[Finding]:
                       f".venv/bin/sky check {name}")
     else:
         yield Finding(what, Verdict.OK, f"package and credentials are here (slower: sky check {name})")
+
+
+def look_at_switch(name: str) -> Iterator[Finding]:
+    """What a cloud's machines do when their controller has died; nothing where nobody bills them."""
+    if how := self_end(name):
+        yield Finding(f"{_TITLES[name]} switch", Verdict.NOT_CHECKED, how, "ldlm sweep finds what is left")
 
 
 def look_at_credit(plan: Plan | None) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from launcher.fit import Fit, is_copied_from_host
 from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Offer
 from launcher.recipe import Recipe
+from launcher.self_end import of_no_switch
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
@@ -34,6 +35,7 @@ def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Ite
     yield from _of_what_is_not_known(recipe, shape, train)
     yield from _of_idle_gpus(train, fitted)
     yield from _of_prices(case.offers)
+    yield from of_no_switch(case.offers.values())
     bench = case.offers[Document.BENCH]
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
