@@ -21,13 +21,14 @@ from launcher.node_secrets import node_secrets
 from launcher.rentals import RENTALS, Rentals
 from launcher.settings import API_SERVER, api_server_url
 from launcher.sky_errors import in_one_line, refusal
-from launcher.sweep import MACHINES, Machines
+from launcher.sweep import CLUSTERS, MACHINES, Machines
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
 
 _FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
 _ANSWER_S = 20
+_CLOUDS_ANSWER_S = 120  # of clouds about machines, one after the other (guess)
 _HAVE_CATALOGS = ("vast", "azure", "gcp")
 _FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
            "cloud", "region", "current_cluster_name")
@@ -175,8 +176,30 @@ class SkyEngine:
         """End a machine at Vast. Raises EngineError."""
         self._insist("DELETE", f"{MACHINES}/{instance_id}")
 
-    def _insist(self, verb: str, path: str) -> Any:
-        answer = self._ask_plugin(verb, path)
+    def clusters(self, refresh: Sequence[str] = ()) -> Machines:
+        """Every cluster of ours that is not at Vast; only those named, once their clouds were asked.
+
+        Raises:
+            EngineError: The API server does not answer, or has no plugin of ours.
+        """
+        query = f"?refresh={','.join(refresh)}" if refresh else ""
+        return Machines.model_validate_json(self._insist("GET", CLUSTERS + query, _CLOUDS_ANSWER_S).text)
+
+    def live_jobs(self, numbers: Sequence[int]) -> dict[int, str]:
+        """Those of some managed jobs that have not ended: names by numbers. Raises EngineError."""
+        if not numbers:
+            return {}
+        with sky_sdk(self._say) as sky:
+            rows = _queue(sky, job_ids=list(numbers))
+        return {row["job_id"]: row["job_name"] for row in rows if row["status"] not in _ENDED}
+
+    def take_down(self, cluster: str) -> None:
+        """End a cluster with all that belongs to it. Raises EngineError."""
+        with sky_sdk(self._say) as sky:
+            sky.get(sky.down(cluster))
+
+    def _insist(self, verb: str, path: str, timeout_s: float = _ANSWER_S) -> Any:
+        answer = self._ask_plugin(verb, path, timeout_s)
         if answer.status_code == HTTPStatus.NOT_FOUND:
             raise EngineError("SkyPilot's API server has not loaded ldlm's plugin", place="SkyPilot",
                               fix="ldlm doctor says what to do")
@@ -185,9 +208,9 @@ class SkyEngine:
                               fix="look into ~/.sky/api_server/server.log on its machine")
         return answer
 
-    def _ask_plugin(self, verb: str, path: str) -> Any:
+    def _ask_plugin(self, verb: str, path: str, timeout_s: float = _ANSWER_S) -> Any:
         with sky_sdk(self._say, with_server=False):
-            return ask_server(verb, path)
+            return ask_server(verb, path, timeout_s)
 
     def _job_id(self, sky: Any, run_id: str) -> int:
         rows = self._newest(sky, run_id)
@@ -198,17 +221,20 @@ class SkyEngine:
 
     def _newest(self, sky: Any, run_id: str) -> list[Row]:
         """The tasks of the newest job of this name, in their order."""
-        from sky import exceptions
-
-        try:
-            answer = sky.get(sky.jobs.queue_v2(refresh=False, all_users=True, name_match=run_id,
-                                               fields=list(_FIELDS)))
-        except exceptions.ClusterNotUpError:  # no job has ever been submitted to this server
-            return []
-        rows = [_as_dict(row) for row in answer[0]]
-        mine = [row for row in rows if row["job_name"] == run_id]
+        mine = [row for row in _queue(sky, name_match=run_id) if row["job_name"] == run_id]
         newest = max((row["job_id"] for row in mine), default=None)
         return sorted((row for row in mine if row["job_id"] == newest), key=lambda row: row["task_id"])
+
+
+def _queue(sky: Any, **which: Any) -> list[Row]:
+    """The tasks of some managed jobs, of all users."""
+    from sky import exceptions
+
+    try:
+        answer = sky.get(sky.jobs.queue_v2(refresh=False, all_users=True, fields=list(_FIELDS), **which))
+    except exceptions.ClusterNotUpError:  # no job has ever been submitted to this server
+        return []
+    return [_as_dict(row) for row in answer[0]]
 
 
 def _as_dict(row: Any) -> Row:

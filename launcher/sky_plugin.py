@@ -16,7 +16,8 @@ from sky.server import plugins
 from launcher import rental_log
 from launcher.engine import has_credentials
 from launcher.rentals import RENTALS, Rental, Rentals
-from launcher.sweep import MACHINES, Machines, RentedMachine
+from launcher.sky_clusters import clusters
+from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine
 from launcher.vast_onstart import first_commands
 from launcher.vast_search import KEY, left_soon, query_of, rental_of
 
@@ -50,6 +51,7 @@ class LdlmPlugin(plugins.BasePlugin):
         app = extension_context.app
         if app is not None:
             app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
+            app.add_api_route(CLUSTERS, clusters, methods=["GET"])
             app.add_api_route(MACHINES, machines, methods=["GET"])
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
         if getattr(utils.launch, "is_ldlm", False):
@@ -81,7 +83,7 @@ def _machine(row: Mapping[str, Any], rental: Rental | None) -> RentedMachine:
     return RentedMachine(
         instance_id=str(row["id"]), label=row.get("label"), status=row.get("actual_status") or "unknown",
         since=datetime.fromtimestamp(row.get("start_date") or 0, UTC),
-        usd_per_hour=Decimal(str(price or 0)), rental=rental)
+        usd_per_hour=Decimal(str(price or 0)), rental=rental, run_id=rental.run_id if rental else None)
 
 
 def give_back(instance_id: str) -> dict[str, bool]:

@@ -6,44 +6,56 @@ its tasks, are ever touched.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from launcher.errors import EngineError
 from launcher.frozen import Frozen
 from launcher.rentals import Rental
 
-MACHINES = "/plugins/api/ldlm/machines"  # where SkyPilot's server tells of them
+# Where SkyPilot's server tells of them.
+MACHINES = "/plugins/api/ldlm/machines"
+CLUSTERS = "/plugins/api/ldlm/clusters"
+PREPARE = "prepare"  # the job of a task that belongs to no run
 # As SkyPilot names the machines of a task: its name, the job's number, a hash of the user.
 _OUR_LABEL = re.compile(r"^(train|bench|prepare)-\d+-[0-9a-z]+(-[0-9a-z]+)?-(head|worker)$")
 
 
 class RentedMachine(Frozen):
-    """One machine that the account has now.
+    """One machine that the account has now, or a cluster of them.
 
     Attributes:
-        rental: What SkyPilot's server remembers of it; None: it has been rented by others, or forgotten.
-        usd_per_hour: In the state in which it is; a stopped one costs its disk.
+        instance_id: The provider's; of a cluster its name in SkyPilot.
+        run_id: For which it was rented; None: for none, or nobody knows.
+        usd_per_hour: In the state in which it is: at Vast a stopped one costs its disk. Of a cluster by
+            SkyPilot's catalog, as if it ran. None: not known.
+        rental: What SkyPilot's server remembers of one at Vast; None: it has been rented by others, or
+            forgotten.
+        job: Number of the managed job that a cluster was made for.
     """
 
     instance_id: str
     label: str | None
+    cloud: str = "vast"
+    kind: Literal["instance", "cluster"] = "instance"
+    run_id: str | None = None
     status: str
     since: datetime
-    usd_per_hour: Decimal
-    rental: Rental | None
+    usd_per_hour: Decimal | None
+    rental: Rental | None = None
+    job: int | None = None
 
     @property
     def is_ours(self) -> bool:
         """True if ldlm has rented it."""
-        return self.rental is not None or bool(_OUR_LABEL.match(self.label or ""))
+        return self.kind == "cluster" or self.rental is not None or bool(_OUR_LABEL.match(self.label or ""))
 
     @property
     def usd_per_day(self) -> Decimal:
-        """What it costs if nobody looks."""
-        return self.usd_per_hour * 24
+        """What it costs if nobody looks, as far as that is known."""
+        return (self.usd_per_hour or Decimal(0)) * 24
 
 
 class Machines(Frozen):
@@ -53,30 +65,34 @@ class Machines(Frozen):
 
 
 class Renter(Protocol):
-    """Of `SkyEngine`: what sweeping needs."""
-
-    def machines(self) -> Machines:
-        """Every machine that the account has."""
+    """Of `SkyEngine`: what giving back needs."""
 
     def give_back(self, instance_id: str) -> None:
-        """End one of them."""
+        """End a machine at Vast."""
+
+    def take_down(self, cluster: str) -> None:
+        """End a cluster with all that belongs to it."""
 
 
-def orphans(machines: Sequence[RentedMachine], is_alive: Callable[[str], bool]) -> list[RentedMachine]:
+def orphans(machines: Sequence[RentedMachine], is_alive: Callable[[str], bool],
+            live_jobs: Mapping[int, str]) -> list[RentedMachine]:
     """Machines of ours that no live run owns, the dearest first.
 
     Args:
-        is_alive: Whether the run of an id is under way. A live run owns the machine that was rented for it
-            last, and no other: it has only one at a time.
+        is_alive: Whether the run of an id is under way. A live run owns the machine at Vast that was rented
+            for it last, and no other: it has only one at a time.
+        live_jobs: Names of managed jobs by their numbers. A live one owns the clusters that bear its number.
     """
     ours = [machine for machine in machines if machine.is_ours]
     last: dict[str, RentedMachine] = {}
     for machine in sorted(ours, key=_rented_at):
-        if machine.rental and machine.rental.run_id:
-            last[machine.rental.run_id] = machine
+        if machine.kind == "instance" and machine.run_id:
+            last[machine.run_id] = machine
     owned = {machine.instance_id for run_id, machine in last.items() if is_alive(run_id)}
+    owned |= {machine.instance_id for machine in ours
+              if machine.job is not None and live_jobs.get(machine.job) == (machine.run_id or PREPARE)}
     return sorted((machine for machine in ours if machine.instance_id not in owned),
-                  key=lambda machine: -machine.usd_per_hour)
+                  key=lambda machine: -machine.usd_per_day)
 
 
 def give_back(renter: Renter, machines: Sequence[RentedMachine]) -> list[str]:
@@ -84,7 +100,10 @@ def give_back(renter: Renter, machines: Sequence[RentedMachine]) -> list[str]:
     problems = []
     for machine in machines:
         try:
-            renter.give_back(machine.instance_id)
+            if machine.kind == "cluster":
+                renter.take_down(machine.instance_id)
+            else:
+                renter.give_back(machine.instance_id)
         except EngineError as error:
             problems.append(f"{machine.instance_id}: {error.problem}")
     return problems
@@ -93,8 +112,9 @@ def give_back(renter: Renter, machines: Sequence[RentedMachine]) -> list[str]:
 def machines_json(machines: Sequence[RentedMachine]) -> list[dict[str, Any]]:
     """Stable form of `sweep --json`."""
     return [{"instance_id": machine.instance_id, "label": machine.label, "status": machine.status,
-             "run_id": machine.rental.run_id if machine.rental else None,
-             "since": machine.since.isoformat(), "usd_per_day": f"{machine.usd_per_day:.4f}"}
+             "run_id": machine.run_id, "cloud": machine.cloud, "kind": machine.kind,
+             "since": machine.since.isoformat(),
+             "usd_per_day": None if machine.usd_per_hour is None else f"{machine.usd_per_day:.4f}"}
             for machine in machines]
 
 

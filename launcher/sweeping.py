@@ -24,8 +24,13 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
     def is_alive(run_id: str) -> bool:
         return engine.ask(run_id).phase in ALIVE
 
-    everything = engine.machines().machines
-    found = orphans(everything, is_alive)
+    everything = engine.machines().machines + engine.clusters().machines
+    live_jobs = engine.live_jobs([machine.job for machine in everything if machine.job is not None])
+    found = orphans(everything, is_alive, live_jobs)
+    if lost := [machine.instance_id for machine in found if machine.kind == "cluster"]:
+        still = {machine.instance_id: machine for machine in engine.clusters(lost).machines}
+        found = [still.get(machine.instance_id, machine) for machine in found
+                 if machine.instance_id in still or machine.kind == "instance"]
     if as_json:
         console.answer_json(machines_json(found))
         return
@@ -37,21 +42,22 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
     for problem in problems:
         console.talk(problem, "note")
     if problems:
-        raise EngineError(f"{len(problems)} of {_count(len(found))} could not be given back", place="Vast",
-                          fix="end them at https://cloud.vast.ai/instances: they are billed until then")
+        raise EngineError(f"{len(problems)} of {_count(len(found))} could not be given back",
+                          fix="end them where they are: they are billed until then; those of Vast at "
+                              "https://cloud.vast.ai/instances, a cluster by .venv/bin/sky down NAME")
     console.answer(f"gave back {_count(len(found))}, ${_a_day(found)} a day")
 
 
 def _show(found: list[RentedMachine], num_needed: int) -> None:
     if not found:
         needed = f"; {_count(num_needed)} {'is' if num_needed == 1 else 'are'} in use" if num_needed else ""
-        console.answer(f"no machine at Vast is without a run{needed}")
+        console.answer(f"no machine is without a run{needed}")
         return
-    console.answer_table(["machine", "name", "run", "status", "since (UTC)", "a day"], [
-        [machine.instance_id, machine.label or "-",
-         (machine.rental.run_id if machine.rental else None) or "-", machine.status,
-         f"{machine.since:%m-%d %H:%M}", console.dollars(machine.usd_per_day, 2)] for machine in found],
-        right=[0, 5], spare=[1, 3])
+    console.answer_table(["cloud", "machine", "name", "run", "status", "since (UTC)", "a day"], [
+        [machine.cloud, machine.instance_id, machine.label or "-", machine.run_id or "-", machine.status,
+         f"{machine.since:%m-%d %H:%M}",
+         "?" if machine.usd_per_hour is None else console.dollars(machine.usd_per_day, 2)]
+        for machine in found], right=[6], spare=[2, 4])
 
 
 def _count(number: int) -> str:

@@ -17,11 +17,12 @@ def machine(number: int, run_id: str | None, *, label: str | None = "train-3-ab1
                     prices=(Price(at=then, usd_per_hour=Decimal(usd)),), terms=Terms(disk_gb=1))
     rental = rental if run_id else None
     return RentedMachine(instance_id=str(number), label=label, status="running", since=then,
-                         usd_per_hour=Decimal(usd), rental=rental)
+                         usd_per_hour=Decimal(usd), rental=rental, run_id=run_id)
 
 
-def found(*machines: RentedMachine, alive: tuple[str, ...] = ()) -> list[str]:
-    return [one.instance_id for one in orphans(machines, lambda run_id: run_id in alive)]
+def found(*machines: RentedMachine, alive: tuple[str, ...] = (),
+          jobs: dict[int, str] | None = None) -> list[str]:
+    return [one.instance_id for one in orphans(machines, lambda run_id: run_id in alive, jobs or {})]
 
 
 def test_a_live_run_keeps_the_machine_that_was_rented_for_it_last_and_no_other():
@@ -42,9 +43,36 @@ def test_machines_of_others_are_not_touched():
     assert found(*(machine(number, None, label=name) for number, name in enumerate(names))) == []
 
 
+def cluster(name: str, run_id: str | None, usd: str | None = "1.50") -> RentedMachine:
+    return RentedMachine(instance_id=name, label=f"{name}-0f3a9c", cloud="gcp", kind="cluster", run_id=run_id,
+                         job=int(name.split("-")[1]), status="UP", since=NOON,
+                         usd_per_hour=None if usd is None else Decimal(usd))
+
+
+def test_a_live_job_keeps_the_clusters_that_bear_its_number_and_its_run_keeps_no_others():
+    assert found(cluster("train-4", "a"), cluster("bench-5", "a"), cluster("train-6", "b"),
+                 alive=("a", "b"), jobs={5: "a"}) == ["train-4", "train-6"]
+
+
+def test_a_cluster_is_not_owned_by_somebody_else_s_job_that_has_got_its_number():
+    assert found(cluster("train-4", "a"), cluster("prepare-5", None), jobs={4: "theirs", 5: "prepare"}) == [
+        "train-4"]
+
+
+def test_a_machine_and_a_cluster_of_one_run_do_not_hide_each_other():
+    assert found(machine(1, "a"), cluster("train-4", "a"), alive=("a",)) == ["train-4"]
+    assert found(machine(1, "a"), cluster("train-4", "a"), jobs={4: "a"}) == ["1"]
+
+
+def test_a_price_that_is_not_known_is_no_price_of_nothing():
+    (row,) = machines_json([cluster("train-4", None, usd=None)])
+    assert (row["cloud"], row["kind"], row["run_id"], row["usd_per_day"]) == ("gcp", "cluster", None, None)
+
+
 def test_what_a_day_costs_is_told_exactly():
     assert machines_json([machine(1, "a", usd="0.51")]) == [{
         "instance_id": "1", "label": "train-3-ab12-head", "status": "running", "run_id": "a",
+        "cloud": "vast", "kind": "instance",
         "since": "2026-11-23T12:00:00+00:00", "usd_per_day": "12.2400"}]
 
 

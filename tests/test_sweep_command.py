@@ -89,7 +89,7 @@ def test_only_what_is_ours_is_shown_and_only_after_a_yes_it_is_given_back(lab: L
     done = sweep(server, "--yes")
     assert done.returncode == 0 and done.stdout.endswith("gave back 1 machine, $74.64 a day\n")
     assert rented(lab) == ["my-notebook"]
-    assert sweep(server, "--yes").stdout == "no machine at Vast is without a run\n"
+    assert sweep(server, "--yes").stdout == "no machine is without a run\n"
     assert json.loads(sweep(server, "--json").stdout) == []
 
 

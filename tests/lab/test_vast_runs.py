@@ -209,4 +209,4 @@ def test_sweep_gives_back_what_no_run_needs_and_touches_nothing_else(store: str,
     done = ldlm("sweep", "--yes")
     assert done.returncode == 0 and "gave back 1 machine, $" in done.stdout, done.stderr
     assert [row["id"] for row in vast.instances()] == [other]
-    assert "no machine at Vast is without a run" in ldlm("sweep").stdout
+    assert "no machine is without a run" in ldlm("sweep").stdout

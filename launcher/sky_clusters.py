@@ -1,0 +1,62 @@
+"""Clusters of ours that SkyPilot's API server has, as `ldlm sweep` asks for them. Part of our plugin in it.
+
+SkyPilot names the cluster of a managed job after its task and the job's number, and tells clients nothing of
+such clusters. That one is ours is seen by the task that it was made for: it carries variables of `Env`.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import yaml
+
+from launcher.sweep import Machines, RentedMachine
+from trainer.contract import Env
+
+_NAME = re.compile(r"(train|bench|prepare)-(\d+)")
+
+
+def clusters(refresh: str = "") -> dict[str, Any]:
+    """Every cluster of ours that is not at Vast, whose machines are known by themselves.
+
+    Args:
+        refresh: Names, with commas between; only these, once their clouds were asked about them. Without it
+            all, as SkyPilot last saw them.
+    """
+    from sky.backends import backend_utils
+    from sky.utils import common
+
+    names = refresh.split(",") if refresh else None
+    if names:  # what it finds gone it forgets; where a cloud does not answer the old record stays
+        backend_utils.get_clusters(common.StatusRefreshMode.FORCE, cluster_names=names,
+                                   _include_is_managed=True)
+    records = backend_utils.get_clusters(common.StatusRefreshMode.NONE, cluster_names=names,
+                                         _include_is_managed=True)
+    found = [_cluster(record) for record in records]
+    return Machines(machines=tuple(one for one in found if one)).model_dump(mode="json")
+
+
+def _cluster(record: Mapping[str, Any]) -> RentedMachine | None:
+    name, handle, envs = _NAME.fullmatch(record["name"]), record["handle"], _envs(record)
+    if name is None or handle is None or Env.STORE not in envs or record["cloud"] == "Vast":
+        return None
+    return RentedMachine(
+        instance_id=record["name"], label=handle.cluster_name_on_cloud, cloud=str(record["cloud"]).lower(),
+        kind="cluster", job=int(name[2]), run_id=envs.get(Env.RUN_ID), status=record["status"].value,
+        since=datetime.fromtimestamp(record["launched_at"], UTC), usd_per_hour=_usd_per_hour(handle))
+
+
+def _envs(record: Mapping[str, Any]) -> Mapping[str, str]:
+    """Of the task that a cluster was made for."""
+    task = yaml.safe_load(record["last_creation_yaml"] or "")
+    return (task.get("envs") if isinstance(task, dict) else None) or {}
+
+
+def _usd_per_hour(handle: Any) -> Decimal | None:
+    """By SkyPilot's catalog, as if all of it ran; None where it does not say."""
+    try:
+        return Decimal(str(handle.launched_resources.get_cost(3600))) * int(handle.launched_nodes)
+    except Exception:  # noqa: BLE001  whatever its catalog lacks, the cluster is there
+        return None
