@@ -4,9 +4,12 @@ They travel as SkyPilot's secrets, which it keeps out of the task's text and of 
 the record or a command line.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
 
 from launcher.errors import EngineError
+from launcher.store_keys import Needs, mint
 from trainer.contract import Env
 
 _OF_SERVICES = (Env.WANDB_KEY, "HF_TOKEN")
@@ -15,12 +18,15 @@ _OF_STORES = {"gs": ("GOOGLE_SERVICE_ACCOUNT_KEY",),
               "az": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_TOKEN")}
 
 
-def node_secrets(store_url: str, environ: Mapping[str, str]) -> dict[str, str]:
+def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None = None,
+                 say: Callable[[str], None] = lambda line: None) -> dict[str, str]:
     """Values by the names under which nodes look for them; only those that there are.
 
     Args:
         store_url: The run's store: keys of no other are given away.
         environ: Of this process.
+        needs: Of the run: where its store can make keys for it alone, they are made. None: nothing is made.
+        say: Told where they could not be made.
 
     Raises:
         EngineError: There are no keys of the store, so no node could save anything.
@@ -28,7 +34,7 @@ def node_secrets(store_url: str, environ: Mapping[str, str]) -> dict[str, str]:
     scheme = store_url.partition(":")[0]
     found = {name: environ[name] for name in _OF_SERVICES if environ.get(name)}
     if scheme == "s3":
-        return found | _aws()
+        return found | _aws(store_url, needs, say)
     keys = {name: environ[name] for name in _OF_STORES.get(scheme, ()) if environ.get(name)}
     if scheme in _OF_STORES and not keys:
         raise EngineError(f"there are no keys of {store_url} for the nodes", place="environment",
@@ -36,15 +42,32 @@ def node_secrets(store_url: str, environ: Mapping[str, str]) -> dict[str, str]:
     return found | keys
 
 
-def _aws() -> dict[str, str]:
-    """Whatever boto3 finds: variables, profile, SSO, assumed role."""
+def _aws(store_url: str, needs: Needs | None, say: Callable[[str], None]) -> dict[str, str]:
+    """Keys for this run, else whatever boto3 finds: variables, profile, SSO, assumed role."""
     import boto3
 
-    credentials = boto3.Session().get_credentials()
+    session = boto3.Session()
+    credentials = session.get_credentials()
     if credentials is None:
         raise EngineError("there are no AWS credentials for the nodes", place="environment",
                           fix="aws configure, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    if needs and (own := _minted(session, store_url, needs, say)):
+        return _named(own["AccessKeyId"], own["SecretAccessKey"], own["SessionToken"])
     frozen = credentials.get_frozen_credentials()
-    found = {"AWS_ACCESS_KEY_ID": frozen.access_key, "AWS_SECRET_ACCESS_KEY": frozen.secret_key,
-             "AWS_SESSION_TOKEN": frozen.token}
+    return _named(frozen.access_key, frozen.secret_key, frozen.token)
+
+
+def _minted(session: Any, store_url: str, needs: Needs, say: Callable[[str], None]) -> Any:
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return mint(session, store_url, needs, datetime.now(UTC))
+    except (BotoCoreError, ClientError) as error:
+        say(f"warning: nodes get your own AWS keys: none can be made for this run alone: {error}; they want "
+            "keys of an IAM user who may do sts:GetFederationToken, and a bucket of the same account")
+        return None
+
+
+def _named(key_id: str, secret: str, token: str | None) -> dict[str, str]:
+    found = {"AWS_ACCESS_KEY_ID": key_id, "AWS_SECRET_ACCESS_KEY": secret, "AWS_SESSION_TOKEN": token}
     return {name: value for name, value in found.items() if value}

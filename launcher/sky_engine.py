@@ -21,6 +21,7 @@ from launcher.node_secrets import node_secrets
 from launcher.rentals import RENTALS, Rentals
 from launcher.settings import API_SERVER, api_server_url
 from launcher.sky_errors import in_one_line, refusal
+from launcher.store_keys import Needs
 from launcher.sweep import CLUSTERS, MACHINES, Machines
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
@@ -91,7 +92,8 @@ class SkyEngine:
                 raise EngineError(f"run {run_id} is running", place="SkyPilot",
                                   fix=f"watch it: ldlm logs -f {run_id}")
             dag = dag_utils.load_chain_dag_from_yaml_str(task)
-            secrets = node_secrets(self._store.address, os.environ)
+            needs = Needs.of_task(dag.tasks[0].envs)
+            secrets = node_secrets(self._store.address, os.environ, needs, self._say)
             for document in dag.tasks:
                 document.update_secrets(secrets)
             if on_lock:

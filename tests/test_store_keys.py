@@ -1,0 +1,156 @@
+"""Keys that are made for one run: asked of STS by boto3, judged by AWS's rules, used by the real store."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from policy_server import MADE, Aws, is_allowed, running_aws
+
+from launcher.node_secrets import node_secrets
+from launcher.store_keys import Needs, policy, why_own_keys
+from trainer.contract import StoreError
+from trainer.store import NotFoundError, open_store
+
+STORE = "s3://lab/team/ldlm"
+OWN = {"AWS_ACCESS_KEY_ID": "AKIAOFTHEUSER0000000", "AWS_SECRET_ACCESS_KEY": "the-secret-of-the-user"}
+
+
+def needs(hours: float | None = 30, reads: tuple[str, ...] = ()) -> Needs:
+    return Needs("a-run", None if hours is None else datetime.now(UTC) + timedelta(hours=hours), reads)
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[Aws]:
+    with running_aws() as found:
+        found.s3.make_bucket("lab")
+        yield found
+
+
+@pytest.fixture
+def user(aws: Aws, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A user with lasting keys, whose STS is the test's."""
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in OWN.items() | {"AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
+                                      "AWS_ENDPOINT_URL_STS": aws.endpoint,
+                                      "AWS_ENDPOINT_URL_S3": aws.endpoint}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    aws.minted.clear()
+    aws.makes_keys = aws.knows_keys = True
+    return monkeypatch
+
+
+def test_keys_are_made_for_the_run_and_live_two_hours_past_its_deadline(aws: Aws, user) -> None:
+    assert node_secrets(STORE, {}, needs()) == {
+        "AWS_ACCESS_KEY_ID": MADE["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": MADE["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": MADE["SessionToken"]}
+    (asked,) = aws.minted
+    assert (asked["Action"], asked["Name"]) == ("GetFederationToken", "a-run")
+    assert 32 * 3600 - 60 < int(asked["DurationSeconds"]) <= 32 * 3600
+    assert len(asked["Policy"]) < 2048  # AWS takes no longer one
+
+
+@pytest.mark.parametrize(("store", "hours", "token"), [
+    (STORE, None, ""), (STORE, 34.1, ""), (f"{STORE}?endpoint=https://minio.example", 30, ""),
+    (STORE, 30, "of-a-session")])
+def test_where_none_can_be_made_nodes_get_the_user_s_and_nobody_is_asked(aws: Aws, user, store, hours,
+                                                                        token) -> None:
+    if token:
+        user.setenv("AWS_SESSION_TOKEN", token)
+    own = OWN | ({"AWS_SESSION_TOKEN": token} if token else {})
+    assert node_secrets(store, {}, needs(hours)) == own and aws.minted == []
+
+
+@pytest.mark.parametrize("lacking", ["makes_keys", "knows_keys"])
+def test_where_they_cannot_be_made_or_used_that_is_said_and_nodes_get_the_user_s(aws: Aws, user,
+                                                                                lacking: str) -> None:
+    setattr(aws, lacking, False)
+    said: list[str] = []
+    assert node_secrets(STORE, {}, needs(), said.append) == OWN
+    (line,) = said
+    assert "nodes get your own AWS keys" in line and "AccessDenied" in line
+    assert "may do sts:GetFederationToken" in line and OWN["AWS_SECRET_ACCESS_KEY"] not in line
+
+
+def test_in_another_partition_of_aws_its_names_are_used(aws: Aws, user) -> None:
+    aws.knows_keys = False  # the judge knows one partition
+    node_secrets(f"{STORE}?region=cn-north-1", {}, needs())
+    assert "arn:aws-cn:s3:::lab/team/ldlm/a-run/*" in aws.minted[0]["Policy"]
+    assert "arn:aws:" not in aws.minted[0]["Policy"]
+
+
+ARN = "arn:aws:s3:::"
+
+
+@pytest.mark.parametrize(("action", "resource", "allowed"), [
+    ("s3:PutObject", "lab/team/ldlm/a-run/checkpoints/step-00000010/rank-0.pt", True),
+    ("s3:DeleteObject", "lab/team/ldlm/a-run/outcome.json", True),
+    ("s3:AbortMultipartUpload", "lab/team/ldlm/a-run/x", True),
+    ("s3:GetObject", "lab/team/ldlm/data/books/manifest.json", True),
+    ("s3:GetObject", "lab/team/ldlm/weights/x/config.json", True),
+    ("s3:GetObject", "texts/shards*/part", True), ("s3:GetObject", "texts/shardsX/part", False),
+    ("s3:ListBucket", "lab", True), ("s3:ListBucket", "texts", True), ("s3:ListBucket", "other", False),
+    ("s3:PutObject", "lab/team/ldlm/a-run2/x", False), ("s3:PutObject", "lab/team/ldlm/data/books/x", False),
+    ("s3:DeleteObject", "lab/team/ldlm/b-run/outcome.json", False),
+    ("s3:PutObject", "texts/shards*/part", False), ("s3:GetObject", "lab/team/secret", False),
+    ("s3:GetObject", "lab/team/ldlm2/x", False), ("s3:GetObject", "other/team/ldlm/a-run/x", False),
+    ("s3:PutBucketPolicy", "lab", False), ("iam:CreateUser", "lab", False)])
+def test_the_policy_allows_what_a_node_does_and_no_more(action: str, resource: str, allowed: bool) -> None:
+    rules = policy(STORE, needs(reads=("s3://texts/shards*",)))
+    assert is_allowed(rules, action, f"{ARN}{resource}", {}) is allowed
+
+
+def test_keys_of_encryption_are_used_through_s3_alone() -> None:
+    rules = policy(STORE, needs())
+    key = "arn:aws:kms:eu-west-1:1:key/2"
+    assert is_allowed(rules, "kms:Decrypt", key, {"kms:ViaService": "s3.eu-west-1.amazonaws.com"})
+    assert not is_allowed(rules, "kms:Decrypt", key, {"kms:ViaService": "ec2.eu-west-1.amazonaws.com"})
+    assert not is_allowed(rules, "kms:Decrypt", key, {})
+
+
+def test_a_node_s_store_does_all_its_work_with_them_and_none_on_other_runs(aws: Aws, user,
+                                                                          tmp_path: Path) -> None:
+    for name, value in node_secrets(STORE, {}, needs()).items():
+        user.setenv(name, value)
+    store = open_store(aws.url("lab", "team/ldlm"))
+    large = tmp_path / "rank-0.pt"
+    large.write_bytes(b"x" * 12_000_000)  # goes part by part
+    store.put("a-run/checkpoints/rank-0.pt", large)
+    store.put("a-run/attempts/1/attempt.json", b"{}", create=True)
+    assert store.get_range("a-run/checkpoints/rank-0.pt", 0, 3) == b"xxx"
+    assert [item.key for item in store.objects("a-run")] == ["a-run/attempts/1/attempt.json",
+                                                            "a-run/checkpoints/rank-0.pt"]
+    with pytest.raises(NotFoundError):
+        store.get("a-run/outcome.json")
+    store.delete(["a-run/attempts/1/attempt.json", "a-run/never"])
+    assert store.folders("a-run") == ["checkpoints"]
+    for refused in (lambda: store.put("b-run/x", b""), lambda: store.delete(["b-run/x"]),
+                    lambda: open_store(aws.url("lab", "team")).get("secret"),
+                    lambda: open_store(aws.url("other", "team/ldlm")).objects()):
+        with pytest.raises(StoreError, match="AccessDenied"):
+            refused()
+    user.delenv("AWS_SESSION_TOKEN")
+    with pytest.raises(StoreError, match="AccessDenied"):
+        open_store(aws.url("lab", "team/ldlm")).objects("a-run")
+
+
+@pytest.mark.parametrize(("store", "hours", "said"), [
+    (STORE, None, "the run has no deadline; --deadline 34, or less"),
+    (STORE, 40, "the run may take 40 h; --deadline 34"), (STORE, 34, None),
+    (f"{STORE}?endpoint=https://minio.example", None, None), ("gs://bucket", None, None), (None, None, None)])
+def test_a_plan_says_why_nodes_would_get_the_user_s_own_keys(store, hours, said) -> None:
+    warning = why_own_keys(store, hours)
+    assert (warning is None) if said is None else said in warning
+
+
+def test_what_nodes_need_is_read_from_the_task() -> None:
+    config = {"LDLM_RUN_ID": "a-run", "LDLM_DEADLINE": "2026-11-28T12:00:00+00:00",
+              "LDLM_TRAIN_CONFIG": json.dumps({"data": {"source": "s3://texts/shards"}})}
+    noon = datetime(2026, 11, 28, 12, tzinfo=UTC)
+    assert Needs.of_task(config) == Needs("a-run", noon, ("s3://texts/shards",))
+    config |= {"LDLM_DEADLINE": "", "LDLM_TRAIN_CONFIG": json.dumps({"data": {"source": "shards:books"}})}
+    assert Needs.of_task(config) == Needs("a-run", None)
