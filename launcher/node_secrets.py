@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from launcher.azure_keys import ACCOUNT_KEY, SIGNATURE, signature
 from launcher.errors import EngineError
 from launcher.store_keys import Needs, mint
 from trainer.contract import Env
@@ -15,7 +16,7 @@ from trainer.contract import Env
 _OF_SERVICES = (Env.WANDB_KEY, "HF_TOKEN")
 # As obstore reads them.
 _OF_STORES = {"gs": ("GOOGLE_SERVICE_ACCOUNT_KEY",),
-              "az": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_KEY", "AZURE_STORAGE_TOKEN")}
+              "az": (ACCOUNT_KEY, SIGNATURE, "AZURE_STORAGE_TOKEN")}
 
 
 def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None = None,
@@ -39,7 +40,23 @@ def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None
     if scheme in _OF_STORES and not keys:
         raise EngineError(f"there are no keys of {store_url} for the nodes", place="environment",
                           fix=f"set one of: {', '.join(_OF_STORES[scheme])}")
-    return found | keys
+    return found | (_azure(store_url, keys, needs, say) if scheme == "az" and needs else keys)
+
+
+def _azure(store_url: str, keys: dict[str, str], needs: Needs, say: Callable[[str], None]) -> dict[str, str]:
+    """A signature for the run's container instead of the account's key; other keys as they are."""
+    if ACCOUNT_KEY not in keys:
+        return keys
+    try:
+        signed = signature(store_url, keys[ACCOUNT_KEY], needs)
+    except ValueError as error:  # of base64; it does not quote the key
+        raise EngineError(f"{ACCOUNT_KEY} is no key of a storage account: {error}", place="environment",
+                          fix="copy it anew: az storage account keys list --account-name ACCOUNT") from error
+    if signed is None:
+        say("warning: nodes get the key of your whole storage account: one for the container alone needs "
+            "--deadline HOURS, and pip install -e '.[azure]'")
+        return keys
+    return {SIGNATURE: signed}
 
 
 def _aws(store_url: str, needs: Needs | None, say: Callable[[str], None]) -> dict[str, str]:
