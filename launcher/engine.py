@@ -10,7 +10,7 @@ from typing import Protocol
 
 from launcher.errors import EngineError
 from launcher.settings import api_server_url
-from trainer.contract import Document
+from trainer.contract import Document, Outcome
 
 
 class EnginePhase(StrEnum):
@@ -36,6 +36,7 @@ class EngineState:
         pid: Process that supervises the run on this machine.
         detail: One line for people: what it does now, or how it ended.
         word: The engine's own name for the state, where it has one.
+        outcome: How the run ended, where ldlm's part in SkyPilot's server has ended it.
     """
 
     phase: EnginePhase
@@ -44,6 +45,7 @@ class EngineState:
     pid: int | None = None
     detail: str = ""
     word: str = ""
+    outcome: Outcome | None = None
 
 
 class Engine(Protocol):

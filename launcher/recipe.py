@@ -27,6 +27,7 @@ from launcher.recipe_files import file_problems, found_folder, text_from_here
 from launcher.recipe_source import Problem, Source, apply_override, read_source
 from launcher.recipe_words import explain, innermost
 from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
+from trainer.contract import Document
 
 _MAX_PROBLEMS = 5  # more at once is a wall of text
 # The options of the command line behind which a limit stands.
@@ -148,6 +149,13 @@ class Limits(Section):
 
     max_cost_usd: PositiveUsd = Field(description="over all attempts and the benchmark")
     deadline_hours: PositiveFloat | None = Field(None, description="from submission; null: none")
+    # Both guesses: a night is too long to find nothing, and a benchmark can be made another day.
+    wait_hours: PositiveFloat = Field(6, description="without a machine to train on, each time; then it ends")
+    bench_wait_hours: PositiveFloat = Field(1, description="the same for the benchmark's machine")
+
+    def wait_hours_for(self, document: Document) -> float:
+        """How long a document of the task may be without a machine."""
+        return self.wait_hours if document is Document.TRAIN else self.bench_wait_hours
 
     def changed(self, limits: Mapping[str, Decimal]) -> Self:
         """The same with some limits replaced, by name."""

@@ -78,6 +78,8 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
                           fix="set store to a URL such as s3://BUCKET/ldlm, or give --store")
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
     texts = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
+    for which in Document:
+        envs[which][Env.WAIT] = f"{recipe.limits.wait_hours_for(which):g}"
     for which in [Document.BENCH] if plan.only_benchmark else Document:
         memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
         documents.append(_fill(which, texts[which], plan.candidates(which), _envs(plan, recipe, which),

@@ -33,6 +33,11 @@ def repriced(instance_id: str, at: datetime, usd_per_hour: Decimal) -> None:
     _add({"instance_id": instance_id, "price": {"at": at.isoformat(), "usd_per_hour": str(usd_per_hour)}})
 
 
+def unpulled(instance_id: str, image: str) -> None:
+    """It could not pull its image, which is the image's fault."""
+    _add({"instance_id": instance_id, "unpulled": image})
+
+
 def ended(instance_id: str, at: datetime) -> None:
     """It was given back, or is gone."""
     _add({"instance_id": instance_id, "ended_at": at.isoformat()})

@@ -44,6 +44,7 @@ class Rental(Frozen):
         running_at: When it was first seen running; None: not yet, or it never was.
         ended_at: When it was given back, or found to be gone; None: it is still rented.
         prices: Of its GPUs while they run, oldest first.
+        unpulled: The image that it could not pull, whose fault that was.
     """
 
     run_id: str | None
@@ -54,6 +55,7 @@ class Rental(Frozen):
     ended_at: datetime | None = None
     prices: tuple[Price, ...]
     terms: Terms
+    unpulled: str | None = None
 
     def gpu_usd(self, since: datetime, until: datetime) -> Decimal:
         """Dollars that its GPUs cost between two moments at which it was running, unrounded."""

@@ -186,7 +186,9 @@ class RunRecord:
 
     @property
     def failure_fix(self) -> str | None:
-        """What the node of the newest attempt says to do about its end; None if it says nothing."""
+        """What to do about its end, where that is known; of the newest attempt its node says so."""
+        if self.outcome and self.outcome.outcome is Outcome.NO_CAPACITY:
+            return f"ldlm resume {self.run_id}, or elsewhere: ldlm resume {self.run_id} --infra CLOUD"
         end = self.attempts[-1].end if self.attempts else None
         return end.reason.partition(FIX)[2] or None if end else None
 
@@ -349,7 +351,8 @@ def ending_words(record: RunRecord) -> str:
     """How training and benchmark of a run ended, for people; empty before the end."""
     training, bench = record.outcome, record.bench_end
     if training is None or bench is None:
-        return outcome_words(training) if training else ""
+        again = f": {record.failure_fix}" if training and training.outcome is Outcome.NO_CAPACITY else ""
+        return f"{outcome_words(training)}{again}" if training else ""
     is_trained = training.outcome is Outcome.FINISHED
     words = {Outcome.STOPPED: "stopped by you", Outcome.LIMIT: "stopped at the run's limit",
              Outcome.NO_CAPACITY: "found no machine"}

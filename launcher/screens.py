@@ -40,7 +40,7 @@ def show_plan(proposal: Proposal) -> None:
     console.answer_text(proposal.recipe.summary)
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
-    console.answer_facts([*_plan_facts(plan, store), *model_facts(plan)])
+    console.answer_facts([*_plan_facts(plan, store), *_wait_facts(proposal), *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
@@ -111,6 +111,15 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
 def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
     """Where something may run: the first choice, and where SkyPilot goes when that has no machine."""
     return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
+
+
+def _wait_facts(proposal: Proposal) -> list[tuple[str, str]]:
+    """How long it waits for machines, where it has to ask for them."""
+    limits, plan = proposal.recipe.limits, proposal.plan
+    names = {Document.TRAIN: "to train", Document.BENCH: "for the benchmark"}
+    waits = [f"{limits.wait_hours_for(which):g} h for a machine {names[which]}" for which in Document
+             if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
+    return [("waits up to", ", ".join(waits))] if waits else []
 
 
 def _offer_words(offer: Offer) -> str:

@@ -1,7 +1,7 @@
 """Closes the record of a run that ended at a cloud without a node that could say so.
 
-A node writes how training and benchmark ended (`trainer/rented.py`). What it cannot write: that SkyPilot
-found no machine, that somebody took the machines away, that the controller gave up.
+A node writes how training and benchmark ended (`trainer/rented.py`). What it cannot write: that no machine
+was to be had, that somebody took the machines away, that the controller gave up.
 """
 
 from datetime import datetime
@@ -23,7 +23,7 @@ def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: dateti
     """
     if state.phase is not EnginePhase.ENDED or record.has_ended:
         return False
-    outcome = _OUTCOMES.get(state.word, Outcome.LOST)
+    outcome = state.outcome or _OUTCOMES.get(state.word, Outcome.LOST)
     folder.close_open_attempts(record.attempts, f"SkyPilot says {state.word}", preempted=False)
     folder.close(outcome, now, state.detail, state.document or Document.TRAIN)
     return True

@@ -23,6 +23,7 @@ from launcher.settings import API_SERVER, api_server_url
 from launcher.sky_errors import in_one_line, refusal
 from launcher.store_keys import Needs
 from launcher.sweep import CLUSTERS, MACHINES, Machines
+from launcher.waits import end_in
 from trainer.contract import Document, Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
@@ -32,7 +33,7 @@ _ANSWER_S = 20
 _CLOUDS_ANSWER_S = 120  # of clouds about machines, one after the other (guess)
 _HAVE_CATALOGS = ("vast", "azure", "gcp")
 _FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
-           "cloud", "region", "current_cluster_name")
+           "cloud", "region", "current_cluster_name", "details")
 # SkyPilot 0.14.1, sky/jobs/state.py.
 _ALIVE = {"PENDING", "SUBMITTED", "STARTING", "RUNNING", "WINDING_DOWN", "RECOVERING"}
 _STOPPING = {"CANCELLING"}
@@ -254,7 +255,9 @@ def _state_of(rows: Sequence[Row]) -> EngineState:
     document = Document(row["task_name"]) if row["task_name"] in list(Document) else None  # it may be edited
     phase = (EnginePhase.RUNNING if word in _ALIVE else EnginePhase.STOPPING if word in _STOPPING
              else EnginePhase.ENDED if word in _ENDED else EnginePhase.UNKNOWN)
-    return EngineState(phase, document, detail=_in_words(row, document), word=word)
+    end = end_in(row.get("details")) if phase in (EnginePhase.STOPPING, EnginePhase.ENDED) else None
+    detail = end.reason if end else _in_words(row, document)
+    return EngineState(phase, document, detail=detail, word=word, outcome=end.outcome if end else None)
 
 
 def _in_words(row: Row, document: Document | None) -> str:

@@ -3,26 +3,26 @@
 SkyPilot 0.14.1 loses the filters of its search on the way to Vast and takes the first machine of whatever
 comes, asked for or not; it writes the account's key on that machine; it waits for it without end. For tasks
 of ours, which say so under a key of theirs, this file does that part instead. Other tasks are left alone.
+Where no machine is to be had at all, on any cloud, `launcher/capacity_watch.py` ends the wait.
 """
 
 import json
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from sky.server import plugins
 
-from launcher import rental_log
+from launcher import capacity_watch, rental_log
 from launcher.engine import has_credentials
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine
 from launcher.vast_onstart import first_commands
 from launcher.vast_search import KEY, left_soon, query_of, rental_of
+from launcher.vast_start import hopeless
 
-_LONGEST_START = timedelta(minutes=25)  # an image of 10 GB on a slow line; then it is cut (guess)
-_OUTBID_AT_ONCE = timedelta(minutes=2)  # stopped, and has never run: SkyPilot would wait for ever (guess)
 _MAX_TRIES = 5  # offers go while one looks at them
 # Vast says more than SkyPilot 0.14.1 knows; what it does not know ends its look at all clusters.
 _STATUSES = {"OFFLINE": "EXITED", "FROZEN": "STOPPED", "UNKNOWN": "LOADING", "REBOOTING": "LOADING",
@@ -48,6 +48,8 @@ class LdlmPlugin(plugins.BasePlugin):
         from sky.adaptors import vast
         from sky.provision.vast import utils
 
+        if extension_context.context is plugins.PluginContext.MAIN:
+            capacity_watch.start()
         app = extension_context.app
         if app is not None:
             app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
@@ -181,12 +183,12 @@ def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]
         for rental in open_ones:
             _learn(rental, found.get(rental.instance_id), asked_at)
         for rental in open_ones:
-            if _never_starts(rental, found.get(rental.instance_id), asked_at):
+            if lost := hopeless(rental, found.get(rental.instance_id), asked_at):
                 sdk().destroy_instance(id=rental.instance_id)
+                if lost.unpulled:
+                    rental_log.unpulled(rental.instance_id, lost.unpulled)
                 rental_log.ended(rental.instance_id, datetime.now(UTC))
-                waited = (asked_at - rental.rented_at).total_seconds() / 60
-                raise RuntimeError(f"machine {rental.machine_id} of Vast has not started in {waited:.0f} "
-                                   "minutes, so it was given back")
+                raise RuntimeError(f"machine {rental.machine_id} of Vast {lost.why}, so it was given back")
         return found
 
     return known
@@ -202,13 +204,6 @@ def _learn(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> No
     price = Decimal(str(instance.get("dph_base") or 0))
     if price and price != rental.prices[-1].usd_per_hour:
         rental_log.repriced(rental.instance_id, now, price)
-
-
-def _never_starts(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> bool:
-    if instance is None or instance["status"] == "RUNNING" or rental.running_at is not None:
-        return False
-    is_stopped = instance["status"] in ("EXITED", "STOPPED")
-    return now - rental.rented_at > (_OUTBID_AT_ONCE if is_stopped else _LONGEST_START)
 
 
 def remove_through(remove: Callable[..., None]) -> Callable[..., None]:

@@ -21,7 +21,7 @@ OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
-    "vast_onstart", "rentals", "rental_cost", "candidates")]
+    "vast_onstart", "rentals", "rental_cost", "waits", "vast_start", "candidates")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "numpy", "tempfile"}
@@ -66,14 +66,14 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 
 @pytest.mark.parametrize(("package", "homes"), [
-    ("sky", {"sky_engine", "sky_server", "sky_plugin"}), ("rich", {"console"}),
+    ("sky", {"sky_engine", "sky_server", "sky_plugin", "capacity_watch"}), ("rich", {"console"}),
     ("typer", {"cli", "cli_options"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes
 
 
-@pytest.mark.parametrize("name", ["sky_engine.py", "sky_server.py"])
+@pytest.mark.parametrize("name", ["sky_engine.py", "sky_server.py", "capacity_watch.py"])
 def test_what_asks_skypilot_imports_it_only_inside_functions(name):
     tree = ast.parse((ROOT / "launcher" / name).read_text())
     outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]

@@ -8,12 +8,12 @@ from cli_lab import environment, refused
 from run_stories import NOON, Story, at
 
 from launcher.engine import EnginePhase, EngineState
-from launcher.run_record import load_record, status_of
+from launcher.run_record import ending_words, load_record, status_of
 from launcher.runs import remove_run
 from launcher.settle import settle
 from launcher.sky_engine import _state_of
-from trainer.contract import Document, Outcome
-from trainer.run_folder import RunFolder
+from trainer.contract import Document, Name, Outcome
+from trainer.run_folder import RunFolder, RunOutcome
 
 
 def row(status: str, task_id: int = 0, **more: object) -> dict[str, object]:
@@ -47,6 +47,16 @@ def row(status: str, task_id: int = 0, **more: object) -> dict[str, object]:
 def test_a_pipeline_is_where_its_first_unfinished_task_is(rows, phase, document, detail) -> None:
     state = _state_of(rows)
     assert (state.phase, state.document, state.detail) == (phase, document, detail)
+
+
+def test_a_job_that_ldlm_has_ended_says_how_and_why_in_words_of_ldlm() -> None:
+    said = "Cancellation requested ldlm ends it (no_capacity): no machine within 1 h"
+    for status in ("CANCELLING", "CANCELLED"):
+        found = _state_of([row("SUCCEEDED"), row(status, 1, details=said)])
+        assert (found.document, found.detail, found.outcome) == (
+            Document.BENCH, "no machine within 1 h", Outcome.NO_CAPACITY)
+    by_its_user = _state_of([row("CANCELLED", details="Cancellation requested by user me (request ID: 1)")])
+    assert (by_its_user.detail, by_its_user.outcome) == ("train: CANCELLED on Vast", None)
 
 
 def test_every_status_of_the_real_skypilot_has_a_meaning() -> None:
@@ -102,6 +112,21 @@ def test_what_no_node_could_write_is_written_by_whoever_looks(word, document, ou
     assert record.events[-1].detail.get("bench") == bench
     assert record.attempts[-1].end.at == at(5)
     assert not settle(folder, record, state, now)
+
+
+@pytest.mark.parametrize(("document", "words"), [
+    (Document.TRAIN, "no machine to be had (no machine within 1 h): ldlm resume one, or elsewhere: ldlm resume "
+                     "one --infra CLOUD"),
+    (Document.BENCH, "trained; benchmark found no machine (no machine within 1 h): ldlm bench one")])
+def test_a_run_that_waited_in_vain_says_what_starts_it_again(document, words, tmp_path: Path) -> None:
+    story = Story(f"file://{tmp_path}/store", "one")
+    if document is Document.BENCH:
+        story.folder.write(Name.OUTCOME, RunOutcome(outcome=Outcome.FINISHED, at=NOON, step=9, reason="done"))
+    state = EngineState(EnginePhase.ENDED, document, detail="no machine within 1 h", word="CANCELLED",
+                        outcome=Outcome.NO_CAPACITY)
+    record = load_record(story.folder.store, story.folder.run_id)
+    assert settle(story.folder, record, state, NOON)
+    assert ending_words(load_record(story.folder.store, "one")) == words
 
 
 def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:

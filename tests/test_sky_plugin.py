@@ -1,16 +1,15 @@
 """Our part inside SkyPilot's server: what reaches Vast on the wire, by its SDK and SkyPilot's own calls."""
 
 import json
-import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from test_vast_market import H100_CHEAPEST, H100_SECOND, Lab
 
 pytest.importorskip("vastai")
 from sky.adaptors import vast as adaptor  # noqa: E402
@@ -20,135 +19,145 @@ from sky.server import plugins  # noqa: E402
 from launcher import rental_log  # noqa: E402
 from launcher.rentals import RENTALS, Price, Rental, Rentals, Terms  # noqa: E402
 from launcher.sky_plugin import LdlmPlugin, launch_through, list_through, remove_through  # noqa: E402
+from tests.lab.fake_vast import VastServer  # noqa: E402
+from tests.lab.vast_market import MISSING_TAG, Refused  # noqa: E402
 
 KEY = "the-key-of-the-account"
-SETTINGS = {"run_id": "one", "usd_per_hour": 1.5, "filters": {"reliability": {"gte": 0.95}}}
-COSTS = {"storage_cost": 0.15, "inet_down_cost": 0.002, "inet_up_cost": 0.02}
-OFFERS = [{"id": 70, "machine_id": 7, "min_bid": 0.9, "dph_base": 2.0, "dph_total": 2.0} | COSTS,
-          {"id": 80, "machine_id": 8, "min_bid": 1.0, "dph_base": 2.1, "dph_total": 2.1} | COSTS]
+# Of the market's machines with two H100 four are left, for bids of $0.95, 1.30, 1.45 and 1.60.
+SETTINGS = {"run_id": "one", "usd_per_hour": 1.5,
+            "filters": {"reliability": {"gte": 0.95}, "cuda_max_good": {"gte": 13.0}}}
+DEAR = SETTINGS | {"usd_per_hour": 4.0}
+CHEAPEST, SECOND = 1002, 1003  # offers of machines 4102 and 4103
 
 
-class Vast(BaseHTTPRequestHandler):
-    """Answers as Vast does, and keeps what it was asked."""
+class Vast:
+    """The fake of Vast, its SDK, and words for the state of an instance that the fake does not say."""
 
-    def answer(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
-        path, server = self.path.partition("?")[0], self.server
-        server.seen.append((self.command, path, body))
-        code, words = 200, {"success": True}
-        if path == "/api/v0/bundles/":
-            words = {"offers": server.offers}
-        elif found := re.match(r"/api/v0/asks/(\d+)/$", path):
-            code, words = (410, {"success": False}) if int(found[1]) in server.gone else (
-                200, {"success": True, "new_contract": 5000 + int(found[1])})
-        elif path == "/api/v1/instances/":
-            words = {"instances": server.instances, "next_token": None}
-        elif path.startswith("/api/v0/instances/") and self.command == "GET":
-            words = {"instances": server.instances[0]}
-        content = json.dumps(words).encode()
-        self.send_response(code)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Content-Type", "application/json")
-        self.end_headers()
-        self.wfile.write(content)
+    def __init__(self) -> None:
+        from vastai import VastAI
 
-    do_GET = do_POST = do_PUT = do_DELETE = answer
+        self.lab, self.words = Lab(), dict[int, str | None]()
+        self.market, self.gone = self.lab.market, set[int]()
+        self.http = VastServer(self.market, KEY, 0)
+        self.sdk = VastAI(api_key=KEY, server_url=f"http://127.0.0.1:{self.http.server_port}")
+        rows, rent = self.market.rows, self.market.rent
 
-    def log_message(self, *words: Any) -> None:
-        pass
+        def rows_in_words() -> list[dict[str, Any]]:
+            return [row | {"actual_status": self.words.get(row["id"], row["actual_status"])}
+                    for row in rows()]
+
+        def rent_unless_gone(offer_id: int, body: dict[str, Any]) -> int:
+            if offer_id in self.gone:
+                raise Refused(410, "no_such_ask", "somebody was quicker")
+            return rent(offer_id, body)
+
+        self.market.rows, self.market.rent = rows_in_words, rent_unless_gone  # type: ignore[method-assign]
+
+    def rented(self, machine_id: int = H100_CHEAPEST, minutes_ago: float = 3, *, is_ours: bool = True) -> int:
+        """A machine that was rented for $1.50/h some time ago."""
+        number = self.lab.rent(machine_id, bid="1.50")
+        then = datetime.now(UTC) - timedelta(minutes=minutes_ago)
+        if is_ours:
+            rental_log.rented(Rental(
+                run_id="one", instance_id=str(number), machine_id=machine_id, rented_at=then,
+                prices=(Price(at=then, usd_per_hour=Decimal("1.5")),), terms=Terms(disk_gb=1)))
+        return number
+
+    def sent(self, path: str, method: str = "") -> list[dict[str, Any]]:
+        """Bodies of what was asked."""
+        return [one["body"] for one in self.http.requests
+                if one["path"] == path and method in ("", one["method"])]
+
+    def ended(self) -> list[str]:
+        """What it was told to end."""
+        return [one["path"] for one in self.http.requests if one["method"] == "DELETE"]
 
 
 @pytest.fixture
-def vast(tmp_path, monkeypatch) -> Iterator[Any]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Vast)
-    server.seen, server.offers, server.gone, server.instances = [], OFFERS, set(), []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+def vast(tmp_path, monkeypatch) -> Iterator[Vast]:
     monkeypatch.setenv("HOME", str(tmp_path))
-    from vastai import VastAI
-
-    server.sdk = VastAI(api_key=KEY, server_url=f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(adaptor, "_vast_sdk", server.sdk)
+    vast = Vast()
+    threading.Thread(target=vast.http.serve_forever, daemon=True).start()
+    monkeypatch.setattr(adaptor, "_vast_sdk", vast.sdk)
     for name in ("launch", "list_instances", "remove"):  # what the plugin takes the place of
         monkeypatch.setattr(utils, name, getattr(utils, name))
-    yield server
-    server.shutdown()
-    server.server_close()
+    yield vast
+    vast.http.shutdown()
+    vast.http.server_close()
 
 
-def rent(server: Any, launch: Any = utils.launch, **wishes: Any) -> str:
+def rent(vast: Vast, launch: Any = utils.launch, image: str = "an/image:1", **wishes: Any) -> str:
     """As SkyPilot's provisioner calls it."""
-    return launch_through(launch, lambda: server.sdk)(
+    return launch_through(launch, lambda: vast.sdk)(
         name="train-1-head", instance_type="2x-H100_SXM-32-65536", region="Spain, ES, EU", disk_size=200,
-        preemptible=False, image_name="an/image:1", ports=None, secure_only=False,
+        preemptible=False, image_name=image, ports=None, secure_only=False,
         private_docker_registry=False, login=None, create_instance_kwargs=wishes,
         ssh_public_key="ssh-ed25519 AAA me")
 
 
-def sent(server: Any, path: str) -> list[dict[str, Any]]:
-    return [body for _, found, body in server.seen if found == path]
-
-
 def test_every_filter_reaches_the_wire_and_the_cheapest_offer_is_rented_at_the_bid(vast):
-    assert rent(vast, bid_price=1.5, ldlm=SETTINGS) == "5070"
-    assert sent(vast, "/api/v0/bundles/") == [{
+    assert rent(vast, bid_price=1.5, ldlm=SETTINGS) == "5001"
+    assert vast.sent("/api/v0/bundles/") == [{
         "verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}, "num_gpus": {"eq": 2},
         "gpu_name": {"eq": "H100 SXM"}, "disk_space": {"gte": 200}, "reliability": {"gte": 0.95},
-        "min_bid": {"lte": 1.5}, "order": [["min_bid", "asc"]], "type": "bid", "allocated_storage": 200}]
-    (contract,) = sent(vast, "/api/v0/asks/70/")
+        "cuda_max_good": {"gte": 13.0}, "min_bid": {"lte": 1.5}, "order": [["min_bid", "asc"]], "type": "bid",
+        "allocated_storage": 200}]
+    (contract,) = vast.sent(f"/api/v0/asks/{CHEAPEST}/")
     assert (contract["price"], contract["image"], contract["disk"], contract["label"]) == (
         1.5, "an/image:1", 200, "train-1-head")
     assert "ssh-ed25519 AAA me" in contract["onstart"]
 
 
 def test_skypilot_by_itself_loses_its_filters_which_is_why_there_is_a_plugin(vast):
-    vast.instances = [instance(5070, "running")]
     utils.launch("x", "2x-H100_SXM-32-65536", "Spain, ES, EU", 200, "an/image:1", None, False, False)
-    (search,) = sent(vast, "/api/v0/bundles/")
+    (search,) = vast.sent("/api/v0/bundles/")
     assert not {"num_gpus", "gpu_name", "disk_space", "geolocation"} & set(search)
-    assert KEY in sent(vast, "/api/v0/asks/70/")[0]["onstart"]
+    (contract,) = [one["body"] for one in vast.http.requests if one["path"].startswith("/api/v0/asks/")]
+    assert KEY in contract["onstart"]
 
 
 def test_the_account_s_key_does_not_go_to_the_machine(vast):
     rent(vast, bid_price=1.5, ldlm=SETTINGS)
-    assert KEY not in json.dumps([body for _, _, body in vast.seen])
+    assert KEY not in json.dumps(vast.http.requests)
 
 
 def test_without_a_bid_the_whole_price_counts(vast):
-    rent(vast, ldlm=SETTINGS)
-    (search,) = sent(vast, "/api/v0/bundles/")
+    rent(vast, ldlm=DEAR)
+    (search,) = vast.sent("/api/v0/bundles/")
     assert search["type"] == "on-demand" and search["order"] == [["dph_total", "asc"]]
-    assert search["dph_total"] == {"lte": 1.5} and "min_bid" not in search
-    assert "price" not in {name: value for name, value in sent(vast, "/api/v0/asks/70/")[0].items() if value}
+    assert search["dph_total"] == {"lte": 4.0} and "min_bid" not in search
+    (contract,) = vast.sent(f"/api/v0/asks/{CHEAPEST}/")
+    assert "price" not in {name: value for name, value in contract.items() if value}
 
 
 def test_a_region_that_the_user_named_is_asked_for_as_countries(vast):
-    rent(vast, ldlm=SETTINGS | {"in_region": True})
-    countries = sent(vast, "/api/v0/bundles/")[0]["geolocation"]["in"]
+    with pytest.raises(RuntimeError, match="no machine that fits now"):  # its H100 are all in America
+        rent(vast, ldlm=DEAR | {"in_region": True})
+    countries = vast.sent("/api/v0/bundles/")[0]["geolocation"]["in"]
     assert {"ES", "DE"} <= set(countries) and "US" not in countries
 
 
 def test_a_machine_that_was_just_left_is_asked_to_be_left_out(vast):
-    rent(vast, ldlm=SETTINGS)
-    rent(vast, ldlm=SETTINGS)
-    first, second = sent(vast, "/api/v0/bundles/")
-    assert "machine_id" not in first and second["machine_id"] == {"notin": [7]}
-    (had,) = rental_log.read().values()
-    assert (had.run_id, had.instance_id, had.machine_id, had.terms.disk_gb) == ("one", "5070", 7, 200)
+    rent(vast, ldlm=DEAR)
+    rent(vast, ldlm=DEAR)
+    first, second = vast.sent("/api/v0/bundles/")
+    assert "machine_id" not in first and second["machine_id"] == {"notin": [H100_CHEAPEST]}
+    had = rental_log.read()["5001"]
+    assert (had.run_id, had.machine_id, had.terms.disk_gb) == ("one", H100_CHEAPEST, 200)
 
 
 def test_an_offer_that_is_gone_gives_way_to_the_next(vast):
-    vast.gone = {70}
-    assert rent(vast, ldlm=SETTINGS) == "5080"
-    assert [found.machine_id for found in rental_log.read().values()] == [8]
+    vast.gone = {CHEAPEST}
+    assert rent(vast, ldlm=DEAR) == "5001"
+    assert [found.machine_id for found in rental_log.read().values()] == [H100_SECOND]
 
 
 def test_when_nothing_fits_it_says_what_was_asked_for(vast):
-    vast.offers = []
     with pytest.raises(RuntimeError, match='no machine that fits now: .*"num_gpus": {"eq": 2}'):
-        rent(vast, ldlm=SETTINGS)
-    vast.offers, vast.gone = OFFERS, {70, 80}
+        rent(vast, ldlm=SETTINGS | {"usd_per_hour": 0.10})
+    vast.gone = {CHEAPEST, SECOND}
     with pytest.raises(RuntimeError, match="none of the 2 machines"):
-        rent(vast, ldlm=SETTINGS)
+        rent(vast, ldlm=DEAR)
     assert rental_log.read() == {}
 
 
@@ -162,88 +171,89 @@ def test_tasks_of_others_are_left_alone(vast):
     assert calls == [(("train-1-head", "2x-H100_SXM-32-65536", "Spain, ES, EU", 200, "an/image:1"), {
         "create_instance_kwargs": {"bid_price": 2.0}, "ssh_public_key": "ssh-ed25519 AAA me", "ports": None,
         "preemptible": False, "secure_only": False, "private_docker_registry": False, "login": None})]
-    assert vast.seen == []
+    assert vast.http.requests == []
 
 
 def test_a_server_without_the_plugin_rents_nothing_for_our_tasks(vast):
     with pytest.raises(TypeError, match="unexpected keyword argument 'ldlm'"):
         utils.launch("x", "2x-H100_SXM-32-65536", "Spain, ES, EU", 200, "an/image:1", None, False, False,
                      create_instance_kwargs={"bid_price": 1.5, "ldlm": SETTINGS})
-    assert sent(vast, "/api/v0/asks/70/") == []
+    assert vast.market.rows() == []
 
 
-def instance(number: int, status: str | None, **more: Any) -> dict[str, Any]:
-    return {"id": number, "actual_status": status, "label": "x", "start_date": 0, "extra_env": []} | more
-
-
-def remember(instance_id: str, minutes_ago: float) -> datetime:
-    """A rental of machine 7 for $1.50/h. Returns when it was."""
-    then = datetime.now(UTC) - timedelta(minutes=minutes_ago)
-    rental_log.rented(Rental(run_id="one", instance_id=instance_id, machine_id=7, rented_at=then,
-                             prices=(Price(at=then, usd_per_hour=Decimal("1.5")),), terms=Terms(disk_gb=1)))
-    return then
-
-
-def look(server: Any) -> dict[str, dict[str, Any]]:
-    return list_through(utils.list_instances, lambda: server.sdk)()
+def look(vast: Vast) -> dict[str, dict[str, Any]]:
+    return list_through(utils.list_instances, lambda: vast.sdk)()
 
 
 def test_words_of_vast_that_skypilot_does_not_know_are_put_into_words_that_it_does(vast):
-    said = ["running", "offline", "frozen", None, "exited", "rebooting"]
-    vast.instances = [instance(number, status) for number, status in enumerate(said)]
-    found = look(vast)
-    assert [row["status"] for row in found.values()] == [
-        "RUNNING", "EXITED", "STOPPED", "LOADING", "EXITED", "LOADING"]
+    said = {"running": "RUNNING", "offline": "EXITED", "frozen": "STOPPED", None: "LOADING",
+            "exited": "EXITED", "rebooting": "LOADING"}
+    number = vast.rented(is_ours=False)
+    for word, known in said.items():
+        vast.words[number] = word
+        assert [row["status"] for row in look(vast).values()] == [known]
 
 
 @pytest.mark.parametrize(("status", "minutes", "is_cut"), [
     ("loading", 26, True), ("created", 26, True), ("loading", 5, False), ("running", 600, False),
     ("exited", 3, True), ("exited", 1, False)])
 def test_a_machine_that_never_starts_is_given_back(vast, status, minutes, is_cut):
-    vast.instances = [instance(5, status), instance(6, "loading")]  # 6 is not ours
-    remember("5", minutes)
+    ours = vast.rented(H100_CHEAPEST, minutes)
+    vast.rented(H100_SECOND, minutes, is_ours=False)
+    vast.words[ours] = status
     if is_cut:
-        with pytest.raises(RuntimeError, match=f"machine 7 of Vast has not started in {minutes} minutes"):
+        said = f"machine {H100_CHEAPEST} of Vast has not started in {minutes} minutes, so it was given back"
+        with pytest.raises(RuntimeError, match=said):
             look(vast)
-        assert rental_log.read()["5"].ended_at is not None
+        assert rental_log.read()[str(ours)].ended_at is not None
     else:
         assert len(look(vast)) == 2
-    assert [path for verb, path, _ in vast.seen if verb == "DELETE"] == ["/api/v0/instances/5/"] * is_cut
+    assert vast.ended() == [f"/api/v0/instances/{ours}/"] * is_cut
+
+
+def test_a_machine_whose_image_cannot_be_pulled_is_given_back_at_once_and_the_image_remembered(vast):
+    image = f"an/image{MISSING_TAG}"
+    number = rent(vast, image=image, ldlm=DEAR)
+    said = f"machine {H100_CHEAPEST} of Vast does not start: .*: manifest for {image} not found"
+    with pytest.raises(RuntimeError, match=said):
+        look(vast)
+    had = rental_log.read()[number]
+    assert had.unpulled == image and had.ended_at is not None
+    assert vast.market.rows() == []
 
 
 def test_what_is_seen_of_a_rental_is_remembered(vast):
-    rented_at = remember("5", 3)
-    vast.instances = [instance(5, "loading", dph_base=1.5)]
+    number = vast.rented()
+    vast.words[number] = "loading"
     look(vast)
-    assert rental_log.read()["5"].running_at is None
-    vast.instances = [instance(5, "running", dph_base=1.5)]
+    assert rental_log.read()[str(number)].running_at is None
+    del vast.words[number]
     look(vast)
-    vast.instances = [instance(5, "running", dph_base=1.8)]
+    vast.market.price(H100_CHEAPEST, {"bid_price": "1.80"})
     look(vast)
     look(vast)
-    had = rental_log.read()["5"]
-    assert had.running_at is not None and had.running_at > rented_at
+    had = rental_log.read()[str(number)]
+    assert had.running_at is not None and had.running_at > had.rented_at
     assert [price.usd_per_hour for price in had.prices] == [Decimal("1.5"), Decimal("1.8")]
-    vast.instances = []
+    vast.market.destroy(number)
     look(vast)
-    first_missed = rental_log.read()["5"].ended_at
+    first_missed = rental_log.read()[str(number)].ended_at
     assert first_missed is not None
     look(vast)
-    assert rental_log.read()["5"].ended_at == first_missed
+    assert rental_log.read()[str(number)].ended_at == first_missed
 
 
 def test_a_machine_that_is_given_back_is_remembered_as_such(vast):
-    remember("5", 3)
+    ours, other = vast.rented(H100_CHEAPEST), vast.rented(H100_SECOND, is_ours=False)
     remove = remove_through(utils.remove)
-    remove("5")
-    remove("6")  # somebody else's
-    assert rental_log.read()["5"].ended_at is not None and list(rental_log.read()) == ["5"]
-    assert [path for verb, path, _ in vast.seen if verb == "DELETE"] == [
-        "/api/v0/instances/5/", "/api/v0/instances/6/"]
+    remove(str(ours))
+    remove(str(other))
+    assert rental_log.read()[str(ours)].ended_at is not None and list(rental_log.read()) == [str(ours)]
+    assert vast.ended() == [f"/api/v0/instances/{number}/" for number in (ours, other)]
 
 
 def test_the_server_tells_what_it_has_rented_for_a_run(vast):
-    remember("5", 3)
+    vast.rented()
     app = FastAPI()
     LdlmPlugin().install(plugins.ExtensionContext(app=app))
     (route,) = [route for route in app.routes if route.path.startswith(RENTALS)]

@@ -75,6 +75,17 @@ def lab() -> Lab:
     return Lab()
 
 
+def test_an_image_that_is_not_there_loads_for_ever_and_docker_says_so(lab: Lab) -> None:
+    number = lab.market.rent(1002, {"image": "an/image:no-such-tag", "disk": 10})
+    assert number not in lab.host.alive
+    (row,) = lab.market.rows()
+    assert row["actual_status"] == "loading"
+    assert row["status_msg"] == ("Error response from daemon: manifest for an/image:no-such-tag not found: "
+                                 "manifest unknown: manifest unknown")
+    lab.market.destroy(number)
+    assert Decimal(lab.bill(number)["gpu_usd"]) == 0
+
+
 def test_every_operator_of_a_search_is_applied(lab: Lab) -> None:
     everything = set(lab.found())
     cheap = {4201, 4202}

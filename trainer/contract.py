@@ -129,6 +129,7 @@ class Env:
     MAX_COST = "LDLM_MAX_COST_USD"
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
     DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
+    WAIT = "LDLM_WAIT_HOURS"  # how long the task may be without a machine
     OFFER = "LDLM_OFFER"  # where and what, for the record
     OFFERS = "LDLM_OFFERS"  # of a task that may run in several places: each as a `TaskOffer`, as JSON
     # Set by the local engine, which starts attempts itself; elsewhere the node claims a number.

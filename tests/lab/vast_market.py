@@ -17,6 +17,7 @@ from tests.lab.vast_offers import LIAR_OFFER, Card, Machine, machines, search
 PREPAID_USD = Decimal(100)
 _OUTBID_BY = Decimal("1.25")
 _FIRST_INSTANCE = 5001
+MISSING_TAG = ":no-such-tag"  # of an image: no machine can pull it
 _ALIVE = (Status.LOADING, Status.RUNNING)
 # Vast's words; a stopped instance is `exited`.
 _ACTUAL = {Status.LOADING: "loading", Status.RUNNING: "running", Status.STOPPED: "exited"}
@@ -64,6 +65,15 @@ class Instance:
     def is_alive(self) -> bool:
         """It has the machine's GPUs."""
         return self.account.status in _ALIVE
+
+    @property
+    def status_msg(self) -> str:
+        """What its machine's docker says, or why it stands still."""
+        if (self.image or "").endswith(MISSING_TAG):
+            return (f"Error response from daemon: manifest for {self.image} not found: manifest unknown: "
+                    "manifest unknown")
+        is_outbid = self.account.status is Status.STOPPED and self.is_wanted
+        return "outbid: waiting for the GPU" if is_outbid else ""
 
 
 def clock() -> Decimal:
@@ -262,7 +272,8 @@ class Market:
                     instance.account.becomes(Status.RUNNING)
 
         machine = instance.machine
-        self.host.boot(instance.id, machine.card, machine.num_gpus, instance.own_key, is_up)
+        if not (instance.image or "").endswith(MISSING_TAG):  # else it is loading for ever
+            self.host.boot(instance.id, machine.card, machine.num_gpus, instance.own_key, is_up)
 
     def _halt(self, instance: Instance, status: Status) -> None:
         self._count_bytes(instance)
@@ -276,12 +287,11 @@ class Market:
         machine, status = one.machine, one.account.status
         gpu, storage = one.account.gpu_usd_per_hour, storage_usd_per_hour(machine.storage_cost, one.disk_gb)
         address = self.host.address(one.id)
-        is_outbid = status is Status.STOPPED and one.is_wanted
         return machine.offer("on-demand", 0) | {
             "id": one.id, "label": one.label, "image_uuid": one.image, "extra_env": list(one.env.items()),
             "actual_status": _ACTUAL[status], "cur_state": "running" if one.is_alive else "stopped",
             "intended_status": "running" if one.is_wanted else "stopped",
-            "status_msg": "outbid: waiting for the GPU" if is_outbid else "",
+            "status_msg": one.status_msg,
             "is_bid": one.bid is not None, "bid_price": None if one.bid is None else float(one.bid),
             "dph_base": float(gpu), "dph_total": float(gpu + storage), "storage_total_cost": float(storage),
             "disk_space": float(one.disk_gb), "rented": True, "start_date": one.started_at,

@@ -3,6 +3,7 @@ here, where there may be none, the API server's own answers. Nothing else of Sky
 
 import importlib.abc
 import importlib.util
+import os
 import sys
 
 
@@ -16,7 +17,7 @@ class _ProbeOnLoopback(importlib.abc.MetaPathFinder):
 
         def exec_module(module):
             run_module(module)
-            module._TEST_IP_LIST = ["http://127.0.0.1:46680/api/health"]
+            module._TEST_IP_LIST = [f"http://127.0.0.1:{os.environ['SKYPILOT_API_SERVER_LOCAL_PORT']}/api/health"]
 
         spec.loader.exec_module = exec_module
         return spec
