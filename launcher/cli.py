@@ -97,10 +97,11 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
          deadline: Deadline = None, sets: Sets = None, as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
     from launcher import console, screens
+    from launcher.ask_market import with_market
     from launcher.commands import propose
     from launcher.next_steps import after_plan
 
-    proposal = propose(recipe, _options(infra, store, None, max_cost, deadline, sets))
+    proposal = with_market(propose(recipe, _options(infra, store, None, max_cost, deadline, sets)))
     if as_json:
         console.answer_json(screens.plan_json(proposal))
         return
@@ -114,12 +115,14 @@ def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_
            dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False) -> None:
     """Plan, ask, train, benchmark, bill."""
     from launcher import commands, screens
+    from launcher.ask_market import with_market
     from launcher.engine import check_infra
 
     preemption = _preemption(preempt_at)
     if infra and not dry_run:
         check_infra(infra)
-    proposal = commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets))
+    proposal = with_market(
+        commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets)))
     if dry_run:
         screens.show_dry_run(proposal, commands.refusal_of(proposal))
         return
@@ -365,7 +368,9 @@ def _options(infra: str | None, store: str | None, run_id: str | None, max_cost:
 def _go_on(proposal: "Proposal", yes: bool, detach: bool, preemption: "PreemptAt | None" = None) -> None:
     """Carry out what is left of a run, once it is approved."""
     from launcher import commands
+    from launcher.ask_market import with_market
 
+    proposal = with_market(proposal)
     commands.check_usable(proposal, resuming=True)
     approve(proposal, yes)
     carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)

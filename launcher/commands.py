@@ -27,6 +27,8 @@ from launcher.history import done_so_far, measured_speeds, newest_limits, record
 from launcher.lint import lint
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
+from launcher.market import refusal as market_refusal
+from launcher.market import wishes
 from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.node_secrets import node_secrets
 from launcher.offers import make_offers, probe_machine
@@ -200,7 +202,7 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
 
     Raises:
         EngineError: Something is missing before this cloud could be used.
-        NoOfferError: The task holds a known trap, or is for hardware that is not here.
+        NoOfferError: The task holds a known trap, is for hardware that is not here, or that Vast has not.
         RecipeError: W&B is asked for, and there is no key for it.
         ConfigError: Its text is not there.
     """
@@ -212,6 +214,10 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
         raise NoOfferError(found.problem, place=found.place, fix=found.fix)
     if proposal.refusal:
         raise proposal.refusal
+    wanted = wishes(proposal.task.documents()) if proposal.markets else {}
+    for document, market in proposal.markets.items():
+        if none := market_refusal(proposal.recipe, document, wanted[document], market, resuming=resuming):
+            raise none
 
 
 def refusal_of(proposal: Proposal) -> LdlmError | None:

@@ -1,11 +1,12 @@
 """What the user is asked to approve."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from launcher.errors import LdlmError
 from launcher.lint import LintProblem, lint
+from launcher.market import Market
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
 from launcher.render import Task, Templates, render
@@ -18,11 +19,13 @@ class Proposal:
 
     Attributes:
         refusal: Why it can be planned and not be launched: its text is not there.
+        markets: What there is at Vast for its documents now; nothing of those that nobody has asked about.
     """
 
     recipe: Recipe
     plan: Plan
     refusal: LdlmError | None = None
+    markets: Mapping[Document, Market] = field(default_factory=dict)
 
     @cached_property
     def task(self) -> Task:

@@ -40,7 +40,7 @@ def show_plan(proposal: Proposal) -> None:
     console.answer_text(proposal.recipe.summary)
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
-    console.answer_facts([*_plan_facts(plan, store), *_wait_facts(proposal), *model_facts(plan)])
+    console.answer_facts([*_plan_facts(plan, store), *_market_facts(proposal), *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
@@ -113,13 +113,16 @@ def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
     return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
 
 
-def _wait_facts(proposal: Proposal) -> list[tuple[str, str]]:
-    """How long it waits for machines, where it has to ask for them."""
+def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
+    """What there is now, and how long it waits for machines, where it has to ask for them."""
     limits, plan = proposal.recipe.limits, proposal.plan
     names = {Document.TRAIN: "to train", Document.BENCH: "for the benchmark"}
-    waits = [f"{limits.wait_hours_for(which):g} h for a machine {names[which]}" for which in Document
-             if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
-    return [("waits up to", ", ".join(waits))] if waits else []
+    asks = [which for which in Document
+            if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
+    markets = [f"{names[which]}: {market.words}" for which, market in proposal.markets.items()]
+    waits = [f"{limits.wait_hours_for(which):g} h for a machine {names[which]}" for which in asks]
+    return [*zip(("market", ""), markets, strict=False),
+            *([("waits up to", ", ".join(waits))] if waits else [])]
 
 
 def _offer_words(offer: Offer) -> str:
@@ -139,7 +142,9 @@ def plan_json(proposal: Proposal) -> dict[str, Any]:
     """Stable form of `plan --json`."""
     return {**proposal.plan.model_dump(mode="json"), "store": proposal.recipe.store,
             "plan_digest": proposal.plan.digest(),
-            "task_digest": proposal.task.digest if proposal.recipe.store else None}
+            "task_digest": proposal.task.digest if proposal.recipe.store else None,
+            "market": {document: market.model_dump(mode="json")
+                       for document, market in proposal.markets.items()}}
 
 
 def show_runs(views: Sequence[RunView], url: str, as_json: bool) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
+from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets
 from launcher.rentals import RENTALS, Rentals
 from launcher.settings import API_SERVER, api_server_url
@@ -186,7 +187,7 @@ class SkyEngine:
             EngineError: The API server does not answer, or has no plugin of ours.
         """
         query = f"?refresh={','.join(refresh)}" if refresh else ""
-        return Machines.model_validate_json(self._insist("GET", CLUSTERS + query, _CLOUDS_ANSWER_S).text)
+        return Machines.model_validate_json(self._insist("GET", CLUSTERS + query, timeout_s=_CLOUDS_ANSWER_S).text)
 
     def live_jobs(self, numbers: Sequence[int]) -> dict[int, str]:
         """Those of some managed jobs that have not ended: names by numbers. Raises EngineError."""
@@ -201,8 +202,12 @@ class SkyEngine:
         with sky_sdk(self._say) as sky:
             sky.get(sky.down(cluster))
 
-    def _insist(self, verb: str, path: str, timeout_s: float = _ANSWER_S) -> Any:
-        answer = self._ask_plugin(verb, path, timeout_s)
+    def market(self, wish: Wish) -> Market:
+        """What Vast has now for what a task would rent there. Raises EngineError as `machines` does."""
+        return Market.model_validate_json(self._insist("POST", MARKET, wish.model_dump(mode="json")).text)
+
+    def _insist(self, verb: str, path: str, body: Any = None, timeout_s: float = _ANSWER_S) -> Any:
+        answer = self._ask_plugin(verb, path, body, timeout_s)
         if answer.status_code == HTTPStatus.NOT_FOUND:
             raise EngineError("SkyPilot's API server has not loaded ldlm's plugin", place="SkyPilot",
                               fix="ldlm doctor says what to do")
@@ -211,9 +216,9 @@ class SkyEngine:
                               fix="look into ~/.sky/api_server/server.log on its machine")
         return answer
 
-    def _ask_plugin(self, verb: str, path: str, timeout_s: float = _ANSWER_S) -> Any:
+    def _ask_plugin(self, verb: str, path: str, body: Any = None, timeout_s: float = _ANSWER_S) -> Any:
         with sky_sdk(self._say, with_server=False):
-            return ask_server(verb, path, timeout_s)
+            return ask_server(verb, path, timeout_s, body)
 
     def _job_id(self, sky: Any, run_id: str) -> int:
         rows = self._newest(sky, run_id)
@@ -271,8 +276,11 @@ def _in_words(row: Row, document: Document | None) -> str:
                     f": {in_one_line(row['failure_reason'])}" if row.get("failure_reason") else ""))
 
 
-def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S) -> Any:
+def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S, body: Any = None) -> Any:
     """The API server's HTTP answer, within `sky_sdk`. Starts no server.
+
+    Args:
+        body: Sent as JSON; None: nothing.
 
     Raises:
         EngineError: It does not answer.
@@ -280,7 +288,7 @@ def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S) -> Any:
     from sky.server import common
 
     try:
-        return common.make_authenticated_request(verb, path, timeout=timeout_s)
+        return common.make_authenticated_request(verb, path, timeout=timeout_s, json=body)
     except OSError as error:  # of requests
         raise EngineError("SkyPilot's API server does not answer", place=server_url(),
                           fix="start it: .venv/bin/sky api start") from error

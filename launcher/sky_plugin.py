@@ -16,11 +16,13 @@ from sky.server import plugins
 
 from launcher import capacity_watch, rental_log
 from launcher.engine import has_credentials
+from launcher.market import MARKET
+from launcher.market_search import look_at_market, offers_of, query_at
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine
 from launcher.vast_onstart import first_commands
-from launcher.vast_search import KEY, left_soon, query_of, rental_of
+from launcher.vast_search import KEY, rental_of
 from launcher.vast_start import hopeless
 
 _MAX_TRIES = 5  # offers go while one looks at them
@@ -54,6 +56,7 @@ class LdlmPlugin(plugins.BasePlugin):
         if app is not None:
             app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
             app.add_api_route(CLUSTERS, clusters, methods=["GET"])
+            app.add_api_route(MARKET, look_at_market, methods=["POST"])
             app.add_api_route(MACHINES, machines, methods=["GET"])
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
         if getattr(utils.launch, "is_ldlm", False):
@@ -117,7 +120,10 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
             "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url)} | wishes
         if bid is not None:
             contract["price"] = bid
-        offers = _search(sdk(), settings, instance_type, region, disk_size, bids=bid is not None)
+        query = query_at(settings, instance_type, region, disk_size, bids=bid is not None)
+        offers = offers_of(sdk(), query, disk_size, bids=bid is not None)
+        if not offers:  # as SkyPilot says it
+            raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
         offer, instance_id = _rent(sdk(), offers, contract)
         rental_log.rented(rental_of(offer, instance_id, settings.get("run_id"), bid, contract["disk"],
                                     datetime.now(UTC)))
@@ -125,30 +131,6 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
 
     rent_or_launch.is_ldlm = True  # type: ignore[attr-defined]
     return rent_or_launch
-
-
-def _search(sdk: Any, settings: Mapping[str, Any], instance_type: str, region: str, disk_gib: int, *,
-            bids: bool) -> list[dict[str, Any]]:
-    """Offers that fit, the cheapest first. Raises RuntimeError, as SkyPilot does, when there are none."""
-    left_out = left_soon(rental_log.read().values(), settings.get("run_id"), datetime.now(UTC))
-    query = query_of(settings, instance_type, disk_gib, bids=bids, without=left_out)
-    if settings.get("in_region"):
-        query |= _within(region)
-    offers: list[dict[str, Any]] = sdk.search_offers(
-        query=dict(query), type="bid" if bids else "on-demand", order="min_bid" if bids else "dph_total",
-        no_default=True, storage=disk_gib)
-    if not offers:
-        raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
-    return offers
-
-
-def _within(region: str) -> dict[str, Any]:
-    """The filter for a region of SkyPilot's catalog, `Spain, ES, EU`: its last word is a continent."""
-    from vastai.api.query import offers_alias, offers_fields, offers_mult, parse_query
-    from vastai.utils import preprocess_search_query
-
-    text = preprocess_search_query(f"georegion=true geolocation={region[-2:]}")[-1]
-    return dict(parse_query(text, {}, offers_fields, offers_alias, offers_mult))
 
 
 def _rent(sdk: Any, offers: list[dict[str, Any]], contract: dict[str, Any]) -> tuple[dict[str, Any], str]:

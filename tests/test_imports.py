@@ -21,7 +21,7 @@ OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
-    "vast_onstart", "rentals", "rental_cost", "waits", "vast_start", "candidates")]
+    "vast_onstart", "rentals", "rental_cost", "waits", "vast_start", "candidates", "market")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "numpy", "tempfile"}
@@ -66,7 +66,8 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 
 @pytest.mark.parametrize(("package", "homes"), [
-    ("sky", {"sky_engine", "sky_server", "sky_plugin", "capacity_watch"}), ("rich", {"console"}),
+    ("sky", {"sky_engine", "sky_server", "sky_plugin", "capacity_watch",
+             "market_search"}), ("rich", {"console"}),
     ("typer", {"cli", "cli_options"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):

@@ -115,8 +115,8 @@ def test_what_no_node_could_write_is_written_by_whoever_looks(word, document, ou
 
 
 @pytest.mark.parametrize(("document", "words"), [
-    (Document.TRAIN, "no machine to be had (no machine within 1 h): ldlm resume one, or elsewhere: ldlm resume "
-                     "one --infra CLOUD"),
+    (Document.TRAIN, "no machine to be had (no machine within 1 h): ldlm resume one, or elsewhere: "
+                     "ldlm resume one --infra CLOUD"),
     (Document.BENCH, "trained; benchmark found no machine (no machine within 1 h): ldlm bench one")])
 def test_a_run_that_waited_in_vain_says_what_starts_it_again(document, words, tmp_path: Path) -> None:
     story = Story(f"file://{tmp_path}/store", "one")
@@ -125,7 +125,7 @@ def test_a_run_that_waited_in_vain_says_what_starts_it_again(document, words, tm
     state = EngineState(EnginePhase.ENDED, document, detail="no machine within 1 h", word="CANCELLED",
                         outcome=Outcome.NO_CAPACITY)
     record = load_record(story.folder.store, story.folder.run_id)
-    assert settle(story.folder, record, state, NOON)
+    assert settle(story.folder, record, state, at(9))
     assert ending_words(load_record(story.folder.store, "one")) == words
 
 

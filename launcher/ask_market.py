@@ -1,0 +1,41 @@
+"""Asks Vast, through SkyPilot's server, what there is for a proposal; a plan does without an answer."""
+
+import os
+import socket
+from contextlib import suppress
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from launcher.engines import sky_engine
+from launcher.errors import EngineError
+from launcher.market import wishes
+from launcher.proposal import Proposal
+from launcher.settings import api_server_url
+from trainer.store import open_store
+
+_HERE = ("127.0.0.1", 46580)  # SkyPilot's own default
+_PORT_HERE = "SKYPILOT_API_SERVER_LOCAL_PORT"
+_CONNECTS_WITHIN_S = 1.0
+
+
+def with_market(proposal: Proposal) -> Proposal:
+    """The same with what Vast has for it now, as far as a server that runs can tell."""
+    url = proposal.recipe.store
+    wanted = wishes(proposal.task.documents()) if url and not proposal.is_local else {}
+    if not wanted or not _is_listening():  # before SkyPilot is imported, which takes seconds
+        return proposal
+    with suppress(EngineError):
+        engine = sky_engine(open_store(url or ""))
+        return replace(proposal, markets={which: engine.market(wish) for which, wish in wanted.items()})
+    return proposal
+
+
+def _is_listening() -> bool:
+    url = urlsplit(api_server_url() or "")
+    port = url.port or (443 if url.scheme == "https" else 80)
+    address = (url.hostname, port) if url.hostname else (_HERE[0], int(os.environ.get(_PORT_HERE, _HERE[1])))
+    try:
+        socket.create_connection(address, timeout=_CONNECTS_WITHIN_S).close()
+    except OSError:
+        return False
+    return True
