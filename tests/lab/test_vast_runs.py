@@ -190,6 +190,43 @@ def test_a_run_is_found_again_after_the_api_server_was_restarted(store: str, vas
     bills.assert_equal(store, run_id)
 
 
+def test_a_benchmark_without_a_machine_ends_the_run_in_its_time_and_is_made_when_there_is_one(
+        store: str, vast: FakeVast) -> None:
+    bills, run_id, cards = Bills(vast), "vast-no-5090", (5101, 5102)
+    launch(store, run_id, "--set", "limits.bench_wait_hours=0.02")
+    wait_for(lambda: durable(store, run_id) >= 30, "a checkpoint")
+    for machine_id in cards:
+        vast.price(machine_id, min_bid="9.99")
+    wait_for(lambda: has_ended(store, run_id), "the end")
+    record = record_of(store, run_id)
+    assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
+    assert record.bench_end is not None and record.bench_end.outcome is Outcome.NO_CAPACITY
+    assert f"ldlm bench {run_id}" in " ".join(ldlm("status", run_id, "--store", store).stdout.split())
+
+    bench = ("bench", run_id, "--store", store, "--yes", "--detach")
+    refused = ldlm(*bench)
+    assert refused.returncode == 4 and "2 would from $9.99/h on" in " ".join(refused.stderr.split())
+    assert vast.instances() == []
+    vast.price(cards[0], min_bid="0.23")
+    done = ldlm(*bench)
+    assert done.returncode == 0, done.stderr
+    wait_for(lambda: has_ended(store, run_id), "the benchmark")
+    record = record_of(store, run_id)
+    assert record.bench is not None and record.bench_end is None
+    bills.assert_equal(store, run_id)
+
+
+def test_an_image_that_nobody_can_pull_ends_the_run_after_two_machines(store: str, vast: FakeVast) -> None:
+    bills, run_id = Bills(vast), "vast-no-image"
+    launch(store, run_id, "--set", "hardware.train.0.image=an/image:no-such-tag")
+    wait_for(lambda: has_ended(store, run_id), "the end")
+    record = record_of(store, run_id)
+    assert record.outcome is not None and record.outcome.outcome is Outcome.BAD_CONFIG
+    assert "2 machines could not pull the image an/image:no-such-tag" in record.outcome.reason
+    assert [row["machine_id"] for row in bills.rows()] == [4102, 4103]
+    bills.assert_equal(store, run_id)
+
+
 def test_a_machine_that_nobody_uses_ends_itself_with_nobody_s_help(vast: FakeVast) -> None:
     offer = vast.offers(gpu_name={"eq": "RTX 5090"})[0]
     script = deadman(vast.url, look_s=1, limit_s=4)
