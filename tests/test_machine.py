@@ -9,7 +9,7 @@ import pytest
 
 from launcher.gpu_kinds import GPU_KINDS
 from trainer.contract import Env
-from trainer.machine import MachineError, check_clock, check_machine, is_model, visible_gpus
+from trainer.machine import MachineError, check_clock, check_machine, is_model, key_files, visible_gpus
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -146,6 +146,22 @@ def test_a_machine_with_gpus_passes_as_what_it_is() -> None:
     model = next(kind for kind in GPU_KINDS if is_model(name, kind))
     check_machine({Env.GPU: f"{model}:{torch.cuda.device_count()}",
                    Env.GPU_MEMORY: str(GPU_KINDS[model].memory_gib)})
+
+
+def test_what_was_found_is_told(nvidia_smi: Path, torch_says) -> None:
+    shows(nvidia_smi, "NVIDIA GeForce RTX 3060, 12288, 12000, 580.95.05")
+    found = check_machine({Env.GPU: "RTX3060:1"})
+    assert found.model_dump() == {
+        "gpus": ({"name": "NVIDIA GeForce RTX 3060", "memory_gib": 12.0, "driver": "580.95.05"},),
+        "torch": "2.13.0", "cuda": "13.0", "key_files": None}
+    assert check_machine({}).gpus == ()
+
+
+def test_keys_of_clouds_in_a_home_folder_are_named_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".config/vastai/vast_api_key", ".aws/credentials", ".aws/config", ".config/gcloud/logs/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert key_files(tmp_path) == (".config/vastai/vast_api_key", ".aws/credentials")
 
 
 def test_a_disk_must_hold_what_is_fetched_or_hold_it_already(tmp_path: Path, monkeypatch) -> None:

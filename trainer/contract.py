@@ -187,6 +187,7 @@ class Name:
     RENTALS = "rentals.json"  # what the side that rents the machines knows of them
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"
+    MACHINE = "machine.json"  # of an attempt: what its first node found where it runs
     WANDB = "wandb.json"  # of an attempt: where it is seen on W&B
     EVALUATION = "evaluation/result.json"  # of the end of training
     EVENTS = "events"

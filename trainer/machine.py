@@ -12,13 +12,15 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 
 from trainer.contract import Env, ExitCode, LdlmError
 from trainer.local_cache import cache_folder
-from trainer.run_folder import Traffic
+from trainer.run_folder import SeenGpu, SeenMachine, Traffic
 
 _BILLED_BY_THE_BOOT = {"vast", "azure", "gcp"}  # where a machine is one run's, from its start to its end
 # Words in a driver's name that make another, slower card of a model.
@@ -27,6 +29,12 @@ _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_v
                "--format=csv,noheader,nounits")
 _ALL, _FREE = 0.97, 0.90  # of a card's memory that must be there, and be free (guess: a desktop takes 1 GiB)
 _PROBE_S = 180  # torch from a cold disk takes half a minute
+# What would let somebody on a machine spend its user's money, from home. SkyPilot copies these and more, where
+# it is let (sky/clouds, `get_credential_file_mounts`).
+_KEY_FILES = (".config/vastai/vast_api_key", ".vast_api_key", ".aws/credentials", ".azure/msal_token_cache.json",
+              ".azure/accessTokens.json", ".config/gcloud/application_default_credentials.json",
+              ".config/gcloud/credentials.db", ".config/gcloud/access_tokens.db", ".sky/.sky_key",
+              ".lambda_cloud/lambda_keys", ".runpod/config.toml", ".oci/config", ".nebius/credentials.json")
 _CLOCK_S = 60  # cents of a bill, and far from the 15 minutes at which S3 refuses requests (guess)
 
 
@@ -45,11 +53,14 @@ class Gpu(NamedTuple):
     driver: str
 
 
-def check_machine(wanted: Mapping[str, str]) -> None:
+def check_machine(wanted: Mapping[str, str]) -> SeenMachine:
     """Compare what is here with what the plan pays for. What it does not say is not asked for.
 
     Args:
         wanted: Of `Env.GPU` (`RTX5090:1`), `Env.GPU_MEMORY` and `Env.DISK`, as the task has them.
+
+    Returns:
+        What was found.
 
     Raises:
         MachineError: Another model, fewer cards, less memory, a torch that cannot use them, a full disk.
@@ -57,7 +68,7 @@ def check_machine(wanted: Mapping[str, str]) -> None:
     if free := wanted.get(Env.DISK):
         _check_disk(float(free))
     if not (gpu := wanted.get(Env.GPU)):
-        return
+        return SeenMachine(torch=_torch_version())
     cards, (model, _, count) = visible_gpus(), gpu.partition(":")
     mine = cards_of(cards, model)
     if len(mine) < int(count or 1):
@@ -65,7 +76,22 @@ def check_machine(wanted: Mapping[str, str]) -> None:
         raise _wrong(f"the plan pays for {gpu}, this machine has {there}")
     for card in mine:
         _check_memory(card, float(wanted.get(Env.GPU_MEMORY) or 0))
-    _check_torch(mine, int(count or 1))
+    found = _check_torch(mine, int(count or 1))
+    return SeenMachine(torch=found["torch"], cuda=found["cuda"], gpus=tuple(
+        SeenGpu(name=card.name, memory_gib=card.memory_gib, driver=card.driver) for card in mine))
+
+
+def key_files(home: Path) -> tuple[str, ...]:
+    """Files below a home folder that hold keys of a cloud: on a rented machine there should be none."""
+    return tuple(name for name in _KEY_FILES if (home / name).is_file())
+
+
+def _torch_version() -> str | None:
+    """Without the seconds that importing it takes."""
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cards_of(cards: Sequence[Gpu], model: str) -> list[Gpu]:
@@ -81,8 +107,8 @@ def _check_memory(card: Gpu, gib: float) -> None:
                      "program uses it")
 
 
-def _check_torch(cards: Sequence[Gpu], count: int) -> None:
-    """Let the installed torch compute on every card, in a process that may die of it."""
+def _check_torch(cards: Sequence[Gpu], count: int) -> dict[str, Any]:
+    """Let the installed torch compute on every card, in a process that may die of it. Returns its answer."""
     card = f"its {cards[0].name}, driver {cards[0].driver}"
     try:
         done = subprocess.run([sys.executable, "-m", "trainer.gpu_probe"], capture_output=True, text=True,
@@ -99,6 +125,7 @@ def _check_torch(cards: Sequence[Gpu], count: int) -> None:
         torch = (f"torch {found['torch']} (CUDA {found['cuda'] or 'none'}, "
                  f"for {' '.join(found['built_for']) or '-'})")
         raise _wrong(f"{torch} cannot compute on {card}: {problem}")
+    return dict(found)
 
 
 def _check_disk(gib: float) -> None:

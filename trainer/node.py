@@ -25,8 +25,16 @@ from pydantic import ValidationError
 
 from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
-from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, RankEnd, attempt_file
-from trainer.machine import MachineError, booted_at, check_clock, check_machine, traffic, visible_gpus
+from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Name, RankEnd, attempt_file
+from trainer.machine import (
+    MachineError,
+    booted_at,
+    check_clock,
+    check_machine,
+    key_files,
+    traffic,
+    visible_gpus,
+)
 from trainer.own_offer import own_envs
 from trainer.overdue import overdue_at
 from trainer.rented import Rented
@@ -105,8 +113,10 @@ def main(argv: list[str]) -> int:
         if attempt and rented:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
             check_clock(datetime.now(UTC), folder.store.written_at(written))
-        check_machine(os.environ)
+        seen = check_machine(os.environ)
         if attempt:
+            keys = key_files(Path.home()) if rented else None
+            folder.write(attempt_file(attempt.number, Name.MACHINE), seen.model_copy(update={"key_files": keys}))
             check_progress(folder.attempts(), attempt, resumed_at(folder))
         end = run_document(document, attempt, stop)
     except MachineError as error:

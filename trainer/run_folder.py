@@ -99,6 +99,31 @@ class AttemptEnd(_Record):
     traffic: Traffic = Traffic()
 
 
+class SeenGpu(_Record):
+    """One card, as its driver names it."""
+
+    name: str
+    memory_gib: float | None = None
+    driver: str = ""
+
+
+class SeenMachine(_Record):
+    """`machine.json` of an attempt: what its first node found where it runs, once that had passed its check.
+
+    Attributes:
+        gpus: Those that were asked for.
+        torch: Version of the one that is installed.
+        cuda: That it brings; None: it was built without, or no card was asked for.
+        key_files: Files with keys of clouds that lie there, from home; None: nobody has looked, since the
+            machine is not a rented one.
+    """
+
+    gpus: tuple[SeenGpu, ...] = ()
+    torch: str | None = None
+    cuda: str | None = None
+    key_files: tuple[str, ...] | None = None
+
+
 class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
