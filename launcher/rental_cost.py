@@ -36,7 +36,7 @@ def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], ren
         untils: Until when each attempt was at work.
         rentals: In the order in which they were rented.
     """
-    owners = [_rental_of(files, rentals) for files in attempts]
+    owners = [rental_of(files, rentals) for files in attempts]
     found = []
     for index, (files, until, rental) in enumerate(zip(attempts, untils, owners, strict=True)):
         if rental is None:
@@ -65,9 +65,22 @@ def total_usd(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rent
     return total
 
 
+def usd_by_instance(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],
+                    now: datetime) -> dict[str, Decimal]:
+    """Dollars of each machine that was rented, by its provider's id of the contract: they add up to
+    `total_usd` where every attempt was on one of them; unrounded."""
+    owners = [rental_of(files, rentals) for files in attempts]
+    found = {rental.instance_id: Decimal(0) if rental in owners else _alone_usd(rental, now)
+             for rental in rentals}
+    for owner, held in zip(owners, on_rentals(attempts, untils, rentals, now), strict=True):
+        if owner:
+            found[owner.instance_id] += (held.gpu_usd or Decimal(0)) + held.disk_usd + held.network_usd
+    return found
+
+
 def unused_usd(attempts: Sequence[AttemptFiles], rentals: Sequence[Rental], now: datetime) -> Decimal:
     """Dollars of machines on which no attempt has begun: they did not start, or were taken before."""
-    used = [_rental_of(files, rentals) for files in attempts]
+    used = [rental_of(files, rentals) for files in attempts]
     newest = rentals[-1] if rentals else None  # while it is there, its attempt may still come
     return sum((_alone_usd(rental, now) for rental in rentals
                 if rental not in used and (rental is not newest or rental.ended_at)), Decimal(0))
@@ -79,8 +92,8 @@ def _alone_usd(rental: Rental, now: datetime) -> Decimal:
     return rental.disk_usd(now) + gpu_usd
 
 
-def _rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
-    """A run has one machine at a time: the last that was rented before the attempt began."""
+def rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
+    """The machine of an attempt. A run has one at a time: the last that was rented before it began."""
     before = [rental for rental in rentals if rental.rented_at <= files.attempt.billed_from + _SKEW]
     return before[-1] if before else None
 

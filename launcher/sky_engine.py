@@ -19,7 +19,8 @@ from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets
-from launcher.rentals import RENTALS, Rentals
+from launcher.reconcile import CHARGES, Charges
+from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.settings import API_SERVER, api_server_url
 from launcher.sky_errors import in_one_line, refusal
 from launcher.store_keys import Needs
@@ -167,6 +168,35 @@ class SkyEngine:
         """
         answer = self._ask_plugin("GET", f"{RENTALS}/{run_id}")
         return Rentals.model_validate_json(answer.text) if answer.ok else None
+
+    def charges(self, rentals: Sequence[Rental]) -> Charges:
+        """What Vast's own record says that machines have cost; one that is not in it yet is left out.
+
+        Raises:
+            EngineError: As `machines`.
+        """
+        ids = ",".join(rental.instance_id for rental in rentals)
+        since = min(rental.rented_at for rental in rentals)
+        path = f"{CHARGES}?instance_ids={ids}&since={since.timestamp():.0f}"
+        return Charges.model_validate_json(self._insist("GET", path).text)
+
+    def take_machines(self, run_id: str) -> None:
+        """Take the machines of a run away as a provider does, without a word to what runs on them.
+
+        Raises:
+            EngineError: It has none now, or they could not be taken.
+        """
+        found = self.rentals(run_id)
+        if found and found.rentals and not found.rentals[-1].ended_at:
+            self.give_back(found.rentals[-1].instance_id)
+            return
+        with sky_sdk(self._say) as sky:
+            names = [row["current_cluster_name"] for row in self._newest(sky, run_id)
+                     if row["status"] in _ALIVE and row["current_cluster_name"]]
+            if not names:
+                raise EngineError(f"SkyPilot has no machine for run {run_id} now", place="SkyPilot",
+                                  fix=f"see where it is: ldlm status {run_id}")
+            sky.get(sky.down(names[0]))
 
     def machines(self) -> Machines:
         """Every machine that the account has at Vast now.

@@ -18,9 +18,11 @@ from launcher import capacity_watch, rental_log
 from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
+from launcher.reconcile import CHARGES
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine
+from launcher.vast_charges import charges_at_vast
 from launcher.vast_onstart import first_commands
 from launcher.vast_search import KEY, rental_of
 from launcher.vast_start import hopeless
@@ -57,6 +59,7 @@ class LdlmPlugin(plugins.BasePlugin):
             app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
             app.add_api_route(CLUSTERS, clusters, methods=["GET"])
             app.add_api_route(MARKET, look_at_market, methods=["POST"])
+            app.add_api_route(CHARGES, charges, methods=["GET"])
             app.add_api_route(MACHINES, machines, methods=["GET"])
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
         if getattr(utils.launch, "is_ldlm", False):
@@ -70,6 +73,20 @@ def rentals_of(run_id: str) -> dict[str, Any]:
     """What this server has rented for a run, as the launcher asks for it."""
     mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
     return Rentals.of(mine).model_dump(mode="json")
+
+
+def charges(instance_ids: str, since: int) -> dict[str, Any]:
+    """What Vast's record of charges says of some machines, as the launcher asks for it.
+
+    Args:
+        instance_ids: With commas between them.
+        since: When the first of them was rented, in Unix seconds.
+    """
+    from sky.adaptors import vast
+
+    found = charges_at_vast(vast.vast(), instance_ids.split(","), datetime.fromtimestamp(since, UTC),
+                            datetime.now(UTC))
+    return found.model_dump(mode="json")
 
 
 def machines() -> dict[str, Any]:

@@ -9,6 +9,7 @@ without a key:
     POST /_fake/vanish/<id>         the host is gone without a trace
     POST /_fake/price/<machine_id>  {"dph_base" | "min_bid" | "bid_price": $/h} from now on
     POST /_fake/liar/on, /off       offer the H100 machine that has an RTX 3060
+    POST /_fake/surcharge           {"usd": $} too much in the record of charges for the newest instance
     POST /_fake/restock             all offers and prices as at the start, once nothing is rented
 """
 
@@ -18,10 +19,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import parse_qsl
 
 from tests.lab.vast_host import NamespaceHost
 from tests.lab.vast_market import Market, Refused
@@ -62,6 +65,7 @@ _API: dict[tuple[str, str], Handler] = {
     ("DELETE", r"/api/v0/instances/(\d+)"): _then(lambda market, number, _: market.destroy(int(number))),
     ("GET", "/api/v0/ssh"): lambda market, _, body: market.ssh_keys,
     ("POST", "/api/v0/ssh"): _add_key,
+    ("GET", "/api/v0/charges"): lambda market, _, body: market.charges(body),
     ("GET", "/api/v0/users/current"): lambda market, _, body: market.account_row(),
 }
 _CONTROLS: dict[tuple[str, str], Handler] = {
@@ -69,6 +73,7 @@ _CONTROLS: dict[tuple[str, str], Handler] = {
     ("POST", r"/_fake/outbid/(\d+)"): _then(lambda market, number, _: market.outbid(int(number))),
     ("POST", r"/_fake/vanish/(\d+)"): _then(lambda market, number, _: market.vanish(int(number))),
     ("POST", r"/_fake/price/(\d+)"): _then(lambda market, number, body: market.price(int(number), body)),
+    ("POST", "/_fake/surcharge"): _then(lambda market, _, body: market.surcharge(Decimal(str(body["usd"])))),
     ("POST", "/_fake/restock"): _then(lambda market, _, body: market.restock()),
     ("POST", "/_fake/liar/(on|off)"): _then(lambda market, word, _: market.show_liar(word == "on")),
 }
@@ -90,14 +95,23 @@ class VastServer(ThreadingHTTPServer):
         self.requests: list[Body] = []
 
 
+def _read(value: str) -> Any:
+    """What Vast's clients write into a query: JSON, or a plain word."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
 class _Request(BaseHTTPRequestHandler):
     server: VastServer
     protocol_version = "HTTP/1.1"
 
     def _answer(self) -> None:
-        path = self.path.partition("?")[0]
+        path, _, query = self.path.partition("?")
         try:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
+            body |= {name: _read(value) for name, value in parse_qsl(query)}
             if path.startswith("/_fake/"):
                 return self._send(200, self._control(path, body))
             self.server.requests.append(

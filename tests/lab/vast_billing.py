@@ -53,10 +53,16 @@ class Bill:
     seconds: Mapping[Status, Decimal]
     gpu_usd: Decimal
     storage_usd: Decimal
-    network_usd: Decimal
+    up_usd: Decimal
+    down_usd: Decimal
     bytes_up: int
     bytes_down: int
     segments: tuple[Segment, ...]
+
+    @property
+    def network_usd(self) -> Decimal:
+        """Both ways."""
+        return self.up_usd + self.down_usd
 
     @property
     def total_usd(self) -> Decimal:
@@ -130,9 +136,9 @@ class Account:
                 gpu_usd += segment.gpu_usd_per_hour * passed / _HOUR_S
         storage_usd = (self.rates.storage_usd_per_gb_month * self.disk_gb * sum(seconds.values())
                        / (_MONTH_H * _HOUR_S))
-        network_usd = (self.rates.up_usd_per_gb * self.bytes_up
-                       + self.rates.down_usd_per_gb * self.bytes_down) / _GB
-        return Bill(seconds, _rounded(gpu_usd), _rounded(storage_usd), _rounded(network_usd),
+        up_usd, down_usd = (self.rates.up_usd_per_gb * self.bytes_up / _GB,
+                            self.rates.down_usd_per_gb * self.bytes_down / _GB)
+        return Bill(seconds, _rounded(gpu_usd), _rounded(storage_usd), _rounded(up_usd), _rounded(down_usd),
                     self.bytes_up, self.bytes_down, tuple(self._segments))
 
     def _add(self, status: Status) -> None:

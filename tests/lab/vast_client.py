@@ -67,6 +67,10 @@ class FakeVast:
         """Offer the H100 machine that has an RTX 3060, or do not."""
         self._ask("POST", f"/_fake/liar/{'on' if is_shown else 'off'}")
 
+    def surcharge(self, usd: str) -> None:
+        """Charge so much too much for the newest instance, in the record of charges alone."""
+        self._ask("POST", "/_fake/surcharge", {"usd": usd})
+
     def restock(self) -> None:
         """All offers and prices as at the start. Nothing may be rented."""
         self._ask("POST", "/_fake/restock")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 
+from tests.lab import vast_charges
 from tests.lab.vast_billing import Account, Rates, Status, storage_usd_per_hour
 from tests.lab.vast_offers import LIAR_OFFER, Card, Machine, machines, search
 
@@ -89,6 +90,8 @@ class Market:
     clock: Callable[[], Decimal] = clock
     ssh_keys: list[dict[str, Any]] = field(default_factory=list)
     _instances: dict[int, Instance] = field(default_factory=dict)
+    _record: tuple[Decimal, list[dict[str, Any]]] | None = None  # of charges, and when it was made
+    _surcharge_usd: Decimal = Decimal(0)
     _machines: dict[int, Machine] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
@@ -102,6 +105,7 @@ class Market:
                 raise Refused(409, "rented", "instances are rented: destroy them first")
             self._machines = {machine.offer_id: machine for machine in machines()}
             self.show_liar(False)
+            self.surcharge(Decimal(0))
 
     def search(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Offers of the machines that nobody rents here. Raises SearchError."""
@@ -224,6 +228,25 @@ class Market:
                 str(number): {"label": self._instances[number].label,
                               "machine_id": self._instances[number].machine.machine_id} | bill.as_json()
                 for number, bill in bills.items()}, "total_usd": f"{total:f}"}
+
+    def charges(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The record of what was charged, as the account's owner sees it: some seconds old."""
+        with self._lock:
+            now = self.clock()
+            if self._record is None or now - self._record[0] >= vast_charges.LAG_S:
+                for instance in self._instances.values():
+                    self._count_bytes(instance)
+                newest = max(self._instances, default=0)
+                self._record = now, [vast_charges.row(
+                    one.id, one.label, one.account.bill(), now,
+                    self._surcharge_usd if one.id == newest else Decimal(0))
+                    for one in self._instances.values()]
+            return vast_charges.page(self._record[1], asked)
+
+    def surcharge(self, usd: Decimal) -> None:
+        """Charge so much too much for the newest instance, in the record and nowhere else."""
+        with self._lock:
+            self._surcharge_usd = usd
 
     def account_row(self) -> dict[str, Any]:
         """The account that pays: `credit` is what is left of what was prepaid."""

@@ -99,6 +99,8 @@ def machines() -> list[Machine]:
             _h100(1006, 4202, "2.20", "0.90", "Florida, US", reliability=0.81),
             _rtx_5090(1007, 5101, "0.51", "0.23", "Spain, ES"),
             _rtx_5090(1008, 5102, "0.55", "0.25", "Sweden, SE"),
+            _rtx_3060(1009, 6101, "0.09", "0.05", "Poland, PL"),
+            _rtx_3060(1010, 6102, "0.10", "0.06", "Finland, FI"),
             _h100(LIAR_OFFER, 4101, "1.90", "0.80", "Texas, US", card=RTX_3060)]
 
 
@@ -114,6 +116,11 @@ def _h100(offer_id: int, machine_id: int, dph: str, bid: str, place: str, **more
 def _rtx_5090(offer_id: int, machine_id: int, dph: str, bid: str, place: str) -> Machine:
     return Machine(offer_id, machine_id, "RTX 5090", 1, RTX_5090, Decimal(dph), Decimal(bid), place,
                    compute_cap=1200, gpu_ram=32607, cpu_ram=131072, cpu_cores=32)
+
+
+def _rtx_3060(offer_id: int, machine_id: int, dph: str, bid: str, place: str) -> Machine:
+    return Machine(offer_id, machine_id, "RTX 3060", 1, RTX_3060, Decimal(dph), Decimal(bid), place,
+                   compute_cap=860, gpu_ram=12288, cpu_ram=65536, cpu_cores=32)
 
 
 def search(stock: Sequence[Machine], body: Mapping[str, Any]) -> list[dict[str, Any]]:
