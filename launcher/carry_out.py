@@ -35,11 +35,18 @@ def ask(question: str, yes: bool) -> None:
 
 
 def carry_out(proposal: "Proposal", start: Callable[[], None], detach: bool) -> None:
-    """Start what was approved and watch it to its end. Ctrl-C only ends the watching."""
-    from launcher import commands, console, runs
+    """Start what was approved and watch it to its end. Ctrl-C only ends the watching.
+
+    Raises:
+        UsageError: It is a canary that nobody would watch.
+        EngineError: It has not ended as it should.
+        LdlmError: It is a canary that has not kept a promise.
+    """
+    from launcher import canary, commands, console, runs
     from launcher.engines import engine_at
     from launcher.follow import follow
 
+    canary.check_watched(proposal.recipe, detach=detach)
     run_id = proposal.plan.run_id
     try:
         start()
@@ -47,10 +54,14 @@ def carry_out(proposal: "Proposal", start: Callable[[], None], detach: bool) -> 
             console.answer(f"run {run_id} is under way: {commands.ways_to(run_id)}")
             return
         store, _ = runs.open_run(run_id, proposal.recipe.store)
-        follow(store, engine_at(proposal.infra, store), run_id)
+        follow(store, engine_at(proposal.infra, store), run_id, canary.taker(proposal))
     except KeyboardInterrupt:
         end_interrupted(commands.after_interrupt(proposal))
-    _show_end(run_id, proposal.recipe.store)
+    try:
+        _show_end(run_id, proposal.recipe.store)
+    finally:
+        if proposal.recipe.canary:
+            _judge_canary(run_id, proposal.recipe.store)
 
 
 def end_interrupted(line: str) -> NoReturn:
@@ -59,6 +70,14 @@ def end_interrupted(line: str) -> NoReturn:
 
     console.talk(f"\n{line}")
     raise SystemExit(INTERRUPTED)
+
+
+def _judge_canary(run_id: str, store: str | None) -> None:
+    from launcher import console
+    from launcher.canary_judge import judge_run
+
+    console.answer()
+    judge_run(run_id, store)
 
 
 def _show_end(run_id: str, store: str | None) -> None:

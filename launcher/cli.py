@@ -223,6 +223,14 @@ def init(store: StoreUrl = None, max_cost: MaxCost = None,
 
 
 @app.command(rich_help_panel=_ADVANCED)
+def canary(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
+    """Judge a canary run again, with the provider's bill."""
+    from launcher.canary_judge import judge_run
+
+    judge_run(run, store, as_json=as_json)
+
+
+@app.command(rich_help_panel=_ADVANCED)
 def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
           deadline: Deadline = None, yes: Yes = False, detach: Detach = False) -> None:
     """Benchmark a trained run that found no machine for it."""

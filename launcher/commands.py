@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from launcher import console
+from launcher.canary import own_preemption
 from launcher.candidates import choose
 from launcher.engine import ALIVE, EnginePhase, check_infra
 from launcher.engine_folder import engine_home
@@ -145,7 +146,7 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     _check_ready(proposal, preempt_at)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC), git_sha())
-    _hand_over(proposal, preempt_at)
+    _hand_over(proposal, preempt_at or own_preemption(proposal.recipe))
 
 
 def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None,

@@ -17,10 +17,14 @@ from trainer.store import Store
 _POLL_S = 0.5
 
 
-def follow(store: Store, engine: Engine, run_id: str) -> RunRecord:
+def follow(store: Store, engine: Engine, run_id: str,
+           on_look: Callable[[RunRecord], None] = lambda record: None) -> RunRecord:
     """Show a run until its engine says that it is over. Returns its last record.
 
     A store that cannot be read is asked again: the run itself is more patient still.
+
+    Args:
+        on_look: Called with every record that is read, until the last.
 
     Raises:
         LdlmError: The run is over and its record cannot be read.
@@ -43,6 +47,7 @@ def follow(store: Store, engine: Engine, run_id: str) -> RunRecord:
                 _show(record, line, shown)
                 if is_over:
                     return record
+                on_look(record)
             time.sleep(_POLL_S)
 
 

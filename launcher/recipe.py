@@ -172,6 +172,8 @@ class Recipe(Section):
     hardware: Hardware
     limits: Limits
     store: str | None = Field(None, description="URL of the object store; null: the launcher's default")
+    canary: bool = Field(False, description="its launch takes the machine away once, while it trains, and "
+                                            "judges afterwards whether all went as promised")
     _source: Source | None = PrivateAttr(None)
 
     def place(self, *where: str | int) -> str:

@@ -73,7 +73,8 @@ class Reconciliation:
     def is_equal(self) -> bool:
         """True if nothing is missing, and each machine and their sum differ by less than a cent."""
         differences = [found.difference_usd for found in self.machines]
-        return not self.missing and all(abs(usd) < _CENT for usd in (*differences, sum(differences, Decimal(0))))
+        differences.append(self.ours_usd - self.theirs_usd)
+        return not self.missing and all(abs(usd) < _CENT for usd in differences)
 
     def to_json(self) -> dict[str, Any]:
         """Stable form: dollars as text."""

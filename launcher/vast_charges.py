@@ -50,7 +50,7 @@ def _rows(sdk: Any, since: datetime, now: datetime) -> Iterator[Mapping[str, Any
         page = sdk.show_invoices_v1(charges=True, charge_type=["instance"], start_date=midnight,
                                     end_date=int(now.timestamp()), limit=_PAGE, next_token=token)
         if page.get("success") is False:
-            raise RuntimeError(f"Vast gives no charges: {page.get('msg') or page.get('error') or 'no reason'}")
+            raise RuntimeError(f"Vast gives no charges: {page.get('msg') or page.get('error')}")
         yield from page["results"]
         token = page.get("next_token")
         if not token:

@@ -29,10 +29,11 @@ _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_v
                "--format=csv,noheader,nounits")
 _ALL, _FREE = 0.97, 0.90  # of a card's memory that must be there, and be free (guess: a desktop takes 1 GiB)
 _PROBE_S = 180  # torch from a cold disk takes half a minute
-# What would let somebody on a machine spend its user's money, from home. SkyPilot copies these and more, where
+# What would let somebody on a machine spend its user's money, from home. SkyPilot copies these and more where
 # it is let (sky/clouds, `get_credential_file_mounts`).
-_KEY_FILES = (".config/vastai/vast_api_key", ".vast_api_key", ".aws/credentials", ".azure/msal_token_cache.json",
-              ".azure/accessTokens.json", ".config/gcloud/application_default_credentials.json",
+_KEY_FILES = (".config/vastai/vast_api_key", ".vast_api_key", ".aws/credentials",
+              ".azure/msal_token_cache.json", ".azure/accessTokens.json",
+              ".config/gcloud/application_default_credentials.json",
               ".config/gcloud/credentials.db", ".config/gcloud/access_tokens.db", ".sky/.sky_key",
               ".lambda_cloud/lambda_keys", ".runpod/config.toml", ".oci/config", ".nebius/credentials.json")
 _CLOCK_S = 60  # cents of a bill, and far from the 15 minutes at which S3 refuses requests (guess)

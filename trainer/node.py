@@ -116,7 +116,8 @@ def main(argv: list[str]) -> int:
         seen = check_machine(os.environ)
         if attempt:
             keys = key_files(Path.home()) if rented else None
-            folder.write(attempt_file(attempt.number, Name.MACHINE), seen.model_copy(update={"key_files": keys}))
+            folder.write(attempt_file(attempt.number, Name.MACHINE),
+                         seen.model_copy(update={"key_files": keys}))
             check_progress(folder.attempts(), attempt, resumed_at(folder))
         end = run_document(document, attempt, stop)
     except MachineError as error:

@@ -128,7 +128,8 @@ class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
     at: datetime
-    # submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested, ended
+    # submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested,
+    # taken_on_purpose, ended
     kind: str
     detail: dict[str, Any] = {}
 

@@ -10,7 +10,8 @@ from vastai.utils import _regions_rev  # which continent SkyPilot's names of reg
 
 from tests.lab.vast_offers import Machine, machines
 
-_ACCELERATORS = {"H100 SXM": "H100", "RTX 5090": "RTX5090", "RTX 3060": "RTX3060"}  # SkyPilot's names of Vast's GPUs
+# SkyPilot's names of Vast's GPUs.
+_ACCELERATORS = {"H100 SXM": "H100", "RTX 5090": "RTX5090", "RTX 3060": "RTX3060"}
 
 
 # SkyPilot's `chunked` searches take machines with this many CPUs and MB or more, and call all of them so.

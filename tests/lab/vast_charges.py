@@ -1,4 +1,4 @@
-"""The record of charges that the fake of Vast shows: GET /api/v0/charges/, made of the bills of its instances.
+"""The record of charges that the fake of Vast shows at GET /api/v0/charges/, made of its instances' bills.
 
 The form is that of Vast's documentation (one row a contract, its items beneath it; days as Unix seconds at
 midnight; pages by a token). Guesses: amounts are rounded to a tenth of a cent, item by item; the record is
@@ -17,7 +17,8 @@ _MOST = 100  # rows a page
 _STEP_USD = Decimal("0.001")
 
 
-def row(instance_id: int, label: str | None, bill: Bill, now: Decimal, surcharge_usd: Decimal) -> dict[str, Any]:
+def row(instance_id: int, label: str | None, bill: Bill, now: Decimal,
+        surcharge_usd: Decimal) -> dict[str, Any]:
     """One contract.
 
     Args:
