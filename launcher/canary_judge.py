@@ -34,7 +34,8 @@ from trainer.store import Store, open_store
 
 _LOOK_S = 10.0
 # A provider's record comes late; by how much Vast's does is not known (guess, both).
-_STILL_S, _PATIENCE_S = 180.0, 900.0
+_STILL_S = 180.0
+PATIENCE_S = 900.0
 _STYLES = {Mark.PASS: "fix", Mark.FAIL: "problem", Mark.NOT_SHOWN: "note"}
 
 
@@ -51,14 +52,18 @@ class _Look(NamedTuple):
         return not record.may_have_rentals and not self.evidence.left and (found is None or found.is_equal)
 
 
-def judge_run(run_id: str, store: str | None, *, as_json: bool = False) -> None:
-    """Wait until machines and bill have settled, print a verdict for each claim, leave the file.
+def judge_run(run_id: str, store: str | None, *, as_json: bool = False, patience_s: float = 0.0) -> None:
+    """Print a verdict for each claim, leave the file.
+
+    Args:
+        patience_s: Wait so long at most until all is given back and the provider's record has the bill, or
+            has not changed for three minutes.
 
     Raises:
         RunRecordError: There is no such run, it has not ended, or it is no canary.
         LdlmError: A claim does not hold.
     """
-    look = _wait(run_id, store)
+    look = _wait(run_id, store, patience_s)
     verdicts = judge(look.evidence)
     path = _write(look, verdicts)
     if as_json:
@@ -80,15 +85,14 @@ def show(verdicts: Sequence[Verdict]) -> None:
                                f"{verdict.claim}\n{verdict.because}", "")
 
 
-def _wait(run_id: str, store: str | None) -> _Look:
-    began = changed_at = time.monotonic()
+def _wait(run_id: str, store: str | None, patience_s: float) -> _Look:
     look = _look(run_id, store)
-    while not look.is_settled:
-        now = time.monotonic()
-        if now - began > _PATIENCE_S or now - changed_at > _STILL_S:
-            return look
-        if look.evidence.record.rentals and now == began:
-            console.talk("waiting until all is given back and Vast's record of charges has it ...")
+    if patience_s and not look.is_settled:
+        console.talk("waiting until all is given back and Vast's record of charges has it ...")
+    began = changed_at = time.monotonic()
+    while not look.is_settled and time.monotonic() - began < patience_s:
+        if time.monotonic() - changed_at > _STILL_S:
+            break
         time.sleep(_LOOK_S)
         before, look = look, _look(run_id, store)
         if (look.charges, look.evidence.left) != (before.charges, before.evidence.left):

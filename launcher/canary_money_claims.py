@@ -44,7 +44,7 @@ def within_bid(evidence: Evidence) -> Found:
 def under_cap(evidence: Evidence) -> Found:
     """The ledger against the cap."""
     spent, cap = evidence.report.spent_usd, evidence.max_cost_usd
-    return judged(spent <= cap, f"${spent:.4f} of ${cap}")
+    return judged(spent <= cap, f"${spent:.4f} of ${cap:.2f}")
 
 
 def under_p90(evidence: Evidence) -> Found:

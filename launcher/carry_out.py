@@ -74,10 +74,10 @@ def end_interrupted(line: str) -> NoReturn:
 
 def _judge_canary(run_id: str, store: str | None) -> None:
     from launcher import console
-    from launcher.canary_judge import judge_run
+    from launcher.canary_judge import PATIENCE_S, judge_run
 
     console.answer()
-    judge_run(run_id, store)
+    judge_run(run_id, store, patience_s=PATIENCE_S)
 
 
 def _show_end(run_id: str, store: str | None) -> None:
