@@ -24,11 +24,12 @@ STORE = "s3://bucket/ldlm"
 # The one machine that a cloud sells with these cards, by the clouds' own lists.
 INSTANCES = {
     "azure": {"A100-80GB:1": "Standard_NC24ads_A100_v4", "A100-80GB:8": "Standard_ND96amsr_A100_v4",
-              "H100:8": "Standard_ND96isr_H100_v5", "H200:8": "Standard_ND96isr_H200_v5"},
+              "H100:8": "Standard_ND96isr_H100_v5", "H200:8": "Standard_ND96isr_H200_v5",
+              "T4:1": "Standard_NC4as_T4_v3"},
     "gcp": {"A100-80GB:1": "a2-ultragpu-1g", "A100-80GB:8": "a2-ultragpu-8g", "L4:1": "g2-standard-4",
             "H100:8": "a3-highgpu-8g", "H200:8": "a3-ultragpu-8g"},
     "vast": {"RTX5090:1": "1x-RTX_5090-", "RTX4090:1": "1x-RTX_4090-", "H100:1": "1x-H100_SXM-",
-             "H100:8": "8x-H100_SXM-", "H200:1": "1x-H200-"}}
+             "H100:8": "8x-H100_SXM-", "H200:1": "1x-H200-", "RTX3060:1": "1x-RTX_3060-"}}
 
 
 def rendered(name: str, infra: str) -> Task:

@@ -45,7 +45,7 @@ def typed(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
     return done
 
 
-def test_the_canary_keeps_every_promise_and_a_provider_that_bills_a_cent_more_is_caught(
+def test_the_canary_keeps_every_promise_and_a_provider_that_bills_too_much_is_caught(
         store: str, vast: FakeVast, tmp_path: Path) -> None:
     done = typed(tmp_path, "launch", "canary", "--infra", "vast", "--max-cost", "1", "--store", store,
                  "--run-id", "canary-1", "--yes")
@@ -74,3 +74,18 @@ def test_the_canary_keeps_every_promise_and_a_provider_that_bills_a_cent_more_is
     assert [found["claim"] for found in json.loads(caught.stdout)["verdicts"] if found["verdict"] == "FAIL"] == [
         PROVIDER_S]
     assert f"1 of 16 promises were not kept: {PROVIDER_S}" in caught.stderr
+
+
+def test_on_a_cluster_of_one_s_own_skypilot_takes_the_machine_away(tmp_path: Path) -> None:
+    with running_store() as store:
+        done = typed(tmp_path, "launch", "canary", "--infra", "slurm/ldlm", "--store", store, "--run-id",
+                     "canary-slurm", "--yes", "--set", "train.steps=240", "--set",
+                     "train.checkpoint.every_steps=40")
+        assert done.returncode == 0, done.stderr
+        found = json.loads((tmp_path / "canary-canary-slurm.json").read_text())["verdicts"]
+        assert [files.end.preempted for files in record_of(store, "canary-slurm").attempts if files.end] == [
+            True, False, False]
+    assert [one["claim"] for one in found if one["verdict"] != "pass"] == [
+        "every machine that worked has the card that is paid for", "no key of a cloud lies on a rented machine",
+        "no machine costs more than its bid", "it is benchmarked on an RTX 5090", PROVIDER_S,
+        "nothing is left rented"]
