@@ -78,8 +78,6 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
                           fix="set store to a URL such as s3://BUCKET/ldlm, or give --store")
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
     texts = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
-    for which in Document:
-        envs[which][Env.WAIT] = f"{recipe.limits.wait_hours_for(which):g}"
     for which in [Document.BENCH] if plan.only_benchmark else Document:
         memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
         documents.append(_fill(which, texts[which], plan.candidates(which), _envs(plan, recipe, which),
@@ -125,6 +123,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         Env.MAX_COST: str(plan.max_cost_usd),
         Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
         Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
+        Env.WAIT: f"{recipe.limits.wait_hours_for(which):g}",
         Env.OFFERS: TaskOffer.write_all(places) if places[1:] else None,
     }
 

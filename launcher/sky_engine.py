@@ -217,7 +217,8 @@ class SkyEngine:
             EngineError: The API server does not answer, or has no plugin of ours.
         """
         query = f"?refresh={','.join(refresh)}" if refresh else ""
-        return Machines.model_validate_json(self._insist("GET", CLUSTERS + query, timeout_s=_CLOUDS_ANSWER_S).text)
+        answer = self._insist("GET", CLUSTERS + query, timeout_s=_CLOUDS_ANSWER_S)
+        return Machines.model_validate_json(answer.text)
 
     def live_jobs(self, numbers: Sequence[int]) -> dict[int, str]:
         """Those of some managed jobs that have not ended: names by numbers. Raises EngineError."""

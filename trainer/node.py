@@ -35,8 +35,8 @@ from trainer.machine import (
     traffic,
     visible_gpus,
 )
-from trainer.own_offer import own_envs
 from trainer.overdue import overdue_at
+from trainer.own_offer import own_envs
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
 from trainer.store import AlreadyExistsError, open_store
