@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.encoder_shape", "trainer.learning",
-                    "trainer.humaneval_options", "trainer.measure_options", "trainer.memory",
-                    "trainer.mirror_format",
-                    "trainer.prepare_options", "trainer.profiles", "trainer.run_folder",
+OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.deadman", "trainer.encoder_shape",
+                    "trainer.learning", "trainer.humaneval_options", "trainer.measure_options",
+                    "trainer.memory", "trainer.mirror_format", "trainer.prepare_options", "trainer.profiles",
+                    "trainer.run_folder",
                     "trainer.sample_options", "trainer.shards", "trainer.sizes", "trainer.store",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
@@ -66,15 +66,15 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 
 @pytest.mark.parametrize(("package", "homes"), [
-    ("sky", {"sky_engine", "sky_server", "sky_plugin", "capacity_watch",
-             "market_search"}), ("rich", {"console"}),
+    ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search"}),
+    ("rich", {"console"}),
     ("typer", {"cli", "cli_options"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes
 
 
-@pytest.mark.parametrize("name", ["sky_engine.py", "sky_server.py", "capacity_watch.py"])
+@pytest.mark.parametrize("name", ["sky_engine.py", "sky_server.py", "sky_clusters.py", "capacity_watch.py"])
 def test_what_asks_skypilot_imports_it_only_inside_functions(name):
     tree = ast.parse((ROOT / "launcher" / name).read_text())
     outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
