@@ -116,13 +116,13 @@ def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
 def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
     """What there is now, and how long it waits for machines, where it has to ask for them."""
     limits, plan = proposal.recipe.limits, proposal.plan
-    names = {Document.TRAIN: "to train", Document.BENCH: "for the benchmark"}
+    names = {Document.TRAIN: "to train", Document.BENCH: "to benchmark"}
     asks = [which for which in Document
             if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
     markets = [f"{names[which]}: {market.words}" for which, market in proposal.markets.items()]
-    waits = [f"{limits.wait_hours_for(which):g} h for a machine {names[which]}" for which in asks]
+    waits = [f"{limits.wait_hours_for(which):g} h {names[which]}" for which in asks]
     return [*zip(("market", ""), markets, strict=False),
-            *([("waits up to", ", ".join(waits))] if waits else [])]
+            *([("waits", f"for a machine up to {', '.join(waits)}")] if waits else [])]
 
 
 def _offer_words(offer: Offer) -> str:
