@@ -275,7 +275,8 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     def record() -> None:
         folder.write_bytes(Name.TASK, proposal.task.text.encode())
         folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest, git_sha=git_sha(),
-                         infra=proposal.infra, limits=proposal.recipe.limits.model_dump(mode="json"))
+                         infra=proposal.infra, clouds=sorted(proposal.plan.clouds),
+                         limits=proposal.recipe.limits.model_dump(mode="json"))
 
     _hand_over(proposal, preempt_at, on_lock=record)
 

@@ -61,7 +61,7 @@ def view(record: RunRecord, store: Store) -> RunView:
 
 def _learn_rentals(record: RunRecord, store: Store) -> bool:
     """Copy what SkyPilot's server knows of a run's machines into its folder. Returns True if it is news."""
-    if record.infra == "local" or not record.may_have_rentals:
+    if not record.may_have_rentals:
         return False
     with suppress(EngineError):  # the bill is then made of what the nodes have written
         found = sky_engine(store).rentals(record.run_id)

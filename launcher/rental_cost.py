@@ -93,9 +93,11 @@ def _alone_usd(rental: Rental, now: datetime) -> Decimal:
 
 
 def rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
-    """The machine of an attempt. A run has one at a time: the last that was rented before it began."""
-    before = [rental for rental in rentals if rental.rented_at <= files.attempt.billed_from + _SKEW]
-    return before[-1] if before else None
+    """A run has one machine at a time: the last that was rented when the attempt began; none at home."""
+    began = files.attempt.billed_from
+    held = [rental for rental in rentals if rental.rented_at <= began + _SKEW
+            and (rental.ended_at is None or began - _SKEW < rental.ended_at)]
+    return held[-1] if held else None
 
 
 def _ended_by_itself(files: AttemptFiles) -> bool:

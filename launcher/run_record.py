@@ -139,9 +139,11 @@ class RunRecord:
     @property
     def may_have_rentals(self) -> bool:
         """True while the side that rents its machines may know of them what is not written here."""
-        is_on_vast = self.plan is not None and "vast" in self.plan.clouds
-        is_complete = self.has_ended and bool(self.rentals) and all(found.ended_at for found in self.rentals)
-        return is_on_vast and not is_complete
+        clouds = set(self.plan.clouds) if self.plan else set()
+        clouds.update(*(event.detail.get("clouds", ()) for event in self.events))
+        rents_no_more = self.has_ended or self.infra == "local"
+        is_complete = rents_no_more and bool(self.rentals) and all(found.ended_at for found in self.rentals)
+        return "vast" in clouds and not is_complete
 
     @property
     def training(self) -> AttemptFiles | None:

@@ -62,6 +62,13 @@ def test_the_disk_is_paid_from_the_contract_to_its_end_and_the_network_by_the_by
     assert rental(0, 60).network_usd(3 * 10**9, 10**9) == Decimal("0.05")
 
 
+def test_an_attempt_at_home_after_a_rental_is_not_billed_by_its_contract():
+    attempts = [attempt(1, 10, 40), attempt(2, 100, 160)]
+    rented, at_home = on_rentals(attempts, ends(attempts), [rental(0, 50)], at(500))
+    assert rented.gpu_usd == Decimal("0.80")
+    assert (at_home.gpu_usd, at_home.disk_usd) == (None, 0)
+
+
 def test_a_machine_that_is_given_back_later_is_paid_until_then():
     attempts = [attempt(1, 10, 40, received=10**9)]
     (held,) = on_rentals(attempts, ends(attempts), [rental(0, 50)], at(500))

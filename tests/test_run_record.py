@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from launch_examples import NOW, example_plan, example_recipe, example_task
 from run_stories import (
@@ -52,6 +54,23 @@ def test_the_record_holds_what_was_approved_and_claims_the_id(store_url):
     assert record.plan.offers[Document.TRAIN].price_is_simulated
     assert [event.kind for event in record.events] == ["submitted"]
     assert (record.attempts, record.outcome, record.bench, record.training) == ([], None, None, None)
+
+
+def test_whoever_rents_is_asked_about_machines_until_all_of_them_are_known_to_have_ended(store_url):
+    story = Story(store_url)
+    assert not record_of(story).may_have_rentals  # planned for this machine alone
+
+    story.folder.add_event("resumed", NOON, infra="vast", clouds=["vast"])
+    assert record_of(story).may_have_rentals
+    story.folder.add_event("resumed", at(3600), infra="local", clouds=["local"])
+    assert record_of(story).may_have_rentals  # home again, and the bill of the rental is still to come
+
+    rented = {"run_id": story.folder.run_id, "instance_id": "1", "machine_id": 1, "prices": [],
+              "rented_at": NOON.isoformat(), "terms": {"disk_gb": 10}}
+    for ended_at, is_open in ((None, True), (at(1800).isoformat(), False)):
+        known = {"rentals": [rented | {"ended_at": ended_at}]}
+        story.folder.write_bytes(Name.RENTALS, json.dumps(known).encode())
+        assert record_of(story).may_have_rentals is is_open
 
 
 def test_a_run_id_that_exists_is_left_as_it_is(store_url):
@@ -160,7 +179,8 @@ def test_an_attempt_after_one_that_never_trained_is_starting(store_url):
     (Outcome.FINISHED, "bad_config", "trained; benchmark failed (why): ldlm bench story-1", True),
     (Outcome.FINISHED, "stopped", "trained; benchmark stopped by you (why): ldlm bench story-1", False),
     (Outcome.FINISHED, "no_capacity", "trained; benchmark found no machine (why): ldlm bench story-1", False),
-    (Outcome.NO_CAPACITY, "finished", "no machine to be had (all steps done)", True),
+    (Outcome.NO_CAPACITY, "finished", "no machine to be had (all steps done): ldlm resume story-1, "
+                                      "or elsewhere: ldlm resume story-1 --infra CLOUD", True),
     (Outcome.LIMIT, "lost", "stopped at its limit (all steps done); benchmark failed (why): "
                             "ldlm resume story-1", True),
     (Outcome.FINISHED, "finished", "finished (all steps done)", False),
