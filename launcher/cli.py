@@ -26,6 +26,7 @@ from launcher.cli_options import (
     Yes,
     not_empty,
 )
+from launcher.controller_cli import app as controller
 from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare te
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror weights of token encoders.")
 app.add_typer(data, name="data", rich_help_panel=_ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=_ADVANCED)
+app.add_typer(controller, name="controller", rich_help_panel=_ADVANCED)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
@@ -213,13 +215,16 @@ def init(store: StoreUrl = None, max_cost: MaxCost = None,
              "--wandb-entity", callback=not_empty, help="Its team or user.")] = None,
          api_server: Annotated[str | None, typer.Option(
              "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")] = None,
+         usd_per_hour: Annotated[str | None, typer.Option(
+             "--controller-usd-per-hour", callback=not_empty, help="What its machine costs.")] = None,
          yes: Yes = False) -> None:
     """Settle store, cap, W&B and SkyPilot for every run, once."""
     from launcher.set_up import run_init
     from launcher.settings import Settings
 
     run_init(Settings(store=store, max_cost_usd=max_cost, wandb_project=wandb_project,
-                      wandb_entity=wandb_entity, api_server=api_server), yes)
+                      wandb_entity=wandb_entity, api_server=api_server,
+                      controller_usd_per_hour=usd_per_hour), yes)
 
 
 @app.command(rich_help_panel=_ADVANCED)

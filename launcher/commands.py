@@ -50,7 +50,13 @@ from launcher.run_record import (
 from launcher.run_text import look_at_text
 from launcher.run_weights import look_for_mirrors
 from launcher.runs import check_run_id, default_store_url, usual_store
-from launcher.settings import read_settings, settings_path, usual_store_url
+from launcher.settings import (
+    api_server,
+    controller_usd_per_hour,
+    read_settings,
+    settings_path,
+    usual_store_url,
+)
 from trainer.contract import Document, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
@@ -59,6 +65,8 @@ from trainer.store import Store, may_exist, open_store, store_url
 # Seen in the lab: SkyPilot 0.14.1 hands a task's variables to srun as words of its command.
 _KEYS_ON_SLURM = ("SkyPilot shows the store's keys in the process lists of a Slurm cluster's nodes: where "
                   "others work there too, take a store on its shared disk (file://) or keys that soon expire")
+_STAY_AWAKE = ("no run is recovered while this machine sleeps or is off: the controller is here; one that is "
+               "always on: ldlm controller up --ssh HOST --usd-per-hour PRICE")
 
 
 @dataclass(frozen=True)
@@ -124,13 +132,17 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
         text, weights = look_at_text(recipe), look_for_mirrors(recipe)
-        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done, weights.mirrors)
+        price = None if offers[Document.TRAIN].is_local else controller_usd_per_hour()
+        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done, weights.mirrors,
+                         price)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
     warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
     if "slurm" in plan.clouds and not (recipe.store or "file:").startswith("file:"):
         warnings += (_KEYS_ON_SLURM,)
+    if not train.is_local and api_server() is None:
+        warnings += (_STAY_AWAKE,)
     if train.is_local and not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
@@ -276,7 +288,7 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
         folder.write_bytes(Name.TASK, proposal.task.text.encode())
         folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest, git_sha=git_sha(),
                          infra=proposal.infra, clouds=sorted(proposal.plan.clouds),
-                         limits=proposal.recipe.limits.model_dump(mode="json"))
+                         limits=proposal.recipe.limits.model_dump(mode="json"), **proposal.plan.supervision)
 
     _hand_over(proposal, preempt_at, on_lock=record)
 

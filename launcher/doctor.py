@@ -14,7 +14,7 @@ from launcher.doctor_clouds import (
     look_at_switch,
 )
 from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb
-from launcher.doctor_sky import look_at_sky, look_at_version
+from launcher.doctor_sky import look_at_controller, look_at_sky, look_at_version
 from launcher.engine import has_credentials, is_known
 from launcher.errors import EngineError
 from launcher.findings import Check, Finding, Verdict, run_checks
@@ -95,7 +95,7 @@ def _checks(scope: _Scope, store: str | None) -> list[Check]:
              Check("W&B", partial(look_at_wandb, recipe.train.wandb.mode if recipe else "auto"))]
     if not scope.clouds:
         return found
-    found += [Check("SkyPilot", look_at_version),
+    found += [Check("SkyPilot", look_at_version), Check("controller", look_at_controller),
               Check("API server", partial(look_at_sky, frozenset(scope.clouds)))]
     means = {"vast": Check("Vast credit", partial(look_at_credit, plan)),
              "azure": Check("Azure quota", partial(look_at_azure_quota, *scope.wish("azure"))),

@@ -22,7 +22,7 @@ from launcher.findings import Finding, Verdict
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.self_end import self_end
-from launcher.settings import api_server_url
+from launcher.settings import api_server
 
 _TITLES = {"vast": "Vast", "azure": "Azure", "gcp": "GCP", "slurm": "Slurm"}
 _TIMEOUT_S = 20.0
@@ -46,7 +46,7 @@ def look_at_access(name: str, *, needed: bool) -> Iterator[Finding]:
         verdict = Verdict.PROBLEM if needed or has_credentials(name) else Verdict.NOT_CHECKED
         yield Finding(what, verdict, error.problem, error.fix or "")
         return
-    if api_server_url():
+    if api_server():
         yield Finding(what, Verdict.NOT_CHECKED, "package and credentials are on the API server's machine",
                       f".venv/bin/sky check {name}")
     else:

@@ -4,10 +4,12 @@ import re
 from collections.abc import Iterator
 from importlib import metadata
 
+from launcher.controller import SCHEME
+from launcher.controller_commands import HOW, NO_CONTROLLER, ask_status
 from launcher.errors import EngineError
 from launcher.findings import Finding, Verdict
 from launcher.recipe import checkout_folder
-from launcher.settings import api_server_url
+from launcher.settings import api_server, controller_usd_per_hour, read_settings
 from launcher.sky_ready import PLUGIN, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
 from launcher.sky_server import keys_that_travel, look_at_server
 from launcher.sky_setup import sky_changes
@@ -41,7 +43,7 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
     try:
         server = look_at_server()
     except EngineError as error:
-        if api_server_url():
+        if api_server():
             raise
         yield Finding("API server", Verdict.NOT_CHECKED,
                       f"{error.place} does not run; a launch starts it, on this machine",
@@ -59,14 +61,34 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
         yield _of_lack("plugin", lacks_plugin(server), f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded")
 
 
+def look_at_controller() -> Iterator[Finding]:
+    """Who recovers runs, whether that goes on while this machine sleeps, and at which price.
+
+    Raises:
+        EngineError: It cannot be reached.
+    """
+    said, settings = api_server(), read_settings()
+    price = controller_usd_per_hour()
+    paid = f"${price}/h" if price is not None else "its price is in no bill"
+    if said is None:
+        yield Finding("controller", Verdict.OK, NO_CONTROLLER, HOW)
+    elif said != settings.api_server or not said.startswith(SCHEME):
+        fix = "" if price is not None else f"ldlm init --api-server {said} --controller-usd-per-hour PRICE"
+        yield Finding("controller", Verdict.OK, f"{said}, of your own; {paid}", fix)
+    elif (found := ask_status(settings))["is_alive"]:
+        yield Finding("controller", Verdict.OK, f"{said} is alive, since {found['since'][:10]}; {paid}")
+    else:
+        yield Finding("controller", Verdict.PROBLEM, f"{said}: its API server does not answer",
+                      f"ldlm controller up --ssh {said.removeprefix(SCHEME)}")
+
+
 def _of_server(server: SkyServer) -> Finding:
     pinned = _pinned()
     if server.version != pinned:
         return Finding("API server", Verdict.PROBLEM,
                        f"{server.url} runs {server.version}, and {pinned} is pinned",
                        f"install skypilot=={pinned} on its machine and restart it")
-    where = ("on this machine: while that sleeps or is off, no run is recovered" if server.is_here
-             else "which is said to be elsewhere")
+    where = "on this machine" if server.is_here else "which is said to be elsewhere"
     return Finding("API server", Verdict.OK, f"{server.url}, {where}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launcher.errors import EngineError
-from launcher.settings import api_server_url
+from launcher.settings import api_server
 from trainer.contract import Document, Outcome
 
 
@@ -120,7 +120,7 @@ def check_access(name: str) -> None:
     Raises:
         EngineError: What is missing, and how to get it.
     """
-    cloud, is_remote = _CLOUDS[name], bool(api_server_url())
+    cloud, is_remote = _CLOUDS[name], bool(api_server())
     _check_installed(name, cloud, () if is_remote else cloud.modules)
     if not is_remote:
         _check_credentials(name, cloud)

@@ -63,6 +63,7 @@ class Case:
         done: Of the run that is resumed; None for a new one.
         mirrors: Of the encoder's weights, in the recipe's store.
         others: Per document what may stand behind its offer, in order.
+        controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
     """
 
     recipe: Recipe
@@ -71,6 +72,7 @@ class Case:
     history: Sequence[MeasuredSpeed]
     done: Done | None = None
     mirrors: Mirrors = None
+    controller_usd_per_hour: Decimal | None = None
     others: Mapping[Document, Sequence[Offer]] = field(default_factory=dict)
 
     def candidates(self, document: Document) -> tuple[Offer, ...]:
@@ -91,7 +93,8 @@ class Estimate:
     Attributes:
         sizes: None when the token encoder's size is not known.
         hours: Train and benchmark, one after the other.
-        usd: None when a price is not known.
+        controller_usd: Of who supervises the run for these hours; None: nobody asks money for that.
+        usd: All together; None when a price is not known.
     """
 
     fitted: Fit
@@ -99,6 +102,7 @@ class Estimate:
     sizes: Sizes | None
     parts: tuple[Part, ...]
     hours: Range
+    controller_usd: Range | None
     usd: Range | None
 
 
@@ -110,9 +114,11 @@ def estimate_of(case: Case) -> Estimate:
                            same_speeds(recipe.train, train, case.history))
     sizes = plan_sizes(fitted, shape, train, case.mirrors, recipe.store) if shape else None
     parts = _parts(case, fitted, speed, sizes)
+    hours, price = total(part.hours for part in parts), case.controller_usd_per_hour
+    controller = None if price is None else usd_range(hours, price)
     priced = [part.usd for part in parts if part.usd is not None]
-    return Estimate(fitted, speed, sizes, parts, total(part.hours for part in parts),
-                    total(priced) if len(priced) == len(parts) else None)
+    usd = total([*priced, *([controller] if controller else [])]) if len(priced) == len(parts) else None
+    return Estimate(fitted, speed, sizes, parts, hours, controller, usd)
 
 
 def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:

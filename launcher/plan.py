@@ -24,6 +24,7 @@ from launcher.speed import MeasuredSpeed
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
+from trainer.run_folder import CONTROLLER_PRICE
 
 
 class Plan(Frozen):
@@ -35,7 +36,9 @@ class Plan(Frozen):
         done_steps: Steps of a resumed run that are durable; the parts are of what is left.
         spent_usd: What a resumed run has cost so far; it counts towards the cap.
         hours: Train and benchmark, one after the other.
-        usd: None when a price is not known.
+        controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
+        controller_usd: The same for these hours.
+        usd: All together; None when a price is not known.
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
         deadline: UTC; training stops itself before it.
         speed_source: Where tokens_per_s comes from, for the reader.
@@ -61,6 +64,8 @@ class Plan(Frozen):
     speed_source: str
     parts: tuple[Part, ...]
     hours: Range
+    controller_usd_per_hour: Decimal | None = None
+    controller_usd: Range | None = None
     usd: Range | None
     max_cost_usd: Decimal
     bench_reserve_usd: Decimal
@@ -89,6 +94,12 @@ class Plan(Frozen):
         """Where anything may be rented: `{"vast", "gcp"}`."""
         return {offer.cloud for document in self.offers for offer in self.candidates(document)}
 
+    @property
+    def supervision(self) -> dict[str, str]:
+        """What the event with which the run starts says of who supervises it: the price, if there is one."""
+        price = self.controller_usd_per_hour
+        return {} if price is None else {CONTROLLER_PRICE: str(price)}
+
     def digest(self) -> str:
         """SHA-256 over everything in the plan, as 64 hex digits."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
@@ -97,7 +108,7 @@ class Plan(Frozen):
 
 def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Sequence[Offer]],
               history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None,
-              mirrors: Mirrors = None) -> Plan:
+              mirrors: Mirrors = None, controller_usd_per_hour: Decimal | None = None) -> Plan:
     """Work out what a run would take and cost, or what is left of one that is resumed.
 
     Args:
@@ -108,6 +119,7 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         now: Current time, UTC; deadlines count from it.
         done: Of the run that is resumed; None for a new one.
         mirrors: Bytes of the encoder's mirrors in the recipe's store, by format; None: nobody has looked.
+        controller_usd_per_hour: Of who would supervise it; None: nobody asks money for that.
 
     Raises:
         RecipeError: The batch does not divide over the ranks of this offer.
@@ -115,7 +127,7 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
             is already over the cap; or past the deadline.
     """
     firsts = {document: found[0] for document, found in offers.items()}
-    case = Case(recipe, shape, firsts, history, done, mirrors,
+    case = Case(recipe, shape, firsts, history, done, mirrors, controller_usd_per_hour,
                 {document: tuple(found[1:]) for document, found in offers.items()})
     try:
         return _planned(case, now, run_id)
@@ -150,7 +162,8 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
         tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
         speed_source=estimate.speed.source,
-        parts=parts, hours=hours, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
+        parts=parts, hours=hours, controller_usd_per_hour=case.controller_usd_per_hour,
+        controller_usd=estimate.controller_usd, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], behind_first.get(Document.BENCH, ()),
                                          recipe.limits.max_cost_usd - spent),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,

@@ -15,7 +15,7 @@ from launcher.cost import Range
 from launcher.rental_cost import OnRental, on_rentals, unused_usd
 from launcher.run_record import PlannedOffer, RunRecord, RunView, Status
 from trainer.contract import Document, Outcome
-from trainer.run_folder import AttemptFiles, Heartbeat, charged_until
+from trainer.run_folder import AttemptFiles, Heartbeat, charged_until, controller_usd
 
 # To a millionth of a millionth of a dollar: what is rounded here adds up exactly from here on.
 _EXACT = Decimal("1e-12")
@@ -37,11 +37,12 @@ class Category(StrEnum):
     DISK = "disk"  # of rented machines, from their contract on until they are given back
     NETWORK = "network"
     UNUSED = "machines that did not start"  # rented, and no attempt began on them
+    CONTROLLER = "controller"  # who supervises the run, from each submission to its end
 
 
 _DONE = "done"
 _ONLY_IF_ANY = (Category.CRASHED, Category.STOPPED, Category.UNSAVED, Category.DISK, Category.NETWORK,
-                Category.UNUSED)
+                Category.UNUSED, Category.CONTROLLER)
 _WASTED = (Category.LOST, Category.CRASHED, Category.STOPPED)
 
 
@@ -89,6 +90,7 @@ class CostReport:
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
         tokens: Seen by durable training steps.
         unused_usd: Of machines on which no attempt has begun.
+        controller_usd: Of who supervises the run.
         has_finished: All that was planned is done, so that planned and spent can be compared.
     """
 
@@ -99,17 +101,19 @@ class CostReport:
     price_is_simulated: bool
     tokens: int
     unused_usd: Decimal
+    controller_usd: Decimal
     has_finished: bool
 
     @property
     def spent_usd(self) -> Decimal:
         """Total of the run."""
-        return sum((attempt.usd for attempt in self.attempts), self.unused_usd)
+        return sum((attempt.usd for attempt in self.attempts), self.unused_usd + self.controller_usd)
 
     def by_category(self) -> dict[Category, Decimal]:
         """Dollars by category over all attempts; adds up to `spent_usd`, exactly."""
         parts = [attempt.usd_by_category for attempt in self.attempts]
-        parts += [{Category.UNUSED: self.unused_usd}] if self.unused_usd else []
+        beside = {Category.UNUSED: self.unused_usd, Category.CONTROLLER: self.controller_usd}
+        parts.append({category: usd for category, usd in beside.items() if usd})
         return {category: sum((part.get(category, Decimal(0)) for part in parts), Decimal(0))
                 for category in Category
                 if category not in _ONLY_IF_ANY or any(category in part for part in parts)}
@@ -166,6 +170,7 @@ def cost_report(view: RunView) -> CostReport:
         planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
         tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0,
         unused_usd=unused_usd(record.attempts, record.rentals, view.charged_to).quantize(_EXACT),
+        controller_usd=controller_usd(record.events, view.charged_to).quantize(_EXACT),
         has_finished=view.status is Status.ENDED and _is_all_done(record))
 
 

@@ -21,7 +21,16 @@ from launcher.errors import RunRecordError
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from trainer.contract import FIX, Document, Name, Outcome
-from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, charged_until, spent_usd
+from trainer.run_folder import (
+    STARTS,
+    AttemptFiles,
+    Event,
+    RunFolder,
+    RunOutcome,
+    charged_until,
+    controller_usd,
+    spent_usd,
+)
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 if TYPE_CHECKING:
@@ -215,7 +224,7 @@ class RunView:
     Attributes:
         charged_to: Until when an open attempt is charged. The processes of a run die with their
             supervisor, so a run that is lost costs nothing after its last sign of life.
-        spent_usd: Over all attempts, unrounded.
+        spent_usd: Over all attempts, with their supervision; unrounded.
     """
 
     record: RunRecord
@@ -232,6 +241,7 @@ def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
     charged_to = record.last_seen or now if is_lost else now
     spent_usd(record.attempts, charged_to)  # contradictions first
     spent = total_usd(record.attempts, charged_until(record.attempts, charged_to), record.rentals, charged_to)
+    spent += controller_usd(record.events, charged_to)
     return RunView(record, engine, status, charged_to, spent)
 
 
@@ -253,7 +263,7 @@ def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task
     folder.write(Name.PLAN, plan)
     folder.write_bytes(Name.TASK, task.text.encode())
     folder.add_event("submitted", now, task_digest=task.digest, git_sha=git_sha,
-                     infra=plan.offers[Document.TRAIN].infra)
+                     infra=plan.offers[Document.TRAIN].infra, **plan.supervision)
 
 
 def check_free(folder: RunFolder) -> None:

@@ -73,6 +73,8 @@ def show_next(lead: str, command: str) -> None:
 def _show_estimate(plan: Plan) -> None:
     in_hours, digits = plan.hours.high > 3, 2 if plan.usd and plan.usd.high >= 10 else 4
     rows = [_estimate_row(part.name, part.hours, part.usd, in_hours, digits) for part in plan.parts]
+    if plan.controller_usd:
+        rows.append(["controller", "", "", *_usd_cells(plan.controller_usd, digits)])
     total = "total" if not plan.done_steps and not plan.spent_usd else "left to do"
     last = _estimate_row(total, plan.hours, plan.usd, in_hours, digits)
     if plan.without_encoder:
@@ -104,6 +106,9 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
                                 f"step {plan.done_steps:,} of {plan.steps:,} is durable"))
     if not plan.only_benchmark:
         facts.append(("speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"))
+    if plan.controller_usd_per_hour is not None:
+        price = console.dollars(plan.controller_usd_per_hour)
+        facts.append(("controller", f"elsewhere, always on, {price}/h"))
     facts.append(("stops at", stops))
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
 
@@ -363,7 +368,8 @@ def _steps(record: RunRecord) -> tuple[str, str]:
 def _estimate_row(name: str, hours: Range, usd: Range | None, in_hours: bool, digits: int) -> list[str]:
     low, mid, high = (f"{float(value) * (1 if in_hours else 60):,.1f}"
                       for value in (hours.low, hours.mid, hours.high))
-    row = [name, f"~{mid}", f"{low} - {high}"]
-    if usd is None:
-        return [*row, "not known", ""]
-    return [*row, f"~{console.dollars(usd.mid, digits)}", f"{usd.low:,.{digits}f} - {usd.high:,.{digits}f}"]
+    return [name, f"~{mid}", f"{low} - {high}", *(_usd_cells(usd, digits) if usd else ("not known", ""))]
+
+
+def _usd_cells(usd: Range, digits: int) -> list[str]:
+    return [f"~{console.dollars(usd.mid, digits)}", f"{usd.low:,.{digits}f} - {usd.high:,.{digits}f}"]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from launcher import console
 from launcher.carry_out import ask, end_interrupted
 from launcher.commands import PlanOptions
+from launcher.controller import SCHEME, dollars_an_hour, parse_address
 from launcher.errors import LdlmError, Refused, UsageError
 from launcher.lint_rules import looks_secret
 from launcher.settings import Settings, read_settings, settings_path, settings_text
@@ -15,6 +16,7 @@ from launcher.sky_ready import RESTART
 from launcher.sky_setup import Change, carry_out, sky_changes
 from trainer.store import open_store, store_url
 
+_PRICE = "controller_usd_per_hour"
 NONE = "none"  # typed where nothing shall be said
 
 
@@ -60,9 +62,12 @@ def _settled(old: Settings, given: Settings, *, asks: bool) -> Settings:
         known, typed = getattr(old, name), getattr(given, name)
         if typed is not None:
             found[name] = _checked(question, typed)
+        elif name == _PRICE and found.get("api_server", old.api_server) in (None, old.api_server):
+            continue  # nothing is paid for, or nothing new
         elif asks:
             found[name] = _asked(question, known)
-    return replace(old, **found)
+    new = replace(old, **found)
+    return new if new.api_server else replace(new, **{_PRICE: None})
 
 
 def _asked(question: _Question, known: str | None) -> str | None:
@@ -104,6 +109,8 @@ def _name(typed: str) -> str:
 
 
 def _server(typed: str) -> str:
+    if typed.startswith(SCHEME):
+        return parse_address(typed, "--api-server").url
     if re.fullmatch(r"https?://[^\s/]+(/\S*)?", typed):
         return typed.rstrip("/")
     raise UsageError(f"{typed!r} is no URL of an API server", place="--api-server",
@@ -119,6 +126,8 @@ _QUESTIONS = {
     "wandb_entity": _Question("--wandb-entity", "Team or user on W&B", _name),
     "api_server": _Question("--api-server", "URL of your SkyPilot API server; none: this machine, which must "
                             "stay awake while a run is recovered", _server),
+    _PRICE: _Question("--controller-usd-per-hour", "Dollars an hour that its machine costs",
+                      lambda typed: dollars_an_hour(typed, "--controller-usd-per-hour")),
 }
 
 

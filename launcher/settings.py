@@ -16,6 +16,7 @@ from launcher.home import ldlm_home
 from trainer.contract import Env
 
 API_SERVER = "SKYPILOT_API_SERVER_ENDPOINT"  # a server of SkyPilot's elsewhere, by its URL
+_told: set[str] = set()  # what stands in that variable because of the settings, and nobody has said
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Settings:
         max_cost_usd: No run may cost more unless `--max-cost` is typed.
         wandb_project: Where runs are shown on W&B.
         wandb_entity: Its team or user.
-        api_server: URL of SkyPilot's API server; None: on this machine.
+        api_server: Where SkyPilot's API server is: its URL, or `ssh://USER@HOST` for one that listens only to
+            its own machine; None: on this machine.
+        controller_usd_per_hour: What the machine of that server costs.
     """
 
     store: str | None = None
@@ -35,6 +38,7 @@ class Settings:
     wandb_project: str | None = None
     wandb_entity: str | None = None
     api_server: str | None = None
+    controller_usd_per_hour: str | None = None
 
     def overrides(self, recipe_cap_usd: Decimal) -> dict[str, str]:
         """What they change of a recipe: YAML by dotted name.
@@ -77,9 +81,30 @@ def usual_store_url() -> str | None:
     return os.environ.get(Env.STORE) or read_settings().store
 
 
-def api_server_url() -> str | None:
-    """URL of SkyPilot's API server by the environment, else the settings; None: the one of this machine."""
-    return os.environ.get(API_SERVER) or read_settings().api_server
+def api_server() -> str | None:
+    """SkyPilot's API server by the environment, else the settings; None: the one of this machine."""
+    named = os.environ.get(API_SERVER)
+    return named if named and named not in _told else read_settings().api_server
+
+
+def tell_sky(url: str) -> bool:
+    """Have SkyPilot in this process, and in those that it starts, ask the API server at a URL.
+
+    Returns:
+        True if that is another than before.
+    """
+    if os.environ.get(API_SERVER) == url:
+        return False
+    _told.add(url)
+    os.environ[API_SERVER] = url
+    return True
+
+
+def controller_usd_per_hour() -> Decimal | None:
+    """What supervising a run costs; None where nobody has said, and on this machine."""
+    settings = read_settings()
+    price = settings.controller_usd_per_hour
+    return Decimal(price) if price and api_server() == settings.api_server else None
 
 
 def _checked(found: object) -> Settings:
@@ -91,4 +116,6 @@ def _checked(found: object) -> Settings:
     settings = Settings(**found)
     if settings.max_cost_usd and not Decimal(settings.max_cost_usd) > 0:
         raise ValueError(f"max_cost_usd is {settings.max_cost_usd}")
+    if settings.controller_usd_per_hour and not Decimal(settings.controller_usd_per_hour) >= 0:
+        raise ValueError(f"controller_usd_per_hour is {settings.controller_usd_per_hour}")
     return settings

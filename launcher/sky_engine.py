@@ -15,13 +15,14 @@ from typing import Any
 
 import yaml
 
+from launcher.controller import SCHEME
 from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets
 from launcher.reconcile import CHARGES, Charges
 from launcher.rentals import RENTALS, Rental, Rentals
-from launcher.settings import API_SERVER, api_server_url
+from launcher.settings import API_SERVER, api_server, tell_sky
 from launcher.sky_errors import in_one_line, refusal
 from launcher.store_keys import Needs
 from launcher.sweep import CLUSTERS, MACHINES, Machines
@@ -65,7 +66,7 @@ class SkyEngine:
         Raises:
             EngineError: SkyPilot cannot read the task, or a cloud has no such region.
         """
-        if API_SERVER in os.environ:
+        if api_server():
             return
         # Without a catalog here and a way to fetch one there is nothing to compare with.
         with sky_sdk(self._say, with_server=False), suppress(OSError):
@@ -322,7 +323,20 @@ def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S, body: Any = N
         return common.make_authenticated_request(verb, path, timeout=timeout_s, json=body)
     except OSError as error:  # of requests
         raise EngineError("SkyPilot's API server does not answer", place=server_url(),
-                          fix="start it: .venv/bin/sky api start") from error
+                          fix=start_words()) from error
+
+
+def alive_jobs() -> list[str]:
+    """Names of the managed jobs that an API server has under way. Raises EngineError."""
+    with sky_sdk(with_server=False) as sky:
+        return sorted({row["job_name"] for row in _queue(sky) if row["status"] in _ALIVE | _STOPPING})
+
+
+def start_words() -> str:
+    """What to type where the API server does not answer."""
+    if (api_server() or "").startswith(SCHEME):
+        return "ask what is wrong: ldlm controller status"
+    return "start it: .venv/bin/sky api start"
 
 
 def server_url() -> str:
@@ -336,20 +350,26 @@ def server_url() -> str:
 def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool = True) -> Iterator[Any]:
     """SkyPilot's SDK, whose errors come out as ours. Starts its API server where there is none."""
     os.environ.setdefault("SKYPILOT_DISABLE_USAGE_COLLECTION", "1")
-    if url := api_server_url():
-        os.environ[API_SERVER] = url  # as SkyPilot reads it
+    is_new = False
+    if said := api_server():
+        from launcher.controller_ssh import server_url as reachable
+
+        is_new = tell_sky(reachable(said))
     from sky.server import common
 
     import sky
     from sky import exceptions
 
+    if is_new:  # SkyPilot remembers a server from its import on; a tunnel may have another port by now
+        common.get_server_url.cache_clear()
+        common.is_api_server_local.cache_clear()
     try:
         if with_server and API_SERVER not in os.environ and not _is_up(common):
             say(f"starting SkyPilot's API server at {common.get_server_url()}")
         yield sky
     except exceptions.ApiServerConnectionError as error:
         raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
-                          fix=f"start it: sky api start; or name another: {API_SERVER}=URL") from error
+                          fix=f"{start_words()}; or name another: {API_SERVER}=URL") from error
     except Exception as error:
         if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):
             raise  # ours

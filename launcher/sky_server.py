@@ -1,11 +1,12 @@
 """Asks SkyPilot's API server what it is like; `launcher/sky_ready.py` judges the answer."""
 
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from launcher.errors import EngineError
-from launcher.settings import api_server_url
-from launcher.sky_engine import ask_server, server_url, sky_sdk
+from launcher.settings import api_server
+from launcher.sky_engine import ask_server, server_url, sky_sdk, start_words
 from launcher.sky_ready import NO_UPLOAD, RENTED, SkyServer, lacks
 
 _LOOK_S = 10.0
@@ -42,9 +43,9 @@ def look_at_server() -> SkyServer:
         info = common.get_api_server_status()
         if info.status != common.ApiServerStatus.HEALTHY:
             raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=server_url(),
-                              fix="start it: .venv/bin/sky api start; or sign in: .venv/bin/sky api login")
+                              fix=f"{start_words()}; or sign in: .venv/bin/sky api login")
         # One that is named may have another home, or be the end of a tunnel, whatever its address.
-        is_here = api_server_url() is None and bool(common.is_api_server_local())
+        is_here = api_server() is None and bool(common.is_api_server_local())
         config = sky.get(common.get_request_id(ask_server("GET", "/workspaces/config", _LOOK_S)))
         plugins = ask_server("GET", "/api/plugins", _LOOK_S).json()["plugins"]
         return SkyServer(server_url(), is_here, str(info.version), config, skypilot_config.to_dict(),
@@ -65,6 +66,22 @@ def keys_that_travel(server: SkyServer) -> list[str]:
         guarded = [cloud for name, cloud in registry.CLOUD_REGISTRY.items()
                    if (server.config.get(name) or {}).get("remote_identity") == NO_UPLOAD]
         return sorted(check.get_cloud_credential_file_mounts(guarded))
+
+
+def files_to_rent_with(cloud: str) -> dict[str, Path]:
+    """Files here with which SkyPilot rents at a cloud, by their names in the home of whoever shall rent.
+
+    Args:
+        cloud: `vast`, `azure` or `gcp`, whose keys are here.
+    """
+    from sky.utils import registry
+
+    known: Any = registry.CLOUD_REGISTRY.from_str(cloud)
+    found: dict[str, Path] = {}
+    for name, place in known.get_credential_file_mounts().items():
+        source = Path(place).expanduser()
+        found |= {f"{name}/{path.relative_to(source)}": path for path in source.rglob("*")} | {name: source}
+    return {name: path for name, path in found.items() if path.is_file()}
 
 
 def _supervises(is_here: bool, config: Mapping[str, Any]) -> bool:

@@ -26,7 +26,16 @@ from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
 from launcher.verdict import Follows, Verdict, judge, limit_reached
 from trainer.contract import Document, Env, Name, Outcome, attempt_file
-from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, RunFolder, RunOutcome, spent_usd
+from trainer.run_folder import (
+    Attempt,
+    AttemptEnd,
+    AttemptFiles,
+    Heartbeat,
+    RunFolder,
+    RunOutcome,
+    controller_usd,
+    spent_usd,
+)
 from trainer.store import AlreadyExistsError, open_store
 
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)
@@ -111,7 +120,9 @@ class Supervisor:
         """Before an attempt is started again: its trainer looks at the limits only once it trains."""
         now = datetime.now(UTC)
         attempts = self._try(self._run.attempts, "read the attempts") or []
-        return limit_reached(document.document, document.envs, spent_usd(attempts, now), now)
+        events = self._try(self._run.events, "read the events") or []
+        spent = spent_usd(attempts, now) + controller_usd(events, now)
+        return limit_reached(document.document, document.envs, spent, now)
 
     def _claim(self, document: TaskDocument) -> Attempt:
         attempt = patiently(lambda: self._run.claim_attempt(

@@ -43,19 +43,20 @@ def running_sky_server(home: Path, port: int) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
-        _end_all_of(home)
+        end_all_of(home)
 
 
-def _end_all_of(home: Path) -> None:
+def end_all_of(home: Path) -> None:
     """End what lives in this home until nothing does: the server's workers outlive it."""
-    while alive := [process for process in psutil.process_iter() if _lives_in(process, home)]:
+    while alive := [process for process in psutil.process_iter() if lives_in(process, home)]:
         for process in alive:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(alive, timeout=1)
 
 
-def _lives_in(process: psutil.Process, home: Path) -> bool:
+def lives_in(process: psutil.Process, home: Path) -> bool:
+    """Whether a process has a home, and still does something."""
     try:  # workers write their title over their environment, and stay in the server's folder
         mine = process.cwd() == str(home) or process.environ().get("HOME") == str(home)
         return mine and process.status() != psutil.STATUS_ZOMBIE

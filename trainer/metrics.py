@@ -21,10 +21,12 @@ from trainer.machine import traffic
 from trainer.run_folder import (
     Attempt,
     AttemptFiles,
+    Event,
     Heartbeat,
     Phases,
     RunFolder,
     charged_until,
+    controller_usd,
     spent_usd,
 )
 
@@ -107,11 +109,13 @@ class Before:
         spent_usd: All of them.
         useful_s: Training that their checkpoints kept, in seconds.
         paid_s: Seconds of machines that were there to train.
+        events: Of the run; they tell since when it is supervised, and at which price.
     """
 
     spent_usd: Decimal = Decimal(0)
     useful_s: float = 0.0
     paid_s: float = 0.0
+    events: tuple[Event, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,15 +146,15 @@ class OwnAttempt:
                  progress: Progress) -> "Recorder":
         """A new one, which knows what earlier attempts have cost."""
         return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
-                        before=self._before())
+                        before=self._before(tuple(folder.events())))
 
-    def _before(self) -> Before:
+    def _before(self, events: tuple[Event, ...]) -> Before:
         now, useful_s, paid_s = self.attempt.billed_from, 0.0, 0.0
         for files, until in zip(self.earlier, charged_until(self.earlier, now), strict=True):
             if files.attempt.document is Document.TRAIN:
                 paid_s += (until - files.attempt.billed_from).total_seconds()
                 useful_s += files.heartbeat.durable_train_s if files.heartbeat else 0.0
-        return Before(spent_usd(self.earlier, now), useful_s, paid_s)
+        return Before(spent_usd(self.earlier, now), useful_s, paid_s, events)
 
 
 class Recorder:
@@ -184,9 +188,10 @@ class Recorder:
         self._thread.start()
 
     def spent_usd(self, now: datetime) -> Decimal:
-        """What the run has cost up to `now`, this attempt included."""
+        """What the run has cost up to `now`, this attempt and its supervision included."""
         seconds = max(0.0, (now - self._attempt.billed_from).total_seconds())
-        return self._before.spent_usd + self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
+        own = self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
+        return self._before.spent_usd + own + controller_usd(self._before.events, now)
 
     def accounts(self) -> dict[str, float]:
         """What a row says of time and money, up to now.

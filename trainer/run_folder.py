@@ -158,6 +158,7 @@ class AttemptFiles(_Record):
 
 
 STARTS = ("submitted", "resumed")  # kinds of events with which a run is given to an engine
+CONTROLLER_PRICE = "controller_usd_per_hour"  # in their detail, as text: of who supervises from then on
 _T = TypeVar("_T", bound=BaseModel)
 
 
@@ -341,4 +342,25 @@ def spent_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
             raise LdlmError(f"attempt {files.attempt.number} ends {-seconds:.0f} s before it begins",
                             fix="set the clock of the machine that wrote it (chronyc, ntpdate)")
         total += files.attempt.price_usd_per_hour * Decimal(seconds) / 3600
+    return total
+
+
+def controller_usd(events: Sequence[Event], now: datetime) -> Decimal:
+    """What supervising a run has cost: its hours from each start to its end, at the price told at the start.
+
+    A controller that has several runs at once costs each of them its full price; hours in which it has none
+    are no run's.
+
+    Args:
+        events: Of the run, oldest first.
+        now: Until when a run without an end is charged.
+
+    Returns:
+        US dollars, unrounded; zero where who supervises has no price.
+    """
+    bounds = [event for event in events if event.kind in (*STARTS, "ended")]
+    total = Decimal(0)
+    for event, until in zip(bounds, [*(later.at for later in bounds[1:]), now], strict=False):
+        hours = Decimal(max(0.0, (until - event.at).total_seconds())) / 3600
+        total += hours * Decimal(event.detail.get(CONTROLLER_PRICE, 0))  # an end has none
     return total
