@@ -6,11 +6,12 @@ from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from launcher.controller_ssh import server_url
 from launcher.engines import sky_engine
 from launcher.errors import EngineError
 from launcher.market import wishes
 from launcher.proposal import Proposal
-from launcher.settings import api_server_url
+from launcher.settings import api_server
 from trainer.store import open_store
 
 _HERE = ("127.0.0.1", 46580)  # SkyPilot's own default
@@ -31,7 +32,10 @@ def with_market(proposal: Proposal) -> Proposal:
 
 
 def _is_listening() -> bool:
-    url = urlsplit(api_server_url() or "")
+    try:
+        url = urlsplit(server_url(api_server() or ""))
+    except EngineError:  # ssh does not get there
+        return False
     port = url.port or (443 if url.scheme == "https" else 80)
     address = (url.hostname, port) if url.hostname else (_HERE[0], int(os.environ.get(_PORT_HERE, _HERE[1])))
     try:

@@ -65,8 +65,8 @@ from trainer.store import Store, may_exist, open_store, store_url
 # Seen in the lab: SkyPilot 0.14.1 hands a task's variables to srun as words of its command.
 _KEYS_ON_SLURM = ("SkyPilot shows the store's keys in the process lists of a Slurm cluster's nodes: where "
                   "others work there too, take a store on its shared disk (file://) or keys that soon expire")
-_STAY_AWAKE = ("no run is recovered while this machine sleeps or is off: the controller is here; one that is "
-               "always on: ldlm controller up --ssh HOST --usd-per-hour PRICE")
+_STAY_AWAKE = ("while this machine sleeps or is off, no run is recovered; what never sleeps: "
+               "ldlm controller up --ssh HOST --usd-per-hour PRICE")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
         text, weights = look_at_text(recipe), look_for_mirrors(recipe)
-        price = None if offers[Document.TRAIN].is_local else controller_usd_per_hour()
+        price = None if train.is_local else controller_usd_per_hour()
         plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done, weights.mirrors,
                          price)
     except ArithmeticError as error:

@@ -126,9 +126,9 @@ def _clouds(typed: Sequence[str]) -> list[str]:
         raise UsageError(f"{unknown[0]!r} is no cloud to rent at", place="--cloud",
                          fix=f"use one of {', '.join(RENTED)}")
     found = [name for name in RENTED if has_credentials(name) and (name in typed or not typed)]
-    if missing := sorted(set(typed) - set(found)) or ([] if found else list(RENTED)):
+    if missing := sorted(set(typed) - set(found)) or ([] if found else sorted(RENTED)):
         raise EngineError(f"no keys of {' or '.join(missing)} are here, and a controller has to rent",
-                          place="--cloud", fix=f"ldlm doctor --infra {missing[0]} says where they belong")
+                          place="--cloud", fix=f"ldlm doctor --infra {missing[-1]} says where they belong")
     return found
 
 

@@ -149,6 +149,16 @@ def test_an_attempt_knows_what_those_before_it_have_cost_and_left(store: Unstead
     assert later.spent_usd(began + timedelta(hours=3.5)) == pytest.approx(Decimal("4.5"))
 
 
+def test_who_supervises_a_run_counts_towards_its_cap(store: UnsteadyStore) -> None:
+    folder, began = RunFolder(store, "run"), datetime(2026, 1, 1, tzinfo=UTC)
+    folder.add_event("submitted", began - timedelta(hours=1), controller_usd_per_hour="0.50")
+    folder.claim_attempt(Document.TRAIN, billed_from=began, host="h", offer="", price_usd_per_hour=Decimal(2))
+    own = OwnAttempt.find(folder, 1).recorder(folder, 3600, PhaseClock(began), Progress(total_steps=12))
+    own.close()
+    # Three hours at 2 dollars, and four of the controller's.
+    assert own.spent_usd(began + timedelta(hours=3)) == pytest.approx(Decimal("8"))
+
+
 # -- heartbeats and rows ---------------------------------------------------------------------------
 
 

@@ -155,6 +155,18 @@ def test_a_clock_that_was_set_back_never_bills_more_than_passed(store_url):
     assert dollars(report_of(story, ENDED)) == {"set-up": "0.0800", "useful": "0.0200"}
 
 
+def test_a_controller_is_a_category_of_its_own_from_submission_to_the_end(store_url):
+    story = every_fate(store_url)  # 2220 s, $2.34
+    story.folder.add_event("submitted", at(-180), controller_usd_per_hour="0.36")  # $0.0001 a second
+    report = report_of(story, ENDED, NOON + timedelta(days=99))
+    # Two starts: the second, at noon, says nothing of a price.
+    assert dollars(report)["controller"] == "0.0180"
+    assert report.spent_usd == Decimal("2.358") == sum(report.by_category().values())
+    said = report.to_json()
+    assert said["usd_by_category"]["controller"] == "0.018000" and said["spent_usd"] == "2.358000"
+    assert look_at(load_record(story.folder.store, RUN_ID), ENDED, NOON).spent_usd == Decimal("2.358")
+
+
 @given(durations=st.lists(st.floats(0, 1e6), min_size=1, max_size=5), price=st.decimals(0, 99, places=4),
        data=st.data())
 def test_categories_and_attempts_always_add_up_to_the_total(tmp_path_factory, durations, price, data):

@@ -16,6 +16,7 @@ from trainer.run_folder import (
     Phases,
     RunFolder,
     charged_until,
+    controller_usd,
     spent_usd,
 )
 from trainer.store import DamagedError, NotFoundError, local_store_url, open_store
@@ -51,6 +52,23 @@ def test_each_attempt_is_charged_at_its_own_price_up_to_its_end() -> None:
     run = [attempt(1, 0, "0.60", ends_min=30), attempt(2, 40, "1.20", ends_min=45)]
     # 30 min at $0.60 and 5 min at $1.20; the ten minutes between them cost nothing.
     assert spent_usd(run, NOON + timedelta(hours=9)) == Decimal("0.40")
+
+
+
+def test_supervision_is_charged_from_each_start_to_its_end_at_the_price_told_then(folder: RunFolder) -> None:
+    def after(hours: float, kind: str, **detail: str) -> None:
+        folder.add_event(kind, NOON + timedelta(hours=hours), **detail)
+
+    after(0, "submitted", controller_usd_per_hour="0.01")
+    after(1, "preempted")  # in between it is paid for as well
+    after(2, "ended")  # a day in which it is no run's
+    after(26, "resumed", controller_usd_per_hour="0.05")
+    after(27, "stop_requested")
+    after(30, "resumed", infra="local")  # from here on nobody is paid
+    assert controller_usd(folder.events(), NOON + timedelta(days=9)) == Decimal("0.22")  # 2 h and 4 h
+    assert controller_usd(folder.events()[:1], NOON + timedelta(hours=3)) == Decimal("0.03")
+    assert controller_usd(folder.events()[:1], NOON - timedelta(hours=3)) == 0  # a clock that is slow
+    assert controller_usd([], NOON) == 0
 
 
 def test_the_running_attempt_is_charged_up_to_now_set_up_included() -> None:

@@ -170,6 +170,8 @@ def test_a_home_that_cannot_be_written_is_told_and_loses_nothing(home: Path) -> 
     (("--max-cost", "much"), 2, "--max-cost: 'much' is no number of dollars"),
     (("--wandb-project", "a b"), 2, "'a b' is no name of W&B"),
     (("--api-server", "sky.example.org"), 2, "--api-server: 'sky.example.org' is no URL"),
+    (("--api-server", "ssh://me@-oProxyCommand=x"), 2, "is no machine that ssh could reach"),
+    (("--api-server", "https://a.b", "--controller-usd-per-hour", "-1"), 2, "'-1' is no price of an hour"),
     (("--api-server", "https://me:pw@sky.example.org"), 2, "--api-server: holds what looks like a key"),
     (("--store", ""), 2, "--store: is empty")])
 def test_an_answer_that_cannot_be_used_is_refused_and_nothing_is_written(home: Path, args, code,
@@ -222,6 +224,32 @@ def test_a_server_elsewhere_has_files_of_its_own(home: Path) -> None:
     assert "https://sky.example.org has a config of its own" in said
     assert "sky.example.org" not in init("--api-server", "none")
     assert settings(home) == {} and (home / ".sky" / "config.yaml").exists()
+
+
+def test_a_server_elsewhere_has_a_price_that_goes_with_it(home: Path) -> None:
+    init("--api-server", "https://sky.example.org", "--controller-usd-per-hour", "0.0080")
+    assert settings(home) == {"api_server": "https://sky.example.org", "controller_usd_per_hour": "0.0080"}
+    found = plan()
+    assert found["controller_usd_per_hour"] == "0.0080"
+    hours, usd = found["hours"], found["controller_usd"]
+    assert isinstance(hours, dict) and isinstance(usd, dict)
+    for end in ("low", "mid", "high"):
+        assert abs(float(usd[end]) - float(hours[end]) * 0.008) < 0.0001
+    assert plan(SKYPILOT_API_SERVER_ENDPOINT="https://another.example.org")["controller_usd_per_hour"] is None
+    init("--api-server", "ssh://me@sky.example.org:2222/")
+    assert settings(home)["api_server"] == "ssh://me@sky.example.org:2222"
+    init("--api-server", "none")
+    assert settings(home) == {}
+
+
+@pytest.mark.parametrize(("infra", "warns"), [("vast", True), ("gcp", True), ("local", False)])
+def test_a_plan_for_a_cloud_says_that_this_machine_must_stay_awake(home: Path, infra: str,
+                                                                   warns: bool) -> None:
+    args = ("plan", RECIPE, "--infra", infra, "--json")
+    words = "while this machine sleeps or is off, no run is recovered"
+    assert (words in ldlm(*args).stdout) == warns
+    init("--api-server", "https://sky.example.org")
+    assert words not in ldlm(*args).stdout
 
 
 def test_the_server_of_the_settings_is_the_one_that_is_asked(home: Path) -> None:

@@ -83,13 +83,15 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
         (lab.home / ".lambda_cloud").mkdir()
         (lab.home / ".lambda_cloud" / "lambda_keys").write_text("key")
         lines = lab.doctor()
-        assert lines["API server"] == (f"ok: http://127.0.0.1:{lab.port}, on this machine: "
-                                       "while that sleeps or is off, no run is recovered")
+        assert lines["API server"] == f"ok: http://127.0.0.1:{lab.port}, on this machine"
+        assert lines["controller"] == "ok: this machine: while it sleeps or is off, no run is recovered"
         assert lines["keys"] == "ok: NO_UPLOAD: keys of clouds stay off rented machines"
         assert lines["supervision"].startswith("ok: ") and lines["plugin"].startswith("ok: ldlm ")
         assert lines["other keys"].endswith("whatever is set: ~/.lambda_cloud/lambda_keys")
         monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", url)
-        assert lab.doctor()["API server"] == f"ok: {url}, which is said to be elsewhere"
+        lines = lab.doctor()
+        assert lines["API server"] == f"ok: {url}, which is said to be elsewhere"
+        assert lines["controller"] == f"ok: {url}, of your own; its price is in no bill"
         monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT")
         lab.write("project.yaml", "vast: {remote_identity: LOCAL_CREDENTIALS}\n")
         monkeypatch.setenv("SKYPILOT_PROJECT_CONFIG", str(lab.home / ".sky" / "project.yaml"))
