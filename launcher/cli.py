@@ -10,6 +10,8 @@ from typer.core import TyperGroup
 
 from launcher.carry_out import INTERRUPTED, approve, ask, carry_out, end_interrupted
 from launcher.cli_options import (
+    ApiServer,
+    ControllerPrice,
     Deadline,
     Detach,
     DryRun,
@@ -23,8 +25,9 @@ from launcher.cli_options import (
     RunId,
     Sets,
     StoreUrl,
+    WandbEntity,
+    WandbProject,
     Yes,
-    not_empty,
 )
 from launcher.controller_cli import app as controller
 from trainer.contract import LdlmError
@@ -209,15 +212,8 @@ def sample(ctx: typer.Context) -> None:
 
 @app.command(rich_help_panel=_ADVANCED)
 def init(store: StoreUrl = None, max_cost: MaxCost = None,
-         wandb_project: Annotated[str | None, typer.Option(
-             "--wandb-project", callback=not_empty, help="Project of runs on W&B.")] = None,
-         wandb_entity: Annotated[str | None, typer.Option(
-             "--wandb-entity", callback=not_empty, help="Its team or user.")] = None,
-         api_server: Annotated[str | None, typer.Option(
-             "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")] = None,
-         usd_per_hour: Annotated[str | None, typer.Option(
-             "--controller-usd-per-hour", callback=not_empty, help="What its machine costs.")] = None,
-         yes: Yes = False) -> None:
+         wandb_project: WandbProject = None, wandb_entity: WandbEntity = None, api_server: ApiServer = None,
+         usd_per_hour: ControllerPrice = None, yes: Yes = False) -> None:
     """Settle store, cap, W&B and SkyPilot for every run, once."""
     from launcher.set_up import run_init
     from launcher.settings import Settings

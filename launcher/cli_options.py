@@ -35,3 +35,11 @@ Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")]
 PreemptAtText = Annotated[str | None, typer.Option(
     "--preempt-at", help="local: kill the machine at step:N or time:SECONDS, to see the recovery.")]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; the run goes on.")]
+WandbProject = Annotated[str | None, typer.Option(
+    "--wandb-project", callback=not_empty, help="Project of runs on W&B.")]
+WandbEntity = Annotated[str | None, typer.Option(
+    "--wandb-entity", callback=not_empty, help="Its team or user.")]
+ApiServer = Annotated[str | None, typer.Option(
+    "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")]
+ControllerPrice = Annotated[str | None, typer.Option(
+    "--controller-usd-per-hour", callback=not_empty, help="What its machine costs.")]

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from launcher.cost import price_for
 from launcher.rentals import Rental
-from trainer.run_folder import AttemptFiles, Traffic
+from trainer.run_folder import AttemptFiles, Event, Traffic, controller_usd
 
 _SKEW = timedelta(minutes=1)  # of a node's clock against that of who rents it; more is a wrong machine
 
@@ -56,9 +56,13 @@ def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], ren
 
 
 def total_usd(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],
-              now: datetime) -> Decimal:
-    """Dollars of a run: contracts where they are known, else time at the price of each attempt; unrounded."""
-    total = unused_usd(attempts, rentals, now)
+              now: datetime, events: Sequence[Event] = ()) -> Decimal:
+    """Dollars of a run: contracts where they are known, else time at the price of each attempt; unrounded.
+
+    Args:
+        events: Of the run: they tell what its supervision costs.
+    """
+    total = unused_usd(attempts, rentals, now) + controller_usd(events, now)
     for files, held in zip(attempts, on_rentals(attempts, untils, rentals, now), strict=True):
         by_the_second = price_for(held.until - files.attempt.billed_from, files.attempt.price_usd_per_hour)
         total += (by_the_second if held.gpu_usd is None else held.gpu_usd) + held.disk_usd + held.network_usd

@@ -21,16 +21,7 @@ from launcher.errors import RunRecordError
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from trainer.contract import FIX, Document, Name, Outcome
-from trainer.run_folder import (
-    STARTS,
-    AttemptFiles,
-    Event,
-    RunFolder,
-    RunOutcome,
-    charged_until,
-    controller_usd,
-    spent_usd,
-)
+from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, charged_until, spent_usd
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 if TYPE_CHECKING:
@@ -240,8 +231,8 @@ def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
     is_lost = status in (Status.UNKNOWN, Status.ENDED)
     charged_to = record.last_seen or now if is_lost else now
     spent_usd(record.attempts, charged_to)  # contradictions first
-    spent = total_usd(record.attempts, charged_until(record.attempts, charged_to), record.rentals, charged_to)
-    spent += controller_usd(record.events, charged_to)
+    spent = total_usd(record.attempts, charged_until(record.attempts, charged_to), record.rentals, charged_to,
+                      record.events)
     return RunView(record, engine, status, charged_to, spent)
 
 
