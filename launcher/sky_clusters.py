@@ -6,6 +6,7 @@ such clusters. That one is ours is seen by the task that it was made for: it car
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -29,9 +30,10 @@ def clusters(refresh: str = "") -> dict[str, Any]:
     from sky.utils import common
 
     names = refresh.split(",") if refresh else None
-    if names:  # what it finds gone it forgets; where a cloud does not answer the old record stays
-        backend_utils.get_clusters(common.StatusRefreshMode.FORCE, cluster_names=names,
-                                   _include_is_managed=True)
+    if names:  # what it finds gone it forgets
+        with suppress(Exception):  # of a cloud that does not answer, or has no SDK: the old record stays
+            backend_utils.get_clusters(common.StatusRefreshMode.FORCE, cluster_names=names,
+                                       _include_is_managed=True)
     records = backend_utils.get_clusters(common.StatusRefreshMode.NONE, cluster_names=names,
                                          _include_is_managed=True)
     found = [_cluster(record) for record in records]

@@ -21,7 +21,7 @@ OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.deadman", "tr
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
-    "vast_onstart", "rentals", "rental_cost", "waits", "vast_start", "candidates", "market")]
+    "vast_onstart", "rentals", "rental_cost", "waits", "vast_start", "candidates", "market", "self_end")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "numpy", "tempfile"}
