@@ -3,6 +3,7 @@
 Lock files name a package that exists only as a wheel made here, so that no test needs a network.
 """
 
+import ast
 import base64
 import hashlib
 import os
@@ -83,10 +84,10 @@ class Checkout:
         return self._start(arguments, before,
                            {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)} | settings)
 
-    def start_with_uv(self, **settings: str) -> subprocess.Popen[str]:
+    def start_with_uv(self, before: str = "pass", **settings: str) -> subprocess.Popen[str]:
         """The same on a machine as a cloud rents it out: uv is there, and pip has no settings."""
         path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
-        return self._start(["--with-tests"], "pass", {"PATH": path, "UV_OFFLINE": "1",
+        return self._start(["--with-tests"], before, {"PATH": path, "UV_OFFLINE": "1",
                                                       "UV_FIND_LINKS": str(self.wheels)} | settings)
 
     def _start(self, arguments: Sequence[str], before: str, settings: Mapping[str, str]
@@ -164,6 +165,15 @@ def test_a_rented_node_installs_the_same_with_uv_and_whoever_has_settings_for_pi
     code, output = checkout.make()
     assert code == 0, output
     assert (checkout.version_of("tiny"), checkout.installer_of("tiny")) == ("2.0", "pip")
+
+
+def test_on_a_node_whose_python_is_too_old_uv_finds_another(checkout: Checkout) -> None:
+    process = checkout.start_with_uv("sys.version_info = (3, 8, 10, 'final', 0)", UV_PYTHON=sys.executable,
+                                     UV_PYTHON_DOWNLOADS="never")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and checkout.version_of("tiny") == "1.0", output
+    for name in ("environment.py", "deadman.py", "__init__.py"):  # what such a Python has to read first
+        ast.parse((CHECKOUT / "trainer" / name).read_text(), feature_version=(3, 8))
 
 
 @pytest.mark.parametrize(("line", "settings", "fix"), [
@@ -257,7 +267,7 @@ def test_a_full_disk_is_named() -> None:
 ])
 def test_a_python_that_will_not_do_is_told_with_the_fix(
         checkout: Checkout, before: str, problem: str, fix: str) -> None:
-    code, output = checkout.make(before=before)
+    code, output = checkout.make(before=before, PATH="/usr/bin:/bin", HOME=str(checkout.root))
     assert code == 1
     assert problem in output and fix in output and "Traceback" not in output
 

@@ -24,7 +24,13 @@ from pathlib import Path
 
 OLDEST_PYTHON = (3, 11)
 
+UV = shutil.which("uv") or shutil.which("uv", path=os.path.expanduser("~/.local/bin"))  # SkyPilot's
+
 if sys.version_info[:2] < OLDEST_PYTHON:  # here, because the next import needs it
+    # Images of GCP and Azure may be older; the lock files were made with 3.11.
+    if UV is not None:
+        os.execv(UV, [UV, "run", "--no-project", "--python", "3.11", "python", "-m", "trainer.environment",
+                      *sys.argv[1:]])
     sys.exit("error: ldlm needs Python 3.11 or newer, and {} is {}.{}\n"
              "  fix: install a newer Python and name it: make PYTHON=python3.12 ..."
              .format(sys.executable, *sys.version_info[:2]))
@@ -35,7 +41,6 @@ ROOT = Path(__file__).resolve().parents[1]
 STAMP = "ldlm-installed.json"  # written last: without it nothing in the folder counts
 LOCK = "ldlm-lock"
 TAIL_LINES = 12
-UV_OF_SKYPILOT = "~/.local/bin"
 # Settings of pip that decide what is installed, and from where. uv does not read them.
 PIP_SOURCES = ("index-url", "extra-index-url", "find-links", "no-index", "constraint", "cert", "proxy",
                "trusted-host")
@@ -179,12 +184,11 @@ def _install(folder: Path, parts: Sequence[Part], lock: int, *, anew: bool) -> N
 def installer(python: Path) -> list[str]:
     """The command that installs into the environment of a Python, to which the arguments of pip are added."""
     pip = [str(python), "-m", "pip"]
-    uv = shutil.which("uv") or shutil.which("uv", path=os.path.expanduser(UV_OF_SKYPILOT))
     settings = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False).stdout
     named = {line.partition("=")[0].rpartition(".")[2] for line in settings.splitlines()}
-    if uv is None or named.intersection(PIP_SOURCES):
+    if UV is None or named.intersection(PIP_SOURCES):
         return [*pip, "install"]
-    return [uv, "pip", "install", "--python", str(python)]
+    return [UV, "pip", "install", "--python", str(python)]
 
 
 def _make_venv(folder: Path, lock: int) -> None:
