@@ -9,9 +9,10 @@ from decimal import Decimal
 from run_stories import BENCH, ENDED
 
 from launcher.canary_evidence import Evidence
+from launcher.candidates import choose
 from launcher.cost import Range
 from launcher.offers import Machine, make_offer
-from launcher.plan import Plan, choose, make_plan
+from launcher.plan import Plan, make_plan
 from launcher.recipe import checkout_folder, load_recipe
 from launcher.reconcile import Charge, Reconciliation, reconcile
 from launcher.rental_cost import usd_by_instance
@@ -48,8 +49,8 @@ def at(seconds: float) -> datetime:
 def plan_on(infra: str) -> Plan:
     """Of noon, with dollars that do not change with the estimates."""
     machine = Machine(num_cores=2, memory_gib=24.0)
-    offers = {document: make_offer(candidate, machine, NOON) for document, candidate in choose(
-        RECIPE, infra, machine).items()}
+    offers = {document: tuple(make_offer(candidate, machine, NOON) for candidate in candidates)
+              for document, candidates in choose(RECIPE, infra, machine).items()}
     shape = encoder_shape(RECIPE.train.token_encoder.name, checkout_folder())
     plan = make_plan(RECIPE, shape, offers, (), NOON, "canary-1")
     return plan.model_copy(update={"usd": Range(low=Decimal("0.1"), mid=Decimal("0.2"), high=Decimal("0.4"))})
