@@ -161,7 +161,7 @@ class Laptop:
     def ldlm(self, *words: str, **changes: str) -> "subprocess.CompletedProcess[str]":
         """What is typed there, without a terminal."""
         return subprocess.run([*LDLM, *words], cwd=self.checkout, env=self.env(**changes), text=True,
-                              capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=300)
+                              capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=1500)
 
     def refused(self, code: int, *words: str, **changes: str) -> str:
         """The one message with which a command is refused."""
