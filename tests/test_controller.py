@@ -10,6 +10,7 @@ import shutil
 import signal
 import stat
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -210,6 +211,33 @@ def vps_program(process: psutil.Process, vps: Vps) -> bool:
                 and process.environ().get("HOME") == str(vps.home) and process.cmdline()[0] != "sh")
     except psutil.Error:
         return False
+
+
+def test_systemd_looks_after_the_server(places: tuple[Vps, Laptop]) -> None:
+    vps, laptop = places
+    if os.geteuid() != 0 or not shutil.which("systemd"):
+        pytest.skip("systemd runs beside this machine's own only for root: apt-get install systemd")
+    vps.have_environment(laptop.checkout)
+    vps.program("loginctl", f'echo "$@" >> {vps.folder}/asked')  # logind is no part of what is tested
+    vps.variables["XDG_RUNTIME_DIR"] = str(vps.folder / "run")
+    (vps.folder / "run").mkdir(mode=0o700)
+    vps.shut_down()
+    vps.boot(with_systemd=True)
+    said = up(vps, laptop, "--usd-per-hour", "0.1")
+    assert "a user unit of systemd with linger" in " ".join(said.stdout.split())
+    assert (vps.folder / "asked").read_text() == "enable-linger\n"
+
+    server = vps.server()
+    assert server is not None
+    server.kill()
+    psutil.wait_procs([server])
+    give_up = time.monotonic() + 120
+    while not json.loads(laptop.ldlm("controller", "status", "--json").stdout)["is_alive"]:
+        assert time.monotonic() < give_up, "systemd did not start it again"
+    assert vps.server() not in (None, server)
+
+    assert laptop.ldlm("controller", "down", "--yes").returncode == 0
+    assert vps.server() is None and not list((vps.home / ".config/systemd/user").rglob("ldlm*"))
 
 
 def test_cron_looks_after_the_server_and_keys_that_the_machine_had_before_stay(

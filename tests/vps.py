@@ -52,8 +52,12 @@ class Vps:
         """What a controller remembers of itself."""
         return dict(json.loads((self.home / ".ldlm/controller.json").read_text()))
 
-    def boot(self) -> None:
-        """Let sshd listen, with what the variables are now."""
+    def boot(self, *, with_systemd: bool = False) -> None:
+        """Let sshd listen, with what the variables are now.
+
+        Args:
+            with_systemd: A real user manager of systemd is there; logind, which would start it, is not.
+        """
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # sshd of Debian insists
         for name in ("host", "user"):
@@ -66,8 +70,10 @@ class Vps:
             f"AuthorizedKeysFile {self.folder}/user.pub", "StrictModes no", "UsePAM no",
             "PasswordAuthentication no", "PermitRootLogin yes", f"SetEnv {said}", ""]))
         log = (self.folder / "sshd.log").open("ab")
-        self.sshd = subprocess.Popen([str(SSHD), "-D", "-e", "-f", self.folder / "sshd.conf"], stdout=log,
-                                     stderr=log)
+        command = [str(SSHD), "-D", "-e", "-f", str(self.folder / "sshd.conf")]
+        if with_systemd:  # which believes that it may run where it finds this folder
+            command = ["unshare", "-m", "--propagation", "private", "sh", "-c", _WITH_SYSTEMD, "sh", *command]
+        self.sshd = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | self.variables)
         while "listening on" not in (self.folder / "sshd.log").read_text():
             assert self.sshd.poll() is None, (self.folder / "sshd.log").read_text()
             time.sleep(0.05)
@@ -122,6 +128,9 @@ class Vps:
         (there / ".venv/ldlm-installed.json").write_text(stamp.stdout)
 
 
+_WITH_SYSTEMD = """
+mount -t tmpfs none /run/systemd && mkdir /run/systemd/system && (systemd --user &) && exec "$@"
+"""
 _STAMP = """
 import json
 from trainer.environment import ENVIRONMENTS

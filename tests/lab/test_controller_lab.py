@@ -42,8 +42,9 @@ def places(tmp_path_factory: pytest.TempPathFactory, vast: FakeVast) -> Iterator
     with vps_and_laptop(tmp_path_factory.mktemp("c")) as (vps, laptop):
         (laptop.home / ".config/vastai/vast_api_key").write_text(vast.key)
         vps.shut_down()
-        vps.variables |= {"VAST_URL": vast.url, "NO_PROXY": NO_PROXY, "PYTHONPATH": str(ROOT / "tests/lab/site")}
-        for name in (".config/pip/pip.conf", ".pip/pip.conf"):  # where packages come from is each machine's own
+        vps.variables |= {"VAST_URL": vast.url, "NO_PROXY": NO_PROXY,
+                          "PYTHONPATH": str(ROOT / "tests/lab/site")}
+        for name in (".config/pip/pip.conf", ".pip/pip.conf"):  # without, pip may not reach its packages
             if (Path.home() / name).is_file():
                 (vps.home / name).parent.mkdir(parents=True)
                 shutil.copy(Path.home() / name, vps.home / name)
