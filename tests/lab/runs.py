@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from launcher.run_record import RunRecord, load_record
+from tests.lab.vast_client import FakeVast
 from tests.s3_server import running_s3_server
 from trainer.store import open_store
 
@@ -38,6 +39,16 @@ def running_store(address: str = "127.0.0.1") -> Iterator[str]:
             patch.setenv(name, value)
         server.make_bucket("lab")
         yield server.url("lab", "runs")
+
+
+@contextmanager
+def stocked_vast() -> Iterator[FakeVast]:
+    """The fake of Vast with its first stock; what a test leaves rented is given back."""
+    fake = FakeVast("http://10.88.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
+    fake.restock()
+    yield fake
+    for row in fake.instances():
+        fake.destroy(row["id"])
 
 
 def ldlm(*words: str) -> "subprocess.CompletedProcess[str]":

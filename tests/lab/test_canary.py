@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.runs import LAB, LONGEST_S, ROOT, SECRET, has_ended, record_of, running_store
+from tests.lab.runs import LONGEST_S, ROOT, SECRET, has_ended, record_of, running_store, stocked_vast
 from tests.lab.vast_charges import LAG_S
 from tests.lab.vast_client import HOST_ADDRESS, FakeVast
 
@@ -31,11 +31,8 @@ def store() -> Iterator[str]:
 
 @pytest.fixture
 def vast() -> Iterator[FakeVast]:
-    fake = FakeVast("http://10.88.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
-    fake.restock()
-    yield fake
-    for row in fake.instances():
-        fake.destroy(row["id"])
+    with stocked_vast() as fake:
+        yield fake
 
 
 def typed(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 
 from launcher.vast_onstart import deadman
-from tests.lab.runs import LAB, ROOT, durable, has_ended, ldlm, record_of, running_store, wait_for
+from tests.lab.runs import (
+    LAB,
+    ROOT,
+    durable,
+    has_ended,
+    ldlm,
+    record_of,
+    running_store,
+    stocked_vast,
+    wait_for,
+)
 from tests.lab.vast_client import HOST_ADDRESS, FakeVast
 from tests.lab.vast_host import processes_in
 from tests.lab.vast_offers import LIAR_OFFER
@@ -33,11 +43,8 @@ def store() -> Iterator[str]:
 
 @pytest.fixture
 def vast() -> Iterator[FakeVast]:
-    fake = FakeVast("http://10.88.0.1:8099", (LAB / "sky/.config/vastai/vast_api_key").read_text().strip())
-    fake.restock()
-    yield fake
-    for row in fake.instances():
-        fake.destroy(row["id"])
+    with stocked_vast() as fake:
+        yield fake
 
 
 def launch(store: str, run_id: str, *more: str) -> None:
