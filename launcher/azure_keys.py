@@ -20,18 +20,21 @@ def signature(store_url: str, account_key: str, needs: Needs) -> str | None:
         store_url: `az://ACCOUNT/CONTAINER/prefix`.
 
     Returns:
-        None where the run has no deadline, or Azure's package is not here.
+        None where the run has no deadline, Azure's package is not here, or nodes read in another container.
 
     Raises:
         ValueError: It is no key.
     """
-    if needs.until is None or not _has_package():
+    account, _, path = store_url.removeprefix("az://").partition("/")
+    container = path.partition("/")[0]
+    elsewhere = [url for url in needs.reads
+                 if url.startswith("az://") and not f"{url}/".startswith(f"az://{account}/{container}/")]
+    if needs.until is None or elsewhere or not _has_package():
         return None
     from azure.storage.blob import ContainerSasPermissions, generate_container_sas
 
-    account, _, path = store_url.removeprefix("az://").partition("/")
     return str(generate_container_sas(
-        account, path.partition("/")[0], account_key=account_key,
+        account, container, account_key=account_key,
         permission=ContainerSasPermissions(read=True, list=True, write=True, create=True, delete=True),
         expiry=needs.until + timedelta(hours=MARGIN_H), protocol="https"))
 

@@ -64,11 +64,12 @@ class Evidence:
     @property
     def clouds(self) -> set[str]:
         """Where its machines are from."""
-        return {offer.cloud for offer in self.plan.offers.values()}
+        return self.plan.clouds
 
     def offer(self, files: AttemptFiles) -> Offer:
-        """What the plan pays for in an attempt."""
-        return self.plan.offers[files.attempt.document]
+        """What the plan pays for in an attempt: the place that the attempt says it was."""
+        places = self.plan.candidates(files.attempt.document)
+        return next((offer for offer in places if offer.label == files.attempt.offer), places[0])
 
     def losses_of_machines(self) -> list[tuple[AttemptFiles, AttemptFiles | None]]:
         """Training attempts whose machine was taken, each with the next that trained."""

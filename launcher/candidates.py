@@ -82,12 +82,13 @@ class Others:
     warnings: tuple[str, ...] = ()
 
 
-def others_for_training(recipe: Recipe, shape: EncoderShape | None, fitted: Fit,
-                        offers: Sequence[Offer]) -> Others:
+def others_for_training(recipe: Recipe, shape: EncoderShape | None, fitted: Fit, offers: Sequence[Offer],
+                        too_dear: Callable[[Offer], str | None]) -> Others:
     """Of the offers of training those that can stand behind the first.
 
     Args:
         fitted: How the run lies on the first: its encoder lies there on all of them.
+        too_dear: Why the cap forbids an offer; None if it does not.
     """
     placed = recipe.model_copy(update={"train": fitted.config})
 
@@ -96,14 +97,15 @@ def others_for_training(recipe: Recipe, shape: EncoderShape | None, fitted: Fit,
             fit(placed, shape, offer)
         except (RecipeError, NoOfferError) as error:
             return error.problem
-        return None
+        return too_dear(offer)
 
     return _sorted_out(recipe, offers, unfit)
 
 
-def others_for_benchmark(recipe: Recipe, offers: Sequence[Offer]) -> Others:
+def others_for_benchmark(recipe: Recipe, offers: Sequence[Offer],
+                         too_dear: Callable[[Offer], str | None]) -> Others:
     """Of the offers of the benchmark those that can stand behind the first."""
-    return _sorted_out(recipe, offers, lambda other: None)
+    return _sorted_out(recipe, offers, too_dear)
 
 
 def _sorted_out(recipe: Recipe, offers: Sequence[Offer], unfit: Callable[[Offer], str | None]) -> Others:

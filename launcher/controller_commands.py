@@ -49,6 +49,9 @@ def run_up(ssh: str, usd_per_hour: str | None, clouds: Sequence[str], *, yes: bo
     if settings.api_server not in (None, address.url):
         raise Refused(f"SkyPilot's API server is {settings.api_server}, and may have runs", place="--ssh",
                       fix="end it: ldlm controller down; or leave it as it is: ldlm init --api-server none")
+    if settings.api_server is None and not force and (alive := _alive_here()):
+        raise Refused(f"SkyPilot's API server on this machine has runs: {', '.join(alive)}", place="--ssh",
+                      fix="wait for them, or stop them: with a controller, nobody asks that server any more")
     price, chosen, commit = _price(usd_per_hour, settings, address), _clouds(clouds), _commit()
     connection = Connection(address)
     host = look(connection)
@@ -76,6 +79,15 @@ def run_up(ssh: str, usd_per_hour: str | None, clouds: Sequence[str], *, yes: bo
                      f"{FOLDER}/.venv/bin/sky check {cloud}", "note")
     console.answer("runs that you launch from now on are recovered there, whatever becomes of this machine",
                    "title")
+
+
+def _alive_here() -> list[str]:
+    from launcher.sky_engine import alive_jobs
+
+    try:
+        return alive_jobs()
+    except EngineError:  # no server runs here, so no run is in its hands
+        return []
 
 
 def look(connection: Connection) -> Host:

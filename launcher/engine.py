@@ -4,6 +4,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +38,7 @@ class EngineState:
         detail: One line for people: what it does now, or how it ended.
         word: The engine's own name for the state, where it has one.
         outcome: How the run ended, where ldlm's part in SkyPilot's server has ended it.
+        ended_at: When it ended, where the engine knows it.
     """
 
     phase: EnginePhase
@@ -46,6 +48,7 @@ class EngineState:
     detail: str = ""
     word: str = ""
     outcome: Outcome | None = None
+    ended_at: datetime | None = None
 
 
 class Engine(Protocol):

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from launcher.engine import Engine, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.local_engine import LocalEngine
+from launcher.rentals import merged
 from launcher.run_record import RunRecord, RunView, load_record, look_at
 from launcher.settle import settle
 from trainer.contract import Name, StoreError
@@ -16,6 +17,8 @@ from trainer.store import Store
 
 if TYPE_CHECKING:
     from launcher.sky_engine import SkyEngine
+
+_SKEW = timedelta(minutes=1)  # of this machine's clock against that of SkyPilot's server
 
 
 def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> "SkyEngine":
@@ -65,7 +68,12 @@ def _learn_rentals(record: RunRecord, store: Store) -> bool:
         return False
     with suppress(EngineError):  # the bill is then made of what the nodes have written
         found = sky_engine(store).rentals(record.run_id)
-        if found and found.rentals != tuple(record.rentals):
-            RunFolder(store, record.run_id).write(Name.RENTALS, found)
+        known = merged(record.rentals, found.rentals if found else (), _created_at(record))
+        if known.rentals != tuple(record.rentals):
+            RunFolder(store, record.run_id).write(Name.RENTALS, known)
             return True
     return False
+
+
+def _created_at(record: RunRecord) -> datetime:
+    return record.events[0].at - _SKEW if record.events else datetime.min.replace(tzinfo=UTC)

@@ -37,14 +37,18 @@ def measured_speeds(store: Store) -> list[MeasuredSpeed]:
 
 def _measured_speed(folder: RunFolder) -> MeasuredSpeed | None:
     plan = Plan.model_validate_json(folder.read_bytes(Name.PLAN))
-    beats = [files.heartbeat for files in folder.attempts()
-             if files.heartbeat and files.attempt.document is Document.TRAIN]
+    # Several places may have trained it: the newest counts, and what ran on the same hardware.
+    hardware = {offer.label: offer.hardware for offer in plan.candidates(Document.TRAIN)}
+    trained = [(hardware[files.attempt.offer], files.heartbeat) for files in folder.attempts()
+               if files.heartbeat and files.attempt.document is Document.TRAIN
+               and files.attempt.offer in hardware]
+    beats = [beat for where, beat in trained if where == trained[-1][0]]
     steps = sum(beat.step - beat.resumed_from_step for beat in beats)
     seconds = sum(beat.phases.train_s for beat in beats)
     if steps < 10 or seconds <= 0:  # too short to say anything
         return None
     recipe = recorded_recipe(folder)
-    return MeasuredSpeed(run_id=folder.run_id, hardware=plan.offers[Document.TRAIN].hardware,
+    return MeasuredSpeed(run_id=folder.run_id, hardware=trained[-1][0],
                          fingerprint=config_fingerprint(recipe.train),
                          tokens_per_s=steps * recipe.train.tokens_per_step / seconds)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.azure_keys import ACCOUNT_KEY, SIGNATURE, signature
 from launcher.errors import EngineError
-from launcher.store_keys import Needs, mint
+from launcher.store_keys import Needs, can_be_scoped, mint
 from trainer.contract import Env
 
 _OF_SERVICES = (Env.WANDB_KEY, "HF_TOKEN")
@@ -77,6 +77,9 @@ def _aws(store_url: str, needs: Needs | None, say: Callable[[str], None]) -> dic
 def _minted(session: Any, store_url: str, needs: Needs, say: Callable[[str], None]) -> Any:
     from botocore.exceptions import BotoCoreError, ClientError
 
+    if session.get_credentials().token and can_be_scoped(store_url):
+        say("warning: nodes get your own AWS keys, which are of a session: when they expire, often within "
+            "hours, nothing more is saved; keys of an IAM user last, and make others for this run alone")
     try:
         return mint(session, store_url, needs, datetime.now(UTC))
     except (BotoCoreError, ClientError) as error:

@@ -3,8 +3,10 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
+from functools import partial
 from typing import Any
 
 from launcher.advice import Changes, what_to_type
@@ -176,11 +178,29 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
 
 def _others(case: Case, estimate: Estimate) -> dict[Document, Others]:
     """What stands behind the offers of a case; nothing of training that is done."""
-    found = {Document.BENCH: others_for_benchmark(case.recipe, case.candidates(Document.BENCH))}
+    found = {Document.BENCH: others_for_benchmark(case.recipe, case.candidates(Document.BENCH),
+                                                  partial(_too_dear, case, Document.BENCH))}
     if not (case.done and case.done.has_trained):
         found[Document.TRAIN] = others_for_training(case.recipe, case.shape, estimate.fitted,
-                                                    case.candidates(Document.TRAIN))
+                                                    case.candidates(Document.TRAIN),
+                                                    partial(_too_dear, case, Document.TRAIN))
     return found
+
+
+def _too_dear(case: Case, which: Document, offer: Offer) -> str | None:
+    """Why a run whose document went to an offer would not stay within its cap; None if it would.
+
+    A benchmark has to fit with its high estimate: that is kept back from training wherever it will be.
+    """
+    estimate = estimate_of(replace(case, offers={**case.offers, which: offer}))
+    if estimate.usd is None:
+        return None
+    bench = estimate.parts[-1].usd
+    needed = estimate.usd.mid + (bench.high - bench.mid if bench and which is Document.BENCH else Decimal(0))
+    _, spent = behind(case.recipe.train, case.done)
+    if spent + needed <= case.recipe.limits.max_cost_usd:
+        return None
+    return f"with it the run would cost ~${spent + needed:.2f}, over its cap"
 
 
 def _about_others(case: Case, others: Mapping[Document, Others]) -> Iterator[str]:

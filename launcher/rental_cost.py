@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from launcher.cost import price_for
-from launcher.rentals import Rental
+from launcher.rentals import RENTED_AT, Rental
 from trainer.run_folder import AttemptFiles, Event, Traffic, controller_usd
 
 _SKEW = timedelta(minutes=1)  # of a node's clock against that of who rents it; more is a wrong machine
@@ -97,7 +97,12 @@ def _alone_usd(rental: Rental, now: datetime) -> Decimal:
 
 
 def rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
-    """A run has one machine at a time: the last that was rented when the attempt began; none at home."""
+    """A run has one machine at a time: the last that was rented when the attempt began.
+
+    None at home, and on other clouds, whose machines nobody has noted down.
+    """
+    if files.attempt.cloud not in ("", RENTED_AT):
+        return None
     began = files.attempt.billed_from
     held = [rental for rental in rentals if rental.rented_at <= began + _SKEW
             and (rental.ended_at is None or began - _SKEW < rental.ended_at)]

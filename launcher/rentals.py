@@ -13,6 +13,7 @@ from launcher.cost import price_for
 from launcher.frozen import Frozen
 
 RENTALS = "/plugins/api/ldlm/rentals"  # where SkyPilot's server tells of those of a run
+RENTED_AT = "vast"  # the one cloud whose rentals are noted down
 _GB = 10**9
 _SECONDS_OF_MONTH = 30 * 24 * 3600  # as $/GB/month is turned into $/s (guess: Vast does not say)
 
@@ -47,7 +48,7 @@ class Rental(Frozen):
         unpulled: The image that it could not pull, whose fault that was.
     """
 
-    run_id: str | None
+    run_id: str | None = None
     instance_id: str
     machine_id: int
     rented_at: datetime
@@ -87,3 +88,15 @@ class Rentals(Frozen):
     def of(cls, found: Iterable[Rental]) -> "Rentals":
         """In the order in which they were rented."""
         return cls(rentals=tuple(sorted(found, key=lambda rental: rental.rented_at)))
+
+
+def merged(known: Iterable[Rental], told: Iterable[Rental], since: datetime) -> Rentals:
+    """What is known of a run's machines after somebody has told of some.
+
+    Args:
+        known: As it stands in the run's folder; another server may have told of them.
+        told: As the server that is asked now remembers them.
+        since: When the run was created: an earlier one of the same name had machines of its own.
+    """
+    newest = {rental.instance_id: rental for rental in (*known, *told) if rental.rented_at >= since}
+    return Rentals.of(newest.values())

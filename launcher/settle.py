@@ -25,5 +25,5 @@ def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: dateti
         return False
     outcome = state.outcome or _OUTCOMES.get(state.word, Outcome.LOST)
     folder.close_open_attempts(record.attempts, f"SkyPilot says {state.word}", preempted=False)
-    folder.close(outcome, now, state.detail, state.document or Document.TRAIN)
+    folder.close(outcome, min(now, state.ended_at or now), state.detail, state.document or Document.TRAIN)
     return True

@@ -36,7 +36,7 @@ _ANSWER_S = 20
 _CLOUDS_ANSWER_S = 120  # of clouds about machines, one after the other (guess)
 _HAVE_CATALOGS = ("vast", "azure", "gcp")
 _FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
-           "cloud", "region", "current_cluster_name", "details")
+           "cloud", "region", "current_cluster_name", "details", "end_at")
 # SkyPilot 0.14.1, sky/jobs/state.py.
 _ALIVE = {"PENDING", "SUBMITTED", "STARTING", "RUNNING", "WINDING_DOWN", "RECOVERING"}
 _STOPPING = {"CANCELLING"}
@@ -294,7 +294,9 @@ def _state_of(rows: Sequence[Row]) -> EngineState:
              else EnginePhase.ENDED if word in _ENDED else EnginePhase.UNKNOWN)
     end = end_in(row.get("details")) if phase in (EnginePhase.STOPPING, EnginePhase.ENDED) else None
     detail = end.reason if end else _in_words(row, document)
-    return EngineState(phase, document, detail=detail, word=word, outcome=end.outcome if end else None)
+    ended = row.get("end_at") if phase is EnginePhase.ENDED else None
+    return EngineState(phase, document, detail=detail, word=word, outcome=end.outcome if end else None,
+                       ended_at=datetime.fromtimestamp(ended, UTC) if ended else None)
 
 
 def _in_words(row: Row, document: Document | None) -> str:

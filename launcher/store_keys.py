@@ -42,7 +42,7 @@ class Needs:
         source = str(json.loads(envs[Env.TRAIN_CONFIG])["data"]["source"])
         deadline = envs.get(Env.DEADLINE)
         return cls(envs[Env.RUN_ID], datetime.fromisoformat(deadline) if deadline else None,
-                   (source,) if source.startswith("s3://") else ())
+                   (source,) if source.startswith(("s3://", "az://")) else ())
 
 
 def can_be_scoped(store_url: str) -> bool:
@@ -75,7 +75,7 @@ def policy(store_url: str, needs: Needs, partition: str = "aws") -> dict[str, An
     """
     bucket, prefix = _place(store_url)
     s3 = f"arn:{partition}:s3:::"
-    places = [(bucket, prefix), *map(_place, needs.reads)]
+    places = [(bucket, prefix), *(_place(url) for url in needs.reads if url.startswith("s3://"))]
     return {"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": "s3:ListBucket",
          "Resource": sorted({f"{s3}{bucket}" for bucket, _ in places})},

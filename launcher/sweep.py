@@ -50,7 +50,12 @@ class RentedMachine(Frozen):
     @property
     def is_ours(self) -> bool:
         """True if ldlm has rented it."""
-        return self.kind == "cluster" or self.rental is not None or bool(_OUR_LABEL.match(self.label or ""))
+        return self.is_remembered or bool(_OUR_LABEL.match(self.label or ""))
+
+    @property
+    def is_remembered(self) -> bool:
+        """True if this server made it. What only has a name of ours may be another server's, in use."""
+        return self.kind == "cluster" or self.rental is not None
 
     @property
     def usd_per_day(self) -> Decimal:
@@ -113,6 +118,7 @@ def machines_json(machines: Sequence[RentedMachine]) -> list[dict[str, Any]]:
     """Stable form of `sweep --json`."""
     return [{"instance_id": machine.instance_id, "label": machine.label, "status": machine.status,
              "run_id": machine.run_id, "cloud": machine.cloud, "kind": machine.kind,
+             "is_remembered": machine.is_remembered,
              "since": machine.since.isoformat(),
              "usd_per_day": None if machine.usd_per_hour is None else f"{machine.usd_per_day:.4f}"}
             for machine in machines]

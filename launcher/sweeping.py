@@ -8,7 +8,7 @@ from launcher.engine import ALIVE
 from launcher.engines import sky_engine
 from launcher.errors import EngineError
 from launcher.runs import open_default_store
-from launcher.sweep import RentedMachine, give_back, machines_json, orphans
+from launcher.sweep import RentedMachine, Renter, give_back, machines_json, orphans
 
 
 def run_sweep(*, yes: bool, as_json: bool) -> None:
@@ -37,7 +37,18 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
     _show(found, sum(machine.is_ours for machine in everything) - len(found))
     if not found:
         return
-    ask(f"Give back {_count(len(found))}?", yes)
+    if remembered := [machine for machine in found if machine.is_remembered]:
+        ask(f"Give back {_count(len(remembered))}?", yes)
+        _give_back(engine, remembered)
+    if strangers := [machine for machine in found if not machine.is_remembered]:
+        console.talk(f"{_count(len(strangers))} with a name of ours, not rented through this API server: "
+                     "a run of another server may be on it", "note")
+        if console.can_ask():
+            ask(f"Give back {', '.join(machine.instance_id for machine in strangers)} too?", yes=False)
+            _give_back(engine, strangers)
+
+
+def _give_back(engine: Renter, found: list[RentedMachine]) -> None:
     problems = give_back(engine, found)
     for problem in problems:
         console.talk(problem, "note")

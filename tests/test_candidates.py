@@ -180,9 +180,23 @@ def test_a_run_that_has_trained_says_nothing_of_other_machines_to_train_on():
 # -- what the task says
 
 
+@pytest.mark.parametrize(("document", "other"), [
+    (TRAIN, "{infra: gcp, gpu: 'H100:1', price_usd_per_hour: 900}"),
+    (BENCH, "{infra: gcp, gpu: 'H100:1', price_usd_per_hour: 90}"),
+])
+def test_a_place_where_the_run_could_not_stay_within_its_cap_is_left_out(document, other):
+    places = {"bench": f"{VAST}, {other}"} if document is BENCH else {}
+    plan = plan_of(VAST, *([other] if document is TRAIN else []), **places)
+    assert labels(plan, document) == ["H100:1 on vast (interruptible)"]
+    (said,) = left_out(plan)
+    assert "H100:1 on gcp (on-demand)" in said and "over its cap" in said
+    assert plan.bench_reserve_usd == plan_of(VAST).bench_reserve_usd
+
+
 def test_a_task_says_once_what_its_candidates_share_and_lints_clean():
     on_demand = "{infra: azure, gpu: 'H100:1', price_usd_per_hour: 6.98, disk_gib: 200}"
-    task = example_task(None, f"hardware.train=[{AZURE}, {VAST}, {on_demand}]", f"hardware.bench=[{VAST}]")
+    task = example_task(None, f"hardware.train=[{AZURE}, {VAST}, {on_demand}]", f"hardware.bench=[{VAST}]",
+                        "limits.max_cost_usd=900")
     train = task.document(TRAIN)
     image = "docker:vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
     assert {key: value for key, value in train["resources"].items() if key != "job_recovery"} == {

@@ -8,7 +8,7 @@ import pytest
 
 from launcher import rental_log
 from launcher.rental_cost import on_rentals, total_usd, unused_usd
-from launcher.rentals import Price, Rental, Terms
+from launcher.rentals import Price, Rental, Terms, merged
 from trainer.contract import Document
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases, Traffic
 
@@ -67,6 +67,21 @@ def test_an_attempt_at_home_after_a_rental_is_not_billed_by_its_contract():
     rented, at_home = on_rentals(attempts, ends(attempts), [rental(0, 50)], at(500))
     assert rented.gpu_usd == Decimal("0.80")
     assert (at_home.gpu_usd, at_home.disk_usd) == (None, 0)
+
+
+def test_an_attempt_on_another_cloud_is_not_billed_by_the_contract_that_ended_seconds_before():
+    elsewhere = attempt(2, 50.5, 160)
+    on_gcp = elsewhere.attempt.model_copy(update={"cloud": "gcp"})
+    elsewhere = elsewhere.model_copy(update={"attempt": on_gcp})
+    attempts = [attempt(1, 10, 50), elsewhere]
+    assert [held.gpu_usd for held in on_rentals(attempts, ends(attempts), [rental(0, 50)], at(500))] == [
+        Decimal("0.80"), None]
+
+
+def test_what_one_server_tells_does_not_make_what_another_told_forgotten():
+    first, second, late = rental(0, 50), rental(60, None), rental(60, 90)
+    assert merged([first, second], [late], at(-1)).rentals == (first, late)
+    assert merged([], [rental(-9, -5), first], at(-1)).rentals == (first,)  # of an earlier run of this name
 
 
 def test_a_machine_that_is_given_back_later_is_paid_until_then():

@@ -72,7 +72,7 @@ def test_a_price_that_is_not_known_is_no_price_of_nothing():
 def test_what_a_day_costs_is_told_exactly():
     assert machines_json([machine(1, "a", usd="0.51")]) == [{
         "instance_id": "1", "label": "train-3-ab12-head", "status": "running", "run_id": "a",
-        "cloud": "vast", "kind": "instance",
+        "cloud": "vast", "kind": "instance", "is_remembered": True,
         "since": "2026-11-23T12:00:00+00:00", "usd_per_day": "12.2400"}]
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ pytest.importorskip("vastai")
 from sky.adaptors import vast as adaptor  # noqa: E402
 from sky.server import plugins  # noqa: E402
 
+from launcher import rental_log  # noqa: E402
+from launcher.rentals import Rental, Terms  # noqa: E402
 from launcher.sky_plugin import LdlmPlugin  # noqa: E402
 from tests.lab.fake_vast import VastServer  # noqa: E402
 
@@ -77,7 +80,23 @@ def rented(lab: Lab) -> list[str]:
     return [row["label"] for row in lab.market.rows()]
 
 
+def remember(lab: Lab) -> None:
+    """What the plugin notes down when it rents a machine: here the one with a name of ours."""
+    number = str(lab.market.rows()[0]["id"])
+    rental_log.rented(Rental(instance_id=number, machine_id=H100_CHEAPEST, rented_at=datetime.now(UTC),
+                             terms=Terms(disk_gb=48), prices=()))
+
+
+def test_what_only_has_a_name_of_ours_may_be_another_server_s_and_stays(lab: Lab, server: str) -> None:
+    (shown,) = json.loads(sweep(server, "--json").stdout)
+    assert (shown["label"], shown["is_remembered"]) == ("train-7-0f3a9c-head", False)
+    done = sweep(server, "--yes")
+    assert done.returncode == 0 and "a run of another server may be on it" in done.stderr
+    assert rented(lab) == ["train-7-0f3a9c-head", "my-notebook"]
+
+
 def test_only_what_is_ours_is_shown_and_only_after_a_yes_it_is_given_back(lab: Lab, server: str) -> None:
+    remember(lab)
     (shown,) = json.loads(sweep(server, "--json").stdout)
     assert (shown["label"], shown["run_id"], shown["status"]) == ("train-7-0f3a9c-head", None, "running")
     assert float(shown["usd_per_day"]) == pytest.approx(24 * (3.10 + 48 * 0.15 / 720), rel=1e-4)
@@ -95,6 +114,7 @@ def test_only_what_is_ours_is_shown_and_only_after_a_yes_it_is_given_back(lab: L
 
 def test_a_machine_that_vast_does_not_end_is_named_with_the_place_to_end_it(lab: Lab, server: str) -> None:
     number = lab.market.rows()[0]["id"]
+    remember(lab)
     lab.host.kill = lambda instance_id: 1 / 0  # type: ignore[method-assign]
     said = sweep(server, "--yes")
     assert said.returncode == 5 and f"{number}: " in said.stderr

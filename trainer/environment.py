@@ -29,8 +29,9 @@ UV = shutil.which("uv") or shutil.which("uv", path=os.path.expanduser("~/.local/
 if sys.version_info[:2] < OLDEST_PYTHON:  # here, because the next import needs it
     # Images of GCP and Azure may be older; the lock files were made with 3.11.
     if UV is not None:
-        os.execv(UV, [UV, "run", "--no-project", "--python", "3.11", "python", "-m", "trainer.environment",
-                      *sys.argv[1:]])
+        # Isolated: it would take .venv of this folder, which may be what is made anew.
+        os.execv(UV, [UV, "run", "--no-project", "--isolated", "--python", "3.11",
+                      "python", "-m", "trainer.environment", *sys.argv[1:]])
     sys.exit("error: ldlm needs Python 3.11 or newer, and {} is {}.{}\n"
              "  fix: install a newer Python and name it: make PYTHON=python3.12 ..."
              .format(sys.executable, *sys.version_info[:2]))

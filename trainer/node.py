@@ -31,6 +31,7 @@ from trainer.machine import (
     booted_at,
     check_clock,
     check_machine,
+    cluster_info,
     key_files,
     traffic,
     visible_gpus,
@@ -169,7 +170,8 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
     return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at),
                                 host=socket.gethostname(),
                                 price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
-                                offer=os.environ.get(Env.OFFER, ""))
+                                offer=os.environ.get(Env.OFFER, ""),
+                                cloud=cluster_info(os.environ).get("cloud", ""))
 
 
 def _billed_from(folder: RunFolder, started_at: datetime) -> datetime:

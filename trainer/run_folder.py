@@ -28,6 +28,7 @@ class Attempt(_Record):
     Attributes:
         billed_from: When its program started; on a rented machine, when the machine did, or when the attempt
             before this one on it ended.
+        cloud: Of its machine, as SkyPilot names it, in small letters; empty where SkyPilot did not start it.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Attempt(_Record):
     price_usd_per_hour: Decimal
     offer: str
     host: str
+    cloud: str = ""
 
 
 class Traffic(_Record):
@@ -244,7 +246,7 @@ class RunFolder:
         )
 
     def claim_attempt(self, document: Document, *, billed_from: datetime, price_usd_per_hour: Decimal,
-                      offer: str, host: str) -> Attempt:
+                      offer: str, host: str, cloud: str = "") -> Attempt:
         """Take the next attempt number; safe against a second claimer.
 
         Raises:
@@ -254,7 +256,7 @@ class RunFolder:
         first = max(taken, default=0) + 1
         for number in range(first, first + 10):
             attempt = Attempt(number=number, document=document, billed_from=billed_from,
-                              price_usd_per_hour=price_usd_per_hour, offer=offer, host=host)
+                              price_usd_per_hour=price_usd_per_hour, offer=offer, host=host, cloud=cloud)
             try:
                 self.write(attempt_file(number, "attempt.json"), attempt, create=True)
                 return attempt

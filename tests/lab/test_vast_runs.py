@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -245,6 +246,10 @@ def test_a_machine_that_nobody_uses_ends_itself_with_nobody_s_help(vast: FakeVas
 def test_sweep_gives_back_what_no_run_needs_and_touches_nothing_else(store: str, vast: FakeVast) -> None:
     lost, other = (vast.rent(offer["id"], disk=10, label=label) for offer, label in zip(
         vast.offers(gpu_name={"eq": "RTX 5090"}), ("train-99-0f3a9c-head", "my-notebook"), strict=True))
+    assert "a run of another server may be on it" in ldlm("sweep", "--yes").stderr
+    with (LAB / "sky/.sky/ldlm_rentals.jsonl").open("a") as log:  # as if this server had rented it
+        print(json.dumps({"instance_id": str(lost), "machine_id": 1, "prices": [], "terms": {"disk_gb": 10},
+                          "rented_at": datetime.now(UTC).isoformat()}), file=log)
     (shown,) = json.loads(ldlm("sweep", "--json").stdout)
     assert (shown["instance_id"], shown["run_id"]) == (str(lost), None)
     refused = ldlm("sweep")
