@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from launcher.carry_out import INTERRUPTED, approve, ask, carry_out, end_interrupted
+from launcher.carry_out import INTERRUPTED, approve, ask, carry_out
 from launcher.cli_options import (
+    AllowDirty,
     ApiServer,
     ControllerPrice,
     Deadline,
@@ -117,7 +118,8 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
 @app.command()
 def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
            deadline: Deadline = None, sets: Sets = None, run_id: NewRunId = None, yes: Yes = False,
-           dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False) -> None:
+           dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False,
+           allow_dirty: AllowDirty = False) -> None:
     """Plan, ask, train, benchmark, bill."""
     from launcher import commands, screens
     from launcher.ask_market import with_market
@@ -132,6 +134,7 @@ def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_
         screens.show_dry_run(proposal, commands.refusal_of(proposal))
         return
     commands.check_usable(proposal)
+    commands.check_clean(proposal, allow_dirty)
     commands.check_new(proposal)
     approve(proposal, yes)
     carry_out(proposal, lambda: commands.submit(proposal, preemption), detach)
@@ -180,14 +183,14 @@ def stop(run: RunId, store: StoreUrl = None) -> None:
 @app.command()
 def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
            deadline: Deadline = None, yes: Yes = False, preempt_at: PreemptAtText = None,
-           detach: Detach = False) -> None:
+           detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
     """Continue a run from its newest durable checkpoint."""
     from launcher import commands, runs
 
     preemption = _preemption(preempt_at)
     opened, _ = runs.open_run(run, store)
     proposal = commands.propose_resume(opened, run, _options(infra, None, None, max_cost, deadline, None))
-    _go_on(proposal, yes, detach, preemption)
+    _go_on(proposal, yes, detach, allow_dirty, preemption)
 
 
 @app.command()
@@ -233,13 +236,14 @@ def canary(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
 
 @app.command(rich_help_panel=_ADVANCED)
 def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-          deadline: Deadline = None, yes: Yes = False, detach: Detach = False) -> None:
+          deadline: Deadline = None, yes: Yes = False, detach: Detach = False,
+          allow_dirty: AllowDirty = False) -> None:
     """Benchmark a trained run that found no machine for it."""
     from launcher import commands, runs
 
     opened, _ = runs.open_run(run, store)
     proposal = commands.propose_bench(opened, run, _options(infra, None, None, max_cost, deadline, None))
-    _go_on(proposal, yes, detach)
+    _go_on(proposal, yes, detach, allow_dirty)
 
 
 @app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
@@ -292,26 +296,11 @@ def data_prepare(ctx: typer.Context) -> None:
     from trainer.prepare_options import asks_for_nodes
 
     if asks_for_nodes(ctx.args):
-        _prepare_on_nodes(ctx.args)
+        from launcher.prepare_nodes import prepare_on_nodes
+
+        prepare_on_nodes(ctx.args)
         return
     _in_trainer("trainer.prepare", ctx.args)
-
-
-def _prepare_on_nodes(arguments: list[str]) -> None:
-    from launcher import prepare_nodes
-
-    proposal = prepare_nodes.propose(arguments)
-    if proposal.options.dry_run:
-        prepare_nodes.show_problems(proposal)
-        print(proposal.task.text, end="")
-        return
-    prepare_nodes.show_plan(proposal)
-    prepare_nodes.check_usable(proposal)
-    ask("Start it?", proposal.options.yes)
-    try:
-        prepare_nodes.carry_out(proposal)
-    except KeyboardInterrupt:
-        end_interrupted("interrupted: what is finished is kept, the same command goes on from there")
 
 
 @weights.command("mirror", **_PASSED_ON)
@@ -374,13 +363,15 @@ def _options(infra: str | None, store: str | None, run_id: str | None, max_cost:
                        overrides=sets or ())
 
 
-def _go_on(proposal: "Proposal", yes: bool, detach: bool, preemption: "PreemptAt | None" = None) -> None:
+def _go_on(proposal: "Proposal", yes: bool, detach: bool, allow_dirty: bool,
+           preemption: "PreemptAt | None" = None) -> None:
     """Carry out what is left of a run, once it is approved."""
     from launcher import commands
     from launcher.ask_market import with_market
 
     proposal = with_market(proposal)
     commands.check_usable(proposal, resuming=True)
+    commands.check_clean(proposal, allow_dirty)
     approve(proposal, yes)
     carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
 

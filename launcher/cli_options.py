@@ -28,6 +28,8 @@ Deadline = Annotated[str | None, typer.Option(
 Sets = Annotated[list[str] | None, typer.Option(
     "--set", help="Change the recipe: train.steps=100. Repeatable.")]
 NewRunId = Annotated[str | None, typer.Option("--run-id", callback=not_empty, help="Name the run yourself.")]
+AllowDirty = Annotated[bool, typer.Option(
+    "--allow-dirty", help="Rented: take along changes that are in no commit.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task, rent and write nothing.")]

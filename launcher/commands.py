@@ -19,6 +19,7 @@ from launcher.errors import (
     LdlmError,
     NoOfferError,
     RecipeError,
+    Refused,
     RunRecordError,
     UsageError,
 )
@@ -231,6 +232,14 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
     for document, market in proposal.markets.items():
         if none := market_refusal(proposal.recipe, document, wanted[document], market, resuming=resuming):
             raise none
+
+
+def check_clean(proposal: Proposal, allow_dirty: bool) -> None:
+    """Refuse to rent for code that no commit holds: nobody could say later what has run. Raises Refused."""
+    if proposal.is_local or allow_dirty or not (git_sha() or "").endswith("-dirty"):
+        return
+    raise Refused("the checkout has changes that are in no commit, and it is what nodes run",
+                  place=str(checkout_folder()), fix="commit them, or add --allow-dirty")
 
 
 def refusal_of(proposal: Proposal) -> LdlmError | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from launcher import console
+from launcher.carry_out import ask, end_interrupted
 from launcher.engine import check_infra
 from launcher.errors import NoOfferError, StoreError, UsageError
 from launcher.lint import lint
@@ -43,6 +44,22 @@ class NodesProposal:
     out: str
     num_bytes: int | None
     task: Task
+
+
+def prepare_on_nodes(arguments: Sequence[str]) -> None:
+    """Plan, show, ask, carry out, or print the task. Raises as `propose` and `carry_out`, and Refused."""
+    proposal = propose(arguments)
+    if proposal.options.dry_run:
+        show_problems(proposal)
+        print(proposal.task.text, end="")
+        return
+    show_plan(proposal)
+    check_usable(proposal)
+    ask("Start it?", proposal.options.yes)
+    try:
+        carry_out(proposal)
+    except KeyboardInterrupt:
+        end_interrupted("interrupted: what is finished is kept, the same command goes on from there")
 
 
 def propose(arguments: Sequence[str]) -> NodesProposal:

@@ -69,7 +69,8 @@ def test_a_run_is_supervised_elsewhere_and_its_bill_says_what_that_costs(
     assert (vps.home / "ldlm/.venv/ldlm-installed.json").exists()
 
     run_id = "controller-run"
-    typed("launch", "tests/lab/vast.yaml", "--infra", "vast", "--store", store, "--run-id", run_id,
+    typed("launch", "tests/lab/vast.yaml", "--allow-dirty", "--infra", "vast",
+                "--store", store, "--run-id", run_id,
           "--set", "train.steps=120", "--yes", "--detach")
     wait_for(lambda: durable(store, run_id) > 0, "a checkpoint")
     refusal = laptop.refused(5, "controller", "down", "--yes", NO_PROXY=NO_PROXY)

@@ -33,7 +33,8 @@ def store() -> Iterator[str]:
 
 
 def launch(store: str, run_id: str, *more: str) -> "subprocess.CompletedProcess[str]":
-    return ldlm("launch", str(ROOT / "tests/lab/smoke.yaml"), "--infra", "slurm/ldlm", "--store", store,
+    return ldlm("launch", str(ROOT / "tests/lab/smoke.yaml"), "--allow-dirty", "--infra",
+                "slurm/ldlm", "--store", store,
                 "--run-id", run_id, "--set", "train.evaluate_every_steps=60", "--yes", *more)
 
 
@@ -95,9 +96,10 @@ def test_a_run_goes_from_home_to_the_cluster_and_back_under_one_name_and_one_bil
                 "--out", "shards:lab")
     assert done.returncode == 0, done.stderr
     run_id, saved = "lab-home", [0]
-    start = ["launch", str(ROOT / "tests/lab/smoke.yaml"), "--run-id", run_id, "--max-cost", "20",
+    start = ["launch", str(ROOT / "tests/lab/smoke.yaml"), "--allow-dirty", "--run-id",
+             run_id, "--max-cost", "20",
              "--set", "train.steps=100000", "--set", "train.data.source=shards:lab"]
-    for words in ([*start, "--infra", "local"], ["resume", run_id, "--infra", "slurm/ldlm"],
+    for words in ([*start, "--infra", "local"], ["resume", run_id, "--infra", "slurm/ldlm", "--allow-dirty"],
                   ["resume", run_id, "--infra", "local"]):
         done = ldlm(*words, "--store", store, "--yes", "--detach")
         assert done.returncode == 0, done.stderr

@@ -49,7 +49,8 @@ def vast() -> Iterator[FakeVast]:
 
 
 def launch(store: str, run_id: str, *more: str) -> None:
-    done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--infra", "vast", "--store", store,
+    done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--allow-dirty", "--infra", "vast",
+                "--store", store,
                 "--run-id", run_id, "--yes", "--detach", *more)
     assert done.returncode == 0, done.stderr
 
@@ -159,8 +160,9 @@ def test_a_run_whose_first_choice_is_not_to_be_had_pays_the_price_of_its_second(
     own = "infra: slurm/ldlm, price_usd_per_hour: 9, gpu: 'A100-80GB:{}'"
     train = f"{{{own.format(2)}}}, {{infra: vast, gpu: 'H100:2', bid_usd_per_hour: 1.60, disk_gib: 40}}"
     bench = f"{{{own.format(1)}}}, {{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.30, disk_gib: 40}}"
-    done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--store", store, "--run-id", run_id, "--yes",
-                "--set", f"hardware.train=[{train}]", "--set", f"hardware.bench=[{bench}]", "--detach")
+    done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--allow-dirty", "--store", store,
+                "--run-id", run_id, "--yes", "--set", f"hardware.train=[{train}]", "--set",
+                f"hardware.bench=[{bench}]", "--detach")
     assert done.returncode == 0, done.stderr
     wait_for(lambda: has_ended(store, run_id), "the end")
 
