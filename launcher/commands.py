@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 
 from launcher import console
+from launcher.ask_market import with_market
 from launcher.canary import own_preemption
 from launcher.candidates import choose
 from launcher.engine import ALIVE, EnginePhase, check_infra
@@ -156,7 +157,7 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
         RunRecordError: There is a run of this id.
         EngineError: The engine cannot take it.
     """
-    _check_ready(proposal, preempt_at)
+    _check_ready(proposal, preempt_at, resuming=False)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC), git_sha())
     _hand_over(proposal, preempt_at or own_preemption(proposal.recipe))
@@ -179,7 +180,7 @@ def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None,
                           fix=f"{error.fix}; {_recorded_only(proposal)}") from error
 
 
-def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
+def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None, *, resuming: bool) -> None:
     """Refuse what the engine could not do, before the store says that there is a run."""
     if not proposal.is_local and preempt_at:
         raise UsageError(f"machines at {proposal.infra} are not taken back on request", place="--preempt-at",
@@ -193,6 +194,8 @@ def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
         engine.check(proposal.task.text)
         engine.ask(proposal.plan.run_id)
         check_server(proposal.plan.clouds)
+        if not proposal.markets:  # the server may not have run before
+            _check_market(with_market(proposal), resuming)
 
 
 def _check_home() -> None:
@@ -223,11 +226,17 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
     check_is_here(proposal, resuming=resuming)
     check_wandb_key(proposal)
     if not proposal.is_local:
-        check_infra(proposal.infra)
+        for offer in proposal.plan.offers.values():
+            check_infra(offer.infra)
     for found in lint(proposal.task):
         raise NoOfferError(found.problem, place=found.place, fix=found.fix)
     if proposal.refusal:
         raise proposal.refusal
+    _check_market(proposal, resuming)
+
+
+def _check_market(proposal: Proposal, resuming: bool) -> None:
+    """Refuse what nothing fits that Vast has now, as far as it was asked. Raises NoOfferError."""
     wanted = wishes(proposal.task.documents()) if proposal.markets else {}
     for document, market in proposal.markets.items():
         if none := market_refusal(proposal.recipe, document, wanted[document], market, resuming=resuming):
@@ -290,7 +299,7 @@ def propose_bench(store: Store, run_id: str, options: PlanOptions) -> Proposal:
 
 def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     """Continue a run under the limits of the proposal."""
-    _check_ready(proposal, preempt_at)
+    _check_ready(proposal, preempt_at, resuming=True)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
 
     def record() -> None:

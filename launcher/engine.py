@@ -105,7 +105,7 @@ def check_infra(infra: str) -> None:
         return
     if name not in _CLOUDS:
         raise EngineError(f"there is no engine for {infra!r}", place="--infra",
-                          fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))} with --dry-run")
+                          fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))}")
     check_access(name)
 
 

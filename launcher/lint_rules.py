@@ -222,8 +222,8 @@ def unknown_price(part: TaskPart) -> Iterator[Found]:
         if machine.told.get(Env.PRICE) == "":
             yield (machine.env_place(Env.PRICE),
                    "the price is not known, so the run cannot stop itself at its cap",
-                   "on vast set bid_usd_per_hour on the candidate, elsewhere price_usd_per_hour (0 where "
-                   "nobody pays): live prices are not asked for")
+                   "say it (0 where nobody pays): --set hardware.train.N.price_usd_per_hour=USD, on vast "
+                   "bid_usd_per_hour; N counts the recipe's candidates from 0; hardware.bench.N likewise")
 
 
 def file_store_on_rented(part: TaskPart) -> Iterator[Found]:

@@ -9,7 +9,7 @@ from launcher.advice import typed
 from launcher.engine import check_infra
 from launcher.errors import EngineError, LdlmError, NoOfferError, RecipeError
 from launcher.offers import Machine, local_offer, probe_machine
-from launcher.plan import make_plan
+from launcher.plan import Plan, make_plan
 from launcher.proposal import Proposal
 from launcher.recipe import checkout_folder
 from trainer.contract import Document, Env
@@ -22,16 +22,27 @@ def after_plan(proposal: Proposal, words: Sequence[str]) -> tuple[str, str]:
     Args:
         words: Those of the command line behind `ldlm plan`.
     """
-    train = proposal.plan.offers[Document.TRAIN]
+    plan = proposal.plan
+    train = plan.offers[Document.TRAIN]
     command = ["ldlm", "launch", *words, *([] if proposal.recipe.store else ["--store", "URL"])]
     if train.lacks:
         return f"nothing was started; on a machine with {train.accelerators} this would:", shlex.join(command)
-    try:
-        check_infra(train.infra)
-    except EngineError as error:
-        lead = f"nothing was started, and could not be yet: {error.problem}; this prints the task:"
-        return lead, shlex.join([*command, "--dry-run"])
+    lacking = _lacking(plan)
+    if lacking:
+        return (f"nothing was started, and could not be yet: {lacking}; this prints the task:",
+                shlex.join([*command, "--dry-run"]))
     return "nothing was started; this would:", shlex.join(command)
+
+
+def _lacking(plan: Plan) -> str | None:
+    """Why a launch would be refused whatever is typed; None if it would not be."""
+    try:
+        for offer in plan.offers.values():
+            check_infra(offer.infra)
+    except EngineError as error:
+        return error.problem
+    unpriced = [offer.label for offer in plan.offers.values() if offer.price_usd_per_hour is None]
+    return f"what {unpriced[0]} costs is not known" if unpriced else None
 
 
 def check_is_here(proposal: Proposal, *, resuming: bool) -> None:

@@ -336,8 +336,11 @@ def alive_jobs() -> list[str]:
 
 def start_words() -> str:
     """What to type where the API server does not answer."""
-    if (api_server() or "").startswith(SCHEME):
+    named = api_server() or ""
+    if named.startswith(SCHEME):
         return "ask what is wrong: ldlm controller status"
+    if named:
+        return "see that it runs and can be reached from here, or name another: ldlm init --api-server URL"
     return "start it: .venv/bin/sky api start"
 
 
