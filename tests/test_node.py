@@ -237,7 +237,8 @@ def test_a_node_with_another_text_is_named_before_the_first_step(text: Path, tmp
 
     assert [node.returncode for node in nodes] == [ExitCode.BAD_CONFIG] * 2, "\n".join(outputs)
     for output in outputs:
-        message = assert_one_clear_message(output)
+        # Before it torchrun may tell of its barrier at the end: the first node, with its store, may be gone.
+        message = assert_one_clear_message(output[output.index("error: "):])
         assert message.startswith("error: data.source: the text on rank 1 (")
         assert "step 1/" not in output
 
