@@ -92,4 +92,5 @@ def test_a_run_is_supervised_elsewhere_and_its_bill_says_what_that_costs(
 
     wait_for(lambda: not vast.instances(), "the machines to be given back")
     assert "ended; removed there: ~/.config/vastai/vast_api_key" in typed("controller", "down", "--yes")
-    assert vps.processes() == [] and not (vps.home / ".config/vastai/vast_api_key").exists()
+    assert vps.server() is None and not (vps.home / ".config/vastai/vast_api_key").exists()
+    wait_for(lambda: not vps.processes(), "the last of SkyPilot's watchers to see that it is over")
