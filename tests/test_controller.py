@@ -1,7 +1,7 @@
 """`ldlm controller` over a real ssh, onto "a VPS" that is this machine under another home (tests/vps.py).
 
 Real are ssh, tar, the checkout that travels, SkyPilot's API server there and the tunnel to it. The packages
-of its environment are those of this test; the lab installs them (tests/lab/test_controller_lab.py).
+of its environment are those of this test. The lab installs them, and has who looks after the server.
 """
 
 import json
@@ -9,8 +9,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,16 +26,6 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Vps, Lapt
         yield found
 
 
-def up(vps: Vps, laptop: Laptop, *more: str) -> "subprocess.CompletedProcess[str]":
-    done = laptop.ldlm("controller", "up", "--ssh", vps.address, "--yes", *more)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def key_file(vps: Vps) -> Path:
-    return vps.home / ".config/vastai/vast_api_key"
-
-
 def masters(laptop: Laptop) -> list[psutil.Process]:
     """The ssh that holds the connection, and with it the tunnel."""
     found = {process: process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])}
@@ -50,13 +38,13 @@ def test_a_controller_through_its_life(places: tuple[Vps, Laptop]) -> None:
     vps.have_environment(laptop.checkout)
     commit = laptop.git("rev-parse", "HEAD")
 
-    first = up(vps, laptop, "--usd-per-hour", "0.008")
+    first = laptop.up(vps, "--usd-per-hour", "0.008")
     assert "keys       ~/.config/vastai/vast_api_key: it rents machines with them" in first.stdout
     assert (f"changed: the code: commit {commit[:7]}; keys: ~/.config/vastai/vast_api_key; "
             "SkyPilot's config and plugins; its API server, started") in first.stdout
     assert KEY not in first.stdout + first.stderr
     assert laptop.settings == {"api_server": vps.url, "controller_usd_per_hour": "0.008"}
-    assert key_file(vps).read_text() == KEY and stat.S_IMODE(key_file(vps).stat().st_mode) == 0o600
+    assert vps.key_file.read_text() == KEY and stat.S_IMODE(vps.key_file.stat().st_mode) == 0o600
     assert "remote_identity: NO_UPLOAD" in (vps.home / ".sky/config.yaml").read_text()
     assert "launcher.sky_plugin.LdlmPlugin" in (vps.home / ".sky/plugins.yaml").read_text()
     listening = {(found.laddr.ip, found.laddr.port) for found in psutil.net_connections("tcp")
@@ -65,7 +53,7 @@ def test_a_controller_through_its_life(places: tuple[Vps, Laptop]) -> None:
 
     # A second time changes nothing, not even the process, and the price need not be said again.
     server = vps.server()
-    again = up(vps, laptop)
+    again = laptop.up(vps)
     assert "nothing had to be changed" in again.stdout and vps.server() == server
 
     status = json.loads(laptop.ldlm("controller", "status", "--json").stdout)
@@ -94,10 +82,10 @@ def test_a_controller_through_its_life(places: tuple[Vps, Laptop]) -> None:
     newer = laptop.commit()
     (laptop.home / ".config/vastai/vast_api_key").write_text(f"{KEY}-2")
     assert f"and here is {newer[:7]}: ldlm controller up" in laptop.ldlm("controller", "status").stdout
-    updated = up(vps, laptop, "--usd-per-hour", "0.01")
+    updated = laptop.up(vps, "--usd-per-hour", "0.01")
     assert f"which has {commit[:7]}; its API server is restarted" in " ".join(updated.stdout.split())
     assert (vps.home / "ldlm/NEWS").read_text() == "news\n" and (vps.home / "ldlm/.venv").exists()
-    assert key_file(vps).read_text() == f"{KEY}-2" and vps.server() not in (None, server)
+    assert vps.key_file.read_text() == f"{KEY}-2" and vps.server() not in (None, server)
     assert laptop.settings["controller_usd_per_hour"] == "0.01"
     assert vps.state["since"] == status["since"]
 
@@ -107,7 +95,7 @@ def test_a_controller_through_its_life(places: tuple[Vps, Laptop]) -> None:
 
     down = laptop.ldlm("controller", "down", "--yes")
     assert "ended; removed there: ~/.config/vastai/vast_api_key" in down.stdout, down.stderr
-    assert vps.server() is None and not key_file(vps).exists()
+    assert vps.server() is None and not vps.key_file.exists()
     assert not (vps.home / ".ldlm/controller.json").exists()
     assert laptop.settings == {} and masters(laptop) == []
     assert "no controller" in laptop.refused(1, "controller", "down", "--yes")
@@ -180,11 +168,11 @@ def test_ctrl_c_in_the_middle_takes_back_what_was_begun(places: tuple[Vps, Lapto
     screen = Terminal("controller", "up", "--ssh", vps.address, "--usd-per-hour", "1", "--yes",
                       cwd=laptop.checkout, env=laptop.env())
     screen.wait_for("starting its API server")
-    assert key_file(vps).exists()
+    assert vps.key_file.exists()
     screen.type("\x03")
     assert screen.wait() == 130
     assert "interrupted: nothing of it is left running there" in screen.plain()
-    assert vps.processes() == [] and not key_file(vps).exists() and laptop.settings == {}
+    assert vps.processes() == [] and not vps.key_file.exists() and laptop.settings == {}
     assert not (vps.home / ".ldlm/controller.json").exists()
     assert "there is no controller" in laptop.refused(1, "controller", "down", "--yes")
 
@@ -200,7 +188,7 @@ def test_a_laptop_that_vanishes_in_the_middle_leaves_nothing_either(places: tupl
     for process in masters(laptop):
         process.kill()
     assert there and psutil.wait_procs(there, timeout=60)[1] == []
-    assert vps.processes() == [] and not key_file(vps).exists()
+    assert vps.processes() == [] and not vps.key_file.exists()
     assert not (vps.home / ".ldlm/controller.json").exists()
 
 
@@ -211,67 +199,3 @@ def vps_program(process: psutil.Process, vps: Vps) -> bool:
                 and process.environ().get("HOME") == str(vps.home) and process.cmdline()[0] != "sh")
     except psutil.Error:
         return False
-
-
-def test_systemd_looks_after_the_server(places: tuple[Vps, Laptop]) -> None:
-    vps, laptop = places
-    if os.geteuid() != 0 or not shutil.which("systemd"):
-        pytest.skip("systemd runs beside this machine's own only for root: apt-get install systemd")
-    vps.have_environment(laptop.checkout)
-    vps.program("loginctl", f'echo "$@" >> {vps.folder}/asked')  # logind is no part of what is tested
-    vps.variables["XDG_RUNTIME_DIR"] = str(vps.folder / "run")
-    (vps.folder / "run").mkdir(mode=0o700)
-    vps.shut_down()
-    vps.boot(with_systemd=True)
-    said = up(vps, laptop, "--usd-per-hour", "0.1")
-    assert "a user unit of systemd with linger" in " ".join(said.stdout.split())
-    assert (vps.folder / "asked").read_text() == "enable-linger\n"
-
-    server = vps.server()
-    assert server is not None
-    server.kill()
-    psutil.wait_procs([server])
-    give_up = time.monotonic() + 120
-    while not json.loads(laptop.ldlm("controller", "status", "--json").stdout)["is_alive"]:
-        assert time.monotonic() < give_up, "systemd did not start it again"
-    assert vps.server() not in (None, server)
-
-    assert laptop.ldlm("controller", "down", "--yes").returncode == 0
-    assert vps.server() is None and not list((vps.home / ".config/systemd/user").rglob("ldlm*"))
-
-
-def test_cron_looks_after_the_server_and_keys_that_the_machine_had_before_stay(
-        places: tuple[Vps, Laptop]) -> None:
-    vps, laptop = places
-    vps.have_environment(laptop.checkout)
-    key_file(vps).parent.mkdir(parents=True)
-    key_file(vps).write_text("its own")
-    table = vps.folder / "crontab"
-    table.write_text("0 1 * * * theirs\n")
-    vps.program("crontab", f'if [ "$1" = -l ]; then cat {table}; else cat > {table}; fi')
-    shutil.copy(str(shutil.which("sleep")), vps.folder / "cron")  # what the daemon is called
-    with subprocess.Popen([vps.folder / "cron", "1000"]) as cron:
-        try:
-            said = up(vps, laptop, "--usd-per-hour", "0")
-        finally:
-            cron.kill()
-    assert "looked after by cron every 5 minutes" in " ".join(said.stdout.split())
-    assert "vast_api_key there is another than here and not of ldlm, so it stays" in said.stderr
-    theirs, ours = table.read_text().splitlines()
-    assert theirs == "0 1 * * * theirs" and ours.startswith("*/5 * * * * ")
-
-    server = vps.server()
-    assert server is not None
-    server.kill()
-    psutil.wait_procs([server])
-    refusal = laptop.refused(5, "controller", "down", "--yes")
-    assert "whether it has runs cannot be told" in refusal and "--force" in refusal
-    assert "NO, its API server does not answer" in laptop.ldlm("controller", "status").stdout
-    # As cron does it: by sh, in the home, with next to nothing in the environment.
-    subprocess.run(["sh", "-c", ours.removeprefix("*/5 * * * * ")], check=True, cwd=vps.home,
-                   env={"HOME": str(vps.home), "PATH": "/usr/bin:/bin"})
-    assert vps.server() not in (None, server)
-
-    assert laptop.ldlm("controller", "down", "--yes").returncode == 0
-    assert table.read_text() == "0 1 * * * theirs\n" and vps.server() is None
-    assert key_file(vps).read_text() == "its own"

@@ -48,6 +48,11 @@ class Vps:
         return f"ssh://{self.address}"
 
     @property
+    def key_file(self) -> Path:
+        """Where SkyPilot looks for Vast's key."""
+        return self.home / ".config/vastai/vast_api_key"
+
+    @property
     def state(self) -> dict[str, object]:
         """What a controller remembers of itself."""
         return dict(json.loads((self.home / ".ldlm/controller.json").read_text()))
@@ -171,6 +176,12 @@ class Laptop:
         """What is typed there, without a terminal."""
         return subprocess.run([*LDLM, *words], cwd=self.checkout, env=self.env(**changes), text=True,
                               capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=1500)
+
+    def up(self, vps: Vps, *more: str) -> "subprocess.CompletedProcess[str]":
+        """`ldlm controller up`, to its end."""
+        done = self.ldlm("controller", "up", "--ssh", vps.address, "--yes", *more)
+        assert done.returncode == 0, done.stderr
+        return done
 
     def refused(self, code: int, *words: str, **changes: str) -> str:
         """The one message with which a command is refused."""
