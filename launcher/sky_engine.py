@@ -340,7 +340,7 @@ def start_words() -> str:
     if named.startswith(SCHEME):
         return "ask what is wrong: ldlm controller status"
     if named:
-        return "see that it runs and can be reached from here, or name another: ldlm init --api-server URL"
+        return "see that it runs and can be reached from here; or settle another: ldlm init --api-server URL"
     return "start it: .venv/bin/sky api start"
 
 
@@ -374,7 +374,7 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
         yield sky
     except exceptions.ApiServerConnectionError as error:
         raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
-                          fix=f"{start_words()}; or name another: {API_SERVER}=URL") from error
+                          fix=f"{start_words()}; or for once: {API_SERVER}=URL") from error
     except Exception as error:
         if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):
             raise  # ours

@@ -144,5 +144,5 @@ def test_an_api_server_that_does_not_answer_is_named_and_nothing_is_recorded(tmp
     said = refused(5, "launch", "tests/lab/smoke.yaml", "--infra", "slurm/x", "--set",
                    "hardware.train.0.infra=slurm/x", "--store", store, "--yes", env=environment(**asked))
     assert "http://127.0.0.1:1: SkyPilot's API server does not answer" in said
-    assert "sky api start" in said and "SKYPILOT_API_SERVER_ENDPOINT=URL" in said
+    assert "ldlm init --api-server URL" in said and "SKYPILOT_API_SERVER_ENDPOINT=URL" in said
     assert list((tmp_path / "store").rglob("*")) == []
