@@ -141,7 +141,7 @@ def test_an_api_server_that_does_not_answer_is_named_and_nothing_is_recorded(tmp
     pytest.importorskip("sky.jobs.state")
     asked = {"SKYPILOT_API_SERVER_ENDPOINT": "http://127.0.0.1:1", "HOME": str(tmp_path)}
     store = f"file://{tmp_path}/store"
-    said = refused(5, "launch", "tests/lab/smoke.yaml", "--infra", "slurm/x", "--set",
+    said = refused(5, "launch", "tests/lab/smoke.yaml", "--allow-dirty", "--infra", "slurm/x", "--set",
                    "hardware.train.0.infra=slurm/x", "--store", store, "--yes", env=environment(**asked))
     assert "http://127.0.0.1:1: SkyPilot's API server does not answer" in said
     assert "ldlm init --api-server URL" in said and "SKYPILOT_API_SERVER_ENDPOINT=URL" in said
