@@ -21,12 +21,14 @@ _CONNECTS_WITHIN_S = 1.0
 
 def with_market(proposal: Proposal) -> Proposal:
     """The same with what Vast has for it now, as far as a server that runs can tell."""
-    url = proposal.recipe.store
-    wanted = wishes(proposal.task.documents()) if url and not proposal.is_local else {}
+    url = proposal.recipe.store or ""
+    # To open a folder is to make it, and a machine of Vast would not reach it.
+    can_ask = url and not url.startswith("file:") and not proposal.is_local
+    wanted = wishes(proposal.task.documents()) if can_ask else {}
     if not wanted or not _is_listening():  # before SkyPilot is imported, which takes seconds
         return proposal
     with suppress(EngineError):
-        engine = sky_engine(open_store(url or ""))
+        engine = sky_engine(open_store(url))
         return replace(proposal, markets={which: engine.market(wish) for which, wish in wanted.items()})
     return proposal
 
