@@ -132,7 +132,9 @@ def _unit(port: int) -> str:
         "[Unit]", "Description=SkyPilot's API server, set up by ldlm", "", "[Service]",
         "WorkingDirectory=%h", f"Environment=SKYPILOT_API_SERVER_LOCAL_PORT={port}",
         "Environment=SKYPILOT_DISABLE_USAGE_COLLECTION=1",
-        "ExecStart=%h/ldlm/.venv/bin/sky api start --foreground", "Restart=always", "RestartSec=10", "",
+        "ExecStart=%h/ldlm/.venv/bin/sky api start --foreground", "Restart=always", "RestartSec=10",
+        # Its workers do not end by themselves (seen), and systemd would wait for 90 s.
+        "TimeoutStopSec=10", "",
         "[Install]", "WantedBy=default.target", ""])
 
 
