@@ -12,7 +12,7 @@ from launcher import console
 from launcher.ask_market import with_market
 from launcher.canary import own_preemption
 from launcher.candidates import choose
-from launcher.engine import ALIVE, EnginePhase, check_infra
+from launcher.engine import ALIVE, EnginePhase
 from launcher.engine_folder import engine_home
 from launcher.engines import check_server, engine_at, sky_engine, state_of
 from launcher.errors import (
@@ -32,7 +32,7 @@ from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.market import refusal as market_refusal
 from launcher.market import wishes
-from launcher.next_steps import check_is_here, check_wandb_key
+from launcher.next_steps import check_is_here, check_places, check_wandb_key
 from launcher.node_secrets import node_secrets
 from launcher.offers import make_offers, probe_machine
 from launcher.plan import make_plan
@@ -226,8 +226,7 @@ def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
     check_is_here(proposal, resuming=resuming)
     check_wandb_key(proposal)
     if not proposal.is_local:
-        for offer in proposal.plan.offers.values():
-            check_infra(offer.infra)
+        check_places(proposal.plan)
     for found in lint(proposal.task):
         raise NoOfferError(found.problem, place=found.place, fix=found.fix)
     if proposal.refusal:

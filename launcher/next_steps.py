@@ -37,12 +37,17 @@ def after_plan(proposal: Proposal, words: Sequence[str]) -> tuple[str, str]:
 def _lacking(plan: Plan) -> str | None:
     """Why a launch would be refused whatever is typed; None if it would not be."""
     try:
-        for offer in plan.offers.values():
-            check_infra(offer.infra)
+        check_places(plan)
     except EngineError as error:
         return error.problem
     unpriced = [offer.label for offer in plan.offers.values() if offer.price_usd_per_hour is None]
     return f"what {unpriced[0]} costs is not known" if unpriced else None
+
+
+def check_places(plan: Plan) -> None:
+    """Say what is missing to rent where a plan would first. Raises EngineError."""
+    for offer in plan.offers.values():
+        check_infra(offer.infra)
 
 
 def check_is_here(proposal: Proposal, *, resuming: bool) -> None:

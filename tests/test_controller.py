@@ -162,12 +162,18 @@ def test_no_at_the_question_and_a_price_that_is_none_change_nothing(places: tupl
     assert files_below(vps.home) == [] and laptop.settings == {}
 
 
-def test_ctrl_c_in_the_middle_takes_back_what_was_begun(places: tuple[Vps, Laptop]) -> None:
-    vps, laptop = places
+def up_until(words: str, vps: Vps, laptop: Laptop) -> Terminal:
+    """A terminal in which a first `up` has come so far."""
     vps.have_environment(laptop.checkout)
     screen = Terminal("controller", "up", "--ssh", vps.address, "--usd-per-hour", "1", "--yes",
                       cwd=laptop.checkout, env=laptop.env())
-    screen.wait_for("starting its API server")
+    screen.wait_for(words)
+    return screen
+
+
+def test_ctrl_c_in_the_middle_takes_back_what_was_begun(places: tuple[Vps, Laptop]) -> None:
+    vps, laptop = places
+    screen = up_until("starting its API server", vps, laptop)
     assert vps.key_file.exists()
     screen.type("\x03")
     assert screen.wait() == 130
@@ -179,10 +185,7 @@ def test_ctrl_c_in_the_middle_takes_back_what_was_begun(places: tuple[Vps, Lapto
 
 def test_a_laptop_that_vanishes_in_the_middle_leaves_nothing_either(places: tuple[Vps, Laptop]) -> None:
     vps, laptop = places
-    vps.have_environment(laptop.checkout)
-    screen = Terminal("controller", "up", "--ssh", vps.address, "--usd-per-hour", "1", "--yes",
-                      cwd=laptop.checkout, env=laptop.env())
-    screen.wait_for("making its environment")
+    screen = up_until("making its environment", vps, laptop)
     there = [process for process in psutil.process_iter(["cmdline"]) if vps_program(process, vps)]
     os.killpg(screen.process.pid, signal.SIGKILL)
     for process in masters(laptop):
