@@ -2,8 +2,8 @@
 
 On S3 of AWS they are those of a federated user, which an IAM user's keys can make: they live for 36 hours at
 most, and nothing on a node could renew them, so a run needs a deadline within that. A stranger's machine that
-keeps them can write into one run for so long, and read the store. Azure's: `launcher/azure_keys.py`. At Google
-nodes get the keys that there are: its downscoped tokens live for one hour.
+keeps them can write into one run for so long, and read the store. Azure's: `launcher/azure_keys.py`. On
+Google's nodes get the keys that there are: downscoped tokens live for one hour.
 
 Source: AWS's documents on GetFederationToken and on the actions of S3. Seen against a server that judges each
 request by the policy (`tests/policy_server.py`), never at AWS.

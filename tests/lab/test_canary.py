@@ -7,32 +7,19 @@ beside the fake's own record.
 import json
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.lab.runs import LONGEST_S, ROOT, SECRET, has_ended, record_of, running_store, stocked_vast
+from tests.lab.runs import LONGEST_S, ROOT, SECRET, has_ended, record_of, running_store
 from tests.lab.vast_charges import LAG_S
-from tests.lab.vast_client import HOST_ADDRESS, FakeVast
+from tests.lab.vast_client import FakeVast
 
 pytestmark = pytest.mark.lab
 PROVIDER_S = "the bill is the provider's, to the cent"
 # No GPU is behind an instance, so its benchmark says that it ran on a CPU.
 NOT_SHOWN = ["it is benchmarked on an RTX 5090"]
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[str]:
-    with running_store(HOST_ADDRESS) as url:
-        yield url
-
-
-@pytest.fixture
-def vast() -> Iterator[FakeVast]:
-    with stocked_vast() as fake:
-        yield fake
 
 
 def typed(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -5,7 +5,6 @@ the fake of Vast rents out namespaces and sends the bill that ours has to equal.
 import json
 import shlex
 import subprocess
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -20,11 +19,9 @@ from tests.lab.runs import (
     has_ended,
     ldlm,
     record_of,
-    running_store,
-    stocked_vast,
     wait_for,
 )
-from tests.lab.vast_client import HOST_ADDRESS, FakeVast
+from tests.lab.vast_client import FakeVast
 from tests.lab.vast_host import processes_in
 from tests.lab.vast_offers import LIAR_OFFER
 from trainer.contract import ExitCode, Outcome
@@ -34,18 +31,6 @@ pytestmark = pytest.mark.lab
 CENT = Decimal("0.01")
 # Files that would let somebody on a rented machine spend the user's money.
 CREDENTIALS = (".config/vastai", ".vast_api_key", ".aws", ".azure", ".config/gcloud", ".sky/.sky_key")
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[str]:
-    with running_store(HOST_ADDRESS) as url:
-        yield url
-
-
-@pytest.fixture
-def vast() -> Iterator[FakeVast]:
-    with stocked_vast() as fake:
-        yield fake
 
 
 def launch(store: str, run_id: str, *more: str) -> None:
