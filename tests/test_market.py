@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from fastapi import FastAPI
 from sky_server_lab import free_port
 from test_sweep_command import served
 from test_vast_market import Lab
+from vast_sdk_lab import reached_by_skypilot
 
 pytest.importorskip("vastai")
 from sky.adaptors import vast as adaptor  # noqa: E402
@@ -64,26 +64,14 @@ class Vast(Lab):
 
 @pytest.fixture
 def vast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vast]:
-    from sky.provision.vast import utils
-    from vastai import VastAI
-
     vast = Vast(tmp_path)
-    threading.Thread(target=vast.fake.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".config/vastai").mkdir(parents=True)
-    (tmp_path / ".config/vastai/vast_api_key").write_text("the-key")
-    monkeypatch.setattr(adaptor, "_vast_sdk", VastAI(api_key="the-key",
-                                                     server_url=f"http://127.0.0.1:{vast.fake.server_port}"))
-    for name in ("launch", "list_instances", "remove"):
-        monkeypatch.setattr(utils, name, getattr(utils, name))
     subprocess.run([sys.executable, "-m", "tests.lab.vast_catalog", str(tmp_path)], cwd=ROOT, check=True)
     monkeypatch.setattr(vast_catalog, "_df", pandas.read_csv(tmp_path / "vast/vms.csv"))
     app = FastAPI()
-    LdlmPlugin().install(plugins.ExtensionContext(app=app))
-    for vast.url in served(app, free_port()):
-        yield vast
-    vast.fake.shutdown()
-    vast.fake.server_close()
+    with reached_by_skypilot(vast.fake, tmp_path, monkeypatch):
+        LdlmPlugin().install(plugins.ExtensionContext(app=app))
+        for vast.url in served(app, free_port()):
+            yield vast
 
 
 def test_a_plan_shows_what_there_is(vast: Vast) -> None:

@@ -15,9 +15,9 @@ import uvicorn
 from fastapi import FastAPI
 from sky_server_lab import free_port
 from test_vast_market import H100_CHEAPEST, H100_SECOND, Lab
+from vast_sdk_lab import reached_by_skypilot
 
 pytest.importorskip("vastai")
-from sky.adaptors import vast as adaptor  # noqa: E402
 from sky.server import plugins  # noqa: E402
 
 from launcher import rental_log  # noqa: E402
@@ -31,24 +31,11 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     """A market with two rented machines: of a task of ours that nobody remembers, and of a stranger."""
-    from sky.provision.vast import utils
-    from vastai import VastAI
-
     lab = Lab()
-    fake = VastServer(lab.market, "the-key", 0)
-    threading.Thread(target=fake.serve_forever, daemon=True).start()
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".config/vastai").mkdir(parents=True)
-    (tmp_path / ".config/vastai/vast_api_key").write_text("the-key")
-    monkeypatch.setattr(adaptor, "_vast_sdk", VastAI(api_key="the-key",
-                                                     server_url=f"http://127.0.0.1:{fake.server_port}"))
-    for name in ("launch", "list_instances", "remove"):
-        monkeypatch.setattr(utils, name, getattr(utils, name))
     for machine_id, label in ((H100_CHEAPEST, "train-7-0f3a9c-head"), (H100_SECOND, "my-notebook")):
         lab.market.change(lab.rent(machine_id), {"label": label})
-    yield lab
-    fake.shutdown()
-    fake.server_close()
+    with reached_by_skypilot(VastServer(lab.market, "the-key", 0), tmp_path, monkeypatch):
+        yield lab
 
 
 @pytest.fixture
