@@ -172,7 +172,8 @@ def test_on_a_node_whose_python_is_too_old_uv_finds_another(checkout: Checkout) 
                                      UV_PYTHON_DOWNLOADS="never")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0 and checkout.version_of("tiny") == "1.0", output
-    for name in ("environment.py", "deadman.py", "__init__.py"):  # what such a Python has to read first
+    # What such a Python has to read first.
+    for name in ("environment.py", "deadman.py", "metadata.py", "__init__.py"):
         ast.parse((CHECKOUT / "trainer" / name).read_text(), feature_version=(3, 8))
 
 

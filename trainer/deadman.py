@@ -29,6 +29,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from trainer.metadata import HEADERS, OPENER
+
 LOOK_EVERY_S = 60.0
 IDLE_LIMIT_S = 1800.0  # as on Vast; SkyPilot itself would have given the machine back within a minute (guess)
 _ANSWER_S = 60.0
@@ -75,10 +77,10 @@ def _of_azure(read: Callable[[str], str], api: str) -> list[Request]:
 
 
 CLOUDS: dict[str, Cloud] = {
-    "gcp": Cloud(("Metadata-Flavor", "Google"),
+    "gcp": Cloud(HEADERS["gcp"],
                  "/computeMetadata/v1/instance/service-accounts/default/token",
                  "https://compute.googleapis.com", _of_gcp, can_power_off=True),
-    "azure": Cloud(("Metadata", "true"),
+    "azure": Cloud(HEADERS["azure"],
                    "/metadata/identity/oauth2/token?api-version=2018-02-01"
                    "&resource=https%3A%2F%2Fmanagement.azure.com%2F",
                    "https://management.azure.com", _of_azure, can_power_off=False),
@@ -97,8 +99,6 @@ class Switch:
     def __init__(self, cloud: Cloud, metadata: str = _METADATA,
                  power_off: tuple[str, ...] = ("sudo", "-n", "shutdown", "-h", "now")) -> None:
         self._cloud, self._metadata, self._power_off = cloud, metadata, power_off
-        # Neither the metadata nor, from a rented machine, the cloud is behind a proxy.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def requests(self) -> list[Request]:
         """What would end this machine, the best first. Raises OSError, ValueError or KeyError."""
@@ -124,7 +124,7 @@ class Switch:
         asked = urllib.request.Request(request.url, method=request.method, headers={"Authorization": bearer},
                                        data=b"" if request.method == "POST" else None)
         try:
-            self._opener.open(asked, timeout=_ANSWER_S).close()
+            OPENER.open(asked, timeout=_ANSWER_S).close()
         except OSError as error:
             _say(f"{request.what}: {error}")
             return False
@@ -133,7 +133,7 @@ class Switch:
 
     def _read(self, path: str) -> str:
         asked = urllib.request.Request(self._metadata + path, headers=dict((self._cloud.header,)))
-        with self._opener.open(asked, timeout=_ANSWER_S) as answer:
+        with OPENER.open(asked, timeout=_ANSWER_S) as answer:
             return str(answer.read().decode())
 
 
