@@ -1,4 +1,4 @@
-"""What a cloud's metadata server tells a machine of itself. Standard library, Python 3.8: for `deadman.py`."""
+"""What a cloud's metadata server tells a machine of itself. As `deadman.py`: standard library, Python 3.8."""
 
 from __future__ import annotations
 
