@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -330,6 +331,8 @@ def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S, body: Any = N
 
 def alive_jobs() -> list[str]:
     """Names of the managed jobs that an API server has under way. Raises EngineError."""
+    if api_server() is None and not Path("~/.sky/spot_jobs.db").expanduser().exists():
+        return []  # nothing was ever submitted on this machine; asking would start a server here
     with sky_sdk(with_server=False) as sky:
         return sorted({row["job_name"] for row in _queue(sky) if row["status"] in _ALIVE | _STOPPING})
 

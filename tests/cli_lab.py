@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden"
 RECIPE = str(GOLDEN / "example-recipe.yaml")
 LDLM = [sys.executable, "-c", "from launcher.__main__ import main; main()"]
 FAKE_NODE = f"exec {sys.executable} {ROOT / 'tests' / 'fake_node.py'}"
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0  # a server of SkyPilot took 30 s to start on a busy machine
 
 
 def environment(**changes: str) -> dict[str, str]:
