@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher import rental_log
 from launcher.market import Market, Wish
+from launcher.vast_answers import silence_told
 from launcher.vast_search import left_soon, query_of
 
 Query = dict[str, Any]
@@ -39,7 +40,8 @@ def look_at_market(wish: Wish) -> dict[str, Any]:
     bids = wish.bid_usd_per_hour is not None
     queries = [query_at(wish.settings, one, wish.region or "", wish.disk_gib, bids=bids)
                for one in models.values()]
-    return _market(vast.vast(), queries, wish.disk_gib, bids=bids).model_dump(mode="json")
+    with silence_told():
+        return _market(vast.vast(), queries, wish.disk_gib, bids=bids).model_dump(mode="json")
 
 
 def _market(sdk: Any, queries: list[Query], disk_gib: int, *, bids: bool) -> Market:

@@ -24,7 +24,7 @@ from launcher.node_secrets import node_secrets
 from launcher.reconcile import CHARGES, Charges
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.settings import API_SERVER, api_server, tell_sky
-from launcher.sky_errors import in_one_line, refusal
+from launcher.sky_errors import gateway_s_reason, in_one_line, refusal
 from launcher.store_keys import Needs
 from launcher.sweep import CLUSTERS, MACHINES, Machines
 from launcher.waits import end_in
@@ -244,6 +244,9 @@ class SkyEngine:
         if answer.status_code == HTTPStatus.NOT_FOUND:
             raise EngineError("SkyPilot's API server has not loaded ldlm's plugin", place="SkyPilot",
                               fix="ldlm doctor says what to do")
+        if answer.status_code == HTTPStatus.BAD_GATEWAY:  # of launcher/vast_answers.py, or a proxy before it
+            raise EngineError(gateway_s_reason(answer.text), place=path,
+                              fix="repeat it later; whether your key is still good: ldlm doctor --infra vast")
         if not answer.ok:
             raise EngineError(f"SkyPilot's API server answers {answer.status_code}", place=path,
                               fix="look into ~/.sky/api_server/server.log on its machine")
@@ -290,7 +293,9 @@ def _state_of(rows: Sequence[Row]) -> EngineState:
         return EngineState(EnginePhase.NONE)
     row = next((row for row in rows if row["status"] != _SUCCEEDED), rows[-1])
     word = row["status"]
-    document = Document(row["task_name"]) if row["task_name"] in list(Document) else None  # it may be edited
+    # SkyPilot calls the only task of a job as the job; alone is submitted a benchmark. Else it may be edited.
+    name = Document.BENCH if len(rows) == 1 and row["task_name"] == row["job_name"] else row["task_name"]
+    document = Document(name) if name in list(Document) else None
     phase = (EnginePhase.RUNNING if word in _ALIVE else EnginePhase.STOPPING if word in _STOPPING
              else EnginePhase.ENDED if word in _ENDED else EnginePhase.UNKNOWN)
     end = end_in(row.get("details")) if phase in (EnginePhase.STOPPING, EnginePhase.ENDED) else None

@@ -4,6 +4,7 @@ Patterns are of SkyPilot's own texts; the tests have its own code say them. The 
 a cause stands before what follows from it.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,14 @@ def in_one_line(reason: str) -> str:
     """Why a job failed: in our words with the fix, or SkyPilot's first line without names of classes."""
     known = explained(reason)
     return f"{known.problem}; {known.fix}" if known else _first_line(reason)
+
+
+def gateway_s_reason(body: str) -> str:
+    """Why the answer was 502: `vast_answers.py` says it, a proxy on the way does not."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return "something between here and SkyPilot's API server answers 502"
 
 
 def refusal(error: Exception) -> EngineError:

@@ -22,6 +22,7 @@ from launcher.reconcile import CHARGES
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine
+from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
 from launcher.vast_onstart import first_commands
 from launcher.vast_search import KEY, rental_of
@@ -84,8 +85,9 @@ def charges(instance_ids: str, since: int) -> dict[str, Any]:
     """
     from sky.adaptors import vast
 
-    found = charges_at_vast(vast.vast(), instance_ids.split(","), datetime.fromtimestamp(since, UTC),
-                            datetime.now(UTC))
+    with silence_told():
+        found = charges_at_vast(vast.vast(), instance_ids.split(","), datetime.fromtimestamp(since, UTC),
+                                datetime.now(UTC))
     return found.model_dump(mode="json")
 
 
@@ -94,7 +96,8 @@ def machines() -> dict[str, Any]:
     from sky.adaptors import vast
 
     known = rental_log.read()
-    rows = vast.vast().show_instances() if has_credentials("vast") else []
+    with silence_told():
+        rows = vast.vast().show_instances() if has_credentials("vast") else []
     return Machines(machines=tuple(_machine(row, known.get(str(row["id"]))) for row in rows)
                     ).model_dump(mode="json")
 
@@ -112,7 +115,8 @@ def give_back(instance_id: str) -> dict[str, bool]:
     """End a machine at Vast."""
     from sky.provision.vast import utils
 
-    utils.remove(instance_id)
+    with silence_told():
+        utils.remove(instance_id)
     return {"success": True}
 
 

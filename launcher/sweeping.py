@@ -1,6 +1,7 @@
 """`ldlm sweep`: shows the machines that nobody needs and gives them back, after asking."""
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 from launcher import console
 from launcher.carry_out import ask
@@ -10,12 +11,15 @@ from launcher.errors import EngineError
 from launcher.runs import open_default_store
 from launcher.sweep import RentedMachine, Renter, give_back, machines_json, orphans
 
+if TYPE_CHECKING:
+    from launcher.sky_engine import SkyEngine
+
 
 def run_sweep(*, yes: bool, as_json: bool) -> None:
-    """Look, show, ask, give back.
+    """Look, show, ask, give back. Where Vast does not answer, this is done for the clusters, then said.
 
     Raises:
-        EngineError: SkyPilot's API server cannot be asked, or a machine could not be given back.
+        EngineError: SkyPilot's API server or Vast cannot be asked, or a machine could not be given back.
         Refused: Nobody agrees.
     """
     engine = sky_engine(open_default_store(None), console.talk)
@@ -24,7 +28,8 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
     def is_alive(run_id: str) -> bool:
         return engine.ask(run_id).phase in ALIVE
 
-    everything = engine.machines().machines + engine.clusters().machines
+    at_vast, silence = _at_vast(engine)
+    everything = at_vast + engine.clusters().machines
     live_jobs = engine.live_jobs([machine.job for machine in everything if machine.job is not None])
     found = orphans(everything, is_alive, live_jobs)
     if lost := [machine.instance_id for machine in found if machine.kind == "cluster"]:
@@ -33,10 +38,24 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
                  if machine.instance_id in still or machine.kind == "instance"]
     if as_json:
         console.answer_json(machines_json(found))
-        return
-    _show(found, sum(machine.is_ours for machine in everything) - len(found))
-    if not found:
-        return
+    else:
+        _show(found, sum(machine.is_ours for machine in everything) - len(found),
+              "cluster" if silence else "machine")
+        _ask_and_give_back(engine, found, yes=yes)
+    if silence:
+        raise EngineError(f"{silence.problem}: of its machines nothing is known", place=silence.place,
+                          fix=silence.fix)
+
+
+def _at_vast(engine: "SkyEngine") -> tuple[tuple[RentedMachine, ...], EngineError | None]:
+    """Machines there, or why there is no knowing."""
+    try:
+        return engine.machines().machines, None
+    except EngineError as error:
+        return (), error
+
+
+def _ask_and_give_back(engine: Renter, found: list[RentedMachine], *, yes: bool) -> None:
     if remembered := [machine for machine in found if machine.is_remembered]:
         ask(f"Give back {_count(len(remembered))}?", yes)
         _give_back(engine, remembered)
@@ -59,10 +78,10 @@ def _give_back(engine: Renter, found: list[RentedMachine]) -> None:
     console.answer(f"gave back {_count(len(found))}, ${_a_day(found)} a day")
 
 
-def _show(found: list[RentedMachine], num_needed: int) -> None:
+def _show(found: list[RentedMachine], num_needed: int, what: str) -> None:
     if not found:
         needed = f"; {_count(num_needed)} {'is' if num_needed == 1 else 'are'} in use" if num_needed else ""
-        console.answer(f"no machine is without a run{needed}")
+        console.answer(f"no {what} is without a run{needed}")
         return
     console.answer_table(["cloud", "machine", "name", "run", "status", "since (UTC)", "a day"], [
         [machine.cloud, machine.instance_id, machine.label or "-", machine.run_id or "-", machine.status,

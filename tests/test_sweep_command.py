@@ -48,7 +48,7 @@ def server(lab: Lab) -> Iterator[str]:
 
 def served(app: FastAPI, port: int) -> Iterator[str]:
     running = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=running.run)
+    thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     while not running.started:
         time.sleep(0.05)
@@ -107,6 +107,17 @@ def test_a_machine_that_vast_does_not_end_is_named_with_the_place_to_end_it(lab:
     assert said.returncode == 5 and f"{number}: " in said.stderr
     assert "1 of 1 machine could not be given back" in said.stderr and "cloud.vast.ai" in said.stderr
     assert len(rented(lab)) == 2
+
+
+def test_where_vast_does_not_answer_it_is_said_and_clusters_are_shown_all_the_same(
+        lab: Lab, server: str) -> None:
+    lab.market.rows = lambda: 1 / 0  # type: ignore[assignment]
+    said = sweep(server, "--yes")
+    assert said.returncode == 5 and said.stdout == "no cluster is without a run\n"
+    assert "Vast does not answer: of its machines nothing is known" in said.stderr
+    assert "ldlm doctor --infra vast" in said.stderr and "Traceback" not in said.stderr
+    listed = sweep(server, "--json")
+    assert listed.returncode == 5 and json.loads(listed.stdout) == []
 
 
 def test_a_server_without_the_plugin_and_one_that_does_not_answer_are_told_apart() -> None:

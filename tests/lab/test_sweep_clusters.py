@@ -21,6 +21,10 @@ name: train
 resources: {infra: slurm/ldlm, cpus: 1}
 envs: {LDLM_STORE: 's3://bucket/ldlm', LDLM_RUN_ID: sweep-live}
 run: sleep 1000
+---
+name: bench
+resources: {infra: slurm/ldlm, cpus: 1}
+run: exit 0
 """
 
 
