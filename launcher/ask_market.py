@@ -2,7 +2,6 @@
 
 import os
 import socket
-from contextlib import suppress
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -20,17 +19,22 @@ _CONNECTS_WITHIN_S = 1.0
 
 
 def with_market(proposal: Proposal) -> Proposal:
-    """The same with what Vast has for it now, as far as a server that runs can tell."""
+    """The same with what Vast has for it now, or why that is not known. Starts no server."""
     url = proposal.recipe.store or ""
     # To open a folder is to make it, and a machine of Vast would not reach it.
     can_ask = url and not url.startswith("file:") and not proposal.is_local
     wanted = wishes(proposal.task.documents()) if can_ask else {}
-    if not wanted or not _is_listening():  # before SkyPilot is imported, which takes seconds
+    if not wanted:
         return proposal
-    with suppress(EngineError):
-        engine = sky_engine(open_store(url))
-        return replace(proposal, markets={which: engine.market(wish) for which, wish in wanted.items()})
-    return proposal
+    if not _is_listening():  # before SkyPilot is imported, which takes seconds
+        why = f"{api_server()} does not answer" if api_server() else "does not run; a launch starts it"
+        return replace(proposal, market_problem=f"not asked: SkyPilot's API server {why}")
+    engine = sky_engine(open_store(url))
+    try:
+        markets = {which: engine.market(wish) for which, wish in wanted.items()}
+    except EngineError as error:
+        return replace(proposal, market_problem=f"not known: {error.problem}")
+    return replace(proposal, markets=markets, market_problem=None)
 
 
 def _is_listening() -> bool:

@@ -225,7 +225,11 @@ def run_down(*, yes: bool, force: bool) -> None:
                       fix=f"set one up: {HOW}")
     address = parse_address(settings.api_server or "", str(settings_path()))
     connection = Connection(address)
-    controller = look(connection).controller
+    try:
+        controller = look(connection).controller
+    except EngineError as error:
+        raise EngineError(error.problem, place=error.place, fix=f"{error.fix}; if that machine is no more: "
+                          "ldlm init --api-server none") from error
     if controller and not force:
         _refuse_while_runs_live(address)
     console.answer(f"The controller at {address.typed}", "title")

@@ -20,12 +20,14 @@ class Proposal:
     Attributes:
         refusal: Why it can be planned and not be launched: its text is not there.
         markets: What there is at Vast for its documents now; nothing of those that nobody has asked about.
+        market_problem: Why it was not asked, or has not answered.
     """
 
     recipe: Recipe
     plan: Plan
     refusal: LdlmError | None = None
     markets: Mapping[Document, Market] = field(default_factory=dict)
+    market_problem: str | None = None
 
     @cached_property
     def task(self) -> Task:

@@ -125,6 +125,7 @@ def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
     asks = [which for which in Document
             if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
     markets = [f"{names[which]}: {market.words}" for which, market in proposal.markets.items()]
+    markets += [proposal.market_problem] if proposal.market_problem else []
     waits = [f"{limits.wait_hours_for(which):g} h {names[which]}" for which in asks]
     return [*zip(("market", ""), markets, strict=False),
             *([("waits", f"for a machine up to {', '.join(waits)}")] if waits else [])]
@@ -149,7 +150,8 @@ def plan_json(proposal: Proposal) -> dict[str, Any]:
             "plan_digest": proposal.plan.digest(),
             "task_digest": proposal.task.digest if proposal.recipe.store else None,
             "market": {document: market.model_dump(mode="json")
-                       for document, market in proposal.markets.items()}}
+                       for document, market in proposal.markets.items()},
+            "market_problem": proposal.market_problem}
 
 
 def show_runs(views: Sequence[RunView], url: str, as_json: bool) -> None:

@@ -73,6 +73,8 @@ def test_a_controller_through_its_life(places: tuple[Vps, Laptop]) -> None:
     said = laptop.refused(5, "controller", "status")
     assert said.startswith(f"error: {vps.url}: ssh does not get there: ") and "Connection refused" in said
     assert f"fix: get there by hand first: ssh -p {vps.port} " in said
+    gone = laptop.refused(5, "controller", "down")
+    assert "if that machine is no more: ldlm init --api-server none" in gone
     vps.boot()
     assert json.loads(laptop.ldlm("controller", "status", "--json").stdout)["is_alive"]
     assert vps.server() == server  # nothing of that has reached it
