@@ -1,7 +1,7 @@
 """Clusters of ours that SkyPilot's API server has, as `ldlm sweep` asks for them. Part of our plugin in it.
 
-SkyPilot names the cluster of a managed job after its task and the job's number, and tells clients nothing of
-such clusters. That one is ours is seen by the task that it was made for: it carries variables of `Env`.
+SkyPilot names the cluster of a managed job after its task, or after the job where that has only one, and the
+job's number, and tells clients nothing of such clusters. That one is ours is seen by the task that it was made for: it carries variables of `Env`.
 """
 
 import re
@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from launcher.sweep import Machines, RentedMachine
-from trainer.contract import Env
+from launcher.sweep import PREPARE, Machines, RentedMachine
+from trainer.contract import Document, Env
 
-_NAME = re.compile(r"(train|bench|prepare)-(\d+)")
+_NAME = re.compile(r"(.+)-(\d+)")
 
 
 def clusters(refresh: str = "") -> dict[str, Any]:
@@ -41,8 +41,13 @@ def clusters(refresh: str = "") -> dict[str, Any]:
 
 
 def _cluster(record: Mapping[str, Any]) -> RentedMachine | None:
+    from sky.jobs import utils
+
     name, handle, envs = _NAME.fullmatch(record["name"]), record["handle"], _envs(record)
     if name is None or handle is None or Env.STORE not in envs or record["cloud"] == "Vast":
+        return None
+    tasks = (*Document, PREPARE, envs.get(Env.RUN_ID, PREPARE))
+    if record["name"] not in [utils.generate_managed_job_cluster_name(task, int(name[2])) for task in tasks]:
         return None
     return RentedMachine(
         instance_id=record["name"], label=handle.cluster_name_on_cloud, cloud=str(record["cloud"]).lower(),

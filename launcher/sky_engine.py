@@ -37,7 +37,7 @@ _ANSWER_S = 20
 _CLOUDS_ANSWER_S = 120  # of clouds about machines, one after the other (guess)
 _HAVE_CATALOGS = ("vast", "azure", "gcp")
 _FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
-           "cloud", "region", "current_cluster_name", "details", "end_at")
+           "cloud", "region", "details", "end_at")
 # SkyPilot 0.14.1, sky/jobs/state.py.
 _ALIVE = {"PENDING", "SUBMITTED", "STARTING", "RUNNING", "WINDING_DOWN", "RECOVERING"}
 _STOPPING = {"CANCELLING"}
@@ -193,12 +193,12 @@ class SkyEngine:
             self.give_back(found.rentals[-1].instance_id)
             return
         with sky_sdk(self._say) as sky:
-            names = [row["current_cluster_name"] for row in self._newest(sky, run_id)
-                     if row["status"] in _ALIVE and row["current_cluster_name"]]
-            if not names:
-                raise EngineError(f"SkyPilot has no machine for run {run_id} now", place="SkyPilot",
-                                  fix=f"see where it is: ldlm status {run_id}")
-            sky.get(sky.down(names[0]))
+            jobs = {row["job_id"] for row in self._newest(sky, run_id)}
+        names = [machine.instance_id for machine in self.clusters().machines if machine.job in jobs]
+        if not names:
+            raise EngineError(f"SkyPilot has no machine for run {run_id} now", place="SkyPilot",
+                              fix=f"see where it is: ldlm status {run_id}")
+        self.take_down(names[0])
 
     def machines(self) -> Machines:
         """Every machine that the account has at Vast now.

@@ -13,6 +13,7 @@ from sky_catalogs import run_beside_catalogs
 pytest.importorskip("sky.jobs.state")
 
 OURS = {"LDLM_STORE": "s3://bucket/ldlm", "LDLM_RUN_ID": "a-run"}
+LONG = "a-very-long-run-id-that-somebody-has-typed-in"  # which SkyPilot 0.14.1 shortens as below
 A_DAY_OF_H100_IN_GCP = 24 * 6.33  # spot, tests/catalogs; two nodes of it in the test
 
 
@@ -25,11 +26,13 @@ def test_only_clusters_that_were_made_for_tasks_of_ours_are_told_of(tmp_path: Pa
     answer = run_beside_catalogs(__file__, {"clusters": [
         ["train-3", gcp, 2, OURS], ["bench-4", azure, 1, OURS], ["prepare-5", azure, 1, prepare],
         ["train-6", gcp, 1, {"THEIR_STORE": "x"}], ["train-7", gcp, 1, None], ["train-mine", gcp, 1, OURS],
-        ["my-train-8", gcp, 1, OURS], ["train-9", vast, 1, OURS]]}, tmp_path)
+        ["my-train-8", gcp, 1, OURS], ["train-9", vast, 1, OURS], ["a-run-10", gcp, 1, OURS],
+        ["a-very-long-run-id-tha-sd-11", gcp, 1, OURS | {"LDLM_RUN_ID": LONG}]]}, tmp_path)
     assert [(one["instance_id"], one["cloud"], one["kind"], one["run_id"], one["job"], one["status"])
             for one in sorted(answer["machines"], key=lambda one: one["job"])] == [
         ("train-3", "gcp", "cluster", "a-run", 3, "UP"), ("bench-4", "azure", "cluster", "a-run", 4, "UP"),
-        ("prepare-5", "azure", "cluster", None, 5, "UP")]
+        ("prepare-5", "azure", "cluster", None, 5, "UP"), ("a-run-10", "gcp", "cluster", "a-run", 10, "UP"),
+        ("a-very-long-run-id-tha-sd-11", "gcp", "cluster", LONG, 11, "UP")]
     (two_nodes,) = [one for one in answer["machines"] if one["job"] == 3]
     assert 24 * float(two_nodes["usd_per_hour"]) == pytest.approx(2 * A_DAY_OF_H100_IN_GCP)
 

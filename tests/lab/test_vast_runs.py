@@ -3,6 +3,7 @@ the fake of Vast rents out namespaces and sends the bill that ours has to equal.
 """
 
 import json
+import re
 import shlex
 import subprocess
 from datetime import UTC, datetime
@@ -142,7 +143,7 @@ def test_a_run_whose_first_choice_is_not_to_be_had_pays_the_price_of_its_second(
         store: str, vast: FakeVast) -> None:
     """The cluster has no A100: SkyPilot goes on to Vast, and the node finds out that it is there."""
     bills, run_id = Bills(vast), "vast-second"
-    own = "infra: slurm/ldlm, price_usd_per_hour: 9, gpu: 'A100-80GB:{}'"
+    own = "infra: slurm/ldlm, price_usd_per_hour: 2, gpu: 'A100-80GB:{}'"
     train = f"{{{own.format(2)}}}, {{infra: vast, gpu: 'H100:2', bid_usd_per_hour: 1.60, disk_gib: 40}}"
     bench = f"{{{own.format(1)}}}, {{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.30, disk_gib: 40}}"
     done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--allow-dirty", "--store", store,
@@ -217,8 +218,10 @@ def test_an_image_that_nobody_can_pull_ends_the_run_after_two_machines(store: st
     wait_for(lambda: has_ended(store, run_id), "the end")
     record = record_of(store, run_id)
     assert record.outcome is not None and record.outcome.outcome is Outcome.BAD_CONFIG
-    assert "2 machines could not pull the image an/image:no-such-tag" in record.outcome.reason
-    assert [row["machine_id"] for row in bills.rows()] == [4102, 4103]
+    # Two suffice; until the watch looks, SkyPilot may have tried the next.
+    said = re.match(r"([23]) machines could not pull the image an/image:no-such-tag: ", record.outcome.reason)
+    assert said and len(bills.rows()) == int(said[1]), record.outcome.reason
+    assert {row["machine_id"] for row in bills.rows()} >= {4102, 4103}
     bills.assert_equal(store, run_id)
 
 
