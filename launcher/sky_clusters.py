@@ -1,7 +1,8 @@
 """Clusters of ours that SkyPilot's API server has, as `ldlm sweep` asks for them. Part of our plugin in it.
 
 SkyPilot names the cluster of a managed job after its task, or after the job where that has only one, and the
-job's number, and tells clients nothing of such clusters. That one is ours is seen by the task that it was made for: it carries variables of `Env`.
+job's number, and tells clients nothing of such clusters. That one is ours is seen by the task that it was
+made for: it carries variables of `Env`.
 """
 
 import re
