@@ -8,7 +8,10 @@ from launcher.cli_options import Json, Yes, not_empty
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None,
                   help="Have runs recovered by a small machine that is always on.")
-Force = Annotated[bool, typer.Option("--force", help="Even where that is unwise.")]
+ForceUp = Annotated[bool, typer.Option(
+    "--force", help="Also a machine of Vast, a small one, or while the server here still has runs.")]
+ForceDown = Annotated[bool, typer.Option(
+    "--force", help="Also while it has runs: they go on, and nobody recovers or ends them.")]
 
 
 @app.command()
@@ -17,7 +20,7 @@ def up(ssh: Annotated[str, typer.Option("--ssh", callback=not_empty, help="[USER
            "--usd-per-hour", callback=not_empty, help="What that machine costs.")] = None,
        cloud: Annotated[list[str] | None, typer.Option(
            "--cloud", help="Whose keys go there; none: all that are here. Repeatable.")] = None,
-       yes: Yes = False, force: Force = False) -> None:
+       yes: Yes = False, force: ForceUp = False) -> None:
     """Set one up on a machine of yours, or update it."""
     from launcher.controller_commands import run_up
 
@@ -33,7 +36,7 @@ def status(as_json: Json = False) -> None:
 
 
 @app.command()
-def down(yes: Yes = False, force: Force = False) -> None:
+def down(yes: Yes = False, force: ForceDown = False) -> None:
     """End it and take its keys away."""
     from launcher.controller_commands import run_down
 
