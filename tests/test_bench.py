@@ -15,7 +15,7 @@ from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.bench import measure  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
 from trainer.generate import Generator, load_generator  # noqa: E402
-from trainer.manifest import load_averaged_weights  # noqa: E402
+from trainer.averaged_weights import load_averaged_weights  # noqa: E402
 
 
 @pytest.fixture(scope="module")

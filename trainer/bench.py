@@ -24,7 +24,8 @@ from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
 from trainer.generate import Generator, Prompt, load_generator
-from trainer.manifest import CheckpointError, load_averaged_weights, pinned
+from trainer.averaged_weights import load_averaged_weights
+from trainer.manifest import CheckpointError, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node
 from trainer.preemption import Limits, over_limit

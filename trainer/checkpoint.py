@@ -1,109 +1,74 @@
 """Checkpoints that exist only when they are whole.
 
-A save copies the state to host memory; a thread of each rank uploads that rank's shards, then a part
-list with sizes and SHA-256; rank 0's thread waits for every part list and writes `manifest.json`
+A save copies the state to host memory; a thread of each rank compresses and uploads that rank's shard, then
+a part list with sizes and hashes; rank 0's thread waits for every part list and writes `manifest.json`
 LAST. So a machine may vanish at any moment: the newest folder whose manifest parses and whose files
 have their sizes is the state of the run, everything else is debris of a save that did not finish.
 
-DeepSpeed writes its shards through `_Capture`; its own `latest` pointer is never used, because it
+The format is our own, not DeepSpeed's: its files bind a run to one number of ranks and its `latest` pointer
 names a checkpoint before the other ranks have written theirs (seen with 0.19.8).
 """
 
 import hashlib
-import io
-import tempfile
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointCommitInfo, CheckpointEngine
 from pydantic import BaseModel
 from safetensors import torch as safetensors
+from torch import Tensor
 from torch import distributed as dist
 
-from trainer.average import WeightAverage
+from trainer.averaged_weights import BUFFER, TIMESTEPS
 from trainer.contract import ConfigError, LdlmError, Name, StoreError, checkpoint_folder
 from trainer.manifest import (
-    TIME_DENSITY,
     CheckpointError,
     EncoderIdentity,
     Manifest,
+    Shard,
     StoredFile,
-    averages_file,
-    newest_verified,
+    complete_checkpoints,
+    read_rest,
+    require_some,
     retain,
 )
+from trainer.piece_reader import read_pieces
+from trainer.pieces import ITEM_BYTES, Piece, digest, encode
 from trainer.run_folder import RunFolder
+from trainer.snapshot import Copied, Snapshot
+from trainer.store import DamagedError, NotFoundError
+from trainer.train_state import Stretch, TrainState
 
-_TAG = "it"  # DeepSpeed's name for a checkpoint: a folder that only it sees
+_ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # threads: each compresses 0.7 GB/s (measured)
+_REST = "rest.safetensors"
 
 
 class _Part(BaseModel):
     """What one rank has uploaded for one save."""
 
     attempt: int
-    files: list[StoredFile]
-
-
-class _Capture(CheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's hook: `save` keeps a copy on the host instead of writing a file, `load` reads one.
-
-    Attributes:
-        taken: What was saved last, by file name.
-        given: Files to load from, by name.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.taken: dict[str, Any] = {}
-        self.given: dict[str, bytes] = {}
-
-    def create(self, info: CheckpointCommitInfo) -> None:
-        self.taken = {}
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """Nothing goes to the disk."""
-
-    def save(self, state_dict: Any, path: str) -> None:
-        self.taken[Path(path).name] = _copy_to_host(state_dict)
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        # The files' hashes were checked against the manifest; they hold the run's own optimizer.
-        return torch.load(io.BytesIO(self.given[Path(path).name]), map_location=map_location,
-                          weights_only=False)
-
-    def commit(self, info: CheckpointCommitInfo) -> bool:
-        return True
-
-
-def _copy_to_host(value: Any) -> Any:
-    """Deep copy with every tensor in host memory, so that training can go on changing the original."""
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _copy_to_host(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        copied = [_copy_to_host(item) for item in value]
-        return copied if isinstance(value, list) else tuple(copied)
-    return value
+    shard: Shard
+    pieces: list[Piece]
 
 
 class Checkpointer:
-    """Saves and restores one DeepSpeed engine and its average. Every rank has one and calls the same methods.
+    """Saves and restores what a run goes on from. Every rank has one and calls the same methods.
 
     Args:
         folder: The run.
         attempt: Number of this attempt; file names carry it, so that attempts never overwrite each other.
-        engine: The DeepSpeed engine.
-        average: The running average of its weights.
+        state: This rank's share.
+        model: Its buffers are saved too.
+        groups: Name and shape of the parameters of each group, see `Manifest`.
+        device: Where they lie.
         keep: Complete checkpoints to keep.
-        data_fingerprint: Of the text that is trained on.
-        encoder: The token encoder of this attempt.
-        model: What a manifest says about the model, see `Manifest`.
+        identity: What a manifest says about text, encoder, model and precision; a restore needs the same.
         before_commit: Called by rank 0 before a checkpoint counts, in the background; what it raises
             makes the save fail.
 
@@ -111,52 +76,44 @@ class Checkpointer:
         durable_step: Newest step whose manifest this process knows to be committed (rank 0 only).
     """
 
-    def __init__(self, folder: RunFolder, attempt: int, engine: Any, average: WeightAverage, *, keep: int,
-                 data_fingerprint: str, encoder: EncoderIdentity, model: dict[str, int],
+    def __init__(self, folder: RunFolder, attempt: int, state: TrainState, model: torch.nn.Module,
+                 groups: list[dict[str, list[int]]], device: torch.device, *, keep: int, identity: "Identity",
                  before_commit: Callable[[], None]) -> None:
         self._folder = folder
         self._attempt = attempt
-        self._engine = engine
-        self._average = average
-        self._keep = keep
-        self._data_fingerprint = data_fingerprint
-        self._encoder = encoder
+        self._state = state
         self._model = model
+        self._groups = groups
+        self._keep = keep
+        self._identity = identity
         self._before_commit = before_commit
-        self._shapes = {name: list(weight.shape) for name, weight in engine.module.named_parameters()}
-        self._engine_kind = f"{engine.get_data_types()[0]}, ZeRO stage {engine.zero_optimization_stage()}"
+        self._snapshot = Snapshot(device)
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._failures: dist.Store = dist.distributed_c10d._get_default_store()
-        self._capture = engine.checkpoint_engine = _Capture()
         self._thread: threading.Thread | None = None
         self._error: LdlmError | None = None
         self.durable_step = 0
 
     # -- save ---------------------------------------------------------------------------------
 
-    def save(self, step: int, client_state: dict[str, Any]) -> None:
-        """Snapshot now, upload in the background. Waits for the save before it, if one is in flight.
+    def save(self, step: int, timesteps: dict[str, Tensor]) -> None:
+        """Begin to copy, upload in the background. Waits for the save before it, if one is in flight.
 
         Args:
             step: Optimizer steps done.
-            client_state: Comes back from `restore`; tensors and plain values. `timesteps` is the state of
-                the timestep sampler: sampling needs its density.
-
-        Raises:
-            StoreError: There is no room for temporary files.
+            timesteps: State of the timestep sampler; comes back from `restore`.
         """
         self.wait()
-        # Only DeepSpeed's recovery script is written there; the shards go to `_Capture`.
-        with _scratch_folder("ldlm-save-") as scratch:
-            self._engine.save_checkpoint(scratch, tag=_TAG, client_state=client_state, save_latest=False)
-        shards, self._capture.taken = self._capture.taken, {}
-        averages = self._average.state_dict()
-        if self._rank == 0:
-            buffers = {name: value for name, value in self._engine.module.state_dict().items()
-                       if name not in self._shapes}
-            averages |= _copy_to_host({**buffers, TIME_DENSITY: client_state["timesteps"]["probabilities"]})
-        self._thread = threading.Thread(target=self._upload, args=(step, shards, averages), name="checkpoint")
+        rest = {f"{TIMESTEPS}{name}": tensor for name, tensor in timesteps.items()}
+        rest |= {f"{BUFFER}{name}": tensor for name, tensor in self._buffers().items()}
+        copied, kept = self._snapshot.take(self._state, rest if self._rank == 0 else {},
+                                           rounded=self._state.begin_reading(step))
+        self._thread = threading.Thread(target=self._upload, args=(step, copied, kept), name="checkpoint")
         self._thread.start()
+
+    def settle(self) -> None:
+        """To be called before weights, moments or average may change."""
+        self._snapshot.settle()
 
     def wait(self) -> None:
         """Return when no save is in flight."""
@@ -169,15 +126,19 @@ class Checkpointer:
         error, self._error = self._error, None
         return error
 
-    def _upload(self, step: int, shards: dict[str, Any], averages: dict[str, torch.Tensor]) -> None:
+    def _buffers(self) -> dict[str, Tensor]:
+        trained = {name for group in self._groups for name in group}
+        return {name: value for name, value in self._model.state_dict().items() if name not in trained}
+
+    def _upload(self, step: int, copied: list[Copied], rest: dict[str, Tensor]) -> None:
         base = checkpoint_folder(step)
         try:
-            files = [self._put(base, name, data) for name, data in serialised(shards)]
-            files.append(self._put(base, averages_file(self._rank), safetensors.save(averages)))
-            part = _Part(attempt=self._attempt, files=files)
-            self._folder.write(f"{base}/part-{self._rank:04d}.json", part)
+            self._snapshot.wait()
+            part = self._put_shard(base, copied)
             if self._rank == 0:
-                self._commit(step)
+                self._commit(step, self._put_rest(base, rest), part)
+            else:
+                self._folder.write(f"{base}/part-{self._rank:04d}.json", part)
         except Exception as error:  # whatever it is, training must hear that this save does not count
             known = isinstance(error, LdlmError)
             self._error = error if known else LdlmError(f"{type(error).__name__}: {error}")
@@ -189,21 +150,37 @@ class Checkpointer:
     def _failure_key(self, step: int, rank: int) -> str:
         return f"ldlm/{self._attempt}/save-{step}/rank-{rank}"
 
-    def _put(self, base: str, name: str, data: bytes) -> StoredFile:
-        name = f"a{self._attempt}-{name}"
+    def _put_shard(self, base: str, copied: list[Copied]) -> _Part:
+        """Compress and upload piece by piece: host memory holds a few of them twice."""
+        name, pieces = f"a{self._attempt}-rank-{self._rank:04d}.bin", []
+
+        def stored() -> Iterator[memoryview]:
+            offset = 0
+            for stretch, buffers in _encoded(copied):
+                num_bytes = sum(map(len, buffers))
+                pieces.append(Piece(**stretch._asdict(), file=name, offset=offset, num_bytes=num_bytes,
+                                    packed_bytes=len(buffers[0]), xxh3=digest(*buffers)))
+                offset += num_bytes
+                yield from buffers
+
+        self._folder.store.stream(self._folder.key(f"{base}/{name}"), stored())
+        shard = Shard(name=name, num_bytes=sum(piece.num_bytes for piece in pieces))
+        return _Part(attempt=self._attempt, shard=shard, pieces=pieces)
+
+    def _put_rest(self, base: str, rest: dict[str, Tensor]) -> StoredFile:
+        data, name = safetensors.save(rest), f"a{self._attempt}-{_REST}"
         self._folder.write_bytes(f"{base}/{name}", data)
         return StoredFile(name=name, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
-    def _commit(self, step: int) -> None:
+    def _commit(self, step: int, rest: StoredFile, own: _Part) -> None:
         """Wait for every rank's part list, then make the checkpoint count."""
-        base = checkpoint_folder(step)
-        parts = [self._await_part(step, rank) for rank in range(self._world_size)]
+        parts = [own, *(self._await_part(step, rank) for rank in range(1, self._world_size))]
         manifest = Manifest(step=step, attempt=self._attempt, world_size=self._world_size,
-                            files=[file for part in parts for file in part.files],
-                            data_fingerprint=self._data_fingerprint, model=self._model,
-                            shapes=self._shapes, engine=self._engine_kind, encoder=self._encoder)
+                            shards=[part.shard for part in parts],
+                            pieces=[piece for part in parts for piece in part.pieces], rest=rest,
+                            groups=self._groups, **self._identity.model_dump())
         self._before_commit()
-        self._folder.write(f"{base}/{Name.MANIFEST}", manifest)
+        self._folder.write(f"{checkpoint_folder(step)}/{Name.MANIFEST}", manifest)
         self.durable_step = step
 
     def _await_part(self, step: int, rank: int, timeout_s: float = 1800) -> _Part:
@@ -214,7 +191,7 @@ class Checkpointer:
             if part and part.attempt == self._attempt:
                 return part
             time.sleep(0.1)
-        raise StoreError(f"rank {rank} did not upload its shards", place=f"{self._folder.url}/{name}",
+        raise StoreError(f"rank {rank} did not upload its shard", place=f"{self._folder.url}/{name}",
                          fix="look for that rank's error in the log")
 
     def _retain(self, step: int) -> None:
@@ -226,136 +203,140 @@ class Checkpointer:
 
     # -- restore ------------------------------------------------------------------------------
 
-    def restore(self, say: Callable[[str], None]) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint that verifies into engine and average, on every rank.
-
-        A rank reads the model's states, its own share of the optimizer's and its own averages.
+    def restore(self, say: Callable[[str], None]) -> tuple[int, dict[str, Tensor]] | None:
+        """Load the newest complete checkpoint that every rank can read, whatever number of ranks saved it.
 
         Returns:
-            The `client_state` of the save, with `step`. None: no checkpoint yet.
+            Its step, and what `save` was given. None: no checkpoint yet.
 
         Raises:
-            CheckpointError: None of the committed ones is usable, or it was made by another number
-                of ranks.
-            ConfigError: It is of another model, precision or ZeRO stage, or was trained on another text or
-                with another token encoder.
-            StoreError: The store cannot be read, or there is no room for temporary files.
+            CheckpointError: None of the committed ones is usable.
+            ConfigError: It is of another model or precision, or was trained on another text or with another
+                token encoder.
+            StoreError: The store cannot be read.
         """
-        found = self._agreed_newest(say)
-        if not found:
-            return None
-        manifest, stored = found
-        self._require_same_world(manifest)
-        self._require_same_text(manifest)
-        self._require_same_encoder(manifest)
-        self._require_same_model(manifest)
-        files = {name.removeprefix(f"a{manifest.attempt}-"): data for name, data in stored.items()}
-        self._average.load_state_dict(safetensors.load(files.pop(averages_file(self._rank))))
-        client_state = self._load_into_engine(files)
-        if client_state is None:
-            raise CheckpointError(f"DeepSpeed could not load the checkpoint of step {manifest.step}",
-                                  place=f"{self._folder.url}/{checkpoint_folder(manifest.step)}",
-                                  fix="resume with the versions that saved it (trainer/requirements.lock)")
-        self.durable_step = manifest.step
-        return {**client_state, "step": manifest.step}
-
-    def _agreed_newest(self, say: Callable[[str], None]) -> tuple[Manifest, dict[str, bytes]] | None:
-        """The newest checkpoint of which every rank can verify what it needs."""
         before: int | None = None
         while True:
             found, failure = self._own_newest(say, before)
             seen: list[int | LdlmError | None] = [None] * self._world_size
-            dist.all_gather_object(seen, failure or (found[0].step if found else None))
+            dist.all_gather_object(seen, failure or (found[0] if found else None))
             # One rank's failure is everybody's, or the others would report that they lost a peer.
             for other in seen:
                 if isinstance(other, LdlmError):
                     raise other
             if len(set(seen)) == 1:
-                return found
+                break
             if None in seen:
                 raise CheckpointError("ranks do not see the same checkpoints", place=self._folder.url,
                                       fix="see that the store lists its objects consistently, then resume")
             before = min(step for step in seen if isinstance(step, int)) + 1
+        if found:
+            self._state.end_writing()
+            self.durable_step = found[0]
+        return found
 
     def _own_newest(self, say: Callable[[str], None], before: int | None) -> tuple[
-            tuple[Manifest, dict[str, bytes]] | None, LdlmError | None]:
-        """What this rank finds, or why it finds nothing."""
+            tuple[int, dict[str, Tensor]] | None, LdlmError | None]:
+        """What this rank has read, or why it has read nothing."""
         try:
-            return newest_verified(self._folder, self._is_own, say, say_damaged=self._say_damaged,
-                                   before=before), None
+            for manifest in complete_checkpoints(self._folder, say):
+                if before is not None and manifest.step >= before:
+                    continue
+                self._identity.check(Identity.of(manifest), manifest.step)
+                self._check_groups(manifest)
+                try:
+                    return (manifest.step, self._read(manifest)), None
+                except (DamagedError, NotFoundError) as error:
+                    # Only this rank may have read it.
+                    print(f"rank {self._rank}: checkpoint of step {manifest.step} not used: {error}", flush=True)
+            require_some(self._folder)
         except LdlmError as error:
             return None, error
+        return None, None
 
-    def _say_damaged(self, text: str) -> None:
-        # Only this rank reads the file.
-        print(f"rank {self._rank}: {text}", flush=True)
+    def _read(self, manifest: Manifest) -> dict[str, Tensor]:
+        """Bring one checkpoint into this rank's state and the model's buffers."""
+        rest = safetensors.load(read_rest(self._folder, manifest))
+        own = list(self._state.stretches(rounded=False))
+        wanted = [piece for piece in manifest.pieces if any(_common(piece, stretch) for stretch in own)]
+        self._state.begin_writing(manifest.step)
+        # What lies as a distance from the weights comes after them.
+        wanted.sort(key=lambda piece: (piece.kind == "average_delta", piece.file, piece.offset))
+        for piece, raw in read_pieces(self._folder, manifest, wanted):
+            values = torch.from_numpy(raw).view(getattr(torch, piece.dtype))
+            for stretch in own:
+                if stretch.kind == "master" and (common := _common(piece, stretch)):
+                    begin, end = common
+                    self._state.write(Stretch(piece.kind, piece.dtype, piece.group, begin, end - begin),
+                                      values[begin - piece.begin:end - piece.begin])
+        for name, buffer in self._buffers().items():
+            buffer.copy_(rest[f"{BUFFER}{name}"])
+        return {name.removeprefix(TIMESTEPS): tensor for name, tensor in rest.items()
+                if name.startswith(TIMESTEPS)}
 
-    def _is_own(self, file: StoredFile) -> bool:
-        is_share = "optim_states" in file.name or "averages-" in file.name
-        own = (f"zero_pp_rank_{self._rank}_", averages_file(self._rank))
-        return not is_share or any(name in file.name for name in own)
+    def _check_groups(self, manifest: Manifest) -> None:
+        here, there = [{name: shape for group in groups for name, shape in group.items()}
+                       for groups in (self._groups, manifest.groups)]
+        for name in sorted({*here, *there}):
+            if there.get(name) != here.get(name):
+                raise _other_model(manifest.step, name, there.get(name), here.get(name))
 
-    def _load_into_engine(self, files: dict[str, bytes]) -> dict[str, Any] | None:
-        self._capture.given = files
-        # DeepSpeed looks for files of these names, and has their content read by `_Capture`.
-        with _scratch_folder("ldlm-restore-") as scratch:
-            (Path(scratch) / _TAG).mkdir()
-            for name in files:
-                (Path(scratch) / _TAG / name).touch()
-            _, client_state = self._engine.load_checkpoint(scratch, tag=_TAG, load_module_strict=True)
-        self._capture.given = {}
-        return client_state  # type: ignore[no-any-return]
 
-    def _require_same_world(self, manifest: Manifest) -> None:
-        if manifest.world_size != self._world_size:
-            raise CheckpointError(
-                f"the checkpoint of step {manifest.step} was saved by {manifest.world_size} ranks, "
-                f"this attempt has {self._world_size}", place=self._folder.url,
-                fix=f"resume on hardware with {manifest.world_size} GPUs or ranks")
+class Identity(BaseModel):
+    """What has to be the same in all attempts of a run; fields of `Manifest`."""
 
-    def _require_same_text(self, manifest: Manifest) -> None:
-        if manifest.data_fingerprint != self._data_fingerprint:
+    data_fingerprint: str
+    model: dict[str, int]
+    precision: str
+    encoder: EncoderIdentity | None
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "Identity":
+        """Of the attempt that saved a checkpoint."""
+        return cls(**{name: getattr(manifest, name) for name in cls.model_fields})
+
+    def check(self, began: "Identity", step: int) -> None:
+        """Refuse to go on from the steps so far where something is another. Raises ConfigError."""
+        if began.data_fingerprint != self.data_fingerprint:
             raise ConfigError(
-                f"the text is not the one that the {manifest.step} steps so far were trained on",
-                place="data.source",
+                f"the text is not the one that the {step} steps so far were trained on", place="data.source",
                 fix="bring that text back (`python-docs` changes with Python's version), or launch a new run")
-
-    def _require_same_encoder(self, manifest: Manifest) -> None:
-        began = manifest.encoder
-        if began is not None and began.key != self._encoder.key:
+        if began.encoder is not None and self.encoder is not None and began.encoder.key != self.encoder.key:
             raise ConfigError(
-                f"the token encoder is not the one that the {manifest.step} steps so far were trained with: "
-                f"{began} then, {self._encoder} now", place="token_encoder",
+                f"the token encoder is not the one that the {step} steps so far were trained with: "
+                f"{began.encoder} then, {self.encoder} now", place="token_encoder",
                 fix="bring that encoder back, or launch a new run")
-
-    def _require_same_model(self, manifest: Manifest) -> None:
-        names = sorted({*manifest.shapes, *self._shapes})
-        pairs = [("the engine", manifest.engine, self._engine_kind),
-                 *((name, manifest.model.get(name), self._model.get(name)) for name in self._model),
-                 *((name, manifest.shapes.get(name), self._shapes.get(name)) for name in names)]
+        pairs = [("precision", began.precision, self.precision),
+                 *((name, began.model.get(name), self.model.get(name)) for name in self.model)]
         for name, there, here in pairs:
             if there != here:
-                raise ConfigError(
-                    f"the checkpoint of step {manifest.step} is of another model: {name} is {there} there "
-                    f"and {here} here", place="train", fix="resume with the recipe that the run began with, "
-                    "or launch a new run")
+                raise _other_model(step, name, there, here)
 
 
-@contextmanager
-def _scratch_folder(prefix: str) -> Iterator[str]:
-    """A temporary folder for what DeepSpeed insists to write. Raises StoreError when the disk is full."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=prefix) as folder:
-            yield folder
-    except OSError as error:
-        raise StoreError(f"no temporary files can be written: {error.strerror or error}",
-                         place=tempfile.gettempdir(),
-                         fix="free disk space there, or set TMPDIR to a folder on another disk") from error
+def _other_model(step: int, name: str, there: object, here: object) -> ConfigError:
+    return ConfigError(f"the checkpoint of step {step} is of another model: {name} is {there} there and {here} "
+                       "here", place="train", fix="resume with the recipe that the run began with, or launch a "
+                       "new run")
 
 
-def serialised(states: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """Each state as bytes, with its name. It is taken out first: host memory holds one of them twice."""
-    for name in list(states):
-        buffer = io.BytesIO()
-        torch.save(states.pop(name), buffer)
-        yield name, buffer.getvalue()  # the buffer's own memory, no copy
+def _common(piece: Piece, stretch: Stretch) -> tuple[int, int] | None:
+    """The elements that lie in both."""
+    begin, end = max(piece.begin, stretch.begin), min(piece.end, stretch.begin + stretch.count)
+    return (begin, end) if piece.group == stretch.group and begin < end else None
+
+
+def _encoded(copied: Sequence[Copied]) -> Iterator[tuple[Stretch, list[memoryview]]]:
+    """Stretches as they are stored, in their order, compressed several at a time."""
+    following = iter(copied)
+    with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as pool:
+        under_way: deque[tuple[Stretch, Future[list[memoryview]]]] = deque()
+
+        def begin(count: int) -> None:
+            for stretch, raw in islice(following, count):
+                under_way.append((stretch, pool.submit(encode, raw, ITEM_BYTES[stretch.dtype])))
+
+        begin(2 * _ENCODERS)
+        while under_way:
+            stretch, encoded = under_way.popleft()
+            yield stretch, encoded.result()
+            begin(1)

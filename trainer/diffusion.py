@@ -145,9 +145,8 @@ class TimestepSampler:
             self.probabilities = floored / floored.sum()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next steps depend on, copied to the CPU."""
-        return {"counts": self._counts.to("cpu", copy=True), "means": self._means.to("cpu", copy=True),
-                "probabilities": self.probabilities.clone()}
+        """Everything that the next steps depend on, as it is: to be copied before the next step."""
+        return {"counts": self._counts, "means": self._means, "probabilities": self.probabilities}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on exactly where `state_dict` was taken."""

@@ -34,7 +34,8 @@ from trainer.config import TrainConfig
 from trainer.contract import ConfigError, Name, StoreError
 from trainer.generate import Generator, warp_of
 from trainer.local_cache import sha256_of
-from trainer.manifest import TIME_DENSITY, StoredFile
+from trainer.averaged_weights import TIME_DENSITY
+from trainer.manifest import StoredFile
 from trainer.model import LatentDiffusionLM
 from trainer.model_card import Facts, draw_curves, facts_of, model_card, recipe_yaml
 from trainer.push import check_name, push

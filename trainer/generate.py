@@ -12,7 +12,8 @@ from torch import Tensor
 
 from trainer.config import SamplingConfig, TrainConfig
 from trainer.diffusion import TimestepSampler
-from trainer.manifest import TIME_DENSITY, Manifest
+from trainer.averaged_weights import TIME_DENSITY
+from trainer.manifest import Manifest
 from trainer.model import LatentDiffusionLM
 from trainer.prompt import PromptContext
 from trainer.sampler import Denoise, SampleNoise, integrate

@@ -35,6 +35,13 @@ def parameter_groups(parts: Mapping[str, nn.Module], weight_decay: float) -> lis
     return groups
 
 
+def flat_groups(model: nn.Module, parts: Mapping[str, nn.Module]) -> list[dict[str, list[int]]]:
+    """Name and shape of the parameters of each of `parameter_groups`, in their order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [{names[id(weight)]: list(weight.shape) for weight in group["params"]}
+            for group in parameter_groups(parts, 0.0)]
+
+
 @torch.no_grad()
 def clip_by_part(engine: Any, max_norm: float) -> dict[str, Tensor]:
     """Scale the averaged gradients of every part whose norm is larger than `max_norm` down to it.

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import traceback
 from dataclasses import dataclass, field
@@ -12,14 +13,14 @@ from torch import distributed as dist
 
 from trainer.average import WeightAverage
 from trainer.batches import Batches
-from trainer.checkpoint import Checkpointer
+from trainer.checkpoint import Checkpointer, Identity
 from trainer.config import TokenEncoderConfig, TrainConfig, deepspeed_config
 from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
 from trainer.divergence import DivergenceWatch
 from trainer.evaluate import Evaluation
-from trainer.gradients import parameter_groups
+from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
 from trainer.local_cache import cache_folder
 from trainer.manifest import complete_checkpoints, pinned
@@ -29,6 +30,7 @@ from trainer.preemption import Limits, StopSignal
 from trainer.ranks import Shared, own_devices, require_same
 from trainer.run_folder import RunFolder
 from trainer.store import open_store
+from trainer.train_state import TrainState
 from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
 from trainer.weight_sources import EncoderSource
 
@@ -54,6 +56,7 @@ class Job:
     encoder: TokenEncoder
     engine: Any  # deepspeed.DeepSpeedEngine: the package has no types
     average: WeightAverage
+    state: TrainState
     timesteps: TimestepSampler
     checkpoints: Checkpointer
     watch: DivergenceWatch
@@ -144,17 +147,22 @@ def _build_job(config: TrainConfig, stop: StopSignal) -> Job:
     say_once(encoder.summary())
     engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
+    groups = flat_groups(engine.module, engine.module.parts())
+    state = TrainState(engine, average, [sum(map(math.prod, group.values())) for group in groups],
+                       config.optimizer.round_steps)
     return Job(
         config=config, folder=folder, limits=Limits.from_environment(), device=device,
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
         progress=progress, recorder=recorder, watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
-        checkpoints=Checkpointer(folder, own.attempt.number, engine, average, keep=config.checkpoint.keep,
-                                 data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
-                                 model=model_arguments(encoder, engine.module),
-                                 # Else rows could be lost whose steps are not trained again.
-                                 before_commit=recorder.write if recorder else lambda: None),
+        state=state,
+        checkpoints=Checkpointer(
+            folder, own.attempt.number, state, engine.module, groups, device, keep=config.checkpoint.keep,
+            identity=Identity(data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
+                              model=model_arguments(encoder, engine.module), precision=config.precision),
+            # Else rows could be lost whose steps are not trained again.
+            before_commit=recorder.write if recorder else lambda: None),
     )
 
 

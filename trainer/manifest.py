@@ -1,26 +1,21 @@
-"""What makes a checkpoint exist: its manifest, and how the newest whole one is found and verified.
+"""What makes a checkpoint exist: its manifest, and how whole ones are found and read.
 
 No DeepSpeed and no torch at import: the benchmark, sampling and the launcher read checkpoints here.
 """
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from trainer.config import TokenEncoderConfig, WeightFormat
 from trainer.contract import ExitCode, LdlmError, Name, checkpoint_folder
+from trainer.pieces import Piece
 from trainer.run_folder import RunFolder
 from trainer.store import DamagedError, NotFoundError
 
-TIME_DENSITY = "time_density"  # beside the averaged weights: probability of each bin of time
-_AVERAGES = "averages-"
-
-
-def averages_file(rank: int) -> str:
-    """File of one rank's fragments of the averaged weights, without the attempt in front."""
-    return f"{_AVERAGES}{rank:04d}.safetensors"
+FORMAT = 2  # of a manifest; 1 was DeepSpeed's own files, which bound a run to its number of ranks
 
 
 class CheckpointError(LdlmError):
@@ -69,36 +64,60 @@ class EncoderIdentity(BaseModel):
         return f"{self.name}{f' at {self.commit[:12]}' if self.commit else ''} ({self.key})"
 
 
+class Shard(BaseModel):
+    """What one rank has stored of the state: one file. Its pieces have hashes of their own."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    num_bytes: int
+
+
 class Manifest(BaseModel):
     """The commit of a checkpoint.
 
     Attributes:
+        format: Of what is described here; another is refused.
         step: Optimizer steps done.
         attempt: The attempt that saved it.
-        world_size: Ranks; a plain restore needs as many.
-        files: Every file, shards of all ranks.
+        world_size: Ranks that saved it; any other number can go on from it.
+        shards: Of all ranks, by rank.
+        pieces: Of which the shards are made: together, every element of every vector once.
+        rest: Small tensors: buffers of the model, and what the timestep sampler has learned.
+        groups: Name and shape of the parameters that lie end to end in the vector of each group.
         data_fingerprint: `Corpus.fingerprint` of the text that the steps so far were trained on.
         model: Arguments that rebuild the model without its token encoder.
-        shapes: Of every averaged weight, by name.
-        engine: Precision and ZeRO stage that saved it; a restore needs the same.
+        precision: In which the steps so far were computed; a restore needs the same.
         encoder: That the steps so far were trained with; None where that is not known.
     """
 
     model_config = ConfigDict(frozen=True)
+    format: Literal[2] = FORMAT
     step: int
     attempt: int
     world_size: int
-    files: list[StoredFile]
+    shards: list[Shard]
+    pieces: list[Piece]
+    rest: StoredFile
+    groups: list[dict[str, list[int]]]
     data_fingerprint: str
     model: dict[str, int]
-    shapes: dict[str, list[int]] = {}
-    engine: str = ""
+    precision: str = ""
     encoder: EncoderIdentity | None = None
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file, by name."""
+        return {file.name: file.num_bytes for file in (*self.shards, self.rest)}
 
     @property
     def num_bytes(self) -> int:
         """Size of the whole checkpoint."""
-        return sum(file.num_bytes for file in self.files)
+        return sum(self.sizes.values())
+
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Of every trained parameter, by name."""
+        return {name: shape for group in self.groups for name, shape in group.items()}
 
 
 def pinned(config: TokenEncoderConfig, manifest: Manifest | None) -> TokenEncoderConfig:
@@ -123,20 +142,20 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
     complete = []
     # From the objects: a local folder may be left over, empty, after its files were deleted.
     names = {key.removeprefix(folder.key(Name.CHECKPOINTS) + "/").split("/")[0] for key in sizes}
-    for name in sorted(names, reverse=True):
-        path = f"{Name.CHECKPOINTS}/{name}"
+    for folder_name in sorted(names, reverse=True):
+        path = f"{Name.CHECKPOINTS}/{folder_name}"
         try:
             manifest = folder.read(f"{path}/{Name.MANIFEST}", Manifest)
         except NotFoundError:
-            say(f"checkpoint {name} has no manifest: its save did not finish; ignored")
+            say(f"checkpoint {folder_name} has no manifest: its save did not finish; ignored")
             continue
         except DamagedError as error:
-            say(f"checkpoint {name} ignored: its manifest {error.problem}")
+            say(f"checkpoint {folder_name} ignored: its manifest {error.problem}")
             continue
-        torn = [file.name for file in manifest.files
-                if sizes.get(folder.key(f"{path}/{file.name}")) != file.num_bytes]
+        torn = [name for name, num_bytes in manifest.sizes.items()
+                if sizes.get(folder.key(f"{path}/{name}")) != num_bytes]
         if torn:
-            say(f"checkpoint {name} ignored: {torn[0]} is missing or has the wrong size")
+            say(f"checkpoint {folder_name} ignored: {torn[0]} is missing or has the wrong size")
         else:
             complete.append(manifest)
     return complete
@@ -161,44 +180,23 @@ def retain(folder: RunFolder, step: int, keep: int) -> None:
         folder.store.delete(found.key for found in folder.store.objects(base))
 
 
-def read_file(folder: RunFolder, manifest: Manifest, file: StoredFile) -> bytes:
-    """One file of a checkpoint, its hash checked. Raises DamagedError when it does not match."""
-    name = f"{checkpoint_folder(manifest.step)}/{file.name}"
+def read_rest(folder: RunFolder, manifest: Manifest) -> bytes:
+    """The small tensors of a checkpoint, in the format of safetensors. Raises DamagedError, NotFoundError."""
+    name = f"{checkpoint_folder(manifest.step)}/{manifest.rest.name}"
     data = folder.read_bytes(name)
-    if hashlib.sha256(data).hexdigest() != file.sha256:
+    if hashlib.sha256(data).hexdigest() != manifest.rest.sha256:
         raise DamagedError("its SHA-256 is not the manifest's: the file is corrupt",
                            place=f"{folder.url}/{name}")
     return data
 
 
-def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool], say: Callable[[str], None], *,
-                    say_damaged: Callable[[str], None] | None = None,
-                    before: int | None = None) -> tuple[Manifest, dict[str, bytes]] | None:
-    """The newest complete checkpoint whose wanted files match their hashes, with their content.
-
-    Args:
-        folder: The run.
-        wanted: Which files to read. The others are only known to be there, with their sizes.
-        say: Told about each checkpoint that is passed over.
-        say_damaged: Told instead about those whose files are read and do not match.
-        before: When given, only checkpoints of earlier steps than this one.
-
-    Returns:
-        None when the run has no checkpoint yet.
+def require_some(folder: RunFolder) -> None:
+    """To be called where no checkpoint can be used.
 
     Raises:
-        CheckpointError: There are committed checkpoints, but every one is damaged. Starting again
-            from step 0 would silently throw paid work away.
-        StoreError: The store cannot be read now. That is no reason to take an older checkpoint.
+        CheckpointError: There are committed ones. Starting again from step 0 would silently throw paid work
+            away.
     """
-    for manifest in complete_checkpoints(folder, say):
-        if before is not None and manifest.step >= before:
-            continue
-        try:
-            return manifest, {file.name: read_file(folder, manifest, file)
-                              for file in manifest.files if wanted(file)}
-        except (DamagedError, NotFoundError) as error:
-            (say_damaged or say)(f"checkpoint of step {manifest.step} not used: {error}")
     committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
                  if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
@@ -206,25 +204,3 @@ def newest_verified(folder: RunFolder, wanted: Callable[[StoredFile], bool], say
             f"all {len(committed)} committed checkpoints are damaged",
             place=f"{folder.url}/{Name.CHECKPOINTS}",
             fix="restore one from a backup; or, to train again from step 0, delete that folder")
-    return None
-
-
-def load_averaged_weights(folder: RunFolder, say: Callable[[str], None]) -> tuple[Manifest, dict[str, Any]]:
-    """The averaged weights of the newest complete checkpoint, for sampling: no optimizer, no DeepSpeed load.
-
-    With them come the model's buffers, and `TIME_DENSITY`.
-
-    Raises:
-        CheckpointError: The run has none yet, or all are damaged.
-    """
-    from safetensors.torch import load
-
-    from trainer.average import assembled
-
-    found = newest_verified(folder, lambda file: _AVERAGES in file.name, say)
-    if not found or not found[1]:
-        raise CheckpointError("this run has no complete checkpoint yet", place=folder.url,
-                              fix="wait for the first one (`ldlm status` shows the durable step)")
-    manifest, files = found
-    fragments = {key: tensor for data in files.values() for key, tensor in load(data).items()}
-    return manifest, assembled(fragments, manifest.shapes)

@@ -12,7 +12,8 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.contract import Name, StoreError
 from trainer.generate import Generator, load_generator
-from trainer.manifest import Manifest, load_averaged_weights, pinned
+from trainer.averaged_weights import load_averaged_weights
+from trainer.manifest import Manifest, pinned
 from trainer.run_folder import RunFolder
 from trainer.store import NotFoundError
 from trainer.token_encoder import load_tokenizer

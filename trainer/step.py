@@ -40,6 +40,7 @@ def train_step(job: Job, step: int) -> None:
         bins += bins_of_micro
         if micro == len(batch) - 1:
             job.grad_norms = clip_by_part(job.engine, config.optimizer.clip_norm)
+            job.checkpoints.settle()
         job.engine.step()
     job.model.end_step()
     job.losses = dict(zip(_LOSSES, sums, strict=False))

@@ -48,6 +48,7 @@ def train(job: Job) -> RankEnd:
         verdict = agree(own_verdict(job))
         if verdict is not Verdict.CONTINUE:
             break
+        job.state.round(progress.step)
         train_step(job, progress.step)
         progress.step += 1
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
@@ -61,11 +62,12 @@ def train(job: Job) -> RankEnd:
 
 def restore_or_start(job: Job) -> None:
     """Continue from the newest complete checkpoint; without one, measure the statistics of h."""
-    state = job.checkpoints.restore(job.say)
-    if state:
-        job.progress.step = job.progress.resumed_from_step = job.progress.durable_step = state["step"]
-        job.timesteps.load_state_dict(state["timesteps"])
-        job.say(f"resumed from step {state['step']} of {job.config.steps}")
+    found = job.checkpoints.restore(job.say)
+    if found:
+        step, timesteps = found
+        job.progress.step = job.progress.resumed_from_step = job.progress.durable_step = step
+        job.timesteps.load_state_dict(timesteps)
+        job.say(f"resumed from step {step} of {job.config.steps}")
     else:
         measure_hidden_states(job)
         job.say(f"starting at step 0 of {job.config.steps}")
@@ -141,6 +143,7 @@ def run_evaluation(job: Job) -> None:
     """Held-out scores of the averaged weights, all ranks sharing the work; pulls on the current ones."""
     heldout_NL = job.corpus.heldout_NL[: job.config.evaluate_sequences]
     job.wait_for_device()  # steps that are still queued are not evaluation
+    job.checkpoints.settle()
     with job.clock.during("evaluate_s"):
         pulls = encoder_pulls(job, heldout_NL[: job.config.micro_batch_size])
         with job.average.applied() as model:
@@ -190,7 +193,7 @@ def save(job: Job) -> None:
     with job.clock.during("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
-        job.checkpoints.save(job.progress.step, {"timesteps": job.timesteps.state_dict()})
+        job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
     phases = job.clock.phases()
     job.kept_by_step[job.progress.step] = (phases.train_s, phases.evaluate_s)
     job.saved_at_s = time.monotonic()
