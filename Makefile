@@ -51,7 +51,7 @@ types: tools
 	.venv/bin/mypy
 
 # The real SkyPilot with a Slurm cluster and a fake of Vast on this machine; tests/lab/up.sh says what it needs.
-lab: tools
+lab: tools .venv-train
 	.venv/bin/python -m pip install --quiet -c launcher/requirements.lock -e '.[slurm]'
 	tests/lab/up.sh && .venv/bin/python -m pytest -v -m lab $(LAB_TESTS); result=$$?; \
 	    tests/lab/down.sh; exit $$result

@@ -39,8 +39,9 @@ class Needs:
 
     @classmethod
     def of_task(cls, envs: Mapping[str, str]) -> "Needs":
-        """From the variables of a rendered task."""
-        source = str(json.loads(envs[Env.TRAIN_CONFIG])["data"]["source"])
+        """From the variables of a task; one that somebody has written by hand may not say what it reads."""
+        config = json.loads(envs.get(Env.TRAIN_CONFIG) or "{}")
+        source = str(config.get("data", {}).get("source", ""))
         deadline = envs.get(Env.DEADLINE)
         return cls(envs[Env.RUN_ID], datetime.fromisoformat(deadline) if deadline else None,
                    (source,) if source.startswith(("s3://", "az://")) else ())

@@ -23,9 +23,9 @@ NO_PROXY = f"127.0.0.1,{HOST_ADDRESS}"
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with running_store(HOST_ADDRESS) as url:
-        monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT")  # the lab's own server has no part in this
+def store() -> Iterator[str]:
+    with running_store(HOST_ADDRESS) as url, pytest.MonkeyPatch.context() as patch:
+        patch.delenv("SKYPILOT_API_SERVER_ENDPOINT")  # the lab's own server has no part in this
         yield url
 
 
