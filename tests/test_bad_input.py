@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer.averaged_weights import load_averaged_weights  # noqa: E402
 from trainer.contract import Env, ExitCode  # noqa: E402
-from trainer.manifest import newest_verified  # noqa: E402
 from trainer.run_folder import RunFolder  # noqa: E402
 from trainer.store import local_store_url, open_store  # noqa: E402
 
@@ -45,7 +45,7 @@ def new_run(text: Path, tmp_path: Path, **changes: object) -> TrainerRun:
 
 def shards(run: TrainerRun, step: int) -> list[Path]:
     """The files of a checkpoint that hold state, largest first."""
-    found = (run.store / f"run/checkpoints/step-{step:08d}").glob("*.pt")
+    found = (run.store / f"run/checkpoints/step-{step:08d}").glob("*.bin")
     return sorted(found, key=lambda path: path.stat().st_size, reverse=True)
 
 
@@ -186,7 +186,6 @@ def test_damaged_checkpoints_are_passed_over_and_the_log_says_so(trained: Traine
     assert "checkpoint of step 8 not used" in output and "the file is corrupt" in output
     assert "resumed from step 4 of 14" in output and "Traceback" not in output
     assert [manifest.step for manifest in trained.checkpoints()] == [14, 12, 8]
-    assert newest_verified(trained.folder, lambda file: True, lambda _: None)[0].step == 14
 
 
 def test_when_every_checkpoint_is_damaged_the_run_stops_and_deletes_nothing(trained: TrainerRun) -> None:
@@ -234,17 +233,15 @@ def test_a_full_disk_loses_no_durable_step_and_with_room_the_run_goes_on(
     assert "No space left on device" in first and "free disk space, or name another store" in first
     assert f"{local_store_url(run.store)}/run/checkpoints/step-00000008/" in first
     assert "could not be saved; step 4 is durable" in first
-    durable = newest_verified(folder_at(tmp_path / "full"), lambda file: True, lambda _: None)
-    assert durable is not None and durable[0].step == 4
+    assert load_averaged_weights(folder_at(tmp_path / "full"), lambda _: None)[0].step == 4
     assert "resumed from step 4 of 12" in second
-    finished = newest_verified(folder_at(tmp_path / "after"), lambda file: True, lambda _: None)
-    assert finished is not None and finished[0].step == 12
+    assert load_averaged_weights(folder_at(tmp_path / "after"), lambda _: None)[0].step == 12
 
 
 def test_one_rank_that_cannot_upload_is_heard_at_once_and_the_next_save_counts(
         text: Path, tmp_path: Path) -> None:
     run = new_run(text, tmp_path)
-    obstacle = run.store / "run/checkpoints/step-00000008/a1-zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    obstacle = run.store / "run/checkpoints/step-00000008/a1-rank-0001.bin"
     obstacle.mkdir(parents=True)
 
     code, output = run.finish()

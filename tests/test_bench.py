@@ -12,10 +12,10 @@ from tests.tiny_ldlm import VOCABULARY  # noqa: E402
 from tests.tiny_ldlm import tiny_config as small_config  # noqa: E402
 from tests.tiny_ldlm import tiny_model as small_model  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer.averaged_weights import load_averaged_weights  # noqa: E402
 from trainer.bench import measure  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
 from trainer.generate import Generator, load_generator  # noqa: E402
-from trainer.averaged_weights import load_averaged_weights  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from tests.fake_hub import COMMIT, FakeHub, running_hub  # noqa: E402
 from tests.random_encoders import save_model  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
-from trainer.manifest import EncoderIdentity, Manifest, pinned  # noqa: E402
+from trainer.manifest import EncoderIdentity, Manifest, StoredFile, pinned  # noqa: E402
 from trainer.mirror import write_mirror  # noqa: E402
 from trainer.mirror_format import find_mirror  # noqa: E402
 from trainer.store import local_store_url, open_store  # noqa: E402
@@ -207,7 +207,8 @@ def test_revisions_stand_side_by_side_and_each_run_finds_its_own(hub: FakeHub, t
 def test_a_run_without_a_revision_goes_on_with_the_commit_that_it_began_with() -> None:
     began = EncoderIdentity(name=NAME, commit=COMMIT, kept_blocks=3, weights="bf16", prefix_token=True,
                             source="a")
-    manifest = Manifest(step=4, attempt=1, world_size=1, files=[], data_fingerprint="", model={},
+    manifest = Manifest(step=4, attempt=1, world_size=1, shards=[], pieces=[], groups=[],
+                        rest=StoredFile(name="", num_bytes=0, sha256=""), data_fingerprint="", model={},
                         encoder=began)
     assert pinned(TokenEncoderConfig(name=NAME), manifest).revision == COMMIT
     for config in (TokenEncoderConfig(name=NAME, revision="v1"), TokenEncoderConfig(name="another/model")):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+
 class WeightAverage:
     """The average on one rank. Starts at the weights that the engine holds.
 

@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from trainer.manifest import CheckpointError, Manifest, complete_checkpoints, read_rest, require_some
+from trainer.manifest import CheckpointError, Manifest, newest_readable, read_rest
 from trainer.piece_reader import read_pieces
 from trainer.run_folder import RunFolder
-from trainer.store import DamagedError, NotFoundError
 
 BUFFER, TIMESTEPS = "buffer/", "timesteps/"  # before the names of small tensors in a checkpoint
 TIME_DENSITY = "time_density"  # among the weights: probability of each bin of time
@@ -24,14 +23,11 @@ def load_averaged_weights(folder: RunFolder, say: Callable[[str], None]) -> tupl
         CheckpointError: The run has none yet, or all are damaged.
         StoreError: The store cannot be read.
     """
-    for manifest in complete_checkpoints(folder, say):
-        try:
-            return manifest, _weights(folder, manifest)
-        except (DamagedError, NotFoundError) as error:
-            say(f"checkpoint of step {manifest.step} not used: {error}")
-    require_some(folder)
-    raise CheckpointError("this run has no complete checkpoint yet", place=folder.url,
-                          fix="wait for the first one (`ldlm status` shows the durable step)")
+    found = newest_readable(folder, lambda manifest: _weights(folder, manifest), say)
+    if not found:
+        raise CheckpointError("this run has no complete checkpoint yet", place=folder.url,
+                              fix="wait for the first one (`ldlm status` shows the durable step)")
+    return found
 
 
 def _weights(folder: RunFolder, manifest: Manifest) -> dict[str, Any]:

@@ -20,11 +20,11 @@ from types import FrameType
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from trainer.averaged_weights import load_averaged_weights
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
 from trainer.generate import Generator, Prompt, load_generator
-from trainer.averaged_weights import load_averaged_weights
 from trainer.manifest import CheckpointError, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node

@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -33,20 +32,20 @@ from trainer.manifest import (
     Manifest,
     Shard,
     StoredFile,
-    complete_checkpoints,
+    newest_readable,
     read_rest,
-    require_some,
     retain,
 )
+from trainer.piece_codec import digest, encode
 from trainer.piece_reader import read_pieces
-from trainer.pieces import ITEM_BYTES, Piece, digest, encode
+from trainer.pieces import ITEM_BYTES, Piece
 from trainer.run_folder import RunFolder
 from trainer.snapshot import Copied, Snapshot
-from trainer.store import DamagedError, NotFoundError
 from trainer.train_state import Stretch, TrainState
 
 _ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # threads: each compresses 0.7 GB/s (measured)
 _REST = "rest.safetensors"
+_REST_BYTES = 16 * 2**20  # of small tensors, and of what is lost between them (guess)
 
 
 class _Part(BaseModel):
@@ -87,7 +86,8 @@ class Checkpointer:
         self._keep = keep
         self._identity = identity
         self._before_commit = before_commit
-        self._snapshot = Snapshot(device)
+        sizes = (stretch.count * ITEM_BYTES[stretch.dtype] for stretch in state.stretches(rounded=True))
+        self._snapshot = Snapshot(device, sum(sizes) + _REST_BYTES)
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._failures: dist.Store = dist.distributed_c10d._get_default_store()
         self._thread: threading.Thread | None = None
@@ -239,36 +239,31 @@ class Checkpointer:
             tuple[int, dict[str, Tensor]] | None, LdlmError | None]:
         """What this rank has read, or why it has read nothing."""
         try:
-            for manifest in complete_checkpoints(self._folder, say):
-                if before is not None and manifest.step >= before:
-                    continue
-                self._identity.check(Identity.of(manifest), manifest.step)
-                self._check_groups(manifest)
-                try:
-                    return (manifest.step, self._read(manifest)), None
-                except (DamagedError, NotFoundError) as error:
-                    # Only this rank may have read it.
-                    print(f"rank {self._rank}: checkpoint of step {manifest.step} not used: {error}", flush=True)
-            require_some(self._folder)
+            found = newest_readable(self._folder, self._read, say, say_damaged=self._say_damaged,
+                                    before=before)
         except LdlmError as error:
             return None, error
-        return None, None
+        return (found[0].step, found[1]) if found else None, None
+
+    def _say_damaged(self, text: str) -> None:
+        # Only this rank may have read it.
+        print(f"rank {self._rank}: {text}", flush=True)
 
     def _read(self, manifest: Manifest) -> dict[str, Tensor]:
         """Bring one checkpoint into this rank's state and the model's buffers."""
+        self._identity.check(Identity.of(manifest), manifest.step)
+        self._check_groups(manifest)
         rest = safetensors.load(read_rest(self._folder, manifest))
-        own = list(self._state.stretches(rounded=False))
+        own = [stretch for stretch in self._state.stretches(rounded=False) if stretch.kind == "master"]
         wanted = [piece for piece in manifest.pieces if any(_common(piece, stretch) for stretch in own)]
-        self._state.begin_writing(manifest.step)
         # What lies as a distance from the weights comes after them.
         wanted.sort(key=lambda piece: (piece.kind == "average_delta", piece.file, piece.offset))
+        self._state.begin_writing(manifest.step)
         for piece, raw in read_pieces(self._folder, manifest, wanted):
             values = torch.from_numpy(raw).view(getattr(torch, piece.dtype))
-            for stretch in own:
-                if stretch.kind == "master" and (common := _common(piece, stretch)):
-                    begin, end = common
-                    self._state.write(Stretch(piece.kind, piece.dtype, piece.group, begin, end - begin),
-                                      values[begin - piece.begin:end - piece.begin])
+            for begin, end in filter(None, (_common(piece, stretch) for stretch in own)):
+                self._state.write(Stretch(piece.kind, piece.dtype, piece.group, begin, end - begin),
+                                  values[begin - piece.begin:end - piece.begin])
         for name, buffer in self._buffers().items():
             buffer.copy_(rest[f"{BUFFER}{name}"])
         return {name.removeprefix(TIMESTEPS): tensor for name, tensor in rest.items()
@@ -314,9 +309,9 @@ class Identity(BaseModel):
 
 
 def _other_model(step: int, name: str, there: object, here: object) -> ConfigError:
-    return ConfigError(f"the checkpoint of step {step} is of another model: {name} is {there} there and {here} "
-                       "here", place="train", fix="resume with the recipe that the run began with, or launch a "
-                       "new run")
+    return ConfigError(
+        f"the checkpoint of step {step} is of another model: {name} is {there} there and {here} here",
+        place="train", fix="resume with the recipe that the run began with, or launch a new run")
 
 
 def _common(piece: Piece, stretch: Stretch) -> tuple[int, int] | None:
@@ -327,7 +322,7 @@ def _common(piece: Piece, stretch: Stretch) -> tuple[int, int] | None:
 
 def _encoded(copied: Sequence[Copied]) -> Iterator[tuple[Stretch, list[memoryview]]]:
     """Stretches as they are stored, in their order, compressed several at a time."""
-    following = iter(copied)
+    following = (piece for whole in copied for piece in whole.pieces())
     with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as pool:
         under_way: deque[tuple[Stretch, Future[list[memoryview]]]] = deque()
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.averaged_weights import TIME_DENSITY
 from trainer.config import SamplingConfig, TrainConfig
 from trainer.diffusion import TimestepSampler
-from trainer.averaged_weights import TIME_DENSITY
 from trainer.manifest import Manifest
 from trainer.model import LatentDiffusionLM
 from trainer.prompt import PromptContext

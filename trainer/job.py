@@ -30,8 +30,8 @@ from trainer.preemption import Limits, StopSignal
 from trainer.ranks import Shared, own_devices, require_same
 from trainer.run_folder import RunFolder
 from trainer.store import open_store
-from trainer.train_state import TrainState
 from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
+from trainer.train_state import TrainState
 from trainer.weight_sources import EncoderSource
 
 
@@ -145,7 +145,7 @@ def _build_job(config: TrainConfig, stop: StopSignal) -> Job:
     require_same({"data.source": Shared("the text", corpus.fingerprint),
                   "token_encoder.name": Shared("the token encoder", encoder.identity.key)})
     say_once(encoder.summary())
-    engine = _build_engine(config, build_model(config, encoder, corpus).to(device))
+    engine = build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
     groups = flat_groups(engine.module, engine.module.parts())
     state = TrainState(engine, average, [sum(map(math.prod, group.values())) for group in groups],
@@ -203,7 +203,8 @@ def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> L
     return LatentDiffusionLM(config, encoder.hidden_size, covered, encoder.vocab_size)
 
 
-def _build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
+def build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
+    """DeepSpeed's engine around the trained parts, with AdamW. A collective."""
     import deepspeed
 
     settings = config.optimizer

@@ -5,7 +5,7 @@ No DeepSpeed and no torch at import: the benchmark, sampling and the launcher re
 
 import hashlib
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,6 +15,7 @@ from trainer.pieces import Piece
 from trainer.run_folder import RunFolder
 from trainer.store import DamagedError, NotFoundError
 
+_T = TypeVar("_T")
 FORMAT = 2  # of a manifest; 1 was DeepSpeed's own files, which bound a run to its number of ranks
 
 
@@ -190,13 +191,33 @@ def read_rest(folder: RunFolder, manifest: Manifest) -> bytes:
     return data
 
 
-def require_some(folder: RunFolder) -> None:
-    """To be called where no checkpoint can be used.
+def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Callable[[str], None], *,
+                    say_damaged: Callable[[str], None] | None = None,
+                    before: int | None = None) -> tuple[Manifest, _T] | None:
+    """The newest complete checkpoint that can be read, with what was read.
+
+    Args:
+        folder: The run.
+        read: Reads what is wanted of one; DamagedError and NotFoundError make the one before be tried.
+        say: Told about each checkpoint that is passed over.
+        say_damaged: Told instead about those that could not be read.
+        before: When given, only checkpoints of earlier steps than this one.
+
+    Returns:
+        None when the run has no checkpoint yet.
 
     Raises:
-        CheckpointError: There are committed ones. Starting again from step 0 would silently throw paid work
-            away.
+        CheckpointError: There are committed checkpoints, but every one is damaged. Starting again
+            from step 0 would silently throw paid work away.
+        StoreError: The store cannot be read now. That is no reason to take an older checkpoint.
     """
+    for manifest in complete_checkpoints(folder, say):
+        if before is not None and manifest.step >= before:
+            continue
+        try:
+            return manifest, read(manifest)
+        except (DamagedError, NotFoundError) as error:
+            (say_damaged or say)(f"checkpoint of step {manifest.step} not used: {error}")
     committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
                  if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
@@ -204,3 +225,4 @@ def require_some(folder: RunFolder) -> None:
             f"all {len(committed)} committed checkpoints are damaged",
             place=f"{folder.url}/{Name.CHECKPOINTS}",
             fix="restore one from a backup; or, to train again from step 0, delete that folder")
+    return None

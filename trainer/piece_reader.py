@@ -5,20 +5,18 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 
-import numpy as np
-
 from trainer.contract import checkpoint_folder
 from trainer.manifest import Manifest
-from trainer.pieces import Piece, decode
+from trainer.piece_codec import Raw, decode
+from trainer.pieces import Piece
 from trainer.run_folder import RunFolder
 from trainer.store import DamagedError
 
 _AT_A_TIME = 16  # guess: fills tens of Gbit/s, for 256 MiB of memory
-Raw = "np.ndarray[tuple[int], np.dtype[np.uint8]]"
 
 
 def read_pieces(folder: RunFolder, manifest: Manifest,
-                pieces: Sequence[Piece]) -> Iterator[tuple[Piece, "np.ndarray[tuple[int], np.dtype[np.uint8]]"]]:
+                pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Raw]]:
     """Each piece with the bytes of its numbers.
 
     Raises:
@@ -29,7 +27,7 @@ def read_pieces(folder: RunFolder, manifest: Manifest,
     base = checkpoint_folder(manifest.step)
     wanted = iter(pieces)
     with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="restore") as pool:
-        under_way: deque[tuple[Piece, Future[np.ndarray]]] = deque()  # type: ignore[type-arg]
+        under_way: deque[tuple[Piece, Future[Raw]]] = deque()
         try:
             for piece in islice(wanted, _AT_A_TIME):
                 under_way.append((piece, pool.submit(_fetch, folder, base, piece)))
@@ -42,14 +40,14 @@ def read_pieces(folder: RunFolder, manifest: Manifest,
             pool.shutdown(cancel_futures=True)
 
 
-def _fetch(folder: RunFolder, base: str, piece: Piece) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+def _fetch(folder: RunFolder, base: str, piece: Piece) -> Raw:
     try:
         return _fetch_once(folder, base, piece)
     except DamagedError:  # what the network did is mended by this, what the store holds is not
         return _fetch_once(folder, base, piece)
 
 
-def _fetch_once(folder: RunFolder, base: str, piece: Piece) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+def _fetch_once(folder: RunFolder, base: str, piece: Piece) -> Raw:
     name = f"{base}/{piece.file}"
     data = folder.store.get_range(folder.key(name), piece.offset, piece.offset + piece.num_bytes)
     return decode(piece, data, f"{folder.url}/{name}")

@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from trainer.averaged_weights import load_averaged_weights
 from trainer.config import TrainConfig
 from trainer.contract import Name, StoreError
 from trainer.generate import Generator, load_generator
-from trainer.averaged_weights import load_averaged_weights
 from trainer.manifest import Manifest, pinned
 from trainer.run_folder import RunFolder
 from trainer.store import NotFoundError

@@ -252,12 +252,14 @@ def _perceiver_flops(num_inputs: int, num_outputs: int, model: ModelConfig) -> f
 
 
 def checkpoint_bytes(config: TrainConfig, shape: EncoderShape) -> int:
-    """Bytes of one checkpoint, all ranks together: weights, float32 master, two moments, average.
+    """Bytes of one checkpoint at most, all ranks together: float32 weights, two moments, average.
 
-    It does not depend on the number of ranks: weights are written once, the optimizer's state in parts.
+    What is stored is a quarter smaller (see `trainer/piece_codec.py`); this much host memory holds it on its
+    way. Rounded moments and average take two bytes each, others four.
     """
-    weight = 2 if config.precision == "bf16" else 4
-    return num_trained(config, shape) * (weight + 4 + 8 + 4)
+    every_steps = config.checkpoint.every_steps
+    is_rounded = every_steps is None or every_steps % config.optimizer.round_steps == 0
+    return num_trained(config, shape) * (10 if is_rounded else 16)
 
 
 def block_bytes(shape: EncoderShape, index: int, weights: WeightFormat) -> int:

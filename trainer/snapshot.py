@@ -5,14 +5,16 @@ weights; `settle` makes the optimizer's step wait for it, on the device. The mem
 again. Without a GPU the copy is made at once.
 """
 
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.pieces import ITEM_BYTES
+from trainer.piece_codec import Raw
+from trainer.pieces import ITEM_BYTES, PIECE_ELEMENTS
 from trainer.train_state import Stretch, TrainState
 
 _ALIGNED = 64  # bytes: views of every type begin there
@@ -22,20 +24,31 @@ class Copied(NamedTuple):
     """One stretch in host memory: its bytes."""
 
     stretch: Stretch
-    raw: "np.ndarray[tuple[int], np.dtype[np.uint8]]"
+    raw: Raw
+
+    def pieces(self) -> Iterator["Copied"]:
+        """The same in stretches as they are stored."""
+        item_bytes = ITEM_BYTES[self.stretch.dtype]
+        for first in range(0, self.stretch.count, PIECE_ELEMENTS):
+            count = min(PIECE_ELEMENTS, self.stretch.count - first)
+            raw = self.raw[first * item_bytes:(first + count) * item_bytes]
+            yield Copied(self.stretch._replace(begin=self.stretch.begin + first, count=count), raw)
 
 
 class Snapshot:
-    """Host memory of one rank for one copy at a time.
+    """Host memory of one rank for one copy at a time. Begins to take it at once, which for GBs takes seconds.
 
     Args:
         device: Where the state lies.
+        num_bytes: That a copy will need, as a rule.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, num_bytes: int) -> None:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._memory = torch.empty(0, dtype=torch.uint8)
         self._copied: torch.cuda.Event | None = None
+        self._taking = threading.Thread(target=self._take_memory, args=(num_bytes,), name="pinned memory")
+        self._taking.start()
 
     def take(self, state: TrainState, rest: Mapping[str, Tensor], *,
              rounded: bool) -> tuple[list[Copied], dict[str, Tensor]]:
@@ -57,7 +70,7 @@ class Snapshot:
         return found
 
     def settle(self) -> None:
-        """Let what is queued on the device from now on wait for the copy: before anything copied may change."""
+        """Before anything copied may change: what is queued on the device from now on waits for the copy."""
         if self._stream is not None and self._copied is not None:
             torch.cuda.current_stream(self._stream.device).wait_event(self._copied)
 
@@ -81,8 +94,12 @@ class Snapshot:
 
     def _slots(self, sizes: list[int]) -> list[Tensor]:
         """Memory for each of some numbers of bytes."""
+        self._taking.join()
         begins = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
         if begins[-1] > len(self._memory):
             self._memory = torch.empty(0, dtype=torch.uint8)  # before the larger one is there
-            self._memory = torch.empty(begins[-1], dtype=torch.uint8, pin_memory=self._stream is not None)
+            self._take_memory(begins[-1])
         return [self._memory[begin:begin + size] for begin, size in zip(begins, sizes, strict=False)]
+
+    def _take_memory(self, num_bytes: int) -> None:
+        self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)

@@ -174,10 +174,12 @@ def samples_of(job: Job, model: LatentDiffusionLM) -> tuple[list[str], dict[str,
 
 
 def save_due(job: Job) -> bool:
-    """True at the same step on every rank: by count, or by rank 0's clock."""
+    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded."""
     every = job.config.checkpoint
     if every.every_steps:
         return job.progress.step % every.every_steps == 0
+    if job.progress.step % job.config.optimizer.round_steps:
+        return False
     due = torch.tensor(int(time.monotonic() - job.saved_at_s >= (every.every_minutes or 0) * 60))
     dist.broadcast(due, src=0)
     return bool(due)

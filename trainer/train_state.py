@@ -19,8 +19,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from trainer.average import WeightAverage
-from trainer.pieces import PIECE_ELEMENTS, DType, Kind
+from trainer.pieces import DType, Kind
 
+_STRETCH_ELEMENTS = 2**25  # 128 MiB of float32: few copies, each long enough for the full rate of the bus
 _MOMENTS: dict[Kind, str] = {"momentum": "exp_avg", "variance": "exp_avg_sq"}  # torch's names
 _FULL: dict[Kind, DType] = {"master": "float32", "momentum": "float32", "variance": "float32",
                             "average": "float32"}
@@ -81,10 +82,10 @@ class TrainState:
         return is_due
 
     def stretches(self, *, rounded: bool) -> Iterator[Stretch]:
-        """This rank's state in pieces."""
+        """This rank's state, cut so that working on one takes little memory."""
         for group, share in enumerate(self._shares):
-            for first in range(0, share.count, PIECE_ELEMENTS):
-                count = min(PIECE_ELEMENTS, share.count - first)
+            for first in range(0, share.count, _STRETCH_ELEMENTS):
+                count = min(_STRETCH_ELEMENTS, share.count - first)
                 for kind, dtype in (_ROUNDED if rounded else _FULL).items():
                     yield Stretch(kind, dtype, group, share.begin + first, count)
 
@@ -126,7 +127,7 @@ class TrainState:
         self._optimizer.update_lp_params()
 
     def round(self, step: int) -> None:
-        """Before the step after this one: round moments and average in place if it is time and no save has."""
+        """Before the next step: round moments and average in place, if it is time and no save has."""
         if step % self._round_steps == 0 and self._rounded_at != step:
             self._rounded_at = step
             for stretch in self.stretches(rounded=True):

@@ -1,0 +1,50 @@
+"""Numbers come back from a checkpoint to the bit, in fewer bytes, or it is said that they do not."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from trainer.piece_codec import decode, digest, encode  # noqa: E402
+from trainer.pieces import DType, Piece  # noqa: E402
+from trainer.store import DamagedError  # noqa: E402
+
+STRANGE = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45, -3e38, 1.0]
+
+
+def stored(values: "torch.Tensor", dtype: DType) -> tuple[Piece, bytes]:
+    buffers = encode(values.view(torch.uint8).numpy(), values.element_size())
+    data = b"".join(buffers)
+    return Piece(kind="master", dtype=dtype, group=0, begin=0, count=len(values), file="f", offset=0,
+                 num_bytes=len(data), packed_bytes=len(buffers[0]), xxh3=digest(*buffers)), data
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("count", [1, 8, 100_001])
+def test_every_number_comes_back_to_the_bit(dtype: DType, count: int) -> None:
+    values = torch.cat([torch.tensor(STRANGE), 0.02 * torch.randn(count)])[:count].to(getattr(torch, dtype))
+    piece, data = stored(values, dtype)
+    assert decode(piece, data, "here").tobytes() == values.view(torch.uint8).numpy().tobytes()
+
+
+def test_weights_take_three_and_a_half_bytes_and_moments_one_and_a_half() -> None:
+    weights = 0.02 * torch.randn(2**20)
+    for values, dtype, most in ((weights, "float32", 3.5), ((weights * 1e-3).bfloat16(), "bfloat16", 1.5)):
+        assert len(stored(values, dtype)[1]) / len(values) < most
+
+
+@pytest.mark.parametrize("where", [0, 5, -1])
+def test_a_byte_that_has_changed_is_found(where: int) -> None:
+    piece, data = stored(torch.randn(1000), "float32")
+    changed = bytearray(data)
+    changed[where] ^= 1
+    with pytest.raises(DamagedError, match="not what was written"):
+        decode(piece, bytes(changed), "here")
+    with pytest.raises(DamagedError, match="not what was written"):
+        decode(piece, data[:-1], "here")
+
+
+def test_the_hash_is_the_one_of_the_reference() -> None:
+    # XXH3_128bits of nothing and of the two bytes "ab", from xxHash's own command line (xxhsum -H2).
+    assert digest(b"") == "99aa06d3014798d86001c324468d497f"
+    assert digest(b"a", b"b") == digest(np.frombuffer(b"ab", np.uint8).tobytes())
