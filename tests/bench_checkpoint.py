@@ -1,6 +1,6 @@
 """What a save costs: ours beside DeepSpeed's own and torch's asynchronous one, same weights, same run.
 
-    python -m tests.bench_checkpoint [--profile seed-35b-a3b] [--batch 64] [--steps 60] [--folder DIR]
+    python -m tests.bench_checkpoint [--profile seed-35b-a3b] [--batch 128] [--accumulate 4] [--folder DIR]
 
 The trained part of a recipe takes real steps on random hidden states. Every tenth step is followed by a save.
 A step's stall is what it takes beyond the median step without a save; "in the call" is what the host spends
@@ -39,9 +39,10 @@ GIB = 2**30
 class Trainee:
     """The trained part of a recipe, its engine and its state, on one rank."""
 
-    def __init__(self, profile: str, batch: int, device: torch.device) -> None:
+    def __init__(self, profile: str, batch: int, accumulate: int, device: torch.device) -> None:
         self.config = TrainConfig.model_validate({
-            "profile": profile, "steps": 1000, "global_batch_size": batch, "micro_batch_size": batch,
+            "profile": profile, "steps": 1000, "global_batch_size": batch * accumulate,
+            "micro_batch_size": batch,
             "checkpoint": {"every_steps": EVERY}, "data": {"source": "python-docs"}})
         hidden, vocabulary = HIDDEN[profile]
         torch.manual_seed(0)
@@ -56,16 +57,18 @@ class Trainee:
         length = self.config.data.sequence_length
         self.tokens_BL = torch.randint(0, vocabulary, (batch, length), device=device)
         self.h_BLD = torch.randn(batch, length, hidden, device=device)
-        self.device, self.batch = device, batch
+        self.device, self.batch, self.accumulate = device, batch, accumulate
 
     def step(self, step: int, before_update: Callable[[], None]) -> None:
         """One optimizer step."""
-        noise = draw_noise(self.config, 0, step, range(self.batch), self.device)
-        losses = self.engine(self.tokens_BL, self.h_BLD, noise, 1.0, noise.uniform_B)
-        self.engine.backward(losses.total)
-        clip_by_part(self.engine, 1.0)
-        before_update()
-        self.engine.step()
+        for micro in range(self.accumulate):
+            noise = draw_noise(self.config, 0, step, range(self.batch), self.device)
+            losses = self.engine(self.tokens_BL, self.h_BLD, noise, 1.0, noise.uniform_B)
+            self.engine.backward(losses.total)
+            if micro == self.accumulate - 1:
+                clip_by_part(self.engine, 1.0)
+                before_update()
+            self.engine.step()
         self.engine.module.end_step()
         self.average.update(step)
 
@@ -152,7 +155,8 @@ class TorchsAsync:
         self._stager = DefaultStager(StagingOptions(
             use_pinned_memory=is_cuda, use_shared_memory=True, use_async_staging=is_cuda,
             use_non_blocking_copy=is_cuda))
-        self._stager.close = lambda: None  # torch 2.11 closes it after one save, and with it its memory
+        # torch 2.11 closes it after one save, and with it its memory, which is what is to be used again.
+        self._stager.close = self._stager._state_dict_stager.close = lambda: None
 
     def before_step(self, step: int) -> None:
         """Nothing."""
@@ -233,15 +237,17 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=sorted(HIDDEN), default="smoke")
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--steps", type=int, default=61)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/ldlm-bench-checkpoint"))
     options = parser.parse_args()
     with one_rank() as device:
-        trainee = Trainee(options.profile, options.batch, device)
+        trainee = Trainee(options.profile, options.batch, options.accumulate, device)
         for step in range(3):
             trainee.step(step, lambda: None)
         card = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-        print(f"{options.profile}: {trainee.num_parameters / 1e6:,.1f} M trained, batch {options.batch}, "
+        print(f"{options.profile}: {trainee.num_parameters / 1e6:,.1f} M trained, batch {options.batch} x "
+              f"{options.accumulate}, "
               f"torch {torch.__version__}, {card}")
         print("             step ms  stall ms  worst ms  in the call  first ms  wall s  B/param  GiB/s")
         for number, kind in enumerate((Ours, DeepSpeeds, TorchsAsync)):
