@@ -265,8 +265,8 @@ def main() -> None:
 
 def _line(name: str, row: dict[str, float], num_parameters: int) -> str:
     return (f"{name:<12} {1e3 * row['step_s']:7.0f}  {1e3 * row['stall_s']:8.1f}  "
-            f"{1e3 * row['worst_s']:8.1f}  {1e3 * row['call_s']:11.1f}  {1e3 * row['first_s']:8.0f}  {row['wall_s']:6.2f}  "
-            f"{row['bytes'] / num_parameters:7.2f}  {row['bytes'] / GIB / row['wall_s']:5.2f}")
+            f"{1e3 * row['worst_s']:8.1f}  {1e3 * row['call_s']:11.1f}  {1e3 * row['first_s']:8.0f}  "
+            f"{row['wall_s']:6.2f}  {row['bytes'] / num_parameters:7.2f}  {row['bytes'] / GIB / row['wall_s']:5.2f}")
 
 
 if __name__ == "__main__":
