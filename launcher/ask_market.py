@@ -27,7 +27,8 @@ def with_market(proposal: Proposal) -> Proposal:
     if not wanted:
         return proposal
     if not _is_listening():  # before SkyPilot is imported, which takes seconds
-        why = f"{api_server()} does not answer" if api_server() else "does not run; a launch starts it"
+        # Its URL may bear a password, so it is not named.
+        why = "does not answer" if api_server() else "does not run; a launch starts it"
         return replace(proposal, market_problem=f"not asked: SkyPilot's API server {why}")
     engine = sky_engine(open_store(url))
     try:

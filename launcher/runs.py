@@ -11,7 +11,7 @@ import yaml
 from launcher.engine import ALIVE, Engine, EnginePhase
 from launcher.engine_folder import engine_home
 from launcher.engines import engine_of, state_of, view
-from launcher.errors import LdlmError, RunRecordError, UsageError
+from launcher.errors import LdlmError, RunRecordError, StoreError, UsageError
 from launcher.home import ldlm_home
 from launcher.local_engine import LocalEngine
 from launcher.run_record import RunRecord, RunView, find_folder, list_run_ids, load_record
@@ -50,16 +50,23 @@ def view_run(run_id: str, store_option: str | None) -> RunView:
 
 
 def find_engine(run_id: str, store_option: str | None) -> Engine:
-    """The engine that has a run: this machine's if it knows the run, else the one that its record names.
+    """The engine that a run was last given to; this machine's for one that lives here, or has no record.
 
     Raises:
-        RunRecordError: Neither knows it.
+        RunRecordError: No engine and no record knows it.
+        StoreError: The record cannot be read.
     """
     check_run_id(run_id, "RUN")
     local = LocalEngine()
-    if local.state(run_id).phase is not EnginePhase.NONE:
+    here = local.state(run_id).phase
+    if here in ALIVE:  # whatever becomes of the store, it can be watched and stopped
         return local
-    store, record = open_run(run_id, store_option)
+    try:
+        store, record = open_run(run_id, store_option)
+    except (RunRecordError, StoreError):
+        if here is EnginePhase.NONE:
+            raise
+        return local
     return engine_of(record, store)
 
 

@@ -91,6 +91,7 @@ def test_a_plan_is_made_without_the_market_where_no_server_answers(vast: Vast) -
         done = vast.ldlm("plan", RECIPE)
         said = " ".join(done.stdout.split())
         assert done.returncode == 0 and "for a machine up to 6 h" in said
+        assert vast.url not in said
         assert re.search(rf"market not (asked|known): SkyPilot's API server .*{why}", said), said
 
 

@@ -101,7 +101,7 @@ def test_no_cloud_at_all_is_told_with_what_to_do(tmp_path):
 def test_why_a_job_has_failed_is_told_in_the_same_words(story, told):
     """The jobs controller keeps the type before the text."""
     kind, text, problem, fix = told[story]
-    row = {"status": "FAILED_NO_RESOURCE", "task_name": "train",
+    row = {"status": "FAILED_NO_RESOURCE", "task_name": "train", "job_name": "run",
            "failure_reason": f"sky.exceptions.{kind}: {text}"}
     assert _state_of([row]).detail == f"train: FAILED_NO_RESOURCE: {problem}; {fix}"
 

@@ -12,8 +12,7 @@ export LAB=${LAB:-/tmp/ldlm-lab} PATH=$PATH:/usr/sbin
 for program in slurmctld slurmd sinfo munged sshd rsync lsof ip iptables openssl; do
     command -v $program > /dev/null || {
         echo "error: the lab needs $program" >&2
-        echo "  fix: apt-get install --no-install-recommends slurmctld slurmd slurm-client munge" \
-             "openssh-server rsync lsof procps iproute2 iptables openssl" >&2
+        echo "  fix: apt-get install --no-install-recommends $(cat "$here/packages.txt")" >&2
         exit 1
     }
 done
