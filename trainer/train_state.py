@@ -21,7 +21,7 @@ from torch import distributed as dist
 from trainer.average import WeightAverage
 from trainer.pieces import DType, Kind
 
-_STRETCH_ELEMENTS = 2**25  # 128 MiB of float32: few copies, each long enough for the full rate of the bus
+_STRETCH_ELEMENTS = 2**26  # 256 MiB of float32: few copies, each long enough for the full rate of the bus
 _MOMENTS: dict[Kind, str] = {"momentum": "exp_avg", "variance": "exp_avg_sq"}  # torch's names
 _FULL: dict[Kind, DType] = {"master": "float32", "momentum": "float32", "variance": "float32",
                             "average": "float32"}
@@ -95,8 +95,9 @@ class TrainState:
         live = self._live(stretch.kind, stretch)
         if stretch.kind == "average_delta":
             master = self._live("master", stretch)
-            delta = (live - master).bfloat16()
-            torch.add(master, delta.float(), out=live)
+            # Straight into bfloat16 and out of it: no float32 of its own that the device would have to move.
+            delta = torch.sub(live, master, out=torch.empty_like(live, dtype=torch.bfloat16))
+            torch.add(master, delta, out=live)
             return delta
         if stretch.dtype == "float32":
             return live
@@ -109,7 +110,7 @@ class TrainState:
         """Put numbers where `read` took them from; `average_delta` after `master`."""
         live = self._live(stretch.kind, stretch)
         if stretch.kind == "average_delta":
-            torch.add(self._live("master", stretch), values.float(), out=live)
+            torch.add(self._live("master", stretch), values.to(live.device), out=live)
         else:
             live.copy_(values)
 
