@@ -2,9 +2,10 @@
 
     python -m tests.bench_checkpoint [--profile seed-35b-a3b] [--batch 128] [--accumulate 4] [--folder DIR]
 
-The trained part of a recipe takes real steps on random hidden states. Every tenth step is followed by a save.
-A step's stall is what it takes beyond the median step without a save; "in the call" is what the host spends
-in the save itself. Prints one table; writes nothing else, and deletes what it saves.
+The trained part of a recipe takes real steps on random hidden states. Every tenth step is followed by a save,
+unless one is under way. All of a step but "step", "wall" and "load" is in ms beyond the median step without a
+save: "stall" and "worst" of the steps that follow one, "later" of the steps while it is still under way;
+"call" is what the host spends in the save itself. Prints one table; deletes what it saves.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,11 +113,19 @@ class Ours:
         """Weights are about to change."""
         self._checkpointer.settle()
 
+    def is_done(self) -> bool:
+        """Nothing is under way."""
+        return not self._checkpointer.is_saving
+
     def wait(self) -> None:
         """Until it is stored."""
         self._checkpointer.wait()
         if error := self._checkpointer.pop_error():
             raise error
+
+    def load(self) -> None:
+        """Bring the newest back."""
+        assert self._checkpointer.restore(print)
 
 
 class DeepSpeeds:
@@ -138,8 +148,16 @@ class DeepSpeeds:
     def before_update(self) -> None:
         """Nothing."""
 
+    def is_done(self) -> bool:
+        """Always."""
+        return True
+
     def wait(self) -> None:
         """Nothing."""
+
+    def load(self) -> None:
+        """Bring the newest back."""
+        self._trainee.engine.load_checkpoint(str(self._folder), tag="it")
 
 
 class TorchsAsync:
@@ -175,40 +193,66 @@ class TorchsAsync:
         if hasattr(self._under_way, "staging_completion"):
             self._under_way.staging_completion.result()
 
+    def is_done(self) -> bool:
+        """Nothing is under way."""
+        return self._under_way is None or self._upload().done()
+
     def wait(self) -> None:
         """Until it is stored."""
         if self._under_way is not None:
-            getattr(self._under_way, "upload_completion", self._under_way).result()
+            self._upload().result()
             self._under_way = None
+
+    def load(self) -> None:
+        """Bring the newest back, and in the same tensors."""
+        from torch.distributed import checkpoint as dcp
+
+        dcp.load(self._trainee.tensors(), checkpoint_id=str(self._folder))
+
+    def _upload(self) -> Future[object]:
+        return getattr(self._under_way, "upload_completion", self._under_way)
 
 
 Method = Ours | DeepSpeeds | TorchsAsync
 
 
-def measure(trainee: Trainee, method: Method, folder: Path, first: int, num_steps: int) -> dict[str, float]:
-    """Seconds of steps and saves, and bytes of one save."""
-    plain, after_save, calls, walls = [], [], [], []
-    for step in range(first, first + num_steps):
+def measure(trainee: Trainee, method: Method, folder: Path, first: int, num_saves: int) -> dict[str, float]:
+    """Seconds of steps and saves, and bytes of one save. Steps go on while a save is under way."""
+    plain, after_save, later, calls, walls = [], [], [], [], []
+    step, began = first + 1, 0.0
+    while len(walls) < num_saves:
         begin = time.perf_counter()
-        saves = step % EVERY == 0 and step > first
+        saves = step % EVERY == 0 and not began
         if saves:
+            began = begin
             method.save(step)
             calls.append(time.perf_counter() - begin)
         method.before_step(step)
         trainee.step(step, method.before_update)
         _synchronize(trainee.device)
         passed = time.perf_counter() - begin
-        (after_save if saves else plain).append(passed)
-        if saves:
+        (after_save if saves else later if began else plain).append(passed)
+        if began and method.is_done():
             method.wait()
-            walls.append(time.perf_counter() - begin)
+            walls.append(time.perf_counter() - began)
+            began = 0.0
+        step += 1
     # The first save makes the memory that the others use again.
     usual = statistics.median(plain[2:])
     stalls = sorted(passed - usual for passed in after_save[1:])
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {"step_s": usual, "stall_s": statistics.median(stalls), "worst_s": stalls[-1],
             "call_s": statistics.median(calls[1:]), "first_s": after_save[0] - usual,
-            "wall_s": statistics.median(walls[1:]), "bytes": size / max(1, _kept(folder))}
+            "later_s": statistics.median(later) - usual if later else 0.0,
+            "wall_s": statistics.median(walls[1:]), "bytes": size / max(1, _kept(folder)),
+            "load_s": _seconds(trainee.device, method.load), "last": step}
+
+
+def _seconds(device: torch.device, work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    _synchronize(device)
+    return time.perf_counter() - begin
 
 
 def _kept(folder: Path) -> int:
@@ -238,7 +282,7 @@ def main() -> None:
     parser.add_argument("--profile", choices=sorted(HIDDEN), default="smoke")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step")
-    parser.add_argument("--steps", type=int, default=61)
+    parser.add_argument("--saves", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=Path("/tmp/ldlm-bench-checkpoint"))
     options = parser.parse_args()
     with one_rank() as device:
@@ -249,24 +293,28 @@ def main() -> None:
         print(f"{options.profile}: {trainee.num_parameters / 1e6:,.1f} M trained, batch {options.batch} x "
               f"{options.accumulate}, "
               f"torch {torch.__version__}, {card}")
-        print("             step ms  stall ms  worst ms  in the call  first ms  wall s  B/param  GiB/s")
-        for number, kind in enumerate((Ours, DeepSpeeds, TorchsAsync)):
+        print("           step ms  stall  worst  call  first  later  wall s  B/param  GiB/s  load s")
+        first = 0
+        for kind in (Ours, DeepSpeeds, TorchsAsync):
             folder = options.folder / kind.name.replace(" ", "-")
             method = kind(trainee, folder)
-            first = 10 * (number * (options.steps // 10 + 2) + 1)
             try:
-                print(_line(kind.name, measure(trainee, method, folder, first, options.steps),
-                            trainee.num_parameters), flush=True)
+                row = measure(trainee, method, folder, first, options.saves)
+                print(_line(kind.name, row, trainee.num_parameters), flush=True)
+                first = int(row["last"])
             except Exception as error:  # of a peer: the others are measured all the same
-                print(f"{kind.name:<12} failed: {type(error).__name__}: {error}", flush=True)
+                print(f"{kind.name:<10} failed: {type(error).__name__}: {error}", flush=True)
             del method
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _line(name: str, row: dict[str, float], num_parameters: int) -> str:
-    return (f"{name:<12} {1e3 * row['step_s']:7.0f}  {1e3 * row['stall_s']:8.1f}  "
-            f"{1e3 * row['worst_s']:8.1f}  {1e3 * row['call_s']:11.1f}  {1e3 * row['first_s']:8.0f}  "
-            f"{row['wall_s']:6.2f}  {row['bytes'] / num_parameters:7.2f}  {row['bytes'] / GIB / row['wall_s']:5.2f}")
+    def ms(key: str) -> str:
+        return f"{1e3 * row[key]:5.0f}"
+
+    return (f"{name:<10} {1e3 * row['step_s']:7.0f}  {ms('stall_s')}  {ms('worst_s')} {ms('call_s')}  "
+            f"{ms('first_s')}  {ms('later_s')}  {row['wall_s']:6.2f}  {row['bytes'] / num_parameters:7.2f}  "
+            f"{row['bytes'] / GIB / row['wall_s']:5.2f}  {row['load_s']:6.2f}")
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ class Checkpointer:
         self._state = state
         self._model = model
         self._groups = groups
+        # To ask the model for its state at each save would take milliseconds.
+        self._buffer_names = model.state_dict().keys() - {name for group in groups for name in group}
         self._keep = keep
         self._identity = identity
         self._before_commit = before_commit
@@ -115,6 +117,11 @@ class Checkpointer:
         """To be called before weights, moments or average may change."""
         self._snapshot.settle()
 
+    @property
+    def is_saving(self) -> bool:
+        """A save is in flight."""
+        return self._thread is not None and self._thread.is_alive()
+
     def wait(self) -> None:
         """Return when no save is in flight."""
         if self._thread:
@@ -127,8 +134,7 @@ class Checkpointer:
         return error
 
     def _buffers(self) -> dict[str, Tensor]:
-        trained = {name for group in self._groups for name in group}
-        return {name: value for name, value in self._model.state_dict().items() if name not in trained}
+        return {name: self._model.get_buffer(name) for name in self._buffer_names}
 
     def _upload(self, step: int, copied: list[Copied], rest: dict[str, Tensor]) -> None:
         base = checkpoint_folder(step)
