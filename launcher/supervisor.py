@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -25,7 +25,8 @@ from launcher.preempt_at import PreemptAt, parse_preempt_at
 from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
 from launcher.verdict import Follows, Verdict, judge, limit_reached
-from trainer.contract import Document, Env, Name, Outcome, attempt_file
+from trainer.contract import Document, Env, ExitCode, Name, Outcome, attempt_file
+from trainer.lease import START_S, SupersededError, await_free
 from trainer.run_folder import (
     Attempt,
     AttemptEnd,
@@ -101,6 +102,8 @@ class Supervisor:
                 return Verdict(Follows.END, Outcome.STOPPED, f"stopped on request before {document.document}")
             attempt = self._claim(document)
             result = self._run_attempt(document, attempt)
+            if result.exit_code == ExitCode.SUPERSEDED:  # what the store holds is another's now
+                raise SupersededError(f"attempt {attempt.number} was superseded by a later one elsewhere")
             if self._is_record_gone:
                 return Verdict(Follows.END, Outcome.LOST,
                                f"somebody deleted the run's record: no {self._run.url}/{Name.RECIPE}")
@@ -127,7 +130,9 @@ class Supervisor:
     def _claim(self, document: TaskDocument) -> Attempt:
         attempt = patiently(lambda: self._run.claim_attempt(
             document.document, billed_from=datetime.now(UTC), price_usd_per_hour=document.price_usd_per_hour,
-            offer=document.envs.get(Env.OFFER, "local"), host=socket.gethostname()), "claim an attempt")
+            offer=document.envs.get(Env.OFFER, "local"), host=socket.gethostname(),
+            owner=socket.gethostname(), lease_until=datetime.now(UTC) + timedelta(seconds=START_S)),
+            "claim an attempt")
         self._show(document=document.document, attempt=attempt.number, detail=f"{document.document} runs")
         return attempt
 
@@ -204,10 +209,16 @@ class Supervisor:
             time.sleep(0.1)
 
     def _close_open_attempts(self) -> None:
-        """Also another machine's: a run that is alive elsewhere is never resumed."""
+        """Also another machine's, once its lease is over."""
+        patiently(lambda: await_free(self._run, socket.gethostname(), self._say_that_it_waits),
+                  "see who trains this run")
         attempts = patiently(self._run.attempts, "read the attempts")
         self._try(lambda: self._run.close_open_attempts(
             attempts, "its engine was killed; last seen then", preempted=False), "end what was left open")
+
+    def _say_that_it_waits(self, text: str) -> None:
+        say(text)
+        self._show(detail=text)
 
     # -- the store and state.json -------------------------------------------------------------
 

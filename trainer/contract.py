@@ -49,11 +49,12 @@ class LdlmError(Exception):
 class ExitCode(IntEnum):
     """What a node's exit code tells the engine. Anything else is a crash that has no name yet.
 
-    Source: SkyPilot counts codes of 1 to 255; 75, 77, 78 and 70 are EX_TEMPFAIL, EX_NOPERM, EX_CONFIG and
-    EX_SOFTWARE of sysexits.h, and nothing on the way (torchrun, bash) uses them by itself.
+    Source: SkyPilot counts codes of 1 to 255; 69, 70, 75, 77 and 78 are EX_UNAVAILABLE, EX_SOFTWARE,
+    EX_TEMPFAIL, EX_NOPERM and EX_CONFIG of sysexits.h, and nothing on the way (torchrun, bash) uses them.
     """
 
     FINISHED = 0  # finished, or stopped on purpose at a limit: `outcome.json` says which
+    SUPERSEDED = 69  # a later attempt owns the run: nothing was saved, and nothing follows
     BROKEN = 70  # diverged, an invariant broke, or no newer checkpoint in three attempts: do not retry
     RECOVER = 75  # checkpoint committed, run me again
     STOPPED = 77  # checkpoint committed, and a person asked for it: nothing follows

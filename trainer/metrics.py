@@ -17,6 +17,7 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError, attempt_file
+from trainer.lease import SupersededError, check_own, renewed
 from trainer.machine import traffic
 from trainer.run_folder import (
     Attempt,
@@ -167,6 +168,9 @@ class Recorder:
         before: What earlier attempts have come to.
         clock: Books the phases.
         progress: Read at each heartbeat.
+
+    Attributes:
+        superseded: Set once another attempt owns the run: this one has to stop.
     """
 
     def __init__(self, folder: RunFolder, attempt: Attempt, *, interval_s: float, before: Before,
@@ -183,6 +187,7 @@ class Recorder:
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # heartbeats and checkpoints both write
         self._closing = False
+        self.superseded: SupersededError | None = None
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._write_until_closed, name="heartbeat", daemon=True)
         self._thread.start()
@@ -232,10 +237,20 @@ class Recorder:
         self._try_to_write()
 
     def write(self) -> None:
-        """One heartbeat, and the rows and records since the last one. Raises StoreError."""
+        """One heartbeat, and the rows and records since the last one.
+
+        Raises:
+            StoreError: They cannot be written.
+            SupersededError: A later attempt owns the run.
+        """
         with self._writing:
             self._write_files()
             self._write_rows()
+        try:
+            check_own(self._folder, self._attempt.number)
+        except SupersededError as error:
+            self.superseded = error
+            raise
 
     def _write_files(self) -> None:
         """Before the rows: whoever reads a row finds what belongs to it."""
@@ -256,7 +271,8 @@ class Recorder:
                 resumed_from_step=progress.resumed_from_step, durable_step=progress.durable_step,
                 durable_train_s=progress.durable_train_s, durable_evaluate_s=progress.durable_evaluate_s,
                 phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
-                spent_usd=self.spent_usd(now), traffic=traffic(), metrics=dict(progress.metrics))
+                spent_usd=self.spent_usd(now), lease_until=renewed(now, self._interval_s),
+                traffic=traffic(), metrics=dict(progress.metrics))
         try:
             if rows:
                 chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()
@@ -284,3 +300,5 @@ class Recorder:
         except StoreError as error:
             # The next heartbeat carries these rows; training does not depend on them.
             print(f"warning: heartbeat not written: {error}", flush=True)
+        except SupersededError as error:
+            print(f"warning: {error.problem}", flush=True)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Name, RankEnd, attempt_file
+from trainer.lease import START_S, owner_here
 from trainer.machine import (
     MachineError,
     booted_at,
@@ -167,8 +168,9 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
     number = os.environ.get(Env.ATTEMPT)
     if number:
         return folder.attempt(int(number)).attempt
-    return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at),
-                                host=socket.gethostname(),
+    host = socket.gethostname()
+    return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at), host=host,
+                                owner=owner_here(host), lease_until=started_at + timedelta(seconds=START_S),
                                 price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
                                 offer=os.environ.get(Env.OFFER, ""),
                                 cloud=cluster_info(os.environ).get("cloud", ""))

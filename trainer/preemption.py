@@ -25,6 +25,7 @@ class Verdict(IntEnum):
     LIMIT = 1  # budget or deadline of the run: save and finish for good
     RECOVER = 2  # this machine goes away: save and ask for another
     FAIL = 3  # checkpoints cannot be written any more
+    SUPERSEDED = 4  # another attempt owns the run
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,13 @@ attempt after a crash (`trainer.node` counts those) and for another machine wher
 a wish to stop, and writes how the run ended. No torch.
 """
 
+import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
 from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
+from trainer.lease import await_free, owner_here
 from trainer.machine import MachineError
 from trainer.run_folder import STARTS, RunFolder, RunOutcome, StopWish
 
@@ -30,6 +32,7 @@ class Rented:
         clock: Seconds that never go back.
 
     Raises:
+        LeaseError: Somebody else trains this run.
         StoreError: The record cannot be read or written.
     """
 
@@ -46,6 +49,7 @@ class Rented:
 
     def _take_over(self) -> None:
         """Close what an earlier attempt left open, and an older end that must not pass for the new one."""
+        await_free(self._folder, owner_here(socket.gethostname()), lambda text: print(text, flush=True))
         attempts = self._folder.attempts()
         self._folder.close_open_attempts(attempts, "the machine was taken back", preempted=True)
         found = self._folder.find(Name.OUTCOME, RunOutcome)

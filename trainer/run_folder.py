@@ -29,6 +29,8 @@ class Attempt(_Record):
         billed_from: When its program started; on a rented machine, when the machine did, or when the attempt
             before this one on it ended.
         cloud: Of its machine, as SkyPilot names it, in small letters; empty where SkyPilot did not start it.
+        owner: Who has started it, see `trainer/lease.py`.
+        lease_until: No other owner starts an attempt before; a heartbeat may say a later time.
     """
 
     number: int
@@ -38,6 +40,8 @@ class Attempt(_Record):
     offer: str
     host: str
     cloud: str = ""
+    owner: str = ""
+    lease_until: datetime | None = None
 
 
 class Traffic(_Record):
@@ -66,6 +70,7 @@ class Heartbeat(_Record):
         durable_train_s: `phases.train_s` when the durable step was done: time that is kept.
         durable_evaluate_s: The same for `phases.evaluate_s`.
         spent_usd: Over all attempts of the run, this one up to `at`.
+        lease_until: See `Attempt`.
         traffic: Of the first node, since it was started.
     """
 
@@ -79,6 +84,7 @@ class Heartbeat(_Record):
     phases: Phases
     tokens_per_s: float
     spent_usd: Decimal
+    lease_until: datetime | None = None
     traffic: Traffic = Traffic()
     metrics: dict[str, float] = {}
 
@@ -246,7 +252,8 @@ class RunFolder:
         )
 
     def claim_attempt(self, document: Document, *, billed_from: datetime, price_usd_per_hour: Decimal,
-                      offer: str, host: str, cloud: str = "") -> Attempt:
+                      offer: str, host: str, cloud: str = "", owner: str = "",
+                      lease_until: datetime | None = None) -> Attempt:
         """Take the next attempt number; safe against a second claimer.
 
         Raises:
@@ -256,7 +263,8 @@ class RunFolder:
         first = max(taken, default=0) + 1
         for number in range(first, first + 10):
             attempt = Attempt(number=number, document=document, billed_from=billed_from,
-                              price_usd_per_hour=price_usd_per_hour, offer=offer, host=host, cloud=cloud)
+                              price_usd_per_hour=price_usd_per_hour, offer=offer, host=host, cloud=cloud,
+                              owner=owner, lease_until=lease_until)
             try:
                 self.write(attempt_file(number, "attempt.json"), attempt, create=True)
                 return attempt

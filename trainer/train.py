@@ -22,6 +22,7 @@ from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
 from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
+from trainer.lease import SupersededError
 from trainer.metrics import TrainingSpeed
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
@@ -94,6 +95,8 @@ def measure_hidden_states(job: Job) -> None:
 def own_verdict(job: Job) -> Verdict:
     """What this rank would do before the next step."""
     note_finished_save(job)
+    if superseded(job):
+        return Verdict.SUPERSEDED
     if job.failed_saves >= _MAX_FAILED_SAVES:
         return Verdict.FAIL
     if job.stop.received:
@@ -221,13 +224,17 @@ def note_finished_save(job: Job) -> None:
 
 def finish(job: Job, verdict: Verdict) -> RankEnd:
     """Commit the last state, write the outcome, and say how the node should exit."""
-    if verdict is not Verdict.FAIL and is_ahead_of_durable(job):
+    if verdict < Verdict.FAIL and is_ahead_of_durable(job):
         save(job)
     with job.clock.during("checkpoint_s"):
         job.checkpoints.wait()
     note_finished_save(job)
-    failed = agree(Verdict.FAIL if job.failed_saves else Verdict.CONTINUE) is Verdict.FAIL
-    if failed:
+    saved = agree(Verdict.SUPERSEDED if superseded(job)
+                  else Verdict.FAIL if job.failed_saves else Verdict.CONTINUE)
+    if saved is Verdict.SUPERSEDED:
+        told = superseded(job)
+        return RankEnd(ExitCode.SUPERSEDED, told.problem if told else "a later attempt owns the run")
+    if saved is Verdict.FAIL:
         return RankEnd(1, f"the state of step {job.progress.step} could not be saved; "
                           f"step {job.progress.durable_step} is durable (see the warnings above)")
     if verdict is Verdict.RECOVER:
@@ -242,6 +249,11 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
         job.folder.write(Name.OUTCOME, RunOutcome(outcome=outcome, at=datetime.now(UTC),
                                                   step=job.progress.step, reason=reason))
     return RankEnd(ExitCode.FINISHED, f"{outcome}: {reason}")
+
+
+def superseded(job: Job) -> SupersededError | None:
+    """Set on rank 0 once another attempt owns the run."""
+    return job.recorder.superseded if job.recorder is not None else None
 
 
 def is_ahead_of_durable(job: Job) -> bool:
