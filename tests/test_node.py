@@ -227,6 +227,14 @@ def test_ranks_on_two_nodes_share_one_attempt(text: Path, tmp_path: Path) -> Non
     assert [(manifest.step, manifest.world_size) for manifest in run.checkpoints()] == [(2, 2)]
 
 
+def test_two_runs_on_the_same_two_nodes_meet_at_ports_of_their_own(text: Path, tmp_path: Path) -> None:
+    place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
+    runs = [new_run(text, tmp_path / name, num_ranks=1, steps=2) for name in ("one", "other")]
+    nodes = [run.start(SKYPILOT_NODE_RANK=str(rank), **place) for run in runs for rank in (0, 1)]
+    outputs = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0] * 4, "\n".join(outputs)
+
+
 def test_a_node_with_another_text_is_named_before_the_first_step(text: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.txt"
     other.write_text("\n\n".join(reversed(text.read_text().split("\n\n"))))

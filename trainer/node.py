@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -279,8 +280,17 @@ def train_command() -> list[str]:
     else:
         head = _required("SKYPILOT_NODE_IPS").split()[0]
         rendezvous = ["--nnodes", str(num_nodes()), "--node-rank", str(node_rank()),
-                      "--master-addr", head, "--master-port", "29500"]
+                      "--master-addr", head, "--master-port", str(master_port())]
     return [*torchrun, *rendezvous, "-m", "trainer.train"]
+
+
+def master_port() -> int:
+    """Where the nodes of one run meet: the same on all, and another for another run on the same machine.
+
+    Below the ports that Linux gives to outgoing connections (32768 on) and above those of Ray's workers.
+    """
+    run = f"{_required(Env.STORE)}/{_required(Env.RUN_ID)}"
+    return 20_000 + zlib.crc32(run.encode()) % 10_000
 
 
 def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
