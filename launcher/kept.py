@@ -6,7 +6,7 @@ from typing import Any
 from launcher import console
 from launcher.errors import RunRecordError
 from launcher.run_record import RunRecord, RunView, Status
-from launcher.store_prices import StorePrice, store_price
+from launcher.store_prices import OWN_DISK, StorePrice, store_price
 from trainer.contract import Name
 from trainer.run_folder import RunFolder
 from trainer.run_parts import Amount
@@ -25,10 +25,10 @@ def kept_facts(record: RunRecord) -> list[tuple[str, str]]:
     """For the screen of a run: what its checkpoints take and cost, or that they are gone."""
     kept = kept_checkpoints(record)
     if not kept.num_bytes:
-        return [("checkpoints", "none is left in the store")] if _durable_step(record) else []
+        return [("kept", "no checkpoint is left in the store")] if _durable_step(record) else []
     price = store_price(record.store_address)
-    month = f", {a_month(price, kept.num_bytes)}" if price is None or price.kept_usd_per_gb_month else ""
-    return [("checkpoints", f"{console.data_size(kept.num_bytes)}{month}")]
+    month = "" if price is OWN_DISK else f", {a_month(price, kept.num_bytes)}"
+    return [("kept", f"{console.data_size(kept.num_bytes)} of checkpoints{month}")]
 
 
 def kept_json(record: RunRecord) -> dict[str, Any]:
@@ -43,8 +43,7 @@ def show_bill_goes_on(view: RunView) -> None:
     """Say, of a run that has ended, that a bucket goes on to bill for its checkpoints, and what ends that."""
     record, kept = view.record, kept_checkpoints(view.record)
     price = store_price(record.store_address)
-    bills = price is None or price.kept_usd_per_gb_month
-    if kept.num_bytes and bills and view.status is Status.ENDED:
+    if kept.num_bytes and price is not OWN_DISK and view.status is Status.ENDED:
         console.answer()
         console.answer_notes([f"its checkpoints stay in the bucket: {console.data_size(kept.num_bytes)}, "
                               f"{a_month(price, kept.num_bytes)}, until `ldlm rm {record.run_id}`; to have "

@@ -29,8 +29,8 @@ def run_pull(run_id: str, to: str, which: str, store_option: str | None, *, yes:
     """
     if which not in list(Which):
         raise UsageError(f"{which!r} is no choice", place="--checkpoints", fix=f"use {', '.join(Which)}")
-    trainer_python()
     folder, target = find_run(run_id, store_option), Path(to).expanduser()
+    trainer_python()
     check_place(folder, target)
     plan = plan_pull(folder, Which(which), console.talk)
     left_bytes = plan.num_bytes - bytes_here(plan, target / run_id)

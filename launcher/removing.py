@@ -20,7 +20,7 @@ from launcher.kept import a_month
 from launcher.local_engine import LocalEngine
 from launcher.run_record import is_alive_elsewhere, load_record
 from launcher.runs import find_run, store_of
-from launcher.store_prices import store_price
+from launcher.store_prices import OWN_DISK, store_price
 from launcher.unfinished_uploads import UnfinishedUpload, abort_uploads, unfinished_uploads, what_remains
 from trainer.contract import Name
 from trainer.run_folder import RunFolder
@@ -62,7 +62,8 @@ def run_rm(run_id: str, store_option: str | None, *, everything: bool, yes: bool
     with console.aside() if as_json else nullcontext():
         _show(folder, doomed)
     if doomed.num_bytes or everything:
-        ask(_question(run_id, doomed), yes)
+        what = f"everything of {run_id}" if everything else f"the checkpoints of {run_id}"
+        ask(f"Delete {what}, {console.data_size(doomed.num_bytes)}?", yes)
         check_not_alive(folder)  # the question may have stood for long
         try:
             remove(folder, doomed)
@@ -132,8 +133,8 @@ def _show(folder: RunFolder, doomed: Doomed) -> None:
     price = store_price(folder.store.address)
 
     def row(what: str, amount: Amount, then: str) -> list[str]:
-        return [what, str(amount.num_files), console.data_size(amount.num_bytes),
-                a_month(price, amount.num_bytes).removesuffix(" a month"), then]
+        month = "-" if price is OWN_DISK else a_month(price, amount.num_bytes).removesuffix(" a month")
+        return [what, str(amount.num_files), console.data_size(amount.num_bytes), month, then]
 
     goes = [row(part, Amount.of(found), "deleted") for part, found in doomed.objects.items() if found]
     if doomed.uploads:
@@ -142,17 +143,14 @@ def _show(folder: RunFolder, doomed: Doomed) -> None:
     stays = [row(part, amount, "stays") for part, amount in doomed.stays.items() if amount.num_files]
     console.answer(f"What {folder.run_id} has in {folder.store.url}", "title")
     console.answer_table(["", "files", "size", "a month", ""], goes + stays, right=[1, 2, 3])
-    if price is not None and price.kept_usd_per_gb_month:
-        console.answer_text(f"  (list price: ${price.kept_usd_per_gb_month} a GB and month, {price.place})")
-    if remains := what_remains(folder.store.address):
-        console.answer_notes([remains])
     console.answer()
-
-
-def _question(run_id: str, doomed: Doomed) -> str:
-    what = f"everything of {run_id}" if doomed.everything else f"the checkpoints of {run_id}"
-    then = "what it learned and cost is forgotten" if doomed.everything else "it cannot be resumed or sampled"
-    return f"Delete {what}, {console.data_size(doomed.num_bytes)}? Then {then}."
+    if price is not None and price is not OWN_DISK:
+        per_gb = f"${price.kept_usd_per_gb_month} a GB and month"
+        console.answer_facts([("list price", f"{per_gb} ({price.place})")])
+    lost = ("what it learned and cost is forgotten" if doomed.everything else
+            "without checkpoints it cannot be resumed, sampled or exported")
+    console.answer_notes([*filter(None, [what_remains(folder.store.address)]), lost])
+    console.answer()
 
 
 def _last_line(folder: RunFolder, doomed: Doomed) -> str:
@@ -167,8 +165,8 @@ def _last_line(folder: RunFolder, doomed: Doomed) -> str:
 
 def _saved(folder: RunFolder, doomed: Doomed, freed: str) -> str:
     price = store_price(folder.store.address)
-    bills = price is not None and price.kept_usd_per_gb_month
-    return f"{freed} freed" + (f", {a_month(price, doomed.num_bytes)} less" if bills else "")
+    less = "" if price in (None, OWN_DISK) else f", {a_month(price, doomed.num_bytes)} less"
+    return f"{freed} freed{less}"
 
 
 def _as_json(folder: RunFolder, doomed: Doomed) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What `ldlm pull` brings home, and what it does not fetch twice: from a folder, and from a disk that is full."""
+"""What `ldlm pull` brings home, and what it does not fetch twice; what a full disk leaves."""
 
 import json
 import os
@@ -102,6 +102,18 @@ def test_of_a_file_that_is_not_what_was_written_only_what_is_wrong_comes_anew(so
     assert is_whole(home(tmp_path), 8)
     came = pulled.num_bytes - sum(map(len, RECORDS.values()))
     assert came == (manifest.pieces[0].num_bytes if how == "flipped" else manifest.shards[0].num_bytes)
+
+
+def test_of_a_file_that_came_in_part_only_the_missing_pieces_are_fetched(source, tmp_path):
+    pull(source, tmp_path / "home", Which.NEWEST, quiet)
+    path, pieces = shard(home(tmp_path), 8), complete_checkpoints(source, quiet)[0].pieces
+    with path.open("r+b") as file:  # as a killed pull leaves it: its whole length, with holes
+        file.truncate(pieces[2].offset + 10)
+        file.truncate(shard(source, 8).stat().st_size)
+    path.rename(f"{path}.part")
+    pulled = pull(source, tmp_path / "home", Which.NEWEST, quiet)
+    assert pulled.num_bytes - sum(map(len, RECORDS.values())) == pieces[2].num_bytes + pieces[3].num_bytes
+    assert is_whole(home(tmp_path), 8) and not list(tmp_path.rglob("*.part"))
 
 
 def test_a_checkpoint_that_is_damaged_in_the_store_is_named_and_the_one_before_comes(source, tmp_path):
