@@ -60,7 +60,7 @@ def run_rm(run_id: str, store_option: str | None, *, everything: bool, yes: bool
     check_not_alive(folder)
     doomed = find_doomed(folder, everything=everything)
     with console.aside() if as_json else nullcontext():
-        _show(folder, doomed)
+        show(folder, doomed)
     if doomed.num_bytes or everything:
         what = f"everything of {run_id}" if everything else f"the checkpoints of {run_id}"
         ask(f"Delete {what}, {console.data_size(doomed.num_bytes)}?", yes)
@@ -129,7 +129,8 @@ def _remove_empty_folders(folder: RunFolder, key: str) -> None:
                 os.rmdir(path)
 
 
-def _show(folder: RunFolder, doomed: Doomed) -> None:
+def show(folder: RunFolder, doomed: Doomed) -> None:
+    """What goes and what stays, by kind, with its bytes and dollars a month."""
     price = store_price(folder.store.address)
 
     def row(what: str, amount: Amount, then: str) -> list[str]:

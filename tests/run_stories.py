@@ -67,7 +67,7 @@ class Story:
             tokens_per_s=1234.0, spent_usd=Decimal("0.5"),
             metrics={"loss/hidden": 0.5, "loss/token": 2.25, "loss/diffusion": 0.75}))
         if durable:
-            self.folder.write_bytes(f"{checkpoint_folder(durable)}/{Name.MANIFEST}", b"{}" * 2**19)
+            self.folder.write_bytes(f"{checkpoint_folder(durable)}/{Name.MANIFEST}", b"{}" * 2**9)
 
     def end(self, number: int, when: float, code: int | None, *, preempted: bool = False) -> None:
         """An attempt ends."""

@@ -17,12 +17,13 @@ from s3_server import KEYS, S3Server, running_s3_server
 
 from launcher.errors import RunRecordError
 from launcher.kept import a_month
-from launcher.removing import check_not_alive, find_doomed, remove
+from launcher.removing import check_not_alive, find_doomed, remove, show
 from launcher.store_prices import store_price
 from launcher.unfinished_uploads import unfinished_uploads, what_remains
 from trainer.contract import Name
 from trainer.run_folder import RunFolder
-from trainer.store import Store, local_store_url, open_store
+from trainer.run_parts import Part
+from trainer.store import Store, StoredObject, local_store_url, open_store
 
 KILLED_UPLOAD = """
 import sys, time
@@ -78,7 +79,7 @@ def test_the_checkpoints_go_and_what_the_run_was_and_cost_stays(address):
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines()[1:-1])) <= 80
     assert done.stdout.splitlines()[-1] == (
-        "deleted the checkpoints of story-1: 4.0 MiB freed; its record stays: ldlm cost story-1")
+        "deleted the checkpoints of story-1: 4.0 KiB freed; its record stays: ldlm cost story-1")
     assert Name.CHECKPOINTS not in names(address) and names(address) >= {"attempts", "bench", "recipe.json"}
     assert ldlm("cost", "story-1", "--store", address).stdout.strip() == before.strip()
     assert "no checkpoint is left in the store" in ldlm("status", "story-1", "--store", address).stdout
@@ -91,7 +92,7 @@ def test_with_all_nothing_of_the_run_is_left(address, tmp_path):
     preempted_once(address, "story-10")
     done = ldlm("rm", "story-1", "--all", "--json", "--yes", "--store", address)
     deleted = json.loads(done.stdout)["deleted"]
-    assert deleted["checkpoints"] == {"num_files": 4, "num_bytes": 4 * 2**20}
+    assert deleted["checkpoints"] == {"num_files": 4, "num_bytes": 4 * 2**10}
     assert names(address) == set()
     assert "no run 'story-1'" in refused(6, "status", "story-1", "--store", address)
     assert ldlm("status", "story-10", "--store", address).returncode == 0
@@ -176,9 +177,9 @@ def test_bytes_and_dollars_are_shown_before_the_question_and_no_is_no(tmp_path):
     shown = terminal.plain()
     terminal.type("n\n")
     assert terminal.wait() == 1
-    assert "checkpoints       4   4.0 MiB" in shown and "deleted" in shown and "stays" in shown
+    assert "checkpoints       4   4.0 KiB" in shown and "deleted" in shown and "stays" in shown
     assert "! without checkpoints it cannot be resumed, sampled or exported" in shown
-    assert "Delete the checkpoints of story-1, 4.0 MiB? [y/N]" in shown
+    assert "Delete the checkpoints of story-1, 4.0 KiB? [y/N]" in shown
     assert Name.CHECKPOINTS in names(address)
 
 
@@ -196,7 +197,31 @@ def test_keys_that_may_not_list_uploads_are_named_and_the_rest_goes_on(bucket, m
     monkeypatch.setenv("AWS_PROFILE", "not-there")  # boto3 reads it anew, the open store does not
     doomed = find_doomed(folder, everything=False)
     assert "unfinished uploads stay, and are billed if there are any" in capsys.readouterr().err
-    assert doomed.uploads == [] and doomed.num_bytes == 4 * 2**20
+    assert doomed.uploads == [] and doomed.num_bytes == 4 * 2**10
+
+
+def test_a_bucket_says_under_the_bill_that_it_goes_on_and_how_that_ends(bucket, tmp_path):
+    every_fate(bucket)
+    said = " ".join(ldlm("cost", "story-1", "--store", bucket).stdout.split())
+    assert said.endswith("! its checkpoints stay in the bucket: 4.0 KiB, price not known, until `ldlm rm "
+                         "story-1`; to have them at home first: `ldlm pull story-1`")
+    assert "4.0 KiB of checkpoints, price not known" in ldlm("status", "story-1", "--store", bucket).stdout
+    at_home = local_store_url(tmp_path / "store")
+    every_fate(at_home)
+    assert "checkpoints stay" not in ldlm("cost", "story-1", "--store", at_home).stdout
+
+
+def test_where_the_price_is_known_each_kind_has_its_dollars_a_month(tmp_path, capsys):
+    folder = every_fate(local_store_url(tmp_path / "store")).folder
+    doomed = find_doomed(folder, everything=False)
+    huge = [StoredObject("story-1/checkpoints/step-00000400/a.bin", 10**12)]
+    folder.store.address = "gs://bucket/runs"
+    show(folder, doomed._replace(objects={Part.CHECKPOINTS: huge}))
+    said = capsys.readouterr().out
+    assert "checkpoints       1   931.3 GiB   ~$20.00   deleted" in said
+    assert "$0.020 a GB and month (Google Cloud Storage, us-central1)" in said
+    assert "AbortIncompleteMultipartUpload" in said
+    assert max(map(len, said.splitlines()[1:])) <= 80
 
 
 @pytest.mark.parametrize(("num_bytes", "shown"), [
