@@ -30,7 +30,8 @@ from trainer.store import DamagedError, NotFoundError, StoredObject, open_store
 from trainer.transfers import Progress, size_words
 
 _AT_A_TIME = 16  # requests: as for a restore (guess)
-_T, _R = TypeVar("_T"), TypeVar("_R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 
 class Pulled(NamedTuple):
