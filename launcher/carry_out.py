@@ -81,7 +81,7 @@ def _judge_canary(run_id: str, store: str | None) -> None:
 
 
 def _show_end(run_id: str, store: str | None) -> None:
-    from launcher import commands, console, learning_screen, runs, screens
+    from launcher import commands, console, kept, learning_screen, runs, screens
     from launcher.learning import learned
     from launcher.report import cost_report
 
@@ -90,5 +90,6 @@ def _show_end(run_id: str, store: str | None) -> None:
     screens.show_bench(view.record)
     console.answer()
     screens.show_cost(cost_report(view))
+    kept.show_bill_goes_on(view)
     console.answer()
     console.answer(commands.end_words(view), "title")

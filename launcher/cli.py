@@ -6,9 +6,8 @@ import sys
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
-from launcher.carry_out import INTERRUPTED, approve, ask, carry_out
+from launcher.carry_out import INTERRUPTED, approve, carry_out
 from launcher.cli_options import (
     AllowDirty,
     ApiServer,
@@ -16,12 +15,15 @@ from launcher.cli_options import (
     Deadline,
     Detach,
     DryRun,
+    Everything,
     Follow,
     Infra,
     Json,
     MaxCost,
     NewRunId,
     PreemptAtText,
+    PullCheckpoints,
+    PullTo,
     RecipeName,
     RunId,
     Sets,
@@ -30,6 +32,7 @@ from launcher.cli_options import (
     WandbProject,
     Yes,
 )
+from launcher.cli_panels import ADVANCED, TwoPanels
 from launcher.controller_cli import app as controller
 from trainer.contract import LdlmError
 
@@ -38,22 +41,8 @@ if TYPE_CHECKING:
     from launcher.preempt_at import PreemptAt
     from launcher.proposal import Proposal
 
-_ADVANCED = "Advanced"
-
-
-class _TwoPanels(TyperGroup):
-    """Commands that a run needs first, the rarer ones below. Plain text: rich would cost 0.1 s."""
-
-    def format_commands(self, ctx: Any, formatter: Any) -> None:  # Any: Typer's own Click is private
-        for panel in ("Commands", _ADVANCED):
-            rows = [(name, command.get_short_help_str(60)) for name, command in self.commands.items()
-                    if (getattr(command, "rich_help_panel", None) == _ADVANCED) == (panel == _ADVANCED)]
-            with formatter.section(panel):
-                formatter.write_dl(rows)
-
-
 app = typer.Typer(
-    cls=_TwoPanels, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+    cls=TwoPanels, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
     no_args_is_help=True,
     help="Train latent diffusion language models, survive losing the machine, know what it cost.",
     epilog="Exit codes: 0 done; 1 refused or not planned for; 2 usage; 3 recipe; 4 no offer within the "
@@ -61,9 +50,9 @@ app = typer.Typer(
 
 data = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare text for training.")
 weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror weights of token encoders.")
-app.add_typer(data, name="data", rich_help_panel=_ADVANCED)
-app.add_typer(weights, name="weights", rich_help_panel=_ADVANCED)
-app.add_typer(controller, name="controller", rich_help_panel=_ADVANCED)
+app.add_typer(data, name="data", rich_help_panel=ADVANCED)
+app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
+app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
@@ -145,7 +134,7 @@ def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: al
                                                      metavar="[RUN]")] = None,
            store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where one run is and whether it learns, or list all."""
-    from launcher import console, learning_screen, screens
+    from launcher import console, kept, learning_screen, screens
     from launcher.learning import learned
     from launcher.runs import view_run
 
@@ -155,9 +144,10 @@ def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: al
     view = view_run(run, store)
     found = learned(view.record)
     if as_json:
-        console.answer_json(screens.status_json(view) | learning_screen.learning_json(found))
+        console.answer_json(screens.status_json(view) | learning_screen.learning_json(found)
+                            | kept.kept_json(view.record))
     else:
-        screens.show_status(view, found)
+        screens.show_status(view, found, kept.kept_facts(view.record))
         screens.show_bench(view.record)
 
 
@@ -196,15 +186,17 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
 @app.command()
 def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where the money of a run went."""
-    from launcher import console, screens
+    from launcher import console, kept, screens
     from launcher.report import cost_report
     from launcher.runs import view_run
 
-    report = cost_report(view_run(run, store))
+    view = view_run(run, store)
+    report = cost_report(view)
     if as_json:
-        console.answer_json(report.to_json())
+        console.answer_json(report.to_json() | kept.kept_json(view.record))
     else:
         screens.show_cost(report)
+        kept.show_bill_goes_on(view)
 
 
 @app.command(**_PASSED_ON)
@@ -213,7 +205,7 @@ def sample(ctx: typer.Context) -> None:
     _in_trainer("trainer.sample", ctx.args)
 
 
-@app.command(rich_help_panel=_ADVANCED)
+@app.command(rich_help_panel=ADVANCED)
 def init(store: StoreUrl = None, max_cost: MaxCost = None,
          wandb_project: WandbProject = None, wandb_entity: WandbEntity = None, api_server: ApiServer = None,
          usd_per_hour: ControllerPrice = None, yes: Yes = False) -> None:
@@ -226,7 +218,7 @@ def init(store: StoreUrl = None, max_cost: MaxCost = None,
                       controller_usd_per_hour=usd_per_hour), yes)
 
 
-@app.command(rich_help_panel=_ADVANCED)
+@app.command(rich_help_panel=ADVANCED)
 def canary(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
     """Judge a canary run again, with the provider's bill."""
     from launcher.canary_judge import judge_run
@@ -234,7 +226,7 @@ def canary(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
     judge_run(run, store, as_json=as_json)
 
 
-@app.command(rich_help_panel=_ADVANCED)
+@app.command(rich_help_panel=ADVANCED)
 def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
           deadline: Deadline = None, yes: Yes = False, detach: Detach = False,
           allow_dirty: AllowDirty = False) -> None:
@@ -246,37 +238,43 @@ def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Max
     _go_on(proposal, yes, detach, allow_dirty)
 
 
-@app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
+@app.command(rich_help_panel=ADVANCED, **_PASSED_ON)
 def evaluate(ctx: typer.Context) -> None:
     """Measure a run on held-out text, and its own text by a judge."""
     _in_trainer("trainer.measure", ctx.args)
 
 
-@app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
+@app.command(rich_help_panel=ADVANCED, **_PASSED_ON)
 def humaneval(ctx: typer.Context) -> None:
     """Run programs that a run has completed: pass@k, in a sandbox."""
     _in_trainer("trainer.humaneval", ctx.args)
 
 
-@app.command(rich_help_panel=_ADVANCED, **_PASSED_ON)
+@app.command(rich_help_panel=ADVANCED, **_PASSED_ON)
 def export(ctx: typer.Context) -> None:
     """Write what generation needs into a folder or onto the Hub."""
     _in_trainer("trainer.export", ctx.args)
 
 
-@app.command(rich_help_panel=_ADVANCED)
-def rm(run: RunId, store: StoreUrl = None, yes: Yes = False) -> None:
-    """Delete a run's folder: checkpoints, metrics, bill."""
-    from launcher import console, runs
+@app.command(rich_help_panel=ADVANCED)
+def pull(run: RunId, to: PullTo = ".", checkpoints: PullCheckpoints = "newest", store: StoreUrl = None,
+         yes: Yes = False, as_json: Json = False) -> None:
+    """Bring a run home: records, metrics, benchmark, checkpoint."""
+    from launcher.pulling import run_pull
 
-    folder = runs.find_run(run, store)
-    size = sum(item.num_bytes for item in folder.store.objects(run))
-    ask(f"Delete {folder.url} ({console.data_size(size)})?", yes)
-    freed = runs.remove_run(folder)
-    console.answer(f"deleted {run}: {console.data_size(freed)} freed")
+    raise SystemExit(run_pull(run, to, checkpoints, store, yes=yes, as_json=as_json))
 
 
-@app.command(rich_help_panel=_ADVANCED)
+@app.command(rich_help_panel=ADVANCED)
+def rm(run: RunId, everything: Everything = False, store: StoreUrl = None, yes: Yes = False,
+       as_json: Json = False) -> None:
+    """Delete a run's checkpoints, which a bucket bills for ever."""
+    from launcher.removing import run_rm
+
+    run_rm(run, store, everything=everything, yes=yes, as_json=as_json)
+
+
+@app.command(rich_help_panel=ADVANCED)
 def sweep(yes: Yes = False, as_json: Json = False) -> None:
     """Find rented machines that no run needs, and give them back."""
     from launcher.sweeping import run_sweep
@@ -284,7 +282,7 @@ def sweep(yes: Yes = False, as_json: Json = False) -> None:
     run_sweep(yes=yes, as_json=as_json)
 
 
-@app.command("wandb", rich_help_panel=_ADVANCED, **_PASSED_ON)
+@app.command("wandb", rich_help_panel=ADVANCED, **_PASSED_ON)
 def show_on_wandb(ctx: typer.Context) -> None:
     """Send a run to W&B, or make the panels that show it."""
     _in_trainer("trainer.wandb_command", ctx.args)

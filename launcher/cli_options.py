@@ -45,3 +45,9 @@ ApiServer = Annotated[str | None, typer.Option(
     "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")]
 ControllerPrice = Annotated[str | None, typer.Option(
     "--controller-usd-per-hour", callback=not_empty, help="What its machine costs.")]
+PullTo = Annotated[str, typer.Option(
+    "--to", callback=not_empty, metavar="DIR", help="Folder that becomes a store with this run in it.")]
+PullCheckpoints = Annotated[str, typer.Option(
+    "--checkpoints", metavar="newest|all|none", help="Which of its checkpoints come too.")]
+Everything = Annotated[bool, typer.Option(
+    "--all", help="The record too: recipe, metrics, benchmark, bill.")]

@@ -27,6 +27,7 @@ from launcher.errors import (
 from launcher.estimate import Done
 from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
+from launcher.kept import check_has_checkpoint
 from launcher.lint import lint
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
@@ -263,7 +264,7 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
     """Plan what is left of a run, by its own recipe and the limits of its last start.
 
     Raises:
-        RunRecordError: No such run, it has finished, or it is running.
+        RunRecordError: No such run, it has finished, it is running, or its checkpoints were deleted.
         RecipeError: Its text or its encoder is not there any more, or is another.
         NoOfferError: What is left does not fit into what its cap leaves.
     """
@@ -279,6 +280,7 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
         host = record.attempts[-1].attempt.host
         raise RunRecordError(f"run {run_id} is running on {host}", place=record.url,
                              fix="stop it there; two machines would spoil each other's checkpoints")
+    check_has_checkpoint(store, record)
     recipe = recorded_recipe(RunFolder(store, run_id))
     check_files(recipe)
     limits = newest_limits(record, recipe).changed(options.limits())
@@ -331,7 +333,7 @@ def after_interrupt(proposal: Proposal) -> str:
 def _recorded_only(proposal: Proposal) -> str:
     # The engine may not have its task, so nothing else says where the run is.
     which = f"{proposal.plan.run_id} --store {shlex.quote(proposal.recipe.store or '')}"
-    return f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which}"
+    return f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which} --all"
 
 
 def resume_command(record: RunRecord) -> str:

@@ -394,4 +394,4 @@ def _understood(data: bytes, kind: type[_T], folder: RunFolder, name: str) -> _T
         raise DamagedError(
             f"cannot be understood: {where + ': ' if where else ''}{first['msg']}",
             place=f"{folder.url}/{name}",
-            fix=f"restore it from a backup, or delete the run: ldlm rm {folder.run_id}") from error
+            fix=f"restore it from a backup, or delete the run: ldlm rm {folder.run_id} --all") from error

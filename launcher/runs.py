@@ -1,23 +1,19 @@
-"""Runs by their ids: where they are found, what carries them out, how they are removed."""
+"""Runs by their ids: where they are found, what carries them out."""
 
 import os
-import shutil
-from contextlib import suppress
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import yaml
 
 from launcher.engine import ALIVE, Engine, EnginePhase
 from launcher.engine_folder import engine_home
-from launcher.engines import engine_of, state_of, view
+from launcher.engines import engine_of, view
 from launcher.errors import LdlmError, RunRecordError, StoreError, UsageError
 from launcher.home import ldlm_home
 from launcher.local_engine import LocalEngine
 from launcher.run_record import RunRecord, RunView, find_folder, list_run_ids, load_record
 from launcher.settings import usual_store_url
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
-from trainer.contract import Env, Name
+from trainer.contract import Env
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store, store_url
 
@@ -97,56 +93,12 @@ def default_store_url() -> str:
     return local_store_url(ldlm_home() / "store")
 
 
-def remove_run(folder: RunFolder) -> int:
-    """Delete a run's folder, what makes it exist last, and what this machine's engine keeps of it.
-
-    Returns the number of bytes freed in the store.
-
-    Raises:
-        RunRecordError: It is running.
-    """
-    if LocalEngine().state(folder.run_id).phase in ALIVE or _is_alive_at_a_cloud(folder):
-        raise RunRecordError(f"run {folder.run_id} is running", place=folder.url,
-                             fix=f"stop it first: ldlm stop {folder.run_id}")
-    found = folder.store.objects(folder.run_id)
-    # Manifests first: no checkpoint may look whole without its files. The recipe last: what an
-    # interruption leaves can then still be named and deleted.
-    folder.store.delete(sorted((item.key for item in found), key=_deletion_order))
-    _remove_leftovers(folder)
-    return sum(item.num_bytes for item in found)
-
-
-def _is_alive_at_a_cloud(folder: RunFolder) -> bool:
-    try:
-        record = load_record(folder.store, folder.run_id)
-    except LdlmError:  # a damaged record is one more reason to delete it
-        return False
-    return record.infra != "local" and state_of(record, folder.store).phase in ALIVE
-
-
-def _remove_leftovers(folder: RunFolder) -> None:
-    """Folders and logs from which a new run of this id would take its number and its past."""
-    if _store_of(folder.run_id) == folder.store.address:
-        shutil.rmtree(engine_home() / folder.run_id, ignore_errors=True)
-    parts = urlsplit(folder.url)
-    if parts.scheme == "file":  # there, unlike in a cloud, a folder outlives its objects
-        for path, _, _ in os.walk(url2pathname(parts.path), topdown=False):
-            with suppress(OSError):  # not empty
-                os.rmdir(path)
-
-
-def _deletion_order(key: str) -> int:
-    if key.endswith(f"/{Name.MANIFEST}"):
-        return 0
-    return 2 if key.endswith(f"/{Name.RECIPE}") else 1
-
-
 def usual_store(run_id: str) -> str:
     """Where a run is looked for when no store is named."""
-    return os.environ.get(Env.STORE) or _store_of(run_id) or usual_store_url() or default_store_url()
+    return os.environ.get(Env.STORE) or store_of(run_id) or usual_store_url() or default_store_url()
 
 
-def _store_of(run_id: str) -> str | None:
+def store_of(run_id: str) -> str | None:
     """The store of a run that this machine's engine has run, from the task it was given."""
     task = engine_home() / run_id / "task.yaml"
     if not RUN_ID.fullmatch(run_id) or not task.is_file():

@@ -188,8 +188,8 @@ def show_damaged(problems: Sequence[str]) -> None:
         console.talk(f"damaged: {problem}", "note")
 
 
-def show_status(view: RunView, found: Learned | None) -> None:
-    """Where one run is: step, what is durable, dollars, whether it learns, what comes next."""
+def show_status(view: RunView, found: Learned | None, kept: Sequence[tuple[str, str]]) -> None:
+    """Where one run is: step, what is durable and kept, dollars, whether it learns, what comes next."""
     record, status = view.record, view.status
     detail = f": {view.engine.detail}" if view.engine.detail and status is not Status.ENDED else ""
     beat = record.training.heartbeat if record.training else None
@@ -197,7 +197,7 @@ def show_status(view: RunView, found: Learned | None) -> None:
     facts = [("status", f"{status}{detail}")]
     if status is Status.ENDED and record.outcome:
         facts.append(("outcome", ending_words(record)))
-    facts.append(("step", f"{step} (durable: {durable})"))
+    facts += [("step", f"{step} (durable: {durable})"), *kept]
     if beat and status is Status.RUNNING:
         facts.append(("now", describe(beat)))
     if record.last_seen and status is Status.UNKNOWN:

@@ -1,8 +1,8 @@
 """Stands in for `python -m trainer.node`: does what its arguments say, one after the other.
 
-`beat:STEP,DURABLE` writes a heartbeat, `sleep:SECONDS` and `exit:CODE` do that, `on-term:CODE` exits
-with that code on SIGTERM from there on, `end:CODE` writes the attempt's own end.json,
-with two lines, `save:STEP` commits a checkpoint of no files.
+`beat:STEP,DURABLE` writes a heartbeat and the checkpoint that it calls durable, `sleep:SECONDS` and
+`exit:CODE` do that, `on-term:CODE` exits with that code on SIGTERM from there on, `end:CODE` writes the
+attempt's own end.json, with two lines, `save:STEP` commits a checkpoint of no files.
 """
 
 import os
@@ -25,6 +25,8 @@ RUN = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
 
 def beat(step: int, durable_step: int) -> None:
     """Write a heartbeat; what it does not matter for stays at zero."""
+    if durable_step:
+        RUN.write_bytes(f"{checkpoint_folder(durable_step)}/{Name.MANIFEST}", b"{}")
     RUN.write(attempt_file(ATTEMPT, "heartbeat.json"), Heartbeat(
         at=datetime.now(UTC), step=step, total_steps=100, resumed_from_step=0, durable_step=durable_step,
         durable_train_s=0, durable_evaluate_s=0, phases=Phases(), tokens_per_s=0, spent_usd=Decimal(0)))

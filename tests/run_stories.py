@@ -7,7 +7,7 @@ from decimal import Decimal
 from launch_examples import example_recipe
 
 from launcher.engine import EnginePhase, EngineState
-from trainer.contract import Document, Name, Outcome, attempt_file
+from trainer.contract import Document, Name, Outcome, attempt_file, checkpoint_folder
 from trainer.run_folder import Attempt, AttemptEnd, Heartbeat, Phases, RunFolder, RunOutcome
 from trainer.store import open_store
 
@@ -59,13 +59,15 @@ class Story:
 
     def beat(self, number: int, seen: float, *, step: int, durable: int, resumed: int = 0, setup: float = 0,
              train: float = 0, durable_train: float = 0, checkpoint: float = 0, evaluate: float = 0) -> None:
-        """The newest heartbeat of an attempt; all of its evaluation is durable."""
+        """The newest heartbeat of an attempt, its whole evaluation durable, and its newest checkpoint."""
         self.folder.write(attempt_file(number, "heartbeat.json"), Heartbeat(
             at=at(seen), step=step, total_steps=400, resumed_from_step=resumed, durable_step=durable,
             durable_train_s=durable_train, durable_evaluate_s=evaluate,
             phases=Phases(setup_s=setup, train_s=train, checkpoint_s=checkpoint, evaluate_s=evaluate),
             tokens_per_s=1234.0, spent_usd=Decimal("0.5"),
             metrics={"loss/hidden": 0.5, "loss/token": 2.25, "loss/diffusion": 0.75}))
+        if durable:
+            self.folder.write_bytes(f"{checkpoint_folder(durable)}/{Name.MANIFEST}", b"{}" * 2**9)
 
     def end(self, number: int, when: float, code: int | None, *, preempted: bool = False) -> None:
         """An attempt ends."""

@@ -15,7 +15,8 @@ from run_stories import NOON, every_fate, preempted_once
 
 from trainer.contract import Name, Outcome
 
-COMMANDS = ["doctor", "init", "recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm"]
+COMMANDS = ["doctor", "init", "recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm",
+            "pull"]
 
 
 @pytest.fixture
@@ -79,6 +80,8 @@ def test_no_command_at_all_shows_the_help():
     (["stop", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
     (["resume", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
     (["rm", "nope", "--yes"], 6, "no run 'nope'", "ldlm launch smoke"),
+    (["pull", "nope", "--yes"], 6, "no run 'nope'", "ldlm launch smoke"),
+    (["pull", "nope", "--checkpoints", "two"], 2, "--checkpoints: 'two' is no choice", "newest, all, none"),
     (["logs", "nope"], 6, "no run 'nope'", "ldlm launch smoke"),
     (["status", "../x"], 2, "RUN: '../x' is not a run id", "lower-case letters"),
     (["logs", ".."], 2, "RUN: '..' is not a run id", "lower-case letters"),
@@ -222,7 +225,7 @@ def test_a_damaged_recipe_stops_a_resume_and_a_damaged_run_can_be_deleted(home):
     preempted_once(f"file://{home}/store").folder.write_bytes("recipe.json", b"{}")
     assert "is not a recipe of this version" in refused(6, "resume", "story-1", "--yes")
     assert "nobody is here" in refused(1, "rm", "story-1")
-    assert ldlm("rm", "story-1", "--yes").returncode == 0
+    assert ldlm("rm", "story-1", "--all", "--yes").returncode == 0
     assert "no run 'story-1'" in refused(6, "status", "story-1")
 
 

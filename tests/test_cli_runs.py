@@ -114,7 +114,7 @@ def test_a_run_that_the_engine_cannot_take_says_that_it_is_recorded_and_can_be_r
     said = refused(5, *RUN, "--yes", "--store", store, cwd=checkout.folder)
     assert "cannot write the engine's folder" in said
     which = f"r1 --store file://{store}"
-    assert f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which}" in said
+    assert f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which} --all" in said
     in_the_way.rmdir()
     done = checkout.ldlm("resume", "r1", "--yes", "--store", store, "--max-cost", "2.5", "--deadline", "3")
     assert done.returncode == 0, done.stderr
@@ -141,7 +141,7 @@ def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(
     wait_until(lambda: phase() is EnginePhase.ENDED, "the run was stopped")
     assert json.loads(ldlm("status", "r1", "--json").stdout)["outcome"] == "stopped"
     assert "not running on this machine" in refused(5, "stop", "r1")
-    assert ldlm("rm", "r1", "--yes").stdout.startswith("deleted r1: ")
+    assert ldlm("rm", "r1", "--yes", "--all").stdout.splitlines()[-1].startswith("deleted r1: ")
     assert files_below(tmp_path / "store") == files_below(engine_home()) == []
     assert "no run 'r1'" in refused(6, "logs", "r1")
 

@@ -15,7 +15,7 @@ TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.deadman", "trainer.encoder_shape",
                     "trainer.learning", "trainer.humaneval_options", "trainer.measure_options",
                     "trainer.memory", "trainer.mirror_format", "trainer.prepare_options", "trainer.profiles",
-                    "trainer.run_folder",
+                    "trainer.pull_plan", "trainer.run_folder", "trainer.run_parts",
                     "trainer.sample_options", "trainer.shards", "trainer.sizes", "trainer.store",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
@@ -68,7 +68,7 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 @pytest.mark.parametrize(("package", "homes"), [
     ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search"}),
     ("rich", {"console"}),
-    ("typer", {"cli", "cli_options", "controller_cli"}),
+    ("typer", {"cli", "cli_options", "cli_panels", "controller_cli"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes

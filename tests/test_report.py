@@ -2,7 +2,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_stories import ENDED, KILLED, NOON, RUN_ID, RUNNING, Story, at, every_fate, preempted_once
 
@@ -167,6 +167,7 @@ def test_a_controller_is_a_category_of_its_own_from_submission_to_the_end(store_
     assert look_at(load_record(story.folder.store, RUN_ID), ENDED, NOON).spent_usd == Decimal("2.358")
 
 
+@settings(deadline=None)
 @given(durations=st.lists(st.floats(0, 1e6), min_size=1, max_size=5), price=st.decimals(0, 99, places=4),
        data=st.data())
 def test_categories_and_attempts_always_add_up_to_the_total(tmp_path_factory, durations, price, data):

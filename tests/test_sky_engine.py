@@ -8,8 +8,8 @@ from cli_lab import environment, refused
 from run_stories import NOON, Story, at
 
 from launcher.engine import EnginePhase, EngineState
+from launcher.removing import check_not_alive, find_doomed, remove
 from launcher.run_record import ending_words, load_record, status_of
-from launcher.runs import remove_run
 from launcher.settle import settle
 from launcher.sky_engine import _state_of
 from trainer.contract import Document, Name, Outcome
@@ -98,7 +98,8 @@ def test_nodes_of_a_rented_run_say_that_they_live_where_skypilot_cannot_be_asked
 def test_a_damaged_record_can_be_deleted(tmp_path: Path) -> None:
     story = Story(f"file://{tmp_path}/store")
     story.folder.write_bytes("plan.json", b"torn")
-    assert remove_run(story.folder) > 0
+    check_not_alive(story.folder)
+    remove(story.folder, find_doomed(story.folder, everything=True))
     assert not story.folder.exists()
 
 

@@ -26,7 +26,8 @@ def load_averaged_weights(folder: RunFolder, say: Callable[[str], None]) -> tupl
     found = newest_readable(folder, lambda manifest: _weights(folder, manifest), say)
     if not found:
         raise CheckpointError("this run has no complete checkpoint yet", place=folder.url,
-                              fix="wait for the first one (`ldlm status` shows the durable step)")
+                              fix="wait for the first one (`ldlm status` shows the durable step); if `ldlm "
+                                  "rm` has deleted them, launch a new run")
     return found
 
 

@@ -1,0 +1,62 @@
+"""What a store bills for keeping and for reading. Pure.
+
+List prices of the standard class in the region named, without free allowances, requests or volume discounts.
+Source: the providers' price pages, as copies of them and of comparisons say it. S3: aws.amazon.com/s3/pricing
+(storage 2022, network 2026). Google: cloud.google.com/storage/pricing (2022) and its examples (no date). R2:
+developers.cloudflare.com/r2/pricing (2026). Azure: its page on blobs (2026), network by a comparison (2026).
+None was seen on a bill.
+"""
+
+from decimal import Decimal
+from urllib.parse import parse_qs, urlsplit
+
+from launcher.frozen import Frozen
+
+_GB = 10**9
+
+
+class StorePrice(Frozen):
+    """Prices of one store.
+
+    Attributes:
+        place: Whose, and of which region.
+        kept_usd_per_gb_month: For what lies there; a GB is 1e9 bytes.
+        read_usd_per_gb: For what leaves it towards the internet.
+    """
+
+    place: str
+    kept_usd_per_gb_month: Decimal
+    read_usd_per_gb: Decimal
+
+    def kept_usd_per_month(self, num_bytes: int) -> Decimal:
+        """Dollars a month for so many bytes, unrounded."""
+        return self.kept_usd_per_gb_month * num_bytes / _GB
+
+    def read_usd(self, num_bytes: int) -> Decimal:
+        """Dollars for reading so many bytes from elsewhere, unrounded."""
+        return self.read_usd_per_gb * num_bytes / _GB
+
+
+OWN_DISK = StorePrice(place="a disk of yours", kept_usd_per_gb_month=Decimal(0), read_usd_per_gb=Decimal(0))
+_AWS = StorePrice(place="Amazon S3, us-east-1", kept_usd_per_gb_month=Decimal("0.023"),
+                  read_usd_per_gb=Decimal("0.09"))
+_GOOGLE = StorePrice(place="Google Cloud Storage, us-central1", kept_usd_per_gb_month=Decimal("0.020"),
+                     read_usd_per_gb=Decimal("0.12"))
+_AZURE = StorePrice(place="Azure Blob Storage, hot, eastus", kept_usd_per_gb_month=Decimal("0.018"),
+                    read_usd_per_gb=Decimal("0.087"))
+_CLOUDFLARE = StorePrice(place="Cloudflare R2", kept_usd_per_gb_month=Decimal("0.015"),
+                         read_usd_per_gb=Decimal(0))
+_ENDPOINTS = {"amazonaws.com": _AWS, "r2.cloudflarestorage.com": _CLOUDFLARE,
+              "storage.googleapis.com": _GOOGLE}
+
+
+def store_price(address: str) -> StorePrice | None:
+    """The list price of the store at an address; None where nobody here knows it."""
+    parts = urlsplit(address)
+    if parts.scheme != "s3":
+        return {"file": OWN_DISK, "gs": _GOOGLE, "az": _AZURE}.get(parts.scheme)
+    endpoint = parse_qs(parts.query).get("endpoint")
+    if not endpoint:
+        return _AWS
+    host = urlsplit(endpoint[0]).hostname or ""
+    return next((price for name, price in _ENDPOINTS.items() if f".{host}".endswith(f".{name}")), None)
