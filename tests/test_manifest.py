@@ -14,9 +14,10 @@ from trainer.manifest import (
     StoredFile,
     complete_checkpoints,
     newest_readable,
+    quarantine,
     read_rest,
-    retain,
 )
+from trainer.retention import retain
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -154,14 +155,40 @@ def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_
     assert newest(folder) == (10, b"state of 10")
 
 
-def test_retention_leaves_what_was_never_committed(folder: RunFolder, store: RecordingStore) -> None:
-    folder.write_bytes(f"{checkpoint_folder(2)}/a1-rest", b"torn")
+def test_debris_goes_with_the_first_checkpoint_after_it_and_what_is_being_written_stays(
+        folder: RunFolder, tmp_path: Path) -> None:
+    commit(folder, 4, 8, 12)
+    truncate(path_of(tmp_path, 4, "a1-rest"))
+    quarantine(folder, 8, "XXH3 differs", attempt=2)
+    for step, name in ((2, "a1-rank-0000.bin"), (12, "a0-rank-0000.bin"), (12, "part-0001.json"),
+                       (12, "a0-rank-0000.bin#1"), (2, "a1-rank-0001.bin#1"), (14, "a1-rank-0001.bin"),
+                       (14, "a1-rank-0000.bin#1")):
+        path = path_of(tmp_path, step, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"torn")
+
+    retain(folder, step=12, keep=3)
+
+    below = tmp_path / "run/checkpoints"
+    assert sorted(str(path.relative_to(below)) for path in below.rglob("*")) == [
+        "step-00000012", "step-00000012/a1-rest", "step-00000012/manifest.json",
+        "step-00000014", "step-00000014/a1-rank-0000.bin#1", "step-00000014/a1-rank-0001.bin"]
+
+
+def test_a_checkpoint_in_quarantine_is_named_and_the_one_before_is_taken(folder: RunFolder) -> None:
     commit(folder, 4, 8)
+    quarantine(folder, 8, "its bytes 0 to 9 are not what was written", attempt=3)
+    said: list[str] = []
+    assert newest(folder, said.append) == (4, b"state of 4")
+    assert said == ["checkpoint step-00000008 ignored: in quarantine since attempt 3 found it damaged: "
+                    "its bytes 0 to 9 are not what was written"]
 
-    retain(folder, step=8, keep=1)
 
-    assert [found.key for found in store.objects("run/checkpoints/step-00000002")] == [
-        "run/checkpoints/step-00000002/a1-rest"]
+def test_when_all_are_in_quarantine_nobody_starts_again_from_zero(folder: RunFolder) -> None:
+    commit(folder, 4)
+    quarantine(folder, 4, "XXH3 differs", attempt=1)
+    with pytest.raises(CheckpointError, match="delete their quarantine.json and resume"):
+        newest(folder)
 
 
 def test_the_size_of_a_checkpoint_is_that_of_its_files(folder: RunFolder) -> None:

@@ -23,8 +23,8 @@ from trainer.manifest import (  # noqa: E402
     complete_checkpoints,
     newest_readable,
     read_rest,
-    retain,
 )
+from trainer.retention import retain
 from trainer.run_folder import RunFolder  # noqa: E402
 from trainer.store import (  # noqa: E402
     AlreadyExistsError,

@@ -33,12 +33,13 @@ from trainer.manifest import (
     Shard,
     StoredFile,
     newest_readable,
+    quarantine,
     read_rest,
-    retain,
 )
 from trainer.piece_codec import digest, encode
 from trainer.piece_reader import read_pieces
 from trainer.pieces import ITEM_BYTES, Piece
+from trainer.retention import retain
 from trainer.run_folder import RunFolder
 from trainer.snapshot import Copied, Snapshot
 from trainer.train_state import Stretch, TrainState
@@ -245,15 +246,19 @@ class Checkpointer:
             tuple[int, dict[str, Tensor]] | None, LdlmError | None]:
         """What this rank has read, or why it has read nothing."""
         try:
-            found = newest_readable(self._folder, self._read, say, say_damaged=self._say_damaged,
-                                    before=before)
+            found = newest_readable(self._folder, self._read, say, on_damaged=self._put_aside, before=before)
         except LdlmError as error:
             return None, error
         return (found[0].step, found[1]) if found else None, None
 
-    def _say_damaged(self, text: str) -> None:
-        # Only this rank may have read it.
-        print(f"rank {self._rank}: {text}", flush=True)
+    def _put_aside(self, manifest: Manifest, error: LdlmError) -> None:
+        # Only this rank may have read what is damaged.
+        print(f"rank {self._rank}: checkpoint of step {manifest.step} not used, and put in quarantine: "
+              f"{error}", flush=True)
+        try:
+            quarantine(self._folder, manifest.step, error.problem, self._attempt)
+        except LdlmError as unwritten:
+            print(f"warning: rank {self._rank}: quarantine not written: {unwritten}", flush=True)
 
     def _read(self, manifest: Manifest) -> dict[str, Tensor]:
         """Bring one checkpoint into this rank's state and the model's buffers."""

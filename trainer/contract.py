@@ -195,6 +195,7 @@ class Name:
     ATTEMPTS = "attempts"
     CHECKPOINTS = "checkpoints"
     MANIFEST = "manifest.json"
+    QUARANTINE = "quarantine.json"  # of a checkpoint: it was found damaged
 
 
 def checkpoint_folder(step: int) -> str:

@@ -5,6 +5,7 @@ No DeepSpeed and no torch at import: the benchmark, sampling and the launcher re
 
 import hashlib
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -121,6 +122,15 @@ class Manifest(BaseModel):
         return {name: shape for group in self.groups for name, shape in group.items()}
 
 
+class Quarantine(BaseModel):
+    """Why a checkpoint that was committed does not count: what an attempt found when it read it."""
+
+    model_config = ConfigDict(frozen=True)
+    reason: str
+    attempt: int
+    at: datetime
+
+
 def pinned(config: TokenEncoderConfig, manifest: Manifest | None) -> TokenEncoderConfig:
     """The config of a run's encoder, at the commit that its first checkpoint was trained with.
 
@@ -135,6 +145,8 @@ def pinned(config: TokenEncoderConfig, manifest: Manifest | None) -> TokenEncode
 def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[Manifest]:
     """Every checkpoint whose manifest parses and whose files have their sizes, newest first.
 
+    None that is in quarantine.
+
     Args:
         folder: The run.
         say: Told the name of each incomplete one, and why it does not count.
@@ -145,6 +157,9 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
     names = {key.removeprefix(folder.key(Name.CHECKPOINTS) + "/").split("/")[0] for key in sizes}
     for folder_name in sorted(names, reverse=True):
         path = f"{Name.CHECKPOINTS}/{folder_name}"
+        if folder.key(f"{path}/{Name.QUARANTINE}") in sizes:
+            say(f"checkpoint {folder_name} ignored: {_why_quarantined(folder, path)}")
+            continue
         try:
             manifest = folder.read(f"{path}/{Name.MANIFEST}", Manifest)
         except NotFoundError:
@@ -162,23 +177,18 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
     return complete
 
 
-def retain(folder: RunFolder, step: int, keep: int) -> None:
-    """Delete complete checkpoints older than the newest `keep`. Manifest first, then the files.
+def _why_quarantined(folder: RunFolder, path: str) -> str:
+    try:
+        found = folder.read(f"{path}/{Name.QUARANTINE}", Quarantine)
+    except (NotFoundError, DamagedError):
+        return "in quarantine"
+    return f"in quarantine since attempt {found.attempt} found it damaged: {found.reason}"
 
-    Args:
-        folder: The run.
-        step: Of the newest one that is known to be good. Later ones do not count: an attempt that
-            found them damaged has started before them.
-        keep: At least 1.
 
-    Raises:
-        StoreError: They cannot be listed or deleted.
-    """
-    complete = complete_checkpoints(folder, say=lambda _: None)
-    for manifest in [manifest for manifest in complete if manifest.step <= step][keep:]:
-        base = folder.key(checkpoint_folder(manifest.step))
-        folder.store.delete([f"{base}/{Name.MANIFEST}"])
-        folder.store.delete(found.key for found in folder.store.objects(base))
+def quarantine(folder: RunFolder, step: int, reason: str, attempt: int) -> None:
+    """Put a damaged checkpoint aside: no later attempt tries it again. Raises StoreError."""
+    folder.write(f"{checkpoint_folder(step)}/{Name.QUARANTINE}",
+                 Quarantine(reason=reason, attempt=attempt, at=datetime.now(UTC)))
 
 
 def read_rest(folder: RunFolder, manifest: Manifest) -> bytes:
@@ -192,7 +202,7 @@ def read_rest(folder: RunFolder, manifest: Manifest) -> bytes:
 
 
 def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Callable[[str], None], *,
-                    say_damaged: Callable[[str], None] | None = None,
+                    on_damaged: Callable[[Manifest, LdlmError], None] | None = None,
                     before: int | None = None) -> tuple[Manifest, _T] | None:
     """The newest complete checkpoint that can be read, with what was read.
 
@@ -200,7 +210,7 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
         folder: The run.
         read: Reads what is wanted of one; DamagedError and NotFoundError make the one before be tried.
         say: Told about each checkpoint that is passed over.
-        say_damaged: Told instead about those that could not be read.
+        on_damaged: Told instead about those that could not be read.
         before: When given, only checkpoints of earlier steps than this one.
 
     Returns:
@@ -217,12 +227,16 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
         try:
             return manifest, read(manifest)
         except (DamagedError, NotFoundError) as error:
-            (say_damaged or say)(f"checkpoint of step {manifest.step} not used: {error}")
+            if on_damaged is None:
+                say(f"checkpoint of step {manifest.step} not used: {error}")
+            else:
+                on_damaged(manifest, error)
     committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
                  if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
         raise CheckpointError(
             f"all {len(committed)} committed checkpoints are damaged",
             place=f"{folder.url}/{Name.CHECKPOINTS}",
-            fix="restore one from a backup; or, to train again from step 0, delete that folder")
+            fix=f"if the machine was at fault and not they, delete their {Name.QUARANTINE} and resume; else "
+                "restore one from a backup, or, to train again from step 0, delete that folder")
     return None
