@@ -87,7 +87,8 @@ def test_azure_s_events_that_are_of_another_machine_far_off_or_a_pause_are_no_en
 
 @pytest.mark.parametrize(("event", "words"), [("Reboot", "restarts"), ("Redeploy", "moves"),
                                               ("Terminate", "deletes")])
-def test_azure_s_other_events_end_a_machine_too_and_what_has_begun_leaves_no_time(serve, event, words) -> None:
+def test_azure_s_other_events_end_a_machine_too_and_what_has_begun_leaves_no_time(
+        serve, event, words) -> None:
     server = Azure(first_answer_s=0.0, kind=event, notice_s=-1.0, resources=("other", "TRAIN-0"))
     server.take_back()
     notice = AzureEvents(serve(server))()

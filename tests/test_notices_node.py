@@ -20,6 +20,8 @@ import psutil  # noqa: E402
 from tests.notice_server import Aws, Azure, Garbage, Gcp, NoticeServer, serving  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, kill_tree, tiny_config, write_text  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
+from trainer.last_save import LastSave  # noqa: E402
+from trainer.notices import cloud_named  # noqa: E402
 
 ENDLESS = {"steps": 100_000, "evaluate_every_steps": 100_000}
 SLOW_SAVE = f"{ROOT / 'tests' / 'slow_save'}:{ROOT}"
@@ -100,8 +102,9 @@ def test_where_a_last_checkpoint_does_not_fit_it_is_said_at_the_first_save_and_t
 
     assert node.returncode == ExitCode.RECOVER, output
     reckoned = r"[0-9.]+ MiB at [0-9.]+ MiB/s: [0-9]+ s"
-    assert len(re.findall(rf"Slurm gives 12 s of notice: a last checkpoint does not fit \({reckoned}\), and on "
-                          "a notice the run leaves without one\n", output)) == 1, output
+    said = (rf"Slurm gives 12 s of notice: a last checkpoint does not fit \({reckoned}\), and on a notice "
+            "the run leaves without one\n")
+    assert len(re.findall(said, output)) == 1, output
     end = run.folder.attempt(1).end
     left = rf"asked to stop, too soon for a last checkpoint \({reckoned}\); step (\d+) is durable"
     assert (found := re.fullmatch(left, end.reason)), end.reason
@@ -139,6 +142,10 @@ def test_a_notice_to_one_node_ends_all_of_them_with_one_checkpoint(text: Path, t
     assert [node.returncode for node in nodes] == [ExitCode.RECOVER] * 2, "\n".join(outputs)
     (saved,) = run.checkpoints()
     assert saved.step >= 3 and saved.world_size == 2
+    end = run.folder.attempt(1).end
+    assert re.fullmatch(f"node 1: Azure takes this machine back at [0-9:]+ UTC; step {saved.step} is durable",
+                        end.reason)
+    assert end.preempted
 
 
 def test_a_stop_while_the_newest_step_is_being_saved_does_not_save_it_twice(
@@ -154,14 +161,48 @@ def test_a_stop_while_the_newest_step_is_being_saved_does_not_save_it_twice(
     assert f"asked to stop; step {run.checkpoints()[0].step} is durable" in output
 
 
-@pytest.mark.parametrize("kind", [Azure, Gcp, Aws])
-def test_where_the_cloud_s_service_is_absent_training_goes_on_and_one_line_says_so(
-        kind: type[NoticeServer], text: Path, tmp_path: Path) -> None:
+FITS = "notice: a last checkpoint fits"
+FITS_NOT = "notice: a last checkpoint does not fit ({}), and on a notice the run leaves without one"
+
+
+class Measured:
+    """Stands for the saves of a run: what they have measured."""
+
+    upload_bytes_per_s: float | None = None
+
+    def in_flight_bytes(self) -> float:
+        return 0.0
+
+
+@pytest.mark.parametrize(("cloud", "rates", "said"), [
+    ("azure", [None, 200, 300, 90, 80, 200], [
+        None, f"Azure gives 30 s of {FITS} (2.0 GiB at 200.0 MiB/s: 10 s)", None,
+        None, f"Azure gives 30 s of {FITS_NOT.format('2.0 GiB at 80.0 MiB/s: 26 s')}",
+        f"Azure gives 30 s of {FITS} (2.0 GiB at 200.0 MiB/s: 10 s)"]),
+    ("vast", [None, 200], ["Vast gives no notice: what is not durable is lost with a machine", None]),
+    ("local", [None, 200, 10], [
+        None, None, f"the engine gives 120 s of {FITS_NOT.format('2.0 GiB at 10.0 MiB/s: 205 s')}"]),
+    ("", [None, 1], [None, None]),
+])
+def test_whether_notices_are_worth_anything_is_said_when_it_is_known_and_when_it_changes(
+        cloud: str, rates: list[float | None], said: list[str | None]) -> None:
+    saves = Measured()
+    last_save = LastSave(cloud_named(cloud), saves, lambda step: 2 * 2**30)
+    news = []
+    for rate in rates:
+        saves.upload_bytes_per_s = rate and rate * 2**20
+        news.append(last_save.news())
+    assert news == said
+    assert last_save.forecast().fits == (cloud == "azure")
+
+
+def test_where_the_cloud_s_service_is_absent_training_goes_on_with_one_line_about_it_at_most(
+        text: Path, tmp_path: Path) -> None:
     run = new_run(text, tmp_path, steps=12)
-    with socket.socket() as closed, kind() as server:
+    with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
-        environment = {**server.environment, server.variable: f"127.0.0.1:{closed.getsockname()[1]}"}
-        code, output = run.finish(**environment)
+        code, output = run.finish(SKYPILOT_CLUSTER_INFO='{"cloud": "GCP"}',
+                                  GCE_METADATA_HOST=f"127.0.0.1:{closed.getsockname()[1]}")
 
     assert code == ExitCode.FINISHED, output
     assert "Traceback" not in output and output.count("does not say when it takes this machine back") <= 1
@@ -170,9 +211,8 @@ def test_where_the_cloud_s_service_is_absent_training_goes_on_and_one_line_says_
 def test_where_something_else_answers_training_goes_on(text: Path, tmp_path: Path) -> None:
     run = new_run(text, tmp_path, steps=12)
     with serving(Garbage()) as server:
-        environment = {name: value for kind in (Azure, Gcp, Aws) for name, value in {
-            kind.variable: f"127.0.0.1:{server.server_port}"}.items()}
-        code, output = run.finish(SKYPILOT_CLUSTER_INFO='{"cloud": "Azure"}', **environment)
+        code, output = run.finish(SKYPILOT_CLUSTER_INFO='{"cloud": "Azure"}',
+                                  AZURE_POD_IDENTITY_AUTHORITY_HOST=f"127.0.0.1:{server.server_port}")
         assert len(server.asked) >= 3
 
     assert code == ExitCode.FINISHED, output

@@ -4,7 +4,7 @@ Where there is none, the run leaves at once: uploading what cannot become durabl
 nothing. All ranks decide the same, since one of them alone cannot save.
 """
 
-import socket
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,14 +75,14 @@ class LastSave:
             folder: That this rank shares with its node.
             unsaved_step: The newest step; None: a save of it has begun.
         """
-        own, host = Notice.find(folder) or ASKED, socket.gethostname()
+        own, node = Notice.find(folder) or ASKED, os.environ["GROUP_RANK"]
         told: list[tuple[float | None, Notice, str] | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(told, (own.left_s, own, host))  # the clocks of two machines do not agree
+        dist.all_gather_object(told, (own.left_s, own, node))  # the clocks of two machines do not agree
         notice = own
         for left_s, other, where in filter(None, told):
-            if where != host:
-                ends_at_s = None if left_s is None else time.monotonic() + left_s
-                notice = notice.with_earlier(Notice(f"{where}: {other.why}", ends_at_s, other.is_taken))
+            if where != node and left_s is not None:
+                found = Notice(f"node {where}: {other.why}", time.monotonic() + left_s, other.is_taken)
+                notice = notice.with_earlier(found)
         if own.ends_at_s is None and notice.ends_at_s is not None:
             notice.write(folder)
         found = [self._judge(unsaved_step, notice.left_s)]

@@ -222,6 +222,7 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest)
         with node_watch.hold(ends):
             child = subprocess.Popen(command, env=child_environment(ends, attempt, stop.shutdown_timeout_s))
             wait_for(child, ends, stop, overdue_at(datetime.now(UTC)))
+        stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.why)
 

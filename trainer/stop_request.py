@@ -60,16 +60,14 @@ class StopRequest:
             self.hear(self._cloud.on_signal())
 
     def pass_on(self, ends: Path) -> None:
-        """Tell every rank that listens and has not been told; hear what ranks of other nodes have told them.
+        """Tell every rank that listens and has not been told.
 
         Args:
             ends: Folder that this node shares with its ranks.
         """
         if not self.received and self.is_wished():
             self.hear(ASKED)
-        if (told := Notice.find(ends)) and told != self._written:
-            self._written = told
-            self.hear(told)
+        self.learn(ends)
         if self.notice != self._written and self.notice:
             self._written = self.notice
             self._written.write(ends)
@@ -77,6 +75,12 @@ class StopRequest:
             self._told.add(pid)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+    def learn(self, ends: Path) -> None:
+        """Hear what ranks of other nodes have told ours."""
+        if (told := Notice.find(ends)) and told != self._written:
+            self._written = told
+            self.hear(told)
 
     def is_over(self) -> bool:
         """True when what is left is needed for the record of how this ended."""
