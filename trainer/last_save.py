@@ -85,12 +85,12 @@ class LastSave:
                 notice = notice.with_earlier(found)
         if own.ends_at_s is None and notice.ends_at_s is not None:
             notice.write(folder)
-        found = [self._judge(unsaved_step, notice.left_s)]
-        dist.broadcast_object_list(found, src=0)
-        last, in_flight_s = found[0]
-        return Leaving(notice, last, in_flight_s)
+        judged = [self._judge(unsaved_step, notice.left_s)]
+        dist.broadcast_object_list(judged, src=0)
+        return Leaving(notice, *judged[0])
 
     def _judge(self, unsaved_step: int | None, left_s: float | None) -> tuple[FinalSave, float]:
+        """What rank 0 makes of it; the other ranks have measured nothing."""
         rate, under_way = self._checkpoints.upload_bytes_per_s, self._checkpoints.in_flight_bytes()
         to_save = 0 if unsaved_step is None else self._num_bytes(unsaved_step)
         last = final_save_fits(to_save + under_way, rate, left_s)

@@ -59,8 +59,8 @@ class StuckError(LdlmError):
 
 def main(argv: list[str]) -> int:
     """Run one document of a task on this node. Returns the node's exit code."""
-    cloud = cloud_named(cluster_info(os.environ).get("cloud", ""))
-    started_at, stop = datetime.now(UTC), StopRequest(cloud)
+    started_at, cloud = datetime.now(UTC), cloud_named(cluster_info(os.environ).get("cloud", ""))
+    stop = StopRequest(cloud)
     listen(cloud, stop.hear)
     try:
         document = read_document(argv)

@@ -230,7 +230,8 @@ def say_news_of_notices(job: Job) -> None:
 
 def leave_without(job: Job, leaving: Leaving) -> RankEnd:
     """End at once: a last checkpoint would not be durable before the machine is gone."""
-    job.checkpoints.wait(leaving.in_flight_s)
+    with job.clock.during("checkpoint_s"):
+        job.checkpoints.wait(leaving.in_flight_s)
     note_finished_save(job)
     return RankEnd(ExitCode.RECOVER, f"{leaving.notice.why}, too soon for a last checkpoint "
                    f"({leaving.last.words}); step {job.progress.durable_step} is durable")
