@@ -114,7 +114,7 @@ def test_where_a_last_checkpoint_does_not_fit_it_is_said_at_the_first_save_and_t
 
 def test_a_save_that_nobody_could_foresee_to_be_too_slow_ends_in_time_for_the_record(
         text: Path, tmp_path: Path, nodes) -> None:
-    run, server = new_run(text, tmp_path), Azure(first_answer_s=0.0, notice_s=9.0)
+    run, server = new_run(text, tmp_path), Azure(first_answer_s=0.0, notice_s=14.0)
     with serving(server):
         nodes.append(node := run.start(**server.environment, PYTHONPATH=SLOW_SAVE, TEST_SAVE_S="60"))
         run.wait_for(node, attempt=1, step=3)
