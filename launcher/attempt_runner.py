@@ -14,13 +14,10 @@ from typing import BinaryIO
 
 from launcher.process_tree import kill_descendants, reap_zombies, start_bash
 from launcher.task_documents import TaskDocument
-from trainer.contract import Env
+from trainer.contract import STOP_GRACE_S, Env
 
 # Marks every process that an attempt started, so that leftovers can be told from other programs.
 ENGINE_FOLDER = "LDLM_ENGINE_FOLDER"
-
-# From a stop to the kill: longer than the node gives its ranks for the last checkpoint (guess).
-STOP_GRACE_S = 120.0
 _POLL_S = 0.1
 
 

@@ -25,7 +25,7 @@ from launcher.preempt_at import PreemptAt, parse_preempt_at
 from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
 from launcher.verdict import Follows, Verdict, judge, limit_reached
-from trainer.contract import Document, Env, ExitCode, Name, Outcome, attempt_file
+from trainer.contract import STOP_GRACE_S, Document, Env, ExitCode, Name, Outcome, attempt_file
 from trainer.lease import START_S, SupersededError, await_free
 from trainer.run_folder import (
     Attempt,
@@ -42,7 +42,6 @@ from trainer.store import AlreadyExistsError, open_store
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)
 _HEARTBEAT_POLL_S = 0.25
 _RECORD_POLL_S = 30.0  # one small read; a run without a record costs no more than this (guess)
-_LEFTOVER_GRACE_S = 120.0  # time for a last checkpoint, as after a stop
 
 _T = TypeVar("_T")
 
@@ -199,7 +198,7 @@ class Supervisor:
 
     def _wait_for_leftovers(self) -> None:
         """Two trainers of one run must never live at once. A killed supervisor's got SIGTERM when it died."""
-        deadline = time.monotonic() + _LEFTOVER_GRACE_S
+        deadline = time.monotonic() + STOP_GRACE_S
         while leftovers := processes_with(ENGINE_FOLDER, str(self._folder.path)):
             self._show(detail=f"waiting for {len(leftovers)} processes of an earlier attempt to end")
             if self._stop.count or time.monotonic() > deadline:

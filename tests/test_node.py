@@ -272,20 +272,20 @@ def test_after_three_crashes_without_a_newer_checkpoint_the_fourth_attempt_exits
 
 
 @pytest.mark.parametrize(("ends", "stopped", "code"), [
-    ([DONE, DONE], False, 0),
-    ([SAVED, SAVED], True, 75),
-    ([SAVED, DONE], True, 75),
-    ([DONE, RankEnd(78, "bad")], False, 78),
-    ([RankEnd(1, "crash"), RankEnd(70, "nan")], False, 70),
-    ([RankEnd(1, "crash"), RankEnd(78, "bad")], True, 78),
-    ([DONE, RankEnd(1, "crash")], False, 1),
-    ([DONE], False, DIED),
-    ([], False, DIED),
-    ([SAVED], True, 75),
-    ([], True, 75),
-    ([RankEnd(1, "could not save")], True, 1),
+    ([DONE, DONE], "", 0),
+    ([SAVED, SAVED], "asked to stop", 75),
+    ([SAVED, DONE], "asked to stop", 75),
+    ([DONE, RankEnd(78, "bad")], "", 78),
+    ([RankEnd(1, "crash"), RankEnd(70, "nan")], "", 70),
+    ([RankEnd(1, "crash"), RankEnd(78, "bad")], "asked to stop", 78),
+    ([DONE, RankEnd(1, "crash")], "", 1),
+    ([DONE], "", DIED),
+    ([], "", DIED),
+    ([SAVED], "asked to stop", 75),
+    ([], "asked to stop", 75),
+    ([RankEnd(1, "could not save")], "asked to stop", 1),
 ])
-def test_the_gravest_end_of_any_rank_is_the_node_s(ends: list[RankEnd], stopped: bool, code: int) -> None:
+def test_the_gravest_end_of_any_rank_is_the_node_s(ends: list[RankEnd], stopped: str, code: int) -> None:
     assert node_end(ends, 2, returncode=1, stopped=stopped).code == code
 
 

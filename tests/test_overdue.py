@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from trainer.node import StopRequest, wait_for
+from trainer.node import wait_for
+from trainer.notices import cloud_named
 from trainer.overdue import overdue_at
+from trainer.stop_request import StopRequest
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -36,7 +38,7 @@ def test_a_program_has_an_hour_beyond_the_first_limit_that_it_can_reach(limits: 
 @pytest.fixture
 def stop() -> Iterator[StopRequest]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield StopRequest()
+    yield StopRequest(cloud_named(""))
     for number, handler in before.items():
         signal.signal(number, handler)
 

@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel
@@ -57,6 +58,13 @@ class _Part(BaseModel):
     pieces: list[Piece]
 
 
+class MeasuredSave(NamedTuple):
+    """One save of all ranks: bytes in the store, and the time from its beginning until it was durable."""
+
+    num_bytes: int
+    seconds: float
+
+
 class Checkpointer:
     """Saves and restores what a run goes on from. Every rank has one and calls the same methods.
 
@@ -74,6 +82,7 @@ class Checkpointer:
 
     Attributes:
         durable_step: Newest step whose manifest this process knows to be committed (rank 0 only).
+        measured: What the newest durable save has shown (rank 0 only); None: there was none yet.
     """
 
     def __init__(self, folder: RunFolder, attempt: int, state: TrainState, model: torch.nn.Module,
@@ -95,7 +104,14 @@ class Checkpointer:
         self._failures: dist.Store = dist.distributed_c10d._get_default_store()
         self._thread: threading.Thread | None = None
         self._error: LdlmError | None = None
+        self._began_s = 0.0
         self.durable_step = 0
+        self.measured: MeasuredSave | None = None
+
+    @property
+    def upload_bytes_per_s(self) -> float | None:
+        """Of all ranks together, as the newest save has shown (rank 0 only); None: there was none yet."""
+        return self.measured and self.measured.num_bytes / self.measured.seconds
 
     # -- save ---------------------------------------------------------------------------------
 
@@ -107,6 +123,7 @@ class Checkpointer:
             timesteps: State of the timestep sampler; comes back from `restore`.
         """
         self.wait()
+        self._began_s = time.monotonic()
         rest = {f"{TIMESTEPS}{name}": tensor for name, tensor in timesteps.items()}
         rest |= {f"{BUFFER}{name}": tensor for name, tensor in self._buffers().items()}
         copied, kept = self._snapshot.take(self._state, rest if self._rank == 0 else {},
@@ -123,11 +140,19 @@ class Checkpointer:
         """A save is in flight."""
         return self._thread is not None and self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Return when no save is in flight."""
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Return when no save is in flight, or when the time is over."""
         if self._thread:
-            self._thread.join()
-            self._thread = None
+            self._thread.join(timeout_s)
+            self._thread = self._thread if self._thread.is_alive() else None
+
+    def in_flight_bytes(self) -> float:
+        """What the save under way has still to upload if it is as quick as the one before; 0 for none, and
+        where none was measured."""
+        if not self.is_saving or self.measured is None:
+            return 0.0
+        done = (time.monotonic() - self._began_s) / self.measured.seconds
+        return self.measured.num_bytes * max(0.0, 1.0 - done)
 
     def pop_error(self) -> LdlmError | None:
         """Why the last finished save failed on this rank, once; None if it did not."""
@@ -188,6 +213,8 @@ class Checkpointer:
                             groups=self._groups, **self._identity.model_dump())
         self._before_commit()
         self._folder.write(f"{checkpoint_folder(step)}/{Name.MANIFEST}", manifest)
+        self.measured = MeasuredSave(sum(part.shard.num_bytes for part in parts) + rest.num_bytes,
+                                     time.monotonic() - self._began_s)
         self.durable_step = step
 
     def _await_part(self, step: int, rank: int, timeout_s: float = 1800) -> _Part:

@@ -21,6 +21,7 @@ def set_option(key: str, value: object) -> str:
     return f"--set {key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
+STOP_GRACE_S = 120.0  # from our own engine's SIGTERM to its SIGKILL, for a last checkpoint (guess)
 FIX = "\n  fix: "  # between what is wrong and what to type, where an error is one text
 
 

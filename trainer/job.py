@@ -22,10 +22,13 @@ from trainer.divergence import DivergenceWatch
 from trainer.evaluate import Evaluation
 from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
+from trainer.last_save import LastSave
 from trainer.local_cache import cache_folder
+from trainer.machine import cluster_info
 from trainer.manifest import complete_checkpoints, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
+from trainer.notices import cloud_named
 from trainer.preemption import Limits, StopSignal
 from trainer.ranks import Shared, own_devices, require_same
 from trainer.run_folder import RunFolder
@@ -59,6 +62,7 @@ class Job:
     state: TrainState
     timesteps: TimestepSampler
     checkpoints: Checkpointer
+    last_save: LastSave
     watch: DivergenceWatch
     stop: StopSignal
     clock: PhaseClock
@@ -150,19 +154,20 @@ def _build_job(config: TrainConfig, stop: StopSignal) -> Job:
     groups = flat_groups(engine.module, engine.module.parts())
     state = TrainState(engine, average, [sum(map(math.prod, group.values())) for group in groups],
                        config.optimizer.round_steps)
+    checkpoints = Checkpointer(
+        folder, own.attempt.number, state, engine.module, groups, device, keep=config.checkpoint.keep,
+        identity=Identity(data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
+                          model=model_arguments(encoder, engine.module), precision=config.precision),
+        # Else rows could be lost whose steps are not trained again.
+        before_commit=recorder.write if recorder else lambda: None)
+    cloud = cloud_named(cluster_info(os.environ).get("cloud", "") if recorder else "")  # rank 0 alone reckons
     return Job(
         config=config, folder=folder, limits=Limits.from_environment(), device=device,
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
         progress=progress, recorder=recorder, watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
-        state=state,
-        checkpoints=Checkpointer(
-            folder, own.attempt.number, state, engine.module, groups, device, keep=config.checkpoint.keep,
-            identity=Identity(data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
-                              model=model_arguments(encoder, engine.module), precision=config.precision),
-            # Else rows could be lost whose steps are not trained again.
-            before_commit=recorder.write if recorder else lambda: None),
+        state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),
     )
 
 

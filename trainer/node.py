@@ -8,18 +8,15 @@ itself exits 1 whatever its workers returned, and after SIGTERM even when every 
 import contextlib
 import itertools
 import os
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from types import FrameType
 
 import psutil
 from pydantic import ValidationError
@@ -38,16 +35,15 @@ from trainer.machine import (
     traffic,
     visible_gpus,
 )
+from trainer.notices import cloud_named, listen
 from trainer.overdue import overdue_at
 from trainer.own_offer import own_envs
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
+from trainer.stop_request import StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.wandb_node import Follower
 
-# What torchrun (2.13 on) gives its ranks for a last checkpoint when a signal reaches it and not us. Below
-# the 120 s that the local engine waits; clouds with a 30 s notice rely on the periodic checkpoint (guess).
-_SHUTDOWN_TIMEOUT_S = 100
 # Others may hang in a collective that waits for a rank which has already told us why it left.
 _PEER_GRACE_S = 20
 _MAX_CRASHES_WITHOUT_CHECKPOINT = 3
@@ -63,36 +59,11 @@ class StuckError(LdlmError):
     node_exit_code = ExitCode.BROKEN
 
 
-class StopRequest:
-    """SIGTERM and SIGINT to this process, passed on to the ranks themselves.
-
-    torchrun is left out: it would answer with a trace and an exit code of 1 although every rank saved,
-    and before 2.13 it kills ranks that need more than 30 s for that. A rank tells its process id as
-    soon as it listens; one that is still starting is told when it does.
-    """
-
-    def __init__(self) -> None:
-        self.received = False
-        self.is_wished: Callable[[], bool] = lambda: False  # asked for in another way
-        self._told: set[int] = set()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._set)
-
-    def _set(self, number: int, frame: FrameType | None) -> None:
-        self.received = True
-
-    def pass_on(self, ends: Path) -> None:
-        """Tell every rank that listens and has not been told."""
-        self.received = self.received or self.is_wished()
-        for pid in RankEnd.listening(ends) - self._told if self.received else ():
-            self._told.add(pid)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-
-
 def main(argv: list[str]) -> int:
     """Run one document of a task on this node. Returns the node's exit code."""
-    started_at, stop = datetime.now(UTC), StopRequest()
+    started_at, cloud = datetime.now(UTC), cloud_named(cluster_info(os.environ).get("cloud", ""))
+    stop = StopRequest(cloud)
+    listen(cloud, stop.hear)
     try:
         document = read_document(argv)
         config = read_config()
@@ -128,7 +99,8 @@ def main(argv: list[str]) -> int:
     except LdlmError as error:
         end = RankEnd(error.node_exit_code, str(error))
     if attempt:
-        record_end(folder, attempt, end, wrong_machine=is_wrong)
+        record_end(folder, attempt, end, wrong_machine=is_wrong,
+                   preempted=end.code == ExitCode.RECOVER and stop.is_taken)
     if follower:
         follower.end(end.code)
     print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
@@ -246,18 +218,19 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest)
         stop: Heard since this process began.
     """
     if stop.received:
-        return RankEnd(ExitCode.RECOVER, f"asked to stop before {document} began")
+        return RankEnd(ExitCode.RECOVER, f"{stop.why} before {document} began")
     with tempfile.TemporaryDirectory(prefix="ldlm-node-") as folder:
         ends = Path(folder)
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
         with node_watch.hold(ends):
-            child = subprocess.Popen(command, env=child_environment(ends, attempt))
+            child = subprocess.Popen(command, env=child_environment(ends, attempt, stop.shutdown_timeout_s))
             wait_for(child, ends, stop, overdue_at(datetime.now(UTC)))
+        stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
-        return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.received)
+        return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.why)
 
 
-def child_environment(ends: Path, attempt: Attempt | None) -> dict[str, str]:
+def child_environment(ends: Path, attempt: Attempt | None, shutdown_timeout_s: int) -> dict[str, str]:
     """What torchrun and the ranks, or the benchmark, find in their environment."""
     environment = os.environ | {Env.END_FOLDER: str(ends), "PYTHONUNBUFFERED": "1",
                                 "TOKENIZERS_PARALLELISM": "false"}
@@ -267,7 +240,7 @@ def child_environment(ends: Path, attempt: Attempt | None) -> dict[str, str]:
     environment["DS_ACCELERATOR"] = "cuda" if visible_gpus() else "cpu"
     environment.setdefault("PYTHONWARNINGS", "ignore::FutureWarning")  # of libraries, about themselves
     # Read by torchrun from 2.13 on, for when the signal reaches it and not us.
-    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_TIMEOUT_S))
+    environment.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(shutdown_timeout_s))
     return environment
 
 
@@ -306,6 +279,8 @@ def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
         stop.pass_on(ends)
         if stop.received and not RankEnd.listening(ends):
             kill_tree(child)  # still starting: nothing is there to be saved, and the time is billed
+        if stop.is_over():
+            kill_tree(child)
         if failed_at is None and has_failed(ends):
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S:
@@ -331,14 +306,15 @@ def kill_tree(child: "subprocess.Popen[bytes]") -> None:
     child.wait()
 
 
-def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped: bool = False) -> RankEnd:
+def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped: str = "") -> RankEnd:
     """One end out of those of all ranks: a named failure first, then a missing rank, then the rest.
 
     Args:
         ends: What the ranks of this node have left.
         num_expected: How many ranks there were.
         returncode: Of torchrun, or of the benchmark.
-        stopped: This node was asked to stop: a rank that died without a word was taken, it did not crash.
+        stopped: Why this node was to stop, if it was: a rank that died without a word was taken then, it did
+            not crash.
     """
     for code in (ExitCode.BAD_CONFIG, ExitCode.BROKEN):
         for end in ends:
@@ -350,17 +326,18 @@ def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped
     if len(ends) < num_expected:
         missing = f"{num_expected - len(ends)} of {num_expected} ranks"
         if stopped:
-            return RankEnd(ExitCode.RECOVER, f"asked to stop; {missing} ended without a last checkpoint")
+            return RankEnd(ExitCode.RECOVER, f"{stopped}; {missing} ended without a last checkpoint")
         return RankEnd(1, f"{missing} died without a word (torchrun's code {returncode}): "
                           "killed, out of memory, or a hardware fault")
     return max(ends, key=lambda end: end.code)
 
 
-def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd, *, wrong_machine: bool = False) -> None:
+def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd, *, wrong_machine: bool,
+               preempted: bool) -> None:
     """Leave the end of this attempt in the run folder, unless the engine was quicker."""
     try:
         folder.write(attempt_file(attempt.number, "end.json"), create=True,
-                     record=AttemptEnd(at=datetime.now(UTC), exit_code=end.code, preempted=False,
+                     record=AttemptEnd(at=datetime.now(UTC), exit_code=end.code, preempted=preempted,
                                        reason=end.reason, wrong_machine=wrong_machine, traffic=traffic()))
     except AlreadyExistsError:
         pass

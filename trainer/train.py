@@ -22,6 +22,7 @@ from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
 from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
+from trainer.last_save import Leaving
 from trainer.lease import SupersededError
 from trainer.metrics import TrainingSpeed
 from trainer.model import LatentDiffusionLM
@@ -74,6 +75,7 @@ def restore_or_start(job: Job) -> None:
         job.say(f"starting at step 0 of {job.config.steps}")
     job.batches = Batches(job.corpus, job.config, dist.get_rank(), dist.get_world_size(), job.progress.step)
     job.saved_at_s = time.monotonic()
+    say_news_of_notices(job)
 
 
 def measure_hidden_states(job: Job) -> None:
@@ -213,6 +215,7 @@ def note_finished_save(job: Job) -> None:
         job.kept_by_step = {step: kept for step, kept in job.kept_by_step.items() if step > durable}
         job.failed_saves = 0
         job.say(f"checkpoint of step {durable} is durable")
+        say_news_of_notices(job)
         if job.recorder is not None:
             job.recorder.write_soon()
     error = job.checkpoints.pop_error()
@@ -222,9 +225,32 @@ def note_finished_save(job: Job) -> None:
         print(f"warning: rank {dist.get_rank()}: checkpoint not saved: {error}", flush=True)
 
 
+def say_news_of_notices(job: Job) -> None:
+    """Say whether a last checkpoint fits what this cloud gives, when that is known and when it changes."""
+    if job.recorder is not None and (news := job.last_save.news()):
+        job.say(news)
+
+
+def leave_without(job: Job, leaving: Leaving) -> RankEnd:
+    """End at once: a last checkpoint would not be durable before the machine is gone."""
+    with job.clock.during("checkpoint_s"):
+        job.checkpoints.wait(leaving.in_flight_s)
+    note_finished_save(job)
+    return RankEnd(ExitCode.RECOVER, f"{leaving.notice.why}, too soon for a last checkpoint "
+                   f"({leaving.last.words}); step {job.progress.durable_step} is durable")
+
+
 def finish(job: Job, verdict: Verdict) -> RankEnd:
     """Commit the last state, write the outcome, and say how the node should exit."""
-    if verdict < Verdict.FAIL and is_ahead_of_durable(job):
+    why = "asked to stop"
+    is_unsaved = has_unsaved_step(job)
+    if verdict is Verdict.RECOVER:
+        leaving = job.last_save.leave(Path(os.environ[Env.END_FOLDER]),
+                                      job.progress.step if is_unsaved else None)
+        why = leaving.notice.why
+        if not leaving.last.fits:
+            return leave_without(job, leaving)
+    if verdict < Verdict.FAIL and is_unsaved:
         save(job)
     with job.clock.during("checkpoint_s"):
         job.checkpoints.wait()
@@ -238,7 +264,7 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
         return RankEnd(1, f"the state of step {job.progress.step} could not be saved; "
                           f"step {job.progress.durable_step} is durable (see the warnings above)")
     if verdict is Verdict.RECOVER:
-        return RankEnd(ExitCode.RECOVER, f"asked to stop; step {job.progress.step} is durable")
+        return RankEnd(ExitCode.RECOVER, f"{why}; step {job.progress.step} is durable")
     if job.progress.step and (job.evaluation is None or job.evaluation.step < job.progress.step):
         run_evaluation(job)
     outcome = Outcome.LIMIT if verdict is Verdict.LIMIT else Outcome.FINISHED
@@ -256,11 +282,12 @@ def superseded(job: Job) -> SupersededError | None:
     return job.recorder.superseded if job.recorder is not None else None
 
 
-def is_ahead_of_durable(job: Job) -> bool:
-    """True when the newest step is not durable: rank 0 knows, and all ranks must save or none."""
-    ahead = torch.tensor(int(job.progress.step > job.progress.durable_step))
-    dist.broadcast(ahead, src=0)
-    return bool(ahead)
+def has_unsaved_step(job: Job) -> bool:
+    """True when no save of the newest step is durable or under way: rank 0 knows, all ranks save or none."""
+    step = job.progress.step
+    unsaved = torch.tensor(int(step > job.progress.durable_step and step not in job.kept_by_step))
+    dist.broadcast(unsaved, src=0)
+    return bool(unsaved)
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from trainer.average import WeightAverage
-from trainer.pieces import DType, Kind
+from trainer.pieces import ITEM_BYTES, DType, Kind
 
 _STRETCH_ELEMENTS = 2**26  # 256 MiB of float32: few copies, each long enough for the full rate of the bus
 _MOMENTS: dict[Kind, str] = {"momentum": "exp_avg", "variance": "exp_avg_sq"}  # torch's names
@@ -67,6 +67,7 @@ class TrainState:
         self._optimizer = engine.optimizer
         self._average = average
         self._round_steps = round_steps
+        self._num_elements = sum(group_sizes)
         self._rounded_at = 0  # to round twice is not always to round once
         self._shares = []
         for master, size in zip(self._masters(), group_sizes, strict=True):
@@ -80,6 +81,12 @@ class TrainState:
             raise ValueError(f"the state of step {step} was read already")
         self._rounded_at = step if is_due else self._rounded_at
         return is_due
+
+    def saved_bytes(self, step: int | None) -> int:
+        """What a save of a step holds, of all ranks, before it is compressed; None: the most of any step."""
+        is_due = self._round_steps == 1 if step is None else step % self._round_steps == 0
+        kept = _ROUNDED if is_due else _FULL
+        return self._num_elements * sum(ITEM_BYTES[dtype] for dtype in kept.values())
 
     def stretches(self, *, rounded: bool) -> Iterator[Stretch]:
         """This rank's state, cut so that working on one takes little memory."""

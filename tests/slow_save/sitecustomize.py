@@ -1,19 +1,19 @@
-"""Put on PYTHONPATH by a test: every shard takes two seconds more to write."""
+"""Put on PYTHONPATH by a test: every shard takes some seconds more to write, two or `TEST_SAVE_S`."""
 
 import os
 import sys
 
 if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
     import time
+    from collections.abc import Iterable
 
     import trainer.store as store
 
-    quick_put = store.Store.put
+    quick_stream = store.Store.stream
 
-    def put(self: store.Store, key: str, data: bytes, *, create: bool = False) -> None:
-        """Take two seconds over a shard."""
-        if key.endswith(".pt"):
-            time.sleep(2)
-        quick_put(self, key, data, create=create)
+    def stream(self: store.Store, key: str, buffers: Iterable[bytes | memoryview]) -> None:
+        """Take the time over a shard."""
+        time.sleep(float(os.environ.get("TEST_SAVE_S", "2")))
+        quick_stream(self, key, buffers)
 
-    store.Store.put = put
+    store.Store.stream = stream

@@ -1,0 +1,88 @@
+"""What a node has heard of its end, and what it tells its ranks of it. No torch."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from trainer.contract import RankEnd
+from trainer.notices import ASKED, SPARE_S, Cloud, Notice
+
+
+class StopRequest:
+    """SIGTERM, SIGINT, a person's wish or a cloud's notice to this node, passed on to the ranks themselves.
+
+    torchrun is left out: it would answer with a trace and an exit code of 1 although every rank saved,
+    and before 2.13 it kills ranks that need more than 30 s for that. A rank tells its process id as
+    soon as it listens; one that is still starting is told when it does.
+
+    Args:
+        cloud: Of this machine: it says how long a node has after SIGTERM.
+    """
+
+    def __init__(self, cloud: Cloud) -> None:
+        self.is_wished: Callable[[], bool] = lambda: False  # asked for in another way
+        self.notice: Notice | None = None
+        self._cloud = cloud
+        self._written: Notice | None = None
+        self._told: set[int] = set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signalled)
+
+    @property
+    def received(self) -> bool:
+        """True once this node has to end."""
+        return self.notice is not None
+
+    @property
+    def why(self) -> str:
+        """The reason, in words; empty: there is none to end."""
+        return self.notice.why if self.notice else ""
+
+    @property
+    def is_taken(self) -> bool:
+        """True once a cloud has said that it takes a machine of this run back."""
+        return self.notice is not None and self.notice.is_taken
+
+    @property
+    def shutdown_timeout_s(self) -> int:
+        """See `Cloud`."""
+        return self._cloud.shutdown_timeout_s
+
+    def hear(self, notice: Notice) -> None:
+        """Take in what is known now, beside what was known before."""
+        self.notice = notice.with_earlier(self.notice)
+
+    def _signalled(self, number: int, frame: FrameType | None) -> None:
+        if self.notice is None or self.notice.ends_at_s is None:  # a second signal gives no more time
+            self.hear(self._cloud.on_signal())
+
+    def pass_on(self, ends: Path) -> None:
+        """Tell every rank that listens and has not been told.
+
+        Args:
+            ends: Folder that this node shares with its ranks.
+        """
+        if not self.received and self.is_wished():
+            self.hear(ASKED)
+        self.learn(ends)
+        if self.notice != self._written and self.notice:
+            self._written = self.notice
+            self._written.write(ends)
+        for pid in RankEnd.listening(ends) - self._told if self.received else ():
+            self._told.add(pid)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+    def learn(self, ends: Path) -> None:
+        """Hear what ranks of other nodes have told ours."""
+        if (told := Notice.find(ends)) and told != self._written:
+            self._written = told
+            self.hear(told)
+
+    def is_over(self) -> bool:
+        """True when what is left is needed for the record of how this ended."""
+        left_s = self.notice.left_s if self.notice else None
+        return left_s is not None and left_s < SPARE_S
