@@ -48,6 +48,10 @@ class Job:
         grad_norms: Of the newest step, of each trained part, before clipping.
         data_wait_s: Waited for text since the last log row.
         evaluation: The newest one of this attempt.
+        failed_saves: Since the last one that succeeded; on rank 0.
+        saved_at_s: When the last save began, on the monotonic clock.
+        durable_at_s: When the newest durable step was known to be.
+        is_late_told: It was said that the store is slower than the interval.
         kept_by_step: Training and evaluation seconds at each snapshot that is not known durable yet.
     """
 
@@ -71,6 +75,8 @@ class Job:
     batches: Batches | None = None
     failed_saves: int = 0
     saved_at_s: float = 0.0
+    durable_at_s: float = 0.0
+    is_late_told: bool = False
     stop_reason: str = ""
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     grad_norms: dict[str, torch.Tensor] = field(default_factory=dict)

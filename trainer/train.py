@@ -17,7 +17,6 @@ from torch import distributed as dist
 from trainer.batches import Batches
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
-from trainer.divergence import diverged_error
 from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
 from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
@@ -30,11 +29,19 @@ from trainer.node_watch import end_with_node
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
+from trainer.saving import (
+    at_risk,
+    has_unsaved_step,
+    is_store_lost,
+    note_finished_save,
+    save,
+    save_due,
+    say_news_of_notices,
+    stop_if_diverged,
+)
 from trainer.step import encoder_pulls, train_step
 from trainer.step_metrics import peak_memory, settings_at, time_density
 
-# One failed save may be the store's bad minute; after two in a row, training on would risk paid work.
-_MAX_FAILED_SAVES = 2
 _NUM_RECONSTRUCTIONS = 3
 
 
@@ -74,7 +81,7 @@ def restore_or_start(job: Job) -> None:
         measure_hidden_states(job)
         job.say(f"starting at step 0 of {job.config.steps}")
     job.batches = Batches(job.corpus, job.config, dist.get_rank(), dist.get_world_size(), job.progress.step)
-    job.saved_at_s = time.monotonic()
+    job.saved_at_s = job.durable_at_s = time.monotonic()
     say_news_of_notices(job)
 
 
@@ -99,7 +106,7 @@ def own_verdict(job: Job) -> Verdict:
     note_finished_save(job)
     if superseded(job):
         return Verdict.SUPERSEDED
-    if job.failed_saves >= _MAX_FAILED_SAVES:
+    if is_store_lost(job):
         return Verdict.FAIL
     if job.stop.received:
         return Verdict.RECOVER
@@ -131,17 +138,8 @@ def log_step(job: Job, speed: TrainingSpeed) -> None:
     left_s = (config.steps - step) * config.tokens_per_step / rate
     job.say(f"step {step}/{config.steps}  L_h {row['loss/hidden']:.3f}  L_w {row['loss/token']:.3f}  "
             f"L_diff {row['loss/diffusion']:.3f}  {rate:,.0f} tok/s  "
-            f"${job.recorder.spent_usd(datetime.now(UTC)):.4f}  {left_s:.0f} s left")
-
-
-def stop_if_diverged(job: Job) -> None:
-    """Raise DivergedError, on every rank alike, when a number of an earlier step was not finite."""
-    found = job.watch.found()
-    if found is None:
-        return
-    job.checkpoints.wait()  # what it uploads is from before that step
-    note_finished_save(job)
-    raise diverged_error(*found, job.progress.durable_step, job.config.precision)
+            f"${job.recorder.spent_usd(datetime.now(UTC)):.4f}  {left_s:.0f} s left"
+            + (f"  {at_risk(job)}" if job.failed_saves else ""))
 
 
 def run_evaluation(job: Job) -> None:
@@ -176,59 +174,6 @@ def samples_of(job: Job, model: LatentDiffusionLM) -> tuple[list[str], dict[str,
     generator = Generator(job.config, model, job.timesteps, encoder.num_tokens, encoder.end_of_text_id,
                           encoder.tokenizer)
     return write_samples(generator, job.config.seed, job.corpus.heldout_NL)
-
-
-def save_due(job: Job) -> bool:
-    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded."""
-    every = job.config.checkpoint
-    if every.every_steps:
-        return job.progress.step % every.every_steps == 0
-    if job.progress.step % job.config.optimizer.round_steps:
-        return False
-    due = torch.tensor(int(time.monotonic() - job.saved_at_s >= (every.every_minutes or 0) * 60))
-    dist.broadcast(due, src=0)
-    return bool(due)
-
-
-def save(job: Job) -> None:
-    """Start a checkpoint of the current step. Training goes on while it is uploaded.
-
-    Raises:
-        DivergedError: What diverged must not replace good checkpoints.
-    """
-    stop_if_diverged(job)
-    with job.clock.during("checkpoint_s"):
-        job.checkpoints.wait()
-        note_finished_save(job)
-        job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
-    phases = job.clock.phases()
-    job.kept_by_step[job.progress.step] = (phases.train_s, phases.evaluate_s)
-    job.saved_at_s = time.monotonic()
-
-
-def note_finished_save(job: Job) -> None:
-    """Take over what the background save has come to: a newer durable step, or a failure to count."""
-    durable = job.checkpoints.durable_step
-    if durable in job.kept_by_step:
-        job.progress.durable_train_s, job.progress.durable_evaluate_s = job.kept_by_step[durable]
-        job.progress.durable_step = durable
-        job.kept_by_step = {step: kept for step, kept in job.kept_by_step.items() if step > durable}
-        job.failed_saves = 0
-        job.say(f"checkpoint of step {durable} is durable")
-        say_news_of_notices(job)
-        if job.recorder is not None:
-            job.recorder.write_soon()
-    error = job.checkpoints.pop_error()
-    if error:
-        # Rank 0 hears of every rank's failure, and only it hears of success.
-        job.failed_saves += dist.get_rank() == 0
-        print(f"warning: rank {dist.get_rank()}: checkpoint not saved: {error}", flush=True)
-
-
-def say_news_of_notices(job: Job) -> None:
-    """Say whether a last checkpoint fits what this cloud gives, when that is known and when it changes."""
-    if job.recorder is not None and (news := job.last_save.news()):
-        job.say(news)
 
 
 def leave_without(job: Job, leaving: Leaving) -> RankEnd:
@@ -280,14 +225,6 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
 def superseded(job: Job) -> SupersededError | None:
     """Set on rank 0 once another attempt owns the run."""
     return job.recorder.superseded if job.recorder is not None else None
-
-
-def has_unsaved_step(job: Job) -> bool:
-    """True when no save of the newest step is durable or under way: rank 0 knows, all ranks save or none."""
-    step = job.progress.step
-    unsaved = torch.tensor(int(step > job.progress.durable_step and step not in job.kept_by_step))
-    dist.broadcast(unsaved, src=0)
-    return bool(unsaved)
 
 
 def main() -> None:

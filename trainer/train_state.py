@@ -68,17 +68,19 @@ class TrainState:
         self._average = average
         self._round_steps = round_steps
         self._num_elements = sum(group_sizes)
-        self._rounded_at = 0  # to round twice is not always to round once
+        self._rounded_at = 0
         self._shares = []
         for master, size in zip(self._masters(), group_sizes, strict=True):
             begin = min(dist.get_rank() * master.numel(), size)
             self._shares.append(_Share(begin, min(master.numel(), size - begin)))
 
     def begin_reading(self, step: int) -> bool:
-        """To be called before a save reads the state after a step. Returns whether it holds it rounded."""
-        is_due = step % self._round_steps == 0
-        if is_due and self._rounded_at == step:
-            raise ValueError(f"the state of step {step} was read already")
+        """To be called before a save reads the state after a step. Returns whether it holds it rounded.
+
+        Only once for a step: to round twice is not always to round once. After a save that failed, the next
+        one of the same step holds all in float32, rounded as it is.
+        """
+        is_due = step % self._round_steps == 0 and self._rounded_at != step
         self._rounded_at = step if is_due else self._rounded_at
         return is_due
 

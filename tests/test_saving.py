@@ -1,0 +1,65 @@
+"""A store that is away or slow: training goes on, the promise does not, and the user is told."""
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer.contract import ExitCode  # noqa: E402
+
+SLOW_SAVE = Path(__file__).parent / "slow_save"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> TrainerRun:
+    """It would save three times a second, and for hours."""
+    config = tiny_config(write_text(tmp_path / "prose.txt"), steps=100_000, evaluate_every_steps=100_000,
+                         checkpoint={"every_minutes": 0.005, "keep": 2})
+    return TrainerRun(config, tmp_path / "store", num_ranks=1)
+
+
+def test_a_store_that_is_away_stops_the_promise_and_not_the_training(run: TrainerRun) -> None:
+    node = run.start()
+    run.wait_for(node, 1, durable=10)
+    checkpoints = run.store / "run/checkpoints"
+    checkpoints.rename(run.store / "away")
+    checkpoints.touch()  # nothing can be written below a file
+    before = run.folder.attempt(1).heartbeat
+    run.wait_for(node, 1, step=before.step + 60)
+    durable_then = run.folder.attempt(1).heartbeat.durable_step
+    checkpoints.unlink()
+    (run.store / "away").rename(checkpoints)
+    run.wait_for(node, 1, durable=durable_then + 10)
+    node.terminate()
+    output, _ = node.communicate(timeout=run.deadline_s)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    assert output.count("checkpoint not saved: ") >= 2  # it tries again, and does not give up
+    assert re.search(rf"step {durable_then} is the newest durable one, and \d+ min of work would be lost "
+                     r"with this machine; training goes on", output)
+    assert re.search(rf"step \d+/100000 .* step {durable_then} is the newest durable one", output)
+    assert "Traceback" not in output
+    first_resumed = run.checkpoints()[0].step
+    assert f"step {first_resumed} is durable" in output
+
+
+def test_where_the_store_is_slower_than_the_interval_the_interval_grows_and_it_is_said_once(
+        run: TrainerRun) -> None:
+    node = run.start(PYTHONPATH=f"{SLOW_SAVE}:{ROOT}", TEST_SAVE_S="2")
+    run.wait_for(node, 1, durable=10)
+    first = time.monotonic()
+    durable = run.folder.attempt(1).heartbeat.durable_step
+    run.wait_for(node, 1, durable=durable + 1)
+    passed = time.monotonic() - first
+    beat = run.folder.attempt(1).heartbeat
+    node.terminate()
+    output, _ = node.communicate(timeout=run.deadline_s)
+
+    told = "the store takes longer for a checkpoint than the 0.005 min between two"
+    assert 1 <= output.count(told) <= len(re.findall(r"^checkpoint of step \d+ is durable", output, re.M)) + 1
+    # Training stood still for the copies alone: less than for one of the saves.
+    assert passed >= 2 > beat.phases.checkpoint_s

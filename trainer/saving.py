@@ -1,0 +1,115 @@
+"""When a run saves, and what becomes of a save: durable, late, or failed while the store is away."""
+
+import time
+
+import torch
+from torch import distributed as dist
+
+from trainer.divergence import diverged_error
+from trainer.job import Job
+
+# Work that a store does not take is paid for all the same, and may be lost: enough is enough (guess).
+_STORE_PATIENCE_S = 2 * 3600
+_RETRY_S = 60.0  # after a save that failed; the store has tried for as long itself (guess)
+
+
+def save_due(job: Job) -> bool:
+    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded.
+
+    By the clock, no save begins while one is under way: where the store is slower than the interval, the
+    interval grows. After one that failed, the next begins as soon as that makes sense.
+    """
+    every, step = job.config.checkpoint, job.progress.step
+    if every.every_steps and step % every.every_steps == 0:
+        return True
+    if step % job.config.optimizer.round_steps:
+        return False
+    interval_s = 60 * every.every_minutes if every.every_minutes else float("inf")
+    passed_s = time.monotonic() - job.saved_at_s
+    is_time = passed_s >= (min(_RETRY_S, interval_s) if job.failed_saves else interval_s)
+    if is_time and job.checkpoints.is_saving:
+        _say_that_it_is_late(job, interval_s)
+    due = torch.tensor(int(is_time and not job.checkpoints.is_saving))
+    dist.broadcast(due, src=0)
+    return bool(due)
+
+
+def save(job: Job) -> None:
+    """Start a checkpoint of the current step. Training goes on while it is uploaded.
+
+    Raises:
+        DivergedError: What diverged must not replace good checkpoints.
+    """
+    stop_if_diverged(job)
+    with job.clock.during("checkpoint_s"):
+        job.checkpoints.wait()
+        note_finished_save(job)
+        job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
+    phases = job.clock.phases()
+    job.kept_by_step[job.progress.step] = (phases.train_s, phases.evaluate_s)
+    job.saved_at_s = time.monotonic()
+
+
+def stop_if_diverged(job: Job) -> None:
+    """Raise DivergedError, on every rank alike, when a number of an earlier step was not finite."""
+    found = job.watch.found()
+    if found is None:
+        return
+    job.checkpoints.wait()  # what it uploads is from before that step
+    note_finished_save(job)
+    raise diverged_error(*found, job.progress.durable_step, job.config.precision)
+
+
+def note_finished_save(job: Job) -> None:
+    """Take over what the background save has come to: a newer durable step, or a failure to count."""
+    durable = job.checkpoints.durable_step
+    if durable in job.kept_by_step:
+        job.progress.durable_train_s, job.progress.durable_evaluate_s = job.kept_by_step[durable]
+        job.progress.durable_step = durable
+        job.kept_by_step = {step: kept for step, kept in job.kept_by_step.items() if step > durable}
+        job.failed_saves, job.is_late_told, job.durable_at_s = 0, False, time.monotonic()
+        job.say(f"checkpoint of step {durable} is durable")
+        say_news_of_notices(job)
+        if job.recorder is not None:
+            job.recorder.write_soon()
+    error = job.checkpoints.pop_error()
+    if error:
+        # Rank 0 hears of every rank's failure, and only it hears of success.
+        job.failed_saves += dist.get_rank() == 0
+        job.kept_by_step = {}  # only one is under way
+        print(f"warning: rank {dist.get_rank()}: checkpoint not saved: {error}", flush=True)
+        job.say(f"warning: {at_risk(job)}; training goes on, and the next save is tried soon")
+
+
+def is_store_lost(job: Job) -> bool:
+    """True when saves have failed for so long that going on would only cost more."""
+    return bool(job.failed_saves) and time.monotonic() - job.durable_at_s > _STORE_PATIENCE_S
+
+
+def has_unsaved_step(job: Job) -> bool:
+    """True when no save of the newest step is durable or under way: rank 0 knows, all ranks save or none."""
+    step = job.progress.step
+    unsaved = torch.tensor(int(step > job.progress.durable_step and step not in job.kept_by_step))
+    dist.broadcast(unsaved, src=0)
+    return bool(unsaved)
+
+
+def at_risk(job: Job) -> str:
+    """What losing the machine now would cost."""
+    minutes = (time.monotonic() - job.durable_at_s) / 60
+    newest = f"step {job.progress.durable_step} is the newest durable one" if job.progress.durable_step else (
+        "nothing is durable")
+    return f"{newest}, and {minutes:.0f} min of work would be lost with this machine"
+
+
+def _say_that_it_is_late(job: Job, interval_s: float) -> None:
+    if not job.is_late_told:
+        job.is_late_told = True
+        job.say(f"warning: the store takes longer for a checkpoint than the {interval_s / 60:g} min between "
+                "two: the next one begins when this one is durable")
+
+
+def say_news_of_notices(job: Job) -> None:
+    """Say whether a last checkpoint fits what this cloud gives, when that is known and when it changes."""
+    if job.recorder is not None and (news := job.last_save.news()):
+        job.say(news)
