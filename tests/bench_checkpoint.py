@@ -283,6 +283,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--accumulate", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--saves", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="without the peers")
     parser.add_argument("--folder", type=Path, default=Path("/tmp/ldlm-bench-checkpoint"))
     options = parser.parse_args()
     with one_rank() as device:
@@ -295,7 +296,7 @@ def main() -> None:
               f"torch {torch.__version__}, {card}")
         print("           step ms  stall  worst  call  first  later  wall s  B/param  GiB/s  load s")
         first = 0
-        for kind in (Ours, DeepSpeeds, TorchsAsync):
+        for kind in (Ours,) if options.alone else (Ours, DeepSpeeds, TorchsAsync):
             folder = options.folder / kind.name.replace(" ", "-")
             method = kind(trainee, folder)
             try:

@@ -28,7 +28,7 @@ def commit(folder: RunFolder, step: int, num_pieces: int = 4, num_ranks: int = 2
         name, data = f"a1-rank-{rank:04d}.bin", b""
         for index in range(num_pieces):
             raw = numbers.standard_normal(PIECE_ELEMENTS, np.float32).view(np.uint8)
-            buffers = encode(raw, 4)
+            buffers = encode(raw, "float32")
             stored = b"".join(buffers)
             pieces.append(Piece(kind="master", dtype="float32", group=0, count=PIECE_ELEMENTS, file=name,
                                 begin=(rank * num_pieces + index) * PIECE_ELEMENTS, offset=len(data),

@@ -13,7 +13,7 @@ STRANGE = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e-45, -3e38, 1
 
 
 def stored(values: "torch.Tensor", dtype: DType) -> tuple[Piece, bytes]:
-    buffers = encode(values.view(torch.uint8).numpy(), values.element_size())
+    buffers = encode(values.view(torch.uint8).numpy(), dtype)
     data = b"".join(buffers)
     return Piece(kind="master", dtype=dtype, group=0, begin=0, count=len(values), file="f", offset=0,
                  num_bytes=len(data), packed_bytes=len(buffers[0]), xxh3=digest(*buffers)), data
@@ -25,6 +25,14 @@ def test_every_number_comes_back_to_the_bit(dtype: DType, count: int) -> None:
     values = torch.cat([torch.tensor(STRANGE), 0.02 * torch.randn(count)])[:count].to(getattr(torch, dtype))
     piece, data = stored(values, dtype)
     assert decode(piece, data, "here").tobytes() == values.view(torch.uint8).numpy().tobytes()
+
+
+def test_a_number_of_24_bits_comes_back_to_the_bit_and_takes_a_byte_less(count: int = 2**20) -> None:
+    values = torch.rand(count) ** 8
+    values = (values.view(torch.int32) & -256).view(torch.float32)
+    piece, data = stored(values, "float24")
+    assert decode(piece, data, "here").tobytes() == values.view(torch.uint8).numpy().tobytes()
+    assert len(data) < len(stored(values, "float32")[1]) - 0.99 * count
 
 
 def test_weights_take_three_and_a_half_bytes_and_moments_one_and_a_half() -> None:

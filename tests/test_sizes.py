@@ -106,11 +106,11 @@ def test_bytes_of_one_format_by_hand():
     assert by_format["nf4"] == 10 * (block // 2 + block // 64 * 2 + 2 * others)
 
 
-def test_a_checkpoint_has_ten_bytes_a_parameter_where_saves_meet_roundings():
+def test_a_checkpoint_has_eleven_bytes_a_parameter_where_saves_meet_roundings():
     config = config_of("paper-gpt2", checkpoint={"every_minutes": 5})
     number = num_trained(config, shape_of(config))
-    # Master weights in float32; momentum, variance and the average's distance in bfloat16.
-    assert checkpoint_bytes(config, shape_of(config)) == (4 + 2 + 2 + 2) * number
+    # Master weights in float32, variance in 24 bits, momentum and the average's distance in bfloat16.
+    assert checkpoint_bytes(config, shape_of(config)) == (4 + 3 + 2 + 2) * number
     # Between two roundings all four are in float32.
     between = config_of("paper-gpt2", checkpoint={"every_steps": 7})
     assert checkpoint_bytes(between, shape_of(between)) == 4 * 4 * number

@@ -43,7 +43,7 @@ from trainer.pieces import ITEM_BYTES, Piece
 from trainer.retention import retain
 from trainer.run_folder import RunFolder
 from trainer.snapshot import Copied, Snapshot
-from trainer.train_state import Stretch, TrainState
+from trainer.train_state import TORCH, Stretch, TrainState
 
 _ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # threads: each compresses 0.7 GB/s (measured)
 _REST = "rest.safetensors"
@@ -298,7 +298,7 @@ class Checkpointer:
         wanted.sort(key=lambda piece: (piece.kind == "average_delta", piece.file, piece.offset))
         self._state.begin_writing(manifest.step)
         for piece, raw in read_pieces(self._folder, manifest, wanted):
-            values = torch.from_numpy(raw).view(getattr(torch, piece.dtype))
+            values = torch.from_numpy(raw).view(TORCH[piece.dtype])
             for begin, end in filter(None, (_common(piece, stretch) for stretch in own)):
                 self._state.write(Stretch(piece.kind, piece.dtype, piece.group, begin, end - begin),
                                   values[begin - piece.begin:end - piece.begin])
@@ -366,7 +366,7 @@ def _encoded(copied: Sequence[Copied]) -> Iterator[tuple[Stretch, list[memoryvie
 
         def begin(count: int) -> None:
             for stretch, raw in islice(following, count):
-                under_way.append((stretch, pool.submit(encode, raw, ITEM_BYTES[stretch.dtype])))
+                under_way.append((stretch, pool.submit(encode, raw, stretch.dtype)))
 
         begin(2 * _ENCODERS)
         while under_way:

@@ -13,10 +13,10 @@ from trainer.encoder_shape import EncoderShape
 from trainer.sizes import (
     PARTS,
     block_bytes,
-    checkpoint_bytes,
     head_rows,
     longest_prompt,
     loss_chunk_rows,
+    num_trained,
     trained_parameters,
 )
 
@@ -353,10 +353,11 @@ def host_memory_per_node(config: TrainConfig, shape: EncoderShape, world_size: i
                          ranks_per_node: int) -> dict[str, int]:
     """Bytes of host memory that one node needs beside its GPUs, by part.
 
-    A save copies each rank's share to host memory first. Read caches of the system are not counted.
+    A save copies each rank's share to host memory first: at most, as the last one of an attempt that is asked
+    to stop, four float32 a parameter. Read caches of the system are not counted.
     """
     parts = {"token encoder": ranks_per_node * host_bytes_of_encoder(config, shape),
-             "checkpoint": checkpoint_bytes(config, shape) * ranks_per_node // world_size,
+             "checkpoint": 16 * num_trained(config, shape) * ranks_per_node // world_size,
              "processes": _SYSTEM_BYTES + ranks_per_node * _PROCESS_BYTES}
     return {name: size for name, size in parts.items() if size}
 

@@ -9,21 +9,21 @@ import numpy as np
 import xxhash
 import zstandard
 
-from trainer.pieces import ITEM_BYTES, Piece
+from trainer.pieces import ITEM_BYTES, ZERO_BYTES, DType, Piece
 from trainer.store import DamagedError
 
 Raw = np.ndarray[tuple[int], np.dtype[np.uint8]]  # bytes of numbers, little-endian
 _LEVEL = 1  # zstd's fastest
 
 
-def encode(raw: Raw, item_bytes: int) -> list[memoryview]:
+def encode(raw: Raw, dtype: DType) -> list[memoryview]:
     """Numbers as they are stored: the compressed bytes of exponents, then the others.
 
     Args:
         raw: Their bytes, little-endian.
-        item_bytes: Of one number.
+        dtype: Of them; what it says is zero is not looked at.
     """
-    planes = np.ascontiguousarray(raw.reshape(-1, item_bytes).T)
+    planes = np.ascontiguousarray(raw.reshape(-1, ITEM_BYTES[dtype]).T[ZERO_BYTES[dtype]:])
     packed = zstandard.ZstdCompressor(level=_LEVEL).compress(planes[-1])
     return [memoryview(packed), memoryview(planes[:-1]).cast("B")]
 
@@ -41,10 +41,10 @@ def decode(piece: Piece, data: bytes, place: str) -> Raw:
     if len(data) != piece.num_bytes or digest(data) != piece.xxh3:
         raise DamagedError(f"its bytes {piece.offset} to {piece.offset + piece.num_bytes} are not what was "
                            "written (XXH3 differs): the file is corrupt", place=place)
-    item_bytes = ITEM_BYTES[piece.dtype]
-    planes = np.empty((item_bytes, piece.count), np.uint8)
+    zeros = ZERO_BYTES[piece.dtype]
+    planes = np.zeros((ITEM_BYTES[piece.dtype], piece.count), np.uint8)
     plain = np.frombuffer(data, np.uint8, offset=piece.packed_bytes)
-    planes[:-1] = plain.reshape(item_bytes - 1, piece.count)
+    planes[zeros:-1] = plain.reshape(-1, piece.count)
     unpacked = zstandard.ZstdDecompressor().decompress(data[:piece.packed_bytes], max_output_size=piece.count)
     planes[-1] = np.frombuffer(unpacked, np.uint8)
     return np.ascontiguousarray(planes.T).reshape(-1)

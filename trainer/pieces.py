@@ -6,8 +6,10 @@ from pydantic import BaseModel, ConfigDict
 
 # What a checkpoint holds of every trained parameter, and in which form.
 Kind = Literal["master", "momentum", "variance", "average", "average_delta"]
-DType = Literal["float32", "bfloat16"]
-ITEM_BYTES: dict[DType, int] = {"float32": 4, "bfloat16": 2}
+# `float24`: float32 whose last eight bits of mantissa are zero; they are not stored.
+DType = Literal["float32", "float24", "bfloat16"]
+ITEM_BYTES: dict[DType, int] = {"float32": 4, "float24": 4, "bfloat16": 2}  # in memory
+ZERO_BYTES: dict[DType, int] = {"float32": 0, "float24": 1, "bfloat16": 0}  # of these, the lowest ones
 PIECE_ELEMENTS = 2**22  # 16 MiB of float32: large enough for a request, small enough to hold several
 
 

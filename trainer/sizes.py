@@ -254,12 +254,12 @@ def _perceiver_flops(num_inputs: int, num_outputs: int, model: ModelConfig) -> f
 def checkpoint_bytes(config: TrainConfig, shape: EncoderShape) -> int:
     """Bytes of one checkpoint at most, all ranks together: float32 weights, two moments, average.
 
-    What is stored is a quarter smaller (see `trainer/piece_codec.py`); this much host memory holds it on its
-    way. Rounded moments and average take two bytes each, others four.
+    What is stored is a quarter smaller (see `trainer/piece_codec.py`). Once rounded, the variance takes three
+    bytes, momentum and average two each; otherwise all take four.
     """
     every_steps = config.checkpoint.every_steps
     is_rounded = every_steps is None or every_steps % config.optimizer.round_steps == 0
-    return num_trained(config, shape) * (10 if is_rounded else 16)
+    return num_trained(config, shape) * (11 if is_rounded else 16)
 
 
 def block_bytes(shape: EncoderShape, index: int, weights: WeightFormat) -> int:
