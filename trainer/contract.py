@@ -189,6 +189,7 @@ class Name:
     BENCH = "bench/result.json"
     MACHINE = "machine.json"  # of an attempt: what its first node found where it runs
     WANDB = "wandb.json"  # of an attempt: where it is seen on W&B
+    STACKS = "stacks"  # of an attempt that hung: a text for each rank
     EVALUATION = "evaluation/result.json"  # of the end of training
     EVENTS = "events"
     ATTEMPTS = "attempts"

@@ -34,14 +34,22 @@ Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
 
 
 class PhaseClock:
-    """Books every second since an attempt is billed on exactly one phase; starts in set-up."""
+    """Books every second since an attempt is billed on exactly one phase; starts in set-up.
 
-    def __init__(self, billed_from: datetime, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        billed_from: Since when.
+        clock: Seconds that never go back.
+        on_phase: Called with every phase that begins.
+    """
+
+    def __init__(self, billed_from: datetime, clock: Callable[[], float] = time.monotonic,
+                 on_phase: Callable[[Phase], None] = lambda phase: None) -> None:
         age_s = max(0.0, (datetime.now(UTC) - billed_from).total_seconds())
         self._clock = clock
         self._seconds: dict[Phase, float] = {"setup_s": age_s}
         self._phase: Phase = "setup_s"
         self._since = clock()
+        self._on_phase = on_phase
         self._lock = threading.Lock()  # the recorder's thread reads while the loop changes phase
 
     def enter(self, phase: Phase) -> None:
@@ -50,6 +58,7 @@ class PhaseClock:
             now = self._clock()
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
             self._phase, self._since = phase, now
+        self._on_phase(phase)
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:

@@ -90,6 +90,7 @@ class AttemptEnd(_Record):
         exit_code: The node's exit code, None if the machine was taken.
         preempted: The machine was taken back, whatever the code.
         wrong_machine: It was not what the plan pays for, and did no work.
+        hung: Its ranks stood still, and were killed for it.
         traffic: Of the first node, since it was started.
     """
 
@@ -98,6 +99,7 @@ class AttemptEnd(_Record):
     preempted: bool
     reason: str
     wrong_machine: bool = False
+    hung: bool = False
     traffic: Traffic = Traffic()
 
 

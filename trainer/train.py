@@ -8,6 +8,8 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -22,12 +24,13 @@ from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
 from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
-from trainer.metrics import TrainingSpeed
+from trainer.metrics import Phase, TrainingSpeed
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
 from trainer.preemption import StopSignal, Verdict, agree, over_limit
-from trainer.ranks import init_process_group
+from trainer.ranks import init_process_group, meet
 from trainer.run_folder import RunOutcome
+from trainer.sign_of_life import SignOfLife, answer_with_stacks
 from trainer.step import encoder_pulls, train_step
 from trainer.step_metrics import peak_memory, settings_at, time_density
 
@@ -40,7 +43,7 @@ def train(job: Job) -> RankEnd:
     """Run the loop until the last step, a limit or a stop. The same end on every rank."""
     restore_or_start(job)
     config, progress, verdict = job.config, job.progress, Verdict.CONTINUE
-    job.clock.enter("train_s")
+    enter_together(job, "train_s")
     speed = TrainingSpeed(job.clock, progress.step)
     if job.recorder is not None:
         job.recorder.write_soon()
@@ -51,6 +54,7 @@ def train(job: Job) -> RankEnd:
         job.state.round(progress.step)
         train_step(job, progress.step)
         progress.step += 1
+        job.life.at_step(progress.step)
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
             log_step(job, speed)
         if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
@@ -58,6 +62,21 @@ def train(job: Job) -> RankEnd:
         if progress.step < config.steps and save_due(job):
             save(job)
     return finish(job, verdict)
+
+
+def enter_together(job: Job, phase: Phase) -> None:
+    """Begin a phase on all ranks at once: one that waits for a slow peer must not look as if it hung."""
+    meet()
+    job.clock.enter(phase)
+
+
+@contextmanager
+def together(job: Job, phase: Phase) -> Iterator[None]:
+    """Book the block on `phase`; all ranks enter and leave it at once."""
+    meet()
+    with job.clock.during(phase):
+        yield
+        meet()
 
 
 def restore_or_start(job: Job) -> None:
@@ -134,6 +153,7 @@ def stop_if_diverged(job: Job) -> None:
     found = job.watch.found()
     if found is None:
         return
+    job.clock.enter("checkpoint_s")
     job.checkpoints.wait()  # what it uploads is from before that step
     note_finished_save(job)
     raise diverged_error(*found, job.progress.durable_step, job.config.precision)
@@ -144,7 +164,7 @@ def run_evaluation(job: Job) -> None:
     heldout_NL = job.corpus.heldout_NL[: job.config.evaluate_sequences]
     job.wait_for_device()  # steps that are still queued are not evaluation
     job.checkpoints.settle()
-    with job.clock.during("evaluate_s"):
+    with together(job, "evaluate_s"):
         pulls = encoder_pulls(job, heldout_NL[: job.config.micro_batch_size])
         with job.average.applied() as model:
             scores = evaluate(model, job.encoder, heldout_NL, job.config.seed, job.config.micro_batch_size)
@@ -192,7 +212,7 @@ def save(job: Job) -> None:
         DivergedError: What diverged must not replace good checkpoints.
     """
     stop_if_diverged(job)
-    with job.clock.during("checkpoint_s"):
+    with together(job, "checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
         job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
@@ -221,10 +241,10 @@ def note_finished_save(job: Job) -> None:
 
 def finish(job: Job, verdict: Verdict) -> RankEnd:
     """Commit the last state, write the outcome, and say how the node should exit."""
+    enter_together(job, "checkpoint_s")
     if verdict is not Verdict.FAIL and is_ahead_of_durable(job):
         save(job)
-    with job.clock.during("checkpoint_s"):
-        job.checkpoints.wait()
+    job.checkpoints.wait()
     note_finished_save(job)
     failed = agree(Verdict.FAIL if job.failed_saves else Verdict.CONTINUE) is Verdict.FAIL
     if failed:
@@ -256,11 +276,13 @@ def main() -> None:
     stop, ends = StopSignal(), Path(os.environ[Env.END_FOLDER])
     end_with_node(ends)
     RankEnd.listen(ends, os.getpid())
+    answer_with_stacks(ends, rank := int(os.environ["RANK"]))
+    life = SignOfLife(ends, rank)
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     init_process_group()
     job, known = None, True
     try:
-        job = build_job(config, stop)
+        job = build_job(config, stop, life)
         end = train(job)
     except LdlmError as error:
         end = RankEnd(error.node_exit_code, str(error))
