@@ -98,7 +98,7 @@ def test_two_nodes_come_to_the_same_verdict_and_each_leaves_the_stacks_of_its_ra
     run = new_run(text, tmp_path, num_ranks=1)
     place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
     nodes = [run.start(SKYPILOT_NODE_RANK=str(rank), **place, **hung("stopped:7")) for rank in (0, 1)]
-    outputs = [node.communicate(timeout=60)[0] for node in nodes]
+    outputs = [node.communicate(timeout=run.deadline_s)[0] for node in nodes]
 
     assert [node.returncode for node in nodes] == [ExitCode.RECOVER] * 2, "\n".join(outputs)
     assert run.folder.attempt(1).end.hung

@@ -297,8 +297,8 @@ def attempt(number: int, document: Document = Document.TRAIN) -> Attempt:
                    host="h", price_usd_per_hour=Decimal("0.5"))
 
 
-def ended(number: int, code: int | None, *, preempted: bool = False, hung: bool = False, resumed_from: int = 0,
-          durable: int = 0, document: Document = Document.TRAIN) -> AttemptFiles:
+def ended(number: int, code: int | None, *, preempted: bool = False, hung: bool = False,
+          resumed_from: int = 0, durable: int = 0, document: Document = Document.TRAIN) -> AttemptFiles:
     at = T0 + timedelta(hours=number, minutes=30)
     beat = Heartbeat(at=at, step=durable, total_steps=12, resumed_from_step=resumed_from,
                      durable_step=durable, durable_train_s=0, durable_evaluate_s=0, phases=Phases(),

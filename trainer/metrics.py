@@ -5,6 +5,7 @@ rows go out in numbered chunks, because object storage cannot append.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,12 +18,14 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError, attempt_file
+from trainer.idle_gpus import IdleGpus
 from trainer.machine import traffic
 from trainer.run_folder import (
     Attempt,
     AttemptFiles,
     Event,
     Heartbeat,
+    IdleGpu,
     Phases,
     RunFolder,
     charged_until,
@@ -154,8 +157,10 @@ class OwnAttempt:
     def recorder(self, folder: RunFolder, interval_s: float, clock: PhaseClock,
                  progress: Progress) -> "Recorder":
         """A new one, which knows what earlier attempts have cost."""
+        gpus = IdleGpus(os.environ)
+        gpus.watch()
         return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
-                        before=self._before(tuple(folder.events())))
+                        before=self._before(tuple(folder.events())), idle_gpus=gpus.found)
 
     def _before(self, events: tuple[Event, ...]) -> Before:
         now, useful_s, paid_s = self.attempt.billed_from, 0.0, 0.0
@@ -176,16 +181,19 @@ class Recorder:
         before: What earlier attempts have come to.
         clock: Books the phases.
         progress: Read at each heartbeat.
+        idle_gpus: Asked at each heartbeat.
     """
 
     def __init__(self, folder: RunFolder, attempt: Attempt, *, interval_s: float, before: Before,
-                 clock: PhaseClock, progress: Progress) -> None:
+                 clock: PhaseClock, progress: Progress,
+                 idle_gpus: Callable[[], tuple[IdleGpu, ...]] = lambda: ()) -> None:
         self._folder = folder
         self._attempt = attempt
         self._interval_s = interval_s
         self._before = before
         self._clock = clock
         self._progress = progress
+        self._idle_gpus = idle_gpus
         self._rows: list[dict[str, float]] = []
         self._files: dict[str, BaseModel] = {}
         self._num_chunks = 0
@@ -265,7 +273,8 @@ class Recorder:
                 resumed_from_step=progress.resumed_from_step, durable_step=progress.durable_step,
                 durable_train_s=progress.durable_train_s, durable_evaluate_s=progress.durable_evaluate_s,
                 phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
-                spent_usd=self.spent_usd(now), traffic=traffic(), metrics=dict(progress.metrics))
+                spent_usd=self.spent_usd(now), traffic=traffic(), idle_gpus=self._idle_gpus(),
+                metrics=dict(progress.metrics))
         try:
             if rows:
                 chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()

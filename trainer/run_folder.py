@@ -57,6 +57,20 @@ class Phases(_Record):
     bench_s: float = 0.0
 
 
+class IdleGpu(_Record):
+    """A card that is paid for and does nothing.
+
+    Attributes:
+        number: As its driver counts them, on the first node.
+        name: The driver's.
+        idle_s: For how long.
+    """
+
+    number: int
+    name: str
+    idle_s: float
+
+
 class Heartbeat(_Record):
     """The newest word of a running attempt. Overwritten in place.
 
@@ -67,6 +81,8 @@ class Heartbeat(_Record):
         durable_evaluate_s: The same for `phases.evaluate_s`.
         spent_usd: Over all attempts of the run, this one up to `at`.
         traffic: Of the first node, since it was started.
+        idle_gpus: Of the first node; a collective that waits keeps a GPU busy, so that those of a run that
+            hangs are the ones it waits for.
     """
 
     at: datetime
@@ -80,6 +96,7 @@ class Heartbeat(_Record):
     tokens_per_s: float
     spent_usd: Decimal
     traffic: Traffic = Traffic()
+    idle_gpus: tuple[IdleGpu, ...] = ()
     metrics: dict[str, float] = {}
 
 
