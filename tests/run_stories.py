@@ -67,10 +67,11 @@ class Story:
             tokens_per_s=1234.0, spent_usd=Decimal("0.5"),
             metrics={"loss/hidden": 0.5, "loss/token": 2.25, "loss/diffusion": 0.75}))
 
-    def end(self, number: int, when: float, code: int | None, *, preempted: bool = False) -> None:
+    def end(self, number: int, when: float, code: int | None, *, preempted: bool = False,
+            hung: bool = False) -> None:
         """An attempt ends."""
         self.folder.write(attempt_file(number, "end.json"), AttemptEnd(
-            at=at(when), exit_code=code, preempted=preempted, reason="the machine was taken back"))
+            at=at(when), exit_code=code, preempted=preempted, hung=hung, reason="the machine was taken back"))
 
     def outcome(self, outcome: Outcome, when: float, step: int, **detail: str) -> None:
         """The run ends; `detail` is of the event."""

@@ -55,7 +55,7 @@ class ExitCode(IntEnum):
 
     FINISHED = 0  # finished, or stopped on purpose at a limit: `outcome.json` says which
     BROKEN = 70  # diverged, an invariant broke, or no newer checkpoint in three attempts: do not retry
-    RECOVER = 75  # checkpoint committed, run me again
+    RECOVER = 75  # checkpoint committed, or it hung: run me again
     STOPPED = 77  # checkpoint committed, and a person asked for it: nothing follows
     BAD_CONFIG = 78  # recipe or data is wrong: a retry spends money on the same mistake
 
