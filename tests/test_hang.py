@@ -87,20 +87,28 @@ def test_text_that_never_comes_is_a_hang_and_three_in_a_row_end_the_run(text: Pa
     assert "error: the last 3 attempts hung without a newer checkpoint than step 0" in tries[3][1]
 
 
-def test_an_evaluation_that_is_slow_is_no_hang(text: Path, tmp_path: Path) -> None:
-    run = new_run(text, tmp_path, evaluate_every_steps=6, steps=7)
-    code, output = run.finish(**hung(f"evaluation:{2 * HANG_S}"))
-    assert code == ExitCode.FINISHED, output
+def on_two_nodes(run: TrainerRun, how: str) -> tuple[list[int], list[str]]:
+    """One rank on each, the second with what `how` says. Returns exit codes and what they printed."""
+    place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
+    nodes = [run.start(SKYPILOT_NODE_RANK=str(rank), **place, **hung(how)) for rank in (0, 1)]
+    outputs = [node.communicate(timeout=run.deadline_s)[0] for node in nodes]
+    return [node.returncode for node in nodes], outputs
+
+
+@pytest.mark.parametrize("what", ["samples", "save"])
+def test_what_one_rank_is_slow_at_is_no_hang_on_its_node_nor_on_the_one_that_waits(
+        text: Path, tmp_path: Path, what: str) -> None:
+    run = new_run(text, tmp_path, num_ranks=1, evaluate_every_steps=3, steps=5)
+    codes, outputs = on_two_nodes(run, f"{what}:{2 * HANG_S}")
+    assert codes == [ExitCode.FINISHED] * 2, "\n".join(outputs)
 
 
 def test_two_nodes_come_to_the_same_verdict_and_each_leaves_the_stacks_of_its_ranks(
         text: Path, tmp_path: Path) -> None:
     run = new_run(text, tmp_path, num_ranks=1)
-    place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
-    nodes = [run.start(SKYPILOT_NODE_RANK=str(rank), **place, **hung("stopped:7")) for rank in (0, 1)]
-    outputs = [node.communicate(timeout=run.deadline_s)[0] for node in nodes]
+    codes, outputs = on_two_nodes(run, "stopped:7")
 
-    assert [node.returncode for node in nodes] == [ExitCode.RECOVER] * 2, "\n".join(outputs)
+    assert codes == [ExitCode.RECOVER] * 2, "\n".join(outputs)
     assert run.folder.attempt(1).end.hung
     assert "it hangs: no new step for " in outputs[0] and "state T (stopped)" in outputs[1]
     assert "in train_step" in stacks(run, 1, 0) and "state T (stopped)" in stacks(run, 1, 1)

@@ -1,5 +1,6 @@
 """A GPU that is paid for and does nothing is named in the heartbeat."""
 
+import threading
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -116,7 +117,11 @@ def test_the_heartbeat_names_it(nvidia_smi: NvidiaSmi, tmp_path: Path) -> None:
     assert (gpu.number, gpu.name, gpu.idle_s) == (1, H100, 720.0)
 
 
-def test_where_no_gpu_is_paid_for_nobody_asks(nvidia_smi: NvidiaSmi, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gpu", "num_threads"), [("", 0), ("H100:1", 1)])
+def test_the_driver_is_asked_beside_the_work_where_a_gpu_is_paid_for(
+        nvidia_smi: NvidiaSmi, gpu: str, num_threads: int) -> None:
     nvidia_smi.answers(f"0, {H100}, 0")
-    IdleGpus({Env.GPU: ""}).watch()
-    assert not (tmp_path / "bin" / "asked").exists()
+    before = set(threading.enumerate())
+    IdleGpus({Env.GPU: gpu}).watch()
+    started = [thread for thread in set(threading.enumerate()) - before if thread.name == "idle gpus"]
+    assert len(started) == num_threads and all(thread.daemon for thread in started)

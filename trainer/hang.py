@@ -2,7 +2,8 @@
 
 Ranks enter and leave evaluation and saves together (`trainer.train`), and every step has collectives: so when
 one rank of a run hangs, all ranks of all nodes stand still in training, and every node comes to the same
-verdict within seconds, alone. Where another phase is slow, none does.
+verdict within seconds, alone. Where another phase is slow, none does. A rank that somebody has stopped is a
+hang in every phase: outside of training, the other nodes see it as a crash.
 """
 
 import statistics
@@ -48,15 +49,16 @@ class HungError(LdlmError):
 
     def save(self, folder: RunFolder) -> None:
         """Put the stacks among the files of the attempt, or into the log where that cannot be."""
-        for found in self._stacks:
-            name = f"{Name.STACKS}/rank-{found.rank:04d}.txt"
-            try:
-                if self._attempt is None:
-                    print(found.text, flush=True)
-                else:
-                    folder.write_bytes(attempt_file(self._attempt, name), found.text.encode())
-            except LdlmError as error:
-                print(f"warning: {name} not saved: {error}\n{found.text}", flush=True)
+        unsaved = list(self._stacks)
+        try:
+            while unsaved and self._attempt is not None:
+                name = f"{Name.STACKS}/rank-{unsaved[0].rank:04d}.txt"
+                folder.write_bytes(attempt_file(self._attempt, name), unsaved[0].text.encode())
+                del unsaved[0]
+        except LdlmError as error:
+            print(f"warning: stacks not saved: {error}", flush=True)
+        for found in unsaved:
+            print(f"rank {found.rank}:\n{found.text}", flush=True)
 
 
 class Silence(NamedTuple):
@@ -80,15 +82,15 @@ def limit_s(silence: Silence, hang_s: float) -> float | None:
 
     Set-up and saves end by themselves: the store gives up, and so does torch where a peer does not come.
     """
-    def of(sign: Sign) -> float | None:
-        if sign.phase not in _WAITS_FOR:
-            return None
-        is_quick = sign.phase == "train_s" and sign.num_done
-        return max(_MEDIAN_STEPS * (silence.median_step_s or 0.0) if is_quick else _PATIENCE_S, hang_s)
+    if not silence.signs or any(sign.phase not in _WAITS_FOR for sign in silence.signs):
+        return None
+    if all(sign.phase == "train_s" and sign.num_done for sign in silence.signs):
+        return _quick_limit_s(silence, hang_s)
+    return max(_PATIENCE_S, hang_s)
 
-    limits = [of(sign) for sign in silence.signs]
-    known = [limit for limit in limits if limit is not None]
-    return max(known) if known and len(known) == len(limits) else None
+
+def _quick_limit_s(silence: Silence, hang_s: float) -> float:
+    return max(_MEDIAN_STEPS * (silence.median_step_s or 0.0), hang_s)
 
 
 def problem(silence: Silence, hang_s: float) -> str | None:
@@ -97,10 +99,9 @@ def problem(silence: Silence, hang_s: float) -> str | None:
     Args:
         hang_s: Shortest silence that counts.
     """
-    stopped = [(rank, seconds) for rank, seconds in silence.stopped_s.items() if seconds >= hang_s]
-    if stopped:
-        rank, seconds = stopped[0]
-        return f"it hangs: the process of rank {rank} has been stopped for {seconds:.0f} s"
+    for rank, seconds in silence.stopped_s.items():
+        if seconds >= _quick_limit_s(silence, hang_s):
+            return f"it hangs: the process of rank {rank} has been stopped for {seconds:.0f} s"
     limit = limit_s(silence, hang_s)
     if limit is None or silence.quiet_s < limit:
         return None

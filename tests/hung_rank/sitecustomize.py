@@ -1,7 +1,8 @@
 """Put on PYTHONPATH by a test: a rank that stands still, as HUNG_RANK says.
 
 `stopped:STEP` stops the last rank (SIGSTOP) before that step, `text:STEP` never gives it the text of that
-step, counted in this attempt. `evaluation:SECONDS` makes the evaluation of rank 0 so slow.
+step, counted in this attempt. `samples:SECONDS` and `save:SECONDS` let rank 0 alone take so long over the
+samples of an evaluation, or over its first save.
 """
 
 import os
@@ -14,11 +15,13 @@ if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
     import numpy as np
 
     import trainer.batches as batches
+    import trainer.checkpoint as checkpoint
     import trainer.evaluate as evaluation
 
     how, _, value = os.environ["HUNG_RANK"].partition(":")
     is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
-    quick_next, quick_make, quick_evaluate = batches.Batches.next, batches.Batches._make, evaluation.evaluate
+    quick_next, quick_make = batches.Batches.next, batches.Batches._make
+    quick_wait, quick_write = checkpoint.Checkpointer.wait, evaluation.write_samples
     taken: list[int] = []
 
     def stop_and_take(self: batches.Batches) -> np.ndarray:
@@ -35,14 +38,22 @@ if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
             time.sleep(10**6)
         return quick_make(self, step)
 
-    def evaluate_slowly(*args: object, **more: object) -> object:
-        """Let the others wait."""
+    def write_slowly(*args: object) -> object:
+        """Let the others wait for samples."""
         time.sleep(float(value))
-        return quick_evaluate(*args, **more)
+        return quick_write(*args)
+
+    def save_slowly(self: checkpoint.Checkpointer) -> None:
+        """Let the others wait for a save."""
+        taken.append(1)
+        time.sleep(float(value) if len(taken) == 1 else 0)
+        quick_wait(self)
 
     if how == "stopped" and is_last:
         batches.Batches.next = stop_and_take
     elif how == "text" and is_last:
         batches.Batches._make = wait_and_make
-    elif how == "evaluation" and os.environ["RANK"] == "0":
-        evaluation.evaluate = evaluate_slowly
+    elif how == "samples" and os.environ["RANK"] == "0":
+        evaluation.write_samples = write_slowly
+    elif how == "save" and os.environ["RANK"] == "0":
+        checkpoint.Checkpointer.wait = save_slowly
