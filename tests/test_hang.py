@@ -74,7 +74,7 @@ def test_a_rank_that_is_stopped_ends_its_attempt_and_the_next_one_ends_in_the_sa
 
 
 def test_text_that_never_comes_is_a_hang_and_three_in_a_row_end_the_run(text: Path, tmp_path: Path) -> None:
-    run = new_run(text, tmp_path, num_ranks=1, hang_s=1.0)
+    run = new_run(text, tmp_path, num_ranks=1)
 
     tries = [run.finish(**hung("text:3")) for _ in range(4)]
 
@@ -98,8 +98,8 @@ def on_two_nodes(run: TrainerRun, how: str) -> tuple[list[int], list[str]]:
 @pytest.mark.parametrize("what", ["samples", "save"])
 def test_what_one_rank_is_slow_at_is_no_hang_on_its_node_nor_on_the_one_that_waits(
         text: Path, tmp_path: Path, what: str) -> None:
-    run = new_run(text, tmp_path, num_ranks=1, evaluate_every_steps=3, steps=5)
-    codes, outputs = on_two_nodes(run, f"{what}:{2 * HANG_S}")
+    run = new_run(text, tmp_path, num_ranks=1, evaluate_every_steps=6, steps=8)
+    codes, outputs = on_two_nodes(run, f"{what}:{5 * HANG_S}")
     assert codes == [ExitCode.FINISHED] * 2, "\n".join(outputs)
 
 

@@ -2,7 +2,7 @@
 
 `stopped:STEP` stops the last rank (SIGSTOP) before that step, `text:STEP` never gives it the text of that
 step, counted in this attempt. `samples:SECONDS` and `save:SECONDS` let rank 0 alone take so long over the
-samples of an evaluation, or over its first save.
+samples of its first evaluation, or over its first save.
 """
 
 import os
@@ -40,7 +40,8 @@ if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
 
     def write_slowly(*args: object) -> object:
         """Let the others wait for samples."""
-        time.sleep(float(value))
+        taken.append(1)
+        time.sleep(float(value) if len(taken) == 1 else 0)
         return quick_write(*args)
 
     def save_slowly(self: checkpoint.Checkpointer) -> None:
