@@ -267,7 +267,7 @@ def _rest_category(files: AttemptFiles, *, running: bool, stopped: bool) -> Cate
         return Category.UNSAVED
     if files.end is None or files.end.preempted or files.end.exit_code is None:
         return Category.LOST
-    if files.end.exit_code in (0, 75):
+    if files.end.exit_code in (0, 75) and not files.end.hung:
         return Category.SETUP
     return Category.STOPPED if stopped else Category.CRASHED
 
@@ -279,6 +279,8 @@ def _end_words(files: AttemptFiles, *, running: bool, stopped: bool) -> str:
         return "preempted"
     if files.end and files.end.wrong_machine:
         return "wrong machine"
+    if files.end and files.end.hung:
+        return "hung"
     if files.end is None or files.end.exit_code is None:
         return "vanished"
     code = files.end.exit_code

@@ -21,6 +21,7 @@ from launcher.recipe import RecipeSummary
 from launcher.report import AttemptCost, Category, CostReport, amounts_that_add_up
 from launcher.run_record import RunRecord, RunView, Scores, Status, ending_words
 from trainer.contract import Document, Outcome
+from trainer.run_folder import IdleGpu
 
 _BAR_WIDTH = 24
 _FAILED = {Outcome.LOST: "failed: crashed", Outcome.DIVERGED: "failed: diverged",
@@ -200,6 +201,7 @@ def show_status(view: RunView, found: Learned | None, kept: Sequence[tuple[str, 
     facts += [("step", f"{step} (durable: {durable})"), *kept]
     if beat and status is Status.RUNNING:
         facts.append(("now", describe(beat)))
+        facts += [("idle", _idle_words(beat.idle_gpus))] if beat.idle_gpus else []
     if record.last_seen and status is Status.UNKNOWN:
         facts.append(("last seen", f"{record.last_seen:%Y-%m-%d %H:%M:%S} UTC"))
     facts += [("attempts", f"{len(record.attempts)}, of which preempted: {record.num_preemptions}"),
@@ -210,6 +212,13 @@ def show_status(view: RunView, found: Learned | None, kept: Sequence[tuple[str, 
     if status is Status.UNKNOWN:
         console.answer()
         console.answer_notes([_nobody_supervises(view)])
+
+
+def _idle_words(gpus: Sequence[IdleGpu]) -> str:
+    """Cards that cost money and do nothing, the longest first."""
+    longest = sorted(gpus, key=lambda gpu: -gpu.idle_s)
+    each = (f"GPU {gpu.number} for {console.rough_duration(gpu.idle_s)}" for gpu in longest)
+    return f"{', '.join(each)}: does nothing, and is paid for"
 
 
 def _nobody_supervises(view: RunView) -> str:
@@ -237,6 +246,7 @@ def status_json(view: RunView) -> dict[str, Any]:
         "resumed_from_steps": [files.heartbeat.resumed_from_step for files in record.attempts
                                if files.heartbeat and files.attempt.document is Document.TRAIN],
         "spent_usd": f"{view.spent_usd:.6f}", "metrics": _finite(beat.metrics) if beat else {},
+        "idle_gpus": [gpu.model_dump() for gpu in beat.idle_gpus] if beat else [],
         "bench": record.bench,
     }
 

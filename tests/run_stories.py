@@ -69,10 +69,11 @@ class Story:
         if durable:
             self.folder.write_bytes(f"{checkpoint_folder(durable)}/{Name.MANIFEST}", b"{}" * 2**9)
 
-    def end(self, number: int, when: float, code: int | None, *, preempted: bool = False) -> None:
+    def end(self, number: int, when: float, code: int | None, *, preempted: bool = False,
+            hung: bool = False) -> None:
         """An attempt ends."""
         self.folder.write(attempt_file(number, "end.json"), AttemptEnd(
-            at=at(when), exit_code=code, preempted=preempted, reason="the machine was taken back"))
+            at=at(when), exit_code=code, preempted=preempted, hung=hung, reason="the machine was taken back"))
 
     def outcome(self, outcome: Outcome, when: float, step: int, **detail: str) -> None:
         """The run ends; `detail` is of the event."""

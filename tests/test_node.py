@@ -19,7 +19,7 @@ from launcher.rental_cost import OnRental  # noqa: E402
 from launcher.report import Category, attempt_cost  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.contract import Document, ExitCode, Name, Outcome, RankEnd  # noqa: E402
-from trainer.node import StuckError, check_progress, node_end  # noqa: E402
+from trainer.node import node_end  # noqa: E402
 from trainer.run_folder import (  # noqa: E402
     Attempt,
     AttemptEnd,
@@ -28,6 +28,7 @@ from trainer.run_folder import (  # noqa: E402
     Phases,
     RunOutcome,
 )
+from trainer.stuck import StuckError, check_progress  # noqa: E402
 
 DIED = 1
 SAVED = RankEnd(ExitCode.RECOVER, "saved")
@@ -304,14 +305,14 @@ def attempt(number: int, document: Document = Document.TRAIN) -> Attempt:
                    host="h", price_usd_per_hour=Decimal("0.5"))
 
 
-def ended(number: int, code: int | None, *, preempted: bool = False, resumed_from: int = 0,
-          durable: int = 0, document: Document = Document.TRAIN) -> AttemptFiles:
+def ended(number: int, code: int | None, *, preempted: bool = False, hung: bool = False,
+          resumed_from: int = 0, durable: int = 0, document: Document = Document.TRAIN) -> AttemptFiles:
     at = T0 + timedelta(hours=number, minutes=30)
     beat = Heartbeat(at=at, step=durable, total_steps=12, resumed_from_step=resumed_from,
                      durable_step=durable, durable_train_s=0, durable_evaluate_s=0, phases=Phases(),
                      tokens_per_s=0, spent_usd=Decimal(0))
     return AttemptFiles(attempt=attempt(number, document), heartbeat=beat,
-                        end=AttemptEnd(at=at, exit_code=code, preempted=preempted, reason=""))
+                        end=AttemptEnd(at=at, exit_code=code, preempted=preempted, reason="", hung=hung))
 
 
 def crashes(num: int) -> list[AttemptFiles]:
@@ -322,6 +323,16 @@ def test_three_crashes_are_enough() -> None:
     check_progress(crashes(2), attempt(3), None)
     with pytest.raises(StuckError, match="the last 3 attempts crashed"):
         check_progress(crashes(3), attempt(4), None)
+
+
+def test_three_that_hung_are_enough_and_crashes_among_them_count() -> None:
+    hung = [ended(number, ExitCode.RECOVER, hung=True) for number in (1, 2, 3)]
+    check_progress(hung[:2], attempt(3), None)
+    check_progress([ended(1, ExitCode.RECOVER, hung=True, durable=4), *hung[1:]], attempt(4), None)
+    with pytest.raises(StuckError, match="the last 3 attempts hung without"):
+        check_progress(hung, attempt(4), None)
+    with pytest.raises(StuckError, match="the last 3 attempts crashed or hung without"):
+        check_progress([ended(1, DIED), *hung[1:]], attempt(4), None)
 
 
 def test_ten_attempts_that_were_stopped_before_they_saved_anything_are_enough() -> None:

@@ -37,6 +37,16 @@ def test_every_fate_of_an_attempt_is_billed_to_the_cent(store_url):
     assert [cost.wasted_s for cost in report.attempts] == [150, 340, 130, 0, 0]
 
 
+def test_time_in_which_a_run_hung_is_lost_although_it_asks_to_be_run_again(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)  # 40 set-up, 50 useful, 310 without a step that was kept
+    story.beat(1, 390, step=30, durable=20, setup=40, train=350, durable_train=50)
+    story.end(1, 400, 75, hung=True)
+    report = report_of(story, ENDED)
+    assert [cost.end for cost in report.attempts] == ["hung"]
+    assert dollars(report) == {"useful": "0.0500", "set-up": "0.0400", "lost to a crash": "0.3100"}
+
+
 def test_what_on_demand_would_have_cost_leaves_out_what_only_spot_pays(store_url):
     report = report_of(every_fate(store_url), ENDED)
     # One set-up of 100 s, 1100 useful, 60 saving, 60 evaluating, 120 benchmark; at $0.002 a second.

@@ -13,6 +13,7 @@ from run_stories import BENCH, RUNNING, Story, every_fate, preempted_once
 from launcher.engine_folder import EngineFolder, engine_home
 from launcher.recipe import list_recipes
 from trainer.contract import Name, Outcome
+from trainer.run_folder import IdleGpu
 
 
 @pytest.fixture
@@ -91,6 +92,27 @@ def test_a_run_that_is_starting_can_be_looked_at(store):
         assert screen(store, "logs", "story-1") == ""
     finally:
         os.close(lock)
+
+
+def test_a_gpu_that_does_nothing_is_named_while_the_run_is_running(store):
+    story = preempted_once(f"file://{store}")
+    story.attempt(2, 600)
+    story.beat(2, 900, step=180, durable=170, resumed=100, setup=50, train=230)
+    beat = story.folder.attempt(2).heartbeat
+    idle = tuple(IdleGpu(number=number, name="NVIDIA H100 80GB HBM3", idle_s=idle_s)
+                 for number, idle_s in ((1, 130), (3, 720)))
+    story.folder.write("attempts/2/heartbeat.json", beat.model_copy(update={"idle_gpus": idle}))
+    folder = EngineFolder(engine_home() / "story-1")
+    folder.path.mkdir(parents=True)
+    lock = folder.take_lock()
+    try:
+        folder.write_state(RUNNING)
+        said = screen(store, "status", "story-1")
+    finally:
+        os.close(lock)
+    assert "  idle       GPU 3 for 12 min, GPU 1 for 2 min: does nothing, and is paid for\n" in said
+    assert json.loads(screen(store, "status", "story-1", "--json"))["idle_gpus"][1] == {
+        "number": 3, "name": "NVIDIA H100 80GB HBM3", "idle_s": 720.0}
 
 
 @pytest.mark.parametrize("args", [["cost", "story-1"], ["status", "story-1"], ["status"],

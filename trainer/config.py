@@ -240,6 +240,8 @@ class TrainConfig(Section):
     evaluate_sequences: Annotated[int, Field(ge=2, strict=True)] = Field(
         256, description="held-out; how texts differ takes two")
     heartbeat_s: PositiveFloat = Field(15.0, description="seconds between heartbeats")
+    hang_s: PositiveFloat = Field(300.0, description="a run without a new step for so many seconds, and for "
+                                  "five times the median step, hangs and is started again (guess)")
     data: DataConfig
     token_encoder: TokenEncoderConfig
     model: ModelConfig = ModelConfig()

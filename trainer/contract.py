@@ -57,7 +57,7 @@ class ExitCode(IntEnum):
     FINISHED = 0  # finished, or stopped on purpose at a limit: `outcome.json` says which
     SUPERSEDED = 69  # a later attempt owns the run: nothing was saved, and nothing follows
     BROKEN = 70  # diverged, an invariant broke, or no newer checkpoint in three attempts: do not retry
-    RECOVER = 75  # checkpoint committed, run me again
+    RECOVER = 75  # checkpoint committed, or it hung: run me again
     STOPPED = 77  # checkpoint committed, and a person asked for it: nothing follows
     BAD_CONFIG = 78  # recipe or data is wrong: a retry spends money on the same mistake
 
@@ -191,6 +191,7 @@ class Name:
     BENCH = "bench/result.json"
     MACHINE = "machine.json"  # of an attempt: what its first node found where it runs
     WANDB = "wandb.json"  # of an attempt: where it is seen on W&B
+    STACKS = "stacks"  # of an attempt that hung: a text for each rank
     EVALUATION = "evaluation/result.json"  # of the end of training
     EVENTS = "events"
     ATTEMPTS = "attempts"

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +27,13 @@ from trainer.last_save import LastSave
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
 from trainer.manifest import complete_checkpoints, pinned
-from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
+from trainer.metrics import OwnAttempt, Phase, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.notices import cloud_named
 from trainer.preemption import Limits, StopSignal
-from trainer.ranks import Shared, own_devices, require_same
+from trainer.ranks import Shared, meet, own_devices, require_same
 from trainer.run_folder import RunFolder
+from trainer.sign_of_life import SignOfLife
 from trainer.store import open_store
 from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
 from trainer.train_state import TrainState
@@ -72,6 +74,7 @@ class Job:
     clock: PhaseClock
     progress: Progress
     recorder: Recorder | None
+    life: SignOfLife
     batches: Batches | None = None
     failed_saves: int = 0
     saved_at_s: float = 0.0
@@ -100,6 +103,19 @@ class Job:
         self.data_wait_s += self.batches.waited_s
         return to_device(torch.from_numpy(rows.astype("int64")), self.device)
 
+    def enter_together(self, phase: Phase) -> None:
+        """Begin a phase on all ranks at once: one that waits for a slow peer must not look as if it hung."""
+        meet()
+        self.clock.enter(phase)
+
+    @contextlib.contextmanager
+    def together(self, phase: Phase) -> Iterator[None]:
+        """Book the block on `phase`; all ranks enter and leave it at once."""
+        meet()
+        with self.clock.during(phase):
+            yield
+            meet()
+
     def wait_for_device(self) -> None:
         """Return when everything queued on the device is done: before a clock is read."""
         if self.device.type == "cuda":
@@ -116,8 +132,13 @@ def say_once(text: str) -> None:
         print(text, flush=True)
 
 
-def build_job(config: TrainConfig, stop: StopSignal) -> Job:
+def build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife | None = None) -> Job:
     """Build this rank's Job. What is quick to refuse is looked at before what takes minutes to load.
+
+    Args:
+        config: What to train.
+        stop: Heard by this process.
+        life: What the node sees of this rank; None: no node looks.
 
     Raises:
         ConfigError: Text, tokenizer and encoder do not fit together, the node has too few GPUs, or a
@@ -125,7 +146,7 @@ def build_job(config: TrainConfig, stop: StopSignal) -> Job:
         StoreError: The run folder, text or weights cannot be read.
     """
     try:
-        return _build_job(config, stop)
+        return _build_job(config, stop, life or SignOfLife())
     except ValueError as error:
         raise refused_value(error) from error
 
@@ -137,11 +158,12 @@ def refused_value(error: ValueError) -> ConfigError:
                        fix="correct that value in the recipe, and launch again")
 
 
-def _build_job(config: TrainConfig, stop: StopSignal) -> Job:
+def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife) -> Job:
     store = open_store(os.environ[Env.STORE])
     folder = RunFolder(store, os.environ[Env.RUN_ID])
     own = OwnAttempt.find(folder, agreed_attempt_number())
-    clock, progress = PhaseClock(own.attempt.billed_from), Progress(total_steps=config.steps)
+    life.begin(own.attempt.number)
+    clock, progress = PhaseClock(own.attempt.billed_from, on_phase=life.enter), Progress(config.steps)
     recorder = None
     if dist.get_rank() == 0:
         recorder = own.recorder(folder, config.heartbeat_s, clock, progress)
@@ -170,7 +192,8 @@ def _build_job(config: TrainConfig, stop: StopSignal) -> Job:
     return Job(
         config=config, folder=folder, limits=Limits.from_environment(), device=device,
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
-        progress=progress, recorder=recorder, watch=DivergenceWatch(list(engine.module.parts()), device),
+        progress=progress, recorder=recorder, life=life,
+        watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
         state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),

@@ -5,6 +5,7 @@ rows go out in numbered chunks, because object storage cannot append.
 """
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from typing import Literal, Self
 from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError, attempt_file
+from trainer.idle_gpus import IdleGpus
 from trainer.lease import SupersededError, check_own, renewed
 from trainer.machine import traffic
 from trainer.run_folder import (
@@ -24,6 +26,7 @@ from trainer.run_folder import (
     AttemptFiles,
     Event,
     Heartbeat,
+    IdleGpu,
     Phases,
     RunFolder,
     charged_until,
@@ -35,14 +38,22 @@ Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
 
 
 class PhaseClock:
-    """Books every second since an attempt is billed on exactly one phase; starts in set-up."""
+    """Books every second since an attempt is billed on exactly one phase; starts in set-up.
 
-    def __init__(self, billed_from: datetime, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        billed_from: Since when.
+        clock: Seconds that never go back.
+        on_phase: Called with every phase that begins.
+    """
+
+    def __init__(self, billed_from: datetime, clock: Callable[[], float] = time.monotonic,
+                 on_phase: Callable[[Phase], None] = lambda phase: None) -> None:
         age_s = max(0.0, (datetime.now(UTC) - billed_from).total_seconds())
         self._clock = clock
         self._seconds: dict[Phase, float] = {"setup_s": age_s}
         self._phase: Phase = "setup_s"
         self._since = clock()
+        self._on_phase = on_phase
         self._lock = threading.Lock()  # the recorder's thread reads while the loop changes phase
 
     def enter(self, phase: Phase) -> None:
@@ -51,6 +62,7 @@ class PhaseClock:
             now = self._clock()
             self._seconds[self._phase] = self._seconds.get(self._phase, 0.0) + now - self._since
             self._phase, self._since = phase, now
+        self._on_phase(phase)
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -146,8 +158,10 @@ class OwnAttempt:
     def recorder(self, folder: RunFolder, interval_s: float, clock: PhaseClock,
                  progress: Progress) -> "Recorder":
         """A new one, which knows what earlier attempts have cost."""
+        gpus = IdleGpus(os.environ)
+        gpus.watch()
         return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
-                        before=self._before(tuple(folder.events())))
+                        before=self._before(tuple(folder.events())), idle_gpus=gpus.found)
 
     def _before(self, events: tuple[Event, ...]) -> Before:
         now, useful_s, paid_s = self.attempt.billed_from, 0.0, 0.0
@@ -168,19 +182,22 @@ class Recorder:
         before: What earlier attempts have come to.
         clock: Books the phases.
         progress: Read at each heartbeat.
+        idle_gpus: Asked at each heartbeat.
 
     Attributes:
         superseded: Set once another attempt owns the run: this one has to stop.
     """
 
     def __init__(self, folder: RunFolder, attempt: Attempt, *, interval_s: float, before: Before,
-                 clock: PhaseClock, progress: Progress) -> None:
+                 clock: PhaseClock, progress: Progress,
+                 idle_gpus: Callable[[], tuple[IdleGpu, ...]] = lambda: ()) -> None:
         self._folder = folder
         self._attempt = attempt
         self._interval_s = interval_s
         self._before = before
         self._clock = clock
         self._progress = progress
+        self._idle_gpus = idle_gpus
         self._rows: list[dict[str, float]] = []
         self._files: dict[str, BaseModel] = {}
         self._num_chunks = 0
@@ -272,7 +289,7 @@ class Recorder:
                 durable_train_s=progress.durable_train_s, durable_evaluate_s=progress.durable_evaluate_s,
                 phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
                 spent_usd=self.spent_usd(now), lease_until=renewed(now, self._interval_s),
-                traffic=traffic(), metrics=dict(progress.metrics))
+                traffic=traffic(), idle_gpus=self._idle_gpus(), metrics=dict(progress.metrics))
         try:
             if rows:
                 chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()

@@ -6,7 +6,6 @@ itself exits 1 whatever its workers returned, and after SIGTERM even when every 
 """
 
 import contextlib
-import itertools
 import os
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from pydantic import ValidationError
 from trainer import node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Name, RankEnd, attempt_file
+from trainer.hang import HangWatch, HungError
 from trainer.lease import START_S, owner_here
 from trainer.machine import (
     MachineError,
@@ -39,24 +39,18 @@ from trainer.notices import cloud_named, listen
 from trainer.overdue import overdue_at
 from trainer.own_offer import own_envs
 from trainer.rented import Rented
-from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, RunFolder
+from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.stop_request import StopRequest
 from trainer.store import AlreadyExistsError, open_store
+from trainer.stuck import check_progress, resumed_at
 from trainer.wandb_node import Follower
 
 # Others may hang in a collective that waits for a rank which has already told us why it left.
 _PEER_GRACE_S = 20
-_MAX_CRASHES_WITHOUT_CHECKPOINT = 3
-# Crashes and requests to stop together; a machine that is always asked to stop too early costs, too (guess).
-_MAX_ATTEMPTS_WITHOUT_CHECKPOINT = 10
-_CRASHED, _ASKED_TO_STOP = {"crashed"}, {"asked to stop"}
+# All nodes of a run see within seconds that it hangs: to the last of them, the ranks of the first must not
+# look as if they had crashed (guess).
+_OTHER_NODES_S = 5
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
-
-
-class StuckError(LdlmError):
-    """Attempt after attempt dies before it has saved anything new."""
-
-    node_exit_code = ExitCode.BROKEN
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +76,7 @@ def main(argv: list[str]) -> int:
     if rented:
         stop.is_wished = rented.is_stop_wished
     follower = Follower(config.wandb, attempt, folder.run_id) if attempt else None
-    is_wrong = False
+    is_wrong = is_hung = False
     try:
         if attempt and rented:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
@@ -93,13 +87,16 @@ def main(argv: list[str]) -> int:
             folder.write(attempt_file(attempt.number, Name.MACHINE),
                          seen.model_copy(update={"key_files": keys}))
             check_progress(folder.attempts(), attempt, resumed_at(folder))
-        end = run_document(document, attempt, stop)
+        end = run_document(document, attempt, stop, config.hang_s)
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
+    except HungError as error:
+        is_hung, end = True, RankEnd(error.node_exit_code, str(error))
+        error.save(folder)
     except LdlmError as error:
         end = RankEnd(error.node_exit_code, str(error))
     if attempt:
-        record_end(folder, attempt, end, wrong_machine=is_wrong,
+        record_end(folder, attempt, end, wrong_machine=is_wrong, hung=is_hung,
                    preempted=end.code == ExitCode.RECOVER and stop.is_taken)
     if follower:
         follower.end(end.code)
@@ -166,56 +163,17 @@ def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
         return RankEnd(ExitCode.BROKEN, f"{error.problem}, which could not be counted: {unwritten}")
 
 
-def resumed_at(folder: RunFolder) -> datetime | None:
-    """When a person last resumed this run; None: never."""
-    return max((event.at for event in folder.events() if event.kind == "resumed"), default=None)
-
-
-def check_progress(attempts: list[AttemptFiles], attempt: Attempt, resumed: datetime | None) -> None:
-    """Refuse to go on when the last attempts all ended without a newer checkpoint.
-
-    Three crashes in a row are enough; of attempts that were asked to stop, it takes ten, crashes among
-    them included. Preempted attempts and wrong machines do not count: they are not the code's fault. Nor
-    does what was before a person resumed the run.
-
-    Raises:
-        StuckError: Too many in a row.
-    """
-    earlier = [files for files in attempts
-               if files.attempt.number < attempt.number and files.attempt.document == attempt.document
-               and (resumed is None or files.attempt.billed_from > resumed)]
-    beats = [files.heartbeat for files in earlier if files.heartbeat]
-    durable_step = max((beat.durable_step for beat in beats), default=0)
-    ends = [fruitless_end(files) for files in reversed(earlier)]
-    for what, counted, allowed in (("crashed", _CRASHED, _MAX_CRASHES_WITHOUT_CHECKPOINT),
-                                   ("ended", _CRASHED | _ASKED_TO_STOP, _MAX_ATTEMPTS_WITHOUT_CHECKPOINT)):
-        row = list(itertools.takewhile(counted.__contains__, ends))
-        if len(row) >= allowed:
-            raise StuckError(f"the last {len(row)} attempts {what} without a newer checkpoint "
-                             f"than step {durable_step}",
-                             fix="read `ldlm logs RUN`, correct the cause, then `ldlm resume RUN`")
-
-
-def fruitless_end(files: AttemptFiles) -> str | None:
-    """How an attempt ended that has made no newer checkpoint; None for any other, and where the market or the
-    machine was to blame."""
-    end, beat = files.end, files.heartbeat
-    if end is None or end.preempted or end.wrong_machine:
-        return None
-    if beat and beat.durable_step > beat.resumed_from_step:
-        return None
-    if end.exit_code == ExitCode.RECOVER:
-        return "asked to stop"
-    return None if end.exit_code in list(ExitCode) else "crashed"
-
-
-def run_document(document: Document, attempt: Attempt | None, stop: StopRequest) -> RankEnd:
+def run_document(document: Document, attempt: Attempt | None, stop: StopRequest, hang_s: float) -> RankEnd:
     """Start the program of one document, pass signals on to it, and read how it ended.
 
     Args:
         document: Which program.
         attempt: None on every node but the first: the ranks hear its number from rank 0.
         stop: Heard since this process began.
+        hang_s: Shortest silence of the ranks that is taken for a hang.
+
+    Raises:
+        HungError: They hung, and are killed.
     """
     if stop.received:
         return RankEnd(ExitCode.RECOVER, f"{stop.why} before {document} began")
@@ -224,7 +182,7 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest)
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
         with node_watch.hold(ends):
             child = subprocess.Popen(command, env=child_environment(ends, attempt, stop.shutdown_timeout_s))
-            wait_for(child, ends, stop, overdue_at(datetime.now(UTC)))
+            wait_for(child, ends, stop, overdue_at(datetime.now(UTC)), HangWatch(ends, hang_s))
         stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.why)
@@ -267,9 +225,9 @@ def master_port() -> int:
 
 
 def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
-             overdue: datetime | None = None) -> None:
-    """Wait for the program; end it when one rank has failed or died and its peers do not follow, and when it
-    hangs: it is there from `overdue` on."""
+             overdue: datetime | None = None, watch: HangWatch | None = None) -> None:
+    """Wait for the program; end it when one rank has failed or died and its peers do not follow, when it is
+    there from `overdue` on, and when it hangs. Raises HungError."""
     failed_at: float | None = None
     while child.poll() is None:
         time.sleep(0.2)
@@ -285,6 +243,11 @@ def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
             failed_at = time.monotonic()
         if failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S:
             kill_tree(child)
+        if failed_at is None and watch and (problem := watch.look()):
+            error = watch.error(problem)
+            time.sleep(_OTHER_NODES_S if num_nodes() > 1 else 0)
+            kill_tree(child)
+            raise error
 
 
 def has_failed(ends: Path) -> bool:
@@ -333,12 +296,13 @@ def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped
 
 
 def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd, *, wrong_machine: bool,
-               preempted: bool) -> None:
+               preempted: bool, hung: bool) -> None:
     """Leave the end of this attempt in the run folder, unless the engine was quicker."""
     try:
         folder.write(attempt_file(attempt.number, "end.json"), create=True,
                      record=AttemptEnd(at=datetime.now(UTC), exit_code=end.code, preempted=preempted,
-                                       reason=end.reason, wrong_machine=wrong_machine, traffic=traffic()))
+                                       reason=end.reason, wrong_machine=wrong_machine, hung=hung,
+                                       traffic=traffic()))
     except AlreadyExistsError:
         pass
     except LdlmError as error:

@@ -23,6 +23,11 @@ def init_process_group() -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
+def meet() -> None:
+    """Return when every rank has come here. A collective."""
+    dist.all_reduce(torch.zeros(1))
+
+
 def own_devices(gpus_per_rank: int) -> list[torch.device]:
     """The GPUs of this rank, the one that it trains on first; without any GPU, the CPU.
 

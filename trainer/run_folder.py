@@ -61,6 +61,20 @@ class Phases(_Record):
     bench_s: float = 0.0
 
 
+class IdleGpu(_Record):
+    """A card that is paid for and does nothing.
+
+    Attributes:
+        number: As its driver counts them, on the first node.
+        name: The driver's.
+        idle_s: For how long.
+    """
+
+    number: int
+    name: str
+    idle_s: float
+
+
 class Heartbeat(_Record):
     """The newest word of a running attempt. Overwritten in place.
 
@@ -72,6 +86,8 @@ class Heartbeat(_Record):
         spent_usd: Over all attempts of the run, this one up to `at`.
         lease_until: See `Attempt`.
         traffic: Of the first node, since it was started.
+        idle_gpus: Of the first node; a collective that waits keeps a GPU busy, so that those of a run that
+            hangs are the ones it waits for.
     """
 
     at: datetime
@@ -86,6 +102,7 @@ class Heartbeat(_Record):
     spent_usd: Decimal
     lease_until: datetime | None = None
     traffic: Traffic = Traffic()
+    idle_gpus: tuple[IdleGpu, ...] = ()
     metrics: dict[str, float] = {}
 
 
@@ -96,6 +113,7 @@ class AttemptEnd(_Record):
         exit_code: The node's exit code, None if the machine was taken.
         preempted: The machine was taken back, whatever the code.
         wrong_machine: It was not what the plan pays for, and did no work.
+        hung: Its ranks stood still, and were killed for it.
         traffic: Of the first node, since it was started.
     """
 
@@ -104,6 +122,7 @@ class AttemptEnd(_Record):
     preempted: bool
     reason: str
     wrong_machine: bool = False
+    hung: bool = False
     traffic: Traffic = Traffic()
 
 

@@ -41,7 +41,7 @@ def save(job: Job) -> None:
         DivergedError: What diverged must not replace good checkpoints.
     """
     stop_if_diverged(job)
-    with job.clock.during("checkpoint_s"):
+    with job.together("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
         job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
@@ -55,6 +55,7 @@ def stop_if_diverged(job: Job) -> None:
     found = job.watch.found()
     if found is None:
         return
+    job.clock.enter("checkpoint_s")
     job.checkpoints.wait()  # what it uploads is from before that step
     note_finished_save(job)
     raise diverged_error(*found, job.progress.durable_step, job.config.precision)

@@ -39,6 +39,7 @@ from trainer.saving import (
     say_news_of_notices,
     stop_if_diverged,
 )
+from trainer.sign_of_life import SignOfLife, answer_with_stacks
 from trainer.step import encoder_pulls, train_step
 from trainer.step_metrics import peak_memory, settings_at, time_density
 
@@ -49,7 +50,7 @@ def train(job: Job) -> RankEnd:
     """Run the loop until the last step, a limit or a stop. The same end on every rank."""
     restore_or_start(job)
     config, progress, verdict = job.config, job.progress, Verdict.CONTINUE
-    job.clock.enter("train_s")
+    job.enter_together("train_s")
     speed = TrainingSpeed(job.clock, progress.step)
     if job.recorder is not None:
         job.recorder.write_soon()
@@ -60,6 +61,7 @@ def train(job: Job) -> RankEnd:
         job.state.round(progress.step)
         train_step(job, progress.step)
         progress.step += 1
+        job.life.at_step(progress.step)
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
             log_step(job, speed)
         if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
@@ -147,7 +149,7 @@ def run_evaluation(job: Job) -> None:
     heldout_NL = job.corpus.heldout_NL[: job.config.evaluate_sequences]
     job.wait_for_device()  # steps that are still queued are not evaluation
     job.checkpoints.settle()
-    with job.clock.during("evaluate_s"):
+    with job.together("evaluate_s"):
         pulls = encoder_pulls(job, heldout_NL[: job.config.micro_batch_size])
         with job.average.applied() as model:
             scores = evaluate(model, job.encoder, heldout_NL, job.config.seed, job.config.micro_batch_size)
@@ -178,8 +180,7 @@ def samples_of(job: Job, model: LatentDiffusionLM) -> tuple[list[str], dict[str,
 
 def leave_without(job: Job, leaving: Leaving) -> RankEnd:
     """End at once: a last checkpoint would not be durable before the machine is gone."""
-    with job.clock.during("checkpoint_s"):
-        job.checkpoints.wait(leaving.in_flight_s)
+    job.checkpoints.wait(leaving.in_flight_s)
     note_finished_save(job)
     return RankEnd(ExitCode.RECOVER, f"{leaving.notice.why}, too soon for a last checkpoint "
                    f"({leaving.last.words}); step {job.progress.durable_step} is durable")
@@ -188,6 +189,7 @@ def leave_without(job: Job, leaving: Leaving) -> RankEnd:
 def finish(job: Job, verdict: Verdict) -> RankEnd:
     """Commit the last state, write the outcome, and say how the node should exit."""
     why = "asked to stop"
+    job.enter_together("checkpoint_s")
     is_unsaved = has_unsaved_step(job)
     if verdict is Verdict.RECOVER:
         leaving = job.last_save.leave(Path(os.environ[Env.END_FOLDER]),
@@ -197,8 +199,7 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
             return leave_without(job, leaving)
     if verdict < Verdict.FAIL and is_unsaved:
         save(job)
-    with job.clock.during("checkpoint_s"):
-        job.checkpoints.wait()
+    job.checkpoints.wait()
     note_finished_save(job)
     saved = agree(Verdict.SUPERSEDED if superseded(job)
                   else Verdict.FAIL if job.failed_saves else Verdict.CONTINUE)
@@ -232,11 +233,13 @@ def main() -> None:
     stop, ends = StopSignal(), Path(os.environ[Env.END_FOLDER])
     end_with_node(ends)
     RankEnd.listen(ends, os.getpid())
+    answer_with_stacks(ends, rank := int(os.environ["RANK"]))
+    life = SignOfLife(ends, rank)
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     init_process_group()
     job, known = None, True
     try:
-        job = build_job(config, stop)
+        job = build_job(config, stop, life)
         end = train(job)
     except LdlmError as error:
         end = RankEnd(error.node_exit_code, str(error))
