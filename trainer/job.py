@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from trainer.average import WeightAverage
 from trainer.batches import Batches
-from trainer.checkpoint import Checkpointer, Identity
+from trainer.checkpoint import Checkpointer
 from trainer.config import TokenEncoderConfig, TrainConfig, deepspeed_config
 from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
@@ -22,6 +22,7 @@ from trainer.divergence import DivergenceWatch
 from trainer.evaluate import Evaluation
 from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
+from trainer.identity import Identity
 from trainer.last_save import LastSave
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info

@@ -12,14 +12,14 @@ the bit, whenever they were saved. A save between two such steps holds all in fl
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from trainer.average import WeightAverage
-from trainer.pieces import ITEM_BYTES, DType, Kind
+from trainer.pieces import ITEM_BYTES, DType, Kind, Stretch
 
 _STRETCH_ELEMENTS = 2**26  # 256 MiB of float32: few copies, each long enough for the full rate of the bus
 _MOMENTS: dict[Kind, str] = {"momentum": "exp_avg", "variance": "exp_avg_sq"}  # torch's names
@@ -27,22 +27,6 @@ _FULL: dict[Kind, DType] = {"master": "float32", "momentum": "float32", "varianc
                             "average": "float32"}
 _ROUNDED: dict[Kind, DType] = {"master": "float32", "momentum": "bfloat16", "variance": "bfloat16",
                                "average_delta": "bfloat16"}
-
-
-class Stretch(NamedTuple):
-    """Part of one vector.
-
-    Attributes:
-        group: Parameter group.
-        begin: First element in the group's vector, over all ranks.
-        count: Elements.
-    """
-
-    kind: Kind
-    dtype: DType
-    group: int
-    begin: int
-    count: int
 
 
 @dataclass(frozen=True)
