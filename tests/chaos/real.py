@@ -1,0 +1,66 @@
+"""A rank of the real trainer in a fork of a process that has imported it; its points are told to `Faults`."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a pool of threads does not fork
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import deepspeed  # noqa: F401,E402
+from torch import Tensor  # noqa: E402
+
+from tests.chaos.machine import Ranks  # noqa: E402
+from tests.trainer_runs import write_text  # noqa: E402
+from trainer import train  # noqa: E402
+from trainer.checkpoint import Checkpointer  # noqa: E402
+from trainer.job import Job  # noqa: E402
+from trainer.snapshot import Snapshot  # noqa: E402
+
+
+def prepare(scratch: Path) -> Path:
+    """The text of all runs."""
+    return write_text(scratch / "prose.txt")
+
+
+def run_rank(number: int, ranks: Ranks) -> None:
+    """One rank. Does not return."""
+    _tell_points(ranks)
+    train.main()
+
+
+def _tell_points(ranks: Ranks) -> None:
+    import time
+
+    faults, board = ranks.faults, ranks.board
+    restore_or_start, train_step = train.restore_or_start, train.train_step
+    save, copy = Checkpointer.save, Snapshot._copy
+
+    def restore_and_tell(job: Job) -> None:
+        restore_or_start(job)
+        board.resumed_from = board.step = job.progress.step
+
+    def step_and_tell(job: Job, step: int) -> None:
+        train_step(job, step)
+        board.first_step_at = board.first_step_at or time.monotonic()
+        board.step = step + 1
+        faults.at("step", "", "before")
+
+    def save_or_not(checkpoints: Checkpointer, step: int, timesteps: dict[str, Tensor]) -> None:
+        checkpoints.wait()
+        faults.at("snapshot", "", "before")
+        save(checkpoints, step, timesteps)
+        faults.at("snapshot", "", "after")
+
+    def copy_or_not(snapshot: Snapshot, state: Any, stretches: list[Any], rest: Mapping[str, Tensor],
+                    slots: Any) -> Any:
+        if faults.at("snapshot", "", "during"):
+            for stretch in stretches[:len(stretches) // 2]:
+                state.read(stretch)  # some are rounded in place, some are not
+            faults.act()
+        return copy(snapshot, state, stretches, rest, slots)
+
+    train.restore_or_start, train.train_step = restore_and_tell, step_and_tell
+    Checkpointer.save, Snapshot._copy = save_or_not, copy_or_not  # type: ignore[method-assign]
