@@ -137,7 +137,7 @@ def test_a_run_without_checkpoints_has_none_and_debris_is_no_checkpoint(folder: 
 def test_retention_deletes_each_manifest_before_its_files(folder: RunFolder, store: RecordingStore) -> None:
     commit(folder, 4, 8, 12, 16)
 
-    retain(folder, step=16, keep=2)
+    retain(folder, step=16, keep=2, attempt=1)
 
     assert store.deleted == [f"run/checkpoints/step-{step:08d}/{name}" for step in (8, 4)
                              for name in ("manifest.json", "a1-rest")]
@@ -150,7 +150,7 @@ def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_
     commit(folder, 8, 10, 12)
     flip_a_bit(path_of(tmp_path, 12, "a1-rest"))
 
-    retain(folder, step=10, keep=1)
+    retain(folder, step=10, keep=1, attempt=1)
 
     assert newest(folder) == (10, b"state of 10")
 
@@ -167,7 +167,7 @@ def test_debris_goes_with_the_first_checkpoint_after_it_and_what_is_being_writte
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
 
-    retain(folder, step=12, keep=3)
+    retain(folder, step=12, keep=3, attempt=1)
 
     below = tmp_path / "run/checkpoints"
     assert sorted(str(path.relative_to(below)) for path in below.rglob("*")) == [

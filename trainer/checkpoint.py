@@ -29,7 +29,7 @@ class Checkpointer(Committer):
     """Saves and restores what a run goes on from. Every rank has one and calls the same methods.
 
     Args:
-        folder, attempt, groups, keep, identity, before_commit: See `Committer`.
+        folder, attempt, groups, keep, identity, before_commit, told_step: See `Committer`.
         state: This rank's share.
         model: Its buffers are saved too.
         device: Where they lie.
@@ -37,9 +37,9 @@ class Checkpointer(Committer):
 
     def __init__(self, folder: RunFolder, attempt: int, state: TrainState, model: torch.nn.Module,
                  groups: list[dict[str, list[int]]], device: torch.device, *, keep: int, identity: Identity,
-                 before_commit: Callable[[], None]) -> None:
+                 before_commit: Callable[[], None], told_step: int = 0) -> None:
         super().__init__(folder, attempt, TorchPeers(), groups=groups, keep=keep, identity=identity,
-                         before_commit=before_commit)
+                         before_commit=before_commit, told_step=told_step)
         self._state = state
         self._model = model
         # To ask the model for its state at each save would take milliseconds.

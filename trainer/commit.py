@@ -20,17 +20,21 @@ from pydantic import BaseModel
 
 from trainer.contract import LdlmError, Name, StoreError, checkpoint_folder
 from trainer.identity import Identity
+from trainer.lease import check_own
 from trainer.manifest import CheckpointError, Manifest, Shard, StoredFile, newest_readable, quarantine
 from trainer.piece_codec import Copied, digest, encode
 from trainer.pieces import ITEM_BYTES, Piece, Stretch
-from trainer.retention import retain
+from trainer.retention import retain, withdraw
 from trainer.run_folder import RunFolder
+from trainer.store import AlreadyExistsError
 
 _T = TypeVar("_T")
 _ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # threads: each compresses 0.7 GB/s (measured)
 _REST = "rest.safetensors"
 _LOOK_EVERY_S = 0.1
+_ASK_EVERY_S = 5.0  # whose the run is, while another rank is waited for (guess)
 _PARTS_TIMEOUT_S = 1800.0
+_LISTING_LOOKS, _LISTING_LAGS_S = 3, 1.0  # where a store shows what it holds late (guess)
 
 
 class Peers(Protocol):
@@ -71,7 +75,6 @@ class MeasuredSave(NamedTuple):
 class _Part(BaseModel):
     """What one rank has uploaded for one save."""
 
-    attempt: int
     shard: Shard
     pieces: list[Piece]
 
@@ -88,6 +91,7 @@ class Committer:
         identity: What a manifest says about text, encoder, model and precision; a restore needs the same.
         before_commit: Called by rank 0 before a checkpoint counts, in the background; what it raises
             makes the save fail.
+        told_step: The newest that earlier attempts have told to be durable; 0: none.
 
     Attributes:
         durable_step: Newest step whose manifest this process knows to be committed (rank 0 only).
@@ -95,7 +99,8 @@ class Committer:
     """
 
     def __init__(self, folder: RunFolder, attempt: int, peers: Peers, *, groups: list[dict[str, list[int]]],
-                 keep: int, identity: Identity, before_commit: Callable[[], None]) -> None:
+                 keep: int, identity: Identity, before_commit: Callable[[], None],
+                 told_step: int = 0) -> None:
         self._folder = folder
         self._attempt = attempt
         self._peers = peers
@@ -103,6 +108,7 @@ class Committer:
         self._keep = keep
         self._identity = identity
         self._before_commit = before_commit
+        self._told_step = told_step
         self._thread: threading.Thread | None = None
         self._error: LdlmError | None = None
         self._began_s = 0.0
@@ -160,7 +166,7 @@ class Committer:
             if self._peers.rank == 0:
                 self._commit(step, self._put_rest(base, rest), part)
             else:
-                self._folder.write(f"{base}/part-{self._peers.rank:04d}.json", part)
+                self._folder.write(self._part_file(step, self._peers.rank), part)
         except Exception as error:  # whatever it is, training must hear that this save does not count
             known = isinstance(error, LdlmError)
             self._error = error if known else LdlmError(f"{type(error).__name__}: {error}")
@@ -168,6 +174,9 @@ class Committer:
             return
         if self._peers.rank == 0:
             self._retain(step)
+
+    def _part_file(self, step: int, rank: int) -> str:
+        return f"{checkpoint_folder(step)}/a{self._attempt}-part-{rank:04d}.json"
 
     def _failure_key(self, step: int, rank: int) -> str:
         return f"ldlm/{self._attempt}/save-{step}/rank-{rank}"
@@ -187,7 +196,7 @@ class Committer:
 
         self._folder.store.stream(self._folder.key(f"{base}/{name}"), stored())
         shard = Shard(name=name, num_bytes=sum(piece.num_bytes for piece in pieces))
-        return _Part(attempt=self._attempt, shard=shard, pieces=pieces)
+        return _Part(shard=shard, pieces=pieces)
 
     def _put_rest(self, base: str, data: bytes) -> StoredFile:
         name = f"a{self._attempt}-{_REST}"
@@ -202,18 +211,32 @@ class Committer:
                             pieces=[piece for part in parts for piece in part.pieces], rest=rest,
                             groups=self._groups, **self._identity.model_dump())
         self._before_commit()
-        self._folder.write(f"{checkpoint_folder(step)}/{Name.MANIFEST}", manifest)
+        self._write_manifest(manifest)
         self.measured = MeasuredSave(sum(part.shard.num_bytes for part in parts) + rest.num_bytes,
                                      time.monotonic() - self._began_s)
         self.durable_step = step
 
+    def _write_manifest(self, manifest: Manifest) -> None:
+        """The commit. It replaces what an attempt before has left there, never what a later one has: this
+        machine may have slept since it last looked whose the run is."""
+        base = checkpoint_folder(manifest.step)
+        # Of a damaged checkpoint of this step, which must not take the good one with it.
+        self._folder.store.delete([self._folder.key(f"{base}/{Name.QUARANTINE}")])
+        try:
+            self._folder.write(f"{base}/{Name.MANIFEST}", manifest, create=True)
+        except AlreadyExistsError:
+            check_own(self._folder, self._attempt)
+            self._folder.write(f"{base}/{Name.MANIFEST}", manifest)
+
     def _await_part(self, step: int, rank: int) -> _Part:
-        name = f"{checkpoint_folder(step)}/part-{rank:04d}.json"
-        give_up = time.monotonic() + _PARTS_TIMEOUT_S
-        while time.monotonic() < give_up and not self._peers.has_failed(self._failure_key(step, rank)):
-            part = self._folder.find(name, _Part)
-            if part and part.attempt == self._attempt:
+        name, began_s, asked_s = self._part_file(step, rank), time.monotonic(), time.monotonic()
+        while (not self._peers.has_failed(self._failure_key(step, rank))
+               and time.monotonic() - began_s < _PARTS_TIMEOUT_S):
+            if part := self._folder.find(name, _Part):
                 return part
+            if time.monotonic() - asked_s > _ASK_EVERY_S:
+                check_own(self._folder, self._attempt)  # a later attempt deletes what it takes for debris
+                asked_s = time.monotonic()
             time.sleep(_LOOK_EVERY_S)
         raise StoreError(f"rank {rank} did not upload its shard", place=f"{self._folder.url}/{name}",
                          fix="look for that rank's error in the log")
@@ -221,9 +244,17 @@ class Committer:
     def _retain(self, step: int) -> None:
         """Delete what the newest checkpoint makes superfluous. It counts already: failing here is no loss."""
         try:
-            retain(self._folder, step, self._keep)
+            retain(self._folder, step, self._keep, self._attempt)
         except LdlmError as error:
             print(f"warning: old checkpoints not deleted: {error}", flush=True)
+
+    def withdraw(self) -> None:
+        """Delete what this attempt has uploaded in vain. For rank 0, when a later attempt owns the run and no
+        rank saves any more: that one may have ended already, and nobody else would."""
+        try:
+            withdraw(self._folder, self._attempt, self._keep)
+        except LdlmError as error:
+            print(f"warning: saves that do not count were not deleted: {error}", flush=True)
 
     # -- restore ------------------------------------------------------------------------------
 
@@ -243,7 +274,7 @@ class Committer:
             LdlmError: What `read` raised on some rank: it is the same error on every rank.
             StoreError: The store cannot be read.
         """
-        before: int | None = None
+        before, looks = None, _LISTING_LOOKS
         while True:
             found, failure = self._own_newest(read, say, before)
             seen = self._peers.gather(failure or (found[0] if found else None))
@@ -253,22 +284,40 @@ class Committer:
                     raise other
             if len(set(seen)) == 1:
                 break
-            if None in seen:
+            if None not in seen:
+                before = min(step for step in seen if isinstance(step, int)) + 1
+            elif not looks:
                 raise CheckpointError("ranks do not see the same checkpoints", place=self._folder.url,
                                       fix="see that the store lists its objects consistently, then resume")
-            before = min(step for step in seen if isinstance(step, int)) + 1
+            else:
+                looks -= 1
+                time.sleep(_LISTING_LAGS_S)
         if found:
             self.durable_step = found[0]
+            if self._peers.rank == 0:  # the attempt before may have been killed before it had tidied up
+                self._thread = threading.Thread(target=self._retain, args=found[:1], name="retention")
+                self._thread.start()
         return found
 
     def _own_newest(self, read: Callable[[Manifest], _T], say: Callable[[str], None],
                     before: int | None) -> tuple[tuple[int, _T] | None, LdlmError | None]:
         """What this rank has read, or why it has read nothing."""
         try:
+            if before is None:
+                self._await_listing()
             found = newest_readable(self._folder, read, say, on_damaged=self._put_aside, before=before)
         except LdlmError as error:
             return None, error
         return (found[0].step, found[1]) if found else None, None
+
+    def _await_listing(self) -> None:
+        """A listing may lag: return once it shows the newest step that was told to be durable, or soon."""
+        for _ in range(_LISTING_LOOKS if self._told_step else 0):
+            newest = self._folder.key(f"{checkpoint_folder(self._told_step)}/{Name.MANIFEST}")
+            listed = self._folder.store.objects(self._folder.key(Name.CHECKPOINTS))
+            if any(found.key >= newest for found in listed if found.key.endswith("/" + Name.MANIFEST)):
+                return
+            time.sleep(_LISTING_LAGS_S)
 
     def _put_aside(self, manifest: Manifest, error: LdlmError) -> None:
         # Only this rank may have read what is damaged.

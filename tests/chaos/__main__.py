@@ -51,7 +51,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
         return int(first), int(last or first)
 
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seeds", type=seeds, help="a range, as 0-299; those that have survived are left out")
+    parser.add_argument("--seeds", type=seeds, help="a range, as 0-299, without those that have survived")
     parser.add_argument("--level", choices=(*LEVELS, "both"), default="both")
     parser.add_argument("--short", action="store_true", help="three of each kind, and some with real ranks")
     return parser.parse_args(argv)
@@ -83,7 +83,8 @@ class _Campaign:
                 print(f"{level} {seed} ({result.case.kind}): {line}", flush=True)
             left_s = (time.monotonic() - began) / done * (len(seeds) - done)
             if done % 10 == 0 or done == len(seeds):
-                print(f"{level}: {done} of {len(seeds)} cases, {failed} failed, {left_s:.0f} s left", flush=True)
+                print(f"{level}: {done} of {len(seeds)} cases, {failed} failed, {left_s:.0f} s left",
+                      flush=True)
 
     def _note(self, result: Result) -> None:
         self._seen[result.case.level][str(result.case.seed)] = {

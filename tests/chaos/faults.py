@@ -63,10 +63,12 @@ def subject_of(key: str) -> str:
     name = key.rpartition("/")[2]
     if name.endswith(".bin"):
         return "shard"
-    if "/checkpoints" in key and not name.startswith("step-") and name != "checkpoints":
-        return "part" if "part-" in name else name.removesuffix(".safetensors").rpartition("-")[2].split(".")[0]
+    if name.endswith(".safetensors"):
+        return "rest"
     if name.endswith(".jsonl"):
         return "rows"
+    if "-part-" in name:
+        return "part"
     return name.removesuffix(".json")
 
 
@@ -81,7 +83,8 @@ class Faults:
         delay_s: See `Case`.
     """
 
-    def __init__(self, strike: Strike | None, board: Board, rank: int, num_ranks: int, delay_s: float) -> None:
+    def __init__(self, strike: Strike | None, board: Board, rank: int, num_ranks: int,
+                 delay_s: float) -> None:
         self._strike = strike if strike and strike.who == rank else None
         self._board, self._rank, self._num_ranks, self._delay_s = board, rank, num_ranks, delay_s
         self._count, self._stale = 0, 0

@@ -1,4 +1,4 @@
-"""The two levels: the protocol by itself, and real ranks. What each starts, and what each run has to come to."""
+"""The protocol by itself, and real ranks: what each level starts, and what its runs have to come to."""
 
 import json
 import os
@@ -34,8 +34,8 @@ def ranks_level(scratch: Path) -> Level:
     text = real.prepare(scratch)
 
     def environment(case: Case, store: Path, num_ranks: int) -> Mapping[str, str]:
-        config = _config(text, _RANKS_STEPS, case, evaluate_every_steps=_RANKS_STEPS, zero_stage=case.zero_stage,
-                         precision=case.precision)
+        config = _config(text, _RANKS_STEPS, case, evaluate_every_steps=_RANKS_STEPS,
+                         zero_stage=case.zero_stage, precision=case.precision)
         return _environment(config, store, num_ranks) | {"XDG_CACHE_HOME": str(scratch / "cache")}
 
     @cache
@@ -45,7 +45,8 @@ def ranks_level(scratch: Path) -> Level:
         machine = Machine(Life(num_ranks), real.run_rank, environment(case, store, num_ranks), 0.0)
         end = machine.wait(300)
         assert end is not None and end.code == ExitCode.FINISHED, end
-        states = {step: oracle.read_state(folder) for step, folder in oracle.checkpoints(store / "run").items()}
+        found = oracle.checkpoints(store / "run").items()
+        states = {step: oracle.read_state(folder) for step, folder in found}
         assert len(states) == _RANKS_STEPS // _INTERVAL
         return Truth(dict(oracle.losses(store / "run")),
                      {step: state for step, state in states.items() if state is not None})

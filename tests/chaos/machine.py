@@ -85,12 +85,12 @@ class Machine:
                 os._exit(_run_node(life, rank, self.board, delay_s))
         os.close(write)
 
-    def wait(self, deadline_s: float, *, until: Callable[[], bool] = lambda: False) -> End | None:
-        """Its end; None as soon as it sleeps, or `until` says so. Raises TimeoutError with what it printed."""
+    def wait(self, deadline_s: float) -> End | None:
+        """Its end; None as soon as it sleeps. Raises TimeoutError with what it printed."""
         while time.monotonic() - self.began_s < deadline_s:
             self._drain()
             pid, status = os.waitpid(self._pid, os.WNOHANG | os.WUNTRACED)
-            if pid and os.WIFSTOPPED(status) or until():
+            if pid and os.WIFSTOPPED(status):
                 return None
             if pid:
                 seconds = time.monotonic() - self.began_s

@@ -46,8 +46,9 @@ def read_state(folder: Path) -> State | None:
         manifest = json.loads((folder / "manifest.json").read_bytes())
         files = {file["name"]: (folder / file["name"]).read_bytes()
                  for file in (*manifest["shards"], manifest["rest"])}
-        if any(len(files[file["name"]]) != file["num_bytes"] for file in (*manifest["shards"], manifest["rest"])):
-            return None
+        for file in (*manifest["shards"], manifest["rest"]):
+            if len(files[file["name"]]) != file["num_bytes"]:
+                return None
         rest = files[manifest["rest"]["name"]]
         if hashlib.sha256(rest).hexdigest() != manifest["rest"]["sha256"]:
             return None
@@ -121,12 +122,12 @@ def debris(run: Path) -> Iterator[str]:
     """Files that nothing needs, and empty folders."""
     for place, folders, files in os.walk(run):
         where = os.path.relpath(place, run)
-        if not folders and not files:
+        if where.startswith("checkpoints/") and not folders and not files:
             yield f"{where}/"
         needed: set[str] = set()
         if where.startswith("checkpoints/") and "manifest.json" in files:
             manifest = json.loads(Path(place, "manifest.json").read_bytes())
-            needed = {"manifest.json", manifest["rest"]["name"], *(shard["name"] for shard in manifest["shards"])}
+            needed = {"manifest.json", *(file["name"] for file in (*manifest["shards"], manifest["rest"]))}
         for name in files:
             path = name if where == "." else f"{where}/{name}"
             if name not in needed and not _RECORD.fullmatch(path):

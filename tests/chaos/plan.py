@@ -66,8 +66,9 @@ class Case(NamedTuple):
 _SAVE = {  # operation, subject, ranks that do it ("all", "first", "others"), how often in a run at least
     "snapshot": ("snapshot", "", "all", 4), "shard": ("stream", "shard", "all", 4),
     "small tensors": ("put", "rest", "first", 4), "part list": ("put", "part", "others", 4),
-    "manifest": ("put", "manifest", "first", 4), "retention": ("delete", "", "first", 6)}
-_RESTORE = [("objects", "checkpoints", 2), ("get", "manifest", 2), ("get_range", "shard", 3), ("get", "rest", 1)]
+    "manifest": ("put", "manifest", "first", 4), "retention": ("delete", "", "first", 20)}
+_RESTORE = [("objects", "checkpoints", 2), ("get", "manifest", 2), ("get_range", "shard", 3),
+            ("get", "rest", 1)]
 _RECORDS = [("put", "heartbeat", 0, 3), ("put", "rows", 0, 3), ("put", "end", NODE, 1),
             ("put", "attempt", NODE, 1), ("size", "attempt", 0, 3)]
 _WHEN = ("before", "during", "after")
@@ -148,7 +149,8 @@ KINDS: dict[str, Callable[[_Draw], _Drawn]] = {
     "launcher killed": lambda draw: (draw.any_save("node"), draw.step("node")),
     "torn at its final name": lambda draw: (draw.save(
         draw.chance.choice(("shard", "small tensors", "manifest")), "torn")._replace(when="during"),),
-    "checkpoint damaged": lambda draw: (draw.step("machine", late=True), draw.step("machine"), draw.any_save()),
+    "checkpoint damaged": lambda draw: (draw.step("machine", late=True), draw.step("machine"),
+                                         draw.any_save()),
     "reordered": lambda draw: (draw.any_save(), draw.restore()),
     "disk full": lambda draw: draw.store("full", draw.chance.uniform(0.05, 0.4)),
     "store away": lambda draw: draw.store("away", draw.chance.uniform(0.05, 0.4)),

@@ -1,7 +1,7 @@
-"""A rank without torch: some vectors, trained by arithmetic, saved and restored by the trainer's own protocol.
+"""A rank without torch: vectors trained by arithmetic, saved and restored by the trainer's own protocol.
 
-As `trainer/train.py` and `trainer/saving.py` do it, in small. Every step's loss is a link of a chain of hashes
-over the whole state, so one wrong bit anywhere changes all that follow.
+As `trainer/train.py` and `trainer/saving.py` do it, in small. Every step's loss is a link of a chain of
+hashes over the whole state, so one wrong bit anywhere changes all that follow.
 """
 
 import hashlib
@@ -125,7 +125,8 @@ class Trainee:
                                          PhaseClock(own.attempt.billed_from), self.progress)
         self.saves = Committer(self.folder, own.attempt.number, self.peers, groups=_GROUPS,
                                keep=self.config.checkpoint.keep, identity=_IDENTITY,
-                               before_commit=self.recorder.write if self.recorder else lambda: None)
+                               before_commit=self.recorder.write if self.recorder else lambda: None,
+                               told_step=own.durable_step)
         self.chain, self.failed, self.shares, self.begins = "", 0, [], []
         for group, size in enumerate(SIZES):
             share = -(-size // ranks.num_ranks)
@@ -170,6 +171,9 @@ class Trainee:
     def superseded_end(self) -> RankEnd:
         """How such an attempt ends."""
         self.saves.wait()
+        self.peers.gather(None)  # all have
+        if self.peers.rank == 0:
+            self.saves.withdraw()
         return RankEnd(ExitCode.SUPERSEDED, "a later attempt owns the run")
 
     def step(self) -> None:
@@ -219,7 +223,8 @@ class Trainee:
             first, last = piece.common(own[piece.group]) or (0, 0)
             values = self.shares[piece.group][KINDS.index(piece.kind)]
             offset = self.begins[piece.group]
-            values[first - offset:last - offset] = raw.view(np.float32)[first - piece.begin:last - piece.begin]
+            found = raw.view(np.float32)[first - piece.begin:last - piece.begin]
+            values[first - offset:last - offset] = found
         return chain
 
 
@@ -227,6 +232,7 @@ def run_rank(number: int, ranks: Ranks) -> None:
     """One rank: train, write how it ended. Does not return."""
     # So that a state of some kilobytes has many parts and pieces.
     store._PART_BYTES, piece_codec.PIECE_ELEMENTS, commit._LOOK_EVERY_S = 2048, 512, 0.01
+    commit._ASK_EVERY_S, commit._LISTING_LAGS_S = 0.1, 0.02
     ends, trainee = Path(os.environ[Env.END_FOLDER]), None
     end_with_node(ends)
     RankEnd.listen(ends, os.getpid())
