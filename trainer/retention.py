@@ -66,7 +66,7 @@ def withdraw(folder: RunFolder, attempt: int, keep: int) -> None:
            and attempt == (_attempt_of(found.key) or _attempt_of_manifest(folder, found.key))]
     folder.store.delete(sorted(own, key=_manifest_first))
     if folder.store.local_folder is not None:
-        for path in (folder.store.local_folder / folder.key(Name.CHECKPOINTS)).iterdir():
+        for path in (folder.store.local_folder / folder.key(Name.CHECKPOINTS)).glob("*"):
             with suppress(OSError):  # not empty
                 path.rmdir()
 
@@ -98,13 +98,13 @@ def _manifest_first(key: str) -> tuple[bool, str]:
 
 def _tidy(run: Path, step: int, attempt: int) -> None:
     """On a disk, a killed write leaves its draft, and a deleted checkpoint its folder."""
-    for path in (run / Name.CHECKPOINTS).iterdir():
+    for path in sorted((run / Name.CHECKPOINTS).glob("*")):
         name = _STEP.search(path.name)
         if name and int(name[1]) <= step:
             _delete_drafts(file for file in path.iterdir() if _attempt_of(file.name) <= attempt)
             with suppress(OSError):  # not empty
                 path.rmdir()
-    for path in (run / Name.ATTEMPTS).iterdir():
+    for path in sorted((run / Name.ATTEMPTS).glob("*")):
         if path.name.isdigit() and int(path.name) < attempt:
             _delete_drafts(path.rglob("*"))
 
