@@ -1,6 +1,9 @@
 """A rank of the real trainer in a fork of a process that has imported it; its points are told to `Faults`."""
 
+import gc
+import importlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +12,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a poo
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-import deepspeed  # noqa: F401,E402
 from torch import Tensor  # noqa: E402
 
 from tests.chaos.machine import Ranks  # noqa: E402
@@ -20,8 +22,19 @@ from trainer.job import Job  # noqa: E402
 from trainer.snapshot import Snapshot  # noqa: E402
 
 
+# What a rank imports late: three quarters of its time, at this size.
+_LATE = ("obstore.store", "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.muon.original_muon",
+         "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+         "transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert",
+         "torch._inductor.compile_fx", "torch.distributed.tensor")
+
+
 def prepare(scratch: Path) -> Path:
-    """The text of all runs."""
+    """Import all that ranks will need. Returns the text of all runs."""
+    for module in _LATE:
+        importlib.import_module(module)
+    gc.freeze()  # forks share what is not touched
+    assert len(os.listdir("/proc/self/task")) == 1, "a process with threads must not be forked"
     return write_text(scratch / "prose.txt")
 
 
@@ -32,8 +45,6 @@ def run_rank(number: int, ranks: Ranks) -> None:
 
 
 def _tell_points(ranks: Ranks) -> None:
-    import time
-
     faults, board = ranks.faults, ranks.board
     restore_or_start, train_step = train.restore_or_start, train.train_step
     save, copy = Checkpointer.save, Snapshot._copy
