@@ -175,6 +175,29 @@ def test_debris_goes_with_the_first_checkpoint_after_it_and_what_is_being_writte
         "step-00000014", "step-00000014/a1-rank-0000.bin#1", "step-00000014/a1-rank-0001.bin"]
 
 
+def test_retention_deletes_nothing_by_a_listing_that_lacks_the_newest_one(
+        folder: RunFolder, store: RecordingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(folder, 4, 8, 12)
+    listed = [found for found in store.objects("run/checkpoints") if "step-00000012" not in found.key]
+    lagging = [listed]  # the next one is whole
+    whole = store.objects("run/checkpoints")
+    monkeypatch.setattr(store, "objects", lambda _: lagging.pop() if lagging else whole)
+
+    retain(folder, step=12, keep=1, attempt=1)
+
+    assert store.deleted == []
+
+
+def test_retention_leaves_what_a_later_attempt_writes_to_that_one(
+        folder: RunFolder, store: RecordingStore) -> None:
+    commit(folder, 4, 8)
+    folder.write_bytes(f"{checkpoint_folder(8)}/a2-rank-0000.bin", b"under way")
+
+    retain(folder, step=8, keep=1, attempt=1)
+
+    assert not any("a2-" in key for key in store.deleted) and any("a1-" in key for key in store.deleted)
+
+
 def test_a_checkpoint_in_quarantine_is_named_and_the_one_before_is_taken(folder: RunFolder) -> None:
     commit(folder, 4, 8)
     quarantine(folder, 8, "its bytes 0 to 9 are not what was written", attempt=3)

@@ -224,7 +224,9 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
             from step 0 would silently throw paid work away.
         StoreError: The store cannot be read now. That is no reason to take an older checkpoint.
     """
-    for manifest in complete_checkpoints(folder, say):
+    # One listing for both: where listings lag, nothing is damaged.
+    listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
+    for manifest in complete_checkpoints(folder, say, listed):
         if before is not None and manifest.step >= before:
             continue
         try:
@@ -234,8 +236,7 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
                 say(f"checkpoint of step {manifest.step} not used: {error}")
             else:
                 on_damaged(manifest, error)
-    committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
-                 if found.key.endswith("/" + Name.MANIFEST)]
+    committed = [found for found in listed if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
         raise CheckpointError(
             f"all {len(committed)} committed checkpoints are damaged",

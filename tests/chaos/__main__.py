@@ -7,16 +7,21 @@ ZeRO 3 has no cases: the config refuses it.
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.chaos.case import Level, Result, run_case
-from tests.chaos.levels import protocol_level, ranks_level
-from tests.chaos.machine import adopt_orphans
-from tests.chaos.plan import KINDS, LEVELS, draw_case
+# Before numpy and torch are imported: a process with threads must not be forked.
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+               "DS_ACCELERATOR": "cpu"}
+
+from tests.chaos.case import Level, Result, run_case  # noqa: E402
+from tests.chaos.levels import protocol_level, ranks_level  # noqa: E402
+from tests.chaos.machine import adopt_orphans  # noqa: E402
+from tests.chaos.plan import KINDS, LEVELS, draw_case  # noqa: E402
 
 _SEEDS = {"protocol": (0, 299), "ranks": (0, 59)}
 _SHORT = {"protocol": (0, 65), "ranks": (0, 5)}

@@ -8,19 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a pool of threads does not fork
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from torch import Tensor
 
-from torch import Tensor  # noqa: E402
-
-from tests.chaos.machine import Ranks  # noqa: E402
-from tests.trainer_runs import write_text  # noqa: E402
-from trainer import train  # noqa: E402
-from trainer.checkpoint import Checkpointer  # noqa: E402
-from trainer.job import Job  # noqa: E402
-from trainer.snapshot import Snapshot  # noqa: E402
-
+from tests.chaos.machine import Ranks
+from tests.trainer_runs import write_text
+from trainer import train
+from trainer.checkpoint import Checkpointer
+from trainer.job import Job
+from trainer.snapshot import Snapshot
 
 # What a rank imports late: three quarters of its time, at this size.
 _LATE = ("obstore.store", "deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.muon.original_muon",
