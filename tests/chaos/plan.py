@@ -130,6 +130,11 @@ class _Draw:
         strike = self.save(self.chance.choice(("shard", "small tensors", "manifest", "retention")), action)
         return strike._replace(amount=amount), self.step("machine")
 
+    def torn(self) -> tuple[Strike, ...]:
+        """A store that is not atomic. Of a first manifest, nobody could say whether it once was whole."""
+        strike = self.save(self.chance.choice(("shard", "small tensors", "manifest")), "torn")
+        return (strike._replace(when="during", nth=max(2, strike.nth)),)
+
     def stale(self) -> tuple[Strike, ...]:
         """A listing of one rank lags, in a resume or in retention."""
         hidden = Strike("objects", "checkpoints", self.chance.randint(1, 3), "before",
@@ -147,8 +152,7 @@ KINDS: dict[str, Callable[[_Draw], _Drawn]] = {
     "killed at a record": lambda draw: (draw.record(),),
     "one rank killed": _Draw.one_of_two,
     "launcher killed": lambda draw: (draw.any_save("node"), draw.step("node")),
-    "torn at its final name": lambda draw: (draw.save(
-        draw.chance.choice(("shard", "small tensors", "manifest")), "torn")._replace(when="during"),),
+    "torn at its final name": _Draw.torn,
     "checkpoint damaged": lambda draw: (draw.step("machine", late=True), draw.step("machine"),
                                          draw.any_save()),
     "reordered": lambda draw: (draw.any_save(), draw.restore()),

@@ -143,6 +143,7 @@ class Trainee:
         board, config, progress = self.ranks.board, self.config, self.progress
         board.resumed_from = board.step = progress.step
         while progress.step < config.steps:
+            self.note_finished_save()
             if any(self.peers.gather(self.is_superseded())):
                 return self.superseded_end()
             self.step()
