@@ -4,11 +4,12 @@ LAB_TESTS ?= tests/lab
 ENVIRONMENT := $(PYTHON) -m trainer.environment
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint types bench lock clean .venv .venv-train tools evaluation-tools
+.PHONY: help demo test chaos lab lint types bench lock clean .venv .venv-train tools evaluation-tools
 
 help:
 	@echo 'make demo         train, preempt, resume and benchmark a tiny model on this machine'
 	@echo 'make test         every test that needs no GPU and no money'
+	@echo 'make chaos        kill, tear and starve runs at every point of a save; 20 minutes at most'
 	@echo 'make lint types   ruff; mypy'
 	@echo 'make lab          whole runs through the real SkyPilot here (root on Debian; tests/lab/up.sh)'
 	@echo 'make bench        how fast the command line answers'
@@ -43,6 +44,11 @@ test: tools
 	    echo "$$env/bin/python -m pytest $(PYTEST_ARGS)"; \
 	    $$env/bin/python -m pytest $(PYTEST_ARGS) || failed=1; \
 	done; exit $$failed
+
+# SEEDS="--seeds 300-599" are new cases; what a range has not finished, it does when it is called again.
+chaos:
+	@$(ENVIRONMENT) trainer --with-tests
+	.venv-train/bin/python -m tests.chaos $(SEEDS)
 
 lint: tools
 	.venv/bin/ruff check launcher trainer tests

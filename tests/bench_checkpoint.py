@@ -22,9 +22,10 @@ import torch
 from torch import distributed as dist
 
 from trainer.average import WeightAverage
-from trainer.checkpoint import Checkpointer, Identity
+from trainer.checkpoint import Checkpointer
 from trainer.config import TrainConfig
 from trainer.gradients import clip_by_part, flat_groups
+from trainer.identity import Identity
 from trainer.job import build_engine
 from trainer.model import LatentDiffusionLM, draw_noise
 from trainer.ranks import init_process_group

@@ -137,7 +137,7 @@ def test_a_run_without_checkpoints_has_none_and_debris_is_no_checkpoint(folder: 
 def test_retention_deletes_each_manifest_before_its_files(folder: RunFolder, store: RecordingStore) -> None:
     commit(folder, 4, 8, 12, 16)
 
-    retain(folder, step=16, keep=2)
+    retain(folder, step=16, keep=2, attempt=1)
 
     assert store.deleted == [f"run/checkpoints/step-{step:08d}/{name}" for step in (8, 4)
                              for name in ("manifest.json", "a1-rest")]
@@ -150,7 +150,7 @@ def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_
     commit(folder, 8, 10, 12)
     flip_a_bit(path_of(tmp_path, 12, "a1-rest"))
 
-    retain(folder, step=10, keep=1)
+    retain(folder, step=10, keep=1, attempt=1)
 
     assert newest(folder) == (10, b"state of 10")
 
@@ -167,12 +167,35 @@ def test_debris_goes_with_the_first_checkpoint_after_it_and_what_is_being_writte
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
 
-    retain(folder, step=12, keep=3)
+    retain(folder, step=12, keep=3, attempt=1)
 
     below = tmp_path / "run/checkpoints"
     assert sorted(str(path.relative_to(below)) for path in below.rglob("*")) == [
         "step-00000012", "step-00000012/a1-rest", "step-00000012/manifest.json",
         "step-00000014", "step-00000014/a1-rank-0000.bin#1", "step-00000014/a1-rank-0001.bin"]
+
+
+def test_retention_deletes_nothing_by_a_listing_that_lacks_the_newest_one(
+        folder: RunFolder, store: RecordingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(folder, 4, 8, 12)
+    listed = [found for found in store.objects("run/checkpoints") if "step-00000012" not in found.key]
+    lagging = [listed]  # the next one is whole
+    whole = store.objects("run/checkpoints")
+    monkeypatch.setattr(store, "objects", lambda _: lagging.pop() if lagging else whole)
+
+    retain(folder, step=12, keep=1, attempt=1)
+
+    assert store.deleted == []
+
+
+def test_retention_leaves_what_a_later_attempt_writes_to_that_one(
+        folder: RunFolder, store: RecordingStore) -> None:
+    commit(folder, 4, 8)
+    folder.write_bytes(f"{checkpoint_folder(8)}/a2-rank-0000.bin", b"under way")
+
+    retain(folder, step=8, keep=1, attempt=1)
+
+    assert not any("a2-" in key for key in store.deleted) and any("a1-" in key for key in store.deleted)
 
 
 def test_a_checkpoint_in_quarantine_is_named_and_the_one_before_is_taken(folder: RunFolder) -> None:

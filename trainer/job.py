@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from trainer.average import WeightAverage
 from trainer.batches import Batches
-from trainer.checkpoint import Checkpointer, Identity
+from trainer.checkpoint import Checkpointer
 from trainer.config import TokenEncoderConfig, TrainConfig, deepspeed_config
 from trainer.contract import ConfigError, Env, LdlmError
 from trainer.data import Corpus, open_corpus
@@ -23,6 +23,7 @@ from trainer.divergence import DivergenceWatch
 from trainer.evaluate import Evaluation
 from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
+from trainer.identity import Identity
 from trainer.last_save import LastSave
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
@@ -187,7 +188,7 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife) -> Job:
         identity=Identity(data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
                           model=model_arguments(encoder, engine.module), precision=config.precision),
         # Else rows could be lost whose steps are not trained again.
-        before_commit=recorder.write if recorder else lambda: None)
+        before_commit=recorder.write if recorder else lambda: None, told_step=own.durable_step)
     cloud = cloud_named(cluster_info(os.environ).get("cloud", "") if recorder else "")  # rank 0 alone reckons
     return Job(
         config=config, folder=folder, limits=Limits.from_environment(), device=device,

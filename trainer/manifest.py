@@ -4,7 +4,7 @@ No DeepSpeed and no torch at import: the benchmark, sampling and the launcher re
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
@@ -14,7 +14,7 @@ from trainer.config import TokenEncoderConfig, WeightFormat
 from trainer.contract import ExitCode, LdlmError, Name, checkpoint_folder
 from trainer.pieces import Piece
 from trainer.run_folder import RunFolder
-from trainer.store import DamagedError, NotFoundError
+from trainer.store import DamagedError, NotFoundError, StoredObject
 
 _T = TypeVar("_T")
 FORMAT = 2  # of a manifest; 1 was DeepSpeed's own files, which bound a run to its number of ranks
@@ -142,7 +142,8 @@ def pinned(config: TokenEncoderConfig, manifest: Manifest | None) -> TokenEncode
     return config.model_copy(update={"revision": began.commit})
 
 
-def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[Manifest]:
+def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
+                         listed: Sequence[StoredObject] | None = None) -> list[Manifest]:
     """Every checkpoint whose manifest parses and whose files have their sizes, newest first.
 
     None that is in quarantine.
@@ -150,8 +151,10 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None]) -> list[
     Args:
         folder: The run.
         say: Told the name of each incomplete one, and why it does not count.
+        listed: What is below its checkpoints; None: the store is asked.
     """
-    sizes = {found.key: found.num_bytes for found in folder.store.objects(folder.key(Name.CHECKPOINTS))}
+    found = folder.store.objects(folder.key(Name.CHECKPOINTS)) if listed is None else listed
+    sizes = {one.key: one.num_bytes for one in found}
     complete = []
     # From the objects: a local folder may be left over, empty, after its files were deleted.
     names = {key.removeprefix(folder.key(Name.CHECKPOINTS) + "/").split("/")[0] for key in sizes}
@@ -221,7 +224,9 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
             from step 0 would silently throw paid work away.
         StoreError: The store cannot be read now. That is no reason to take an older checkpoint.
     """
-    for manifest in complete_checkpoints(folder, say):
+    # One listing for both: where listings lag, nothing is damaged.
+    listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
+    for manifest in complete_checkpoints(folder, say, listed):
         if before is not None and manifest.step >= before:
             continue
         try:
@@ -231,8 +236,7 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
                 say(f"checkpoint of step {manifest.step} not used: {error}")
             else:
                 on_damaged(manifest, error)
-    committed = [found for found in folder.store.objects(folder.key(Name.CHECKPOINTS))
-                 if found.key.endswith("/" + Name.MANIFEST)]
+    committed = [found for found in listed if found.key.endswith("/" + Name.MANIFEST)]
     if committed:
         raise CheckpointError(
             f"all {len(committed)} committed checkpoints are damaged",

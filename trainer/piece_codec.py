@@ -5,15 +5,33 @@ byte (measured in recipes/LOG.md). So only that byte of each number is compresse
 smaller. Every piece has a hash: a reader that wants a part of a checkpoint verifies what it reads. No torch.
 """
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import xxhash
 import zstandard
 
-from trainer.pieces import ITEM_BYTES, ZERO_BYTES, DType, Piece
+from trainer.pieces import ITEM_BYTES, PIECE_ELEMENTS, ZERO_BYTES, DType, Piece, Stretch
 from trainer.store import DamagedError
 
 Raw = np.ndarray[tuple[int], np.dtype[np.uint8]]  # bytes of numbers, little-endian
 _LEVEL = 1  # zstd's fastest
+
+
+class Copied(NamedTuple):
+    """One stretch in host memory: its bytes."""
+
+    stretch: Stretch
+    raw: Raw
+
+    def pieces(self) -> Iterator["Copied"]:
+        """The same in stretches as they are stored."""
+        item_bytes = ITEM_BYTES[self.stretch.dtype]
+        for first in range(0, self.stretch.count, PIECE_ELEMENTS):
+            count = min(PIECE_ELEMENTS, self.stretch.count - first)
+            raw = self.raw[first * item_bytes:(first + count) * item_bytes]
+            yield Copied(self.stretch._replace(begin=self.stretch.begin + first, count=count), raw)
 
 
 def encode(raw: Raw, dtype: DType) -> list[memoryview]:

@@ -1,6 +1,6 @@
 """Where the numbers of a checkpoint lie: in pieces, each with its hash. `piece_codec.py` makes them."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
@@ -11,6 +11,22 @@ DType = Literal["float32", "float24", "bfloat16"]
 ITEM_BYTES: dict[DType, int] = {"float32": 4, "float24": 4, "bfloat16": 2}  # in memory
 ZERO_BYTES: dict[DType, int] = {"float32": 0, "float24": 1, "bfloat16": 0}  # of these, the lowest ones
 PIECE_ELEMENTS = 2**22  # 16 MiB of float32: large enough for a request, small enough to hold several
+
+
+class Stretch(NamedTuple):
+    """Part of one vector.
+
+    Attributes:
+        group: Parameter group.
+        begin: First element in the group's vector, over all ranks.
+        count: Elements.
+    """
+
+    kind: Kind
+    dtype: DType
+    group: int
+    begin: int
+    count: int  # type: ignore[assignment]  # hides a method of tuples that nobody needs
 
 
 class Piece(BaseModel):
@@ -43,3 +59,8 @@ class Piece(BaseModel):
     def end(self) -> int:
         """One past its last element."""
         return self.begin + self.count
+
+    def common(self, stretch: Stretch) -> tuple[int, int] | None:
+        """The elements of a group that lie in both: the first, and one past the last."""
+        begin, end = max(self.begin, stretch.begin), min(self.end, stretch.begin + stretch.count)
+        return (begin, end) if self.group == stretch.group and begin < end else None

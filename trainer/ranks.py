@@ -3,12 +3,14 @@
 import os
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import distributed as dist
 
 from trainer.contract import ConfigError
+
+_T = TypeVar("_T")
 
 
 def init_process_group() -> None:
@@ -46,6 +48,28 @@ def own_devices(gpus_per_rank: int) -> list[torch.device]:
     # DeepSpeed puts its engine on the GPU with this number.
     os.environ["LOCAL_RANK"] = str(first)
     return [torch.device("cuda", first + i) for i in range(gpus_per_rank)]
+
+
+class TorchPeers:
+    """The ranks of the process group, for `trainer/commit.py`."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._store: dist.Store = dist.distributed_c10d._get_default_store()
+
+    def gather(self, own: _T) -> list[_T]:
+        """What every rank has said, by rank. A collective."""
+        seen = [own] * self.world_size
+        dist.all_gather_object(seen, own)
+        return seen
+
+    def tell_failure(self, key: str) -> None:
+        """Let the others find a failure under its name."""
+        self._store.set(key, "failed")
+
+    def has_failed(self, key: str) -> bool:
+        """Whether somebody has told of it."""
+        return self._store.check([key])
 
 
 class Shared(NamedTuple):

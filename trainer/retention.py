@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from trainer.contract import Name
+from trainer.contract import Name, checkpoint_folder
 from trainer.manifest import Manifest, complete_checkpoints
 from trainer.run_folder import RunFolder
+from trainer.store import DamagedError, NotFoundError
 
 _STEP = re.compile(r"step-(\d{8,})$")
+_OF_ATTEMPT = re.compile(r"a(\d+)-")  # begins the name of a file
 _DRAFT = re.compile(r"#\d+$")  # ends the name of a file that obstore has not finished; no listing shows it
 
 
-def retain(folder: RunFolder, step: int, keep: int) -> None:
+def retain(folder: RunFolder, step: int, keep: int, attempt: int) -> None:
     """Delete complete checkpoints older than the newest `keep`, and debris up to `step`.
 
     Args:
@@ -25,23 +27,63 @@ def retain(folder: RunFolder, step: int, keep: int) -> None:
         step: Of the newest one that is known to be good. Later ones do not count: an attempt that
             found them damaged has started before them, and another rank may be writing the next.
         keep: At least 1.
+        attempt: That owns the run. What a later one has written stays, and so does all where it has saved.
 
     Raises:
         StoreError: They cannot be listed or deleted.
     """
-    complete = [manifest for manifest in complete_checkpoints(folder, say=lambda _: None)
+    # One listing for both: what it lacks because it lags must not be deleted as debris.
+    listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
+    complete = [manifest for manifest in complete_checkpoints(folder, lambda _: None, listed)
                 if manifest.step <= step]
+    if not complete or complete[0].step != step or any(manifest.attempt > attempt for manifest in complete):
+        return  # the listing lags; or this attempt has lost the run
     kept = {manifest.step: manifest for manifest in complete[:keep]}
     by_step: dict[int, list[str]] = {}
-    for found in folder.store.objects(folder.key(Name.CHECKPOINTS)):
+    for found in listed:
         name = _STEP.search(found.key.rpartition("/")[0])
         if name and int(name[1]) <= step:
             by_step.setdefault(int(name[1]), []).append(found.key)
     for number, keys in sorted(by_step.items(), reverse=True):
-        folder.store.delete(sorted(_superfluous(keys, kept.get(number)), key=_manifest_first))
+        superfluous = (key for key in _superfluous(keys, kept.get(number))
+                       if _attempt_of(key) <= attempt)
+        folder.store.delete(sorted(superfluous, key=_manifest_first))
     if folder.store.local_folder is not None:
-        for path in sorted((folder.store.local_folder / folder.key(Name.CHECKPOINTS)).iterdir()):
-            _tidy(path, step)
+        _tidy(folder.store.local_folder / folder.key(""), step, attempt)
+
+
+def withdraw(folder: RunFolder, attempt: int, keep: int) -> None:
+    """Delete what an attempt that has lost the run has uploaded and what does not count, or not any more.
+
+    Raises:
+        StoreError: They cannot be listed or deleted.
+    """
+    listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
+    kept = complete_checkpoints(folder, lambda _: None, listed)[:keep]
+    needed = {folder.key(f"{checkpoint_folder(manifest.step)}/{name}")
+              for manifest in kept for name in (*manifest.sizes, Name.MANIFEST)}
+    own = [found.key for found in listed if found.key not in needed
+           and attempt == (_attempt_of(found.key) or _attempt_of_manifest(folder, found.key))]
+    folder.store.delete(sorted(own, key=_manifest_first))
+    if folder.store.local_folder is not None:
+        for path in (folder.store.local_folder / folder.key(Name.CHECKPOINTS)).glob("*"):
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+def _attempt_of_manifest(folder: RunFolder, key: str) -> int:
+    if not key.endswith("/" + Name.MANIFEST):
+        return 0
+    try:
+        return folder.read(key.removeprefix(folder.key("")), Manifest).attempt
+    except (NotFoundError, DamagedError):
+        return 0
+
+
+def _attempt_of(key: str) -> int:
+    """That has written a file; 0: its name does not say."""
+    name = _OF_ATTEMPT.match(key.rpartition("/")[2])
+    return int(name[1]) if name else 0
 
 
 def _superfluous(keys: Iterable[str], manifest: Manifest | None) -> Iterator[str]:
@@ -54,13 +96,20 @@ def _manifest_first(key: str) -> tuple[bool, str]:
     return not key.endswith("/" + Name.MANIFEST), key
 
 
-def _tidy(folder: Path, step: int) -> None:
+def _tidy(run: Path, step: int, attempt: int) -> None:
     """On a disk, a killed write leaves its draft, and a deleted checkpoint its folder."""
-    name = _STEP.search(folder.name)
-    if not name or int(name[1]) > step:
-        return
-    for path in folder.iterdir():
+    for path in sorted((run / Name.CHECKPOINTS).glob("*")):
+        name = _STEP.search(path.name)
+        if name and int(name[1]) <= step:
+            _delete_drafts(file for file in path.iterdir() if _attempt_of(file.name) <= attempt)
+            with suppress(OSError):  # not empty
+                path.rmdir()
+    for path in sorted((run / Name.ATTEMPTS).glob("*")):
+        if path.name.isdigit() and int(path.name) < attempt:
+            _delete_drafts(path.rglob("*"))
+
+
+def _delete_drafts(paths: Iterable[Path]) -> None:
+    for path in paths:
         if _DRAFT.search(path.name):
             path.unlink(missing_ok=True)
-    with suppress(OSError):  # not empty
-        folder.rmdir()

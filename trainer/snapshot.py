@@ -6,33 +6,17 @@ again. Without a GPU the copy is made at once.
 """
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.piece_codec import Raw
-from trainer.pieces import ITEM_BYTES, PIECE_ELEMENTS
-from trainer.train_state import Stretch, TrainState
+from trainer.piece_codec import Copied
+from trainer.pieces import ITEM_BYTES, Stretch
+from trainer.train_state import TrainState
 
 _ALIGNED = 64  # bytes: views of every type begin there
-
-
-class Copied(NamedTuple):
-    """One stretch in host memory: its bytes."""
-
-    stretch: Stretch
-    raw: Raw
-
-    def pieces(self) -> Iterator["Copied"]:
-        """The same in stretches as they are stored."""
-        item_bytes = ITEM_BYTES[self.stretch.dtype]
-        for first in range(0, self.stretch.count, PIECE_ELEMENTS):
-            count = min(PIECE_ELEMENTS, self.stretch.count - first)
-            raw = self.raw[first * item_bytes:(first + count) * item_bytes]
-            yield Copied(self.stretch._replace(begin=self.stretch.begin + first, count=count), raw)
 
 
 class Snapshot:

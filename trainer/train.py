@@ -205,6 +205,8 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
                   else Verdict.FAIL if job.failed_saves else Verdict.CONTINUE)
     if saved is Verdict.SUPERSEDED:
         told = superseded(job)
+        if told:
+            job.checkpoints.withdraw()
         return RankEnd(ExitCode.SUPERSEDED, told.problem if told else "a later attempt owns the run")
     if saved is Verdict.FAIL:
         return RankEnd(1, f"the state of step {job.progress.step} could not be saved; "

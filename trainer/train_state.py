@@ -16,14 +16,14 @@ squares (its decay is 0.999), less than bfloat16 can tell apart (0.4 %), so it w
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
 from trainer.average import WeightAverage
-from trainer.pieces import ITEM_BYTES, DType, Kind
+from trainer.pieces import ITEM_BYTES, DType, Kind, Stretch
 
 _STRETCH_ELEMENTS = 2**26  # 256 MiB of float32: few copies, each long enough for the full rate of the bus
 _MOMENTS: dict[Kind, str] = {"momentum": "exp_avg", "variance": "exp_avg_sq"}  # torch's names
@@ -33,22 +33,6 @@ _ROUNDED: dict[Kind, DType] = {"master": "float32", "momentum": "bfloat16", "var
                                "average_delta": "bfloat16"}
 TORCH: dict[DType, torch.dtype] = {"float32": torch.float32, "float24": torch.float32,
                                   "bfloat16": torch.bfloat16}
-
-
-class Stretch(NamedTuple):
-    """Part of one vector.
-
-    Attributes:
-        group: Parameter group.
-        begin: First element in the group's vector, over all ranks.
-        count: Elements.
-    """
-
-    kind: Kind
-    dtype: DType
-    group: int
-    begin: int
-    count: int
 
 
 @dataclass(frozen=True)

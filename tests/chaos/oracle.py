@@ -1,0 +1,134 @@
+"""What has to be true of a run, from its files alone: no code of the trainer reads them here."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import zstandard
+
+State = dict[str, bytes]  # by kind and group: every number, end to end; and the small tensors
+
+_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_RECORD = re.compile(r"attempts/\d+/((attempt|heartbeat|end|machine)\.json|metrics/\d+\.jsonl"
+                     r"|evaluations/\d+\.json)|outcome\.json|evaluation/result\.json|events/.*\.json")
+
+
+class Truth(NamedTuple):
+    """What a run comes to that nobody interrupts.
+
+    Attributes:
+        losses: By step, then by name, as hex floats: equal text is equal bits.
+        states: By step, of those that are saved.
+    """
+
+    losses: dict[int, dict[str, str]]
+    states: dict[int, State]
+
+
+def losses(run: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Every row of losses of every attempt."""
+    for path in sorted(run.glob("attempts/*/metrics/*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            found = {name: float(value).hex() for name, value in row.items() if name.startswith("loss/")}
+            if found:
+                yield int(row["step"]), found
+
+
+def read_state(folder: Path) -> State | None:
+    """What a checkpoint holds; None where it is not whole, or not what its manifest says."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        files = {file["name"]: (folder / file["name"]).read_bytes()
+                 for file in (*manifest["shards"], manifest["rest"])}
+        for file in (*manifest["shards"], manifest["rest"]):
+            if len(files[file["name"]]) != file["num_bytes"]:
+                return None
+        rest = files[manifest["rest"]["name"]]
+        if hashlib.sha256(rest).hexdigest() != manifest["rest"]["sha256"]:
+            return None
+        vectors: dict[str, dict[int, bytes]] = {}
+        for piece in manifest["pieces"]:
+            vectors.setdefault(f"{piece['kind']} {piece['group']}", {})[piece["begin"]] = _decoded(
+                piece, files[piece["file"]])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, zstandard.ZstdError):
+        return None
+    return {"rest": rest} | {name: b"".join(parts[begin] for begin in sorted(parts))
+                             for name, parts in vectors.items()}
+
+
+def _decoded(piece: dict[str, Any], data: bytes) -> bytes:
+    size, count = _ITEM_BYTES[piece["dtype"]], piece["count"]
+    stored = data[piece["offset"]:piece["offset"] + piece["num_bytes"]]
+    high = zstandard.decompress(stored[:piece["packed_bytes"]])
+    if len(high) != count or len(stored) - piece["packed_bytes"] != (size - 1) * count:
+        raise ValueError("a piece has another length")
+    numbers = np.empty((count, size), np.uint8)
+    numbers[:, :-1] = np.frombuffer(stored[piece["packed_bytes"]:], np.uint8).reshape(size - 1, count).T
+    numbers[:, -1] = np.frombuffer(high, np.uint8)
+    return numbers.tobytes()
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """Folders that have a manifest, by step."""
+    return {int(path.parent.name.removeprefix("step-")): path.parent
+            for path in run.glob("checkpoints/step-*/manifest.json")}
+
+
+def newest_true(run: Path, truth: Truth) -> int:
+    """The newest step whose checkpoint holds the bits that it has to hold; 0: none."""
+    return max((step for step, folder in checkpoints(run).items()
+                if (state := read_state(folder)) is not None and state == truth.states.get(step)), default=0)
+
+
+def told_durable(run: Path) -> int:
+    """The newest step that some heartbeat has called durable."""
+    told = [0]
+    for path in run.glob("attempts/*/heartbeat.json"):
+        told.append(json.loads(path.read_bytes())["durable_step"])
+    return max(told)
+
+
+def lies(run: Path, truth: Truth) -> list[str]:
+    """Checkpoints that look whole and hold other bits than they have to."""
+    return [f"the checkpoint of step {step} holds other bits than the uninterrupted run's"
+            for step, folder in checkpoints(run).items()
+            if (state := read_state(folder)) is not None and state != truth.states.get(step)]
+
+
+def faults_of_a_finished_run(run: Path, truth: Truth, num_steps: int, keep: int) -> list[str]:
+    """What is wrong at the end."""
+    wrong = lies(run, truth)
+    if newest_true(run, truth) != num_steps:
+        wrong.append(f"the newest good checkpoint is of step {newest_true(run, truth)}, not {num_steps}")
+    seen: set[int] = set()
+    for step, row in losses(run):
+        seen.add(step)
+        if row != truth.losses[step]:
+            wrong.append(f"the losses of step {step} are not the uninterrupted run's")
+    if missing := sorted(set(range(1, num_steps + 1)) - seen):
+        wrong.append(f"no losses of steps {missing}")
+    if len(checkpoints(run)) > keep:
+        wrong.append(f"{len(checkpoints(run))} checkpoints stay, not {keep}")
+    return [*wrong, *(f"{name} stays for ever" for name in sorted(debris(run)))]
+
+
+def debris(run: Path) -> Iterator[str]:
+    """Files that nothing needs, and empty folders."""
+    for place, folders, files in os.walk(run):
+        where = os.path.relpath(place, run)
+        if where.startswith("checkpoints/") and not folders and not files:
+            yield f"{where}/"
+        needed: set[str] = set()
+        if where.startswith("checkpoints/") and "manifest.json" in files:
+            manifest = json.loads(Path(place, "manifest.json").read_bytes())
+            needed = {"manifest.json", *(file["name"] for file in (*manifest["shards"], manifest["rest"]))}
+        for name in files:
+            path = name if where == "." else f"{where}/{name}"
+            if name not in needed and not _RECORD.fullmatch(path):
+                yield path

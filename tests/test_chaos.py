@@ -1,0 +1,110 @@
+"""The short form of the fault campaign, what has failed once, and that a broken protocol is found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from tests.chaos.failed import FAILED  # noqa: E402
+from tests.chaos.plan import Case, Life, Strike  # noqa: E402
+from tests.trainer_runs import ROOT  # noqa: E402
+
+# The driver of cases forks and adopts orphans: in a process of its own, with no threads.
+RUN_CASE = """
+import json
+import sys
+from tests.chaos.case import run_case
+from tests.chaos.levels import protocol_level
+from tests.chaos.machine import adopt_orphans
+from tests.test_chaos import CASES
+
+adopt_orphans()
+result = run_case(protocol_level()._replace(deadline_s=20), CASES[sys.argv[1]])
+print(json.dumps([result.struck, result.wrong]))
+"""
+LATE = Strike("step", "", 9, "before", 0, "machine")
+LAGS = Strike("objects", "checkpoints", 1, "before", 1, "stale", 2)
+# Protocols that look like ours and are wrong, by what they do, with a case that has to find it.
+BROKEN = {
+    "hashes are not looked at": (
+        Case("protocol", 0, "", (Life(2, LATE, "flipped"),), keeps_promise=False), """
+from trainer import piece_codec
+piece_codec.digest = lambda *_: ""
+"""),
+    "old checkpoints go before the new one counts": (
+        Case("protocol", 0, "", (Life(2, Strike("put", "manifest", 3, "before", 0, "machine")),)), """
+from trainer.commit import Committer
+whole = Committer._write_manifest
+def write(self, manifest):
+    store = self._folder.store
+    store.delete([found.key for found in store.objects(self._folder.key("checkpoints"))
+                  if found.key < self._folder.key(f"checkpoints/step-{manifest.step:08d}")])
+    whole(self, manifest)
+Committer._write_manifest = write
+"""),
+    "the manifest comes first": (
+        Case("protocol", 0, "", (Life(2, Strike("stream", "shard", 3, "before", 0, "machine")),)), """
+from trainer.commit import Committer
+put_shard, retain = Committer._put_shard, Committer._retain
+def later(self, base, copied):
+    if self._peers.rank:
+        return put_shard(self, base, copied)
+    store, self._late = self._folder.store, []
+    store.stream = lambda key, buffers: self._late.append((key, [bytes(buffer) for buffer in buffers]))
+    part = put_shard(self, base, copied)
+    del store.stream
+    return part
+def late(self, step):
+    import time
+    time.sleep(0.2)  # as uploads take longer than manifests
+    while getattr(self, "_late", []):
+        self._folder.store.stream(*self._late.pop())
+    retain(self, step)
+Committer._put_shard, Committer._retain = later, late
+"""),
+    "each rank takes the newest that it can read": (
+        Case("protocol", 0, "", (Life(2, LATE), Life(2, LAGS)), keeps_promise=False), """
+from trainer.commit import Committer
+whole = Committer.restore_newest
+def alone(self, read, say):
+    self._told_step, gather, self._peers.gather = 0, self._peers.gather, lambda said: [said]
+    try:
+        return whole(self, read, say)
+    finally:
+        self._peers.gather = gather
+Committer.restore_newest = alone
+"""),
+}
+CASES = FAILED | {name: case for name, (case, _) in BROKEN.items()}
+
+
+def outcome(name: str, patch: str = "") -> tuple[int, list[str]]:
+    """How many faults have struck in a case, and what was wrong with it."""
+    done = subprocess.run([sys.executable, "-c", patch + RUN_CASE, name], cwd=ROOT, text=True,
+                          capture_output=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=False)
+    assert done.returncode == 0, done.stderr
+    struck, wrong = json.loads(done.stdout.splitlines()[-1])
+    return struck, wrong
+
+
+@pytest.mark.parametrize("name", FAILED)
+def test_what_has_failed_once_does_not_fail_again(name: str) -> None:
+    assert outcome(name) == (1, [])
+
+
+def test_every_kind_of_fault_ends_in_the_bits_of_the_run_that_nobody_interrupts(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.chaos", "--short"], cwd=tmp_path, text=True,
+                          capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_protocol_does_not_survive(name: str) -> None:
+    case, patch = BROKEN[name]
+    assert outcome(name) == (len(case.lives), [])
+    assert outcome(name, patch)[1]
