@@ -89,5 +89,5 @@ lock:
 	$(call write_lock,check,tests/launcher.lock,-c launcher/requirements.lock -c tests/requirements.lock)
 
 clean:
-	rm -rf .venv .venv-train .venv-lock ldlm.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-train .venv-lock .chaos ldlm.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find launcher trainer tests -name __pycache__ -prune -exec rm -rf {} +

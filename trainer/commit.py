@@ -274,7 +274,8 @@ class Committer:
             LdlmError: What `read` raised on some rank: it is the same error on every rank.
             StoreError: The store cannot be read.
         """
-        before, looks = None, _LISTING_LOOKS
+        before: int | None = None
+        looks = _LISTING_LOOKS
         while True:
             found, failure = self._own_newest(read, say, before)
             seen = self._peers.gather(failure or (found[0] if found else None))

@@ -24,7 +24,8 @@ from tests.chaos.machine import adopt_orphans  # noqa: E402
 from tests.chaos.plan import KINDS, LEVELS, draw_case  # noqa: E402
 
 _SEEDS = {"protocol": (0, 299), "ranks": (0, 59)}
-_SHORT = {"protocol": (0, 65), "ranks": (0, 5)}
+_SHORT = {"protocol": (0, 39), "ranks": (0, 3)}
+_LIMIT_S = 20 * 60  # then no case is begun
 _KEPT = Path(".chaos")  # of this folder: what was seen, and what failed
 
 
@@ -34,14 +35,14 @@ def main(argv: Sequence[str]) -> int:
     adopt_orphans()
     levels = LEVELS if options.level == "both" else (options.level,)
     ranges = {level: options.seeds or (_SHORT if options.short else _SEEDS)[level] for level in levels}
-    campaign = _Campaign(_KEPT)
+    campaign, began = _Campaign(_KEPT), time.monotonic()
     with tempfile.TemporaryDirectory(prefix="ldlm-chaos-") as scratch:
         for level, (first, last) in ranges.items():
             seeds = [seed for seed in range(first, last + 1)
                      if not (options.seeds and campaign.has_survived(level, seed))]
             if seeds:  # torch is imported for real ranks alone, and after the toys
                 prepared = protocol_level() if level == "protocol" else ranks_level(Path(scratch))
-                campaign.run(prepared, level, seeds)
+                campaign.run(prepared, level, seeds, began + _LIMIT_S)
     failed = [name for level, (first, last) in ranges.items()
               for name in campaign.table(level, range(first, last + 1))]
     for level, seed in failed:
@@ -58,7 +59,7 @@ def _options(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seeds", type=seeds, help="a range, as 0-299, without those that have survived")
     parser.add_argument("--level", choices=(*LEVELS, "both"), default="both")
-    parser.add_argument("--short", action="store_true", help="three of each kind, and some with real ranks")
+    parser.add_argument("--short", action="store_true", help="two of each kind, and four with real ranks")
     return parser.parse_args(argv)
 
 
@@ -77,10 +78,14 @@ class _Campaign:
         found = self._seen[level].get(str(seed))
         return found is not None and not found["wrong"]
 
-    def run(self, prepared: Level, level: str, seeds: Sequence[int]) -> None:
-        """Run seeds, and say how it goes."""
+    def run(self, prepared: Level, level: str, seeds: Sequence[int], until_s: float) -> None:
+        """Run seeds, and say how it goes, until the monotonic clock says `until_s`."""
         began, failed = time.monotonic(), 0
         for done, seed in enumerate(seeds, 1):
+            if time.monotonic() > until_s:
+                print(f"{level}: the time is up; this goes on: python -m tests.chaos --level {level} "
+                      f"--seeds {seeds[0]}-{seeds[-1]}", flush=True)
+                return
             result = run_case(prepared, draw_case(level, seed), self._folder)
             self._note(result)
             failed += bool(result.wrong)

@@ -154,8 +154,8 @@ class Trainee:
                 self.save()
         if any(self.peers.gather(progress.durable_step < progress.step and self.peers.rank == 0)):
             self.save()
-            self.saves.wait()
-            self.note_finished_save()
+        self.saves.wait()
+        self.note_finished_save()
         if any(self.peers.gather(self.is_superseded())):
             return self.superseded_end()
         if any(self.peers.gather(self.failed)):
