@@ -67,18 +67,6 @@ def late(self, step):
     retain(self, step)
 Committer._put_shard, Committer._retain = later, late
 """),
-    "each rank takes the newest that it can read": (
-        Case("protocol", 0, "", (Life(2, LATE), Life(2, LAGS)), keeps_promise=False), """
-from trainer.commit import Committer
-whole = Committer.restore_newest
-def alone(self, read, say):
-    self._told_step, gather, self._peers.gather = 0, self._peers.gather, lambda said: [said]
-    try:
-        return whole(self, read, say)
-    finally:
-        self._peers.gather = gather
-Committer.restore_newest = alone
-"""),
 }
 CASES = FAILED | {name: case for name, (case, _) in BROKEN.items()}
 
