@@ -29,6 +29,7 @@ from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.kept import check_has_checkpoint
 from launcher.lint import lint
+from launcher.lint_rules import looks_secret
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.market import refusal as market_refusal
@@ -130,6 +131,7 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     if url is None and train.is_local:
         url = default_store_url()
     if url is not None:
+        check_keyless(url)
         recipe = recipe.model_copy(update={"store": store_url(url)})
     history = measured_speeds(open_store(recipe.store)) if recipe.store and may_exist(recipe.store) else []
     try:
@@ -243,12 +245,25 @@ def _check_market(proposal: Proposal, resuming: bool) -> None:
             raise none
 
 
+def check_keyless(url: str) -> None:
+    """Refuse a store's URL with a key in it, which plan, task and record would show. Raises UsageError."""
+    if looks_secret(url):
+        raise UsageError("holds what looks like a key, which plan, task and record would show",
+                         place="--store", fix="keep keys in the environment or in the cloud's own login")
+
+
 def check_clean(proposal: Proposal, allow_dirty: bool) -> None:
-    """Refuse to rent for code that no commit holds: nobody could say later what has run. Raises Refused."""
-    if proposal.is_local or allow_dirty or not (git_sha() or "").endswith("-dirty"):
+    """Refuse to rent for code that no commit holds: nobody could say later what has run, and a file that was
+    forgotten there, a key maybe, would go to a stranger's machine. Raises Refused."""
+    if proposal.is_local or allow_dirty:
         return
-    raise Refused("the checkout has changes that are in no commit, and it is what nodes run",
-                  place=str(checkout_folder()), fix="commit them, or add --allow-dirty")
+    sha, place = git_sha(), str(checkout_folder())
+    if sha is None:
+        raise Refused("this is no git repository, or git does not answer: nobody could say what nodes run",
+                      place=place, fix="work in a clone, or add --allow-dirty")
+    if sha.endswith("-dirty"):
+        raise Refused("the checkout has changes or files that are in no commit, and all goes to the nodes",
+                      place=place, fix="commit them, name them in .gitignore, or add --allow-dirty")
 
 
 def refusal_of(proposal: Proposal) -> LdlmError | None:

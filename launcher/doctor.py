@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from launcher import console
-from launcher.commands import PlanOptions, propose
+from launcher.commands import PlanOptions, check_keyless, propose
 from launcher.doctor_clouds import (
     look_at_access,
     look_at_azure_quota,
@@ -73,6 +73,7 @@ def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Fi
     if infra and not is_known(infra):
         raise EngineError(f"there is no engine for {infra!r}", place="--infra",
                           fix=f"use one of local, {', '.join(RENTED)}, slurm/NAME")
+    check_keyless(store or "")
     proposal = propose(recipe, PlanOptions(infra=infra, store=store)) if recipe else None
     if proposal:
         needed = frozenset(offer.cloud for offer in proposal.plan.offers.values())

@@ -8,6 +8,7 @@ from launcher.controller import SCHEME
 from launcher.controller_commands import HOW, NO_CONTROLLER, ask_status
 from launcher.errors import EngineError
 from launcher.findings import Finding, Verdict
+from launcher.lint_rules import looks_secret
 from launcher.recipe import checkout_folder
 from launcher.settings import api_server, controller_usd_per_hour, read_settings
 from launcher.sky_ready import PLUGIN, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
@@ -73,8 +74,10 @@ def look_at_controller() -> Iterator[Finding]:
     if said is None:
         yield Finding("controller", Verdict.OK, NO_CONTROLLER, HOW)
     elif said != settings.api_server or not said.startswith(SCHEME):
-        fix = "" if price is not None else f"ldlm init --api-server {said} --controller-usd-per-hour PRICE"
-        yield Finding("controller", Verdict.OK, f"{said}, of your own; {paid}", fix)
+        named = "URL" if looks_secret(said) else said
+        shown = "the one of your environment, whose address holds a key" if looks_secret(said) else said
+        fix = "" if price is not None else f"ldlm init --api-server {named} --controller-usd-per-hour PRICE"
+        yield Finding("controller", Verdict.OK, f"{shown}, of your own; {paid}", fix)
     elif (found := ask_status(settings))["is_alive"]:
         yield Finding("controller", Verdict.OK, f"{said} is alive, since {found['since'][:10]}; {paid}")
     else:

@@ -20,7 +20,9 @@ def test_a_checkout_is_named_by_its_commit_and_by_whether_files_were_changed(tmp
     git(tmp_path, "commit", "-q", "-m", "one")
     sha = git(tmp_path, "log", "-1", "--format=%H")
     assert git_sha(tmp_path) == sha and len(sha) == 40
-    (tmp_path / "untracked").write_text("2")
+    (tmp_path / ".env").write_text("KEY=1")
+    assert git_sha(tmp_path) == f"{sha}-dirty"  # it would travel
+    (tmp_path / ".git/info/exclude").write_text(".env")
     assert git_sha(tmp_path) == sha
     (tmp_path / "a").write_text("2")
     assert git_sha(tmp_path) == f"{sha}-dirty"

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import psutil
@@ -32,7 +33,14 @@ FAMILY = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import 
       "LDLM_DEADLINE": "2026-11-23T20:00:00+00:00"}, 3.5)])
 def test_a_program_has_an_hour_beyond_the_first_limit_that_it_can_reach(limits: dict[str, str],
                                                                        hours: float | None) -> None:
-    assert overdue_at(NOON, limits) == (None if hours is None else NOON + hours * HOUR)
+    assert overdue_at(NOON, Decimal(0), limits) == (None if hours is None else NOON + hours * HOUR)
+
+
+@pytest.mark.parametrize(("spent", "hours"), [("3", 2), ("4.5", 1.25), ("7", 1)])
+def test_what_earlier_attempts_have_spent_of_the_cap_is_not_there_a_second_time(spent: str,
+                                                                                hours: float) -> None:
+    limits = {"LDLM_MAX_COST_USD": "5", "LDLM_PRICE_USD_PER_HOUR": "2"}
+    assert overdue_at(NOON, Decimal(spent), limits) == NOON + hours * HOUR
 
 
 @pytest.fixture

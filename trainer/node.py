@@ -39,7 +39,7 @@ from trainer.notices import cloud_named, listen
 from trainer.overdue import overdue_at
 from trainer.own_offer import own_envs
 from trainer.rented import Rented
-from trainer.run_folder import Attempt, AttemptEnd, RunFolder
+from trainer.run_folder import Attempt, AttemptEnd, RunFolder, controller_usd, spent_usd
 from trainer.stop_request import StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.stuck import check_progress, resumed_at
@@ -87,7 +87,9 @@ def main(argv: list[str]) -> int:
             folder.write(attempt_file(attempt.number, Name.MACHINE),
                          seen.model_copy(update={"key_files": keys}))
             check_progress(folder.attempts(), attempt, resumed_at(folder))
-        end = run_document(document, attempt, stop, config.hang_s)
+        now = datetime.now(UTC)
+        spent = spent_usd(folder.attempts(), now) + controller_usd(folder.events(), now)
+        end = run_document(document, attempt, stop, config.hang_s, overdue_at(now, spent))
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
     except HungError as error:
@@ -163,7 +165,8 @@ def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
         return RankEnd(ExitCode.BROKEN, f"{error.problem}, which could not be counted: {unwritten}")
 
 
-def run_document(document: Document, attempt: Attempt | None, stop: StopRequest, hang_s: float) -> RankEnd:
+def run_document(document: Document, attempt: Attempt | None, stop: StopRequest, hang_s: float,
+                 overdue: datetime | None) -> RankEnd:
     """Start the program of one document, pass signals on to it, and read how it ended.
 
     Args:
@@ -171,6 +174,7 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
         attempt: None on every node but the first: the ranks hear its number from rank 0.
         stop: Heard since this process began.
         hang_s: Shortest silence of the ranks that is taken for a hang.
+        overdue: See `overdue_at`.
 
     Raises:
         HungError: They hung, and are killed.
@@ -182,7 +186,7 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
         with node_watch.hold(ends):
             child = subprocess.Popen(command, env=child_environment(ends, attempt, stop.shutdown_timeout_s))
-            wait_for(child, ends, stop, overdue_at(datetime.now(UTC)), HangWatch(ends, hang_s))
+            wait_for(child, ends, stop, overdue, HangWatch(ends, hang_s))
         stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.why)

@@ -18,16 +18,18 @@ _GRACE = timedelta(hours=1)
 _LONGEST_H = 24 * 3650  # of which a moment can be computed
 
 
-def overdue_at(started_at: datetime, environ: Mapping[str, str] = os.environ) -> datetime | None:
+def overdue_at(started_at: datetime, spent_usd: Decimal,
+               environ: Mapping[str, str] = os.environ) -> datetime | None:
     """The moment from which a program that is still there hangs; None: nothing limits this run.
 
     Args:
         started_at: When this attempt began, UTC. One that begins after the deadline has the hour, too.
+        spent_usd: Of the whole run until then: the cap is not there a second time.
         environ: Of this node; `Env` names what is read.
     """
     deadline, price = environ.get(Env.DEADLINE), Decimal(environ.get(Env.PRICE) or 0)
     cap = environ.get(Env.MAX_COST)
     limits = [max(datetime.fromisoformat(deadline), started_at)] if deadline else []
-    if cap and price and (hours := float(Decimal(cap) / price)) < _LONGEST_H:
-        limits.append(started_at + timedelta(hours=hours))  # this attempt alone has spent the whole cap
+    if cap and price and (hours := float(max(Decimal(0), Decimal(cap) - spent_usd) / price)) < _LONGEST_H:
+        limits.append(started_at + timedelta(hours=hours))  # this attempt has spent what was left of the cap
     return min(limits) + _GRACE if limits else None
