@@ -244,7 +244,7 @@ def test_host_memory_of_a_node_counts_every_rank_and_the_checkpoint_on_its_way()
     blocks = 46.3 * GIB - 2 * shape.embedding_parameters
     assert found["token encoder"] == pytest.approx(8 * blocks, rel=0.01)
     trained = 467.9e6
-    assert found["checkpoint"] == pytest.approx(trained * 18, rel=0.02)
+    assert found["checkpoint"] == pytest.approx(trained * 16, rel=0.02)  # four float32
     two_nodes = rented("L40S:8").model_copy(update={"num_nodes": 2})
     halved = fitted(recipe, two_nodes).host_memory
     assert halved["checkpoint"] == pytest.approx(found["checkpoint"] / 2, rel=0.01)
