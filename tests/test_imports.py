@@ -14,10 +14,11 @@ LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.deadman", "trainer.encoder_shape",
                     "trainer.learning", "trainer.lease", "trainer.humaneval_options",
-                    "trainer.measure_options", "trainer.memory", "trainer.mirror_format", "trainer.prepare_options", "trainer.profiles",
-                    "trainer.pull_plan", "trainer.run_folder", "trainer.run_parts",
-                    "trainer.sample_options", "trainer.shards", "trainer.sizes", "trainer.store",
-                    "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
+                    "trainer.measure_options", "trainer.memory", "trainer.mirror_format",
+                    "trainer.prepare_options", "trainer.profiles", "trainer.pull_plan",
+                    "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
+                    "trainer.shards", "trainer.sizes", "trainer.store", "trainer.text_checks",
+                    "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
