@@ -81,7 +81,7 @@ def test_text_that_never_comes_is_a_hang_and_three_in_a_row_end_the_run(text: Pa
     assert [code for code, _ in tries] == [ExitCode.RECOVER] * 3 + [ExitCode.BROKEN], tries[-1][1]
     reason = run.folder.attempt(1).end.reason
     assert reason.startswith("it hangs: no new step for ")
-    assert " s after step 2, where a step takes " in reason
+    assert " s after step 2" in reason  # how long a step takes is known once two were seen to end
     assert "rank 0 is in next (trainer/batches.py:" in reason
     assert "in wait_and_make" in stacks(run, 3, 0)
     assert "error: the last 3 attempts hung without a newer checkpoint than step 0" in tries[3][1]
