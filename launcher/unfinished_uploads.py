@@ -5,7 +5,6 @@ would have renamed. Google bills such uploads too until they are aborted, which 
 Azure and Cloudflare throw them away after a week (their documents).
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from launcher.errors import StoreError
-from trainer.store import Store
-
-_DRAFT = re.compile(r"#\d+$")  # ends the name of a file that obstore has not finished
+from trainer.store import Store, is_draft
 
 
 class UnfinishedUpload(NamedTuple):
@@ -73,7 +70,7 @@ def what_remains(address: str) -> str | None:
 
 def _drafts(folder: Path) -> Iterator[UnfinishedUpload]:
     for path in sorted(folder.rglob("*")):
-        if _DRAFT.search(path.name) and path.is_file():
+        if is_draft(path.name) and path.is_file():
             yield UnfinishedUpload(str(path), path.stat().st_size, "")
 
 

@@ -28,7 +28,6 @@ result = run_case(protocol_level()._replace(deadline_s=20), CASES[sys.argv[1]])
 print(json.dumps([result.struck, result.wrong]))
 """
 LATE = Strike("step", "", 9, "before", 0, "machine")
-LAGS = Strike("objects", "checkpoints", 1, "before", 1, "stale", 2)
 # Protocols that look like ours and are wrong, by what they do, with a case that has to find it.
 BROKEN = {
     "hashes are not looked at": (

@@ -10,10 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -21,6 +18,7 @@ from pydantic import BaseModel
 from trainer.contract import LdlmError, Name, StoreError, checkpoint_folder
 from trainer.identity import Identity
 from trainer.lease import check_own
+from trainer.look_ahead import look_ahead
 from trainer.manifest import CheckpointError, Manifest, Shard, StoredFile, newest_readable, quarantine
 from trainer.piece_codec import Copied, digest, encode
 from trainer.pieces import Piece, Stretch
@@ -333,16 +331,7 @@ class Committer:
 
 def _encoded(copied: Sequence[Copied]) -> Iterator[tuple[Stretch, list[memoryview]]]:
     """Stretches as they are stored, in their order, compressed several at a time."""
-    following = (piece for whole in copied for piece in whole.pieces())
-    with ThreadPoolExecutor(_ENCODERS, thread_name_prefix="encode") as pool:
-        under_way: deque[tuple[Stretch, Future[list[memoryview]]]] = deque()
-
-        def begin(count: int) -> None:
-            for stretch, raw in islice(following, count):
-                under_way.append((stretch, pool.submit(encode, raw, stretch.dtype)))
-
-        begin(2 * _ENCODERS)
-        while under_way:
-            stretch, encoded = under_way.popleft()
-            yield stretch, encoded.result()
-            begin(1)
+    pieces = (piece for whole in copied for piece in whole.pieces())
+    encoded = look_ahead(lambda piece: encode(piece.raw, piece.stretch.dtype), pieces, threads=_ENCODERS,
+                         ahead=2 * _ENCODERS, name="encode")
+    return ((piece.stretch, buffers) for piece, buffers in encoded)

@@ -10,6 +10,7 @@ for its own lease: it knows that the attempt before is gone.
 """
 
 import os
+import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -96,6 +97,6 @@ def check_own(folder: RunFolder, number: int) -> None:
                           fix="nothing, unless that was not meant: `ldlm status` shows who trains")
 
 
-def owner_here(host: str) -> str:
+def owner_here() -> str:
     """Who starts attempts on this node: a managed job by its id, or a person or engine on a host."""
-    return os.environ.get("SKYPILOT_TASK_ID") or host
+    return os.environ.get("SKYPILOT_TASK_ID") or socket.gethostname()

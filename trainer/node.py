@@ -86,9 +86,10 @@ def main(argv: list[str]) -> int:
             keys = key_files(Path.home()) if rented else None
             folder.write(attempt_file(attempt.number, Name.MACHINE),
                          seen.model_copy(update={"key_files": keys}))
-            check_progress(folder.attempts(), attempt, resumed_at(folder))
-        now = datetime.now(UTC)
-        spent = spent_usd(folder.attempts(), now) + controller_usd(folder.events(), now)
+        now, attempts, events = datetime.now(UTC), folder.attempts(), folder.events()
+        if attempt:
+            check_progress(attempts, attempt, resumed_at(events))
+        spent = spent_usd(attempts, now) + controller_usd(events, now)
         end = run_document(document, attempt, stop, config.hang_s, overdue_at(now, spent))
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
@@ -140,9 +141,9 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
     number = os.environ.get(Env.ATTEMPT)
     if number:
         return folder.attempt(int(number)).attempt
-    host = socket.gethostname()
-    return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at), host=host,
-                                owner=owner_here(host), lease_until=started_at + timedelta(seconds=START_S),
+    return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at),
+                                host=socket.gethostname(), owner=owner_here(),
+                                lease_until=started_at + timedelta(seconds=START_S),
                                 price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
                                 offer=os.environ.get(Env.OFFER, ""),
                                 cloud=cluster_info(os.environ).get("cloud", ""))

@@ -54,11 +54,22 @@ def digest(*stored: memoryview | bytes) -> str:
     return found.hexdigest()
 
 
-def decode(piece: Piece, data: bytes, place: str) -> Raw:
-    """Bytes of the numbers of a piece. Raises DamagedError where what was read is not what was stored."""
-    if len(data) != piece.num_bytes or digest(data) != piece.xxh3:
+def is_sound(piece: Piece, data: bytes) -> bool:
+    """True for the bytes that were stored of a piece."""
+    return len(data) == piece.num_bytes and digest(data) == piece.xxh3
+
+
+def verified(piece: Piece, data: bytes, place: str) -> bytes:
+    """The bytes of a piece. Raises DamagedError where what was read is not what was stored."""
+    if not is_sound(piece, data):
         raise DamagedError(f"its bytes {piece.offset} to {piece.offset + piece.num_bytes} are not what was "
                            "written (XXH3 differs): the file is corrupt", place=place)
+    return data
+
+
+def decode(piece: Piece, data: bytes, place: str) -> Raw:
+    """Bytes of the numbers of a piece. Raises as `verified`."""
+    verified(piece, data, place)
     zeros = ZERO_BYTES[piece.dtype]
     planes = np.zeros((ITEM_BYTES[piece.dtype], piece.count), np.uint8)
     plain = np.frombuffer(data, np.uint8, offset=piece.packed_bytes)

@@ -22,14 +22,14 @@ from typing import NamedTuple, TypeVar
 from trainer.command import carry_out, talk
 from trainer.contract import Name, StoreError, checkpoint_folder
 from trainer.manifest import CheckpointError, Manifest, Shard, read_rest
-from trainer.piece_codec import digest
+from trainer.piece_codec import is_sound, verified
+from trainer.piece_reader import AT_A_TIME, fetch
 from trainer.pieces import Piece
 from trainer.pull_plan import DRAFT, Which, plan_pull
 from trainer.run_folder import RunFolder
 from trainer.store import DamagedError, NotFoundError, StoredObject, open_store
 from trainer.transfers import Progress, size_words
 
-_AT_A_TIME = 16  # requests: as for a restore (guess)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -67,7 +67,7 @@ def pull(source: RunFolder, to: Path, which: Which, say: Callable[[str], None]) 
     plan, run = plan_pull(source, which, say), to / source.run_id
     objects = [item for found in plan.objects.values() for item in found]
     steps, fetched, kept = [], 0, 0
-    with _written_to(to), ThreadPoolExecutor(_AT_A_TIME) as pool:
+    with _written_to(to), ThreadPoolExecutor(AT_A_TIME) as pool:
         for manifest in plan.checkpoints:
             try:
                 came = _pull_checkpoint(source, manifest, run, pool, say)
@@ -138,7 +138,7 @@ def _missing_of(manifest: Manifest, shard: Shard, folder: Path, pool: ThreadPool
     if not here.is_file():
         return _Missing(shard, pieces)
     with here.open("rb") as file:
-        sound = _each(pool, lambda piece: _is_sound(piece, _read(file.fileno(), piece)), pieces)
+        sound = _each(pool, lambda piece: is_sound(piece, _read(file.fileno(), piece)), pieces)
         missing = [piece for piece, is_sound in zip(pieces, sound, strict=True) if not is_sound]
     if here == path and not missing:
         return None
@@ -150,13 +150,12 @@ def _missing_of(manifest: Manifest, shard: Shard, folder: Path, pool: ThreadPool
 def _fetch(source: RunFolder, base: str, found: _Missing, folder: Path, pool: ThreadPoolExecutor,
            progress: Progress) -> None:
     """Bring the missing pieces of a shard into its draft, which then gets its name."""
-    key = source.key(f"{base}/{found.shard.name}")
     draft = folder / f"{found.shard.name}{DRAFT}"
     with open(os.open(draft, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
         file.truncate(found.shard.num_bytes)
 
         def bring(piece: Piece) -> None:
-            _write_at(file.fileno(), piece.offset, _sound_piece(source, key, piece))
+            _write_at(file.fileno(), piece.offset, fetch(source, base, piece, verified))
             progress.add(piece.num_bytes)
 
         _each(pool, bring, found.pieces)
@@ -173,20 +172,6 @@ def _each(pool: ThreadPoolExecutor, act: Callable[[_T], _R], items: Sequence[_T]
         for future in futures:
             future.cancel()
         wait(futures)  # they use a file that is about to be closed
-
-
-def _sound_piece(source: RunFolder, key: str, piece: Piece) -> bytes:
-    """The bytes of a piece in the store. What the network did is mended by a second time."""
-    for _ in range(2):
-        data = source.store.get_range(key, piece.offset, piece.offset + piece.num_bytes)
-        if _is_sound(piece, data):
-            return data
-    raise DamagedError(f"its bytes {piece.offset} to {piece.offset + piece.num_bytes} are not what was "
-                       "written (XXH3 differs): the file is corrupt", place=f"{source.store.url}/{key}")
-
-
-def _is_sound(piece: Piece, data: bytes) -> bool:
-    return len(data) == piece.num_bytes and digest(data) == piece.xxh3
 
 
 def _read(descriptor: int, piece: Piece) -> bytes:

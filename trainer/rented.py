@@ -6,7 +6,6 @@ attempt after a crash (`trainer.node` counts those) and for another machine wher
 a wish to stop, and writes how the run ended. No torch.
 """
 
-import socket
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -49,7 +48,7 @@ class Rented:
 
     def _take_over(self) -> None:
         """Close what an earlier attempt left open, and an older end that must not pass for the new one."""
-        await_free(self._folder, owner_here(socket.gethostname()), lambda text: print(text, flush=True))
+        await_free(self._folder, owner_here(), lambda text: print(text, flush=True))
         attempts = self._folder.attempts()
         self._folder.close_open_attempts(attempts, "the machine was taken back", preempted=True)
         found = self._folder.find(Name.OUTCOME, RunOutcome)

@@ -12,11 +12,10 @@ from pathlib import Path
 from trainer.contract import Name, checkpoint_folder
 from trainer.manifest import Manifest, complete_checkpoints
 from trainer.run_folder import RunFolder
-from trainer.store import DamagedError, NotFoundError
+from trainer.store import DamagedError, NotFoundError, is_draft
 
 _STEP = re.compile(r"step-(\d{8,})$")
 _OF_ATTEMPT = re.compile(r"a(\d+)-")  # begins the name of a file
-_DRAFT = re.compile(r"#\d+$")  # ends the name of a file that obstore has not finished; no listing shows it
 
 
 def retain(folder: RunFolder, step: int, keep: int, attempt: int) -> None:
@@ -111,5 +110,5 @@ def _tidy(run: Path, step: int, attempt: int) -> None:
 
 def _delete_drafts(paths: Iterable[Path]) -> None:
     for path in paths:
-        if _DRAFT.search(path.name):
+        if is_draft(path.name):
             path.unlink(missing_ok=True)

@@ -36,6 +36,11 @@ _METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.inter
 _REDIRECT = "Received redirect without LOCATION"  # obstore's words for S3's answer from a wrong region
 
 
+def is_draft(name: str) -> bool:
+    """True for a file on a disk that a write has not finished; obstore's, and no listing shows it."""
+    return re.search(r"#\d+$", name) is not None
+
+
 class StoredObject(NamedTuple):
     """One listed object: key relative to the store, size in bytes."""
 

@@ -1,10 +1,11 @@
 """Has a run come to a point that it cannot pass? A node asks before each attempt. No torch."""
 
 import itertools
+from collections.abc import Sequence
 from datetime import datetime
 
 from trainer.contract import ExitCode, LdlmError
-from trainer.run_folder import Attempt, AttemptFiles, RunFolder
+from trainer.run_folder import Attempt, AttemptFiles, Event
 
 _MAX_FAILURES_WITHOUT_CHECKPOINT = 3
 # Failures and requests to stop together; a machine that is always asked to stop too early costs, too (guess).
@@ -18,9 +19,9 @@ class StuckError(LdlmError):
     node_exit_code = ExitCode.BROKEN
 
 
-def resumed_at(folder: RunFolder) -> datetime | None:
+def resumed_at(events: Sequence[Event]) -> datetime | None:
     """When a person last resumed this run; None: never."""
-    return max((event.at for event in folder.events() if event.kind == "resumed"), default=None)
+    return max((event.at for event in events if event.kind == "resumed"), default=None)
 
 
 def check_progress(attempts: list[AttemptFiles], attempt: Attempt, resumed: datetime | None) -> None:
