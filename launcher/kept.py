@@ -34,9 +34,13 @@ def kept_facts(record: RunRecord) -> list[tuple[str, str]]:
 def kept_json(record: RunRecord) -> dict[str, Any]:
     """The same for programs; null where the price of the store is not known."""
     kept = kept_checkpoints(record)
-    price = store_price(record.store_address)
-    usd = None if price is None else f"{price.kept_usd_per_month(kept.num_bytes):.6f}"
+    usd = usd_per_month(store_price(record.store_address), kept.num_bytes)
     return {"checkpoint_bytes": kept.num_bytes, "checkpoint_usd_per_month": usd}
+
+
+def usd_per_month(price: StorePrice | None, num_bytes: int) -> str | None:
+    """What so many bytes cost a month, for programs; None where the price of the store is not known."""
+    return None if price is None else f"{price.kept_usd_per_month(num_bytes):.6f}"
 
 
 def show_bill_goes_on(view: RunView) -> None:

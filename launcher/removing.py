@@ -16,7 +16,7 @@ from launcher.engine import ALIVE, EnginePhase
 from launcher.engine_folder import engine_home
 from launcher.engines import state_of
 from launcher.errors import LdlmError, RunRecordError, StoreError
-from launcher.kept import a_month
+from launcher.kept import a_month, usd_per_month
 from launcher.local_engine import LocalEngine
 from launcher.run_record import is_alive_elsewhere, load_record
 from launcher.runs import find_run, store_of
@@ -171,8 +171,7 @@ def _saved(folder: RunFolder, doomed: Doomed, freed: str) -> str:
 
 
 def _as_json(folder: RunFolder, doomed: Doomed) -> dict[str, Any]:
-    price = store_price(folder.store.address)
-    usd = None if price is None else f"{price.kept_usd_per_month(doomed.num_bytes):.6f}"
+    usd = usd_per_month(store_price(folder.store.address), doomed.num_bytes)
     return {"run_id": folder.run_id, "store": folder.store.url, "num_bytes": doomed.num_bytes,
             "usd_per_month": usd, "unfinished_uploads": len(doomed.uploads),
             "deleted": _amounts({part: Amount.of(found) for part, found in doomed.objects.items()}),
@@ -181,4 +180,3 @@ def _as_json(folder: RunFolder, doomed: Doomed) -> dict[str, Any]:
 
 def _amounts(parts: dict[Part, Amount]) -> dict[str, Any]:
     return {part.value: amount._asdict() for part, amount in parts.items()}
-
