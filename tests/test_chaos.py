@@ -36,7 +36,7 @@ from trainer import piece_codec
 piece_codec.digest = lambda *_: ""
 """),
     "old checkpoints go before the new one counts": (
-        Case("protocol", 0, "", (Life(2, Strike("put", "manifest", 3, "before", 0, "machine")),)), """
+        Case("protocol", 0, "", (Life(2, Strike("put", "manifest", 2, "before", 0, "machine")),)), """
 from trainer.commit import Committer
 whole = Committer._write_manifest
 def write(self, manifest):
@@ -47,7 +47,7 @@ def write(self, manifest):
 Committer._write_manifest = write
 """),
     "the manifest comes first": (
-        Case("protocol", 0, "", (Life(2, Strike("stream", "shard", 3, "before", 0, "machine")),)), """
+        Case("protocol", 0, "", (Life(2, Strike("stream", "shard", 1, "before", 0, "machine")),)), """
 from trainer.commit import Committer
 put_shard, retain = Committer._put_shard, Committer._retain
 def later(self, base, copied):
@@ -94,4 +94,5 @@ def test_every_kind_of_fault_ends_in_the_bits_of_the_run_that_nobody_interrupts(
 def test_a_broken_protocol_does_not_survive(name: str) -> None:
     case, patch = BROKEN[name]
     assert outcome(name) == (len(case.lives), [])
-    assert outcome(name, patch)[1]
+    struck, wrong = outcome(name, patch)
+    assert struck and wrong, (struck, wrong)
