@@ -8,9 +8,11 @@ import base64
 import hashlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 import tomllib
 import zipfile
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainer.environment import ENVIRONMENTS, cause_of
 
@@ -69,6 +72,8 @@ class Checkout:
             write_wheel(self.wheels, "tiny", version)
         frozen = hashlib.sha256(write_wheel(self.wheels, "frozen", "1.0").read_bytes()).hexdigest()
         write_wheel(self.wheels, "testtool", "1.0")
+        write_wheel(self.wheels, "light", "1.0")
+        self.lock("trainer/node.lock", "light==1.0")
         self.lock("trainer/requirements.lock", "tiny==1.0")
         self.lock("trainer/encoder.lock", f"frozen==1.0 --hash=sha256:{frozen}")
         self.lock("tests/requirements.lock", "testtool==1.0")
@@ -175,6 +180,67 @@ def test_on_a_node_whose_python_is_too_old_uv_finds_another(checkout: Checkout) 
     # What such a Python has to read first.
     for name in ("environment.py", "deadman.py", "metadata.py", "__init__.py"):
         ast.parse((CHECKOUT / "trainer" / name).read_text(), feature_version=(3, 8))
+
+
+def test_a_node_with_another_card_than_the_plan_pays_for_is_not_given_torch(checkout: Checkout) -> None:
+    """Set-up as SkyPilot runs it: the text of the template, on a machine whose driver is a script."""
+    shutil.copytree(CHECKOUT / "trainer", checkout.root / "trainer", dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("*.lock", "__pycache__"))
+    checkout.lock("trainer/gpu.lock", "plots==1.0")
+    bin_folder = checkout.root / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "python3").symlink_to(sys.executable)
+    driver = bin_folder / "nvidia-smi"
+    set_up = yaml.safe_load((CHECKOUT / "sky/train.yaml").read_text())["setup"]
+    environment = {"PATH": f"{bin_folder}:/usr/bin:/bin", "HOME": str(checkout.root), "LDLM_GPU": "RTX5090:1",
+                   "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout.wheels),
+                   "PYTHONPATH": sysconfig.get_path("purelib")}  # in the place of what light stands for
+
+    def set_up_with(card: str) -> str:
+        driver.write_text(f"#!/bin/sh\necho '{card}, 32607, 32100, 580.86.10'\n")
+        driver.chmod(0o755)
+        done = subprocess.run(["bash", "-c", set_up], cwd=checkout.root, env=environment, text=True,
+                              capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    told = set_up_with("NVIDIA GeForce RTX 3060")
+    assert "the plan pays for RTX5090:1, this machine has NVIDIA GeForce RTX 3060" in told
+    assert (checkout.version_of("light"), checkout.version_of("tiny")) == ("1.0", None)
+    assert set_up_with("NVIDIA GeForce RTX 5090") == ""
+    assert [checkout.version_of(name) for name in ("light", "tiny", "plots")] == ["1.0", "1.0", "1.0"]
+
+
+def test_what_a_node_is_given_first_is_all_that_it_needs_to_refuse_its_machine() -> None:
+    """Its program is imported where nothing can be but the packages of node.lock and what these need."""
+    lines = (CHECKOUT / "trainer/node.lock").read_text().splitlines()
+    names = {line for line in lines if not line.startswith(("#", "-"))}
+    code = f"""
+import re, sys
+from importlib import metadata
+given, wanted = set(), {names!r}
+while wanted:
+    given.add(name := wanted.pop())
+    needs = [one for one in metadata.requires(name) or () if ";" not in one]
+    wanted |= {{re.match("[A-Za-z0-9_-]+", one)[0] for one in needs}}
+given = {{name.lower().replace("_", "-") for name in given}}
+owners = metadata.packages_distributions()
+owners.pop("trainer", None)  # ours, and that of others
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        mine = {{one.lower().replace("_", "-") for one in owners.get(name.partition(".")[0], given)}}
+        if not mine & given:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Only())
+import trainer.first_look, trainer.node
+from trainer.store import open_store
+open_store("s3://bucket/ldlm")
+print("ok")
+"""
+    keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, env=os.environ | keys, text=True,
+                          capture_output=True, check=False)
+    assert done.stdout == "ok\n", done.stderr
 
 
 @pytest.mark.parametrize(("line", "settings", "fix"), [

@@ -16,13 +16,20 @@ from trainer.config import TrainConfig
 from trainer.contract import Document, Env
 
 ROOT = Path(__file__).parents[1]
-# name: (infra of training, infra of the benchmark when it is not the recipe's first choice)
-TASKS = {"local": (None, None), "vast": ("vast", None), "azure": ("azure", "vast"), "gcp": ("gcp", None)}
+# name: (infra of training, infra of the benchmark when it is not the recipe's first choice, overrides)
+TASKS = {"local": (None, None, ()), "vast": ("vast", None, ()), "azure": ("azure", "vast", ()),
+         "gcp": ("gcp", None, ()),
+         "azure-nodes": ("azure", "vast", (
+             "train.global_batch_size=64", "hardware.train.2.gpu=A100-80GB:8", "hardware.train.2.num_nodes=2",
+             "hardware.train.2.image=microsoft-dsvm:ubuntu-hpc:2204:latest")),
+         "gcp-nodes": ("gcp/us-east5", None, (
+             "train.global_batch_size=64", "hardware.train.4.spot=true",
+             "hardware.train.4.image=projects/ml-images/global/images/c0-deeplearning-common-cu128"))}
 
 
 def task_of(name: str) -> Task:
-    infra, bench = TASKS[name]
-    return example_task(infra, bench=bench)
+    infra, bench, overrides = TASKS[name]
+    return example_task(infra, *overrides, bench=bench)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -229,13 +236,16 @@ def load_in_skypilot(task: Task, folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 RTX5090 = ("Vast", {"RTX5090": 1}, False)
 A100_ON_GCP = ("GCP", {"A100-80GB": 1}, True)
+L4_ON_GCP = ("GCP", {"L4": 1}, True)
 
 
 @pytest.mark.parametrize(("name", "train", "bench"), [
     ("local", [(None, None, False)], [(None, None, False)]),
     ("vast", [RTX5090], [RTX5090]),
     ("azure", [("Azure", {"A100-80GB": 1}, True)], [RTX5090]),
-    ("gcp", [A100_ON_GCP], [("GCP", {"L4": 1}, True), RTX5090]),
+    ("gcp", [A100_ON_GCP], [L4_ON_GCP, RTX5090]),
+    ("azure-nodes", [("Azure", {"A100-80GB": 8}, True)], [RTX5090]),
+    ("gcp-nodes", [("GCP", {"H100": 8}, True)], [L4_ON_GCP, RTX5090]),
 ])
 def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monkeypatch):
     dag = load_in_skypilot(task_of(name), tmp_path, monkeypatch)
@@ -246,10 +256,11 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
         assert [(str(one.cloud) if one.cloud else None, one.accelerators, one.use_spot)
                 for one in task.resources] == wanted
         assert task.workdir == "/checkout"
-        assert task.num_nodes == 1
+        assert task.num_nodes == (2 if name.endswith("-nodes") and task.name == "train" else 1)
         assert json.loads(task.envs[Env.TRAIN_CONFIG])["steps"] == 400
         for resources in task.resources:
-            assert resources.memory is None
+            # Eight ranks on a node count on more than the ordinary 32 GiB.
+            assert resources.memory == ("35+" if task.num_nodes == 2 else None)
             assert resources.job_recovery == {
                 "strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0 if resources.cloud else 2,
                 "recover_on_exit_codes": [75]}

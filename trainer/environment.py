@@ -77,15 +77,21 @@ def _locked(*names: str) -> Part:
 
 @dataclass(frozen=True)
 class Environment:
-    """What belongs into one folder: always, for tests, on a machine with a GPU, to judge text."""
+    """What belongs into one folder: always, for tests, on a machine with a GPU, to judge text.
+
+    Attributes:
+        first: What looks at a machine, before the rest is worth its download; to be had alone.
+    """
 
     folder: Path
     always: tuple[Part, ...]
     tests: tuple[Part, ...]
+    first: tuple[Part, ...] = ()
     gpu: tuple[Part, ...] = ()
     evaluation: tuple[Part, ...] = ()
 
 
+_NODE_LOCKS = ("trainer/node.lock", "trainer/requirements.lock")  # the one names the other
 _GPU_LOCKS = ("trainer/gpu.lock", "trainer/requirements.lock")
 _EVALUATION = _locked("trainer/evaluation.lock")
 ENVIRONMENTS = {
@@ -102,6 +108,7 @@ ENVIRONMENTS = {
             Part(("--no-deps", "--require-hashes", "-r", "trainer/encoder.lock"), ("trainer/encoder.lock",)),
         ),
         tests=(_locked("tests/requirements.lock"), _EVALUATION, _locked("tests/trainer.lock")),
+        first=(Part(("-r", _NODE_LOCKS[0]), _NODE_LOCKS),),
         gpu=(Part(("-r", _GPU_LOCKS[0], "-c", _GPU_LOCKS[1]), _GPU_LOCKS),),
         evaluation=(_EVALUATION,),
     ),
@@ -109,7 +116,7 @@ ENVIRONMENTS = {
 
 
 def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = False,
-           with_evaluation: bool = False) -> bool:
+           with_evaluation: bool = False, only_first: bool = False) -> bool:
     """Bring an environment to what its lock files say; safe against a second process.
 
     What an interrupted call left behind, and what was made from other lock files, is made anew from
@@ -125,24 +132,34 @@ def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = Fa
     added = ((with_tests, environment.tests), (gpu, environment.gpu),
              (with_evaluation and not with_tests, environment.evaluation))  # tests bring it along
     parts = environment.always + tuple(part for is_wanted, some in added if is_wanted for part in some)
-    if not _missing(environment.folder, parts):
+    if only_first:
+        parts = environment.first
+    if not _missing(environment, parts):
         return False
     if environment.folder.is_symlink():  # making it anew would empty what another checkout may use
         raise SetupError(f"it is a link to {environment.folder.resolve()}, which is not of this checkout",
                          place=environment.folder.name, fix=f"remove the link: rm {environment.folder}")
     environment.folder.mkdir(exist_ok=True)
     with _only_one(environment.folder) as lock:
-        missing = _missing(environment.folder, parts)
+        missing = _missing(environment, parts)
         if missing:
-            _install(environment.folder, missing, lock, anew=len(missing) == len(parts))
+            _install(environment.folder, missing, lock, anew=not _is_of_now(environment))
     return bool(missing)
 
 
-def _missing(folder: Path, parts: Sequence[Part]) -> Sequence[Part]:
+def _missing(environment: Environment, parts: Sequence[Part]) -> Sequence[Part]:
     """What is still to be installed: all of it, if part of what is there is outdated."""
-    installed = _read_stamp(folder)
-    missing = [part for part in parts if installed.get(part.name) != part.fingerprint()]
-    return parts if any(part.name in installed for part in missing) else missing
+    installed = _read_stamp(environment.folder) if _is_of_now(environment) else {}
+    return [part for part in parts if part.name not in installed]
+
+
+def _is_of_now(environment: Environment) -> bool:
+    """True where something is installed, and nothing that is has another lock file now."""
+    installed = _read_stamp(environment.folder)
+    known = (environment.first + environment.always + environment.tests + environment.gpu
+             + environment.evaluation)
+    now = {part.name: part.fingerprint() for part in known if part.name in installed}
+    return bool(installed) and installed == now
 
 
 def _read_stamp(folder: Path) -> dict[str, str]:
@@ -247,6 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("environment", nargs="?", choices=sorted(ENVIRONMENTS), default="trainer")
     parser.add_argument("--with-tests", action="store_true", help="add the tools that `make test` needs")
     parser.add_argument("--gpu", action="store_true", help="add the kernels that need a CUDA build of torch")
+    parser.add_argument("--node", action="store_true",
+                        help="only what looks at the machine, before the rest is worth its download")
     parser.add_argument("--with-evaluation", action="store_true",
                         help="add MAUVE, plots and HumanEval, for `ldlm evaluate` and `humaneval`")
     asked = parser.parse_args(arguments)
@@ -254,9 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--with-evaluation is for the trainer's environment")
     if asked.gpu and not ENVIRONMENTS[asked.environment].gpu:
         parser.error("--gpu is for the trainer's environment")
+    if asked.node and not ENVIRONMENTS[asked.environment].first:
+        parser.error("--node is for the trainer's environment")
     try:
         ensure(ENVIRONMENTS[asked.environment], with_tests=asked.with_tests, gpu=asked.gpu,
-               with_evaluation=asked.with_evaluation)
+               with_evaluation=asked.with_evaluation, only_first=asked.node)
     except (LdlmError, OSError) as error:
         _say(f"error: {error}")
         return 1

@@ -66,10 +66,20 @@ def check_machine(wanted: Mapping[str, str]) -> SeenMachine:
     Raises:
         MachineError: Another model, fewer cards, less memory, a torch that cannot use them, a full disk.
     """
+    mine = check_hardware(wanted)
+    if not mine:
+        return SeenMachine(torch=_torch_version())
+    found = _check_torch(mine, int(wanted[Env.GPU].partition(":")[2] or 1))
+    return SeenMachine(torch=found["torch"], cuda=found["cuda"], gpus=tuple(
+        SeenGpu(name=card.name, memory_gib=card.memory_gib, driver=card.driver) for card in mine))
+
+
+def check_hardware(wanted: Mapping[str, str]) -> list[Gpu]:
+    """The part of `check_machine` that needs no torch. Returns the cards that the plan pays for."""
     if free := wanted.get(Env.DISK):
         _check_disk(float(free))
     if not (gpu := wanted.get(Env.GPU)):
-        return SeenMachine(torch=_torch_version())
+        return []
     cards, (model, _, count) = visible_gpus(), gpu.partition(":")
     mine = cards_of(cards, model)
     if len(mine) < int(count or 1):
@@ -77,9 +87,7 @@ def check_machine(wanted: Mapping[str, str]) -> SeenMachine:
         raise _wrong(f"the plan pays for {gpu}, this machine has {there}")
     for card in mine:
         _check_memory(card, float(wanted.get(Env.GPU_MEMORY) or 0))
-    found = _check_torch(mine, int(count or 1))
-    return SeenMachine(torch=found["torch"], cuda=found["cuda"], gpus=tuple(
-        SeenGpu(name=card.name, memory_gib=card.memory_gib, driver=card.driver) for card in mine))
+    return mine
 
 
 def key_files(home: Path) -> tuple[str, ...]:

@@ -75,14 +75,15 @@ def main(argv: list[str]) -> int:
         return error.node_exit_code
     if rented:
         stop.is_wished = rented.is_stop_wished
-    follower = Follower(config.wandb, attempt, folder.run_id) if attempt else None
-    is_wrong = is_hung = False
+    follower, is_wrong, is_hung = None, False, False
     try:
         if attempt and rented:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
             check_clock(datetime.now(UTC), folder.store.written_at(written))
         seen = check_machine(os.environ)
         if attempt:
+            # Not before: a machine that is wrong has not been given the SDK of W&B.
+            follower = Follower(config.wandb, attempt, folder.run_id)
             keys = key_files(Path.home()) if rented else None
             folder.write(attempt_file(attempt.number, Name.MACHINE),
                          seen.model_copy(update={"key_files": keys}))
