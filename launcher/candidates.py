@@ -1,7 +1,7 @@
 """Which hardware of a recipe a run may take, and which of it one task can hold. Pure.
 
 SkyPilot goes from one to the next where the first has none, at each recovery again. What a task has once
-must be the same on all of them: its nodes, its ranks, one bid and one search on Vast.
+must be the same on all of them: its nodes, its ranks, one bid or none and one search on Vast.
 """
 
 from collections import defaultdict
@@ -133,8 +133,11 @@ def _why_not(recipe: Recipe, taken: Sequence[Offer], other: Offer) -> str | None
             f"a run keeps its number of ranks, {ranks[0]} a node, without a GPU"
     if other.price_usd_per_hour is None and first.price_usd_per_hour is not None:
         return "its price is not known, so a run that went there could not stop at its cap"
-    if any(one.cloud == other.cloud == "vast" and _wish(one) != _wish(other) for one in taken):
-        return "a task has one bid and one kind of machine on vast"
+    on_vast = [one for one in taken if one.cloud == other.cloud == "vast"]
+    if any(one.spot != other.spot for one in on_vast):
+        return "on vast a task either bids or rents on demand"
+    if any(_wish(one) != _wish(other) for one in on_vast):
+        return "a task has one price and one kind of machine on vast"
     is_file = (recipe.store or "").startswith("file:")
     if is_file and first.cloud in _OWN_CLUSTERS and other.cloud not in _OWN_CLUSTERS:
         return "the store is a folder, which a rented machine does not reach"

@@ -57,6 +57,7 @@ RULES = tuple(Rule.of(check) for check in (
     any_cloud.infra_local,
     on_vast.spot_flag_on_vast,
     on_vast.bid_missing_on_vast,
+    on_vast.bid_for_on_demand_on_vast,
     on_vast.search_missing_on_vast,
     on_vast.one_bid_for_several_on_vast,
     on_vast.several_nodes_on_vast,

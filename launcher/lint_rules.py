@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 from launcher.lint_part import Found, TaskPart
 from launcher.lint_vast import VAST
 from launcher.render import leftover_nulls
-from launcher.vast_search import IMAGE
+from launcher.vast_search import IMAGE, cuda_of
 from trainer.contract import Document, Env, ExitCode
 
 _SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN(?!IZER)|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
@@ -21,8 +21,7 @@ _SECRET_VALUE = re.compile(
 _ELSEWHERE = "EAGER_NEXT_REGION"
 _RENTED = (VAST, "azure", "gcp")
 _GEFORCE = re.compile(r"RTX[2-5]0\d0")
-_NEEDS_CUDA_12_8 = re.compile(r"RTX50\d0|RTXPRO6000")  # sm_120
-_IMAGE_CUDA = re.compile(r"cuda[-:_]?(\d+)\.(\d+)")
+_NEEDS_CUDA_12_8 = re.compile(r"RTX50\d0|RTXPRO\d|B[23]00|GB[23]00")  # Blackwell: sm_120, sm_100
 _LOCAL_PATH = re.compile(r"(?![~/])(?!\w+://).")
 
 
@@ -136,13 +135,13 @@ def on_demand_h100_on_gcp(part: TaskPart) -> Iterator[Found]:
 
 
 def old_cuda_image(part: TaskPart) -> Iterator[Found]:
-    """RTX 50 cards need CUDA 12.8: with an older image no kernel runs on them."""
+    """RTX 50 and all else of Blackwell needs CUDA 12.8: with an older image no kernel runs on it."""
     for machine in part.machines():
         card = next(filter(_NEEDS_CUDA_12_8.match, machine.gpus), None)
-        cuda = _IMAGE_CUDA.search(str(machine.values.get("image_id")))
-        if card and cuda and (int(cuda[1]), int(cuda[2])) < (12, 8):
+        cuda = cuda_of(str(machine.values.get("image_id")))
+        if card and cuda and cuda < (12, 8):
             yield (machine.where("image_id"),
-                   f"its CUDA {cuda[1]}.{cuda[2]} has no kernels for a {card}, which needs 12.8",
+                   f"its CUDA {cuda[0]}.{cuda[1]} has no kernels for a {card}, which needs 12.8",
                    f"set image to {IMAGE} on the candidate")
 
 
@@ -222,7 +221,7 @@ def unknown_price(part: TaskPart) -> Iterator[Found]:
         if machine.told.get(Env.PRICE) == "":
             yield (machine.env_place(Env.PRICE),
                    "the price is not known, so the run cannot stop itself at its cap",
-                   "say it (0 where nobody pays): --set hardware.train.N.price_usd_per_hour=USD, on vast "
+                   "say it (0 where nobody pays): --set hardware.train.N.price_usd_per_hour=USD, of a bid "
                    "bid_usd_per_hour; N counts the recipe's candidates from 0; hardware.bench.N likewise")
 
 

@@ -31,6 +31,14 @@ def bid_missing_on_vast(part: TaskPart) -> Iterator[Found]:
                "set bid_usd_per_hour on the candidate")
 
 
+def bid_for_on_demand_on_vast(part: TaskPart) -> Iterator[Found]:
+    """Whatever is started with a bid can be taken back: what `config` says is for every alternative."""
+    on_demand = any("(on-demand)" in machine.env(Env.OFFER) for machine in part.machines(VAST))
+    if on_demand and _has_bid(part):
+        yield (_BID, "the plan counts on a machine that nobody takes back, and with a bid vast rents an "
+               "interruptible one", "leave either bids or on-demand candidates on vast in the document")
+
+
 def search_missing_on_vast(part: TaskPart) -> Iterator[Found]:
     """SkyPilot loses the filters of its own search and rents the first machine that Vast has, of any kind."""
     if part.machines(VAST) and not (_options(part).get(KEY) or {}).get("filters"):

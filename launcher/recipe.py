@@ -37,7 +37,7 @@ HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the ca
 _EITHER = ("train.checkpoint.every_steps", "train.checkpoint.every_minutes")
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
 OWN = ("local", "slurm")  # machines of the user's own: they may have no GPU, and nobody sends a bill for them
-_PRICED = (*OWN, "azure", "gcp")  # where an hour's price is what the user says
+_PRICED = (*OWN, "vast", "azure", "gcp")  # where an hour's price is what the user says
 
 
 def checkout_folder() -> Path:
@@ -89,7 +89,8 @@ class Candidate(Section):
         None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
     price_usd_per_hour: Usd | None = Field(
         None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0; "
-                          "azure, gcp: what it costs, as you have looked it up")
+                          "azure, gcp: what it costs, as you have looked it up; vast: rent on demand, up to "
+                          "this with the disk")
     on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
     disk_gib: PositiveInt = 100
@@ -107,6 +108,9 @@ class Candidate(Section):
             if given and self.cloud not in clouds:
                 raise ValueError(f"{given[0]} is for infra {' and '.join(clouds)}, not {self.infra}: "
                                  f"remove {given[0]}")
+        if self.bid_usd_per_hour is not None and self.price_usd_per_hour is not None:
+            raise ValueError("bid_usd_per_hour rents an interruptible machine, price_usd_per_hour one on "
+                             "demand: set one of them to null")
         if self.spot and self.cloud not in ("azure", "gcp"):
             instead = "set bid_usd_per_hour instead of spot" if self.cloud == "vast" else "remove spot"
             raise ValueError(f"{self.infra} has no spot machines for SkyPilot: {instead}")

@@ -4,6 +4,7 @@ They travel in the task, under a key that only `launcher/sky_plugin.py` knows: a
 hands the key to Vast's SDK, which refuses it, so that nothing is rented without these filters.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -18,6 +19,8 @@ IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
 # The wheel of the locked torch brings CUDA 13.0.3 itself (its requirement `cuda-toolkit==13.0.3`), for cards
 # from Turing on. A GeForce host whose driver is older cannot run it, whatever the image has.
 TORCH, CUDA_OF_TORCH, OLDEST_COMPUTE_CAP = "2.13.0", 13.0, 750
+# How images say it: `cuda-13.1.0`, `cuda:12.8.1`, `cuda12.6`; in short `cu128`, `cu1281`.
+_CUDA = re.compile(r"cuda[-:_]?(\d+)\.(\d+)|(?<![a-z0-9])cu(1\d)(\d)\d?(?!\d)")
 _RELIABILITY = 0.95  # as Vast advises for serious work
 _DOWN_MBIT_S, _UP_MBIT_S = 200, 100  # packages and weights come, checkpoints go (guess)
 _OF_MEMORY = 0.97  # of a card, that its driver has to name: as trainer/machine.py checks
@@ -38,7 +41,7 @@ def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None) -
     """
     filters: dict[str, dict[str, Any]] = {
         "reliability": {"gte": _RELIABILITY},
-        "cuda_max_good": {"gte": CUDA_OF_TORCH},
+        "cuda_max_good": {"gte": _cuda_needed(offer.image)},
         "compute_cap": {"gte": OLDEST_COMPUTE_CAP},
         "inet_down": {"gte": _DOWN_MBIT_S},
         "inet_up": {"gte": _UP_MBIT_S},
@@ -55,6 +58,21 @@ def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None) -
     if "/" in offer.infra:
         found["in_region"] = True
     return found
+
+
+def cuda_of(image: str) -> tuple[int, int] | None:
+    """The CUDA that an image has, by its name, (12, 8) of `nvidia/cuda:12.8.1-devel`; None: not said."""
+    found = _CUDA.search(image)
+    if found is None:
+        return None
+    major, minor = (number for number in found.groups() if number is not None)
+    return int(major), int(minor)
+
+
+def _cuda_needed(image: str | None) -> float:
+    """Of a host's driver, as Vast numbers it: a container whose CUDA is newer does not start there."""
+    major, minor = cuda_of(image or IMAGE) or (0, 0)
+    return max(CUDA_OF_TORCH, float(f"{major}.{minor}"))
 
 
 def query_of(settings: Mapping[str, Any], instance_type: str, disk_gib: int, *, bids: bool,

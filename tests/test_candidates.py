@@ -87,9 +87,13 @@ def test_what_is_named_twice_is_tried_once():
     ("{infra: azure, gpu: 'H100:1', spot: true}",
      "its price is not known, so a run that went there could not stop at its cap"),
     ("{infra: vast, gpu: 'H100:1', bid_usd_per_hour: 1.70}",
-     "a task has one bid and one kind of machine on vast"),
+     "a task has one price and one kind of machine on vast"),
     ("{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 1.60}",
-     "a task has one bid and one kind of machine on vast"),
+     "a task has one price and one kind of machine on vast"),
+    ("{infra: vast, gpu: 'H100:1', bid_usd_per_hour: 1.60, image: 'nvidia/cuda:13.1.0-devel-ubuntu24.04'}",
+     "a task has one price and one kind of machine on vast"),
+    ("{infra: vast, gpu: 'H100:1', price_usd_per_hour: 1.60}",
+     "on vast a task either bids or rents on demand"),
 ])
 def test_a_candidate_that_differs_in_what_a_task_has_once_is_left_out_with_the_reason(other, reason):
     plan = plan_of(VAST, other, GCP)

@@ -156,7 +156,7 @@ def test_a_task_that_does_not_go_on_after_code_75_is_found(recovery):
 @pytest.mark.parametrize(("image", "is_found"), [
     ("docker:nvidia/cuda:12.4.1-devel", True), ("docker:pytorch/pytorch:2.6.0-cuda12.6-cudnn9", True),
     ("docker:vastai/base-image:cuda-12.9-auto", False), ("docker:nvidia/cuda:13.0.1-devel", False),
-    ("docker:me/mine:1", False)])
+    ("docker:me/mine:2.6-cu124", True), ("docker:me/mine:2.7-cu128", False), ("docker:me/mine:1", False)])
 def test_the_cuda_of_an_image_is_read_from_its_name(image, is_found):
     found = problems(lambda train: train["resources"].update(image_id=image))
     assert [line for line in found if "has no kernels for a RTX5090" in line] == found

@@ -16,9 +16,11 @@ from trainer.config import TrainConfig
 from trainer.contract import Document, Env
 
 ROOT = Path(__file__).parents[1]
+ON_DEMAND = "hardware.train.1={infra: vast, gpu: 'RTX5090:1', price_usd_per_hour: 0.50}"
 # name: (infra of training, infra of the benchmark when it is not the recipe's first choice, overrides)
-TASKS = {"local": (None, None, ()), "vast": ("vast", None, ()), "azure": ("azure", "vast", ()),
-         "gcp": ("gcp", None, ()),
+TASKS = {"local": (None, None, ()), "vast": ("vast", None, ()),
+         "vast-on-demand": ("vast", "vast", (ON_DEMAND,)),
+         "azure": ("azure", "vast", ()), "gcp": ("gcp", None, ()),
          "azure-nodes": ("azure", "vast", (
              "train.global_batch_size=64", "hardware.train.2.gpu=A100-80GB:8", "hardware.train.2.num_nodes=2",
              "hardware.train.2.image=microsoft-dsvm:ubuntu-hpc:2204:latest")),
@@ -142,9 +144,27 @@ def test_vast_gets_a_bid_and_never_the_spot_flag():
     assert "use_spot" not in train["resources"]
     assert train["resources"]["image_id"].startswith("docker:")
     assert "12.8" in train["resources"]["image_id"]
-    on_demand = example_task("vast", "hardware.train.1={infra: vast, gpu: 'RTX5090:1', image: 'me/mine:1'}")
-    assert "bid_price" not in asked_of_vast(on_demand.document(Document.TRAIN))
-    assert on_demand.document(Document.TRAIN)["resources"]["image_id"] == "docker:me/mine:1"
+    own = example_task("vast", "hardware.train.1={infra: vast, gpu: 'RTX5090:1', image: 'me/mine:1'}")
+    assert own.document(Document.TRAIN)["resources"]["image_id"] == "docker:me/mine:1"
+
+
+def test_on_demand_vast_gets_no_bid_and_the_most_that_an_hour_may_cost():
+    train, bench = (task_of("vast-on-demand").document(document) for document in Document)
+    assert "bid_price" not in asked_of_vast(train) and asked_of_vast(train)["ldlm"]["usd_per_hour"] == 0.5
+    assert "use_spot" not in train["resources"] and train["envs"][Env.PRICE] == "0.5"
+    assert asked_of_vast(bench)["bid_price"] == 0.6  # each document has a price of its own
+    told = example_plan("vast", ON_DEMAND).warnings
+    assert "the price on demand is the most an hour can cost, with its disk; traffic comes on top" in told
+
+
+@pytest.mark.parametrize(("image", "cuda"), [
+    ("nvidia/cuda:13.1.0-devel-ubuntu24.04", 13.1), ("vastai/base-image:cuda-13.2-auto", 13.2),
+    ("me/mine:2.14-cu131", 13.1), ("me/mine:cu1281-torch280", 13.0), ("nvidia/cuda:12.9.1-devel", 13.0),
+    ("me/mine:1", 13.0), ("me/acu140:1", 13.0)])
+def test_vast_is_searched_for_a_driver_that_starts_the_image_as_well_as_the_locked_torch(image, cuda):
+    task = example_task("vast", f"hardware.train.1.image={image}")
+    assert asked_of_vast(task.document(Document.TRAIN))["ldlm"]["filters"]["cuda_max_good"] == {"gte": cuda}
+    assert asked_of_vast(task.document(Document.BENCH))["ldlm"]["filters"]["cuda_max_good"] == {"gte": 13.0}
 
 
 def test_rented_machines_are_asked_for_the_host_memory_that_the_plan_counts():
@@ -242,6 +262,7 @@ L4_ON_GCP = ("GCP", {"L4": 1}, True)
 @pytest.mark.parametrize(("name", "train", "bench"), [
     ("local", [(None, None, False)], [(None, None, False)]),
     ("vast", [RTX5090], [RTX5090]),
+    ("vast-on-demand", [RTX5090], [RTX5090]),
     ("azure", [("Azure", {"A100-80GB": 1}, True)], [RTX5090]),
     ("gcp", [A100_ON_GCP], [L4_ON_GCP, RTX5090]),
     ("azure-nodes", [("Azure", {"A100-80GB": 8}, True)], [RTX5090]),
@@ -267,8 +288,8 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
             overrides = resources.cluster_config_overrides
             if RTX5090 in wanted:
                 asked = overrides["vast"]["create_instance_kwargs"]
-                bid = {"train": 0.4, "bench": 0.6}[task.name]
-                assert asked["bid_price"] == asked["ldlm"]["usd_per_hour"] == bid
+                bid = {"train": None if name == "vast-on-demand" else 0.4, "bench": 0.6}[task.name]
+                assert asked.get("bid_price") == bid and asked["ldlm"]["usd_per_hour"] == (bid or 0.5)
             else:
                 assert overrides == {}
 
@@ -294,7 +315,7 @@ def test_skypilot_understands_nodes_regions_and_slurm(tmp_path, monkeypatch):
 
 def test_each_golden_task_passes_lint():
     clean = {name: lint(task_of(name)) for name in TASKS}
-    assert clean["local"] == clean["vast"] == []
+    assert clean["local"] == clean["vast"] == clean["vast-on-demand"] == []
     for name in ("azure", "gcp"):
         assert {found.place.split(".")[-1] for found in clean[name]} == {Env.PRICE}
 

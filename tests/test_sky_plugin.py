@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from launch_examples import example_task
 from test_vast_market import H100_CHEAPEST, H100_SECOND, Lab
 
 pytest.importorskip("vastai")
@@ -21,6 +22,7 @@ from launcher.rentals import RENTALS, Price, Rental, Rentals, Terms  # noqa: E40
 from launcher.sky_plugin import LdlmPlugin, launch_through, list_through, remove_through  # noqa: E402
 from tests.lab.fake_vast import VastServer  # noqa: E402
 from tests.lab.vast_market import MISSING_TAG, Refused  # noqa: E402
+from trainer.contract import Document  # noqa: E402
 
 KEY = "the-key-of-the-account"
 # Of the market's machines with two H100 four are left, for bids of $0.95, 1.30, 1.45 and 1.60.
@@ -128,6 +130,20 @@ def test_without_a_bid_the_whole_price_counts(vast):
     assert search["dph_total"] == {"lte": 4.0} and "min_bid" not in search
     (contract,) = vast.sent(f"/api/v0/asks/{CHEAPEST}/")
     assert "price" not in {name: value for name, value in contract.items() if value}
+
+
+def test_an_on_demand_task_rents_at_the_machine_s_own_price_up_to_that_of_the_plan(vast):
+    wanted = "hardware.train.1={infra: vast, gpu: 'H100:2', price_usd_per_hour: %s}"
+    dear, cheap = (example_task("vast", wanted % usd, "limits.max_cost_usd=9").document(Document.TRAIN)
+                   for usd in ("3.50", "3.12"))
+    with pytest.raises(RuntimeError, match="no machine that fits now"):  # $3.10, and 200 GB are 4 cents more
+        rent(vast, **cheap["config"]["vast"]["create_instance_kwargs"])
+    number = rent(vast, **dear["config"]["vast"]["create_instance_kwargs"])
+    (row,) = vast.market.rows()
+    assert not row["is_bid"] and row["machine_id"] == H100_CHEAPEST
+    assert [price.usd_per_hour for price in rental_log.read()[number].prices] == [Decimal("3.1")]
+    with pytest.raises(Refused, match="on-demand: nobody can outbid it"):
+        vast.market.outbid(int(number))
 
 
 def test_a_region_that_the_user_named_is_asked_for_as_countries(vast):
