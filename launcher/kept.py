@@ -1,10 +1,11 @@
-"""What a run still has in its store, and what that costs a month: a bucket bills for ever."""
+"""What a run still has, and what that costs: a bucket bills for ever, and so does a forgotten machine."""
 
 from decimal import Decimal
 from typing import Any
 
 from launcher import console
 from launcher.errors import RunRecordError
+from launcher.rentals import RENTED_AT
 from launcher.run_record import RunRecord, RunView, Status
 from launcher.store_prices import OWN_DISK, StorePrice, store_price
 from trainer.contract import Name
@@ -22,13 +23,21 @@ def kept_checkpoints(record: RunRecord) -> Amount:
 
 
 def kept_facts(record: RunRecord) -> list[tuple[str, str]]:
-    """For the screen of a run: what its checkpoints take and cost, or that they are gone."""
-    kept = kept_checkpoints(record)
+    """For the screen of a run: what its checkpoints take and cost, or that they are gone; machines that live
+    on."""
+    kept, rented = kept_checkpoints(record), [("rented", words) for words in _lives_on(record)]
     if not kept.num_bytes:
-        return [("kept", "no checkpoint is left in the store")] if _durable_step(record) else []
+        gone = [("kept", "no checkpoint is left in the store")] if _durable_step(record) else []
+        return gone + rented
     price = store_price(record.store_address)
     month = "" if price is OWN_DISK else f", {a_month(price, kept.num_bytes)}"
-    return [("kept", f"{console.data_size(kept.num_bytes)} of checkpoints{month}")]
+    return [("kept", f"{console.data_size(kept.num_bytes)} of checkpoints{month}"), *rented]
+
+
+def _lives_on(record: RunRecord) -> list[str]:
+    """Machines that were given back, or taken for gone, and are billed all the same."""
+    return [f"instance {rental.instance_id} at {RENTED_AT} was given back or thought gone, is still there, "
+            "and billed: `ldlm sweep`" for rental in record.rentals if rental.lives_on]
 
 
 def kept_json(record: RunRecord) -> dict[str, Any]:
@@ -44,14 +53,17 @@ def usd_per_month(price: StorePrice | None, num_bytes: int) -> str | None:
 
 
 def show_bill_goes_on(view: RunView) -> None:
-    """Say, of a run that has ended, that a bucket goes on to bill for its checkpoints, and what ends that."""
+    """Say, of a run that has ended, that a bucket goes on to bill for its checkpoints, and of any run, that a
+    machine lives on; and what ends that."""
     record, kept = view.record, kept_checkpoints(view.record)
-    price = store_price(record.store_address)
+    price, notes = store_price(record.store_address), _lives_on(record)
     if kept.num_bytes and price is not OWN_DISK and view.status is Status.ENDED:
+        notes.append(f"its checkpoints stay in the bucket: {console.data_size(kept.num_bytes)}, "
+                     f"{a_month(price, kept.num_bytes)}, until `ldlm rm {record.run_id}`; to have "
+                     f"them at home first: `ldlm pull {record.run_id}`")
+    if notes:
         console.answer()
-        console.answer_notes([f"its checkpoints stay in the bucket: {console.data_size(kept.num_bytes)}, "
-                              f"{a_month(price, kept.num_bytes)}, until `ldlm rm {record.run_id}`; to have "
-                              f"them at home first: `ldlm pull {record.run_id}`"])
+        console.answer_notes(notes)
 
 
 def a_month(price: StorePrice | None, num_bytes: int) -> str:

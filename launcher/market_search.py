@@ -8,7 +8,7 @@ from typing import Any
 from launcher import rental_log
 from launcher.market import Market, Wish
 from launcher.vast_answers import silence_told
-from launcher.vast_search import left_soon, query_of
+from launcher.vast_search import not_again, query_of
 
 Query = dict[str, Any]
 
@@ -16,7 +16,7 @@ Query = dict[str, Any]
 def query_at(settings: Mapping[str, Any], instance_type: str, region: str, disk_gib: int, *,
              bids: bool) -> Query:
     """The search for a machine of a task; in the region that SkyPilot names if the task insists on it."""
-    left_out = left_soon(rental_log.read().values(), settings.get("run_id"), datetime.now(UTC))
+    left_out = not_again(rental_log.read().values(), settings.get("run_id"), datetime.now(UTC))
     query: Query = query_of(settings, instance_type, disk_gib, bids=bids, without=left_out)
     return query | _within(region) if settings.get("in_region") else query
 

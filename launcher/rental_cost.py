@@ -43,8 +43,10 @@ def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], ren
             found.append(OnRental(until))
             continue
         is_last = owners[index + 1:index + 2] != [rental]
-        if is_last and rental.ended_at and _ended_by_itself(files):
-            until = max(until, rental.ended_at)
+        # One that came back may have run all the time.
+        given_back = rental.ended_at or (now if rental.lives_on else None)
+        if is_last and given_back and (rental.returned_at or _ended_by_itself(files)):
+            until = max(until, given_back)
         gpu_usd = rental.gpu_usd(files.attempt.billed_from, until)
         if is_last:
             seen = _traffic([files for files, owner in zip(attempts, owners, strict=True) if owner is rental])

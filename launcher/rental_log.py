@@ -20,7 +20,7 @@ _PATH = Path("~/.sky/ldlm_rentals.jsonl")
 
 def rented(rental: Rental) -> None:
     """A machine was rented."""
-    _add(rental.model_dump(mode="json", exclude_none=True))
+    _add(rental.model_dump(mode="json", exclude_defaults=True))  # what is learnt of it comes later
 
 
 def seen_running(instance_id: str, at: datetime) -> None:
@@ -38,9 +38,24 @@ def unpulled(instance_id: str, image: str) -> None:
     _add({"instance_id": instance_id, "unpulled": image})
 
 
-def ended(instance_id: str, at: datetime) -> None:
-    """It was given back, or is gone."""
+def wrong(instance_id: str) -> None:
+    """It is not the machine that its run pays for."""
+    _add({"instance_id": instance_id, "is_wrong": True})
+
+
+def gone(instance_id: str, at: datetime) -> None:
+    """Its provider does not list it."""
     _add({"instance_id": instance_id, "ended_at": at.isoformat()})
+
+
+def given_back(instance_id: str, at: datetime) -> None:
+    """It was asked to end."""
+    _add({"instance_id": instance_id, "ended_at": at.isoformat(), "given_back_at": at.isoformat()})
+
+
+def returned(instance_id: str, at: datetime) -> None:
+    """Its provider lists it after all: it has not ended."""
+    _add({"instance_id": instance_id, "returned_at": at.isoformat()})
 
 
 def read() -> dict[str, Rental]:
@@ -67,6 +82,8 @@ def read() -> dict[str, Rental]:
 def _take_in(rows: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:
     instance_id, price = line["instance_id"], line.pop("price", None)
     row = rows.setdefault(instance_id, {}) if "machine_id" in line else rows[instance_id]
+    if "returned_at" in line:
+        row.pop("ended_at", None)
     # What was learnt first stands: two processes may both see that a machine has ended.
     row |= {name: value for name, value in line.items() if name not in row}
     if price:

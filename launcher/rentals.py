@@ -6,7 +6,7 @@ copies it into the run's folder.
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 
 from launcher.cost import price_for
@@ -15,7 +15,8 @@ from launcher.frozen import Frozen
 RENTALS = "/plugins/api/ldlm/rentals"  # where SkyPilot's server tells of those of a run
 RENTED_AT = "vast"  # the one cloud whose rentals are noted down
 _GB = 10**9
-_SECONDS_OF_MONTH = 30 * 24 * 3600  # as $/GB/month is turned into $/s (guess: Vast does not say)
+_SETTLES = timedelta(days=1)  # until then it shows whether what has ended lives on all the same (guess)
+HOURS_OF_MONTH = 30 * 24  # as $/GB/month is turned into $/h (guess: Vast does not say)
 
 
 class Price(Frozen):
@@ -44,6 +45,9 @@ class Rental(Frozen):
         rented_at: UTC, when it was asked for. Its disk is billed from here.
         running_at: When it was first seen running; None: not yet, or it never was.
         ended_at: When it was given back, or found to be gone; None: it is still rented.
+        given_back_at: When it was last asked to end, which it may survive; None: never.
+        returned_at: When it was seen after it had ended; None: never.
+        is_wrong: Its node says that it is not the machine that the run pays for.
         prices: Of its GPUs while they run, oldest first.
         unpulled: The image that it could not pull, whose fault that was.
     """
@@ -54,6 +58,9 @@ class Rental(Frozen):
     rented_at: datetime
     running_at: datetime | None = None
     ended_at: datetime | None = None
+    given_back_at: datetime | None = None
+    returned_at: datetime | None = None
+    is_wrong: bool = False
     prices: tuple[Price, ...]
     terms: Terms
     unpulled: str | None = None
@@ -67,12 +74,21 @@ class Rental(Frozen):
     def disk_usd(self, now: datetime) -> Decimal:
         """Dollars of its disk until it was given back, or `now`: it is billed while it stands still, too."""
         held_s = Decimal(((self.ended_at or now) - self.rented_at).total_seconds())
-        return self.terms.disk_gb * self.terms.disk_usd_per_gb_month * held_s / _SECONDS_OF_MONTH
+        return self.terms.disk_gb * self.terms.disk_usd_per_gb_month * held_s / (HOURS_OF_MONTH * 3600)
 
     def network_usd(self, received_bytes: int, sent_bytes: int) -> Decimal:
         """Dollars of what went over its network."""
         terms = self.terms
         return (received_bytes * terms.received_usd_per_gb + sent_bytes * terms.sent_usd_per_gb) / _GB
+
+    @property
+    def lives_on(self) -> bool:
+        """True if it is billed although it was given back, or taken for gone."""
+        return self.returned_at is not None and self.ended_at is None
+
+    def is_settled(self, now: datetime) -> bool:
+        """True once it has ended so long ago that nothing more is learnt of it."""
+        return self.ended_at is not None and now - self.ended_at > _SETTLES
 
     def held(self, moment: datetime) -> bool:
         """True if it was rented at a moment."""

@@ -7,32 +7,29 @@ Where no machine is to be had at all, on any cloud, `launcher/capacity_watch.py`
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from sky.server import plugins
 
-from launcher import capacity_watch, rental_log
+from launcher import capacity_watch, rental_log, rental_watch
 from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
 from launcher.reconcile import CHARGES
-from launcher.rentals import RENTALS, Rental, Rentals
+from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
-from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine
+from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
 from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
-from launcher.vast_onstart import first_commands
+from launcher.vast_looks import Instances, in_words_of_skypilot, learn
+from launcher.vast_onstart import first_commands, without_mark
 from launcher.vast_search import KEY, rental_of
 from launcher.vast_start import hopeless
 
 _MAX_TRIES = 5  # offers go while one looks at them
-# Vast says more than SkyPilot 0.14.1 knows; what it does not know ends its look at all clusters.
-_STATUSES = {"OFFLINE": "EXITED", "FROZEN": "STOPPED", "UNKNOWN": "LOADING", "REBOOTING": "LOADING",
-             "SCHEDULING": "LOADING"}
-Instances = dict[str, dict[str, Any]]
 
 
 class LdlmPlugin(plugins.BasePlugin):
@@ -55,6 +52,7 @@ class LdlmPlugin(plugins.BasePlugin):
 
         if extension_context.context is plugins.PluginContext.MAIN:
             capacity_watch.start()
+            rental_watch.start(lambda: utils.list_instances())  # as it is then, below
         app = extension_context.app
         if app is not None:
             app.add_api_route(f"{RENTALS}/{{run_id}}", rentals_of, methods=["GET"])
@@ -95,20 +93,52 @@ def machines() -> dict[str, Any]:
     """Every machine that the account has at Vast now, as `ldlm sweep` asks for it."""
     from sky.adaptors import vast
 
-    known = rental_log.read()
+    if not has_credentials("vast"):
+        return Machines(machines=()).model_dump(mode="json")
+    asked_at = datetime.now(UTC)
     with silence_told():
-        rows = vast.vast().show_instances() if has_credentials("vast") else []
-    return Machines(machines=tuple(_machine(row, known.get(str(row["id"]))) for row in rows)
+        found = {str(row["id"]): row for row in vast.vast().show_instances()}
+    learn(found, asked_at)
+    rentals = rental_log.read()
+    return Machines(machines=(*(_machine(row, rentals.get(number), rentals.values())
+                                for number, row in found.items()), *_volumes(vast.vast()))
                     ).model_dump(mode="json")
 
 
-def _machine(row: Mapping[str, Any], rental: Rental | None) -> RentedMachine:
-    is_running = row.get("actual_status") in ("running", "frozen")
-    price = row.get("dph_total") if is_running else row.get("storage_total_cost")
+def _machine(row: Mapping[str, Any], rental: Rental | None, rentals: Collection[Rental]) -> RentedMachine:
     return RentedMachine(
-        instance_id=str(row["id"]), label=row.get("label"), status=row.get("actual_status") or "unknown",
-        since=datetime.fromtimestamp(row.get("start_date") or 0, UTC),
-        usd_per_hour=Decimal(str(price or 0)), rental=rental, run_id=rental.run_id if rental else None)
+        instance_id=str(row["id"]), label=without_mark(row.get("label")),
+        status=row.get("actual_status") or "unknown",
+        since=datetime.fromtimestamp(row.get("start_date") or 0, UTC), usd_per_hour=_usd_per_hour(row),
+        rental=rental, run_id=rental.run_id if rental else None,
+        is_left=rental is not None and is_left(rental, rentals))
+
+
+def _usd_per_hour(row: Mapping[str, Any]) -> Decimal | None:
+    """What a machine costs in the state in which it is; None where Vast does not say."""
+    is_running = row.get("actual_status") in ("running", "frozen")
+    price = row.get("dph_total" if is_running else "storage_total_cost")
+    return None if price is None else Decimal(str(price))
+
+
+def _volumes(sdk: Any) -> list[RentedMachine]:
+    """Volumes of the account; none where Vast does not tell, which must not hide its machines."""
+    import requests
+
+    try:
+        return [_volume(row) for row in sdk.show_volumes()]
+    except (requests.RequestException, LookupError, TypeError, ValueError):
+        return []
+
+
+def _volume(row: Mapping[str, Any]) -> RentedMachine:
+    """A disk that outlives its machine. That its row has the price of its offer is a guess."""
+    size_gb, price = row.get("disk_space"), row.get("storage_cost")
+    is_priced = size_gb is not None and price is not None
+    return RentedMachine(
+        instance_id=f"V.{row['id']}", label=row.get("label"), kind="volume",
+        status=row.get("status") or "unknown", since=datetime.fromtimestamp(row.get("start_date") or 0, UTC),
+        usd_per_hour=Decimal(str(size_gb)) * Decimal(str(price)) / HOURS_OF_MONTH if is_priced else None)
 
 
 def give_back(instance_id: str) -> dict[str, bool]:
@@ -138,7 +168,7 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         bid = wishes.pop("bid_price", None)
         contract: dict[str, Any] = {
             "label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
-            "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url)} | wishes
+            "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url, name)} | wishes
         if bid is not None:
             contract["price"] = bid
         query = query_at(settings, instance_type, region, disk_size, bids=bid is not None)
@@ -180,33 +210,19 @@ def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]
     """
     def known() -> Instances:
         asked_at, found = datetime.now(UTC), list_instances()
-        for instance in found.values():
-            instance["status"] = _STATUSES.get(instance["status"], instance["status"])
-        open_ones = [rental for rental in rental_log.read().values() if rental.ended_at is None]
-        for rental in open_ones:
-            _learn(rental, found.get(rental.instance_id), asked_at)
-        for rental in open_ones:
-            if lost := hopeless(rental, found.get(rental.instance_id), asked_at):
+        learn(found, asked_at)
+        in_words_of_skypilot(found)
+        for rental in rental_log.read().values():
+            if rental.ended_at is None and (
+                    lost := hopeless(rental, found.get(rental.instance_id), asked_at)):
                 sdk().destroy_instance(id=rental.instance_id)
                 if lost.unpulled:
                     rental_log.unpulled(rental.instance_id, lost.unpulled)
-                rental_log.ended(rental.instance_id, datetime.now(UTC))
+                rental_log.given_back(rental.instance_id, datetime.now(UTC))
                 raise RuntimeError(f"machine {rental.machine_id} of Vast {lost.why}, so it was given back")
         return found
 
     return known
-
-
-def _learn(rental: Rental, instance: dict[str, Any] | None, now: datetime) -> None:
-    if instance is None:
-        if rental.rented_at < now:  # else the list may be older than the rental
-            rental_log.ended(rental.instance_id, now)
-        return
-    if instance["status"] == "RUNNING" and rental.running_at is None:
-        rental_log.seen_running(rental.instance_id, now)
-    price = Decimal(str(instance.get("dph_base") or 0))
-    if price and price != rental.prices[-1].usd_per_hour:
-        rental_log.repriced(rental.instance_id, now, price)
 
 
 def remove_through(remove: Callable[..., None]) -> Callable[..., None]:
@@ -218,6 +234,6 @@ def remove_through(remove: Callable[..., None]) -> Callable[..., None]:
     def remove_and_note(instance_id: str) -> None:
         remove(instance_id)
         if instance_id in rental_log.read():
-            rental_log.ended(instance_id, datetime.now(UTC))
+            rental_log.given_back(instance_id, datetime.now(UTC))
 
     return remove_and_note

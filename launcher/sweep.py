@@ -6,7 +6,7 @@ its tasks, are ever touched.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal, Protocol
@@ -24,7 +24,7 @@ _OUR_LABEL = re.compile(r"^(train|bench|prepare)-\d+-[0-9a-z]+(-[0-9a-z]+)?-(hea
 
 
 class RentedMachine(Frozen):
-    """One machine that the account has now, or a cluster of them.
+    """One machine that the account has now, or a cluster of them; or a volume at Vast, which is never ours.
 
     Attributes:
         instance_id: The provider's; of a cluster its name in SkyPilot.
@@ -33,24 +33,26 @@ class RentedMachine(Frozen):
             SkyPilot's catalog, as if it ran. None: not known.
         rental: What SkyPilot's server remembers of one at Vast; None: it has been rented by others, or
             forgotten.
+        is_left: Of one at Vast: its run has given it back, or has rented another since.
         job: Number of the managed job that a cluster was made for.
     """
 
     instance_id: str
     label: str | None
     cloud: str = "vast"
-    kind: Literal["instance", "cluster"] = "instance"
+    kind: Literal["instance", "cluster", "volume"] = "instance"
     run_id: str | None = None
     status: str
     since: datetime
     usd_per_hour: Decimal | None
     rental: Rental | None = None
+    is_left: bool = False
     job: int | None = None
 
     @property
     def is_ours(self) -> bool:
         """True if ldlm has rented it."""
-        return self.is_remembered or bool(_OUR_LABEL.match(self.label or ""))
+        return self.kind != "volume" and (self.is_remembered or bool(_OUR_LABEL.match(self.label or "")))
 
     @property
     def is_remembered(self) -> bool:
@@ -84,20 +86,27 @@ def orphans(machines: Sequence[RentedMachine], is_alive: Callable[[str], bool],
     """Machines of ours that no live run owns, the dearest first.
 
     Args:
-        is_alive: Whether the run of an id is under way. A live run owns the machine at Vast that was rented
-            for it last, and no other: it has only one at a time.
+        is_alive: Whether the run of an id is under way. A live run owns the machine at Vast that it has not
+            left, and no other: it has only one at a time.
         live_jobs: Names of managed jobs by their numbers. A live one owns the clusters that bear its number.
     """
     ours = [machine for machine in machines if machine.is_ours]
-    last: dict[str, RentedMachine] = {}
-    for machine in sorted(ours, key=_rented_at):
-        if machine.kind == "instance" and machine.run_id:
-            last[machine.run_id] = machine
-    owned = {machine.instance_id for run_id, machine in last.items() if is_alive(run_id)}
+    owned = {machine.instance_id for machine in ours if machine.kind == "instance" and machine.run_id
+             and not machine.is_left and is_alive(machine.run_id)}
     owned |= {machine.instance_id for machine in ours
               if machine.job is not None and live_jobs.get(machine.job) == (machine.run_id or PREPARE)}
     return sorted((machine for machine in ours if machine.instance_id not in owned),
                   key=lambda machine: -machine.usd_per_day)
+
+
+def is_left(rental: Rental, rentals: Iterable[Rental]) -> bool:
+    """True if the run of a rental has given it back, or has rented another since.
+
+    Args:
+        rentals: All that are remembered.
+    """
+    return rental.given_back_at is not None or any(
+        other.run_id == rental.run_id and other.rented_at > rental.rented_at for other in rentals)
 
 
 def give_back(renter: Renter, machines: Sequence[RentedMachine]) -> list[str]:
@@ -122,7 +131,3 @@ def machines_json(machines: Sequence[RentedMachine]) -> list[dict[str, Any]]:
              "since": machine.since.isoformat(),
              "usd_per_day": None if machine.usd_per_hour is None else f"{machine.usd_per_day:.4f}"}
             for machine in machines]
-
-
-def _rented_at(machine: RentedMachine) -> datetime:
-    return machine.rental.rented_at if machine.rental else machine.since

@@ -41,6 +41,7 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
     else:
         _show(found, sum(machine.is_ours for machine in everything) - len(found),
               "cluster" if silence else "machine")
+        _tell_of_volumes([one for one in at_vast if one.kind == "volume"])
         _ask_and_give_back(engine, found, yes=yes)
     if silence:
         raise EngineError(f"{silence.problem}: of its machines nothing is known", place=silence.place,
@@ -88,6 +89,15 @@ def _show(found: list[RentedMachine], num_needed: int, what: str) -> None:
          f"{machine.since:%m-%d %H:%M}",
          "?" if machine.usd_per_hour is None else console.dollars(machine.usd_per_day, 2)]
         for machine in found], right=[6], spare=[2, 4])
+
+
+def _tell_of_volumes(volumes: list[RentedMachine]) -> None:
+    """They are billed as well; ldlm makes none, so it ends none."""
+    for one in volumes:
+        is_priced, name = one.usd_per_hour is not None, one.label or "without a name"
+        price = f"{console.dollars(one.usd_per_day, 2)} a day" if is_priced else "price not known"
+        console.talk(f"volume {one.instance_id} at Vast ({name}), {price}, is not of ldlm; if nobody needs "
+                     f"it: .venv/bin/vastai delete volume {one.instance_id.removeprefix('V.')}", "note")
 
 
 def _count(number: int) -> str:

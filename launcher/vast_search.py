@@ -24,9 +24,10 @@ _CUDA = re.compile(r"cuda[-:_]?(\d+)\.(\d+)|(?<![a-z0-9])cu(1\d)(\d)\d?(?!\d)")
 _RELIABILITY = 0.95  # as Vast advises for serious work
 _DOWN_MBIT_S, _UP_MBIT_S = 200, 100  # packages and weights come, checkpoints go (guess)
 _OF_MEMORY = 0.97  # of a card, that its driver has to name: as trainer/machine.py checks
-# A machine that was left sooner was wrong, did not start or was taken at once. The image, SkyPilot's runtime
-# and torch take up to twenty minutes to arrive before the node can see what it has been given (guess).
-LEFT_SOON = timedelta(minutes=30)
+# A machine that was left sooner was wrong and could not say so, did not start or was taken at once. The
+# image, SkyPilot's runtime and torch take up to twenty minutes to arrive before the node can see what it has
+# been given (guess).
+_LEFT_SOON = timedelta(minutes=30)
 _LEAVE_OUT_FOR = timedelta(days=1)
 
 Filters = Mapping[str, Mapping[str, Any]]
@@ -115,8 +116,13 @@ def rental_of(offer: Mapping[str, Any], instance_id: str, run_id: str | None, bi
                     sent_usd_per_gb=Decimal(str(offer["inet_up_cost"]))))
 
 
-def left_soon(rentals: Iterable[Rental], run_id: str | None, now: datetime) -> set[int]:
-    """Machines that a run has left soon after it got them, in the last day: it is not given them again."""
+def not_again(rentals: Iterable[Rental], run_id: str | None, now: datetime) -> set[int]:
+    """Machines that a run is not given again: ever, those that its nodes have found wrong; for a day, those
+    that it has left soon after it got them."""
     return {rental.machine_id for rental in rentals if run_id and rental.run_id == run_id
-            and (rental.ended_at or now) - rental.rented_at < LEFT_SOON
-            and now - rental.rented_at < _LEAVE_OUT_FOR}
+            and (rental.is_wrong or _was_left_soon(rental, now))}
+
+
+def _was_left_soon(rental: Rental, now: datetime) -> bool:
+    is_soon = (rental.ended_at or now) - rental.rented_at < _LEFT_SOON
+    return is_soon and now - rental.rented_at < _LEAVE_OUT_FOR

@@ -130,7 +130,7 @@ def remember(run_id: str, machine_id: int, at: datetime, unpulled: str | None = 
                              prices=(Price(at=at, usd_per_hour=Decimal(1)),), terms=Terms(disk_gb=1)))
     if unpulled:
         rental_log.unpulled(number, unpulled)
-        rental_log.ended(number, at)
+        rental_log.gone(number, at)
 
 
 def test_a_machine_on_its_way_is_waited_for_and_an_image_that_none_can_pull_is_not(

@@ -144,17 +144,40 @@ def test_a_server_remembers_rentals_as_it_learns_of_them(log):
     rental_log.rented(rental(30, None))
     rental_log.seen_running("i0", at(5))
     rental_log.repriced("i0", at(10), Decimal("2.40"))
-    rental_log.ended("i0", at(20))
-    rental_log.ended("i0", at(25))  # somebody else has seen it later
+    rental_log.gone("i0", at(20))
+    rental_log.gone("i0", at(25))  # somebody else has seen it later
     assert rental_log.read() == {"i0": rental(0, 20, (0, "1.20"), (10, "2.40"), running=5),
                                  "i30": rental(30, None)}
     assert log.stat().st_mode & 0o077 == 0
 
 
+def test_what_is_seen_again_has_not_ended_until_it_ends_once_more(log):
+    rental_log.rented(rental(0, None))
+    rental_log.gone("i0", at(10))
+    rental_log.given_back("i0", at(12))
+    rental_log.returned("i0", at(20))
+    (back,) = rental_log.read().values()
+    assert back.lives_on and (back.given_back_at, back.returned_at) == (at(12), at(20))
+    rental_log.gone("i0", at(30))
+    (over,) = rental_log.read().values()
+    assert not over.lives_on and over.ended_at == at(30)
+
+
+def test_a_machine_that_lives_on_is_paid_until_now_whoever_took_it_for_gone():
+    attempts = [attempt(1, 10, 40, None, preempted=True), attempt(2, 70, 100)]
+    lives = rental(0, None).model_copy(update={"returned_at": at(60)})
+    held = on_rentals(attempts, ends(attempts), [lives, rental(60, 110)], at(190))
+    assert [one.gpu_usd for one in held] == [Decimal("3.60"), Decimal("0.80")]  # 180 and 40 minutes of $1.20
+    assert held[0].disk_usd == Decimal("0.095")
+    over = lives.model_copy(update={"ended_at": at(100)})
+    (held_over,) = on_rentals(attempts[:1], [at(40)], [over], at(190))
+    assert (held_over.until, held_over.gpu_usd) == (at(100), Decimal("1.80"))
+
+
 def test_a_torn_line_hides_no_other(log):
     rental_log.rented(rental(0, None))
     log.write_text(log.read_text() + '{"instance_id": "i3')  # killed in the middle
-    rental_log.ended("i0", at(20))
-    rental_log.ended("never-rented", at(20))
+    rental_log.gone("i0", at(20))
+    rental_log.gone("never-rented", at(20))
     log.write_text(log.read_text() + '[1]\n{}\n{"instance_id": "i9", "machine_id": 3}\n' + json.dumps("x"))
     assert rental_log.read() == {"i0": rental(0, 20)}

@@ -1,5 +1,7 @@
 """What a node does under SkyPilot's managed jobs: what it closes, what it tells, what it writes."""
 
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -155,6 +157,23 @@ def test_another_machine_is_asked_for_where_one_is_wrong_three_in_all(folder) ->
     assert last.conclude(end) == 70 and outcome(folder) is Outcome.NO_CAPACITY
     told = [event.detail for event in folder.events() if event.kind == "wrong_machine"]
     assert told == 3 * [{"problem": WRONG.problem, "host": "host-7"}]
+
+
+def test_a_wrong_machine_says_so_before_its_node_ends(folder, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".ldlm_deadman").touch()
+
+    def answer() -> None:
+        while not (note := tmp_path / ".ldlm_wrong_machine").exists():
+            time.sleep(0.01)
+        assert kinds(folder) == ["submitted"]
+        note.unlink()
+
+    switch = threading.Thread(target=answer)
+    switch.start()
+    node(folder).refuse(WRONG)
+    switch.join()
+    assert kinds(folder) == ["submitted", "wrong_machine"]
 
 
 def test_a_node_that_does_not_lead_counts_its_wrong_machine_too_and_a_resumed_run_starts_anew(folder) -> None:

@@ -1,6 +1,7 @@
 """Our part inside SkyPilot's server: what reaches Vast on the wire, by its SDK and SkyPilot's own calls."""
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,9 +18,20 @@ from sky.adaptors import vast as adaptor  # noqa: E402
 from sky.provision.vast import utils  # noqa: E402
 from sky.server import plugins  # noqa: E402
 
-from launcher import rental_log  # noqa: E402
+from launcher import rental_log, rental_watch  # noqa: E402
 from launcher.rentals import RENTALS, Price, Rental, Rentals, Terms  # noqa: E402
-from launcher.sky_plugin import LdlmPlugin, launch_through, list_through, remove_through  # noqa: E402
+from launcher.sky_plugin import (  # noqa: E402
+    LdlmPlugin,
+    launch_through,
+    list_through,
+    machines,
+    remove_through,
+    rentals_of,
+)
+from launcher.sweep import Machines  # noqa: E402
+from launcher.vast_looks import learn  # noqa: E402
+from launcher.vast_onstart import first_commands  # noqa: E402
+from launcher.vast_search import not_again  # noqa: E402
 from tests.lab.fake_vast import VastServer  # noqa: E402
 from tests.lab.vast_market import MISSING_TAG, Refused  # noqa: E402
 from trainer.contract import Document  # noqa: E402
@@ -78,6 +90,8 @@ class Vast:
 @pytest.fixture
 def vast(tmp_path, monkeypatch) -> Iterator[Vast]:
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".config/vastai").mkdir(parents=True)
+    (tmp_path / ".config/vastai/vast_api_key").write_text(KEY)
     vast = Vast()
     threading.Thread(target=vast.http.serve_forever, daemon=True).start()
     monkeypatch.setattr(adaptor, "_vast_sdk", vast.sdk)
@@ -266,6 +280,85 @@ def test_a_machine_that_is_given_back_is_remembered_as_such(vast):
     remove(str(other))
     assert rental_log.read()[str(ours)].ended_at is not None and list(rental_log.read()) == [str(ours)]
     assert vast.ended() == [f"/api/v0/instances/{number}/" for number in (ours, other)]
+
+
+def seen(vast: Vast, minutes_from_now: float) -> Rental:
+    """What is remembered of the only rental after a look at that time."""
+    learn(utils.list_instances(), datetime.now(UTC) + timedelta(minutes=minutes_from_now))
+    (rental,) = rental_log.read().values()
+    return rental
+
+
+def test_one_look_at_which_vast_does_not_list_a_machine_does_not_end_its_rental(vast, monkeypatch):
+    vast.rented()
+    with monkeypatch.context() as lacking:
+        lacking.setattr(vast.market, "rows", list)
+        missed = seen(vast, 0)
+    assert missed.ended_at is not None
+    assert seen(vast, 0.5) == missed  # a list may lag
+    back = seen(vast, 2)
+    assert back.lives_on and back.ended_at is None and not back.held(back.rented_at - timedelta(minutes=1))
+    vast.market.price(H100_CHEAPEST, {"bid_price": "1.80"})
+    assert seen(vast, 3).prices[-1].usd_per_hour == Decimal("1.8")
+    vast.market.destroy(5001)
+    gone = seen(vast, 4)
+    assert gone.ended_at is not None and gone.ended_at > missed.ended_at and not gone.lives_on
+
+
+def test_a_machine_that_survives_being_given_back_is_known_and_its_run_has_left_it(vast, monkeypatch):
+    number = vast.rented()
+    with monkeypatch.context() as deaf:
+        deaf.setattr(vast.market, "destroy", lambda instance_id: None)  # says yes, and does nothing
+        remove_through(utils.remove)(str(number))
+    assert seen(vast, 0).ended_at is not None
+    told = Rentals.model_validate(rentals_of("one"))
+    assert not told.rentals[0].lives_on
+    assert seen(vast, 5).lives_on
+    assert Rentals.model_validate(rentals_of("one")).rentals[0].lives_on
+    (shown,) = Machines.model_validate(machines()).machines
+    assert shown.is_left and shown.run_id == "one"
+
+
+def test_of_the_machines_of_a_run_all_but_the_newest_are_left(vast):
+    vast.rented(H100_CHEAPEST, minutes_ago=9)
+    vast.rented(H100_SECOND, minutes_ago=5)
+    assert [one.is_left for one in Machines.model_validate(machines()).machines] == [True, False]
+
+
+def test_vast_is_asked_in_between_until_nothing_more_can_be_learnt_of_a_rental(vast):
+    def asks(days_later: float) -> int:
+        before = len(vast.sent("/api/v1/instances/"))
+        rental_watch.look(lambda: utils.list_instances(), datetime.now(UTC) + timedelta(days=days_later))
+        return len(vast.sent("/api/v1/instances/")) - before
+
+    assert asks(0) == 0
+    number = vast.rented()
+    assert asks(9) == 1
+    rental_log.given_back(str(number), datetime.now(UTC))
+    assert (asks(0.9), asks(1.1)) == (1, 0)
+
+
+def test_a_machine_that_says_that_it_is_the_wrong_one_is_found_by_its_name_and_never_rented_again(vast):
+    number = rent(vast, bid_price=1.5, ldlm=SETTINGS)
+    (contract,) = vast.sent(f"/api/v0/asks/{CHEAPEST}/")
+    (label,) = re.findall(r'"label": "([^"]+)"', contract["onstart"])
+    vast.market.change(int(number), {"label": label})
+    (row,) = look(vast).values()
+    assert row["label"] == "train-1-head (wrong machine)" and row["name"] == "train-1-head"
+    (shown,) = Machines.model_validate(machines()).machines
+    assert shown.label == "train-1-head"
+    utils.remove(number)
+    had = rental_log.read()[number]
+    assert had.is_wrong and not_again([had], "one", had.rented_at + timedelta(days=30)) == {H100_CHEAPEST}
+    rent(vast, bid_price=1.5, ldlm=SETTINGS)
+    assert vast.sent("/api/v0/bundles/")[-1]["machine_id"] == {"notin": [H100_CHEAPEST]}
+
+
+def test_what_a_machine_does_when_it_starts_is_as_short_as_vast_allows(vast):
+    name = "bench-123456-0123456789abcdef-head"
+    for key in ("ssh-ed25519 " + 68 * "A", "ssh-rsa " + 544 * "A"):
+        line = first_commands(key + " sky@host", "https://console.vast.ai", name)
+        assert len(line) <= 4048  # by its documents
 
 
 def test_the_server_tells_what_it_has_rented_for_a_run(vast):

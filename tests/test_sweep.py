@@ -5,19 +5,22 @@ from decimal import Decimal
 
 from launcher.errors import EngineError
 from launcher.rentals import Price, Rental, Terms
-from launcher.sweep import RentedMachine, give_back, machines_json, orphans
+from launcher.sweep import RentedMachine, give_back, is_left, machines_json, orphans
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 
 
-def machine(number: int, run_id: str | None, *, label: str | None = "train-3-ab12-head", minute: int = 0,
-            usd: str = "1.50") -> RentedMachine:
+def rental(number: int, run_id: str | None, minute: int = 0, usd: str = "1.50") -> Rental:
     then = NOON + timedelta(minutes=minute)
-    rental = Rental(run_id=run_id, instance_id=str(number), machine_id=7, rented_at=then,
-                    prices=(Price(at=then, usd_per_hour=Decimal(usd)),), terms=Terms(disk_gb=1))
-    rental = rental if run_id else None
-    return RentedMachine(instance_id=str(number), label=label, status="running", since=then,
-                         usd_per_hour=Decimal(usd), rental=rental, run_id=run_id)
+    return Rental(run_id=run_id, instance_id=str(number), machine_id=7, rented_at=then,
+                  prices=(Price(at=then, usd_per_hour=Decimal(usd)),), terms=Terms(disk_gb=1))
+
+
+def machine(number: int, run_id: str | None, *, label: str | None = "train-3-ab12-head", usd: str = "1.50",
+            is_left: bool = False) -> RentedMachine:
+    return RentedMachine(instance_id=str(number), label=label, status="running", since=NOON, is_left=is_left,
+                         usd_per_hour=Decimal(usd), run_id=run_id,
+                         rental=rental(number, run_id, usd=usd) if run_id else None)
 
 
 def found(*machines: RentedMachine, alive: tuple[str, ...] = (),
@@ -25,8 +28,16 @@ def found(*machines: RentedMachine, alive: tuple[str, ...] = (),
     return [one.instance_id for one in orphans(machines, lambda run_id: run_id in alive, jobs or {})]
 
 
-def test_a_live_run_keeps_the_machine_that_was_rented_for_it_last_and_no_other():
-    assert found(machine(1, "a"), machine(2, "a", minute=9), machine(3, "b"), alive=("a", "b")) == ["1"]
+def test_a_live_run_keeps_the_machine_that_it_has_not_left_and_no_other():
+    assert found(machine(1, "a", is_left=True), machine(2, "a"), machine(3, "b"), alive=("a", "b")) == ["1"]
+
+
+def test_a_run_has_left_what_it_has_given_back_and_what_it_had_before_the_one_that_it_has_now():
+    old, new, other = rental(1, "a"), rental(2, "a", minute=9), rental(3, "b", minute=20)
+    everything = (old, new, other)
+    assert [is_left(one, everything) for one in everything] == [True, False, False]
+    given_back = new.model_copy(update={"given_back_at": NOON + timedelta(minutes=10)})
+    assert is_left(given_back, everything)  # though it is there, and the run has no other
 
 
 def test_machines_of_runs_that_have_ended_are_nobody_s_the_dearest_first():

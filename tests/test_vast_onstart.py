@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from launcher.vast_onstart import deadman, first_commands
+from launcher.vast_onstart import deadman, first_commands, without_mark
+from trainer.wrong_machine import say_wrong
 
 OWN = {"CONTAINER_ID": "5070", "CONTAINER_API_KEY": "of-this-machine-alone"}
 ALONE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -59,12 +60,13 @@ def watch(api: Any, tmp_path: Path) -> Iterator[Any]:
     """Starts the switch with one second to a look and two to its limit, among no processes but those given:
     other programs of ours on this machine would keep it quiet."""
     script = tmp_path / "deadman"
-    script.write_text(deadman(f"http://127.0.0.1:{api.server_port}", look_s=1, limit_s=2))
+    script.write_text(deadman(f"http://127.0.0.1:{api.server_port}", "train-1-head", look_s=1, limit_s=2))
     started = []
 
     def start(*beside: str) -> None:
         line = " & ".join([*beside, f"exec bash {script}"])
-        started.append(subprocess.Popen([*ALONE, "bash", "-c", line], cwd=tmp_path, env=os.environ | OWN))
+        environment = os.environ | OWN | {"HOME": str(tmp_path)}
+        started.append(subprocess.Popen([*ALONE, "bash", "-c", line], cwd=tmp_path, env=environment))
 
     yield start
     for process in started:
@@ -103,6 +105,27 @@ def test_while_a_program_of_ours_runs_it_does_nothing(api, watch, tmp_path):
     wait_until(lambda: api.seen)
 
 
+def test_a_node_has_its_machine_say_by_its_own_key_that_it_is_the_wrong_one(api, watch, tmp_path, capsys):
+    (tmp_path / ".ldlm_deadman").touch()
+    watch(f"exec -a '{sys.executable} -m trainer.node' sleep 60")
+    say_wrong(tmp_path)
+    verb, path, key, body = api.seen[0]
+    assert (verb, path, key) == ("PUT", "/api/v0/instances/5070/", "Bearer of-this-machine-alone")
+    label = json.loads(body)["label"]
+    assert label == "train-1-head (wrong machine)" and without_mark(label) == "train-1-head"
+    assert len(api.seen) == 1 and capsys.readouterr().out == ""
+
+
+def test_where_the_machine_cannot_say_so_the_node_goes_on(api, watch, tmp_path, capsys):
+    say_wrong(tmp_path)  # elsewhere than at Vast
+    assert capsys.readouterr().out == "" and not (tmp_path / ".ldlm_wrong_machine").exists()
+    (tmp_path / ".ldlm_deadman").touch()
+    api.refused = {"PUT"}
+    watch(f"exec -a '{sys.executable} -m trainer.node' sleep 60")
+    say_wrong(tmp_path, patience_s=2)
+    assert "could not say that it is the wrong one" in capsys.readouterr().out
+
+
 def test_the_key_is_in_no_process_list(api, watch, tmp_path):
     api.refused = {"DELETE", "PUT"}  # it asks again and again
     watch(f"while sleep 0.01; do ps -eo args= >> {tmp_path}/lists; done")
@@ -112,12 +135,13 @@ def test_the_key_is_in_no_process_list(api, watch, tmp_path):
 
 
 def test_the_first_commands_let_skypilot_in_and_leave_the_switch_running(api, tmp_path):
-    line = first_commands("ssh-ed25519 AAA it's me\n", f"http://127.0.0.1:{api.server_port}")
+    url, label = f"http://127.0.0.1:{api.server_port}", "train-1-0f3a9c-head"
+    line = first_commands("ssh-ed25519 AAA it's me\n", url, label)
     subprocess.run(["bash", "-c", line], env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, check=True,
                    timeout=20)
     assert (tmp_path / ".ssh/authorized_keys").read_text() == "\nssh-ed25519 AAA it's me\n"
     assert (tmp_path / ".no_auto_tmux").exists()
-    assert (tmp_path / ".ldlm_deadman").read_text() == deadman(f"http://127.0.0.1:{api.server_port}")
+    assert (tmp_path / ".ldlm_deadman").read_text() == deadman(url, label)
     found = subprocess.run(["pgrep", "-f", f"bash {tmp_path}/.ldlm_deadman"], text=True, capture_output=True,
                            check=True).stdout.split()
     for pid in found:

@@ -4,16 +4,18 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from launcher.rentals import Price, Rental, Terms
-from launcher.vast_search import left_soon, query_of, rental_of
+from launcher.vast_search import not_again, query_of, rental_of
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 SETTINGS = {"run_id": "one", "usd_per_hour": 1.5, "filters": {"reliability": {"gte": 0.95},
                                                                "cuda_max_good": {"gte": 13.0}}}
 
 
-def rental(minute: float, machine_id: int, run_id: str | None = "one", end: float | None = None) -> Rental:
+def rental(minute: float, machine_id: int, run_id: str | None = "one", end: float | None = None, *,
+           is_wrong: bool = False) -> Rental:
     return Rental(run_id=run_id, instance_id=f"i{machine_id}", machine_id=machine_id, rented_at=at(minute),
-                  ended_at=None if end is None else at(end), prices=(), terms=Terms(disk_gb=1))
+                  ended_at=None if end is None else at(end), is_wrong=is_wrong, prices=(),
+                  terms=Terms(disk_gb=1))
 
 
 def at(minute: float) -> datetime:
@@ -33,14 +35,20 @@ def test_a_bid_is_searched_by_the_lowest_bid_and_a_price_by_the_whole_price():
 
 def test_a_machine_that_was_left_within_half_an_hour_is_not_given_again_that_day():
     had = [rental(0, 1, end=10), rental(10, 2, end=100), rental(100, 3)]
-    assert left_soon(had, "one", at(105)) == {1, 3}  # 3 is there since five minutes
-    assert left_soon(had, "one", at(200)) == {1}
-    assert left_soon(had, "one", at(24 * 60 + 1)) == set()
+    assert not_again(had, "one", at(105)) == {1, 3}  # 3 is there since five minutes
+    assert not_again(had, "one", at(200)) == {1}
+    assert not_again(had, "one", at(24 * 60 + 1)) == set()
+
+
+def test_a_machine_that_a_run_has_found_wrong_is_never_given_to_it_again_however_late_it_was_found():
+    had = [rental(0, 1, end=50, is_wrong=True), rental(60, 2, end=200)]
+    assert not_again(had, "one", at(210)) == not_again(had, "one", at(99 * 24 * 60)) == {1}
+    assert not_again(had, "other", at(210)) == set()
 
 
 def test_machines_of_other_runs_and_of_none_are_not_left_out():
     had = [rental(1, 2, "other", end=2), rental(2, 3, None, end=3)]
-    assert left_soon(had, "one", at(50)) == left_soon(had, None, at(5)) == set()
+    assert not_again(had, "one", at(50)) == not_again(had, None, at(5)) == set()
 
 
 def test_a_rental_has_the_terms_of_its_offer():

@@ -21,6 +21,9 @@ def set_option(key: str, value: object) -> str:
     return f"--set {key}={str(value).lower() if isinstance(value, bool) else value}"
 
 
+# In the home folder of a machine of Vast: what can speak for it there, and what asks it to say that it is the
+# wrong one.
+VAST_SWITCH, WRONG_MACHINE = ".ldlm_deadman", ".ldlm_wrong_machine"
 STOP_GRACE_S = 120.0  # from our own engine's SIGTERM to its SIGKILL, for a last checkpoint (guess)
 FIX = "\n  fix: "  # between what is wrong and what to type, where an error is one text
 

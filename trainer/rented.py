@@ -9,11 +9,13 @@ a wish to stop, and writes how the run ended. No torch.
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
 from trainer.lease import await_free, owner_here
 from trainer.machine import MachineError
 from trainer.run_folder import STARTS, RunFolder, RunOutcome, StopWish
+from trainer.wrong_machine import say_wrong
 
 _LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
 _MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
@@ -80,6 +82,7 @@ class Rented:
         Raises:
             StoreError: It cannot be counted: without that, one machine after the other would be rented.
         """
+        say_wrong(Path.home())
         self._folder.add_event("wrong_machine", datetime.now(UTC), problem=error.problem, host=error.place)
         found = sum(event.kind == "wrong_machine" and event.at > self._started_at
                     for event in self._folder.events())

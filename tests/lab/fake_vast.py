@@ -67,6 +67,7 @@ _API: dict[tuple[str, str], Handler] = {
     ("POST", "/api/v0/ssh"): _add_key,
     ("GET", "/api/v0/charges"): lambda market, _, body: market.charges(body),
     ("GET", "/api/v0/users/current"): lambda market, _, body: market.account_row(),
+    ("GET", "/api/v0/volumes"): lambda market, _, body: {"volumes": market.volumes},
 }
 _CONTROLS: dict[tuple[str, str], Handler] = {
     ("GET", "/_fake/bill"): lambda market, _, body: market.bill(),

@@ -104,6 +104,9 @@ def test_a_wrong_card_and_a_lost_bid_cost_minutes_and_the_bill_is_the_provider_s
     wait_for(lambda: durable(store, run_id) >= 30, "a checkpoint")
     (told,) = [event for event in record_of(store, run_id).events if event.kind == "wrong_machine"]
     assert "RTX 3060" in told.detail["problem"]
+    labels = [body["label"] for asked in vast.requests("PUT", "/api/v0/instances/")
+              if "label" in (body := asked["body"])]
+    assert labels[-1].startswith("train-") and labels[-1].endswith("-head (wrong machine)")
 
     (second,) = vast.instances()
     on_it = ssh(second["ssh_host"], f"cd /root; ls -d {' '.join(CREDENTIALS)} 2>/dev/null; "
@@ -227,7 +230,7 @@ def test_an_image_that_nobody_can_pull_ends_the_run_after_two_machines(store: st
 
 def test_a_machine_that_nobody_uses_ends_itself_with_nobody_s_help(vast: FakeVast) -> None:
     offer = vast.offers(gpu_name={"eq": "RTX 5090"})[0]
-    script = deadman(vast.url, look_s=1, limit_s=4)
+    script = deadman(vast.url, "unused", look_s=1, limit_s=4)
     vast.rent(offer["id"], disk=10, onstart=f"(setsid bash -c {shlex.quote(script)} > /dev/null 2>&1 &)")
     vast.wait_for("running")
     wait_for(lambda: not vast.instances(), "the machine to give itself back")
@@ -238,8 +241,9 @@ def test_sweep_gives_back_what_no_run_needs_and_touches_nothing_else(store: str,
         vast.offers(gpu_name={"eq": "RTX 5090"}), ("train-99-0f3a9c-head", "my-notebook"), strict=True))
     assert "a run of another server may be on it" in ldlm("sweep", "--yes").stderr
     with (LAB / "sky/.sky/ldlm_rentals.jsonl").open("a") as log:  # as if this server had rented it
-        print(json.dumps({"instance_id": str(lost), "machine_id": 1, "prices": [], "terms": {"disk_gb": 10},
-                          "rented_at": datetime.now(UTC).isoformat()}), file=log)
+        now = datetime.now(UTC).isoformat()
+        print(json.dumps({"instance_id": str(lost), "machine_id": 1, "terms": {"disk_gb": 10},
+                          "prices": [{"at": now, "usd_per_hour": "0.5"}], "rented_at": now}), file=log)
     (shown,) = json.loads(ldlm("sweep", "--json").stdout)
     assert (shown["instance_id"], shown["run_id"]) == (str(lost), None)
     refused = ldlm("sweep")

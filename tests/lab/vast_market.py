@@ -89,6 +89,7 @@ class Market:
     host: Host
     clock: Callable[[], Decimal] = clock
     ssh_keys: list[dict[str, Any]] = field(default_factory=list)
+    volumes: list[dict[str, Any]] = field(default_factory=list)  # of the account; whoever tests makes them
     _instances: dict[int, Instance] = field(default_factory=dict)
     _record: tuple[Decimal, list[dict[str, Any]]] | None = None  # of charges, and when it was made
     _surcharge_usd: Decimal = Decimal(0)
