@@ -153,9 +153,10 @@ class Limits(Section):
 
     max_cost_usd: PositiveUsd = Field(description="over all attempts and the benchmark")
     deadline_hours: PositiveFloat | None = Field(None, description="from submission; null: none")
-    # Both guesses: a night is too long to find nothing, and a benchmark can be made another day.
+    # All guesses: a night is too long to find nothing, and a benchmark can be made another day.
     wait_hours: PositiveFloat = Field(6, description="without a machine to train on, each time; then it ends")
     bench_wait_hours: PositiveFloat = Field(1, description="the same for the benchmark's machine")
+    bench_hours: PositiveFloat = Field(1, description="for the benchmark with its set-ups; then it ends")
 
     def wait_hours_for(self, document: Document) -> float:
         """How long a document of the task may be without a machine."""

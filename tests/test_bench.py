@@ -78,6 +78,27 @@ def test_a_warped_grid_follows_the_density_that_training_ended_with(trained: Tra
     assert generator.num_tokens == 30522  # of MiniLM's tokenizer, which has no padded rows
 
 
+def test_it_ends_itself_when_its_own_time_is_over_with_what_it_has(trained: TrainerRun, text: Path) -> None:
+    without_end = {"steps": 2, "num_samples": 1, "bench_generations": 10**9}
+    run = TrainerRun(tiny_config(text, steps=4, precision="bf16", sampling=without_end), trained.store)
+
+    code, output = run.finish("bench", LDLM_BENCH_HOURS="0.003", LDLM_MAX_COST_USD="1000")
+
+    assert code == 0, output
+    assert "generations: its own time is over (limits.bench_hours)" in output
+    assert run.folder.read_json("bench/result.json")["throughput"]["num_generations"] > 0
+
+
+def test_it_does_not_begin_when_its_time_is_over(trained: TrainerRun, text: Path) -> None:
+    run = TrainerRun(trained.config, trained.store)
+
+    code, output = run.finish("bench", LDLM_BENCH_HOURS="0.0000001")
+
+    assert code == ExitCode.BROKEN, output
+    assert "the benchmark has had its time" in output and "ldlm bench RUN" in output
+    assert "Traceback" not in output
+
+
 def test_a_run_that_has_not_ended_has_no_benchmark_yet(trained: TrainerRun, tmp_path: Path) -> None:
     run = TrainerRun(trained.config, tmp_path / "store")
     for found in trained.folder.store.objects("run"):

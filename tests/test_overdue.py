@@ -12,9 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from trainer.contract import Document, RankEnd
 from trainer.node import wait_for
 from trainer.notices import cloud_named
-from trainer.overdue import overdue_at
+from trainer.overdue import OverTimeError, bench_until, check_in_time, overdue_at
+from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles
 from trainer.stop_request import StopRequest
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -33,14 +35,65 @@ FAMILY = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import 
       "LDLM_DEADLINE": "2026-11-23T20:00:00+00:00"}, 3.5)])
 def test_a_program_has_an_hour_beyond_the_first_limit_that_it_can_reach(limits: dict[str, str],
                                                                        hours: float | None) -> None:
-    assert overdue_at(NOON, Decimal(0), limits) == (None if hours is None else NOON + hours * HOUR)
+    assert overdue_at(NOON, Decimal(0), environ=limits) == (None if hours is None else NOON + hours * HOUR)
 
 
 @pytest.mark.parametrize(("spent", "hours"), [("3", 2), ("4.5", 1.25), ("7", 1)])
 def test_what_earlier_attempts_have_spent_of_the_cap_is_not_there_a_second_time(spent: str,
                                                                                 hours: float) -> None:
     limits = {"LDLM_MAX_COST_USD": "5", "LDLM_PRICE_USD_PER_HOUR": "2"}
-    assert overdue_at(NOON, Decimal(spent), limits) == NOON + hours * HOUR
+    assert overdue_at(NOON, Decimal(spent), environ=limits) == NOON + hours * HOUR
+
+
+def bench(number: int, minute: float, end: float | None = None,
+          document: Document = Document.BENCH) -> AttemptFiles:
+    start = NOON + timedelta(minutes=minute)
+    own = Attempt(number=number, document=document, billed_from=start, price_usd_per_hour=Decimal(1),
+                  offer="", host="")
+    over = None if end is None else AttemptEnd(at=NOON + timedelta(minutes=end), exit_code=None,
+                                               preempted=True, reason="")
+    return AttemptFiles(attempt=own, end=over)
+
+
+@pytest.mark.parametrize(("earlier", "resumed", "minutes"), [
+    ([], None, 60),
+    ([bench(1, -9000, -10, Document.TRAIN)], None, 60),  # whatever the training took
+    ([bench(1, -50, -40), bench(2, -30, -5)], None, 25),
+    ([bench(1, -90, -1)], None, -29),
+    ([bench(1, -90, -1), bench(2, -10, -4)], -15, 54)])  # the first was before a person started it again
+def test_all_attempts_of_a_benchmark_share_its_hours(
+        earlier: list[AttemptFiles], resumed: float | None, minutes: float) -> None:
+    own = bench(len(earlier) + 1, 0)
+    again = None if resumed is None else NOON + timedelta(minutes=resumed)
+    until = bench_until([*earlier, own], own.attempt, again, {"LDLM_BENCH_HOURS": "1"})
+    assert until == NOON + timedelta(minutes=minutes)
+
+
+def test_training_and_a_task_without_such_a_limit_have_none() -> None:
+    train, own = bench(1, 0, document=Document.TRAIN), bench(1, 0)
+    assert bench_until([train], train.attempt, None, {"LDLM_BENCH_HOURS": "1"}) is None
+    assert bench_until([own], own.attempt, None, {"LDLM_BENCH_HOURS": ""}) is None
+    assert bench_until([own], own.attempt, None, {}) is None
+
+
+def test_a_benchmark_that_is_there_ten_minutes_after_its_hours_hangs() -> None:
+    limits = {"LDLM_MAX_COST_USD": "500", "LDLM_PRICE_USD_PER_HOUR": "0.5"}
+    assert overdue_at(NOON, Decimal(0), NOON + HOUR, limits) == NOON + timedelta(minutes=70)
+    assert overdue_at(NOON, Decimal(0), NOON + HOUR, {}) == NOON + timedelta(minutes=70)
+
+
+@pytest.mark.parametrize(("end", "is_refused"), [
+    (None, True), (RankEnd(75, "asked to stop"), True), (RankEnd(1, "a rank died"), True),
+    (RankEnd(0, "done"), False), (RankEnd(78, "no such text"), False), (RankEnd(70, "NaN"), False)])
+def test_a_benchmark_out_of_time_asks_for_no_other_attempt(end: RankEnd | None, is_refused: bool) -> None:
+    check_in_time(end, NOON, NOON - HOUR)
+    check_in_time(end, None, NOON)
+    if is_refused:
+        with pytest.raises(OverTimeError, match="the benchmark has had its time, up to 12:00 UTC") as caught:
+            check_in_time(end, NOON, NOON)
+        assert caught.value.node_exit_code == 70 and (end is None or end.reason in caught.value.problem)
+    else:
+        check_in_time(end, NOON, NOON)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -102,10 +103,11 @@ def vast(tmp_path, monkeypatch) -> Iterator[Vast]:
     vast.http.server_close()
 
 
-def rent(vast: Vast, launch: Any = utils.launch, image: str = "an/image:1", **wishes: Any) -> str:
+def rent(vast: Vast, launch: Any = utils.launch, image: str = "an/image:1",
+         machine: str = "2x-H100_SXM-32-65536", **wishes: Any) -> str:
     """As SkyPilot's provisioner calls it."""
     return launch_through(launch, lambda: vast.sdk)(
-        name="train-1-head", instance_type="2x-H100_SXM-32-65536", region="Spain, ES, EU", disk_size=200,
+        name="train-1-head", instance_type=machine, region="Spain, ES, EU", disk_size=200,
         preemptible=False, image_name=image, ports=None, secure_only=False,
         private_docker_registry=False, login=None, create_instance_kwargs=wishes,
         ssh_public_key="ssh-ed25519 AAA me")
@@ -158,6 +160,15 @@ def test_an_on_demand_task_rents_at_the_machine_s_own_price_up_to_that_of_the_pl
     assert [price.usd_per_hour for price in rental_log.read()[number].prices] == [Decimal("3.1")]
     with pytest.raises(Refused, match="on-demand: nobody can outbid it"):
         vast.market.outbid(int(number))
+
+
+def test_the_benchmark_is_rented_at_its_own_price_or_not_at_all_whatever_training_may_pay(vast):
+    for bid, is_rented in (("0.20", False), ("0.24", True)):  # of two, for $0.23 and 0.25
+        task = example_task("vast", f"hardware.bench.1.bid_usd_per_hour={bid}", bench="vast")
+        options = task.document(Document.BENCH)["config"]["vast"]["create_instance_kwargs"]
+        with nullcontext() if is_rented else pytest.raises(RuntimeError, match="no machine that fits now"):
+            rent(vast, machine="1x-RTX_5090-32-65536", **options)
+    assert [(row["machine_id"], row["bid_price"]) for row in vast.market.rows()] == [(5101, 0.24)]
 
 
 def test_a_region_that_the_user_named_is_asked_for_as_countries(vast):

@@ -179,10 +179,12 @@ def bench(config: TrainConfig) -> RankEnd:
     """Run the benchmark under heartbeats and write its result."""
     folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
     recorder = open_recorder(config, folder, int(os.environ[Env.ATTEMPT]))
-    limits = Limits.from_environment()
+    limits, until = Limits.from_environment(), os.environ.get(Env.BENCH_UNTIL)
 
     def limit() -> str | None:
         now = datetime.now(UTC)
+        if until and now >= datetime.fromisoformat(until):
+            return "its own time is over (limits.bench_hours)"
         return over_limit(now, recorder.spent_usd(now), deadline=limits.deadline,
                           max_cost_usd=limits.max_cost_usd, reserve_usd=Decimal(0))
 

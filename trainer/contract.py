@@ -135,12 +135,14 @@ class Env:
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
     DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
     WAIT = "LDLM_WAIT_HOURS"  # how long the task may be without a machine
+    BENCH_HOURS = "LDLM_BENCH_HOURS"  # how long the benchmark may take, all its attempts together
     OFFER = "LDLM_OFFER"  # where and what, for the record
     OFFERS = "LDLM_OFFERS"  # of a task that may run in several places: each as a `TaskOffer`, as JSON
     # Set by the local engine, which starts attempts itself; elsewhere the node claims a number.
     ATTEMPT = "LDLM_ATTEMPT"
     # Set by the node for its ranks.
     END_FOLDER = "LDLM_END_FOLDER"  # each rank writes how it ended here
+    BENCH_UNTIL = "LDLM_BENCH_UNTIL"  # UTC, ISO 8601: when these hours are over
     # Of the user, and never in a task: a node has it in its environment or not at all.
     WANDB_KEY = "WANDB_API_KEY"
 

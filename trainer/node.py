@@ -36,7 +36,7 @@ from trainer.machine import (
     visible_gpus,
 )
 from trainer.notices import cloud_named, listen
-from trainer.overdue import overdue_at
+from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder, controller_usd, spent_usd
@@ -91,7 +91,10 @@ def main(argv: list[str]) -> int:
         if attempt:
             check_progress(attempts, attempt, resumed_at(events))
         spent = spent_usd(attempts, now) + controller_usd(events, now)
-        end = run_document(document, attempt, stop, config.hang_s, overdue_at(now, spent))
+        until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
+        check_in_time(None, until, now)
+        end = run_document(document, attempt, stop, config.hang_s, overdue_at(now, spent, until), until)
+        check_in_time(end, until, datetime.now(UTC))
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
     except HungError as error:
@@ -168,7 +171,7 @@ def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
 
 
 def run_document(document: Document, attempt: Attempt | None, stop: StopRequest, hang_s: float,
-                 overdue: datetime | None) -> RankEnd:
+                 overdue: datetime | None, until: datetime | None = None) -> RankEnd:
     """Start the program of one document, pass signals on to it, and read how it ended.
 
     Args:
@@ -177,6 +180,7 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
         stop: Heard since this process began.
         hang_s: Shortest silence of the ranks that is taken for a hang.
         overdue: See `overdue_at`.
+        until: See `bench_until`.
 
     Raises:
         HungError: They hung, and are killed.
@@ -187,7 +191,9 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
         ends = Path(folder)
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
         with node_watch.hold(ends):
-            child = subprocess.Popen(command, env=child_environment(ends, attempt, stop.shutdown_timeout_s))
+            told = {Env.BENCH_UNTIL: until.isoformat()} if until else {}
+            child = subprocess.Popen(
+                command, env=child_environment(ends, attempt, stop.shutdown_timeout_s) | told)
             wait_for(child, ends, stop, overdue, HangWatch(ends, hang_s))
         stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
