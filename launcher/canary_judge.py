@@ -29,7 +29,8 @@ from launcher.report import cost_report
 from launcher.run_record import RunView
 from launcher.runs import view_run
 from trainer.contract import Document, Name, attempt_file
-from trainer.run_folder import RunFolder, SeenMachine, charged_until
+from trainer.run_folder import RunFolder, SeenMachine
+from trainer.spent import charged_until
 from trainer.store import Store, open_store
 
 _LOOK_S = 10.0

@@ -1,5 +1,6 @@
 """Claims on machines and training. Pure; `launcher/canary_claims.py` has the list."""
 
+import math
 from collections.abc import Iterator
 
 from launcher.canary_evidence import Evidence, Found, Mark, has_trained, judged
@@ -77,8 +78,9 @@ def lost_little(evidence: Evidence) -> Found:
         if beat is None or beat.step <= beat.resumed_from_step:
             continue
         step_s = beat.phases.train_s / (beat.step - beat.resumed_from_step)
-        promised_s = _UNDER_WAY * (every.every_steps * step_s if every.every_steps
-                                   else (every.every_minutes or 0) * 60)
+        by_step = _UNDER_WAY * every.every_steps * step_s if every.every_steps else math.inf
+        by_time = _UNDER_WAY * every.every_minutes * 60 if every.every_minutes else every.most_lost_s
+        promised_s = min(by_step, by_time)
         is_little = is_little and (step - resumed) * step_s <= promised_s
         words.append(f"{step - resumed} steps, {(step - resumed) * step_s:.0f} s of training; at most "
                      f"{promised_s:.0f} s are promised")

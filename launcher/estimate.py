@@ -12,6 +12,7 @@ from launcher.frozen import Frozen
 from launcher.offers import Offer
 from launcher.plan_sizes import Mirrors, Sizes, plan_sizes
 from launcher.recipe import Recipe
+from launcher.saves import SavesPlan, plan_saves
 from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, statistics_s, training_speed
 from trainer.config import TrainConfig
 from trainer.contract import Document
@@ -21,8 +22,6 @@ from trainer.encoder_shape import EncoderShape
 # 26 s on one H100. Cloud: guess, with install and data.
 _SETUP_S = {"local": 11.0, "local GPU": 27.0, "cloud": 600.0}
 _BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
-_SAVE_S = 0.2  # measured with smoke, 0.12: training stands still for one checkpoint
-_SNAPSHOT_BYTES_PER_S = 5e9  # guess: copied from GPU to host memory, by each rank its share
 # Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
 # runs at eight times and the decoder twice.
 _EVALUATION_SHARE = 1.3
@@ -91,7 +90,7 @@ class Estimate:
     """What is left of a run to do, whatever its limits are.
 
     Attributes:
-        sizes: None when the token encoder's size is not known.
+        sizes, saves: None when the token encoder's size is not known.
         hours: Train and benchmark, one after the other.
         controller_usd: Of who supervises the run for these hours; None: nobody asks money for that.
         usd: All together; None when a price is not known.
@@ -100,6 +99,7 @@ class Estimate:
     fitted: Fit
     speed: Speed
     sizes: Sizes | None
+    saves: SavesPlan | None
     parts: tuple[Part, ...]
     hours: Range
     controller_usd: Range | None
@@ -113,12 +113,14 @@ def estimate_of(case: Case) -> Estimate:
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
                            same_speeds(recipe.train, train, case.history))
     sizes = plan_sizes(fitted, shape, train, case.mirrors, recipe.store) if shape else None
-    parts = _parts(case, fitted, speed, sizes)
+    saves = plan_saves(recipe.train.checkpoint, recipe.train.steps, sizes.checkpoint_bytes, fitted.world_size,
+                       train, recipe.store) if sizes else None
+    parts = _parts(case, fitted, speed, sizes, saves)
     hours, price = total(part.hours for part in parts), case.controller_usd_per_hour
     controller = None if price is None else usd_range(hours, price)
     priced = [part.usd for part in parts if part.usd is not None]
     usd = total([*priced, *([controller] if controller else [])]) if len(priced) == len(parts) else None
-    return Estimate(fitted, speed, sizes, parts, hours, controller, usd)
+    return Estimate(fitted, speed, sizes, saves, parts, hours, controller, usd)
 
 
 def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
@@ -129,29 +131,38 @@ def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
     return step, done.spent_usd.quantize(Decimal("0.000001"))
 
 
-def _parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None) -> tuple[Part, ...]:
+def _parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None, saves: SavesPlan | None
+           ) -> tuple[Part, ...]:
     offer = case.offers[Document.BENCH]
     hours = Range.around(_BENCH_S["local" if offer.is_local else "cloud"] / 3600, *GUESS_FACTORS)
     benchmark = _part("benchmark", Document.BENCH, hours, offer)
     if case.done and case.done.has_trained:
         return (benchmark,)
-    return (*_training_parts(case, fitted, speed, sizes), benchmark)
+    return (*_training_parts(case, fitted, speed, sizes, saves), benchmark)
 
 
-def _training_parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None) -> tuple[Part, ...]:
+def _training_parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None, saves: SavesPlan | None
+                    ) -> tuple[Part, ...]:
     """Set-up, and the steps that are left with their evaluations and saves."""
     config, offer, rate = case.recipe.train, case.offers[Document.TRAIN], speed.tokens_per_s
     from_step, _ = behind(config, case.done)
     training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
     evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
     evaluated = evaluations * config.evaluate_sequences * config.data.sequence_length * _EVALUATION_SHARE
-    every, minutes = config.checkpoint.every_steps, config.checkpoint.every_minutes or 1.0
-    saves = config.steps // every - from_step // every if every else float(training.mid) * 60 / minutes
-    save_s = _SAVE_S + (sizes.checkpoint_bytes / fitted.world_size / _SNAPSHOT_BYTES_PER_S if sizes else 0.0)
-    beside = Range.around(evaluated / rate / 3600 + saves * save_s / 3600, *GUESS_FACTORS)
+    num_saves = _num_saves(config, from_step, float(training.mid), saves)
+    saving_s = num_saves * saves.stall_s if saves else 0.0
+    beside = Range.around((evaluated / rate + saving_s) / 3600, *GUESS_FACTORS)
+    uploads = Range.around(num_saves * float(saves.upload_usd), *GUESS_FACTORS) if saves else total([])
     setup = Range.around(_setup_s(case, fitted, sizes, from_step) / 3600, *GUESS_FACTORS)
     return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
-            _part("evaluating and saving", Document.TRAIN, beside, offer))
+            _part("evaluating and saving", Document.TRAIN, beside, offer, uploads))
+
+
+def _num_saves(config: TrainConfig, from_step: int, hours: float, saves: SavesPlan | None) -> float:
+    """By time, and after so many steps."""
+    every = config.checkpoint.every_steps
+    by_step = config.steps // every - from_step // every if every else 0
+    return by_step + (hours * 3600 / saves.every_s if saves else 0.0)
 
 
 def _setup_s(case: Case, fitted: Fit, sizes: Sizes | None, from_step: int) -> float:
@@ -166,7 +177,7 @@ def _setup_s(case: Case, fitted: Fit, sizes: Sizes | None, from_step: int) -> fl
 
 
 def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,
-          hours: Range, offer: Offer) -> Part:
+          hours: Range, offer: Offer, besides: Range | None = None) -> Part:
     price = offer.price_usd_per_hour
-    usd = None if price is None else usd_range(hours, price)
+    usd = None if price is None else total([usd_range(hours, price), *([besides] if besides else [])])
     return Part(name=name, document=document, hours=hours, usd=usd)

@@ -1,12 +1,18 @@
 """What a plan shows of its model: sizes as lines, memory as a small table. Decides nothing."""
 
+from decimal import Decimal
+
 from launcher import console
 from launcher.fit import PLACES
 from launcher.plan import Plan
 from launcher.plan_sizes import EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
+from launcher.saves import SavesPlan
+from trainer.interval import minutes
+from trainer.run_folder import SavePace
 
 _GIB = 2**30
 _BELOW_GIB = 0.05  # shown as 0.0, so put under "other"
+_CENTS = Decimal("0.005")  # what is less is not worth a word
 _SOON_S = 10  # what takes no longer is not worth a line
 
 
@@ -21,7 +27,8 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
         facts.append(("download", _fetch_words(sizes.encoder)))
     if sizes.encoder.loading_s > _SOON_S:
         facts.append(("loading", _loading_words(sizes.encoder)))
-    facts.append(("saves", f"{console.data_size(sizes.checkpoint_bytes)} a checkpoint"))
+    if plan.saves:
+        facts.append(("saves", _saves_words(plan.saves)))
     return [*facts, ("host RAM", _host_words(sizes.host_memory))] if sizes.host_memory else facts
 
 
@@ -35,6 +42,27 @@ def _parameter_words(parameters: dict[str, int]) -> str:
     parts = ", ".join(f"{name.replace('_', ' ')} {number / 1e6:,.{digits}f}"
                       for name, number in parameters.items())
     return f"{whole / 1e6:,.{digits}f} M trained parameters: {parts}"
+
+
+def _saves_words(saves: SavesPlan) -> str:
+    each = f", ~{console.dollars(saves.upload_usd)} to upload" if saves.upload_usd >= _CENTS else ""
+    return (f"{console.data_size(saves.num_bytes)} a checkpoint{each}, one every ~{minutes(saves.every_s)} "
+            f"({saves.reason}); at most {minutes(saves.lost_s)} of work are lost with a machine"
+            f"{_kept_words(saves)}")
+
+
+def _kept_words(saves: SavesPlan) -> str:
+    usd = saves.kept_usd_per_month or Decimal(0)
+    if usd < _CENTS:
+        return ""
+    size = console.data_size(saves.num_kept * saves.num_bytes)
+    return f"; {saves.num_kept} stay, {size}, {console.dollars(usd, 2)} a month until ldlm rm"
+
+
+def pace_words(pace: SavePace) -> str:
+    """How a run saves now, as its saves are measured."""
+    return (f"{console.data_size(pace.num_bytes)} a checkpoint, durable in {minutes(pace.save_s)}, one every "
+            f"{minutes(pace.interval_s)}; at most {minutes(pace.lost_s)} of work are lost with this machine")
 
 
 def _flops_words(sizes: Sizes) -> str:

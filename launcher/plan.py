@@ -22,6 +22,7 @@ from launcher.offers import Offer
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
+from launcher.saves import SavesPlan, check_promise
 from launcher.speed import MeasuredSpeed
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
@@ -45,7 +46,7 @@ class Plan(Frozen):
         deadline: UTC; training stops itself before it.
         speed_source: Where tokens_per_s comes from, for the reader.
         encoder_placement: Resolved: where the frozen weights lie.
-        sizes: None when the token encoder's size is not known.
+        sizes, saves: None when the token encoder's size is not known.
         without_encoder: Its size is not known, so hours and dollars are without it: they are lower bounds,
             and whether it fits was not checked.
     """
@@ -75,6 +76,7 @@ class Plan(Frozen):
     warnings: tuple[str, ...]
     encoder_placement: Placement = "gpu"
     sizes: Sizes | None = None
+    saves: SavesPlan | None = None
     without_encoder: bool = False
 
     @property
@@ -152,6 +154,8 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
     recipe, estimate = case.recipe, estimate_of(case)
     fitted, parts, hours, usd = estimate.fitted, estimate.parts, estimate.hours, estimate.usd
     done_steps, spent = behind(recipe.train, case.done)
+    if estimate.saves and not (case.done and case.done.has_trained):
+        check_promise(recipe, case.offers[Document.TRAIN], estimate.saves)
     _refuse_over_cap(case, estimate)
     _refuse_past_deadline(recipe, hours)
     deadline_hours = recipe.limits.deadline_hours
@@ -172,7 +176,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         warnings=(*plan_warnings(case, estimate, _instead_of_copying(case, estimate)),
                   *_about_others(case, others)),
         without_encoder=case.shape is None,
-        encoder_placement=_resolved(fitted.config), sizes=estimate.sizes,
+        encoder_placement=_resolved(fitted.config), sizes=estimate.sizes, saves=estimate.saves,
     )
 
 
@@ -193,6 +197,11 @@ def _too_dear(case: Case, which: Document, offer: Offer) -> str | None:
     A benchmark has to fit with its high estimate: that is kept back from training wherever it will be.
     """
     estimate = estimate_of(replace(case, offers={**case.offers, which: offer}))
+    if which is Document.TRAIN and estimate.saves:
+        try:
+            check_promise(case.recipe, offer, estimate.saves)
+        except NoOfferError as error:
+            return error.problem
     if estimate.usd is None:
         return None
     bench = estimate.parts[-1].usd

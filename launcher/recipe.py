@@ -33,8 +33,6 @@ _MAX_PROBLEMS = 5  # more at once is a wall of text
 # The options of the command line behind which a limit stands.
 LIMIT_OPTIONS = {"max_cost_usd": "--max-cost", "deadline_hours": "--deadline"}
 HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the calendar
-# Of two that exclude each other, one that is typed takes the place of the other that a file names.
-_EITHER = ("train.checkpoint.every_steps", "train.checkpoint.every_minutes")
 _CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
 OWN = ("local", "slurm")  # machines of the user's own: they may have no GPU, and nobody sends a bill for them
 _PRICED = (*OWN, "vast", "azure", "gcp")  # where an hour's price is what the user says
@@ -233,7 +231,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
     source = read_source(path, shown)
     for name, text in (settings or {}).items():
         apply_override(source, f"{name}={text}", settings_place)
-    for item in _without_their_rivals(overrides):
+    for item in overrides:
         apply_override(source, text_from_here(item, checkout_folder()))
     for name, value in (limits or {}).items():
         apply_override(source, f"limits.{name}={value:f}", f"{LIMIT_OPTIONS[name]} {value:f}")
@@ -261,14 +259,6 @@ def _with_own_encoder(recipe: Recipe) -> Recipe:
     name = found_folder(recipe.train.token_encoder.name, checkout_folder())
     encoder = recipe.train.token_encoder.model_copy(update={"name": name})
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"token_encoder": encoder})})
-
-
-def _without_their_rivals(overrides: Sequence[str]) -> list[str]:
-    """The items, and before them one for what an item excludes and nobody has typed."""
-    typed = {key.strip(): text for key, equals, text in (item.partition("=") for item in overrides) if equals}
-    gone = [f"{other}=null" for one, other in (_EITHER, _EITHER[::-1])
-            if typed.get(one, "null").strip() not in ("null", "~", "") and other not in typed]
-    return [*gone, *overrides]
 
 
 def read_recorded(data: bytes, shown: str) -> Recipe:

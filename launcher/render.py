@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import yaml
 
@@ -18,6 +18,7 @@ from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
+from launcher.saves import rates_of
 from launcher.vast_search import IMAGE, KEY, settings_of
 from trainer.config import TrainConfig
 from trainer.contract import Document, Env, TaskOffer
@@ -27,6 +28,16 @@ CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (gu
 _ORDINARY_GIB = 32
 _LOCAL_RESTARTS = 2  # after crashes without a newer checkpoint; three in a row are enough (guess)
 _WITH_SPOT = ("azure", "gcp")
+
+
+class Needs(NamedTuple):
+    """What a plan counts on, and SkyPilot's own words do not ask for; None: nothing of the kind."""
+
+    host_memory_gib: int | None = None
+    upload_mbit_s: int | None = None
+
+
+_NO_NEEDS = Needs()
 
 
 @dataclass(frozen=True)
@@ -79,9 +90,8 @@ def render(plan: Plan, recipe: Recipe, templates: Templates, workdir: Path) -> T
     documents: list[dict[str, Any]] = [{"name": plan.run_id}]
     texts = {Document.TRAIN: templates.train, Document.BENCH: templates.bench}
     for which in [Document.BENCH] if plan.only_benchmark else Document:
-        memory_gib = _host_memory_gib(plan) if which is Document.TRAIN else None
         documents.append(_fill(which, texts[which], plan.candidates(which), _envs(plan, recipe, which),
-                               workdir, plan.run_id, memory_gib))
+                               workdir, plan.run_id, _needs(plan) if which is Document.TRAIN else _NO_NEEDS))
     return _task(documents)
 
 
@@ -131,7 +141,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
 
 def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[str, str]:
     """What nodes are told of the offer that they are."""
-    price = offer.price_usd_per_hour
+    price, rates = offer.price_usd_per_hour, rates_of(offer, recipe.store)
     # The benchmark reads a checkpoint into memory, no file of weights.
     fetched_gib = _fetched_gib(plan, offer) if which is Document.TRAIN else 0
     return {
@@ -139,6 +149,8 @@ def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[
         Env.GPU_MEMORY: f"{offer.gpu_memory_gib:g}" if offer.accelerators and offer.gpu_memory_gib else "",
         Env.DISK: str(fetched_gib or ""),
         Env.PRICE: "" if price is None else str(price),
+        Env.UPLOAD_PRICE: f"{rates.upload_usd_per_gb:g}",
+        Env.HOURS_TO_LOSS: f"{rates.hours_to_loss:g}",
         Env.PEAK_TFLOPS: _peak_tflops(offer, recipe.train),
         Env.OFFER: offer.label,
     }
@@ -168,13 +180,14 @@ def _resolved(plan: Plan, recipe: Recipe) -> TrainConfig:
 
 
 def _fill(which: str, template: str, offers: Sequence[Offer], envs: Mapping[str, str | None], workdir: Path,
-          run_id: str | None, memory_gib: int | None = None, cpus: str | None = None) -> dict[str, Any]:
+          run_id: str | None, needs: Needs = _NO_NEEDS, cpus: str | None = None) -> dict[str, Any]:
     document = yaml.safe_load(template)
     if not isinstance(document, dict) or not isinstance(document.get("resources"), dict):
         raise LdlmError("is no template of a task", place=f"sky/{which}.yaml", fix="restore it from git")
     _put(document, {"workdir": str(workdir), "num_nodes": offers[0].num_nodes,
-                    "config": _config(offers, run_id, memory_gib)})
-    _put(document["resources"], _in_order([_resources(offer, memory_gib, cpus) for offer in offers]))
+                    "config": _config(offers, run_id, needs)})
+    _put(document["resources"],
+         _in_order([_resources(offer, needs.host_memory_gib, cpus) for offer in offers]))
     _put(document["resources"]["job_recovery"],
          {"max_restarts_on_errors": _LOCAL_RESTARTS if offers[0].is_local else 0})
     _put(document.setdefault("envs", {}), envs)
@@ -195,8 +208,9 @@ def _put(block: dict[str, Any], values: Mapping[str, Any]) -> None:
                 block[key] = value
 
 
-def _host_memory_gib(plan: Plan) -> int | None:
-    return plan.sizes.host_memory.needed_gib if plan.sizes and plan.sizes.host_memory else None
+def _needs(plan: Plan) -> Needs:
+    memory = plan.sizes.host_memory if plan.sizes else None
+    return Needs(memory.needed_gib if memory else None, plan.saves.upload_mbit_s if plan.saves else None)
 
 
 def _resources(offer: Offer, memory_gib: int | None, cpus: str | None) -> dict[str, Any]:
@@ -235,13 +249,13 @@ def _memory(offer: Offer, needed_gib: int | None) -> str | None:
     return f"{needed_gib}+" if offer.cloud != "vast" and needed_gib > _ORDINARY_GIB else None
 
 
-def _config(offers: Sequence[Offer], run_id: str | None, memory_gib: int | None) -> dict[str, Any] | None:
+def _config(offers: Sequence[Offer], run_id: str | None, needs: Needs) -> dict[str, Any] | None:
     """Of a task, and so of all its candidates: those on Vast are asked for in the same words."""
     offer = next((offer for offer in offers if offer.cloud == "vast"), None)
     if offer is None:
         return None
     bid = {} if offer.bid_usd_per_hour is None else {"bid_price": float(offer.bid_usd_per_hour)}
-    return {"vast": {"create_instance_kwargs": bid | {KEY: settings_of(offer, run_id, memory_gib)}}}
+    return {"vast": {"create_instance_kwargs": bid | {KEY: settings_of(offer, run_id, *needs)}}}
 
 
 def leftover_nulls(value: Any, path: str = "") -> Iterator[str]:

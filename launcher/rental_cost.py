@@ -7,7 +7,8 @@ from decimal import Decimal
 
 from launcher.cost import price_for
 from launcher.rentals import RENTED_AT, Rental
-from trainer.run_folder import AttemptFiles, Event, Traffic, controller_usd
+from trainer.run_folder import AttemptFiles, Event, Traffic
+from trainer.spent import controller_usd
 
 _SKEW = timedelta(minutes=1)  # of a node's clock against that of who rents it; more is a wrong machine
 

@@ -15,7 +15,8 @@ from launcher.cost import Range
 from launcher.rental_cost import OnRental, on_rentals, unused_usd
 from launcher.run_record import PlannedOffer, RunRecord, RunView, Status
 from trainer.contract import Document, Outcome
-from trainer.run_folder import AttemptFiles, Heartbeat, charged_until, controller_usd
+from trainer.run_folder import AttemptFiles, Heartbeat
+from trainer.spent import charged_until, controller_usd
 
 # To a millionth of a millionth of a dollar: what is rounded here adds up exactly from here on.
 _EXACT = Decimal("1e-12")

@@ -21,7 +21,8 @@ from launcher.errors import RunRecordError
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from trainer.contract import FIX, Document, Name, Outcome
-from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, charged_until, spent_usd
+from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome
+from trainer.spent import charged_until, spent_usd
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 if TYPE_CHECKING:

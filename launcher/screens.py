@@ -13,7 +13,7 @@ from launcher.errors import LdlmError
 from launcher.follow import describe
 from launcher.learning import Learned
 from launcher.learning_screen import show_learning
-from launcher.model_screen import model_facts, show_memory
+from launcher.model_screen import model_facts, pace_words, show_memory
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.proposal import Proposal
@@ -201,6 +201,7 @@ def show_status(view: RunView, found: Learned | None, kept: Sequence[tuple[str, 
     facts += [("step", f"{step} (durable: {durable})"), *kept]
     if beat and status is Status.RUNNING:
         facts.append(("now", describe(beat)))
+        facts += [("saves", pace_words(beat.pace))] if beat.pace else []
         facts += [("idle", _idle_words(beat.idle_gpus))] if beat.idle_gpus else []
     if record.last_seen and status is Status.UNKNOWN:
         facts.append(("last seen", f"{record.last_seen:%Y-%m-%d %H:%M:%S} UTC"))
@@ -247,6 +248,7 @@ def status_json(view: RunView) -> dict[str, Any]:
                                if files.heartbeat and files.attempt.document is Document.TRAIN],
         "spent_usd": f"{view.spent_usd:.6f}", "metrics": _finite(beat.metrics) if beat else {},
         "idle_gpus": [gpu.model_dump() for gpu in beat.idle_gpus] if beat else [],
+        "saves": beat.pace.model_dump() if beat and beat.pace else None,
         "bench": record.bench,
     }
 

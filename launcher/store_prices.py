@@ -1,4 +1,4 @@
-"""What a store bills for keeping and for reading. Pure.
+"""What a store bills for keeping and for reading, and what a cloud bills for sending to it. Pure.
 
 List prices of the standard class in the region named, without free allowances, requests or volume discounts.
 Source: the providers' price pages, as copies of them and of comparisons say it. S3: aws.amazon.com/s3/pricing
@@ -48,6 +48,30 @@ _CLOUDFLARE = StorePrice(place="Cloudflare R2", kept_usd_per_gb_month=Decimal("0
                          read_usd_per_gb=Decimal(0))
 _ENDPOINTS = {"amazonaws.com": _AWS, "r2.cloudflarestorage.com": _CLOUDFLARE,
               "storage.googleapis.com": _GOOGLE}
+
+
+_OF_CLOUD = {"azure": _AZURE, "gcp": _GOOGLE}
+_SENT_FROM_VAST = Decimal("0.01")  # the host's own price, $0 to $0.02 as a rule (guess)
+# $0.005 for a thousand writes (S3, the same list), and 60 of them to a GB in parts of 16 MiB.
+_WRITES_USD_PER_GB = Decimal("0.0003")
+
+
+def sent_usd_per_gb(cloud: str, address: str | None) -> Decimal:
+    """Dollars for a GB that machines of a cloud send to the store at an address; 0 within a region of it.
+
+    Args:
+        cloud: `vast`, `gcp`; of others it costs nothing, as far as is known here.
+        address: URL of the store; None: none is set yet.
+    """
+    if cloud == "vast":
+        return _SENT_FROM_VAST
+    price = _OF_CLOUD.get(cloud)
+    return price.read_usd_per_gb if price and address and store_price(address) != price else Decimal(0)
+
+
+def request_usd_per_gb(address: str | None) -> Decimal:
+    """Dollars for the requests that a GB takes on its way into the store at an address."""
+    return Decimal(0) if not address or store_price(address) in (OWN_DISK, None) else _WRITES_USD_PER_GB
 
 
 def store_price(address: str) -> StorePrice | None:

@@ -34,9 +34,8 @@ from trainer.run_folder import (
     Heartbeat,
     RunFolder,
     RunOutcome,
-    controller_usd,
-    spent_usd,
 )
+from trainer.spent import controller_usd, spent_usd
 from trainer.store import AlreadyExistsError, open_store
 
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)

@@ -22,7 +22,7 @@ TORCH, CUDA_OF_TORCH, OLDEST_COMPUTE_CAP = "2.13.0", 13.0, 750
 # How images say it: `cuda-13.1.0`, `cuda:12.8.1`, `cuda12.6`; in short `cu128`, `cu1281`.
 _CUDA = re.compile(r"cuda[-:_]?(\d+)\.(\d+)|(?<![a-z0-9])cu(1\d)(\d)\d?(?!\d)")
 _RELIABILITY = 0.95  # as Vast advises for serious work
-_DOWN_MBIT_S, _UP_MBIT_S = 200, 100  # packages and weights come, checkpoints go (guess)
+_DOWN_MBIT_S, UP_MBIT_S = 200, 100  # at least: packages and weights come, checkpoints go (guess)
 _OF_MEMORY = 0.97  # of a card, that its driver has to name: as trainer/machine.py checks
 # A machine that was left sooner was wrong and could not say so, did not start or was taken at once. The
 # image, SkyPilot's runtime and torch take up to twenty minutes to arrive before the node can see what it has
@@ -33,19 +33,21 @@ _LEAVE_OUT_FOR = timedelta(days=1)
 Filters = Mapping[str, Mapping[str, Any]]
 
 
-def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None) -> dict[str, Any]:
+def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None,
+                upload_mbit_s: int | None = None) -> dict[str, Any]:
     """What a task tells the plugin.
 
     Args:
         run_id: Which machines it has had is remembered under this name; None: they are not.
         host_memory_gib: That the plan counts on; None: any.
+        upload_mbit_s: By which it keeps what it promises; None: what is asked of every host.
     """
     filters: dict[str, dict[str, Any]] = {
         "reliability": {"gte": _RELIABILITY},
         "cuda_max_good": {"gte": _cuda_needed(offer.image)},
         "compute_cap": {"gte": OLDEST_COMPUTE_CAP},
         "inet_down": {"gte": _DOWN_MBIT_S},
-        "inet_up": {"gte": _UP_MBIT_S},
+        "inet_up": {"gte": upload_mbit_s or UP_MBIT_S},
     }
     if offer.gpu_memory_gib:
         filters["gpu_ram"] = {"gte": int(offer.gpu_memory_gib * 1024 * _OF_MEMORY)}  # MiB

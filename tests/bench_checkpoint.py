@@ -29,6 +29,7 @@ from trainer.identity import Identity
 from trainer.job import build_engine
 from trainer.model import LatentDiffusionLM, draw_noise
 from trainer.ranks import init_process_group
+from trainer.retention import Keep
 from trainer.run_folder import RunFolder
 from trainer.store import local_store_url, open_store
 from trainer.train_state import TrainState
@@ -99,7 +100,8 @@ class Ours:
         self._trainee, self._folder = trainee, RunFolder(open_store(local_store_url(folder)), "run")
         identity = Identity(data_fingerprint="", model={}, precision=trainee.config.precision, encoder=None)
         self._checkpointer = Checkpointer(
-            self._folder, 1, trainee.state, trainee.engine.module, trainee.groups, trainee.device, keep=1,
+            self._folder, 1, trainee.state, trainee.engine.module, trainee.groups, trainee.device,
+            keep=Keep(1),
             identity=identity, before_commit=lambda: None)
 
     def before_step(self, step: int) -> None:

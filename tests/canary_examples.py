@@ -31,8 +31,8 @@ from trainer.run_folder import (
     RunOutcome,
     SeenGpu,
     SeenMachine,
-    charged_until,
 )
+from trainer.spent import charged_until
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 RECIPE = load_recipe("canary", ("hardware.train.1.bid_usd_per_hour=0.36",

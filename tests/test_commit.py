@@ -21,6 +21,7 @@ from trainer.lease import SupersededError  # noqa: E402
 from trainer.manifest import Manifest, complete_checkpoints, quarantine, read_rest  # noqa: E402
 from trainer.piece_codec import Copied  # noqa: E402
 from trainer.pieces import Stretch  # noqa: E402
+from trainer.retention import Keep  # noqa: E402
 from trainer.run_folder import RunFolder  # noqa: E402
 from trainer.store import Store, StoredObject, local_store_url, open_store  # noqa: E402
 
@@ -82,7 +83,7 @@ def attempt(folder: RunFolder, num_ranks: int = 1, told_step: int = 0,
     number = folder.claim_attempt(Document.TRAIN, billed_from=datetime.now(UTC), offer="", host="h",
                                   price_usd_per_hour=Decimal(0)).number
     identity = Identity(data_fingerprint="x", model={}, precision="fp32", encoder=None)
-    return [Committer(folder, number, peers, groups=[], keep=2, identity=identity, told_step=told_step,
+    return [Committer(folder, number, peers, groups=[], keep=Keep(2), identity=identity, told_step=told_step,
                       before_commit=before_commit) for peers in Threads(num_ranks).ranks]
 
 

@@ -17,7 +17,7 @@ from trainer.manifest import (
     quarantine,
     read_rest,
 )
-from trainer.retention import retain
+from trainer.retention import Keep, retain
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -137,11 +137,20 @@ def test_a_run_without_checkpoints_has_none_and_debris_is_no_checkpoint(folder: 
 def test_retention_deletes_each_manifest_before_its_files(folder: RunFolder, store: RecordingStore) -> None:
     commit(folder, 4, 8, 12, 16)
 
-    retain(folder, step=16, keep=2, attempt=1)
+    retain(folder, step=16, keep=Keep(2), attempt=1)
 
     assert store.deleted == [f"run/checkpoints/step-{step:08d}/{name}" for step in (8, 4)
                              for name in ("manifest.json", "a1-rest")]
     assert [manifest.step for manifest in complete_checkpoints(folder, lambda _: None)] == [16, 12]
+
+
+def test_a_checkpoint_whose_step_stays_is_deleted_neither_as_an_old_one_nor_instead_of_a_new_one(
+        folder: RunFolder) -> None:
+    commit(folder, 4, 8, 10, 12, 14)
+
+    retain(folder, step=14, keep=Keep(2, lambda step: step % 8 == 0), attempt=1)
+
+    assert [manifest.step for manifest in complete_checkpoints(folder, lambda _: None)] == [14, 12, 8]
 
 
 def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_step(
@@ -150,7 +159,7 @@ def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_
     commit(folder, 8, 10, 12)
     flip_a_bit(path_of(tmp_path, 12, "a1-rest"))
 
-    retain(folder, step=10, keep=1, attempt=1)
+    retain(folder, step=10, keep=Keep(1), attempt=1)
 
     assert newest(folder) == (10, b"state of 10")
 
@@ -167,7 +176,7 @@ def test_debris_goes_with_the_first_checkpoint_after_it_and_what_is_being_writte
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"torn")
 
-    retain(folder, step=12, keep=3, attempt=1)
+    retain(folder, step=12, keep=Keep(3), attempt=1)
 
     below = tmp_path / "run/checkpoints"
     assert sorted(str(path.relative_to(below)) for path in below.rglob("*")) == [
@@ -183,7 +192,7 @@ def test_retention_deletes_nothing_by_a_listing_that_lacks_the_newest_one(
     whole = store.objects("run/checkpoints")
     monkeypatch.setattr(store, "objects", lambda _: lagging.pop() if lagging else whole)
 
-    retain(folder, step=12, keep=1, attempt=1)
+    retain(folder, step=12, keep=Keep(1), attempt=1)
 
     assert store.deleted == []
 
@@ -193,7 +202,7 @@ def test_retention_leaves_what_a_later_attempt_writes_to_that_one(
     commit(folder, 4, 8)
     folder.write_bytes(f"{checkpoint_folder(8)}/a2-rank-0000.bin", b"under way")
 
-    retain(folder, step=8, keep=1, attempt=1)
+    retain(folder, step=8, keep=Keep(1), attempt=1)
 
     assert not any("a2-" in key for key in store.deleted) and any("a1-" in key for key in store.deleted)
 

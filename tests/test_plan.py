@@ -307,7 +307,7 @@ def test_warnings_keep_the_reader_from_fooling_themselves():
     assert "the benchmark runs on 2 CPU cores here: its figures are not RTX 5090 figures" in here
     rented = example_plan("vast").warnings
     assert rented == (
-        "the price is the bid, the most the GPU hour can cost; disk and traffic come on top",
+        "the price is the bid, the most the GPU hour can cost; disk and downloads come on top",
         "L4:1 on gcp/us-central1 (spot) cannot stand in for RTX5090:1 on vast (interruptible): its price is "
         "not known, so a run that went there could not stop at its cap")
 

@@ -52,13 +52,11 @@ def test_a_prefix_goes_in_front_wherever_the_encoder_has_room_for_it():
         assert (train.data.sequence_length < 1024) is has_room
 
 
-def test_an_interval_that_is_typed_takes_the_place_of_the_recipes():
-    by_time = example_recipe("train.checkpoint.every_minutes=5").train.checkpoint
-    assert (by_time.every_minutes, by_time.every_steps) == (5, None)
-    assert "both of every_steps and every_minutes are set" in error_of(
-        "train.checkpoint.every_minutes=5", "train.checkpoint.every_steps=5")
-    assert "neither of every_steps and every_minutes is set" in error_of("train.checkpoint.every_steps=null")
-    assert example_recipe("train.checkpoint.every_steps=7").train.checkpoint.every_minutes is None
+def test_a_recipe_that_says_nothing_of_saves_promises_half_an_hour_and_may_save_by_steps_besides():
+    by_time = example_recipe("train.checkpoint=null", "train.checkpoint.every_minutes=5").train.checkpoint
+    assert (by_time.every_minutes, by_time.most_lost_s) == (5, float("inf"))
+    assert example_recipe("train.checkpoint.every_steps=null").train.checkpoint.most_lost_s == 1800
+    assert example_recipe().train.checkpoint.stays(200) and not example_recipe().train.checkpoint.stays(250)
 
 
 def test_a_broken_recipe_is_listed_with_its_problem(tmp_path):

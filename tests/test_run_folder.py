@@ -15,10 +15,8 @@ from trainer.run_folder import (
     Heartbeat,
     Phases,
     RunFolder,
-    charged_until,
-    controller_usd,
-    spent_usd,
 )
+from trainer.spent import charged_until, controller_usd, spent_usd
 from trainer.store import DamagedError, NotFoundError, local_store_url, open_store
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)

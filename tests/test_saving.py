@@ -59,7 +59,31 @@ def test_where_the_store_is_slower_than_the_interval_the_interval_grows_and_it_i
     node.terminate()
     output, _ = node.communicate(timeout=run.deadline_s)
 
-    told = "the store takes longer for a checkpoint than the 0.005 min between two"
+    told = "the store takes longer for a checkpoint than the 0.3 s between two"
     assert 1 <= output.count(told) <= len(re.findall(r"^checkpoint of step \d+ is durable", output, re.M)) + 1
     # Training stood still for the copies alone: less than for one of the saves.
     assert passed >= 2 > beat.phases.checkpoint_s
+
+
+def test_a_promise_sets_the_pace_and_what_is_saved_after_so_many_steps_stays(tmp_path: Path) -> None:
+    config = tiny_config(write_text(tmp_path / "prose.txt"), steps=100_000, evaluate_every_steps=100_000,
+                         checkpoint={"max_lost_minutes": 0.02, "every_steps": 50, "keep": 1})
+    run = TrainerRun(config, tmp_path / "store", num_ranks=1)
+    node = run.start(LDLM_PRICE_USD_PER_HOUR="2", LDLM_UPLOAD_USD_PER_GB="0.01", LDLM_HOURS_TO_LOSS="7")
+    run.wait_for(node, 1, durable=120)
+    beat = run.folder.attempt(1).heartbeat
+    node.kill()
+    node.communicate(timeout=run.deadline_s)
+    told = run.folder.attempt(1).heartbeat
+    assert beat.pace.lost_s == pytest.approx(1.2) and 0 < beat.pace.save_s < beat.pace.interval_s
+    kept = [manifest.step for manifest in run.checkpoints()]
+    assert {50, 100} <= set(kept)
+    assert len([step for step in kept if step % 50]) <= 2  # the newest, and one that was being replaced
+
+    again = run.start(LDLM_PRICE_USD_PER_HOUR="2", LDLM_UPLOAD_USD_PER_GB="0.01", LDLM_HOURS_TO_LOSS="7")
+    run.wait_for(again, 2, durable=told.durable_step + 20)
+    again.terminate()
+    output, _ = again.communicate(timeout=run.deadline_s)
+    assert re.search(r"a checkpoint every 1\.\d+ s: no more than 1\.2 s may be lost, and a save takes "
+                     r"0\.\d+ s; \d.* would cost least; a lost machine costs at most 1\.2 s of work",
+                     output), output

@@ -24,7 +24,7 @@ from trainer.manifest import (  # noqa: E402
     newest_readable,
     read_rest,
 )
-from trainer.retention import retain
+from trainer.retention import Keep, retain
 from trainer.run_folder import RunFolder  # noqa: E402
 from trainer.store import (  # noqa: E402
     AlreadyExistsError,
@@ -194,7 +194,7 @@ def test_old_checkpoints_go_on_every_store(folder: RunFolder) -> None:
     for step in (4, 8, 12):
         commit(folder, step, b"x")
 
-    retain(folder, step=12, keep=2, attempt=1)
+    retain(folder, step=12, keep=Keep(2), attempt=1)
 
     left = {found.key.split("/")[2] for found in folder.store.objects("run/checkpoints")}
     assert left == {"step-00000008", "step-00000012"}

@@ -18,6 +18,7 @@ from trainer.manifest import Manifest, read_rest
 from trainer.piece_reader import read_pieces
 from trainer.pieces import ITEM_BYTES, Stretch
 from trainer.ranks import TorchPeers
+from trainer.retention import Keep
 from trainer.run_folder import RunFolder
 from trainer.snapshot import Snapshot
 from trainer.train_state import TORCH, TrainState
@@ -36,7 +37,7 @@ class Checkpointer(Committer):
     """
 
     def __init__(self, folder: RunFolder, attempt: int, state: TrainState, model: torch.nn.Module,
-                 groups: list[dict[str, list[int]]], device: torch.device, *, keep: int, identity: Identity,
+                 groups: list[dict[str, list[int]]], device: torch.device, *, keep: Keep, identity: Identity,
                  before_commit: Callable[[], None], told_step: int = 0) -> None:
         super().__init__(folder, attempt, TorchPeers(), groups=groups, keep=keep, identity=identity,
                          before_commit=before_commit, told_step=told_step)

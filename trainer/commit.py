@@ -22,7 +22,7 @@ from trainer.look_ahead import look_ahead
 from trainer.manifest import CheckpointError, Manifest, Shard, StoredFile, newest_readable, quarantine
 from trainer.piece_codec import Copied, digest, encode
 from trainer.pieces import Piece, Stretch
-from trainer.retention import retain, withdraw
+from trainer.retention import Keep, retain, withdraw
 from trainer.run_folder import RunFolder
 from trainer.store import AlreadyExistsError
 
@@ -85,7 +85,7 @@ class Committer:
         attempt: Number of this attempt; file names carry it, so that attempts never overwrite each other.
         peers: The ranks of this attempt, each of which has a Committer and calls the same methods.
         groups: Name and shape of the parameters of each group, see `Manifest`.
-        keep: Complete checkpoints to keep.
+        keep: Which checkpoints stay.
         identity: What a manifest says about text, encoder, model and precision; a restore needs the same.
         before_commit: Called by rank 0 before a checkpoint counts, in the background; what it raises
             makes the save fail.
@@ -97,7 +97,7 @@ class Committer:
     """
 
     def __init__(self, folder: RunFolder, attempt: int, peers: Peers, *, groups: list[dict[str, list[int]]],
-                 keep: int, identity: Identity, before_commit: Callable[[], None],
+                 keep: Keep, identity: Identity, before_commit: Callable[[], None],
                  told_step: int = 0) -> None:
         self._folder = folder
         self._attempt = attempt

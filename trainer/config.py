@@ -5,6 +5,7 @@ not give says where it comes from: relay (readers of the paper), code (the autho
 guess (ours).
 """
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -25,6 +26,7 @@ WeightFormat = Literal["bf16", "fp8", "nf4"]
 Placement = Literal["gpu", "next_gpu", "sharded", "host"]
 # 100 MB in bf16; DeepSpeed's default of ten times as much would stand beside the gradients (guess).
 REDUCE_BUCKET_ELEMENTS = 50_000_000
+_MAX_LOST_MINUTES = 30.0  # where a recipe promises nothing else (guess)
 
 
 class Section(BaseModel):
@@ -171,16 +173,32 @@ class OptimizerConfig(Section):
 class CheckpointConfig(Section):
     """When to save and what to keep."""
 
-    every_steps: PositiveInt | None = None
-    every_minutes: PositiveFloat | None = Field(None, description="exactly one of the two is set")
-    keep: Annotated[int, Field(ge=1)] = Field(2, description="complete checkpoints to keep")
+    max_lost_minutes: PositiveFloat | None = Field(
+        None, description="work that a lost machine may cost at most, which a plan has to be able to keep; "
+                          "null: 30, or whatever every_minutes comes to")
+    every_minutes: PositiveFloat | None = Field(
+        None, description="from one save to the next; null: the interval that "
+                          "costs least (trainer/interval.py)")
+    every_steps: PositiveInt | None = Field(None, description="saves besides, after so many steps; they stay")
+    keep: Annotated[int, Field(ge=1)] = Field(
+        2, description="newest complete checkpoints to keep, besides those of every_steps")
+
+    @property
+    def most_lost_s(self) -> float:
+        """The promise in seconds; inf: there is none."""
+        if self.max_lost_minutes is None:
+            return math.inf if self.every_minutes else 60 * _MAX_LOST_MINUTES
+        return 60 * self.max_lost_minutes
+
+    def stays(self, step: int) -> bool:
+        """True for a step whose checkpoint is never superfluous."""
+        return self.every_steps is not None and step % self.every_steps == 0
 
     @model_validator(mode="after")
-    def _one_interval(self) -> Self:
-        if (self.every_steps is None) == (self.every_minutes is None):
-            neither = self.every_steps is None
-            raise ValueError(f"{'neither' if neither else 'both'} of every_steps and every_minutes "
-                             f"{'is' if neither else 'are'} set: set {'one' if neither else 'one to null'}")
+    def _promise_can_be_kept(self) -> Self:
+        if self.every_minutes and self.max_lost_minutes and self.every_minutes >= self.max_lost_minutes:
+            raise ValueError(f"every_minutes is {self.every_minutes:g}, so more than max_lost_minutes="
+                             f"{self.max_lost_minutes:g} can be lost: set one of the two to null")
         return self
 
 
@@ -247,7 +265,7 @@ class TrainConfig(Section):
     model: ModelConfig = ModelConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    checkpoint: CheckpointConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
     sampling: SamplingConfig = SamplingConfig()
     wandb: WandbConfig = WandbConfig()
 

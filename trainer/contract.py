@@ -130,6 +130,8 @@ class Env:
     GPU_MEMORY = "LDLM_GPU_MEMORY_GIB"  # of one GPU, that the plan counts on; empty: not known
     DISK = "LDLM_DISK_GIB"  # that must be free for what is fetched; empty: nothing to speak of, or kept here
     PRICE = "LDLM_PRICE_USD_PER_HOUR"  # of the whole node group
+    UPLOAD_PRICE = "LDLM_UPLOAD_USD_PER_GB"  # to the store, its requests included
+    HOURS_TO_LOSS = "LDLM_HOURS_TO_LOSS"  # until such a machine is lost, before the run has seen any
     PEAK_TFLOPS = "LDLM_PEAK_TFLOPS"  # of all its GPUs in the precision of the run; empty: not known
     MAX_COST = "LDLM_MAX_COST_USD"
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark

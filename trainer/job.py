@@ -24,6 +24,7 @@ from trainer.evaluate import Evaluation
 from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
 from trainer.identity import Identity
+from trainer.interval import Pace, Rates
 from trainer.last_save import LastSave
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
@@ -33,6 +34,7 @@ from trainer.model import LatentDiffusionLM
 from trainer.notices import cloud_named
 from trainer.preemption import Limits, StopSignal
 from trainer.ranks import Shared, meet, own_devices, require_same
+from trainer.retention import Keep
 from trainer.run_folder import RunFolder
 from trainer.sign_of_life import SignOfLife
 from trainer.store import open_store
@@ -52,6 +54,7 @@ class Job:
         data_wait_s: Waited for text since the last log row.
         evaluation: The newest one of this attempt.
         failed_saves: Since the last one that succeeded; on rank 0.
+        stall_s: In which training stood still for the newest save.
         saved_at_s: When the last save began, on the monotonic clock.
         durable_at_s: When the newest durable step was known to be.
         is_late_told: It was said that the store is slower than the interval.
@@ -70,6 +73,7 @@ class Job:
     timesteps: TimestepSampler
     checkpoints: Checkpointer
     last_save: LastSave
+    pace: Pace
     watch: DivergenceWatch
     stop: StopSignal
     clock: PhaseClock
@@ -79,6 +83,7 @@ class Job:
     batches: Batches | None = None
     failed_saves: int = 0
     saved_at_s: float = 0.0
+    stall_s: float = 0.0
     durable_at_s: float = 0.0
     is_late_told: bool = False
     stop_reason: str = ""
@@ -184,7 +189,8 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife) -> Job:
     state = TrainState(engine, average, [sum(map(math.prod, group.values())) for group in groups],
                        config.optimizer.round_steps)
     checkpoints = Checkpointer(
-        folder, own.attempt.number, state, engine.module, groups, device, keep=config.checkpoint.keep,
+        folder, own.attempt.number, state, engine.module, groups, device,
+        keep=Keep(config.checkpoint.keep, config.checkpoint.stays),
         identity=Identity(data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
                           model=model_arguments(encoder, engine.module), precision=config.precision),
         # Else rows could be lost whose steps are not trained again.
@@ -198,6 +204,8 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife) -> Job:
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
         state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),
+        # By time, saves are of steps whose state is rounded, as that of step 0 is.
+        pace=Pace(config.checkpoint, Rates.of_environment(), own.history(), state.saved_bytes(0), own.pace),
     )
 
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError, attempt_file
 from trainer.idle_gpus import IdleGpus
+from trainer.interval import History
 from trainer.lease import SupersededError, check_own, renewed
 from trainer.machine import traffic
 from trainer.run_folder import (
@@ -29,10 +30,9 @@ from trainer.run_folder import (
     IdleGpu,
     Phases,
     RunFolder,
-    charged_until,
-    controller_usd,
-    spent_usd,
+    SavePace,
 )
+from trainer.spent import charged_until, controller_usd, spent_usd
 
 Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
 
@@ -111,6 +111,7 @@ class Progress:
     durable_train_s: float = 0.0
     durable_evaluate_s: float = 0.0
     tokens_per_s: float = 0.0
+    pace: SavePace | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -154,6 +155,16 @@ class OwnAttempt:
     def durable_step(self) -> int:
         """The newest that earlier attempts have left."""
         return max((files.heartbeat.durable_step for files in self.earlier if files.heartbeat), default=0)
+
+    @property
+    def pace(self) -> SavePace | None:
+        """What the newest attempt that has saved has measured of its saves."""
+        beats = [files.heartbeat for files in self.earlier if files.heartbeat]
+        return next((beat.pace for beat in reversed(beats) if beat.pace), None)
+
+    def history(self) -> History:
+        """What earlier attempts have seen of their machines."""
+        return History.of(self.earlier, self.attempt.billed_from)
 
     def recorder(self, folder: RunFolder, interval_s: float, clock: PhaseClock,
                  progress: Progress) -> "Recorder":
@@ -289,7 +300,8 @@ class Recorder:
                 durable_train_s=progress.durable_train_s, durable_evaluate_s=progress.durable_evaluate_s,
                 phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
                 spent_usd=self.spent_usd(now), lease_until=renewed(now, self._interval_s),
-                traffic=traffic(), idle_gpus=self._idle_gpus(), metrics=dict(progress.metrics))
+                traffic=traffic(), idle_gpus=self._idle_gpus(), pace=progress.pace,
+                metrics=dict(progress.metrics))
         try:
             if rows:
                 chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()

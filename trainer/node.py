@@ -39,7 +39,8 @@ from trainer.notices import cloud_named, listen
 from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
 from trainer.rented import Rented
-from trainer.run_folder import Attempt, AttemptEnd, RunFolder, controller_usd, spent_usd
+from trainer.run_folder import Attempt, AttemptEnd, RunFolder
+from trainer.spent import controller_usd, spent_usd
 from trainer.stop_request import StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.stuck import check_progress, resumed_at

@@ -11,7 +11,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 
 from trainer.contract import Document, Env, ExitCode, LdlmError, RankEnd
-from trainer.run_folder import Attempt, AttemptFiles, charged_until
+from trainer.run_folder import Attempt, AttemptFiles
+from trainer.spent import charged_until
 
 # A last checkpoint and a last evaluation take minutes. A kill too early would cost what is being saved, one
 # an hour late costs that hour (guess).

@@ -5,9 +5,10 @@ finish have left behind, and what is in quarantine, goes with the first good che
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from trainer.contract import Name, checkpoint_folder
 from trainer.manifest import Manifest, complete_checkpoints
@@ -18,14 +19,31 @@ _STEP = re.compile(r"step-(\d{8,})$")
 _OF_ATTEMPT = re.compile(r"a(\d+)-")  # begins the name of a file
 
 
-def retain(folder: RunFolder, step: int, keep: int, attempt: int) -> None:
-    """Delete complete checkpoints older than the newest `keep`, and debris up to `step`.
+class Keep(NamedTuple):
+    """Which complete checkpoints stay.
+
+    Attributes:
+        newest: So many, at least 1.
+        stays: Of a step: its checkpoint is never superfluous.
+    """
+
+    newest: int
+    stays: Callable[[int], bool] = lambda _: False
+
+    def of(self, complete: Sequence[Manifest]) -> list[Manifest]:
+        """Those of some that stay; newest first, as they are given."""
+        return [manifest for place, manifest in enumerate(complete)
+                if place < self.newest or self.stays(manifest.step)]
+
+
+def retain(folder: RunFolder, step: int, keep: Keep, attempt: int) -> None:
+    """Delete complete checkpoints that need not stay, and debris up to `step`.
 
     Args:
         folder: The run.
         step: Of the newest one that is known to be good. Later ones do not count: an attempt that
             found them damaged has started before them, and another rank may be writing the next.
-        keep: At least 1.
+        keep: Which of them stay.
         attempt: That owns the run. What a later one has written stays, and so does all where it has saved.
 
     Raises:
@@ -37,7 +55,7 @@ def retain(folder: RunFolder, step: int, keep: int, attempt: int) -> None:
                 if manifest.step <= step]
     if not complete or complete[0].step != step or any(manifest.attempt > attempt for manifest in complete):
         return  # the listing lags; or this attempt has lost the run
-    kept = {manifest.step: manifest for manifest in complete[:keep]}
+    kept = {manifest.step: manifest for manifest in keep.of(complete)}
     by_step: dict[int, list[str]] = {}
     for found in listed:
         name = _STEP.search(found.key.rpartition("/")[0])
@@ -51,14 +69,14 @@ def retain(folder: RunFolder, step: int, keep: int, attempt: int) -> None:
         _tidy(folder.store.local_folder / folder.key(""), step, attempt)
 
 
-def withdraw(folder: RunFolder, attempt: int, keep: int) -> None:
+def withdraw(folder: RunFolder, attempt: int, keep: Keep) -> None:
     """Delete what an attempt that has lost the run has uploaded and what does not count, or not any more.
 
     Raises:
         StoreError: They cannot be listed or deleted.
     """
     listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
-    kept = complete_checkpoints(folder, lambda _: None, listed)[:keep]
+    kept = keep.of(complete_checkpoints(folder, lambda _: None, listed))
     needed = {folder.key(f"{checkpoint_folder(manifest.step)}/{name}")
               for manifest in kept for name in (*manifest.sizes, Name.MANIFEST)}
     own = [found.key for found in listed if found.key not in needed

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from trainer.contract import Document, LdlmError, Name, Outcome, StoreError, attempt_file
+from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 
@@ -75,6 +75,24 @@ class IdleGpu(_Record):
     idle_s: float
 
 
+class SavePace(_Record):
+    """How a run saves, as its newest durable save has shown.
+
+    Attributes:
+        interval_s: From the beginning of one to that of the next.
+        lost_s: The most work that a lost machine costs.
+        num_bytes: Of a checkpoint in the store.
+        save_s: From the beginning of a save until it was durable.
+        stall_s: In which training stood still.
+    """
+
+    interval_s: float
+    lost_s: float
+    num_bytes: int
+    save_s: float
+    stall_s: float
+
+
 class Heartbeat(_Record):
     """The newest word of a running attempt. Overwritten in place.
 
@@ -88,6 +106,7 @@ class Heartbeat(_Record):
         traffic: Of the first node, since it was started.
         idle_gpus: Of the first node; a collective that waits keeps a GPU busy, so that those of a run that
             hangs are the ones it waits for.
+        pace: None before this attempt's first durable save.
     """
 
     at: datetime
@@ -103,6 +122,7 @@ class Heartbeat(_Record):
     lease_until: datetime | None = None
     traffic: Traffic = Traffic()
     idle_gpus: tuple[IdleGpu, ...] = ()
+    pace: SavePace | None = None
     metrics: dict[str, float] = {}
 
 
@@ -336,60 +356,3 @@ def _problem(error: ValueError) -> str:
         return str(error).splitlines()[0]
     wrong = error.errors()[0]
     return f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}".removeprefix(": ")
-
-
-def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datetime]:
-    """Until when each attempt is charged: its end; else, its successor's start; else `now`.
-
-    A machine that vanished leaves no end. Attempts of a run follow each other, so the start of the
-    next one bounds it from above: a cap must not be passed because a record is missing.
-    """
-    starts = [files.attempt.billed_from for files in attempts[1:]]
-    return [files.end.at if files.end else following
-            for files, following in zip(attempts, [*starts, now], strict=False)]
-
-
-def spent_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
-    """Add up what a run has cost so far, each attempt at the price of its own offer.
-
-    Set-up counts: the cloud bills it, although an engine's own job duration may leave it out.
-
-    Args:
-        attempts: Every attempt of one run, in order.
-        now: Current time, UTC.
-
-    Returns:
-        US dollars, unrounded. Round only when printing.
-
-    Raises:
-        LdlmError: An attempt ends before it begins (a clock is wrong).
-    """
-    total = Decimal(0)
-    for files, until in zip(attempts, charged_until(attempts, now), strict=True):
-        seconds = (until - files.attempt.billed_from).total_seconds()
-        if seconds < 0:
-            raise LdlmError(f"attempt {files.attempt.number} ends {-seconds:.0f} s before it begins",
-                            fix="set the clock of the machine that wrote it (chronyc, ntpdate)")
-        total += files.attempt.price_usd_per_hour * Decimal(seconds) / 3600
-    return total
-
-
-def controller_usd(events: Sequence[Event], now: datetime) -> Decimal:
-    """What supervising a run has cost: its hours from each start to its end, at the price told at the start.
-
-    A controller that has several runs at once costs each of them its full price; hours in which it has none
-    are no run's.
-
-    Args:
-        events: Of the run, oldest first.
-        now: Until when a run without an end is charged.
-
-    Returns:
-        US dollars, unrounded; zero where who supervises has no price.
-    """
-    bounds = [event for event in events if event.kind in (*STARTS, "ended")]
-    total = Decimal(0)
-    for event, until in zip(bounds, [*(later.at for later in bounds[1:]), now], strict=False):
-        hours = Decimal(max(0.0, (until - event.at).total_seconds())) / 3600
-        total += hours * Decimal(event.detail.get(CONTROLLER_PRICE, 0))  # an end has none
-    return total

@@ -6,6 +6,7 @@ import torch
 from torch import distributed as dist
 
 from trainer.divergence import diverged_error
+from trainer.interval import Interval, Save, minutes
 from trainer.job import Job
 
 # Work that a store does not take is paid for all the same, and may be lost: enough is enough (guess).
@@ -14,24 +15,32 @@ _RETRY_S = 60.0  # after a save that failed; the store has tried for as long its
 
 
 def save_due(job: Job) -> bool:
-    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded.
-
-    By the clock, no save begins while one is under way: where the store is slower than the interval, the
-    interval grows. After one that failed, the next begins as soon as that makes sense.
-    """
-    every, step = job.config.checkpoint, job.progress.step
-    if every.every_steps and step % every.every_steps == 0:
+    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded."""
+    step = job.progress.step
+    if job.config.checkpoint.stays(step):
         return True
     if step % job.config.optimizer.round_steps:
         return False
-    interval_s = 60 * every.every_minutes if every.every_minutes else float("inf")
-    passed_s = time.monotonic() - job.saved_at_s
-    is_time = passed_s >= (min(_RETRY_S, interval_s) if job.failed_saves else interval_s)
-    if is_time and job.checkpoints.is_saving:
-        _say_that_it_is_late(job, interval_s)
-    due = torch.tensor(int(is_time and not job.checkpoints.is_saving))
+    due = torch.tensor(int(dist.get_rank() == 0 and _is_time(job)))
     dist.broadcast(due, src=0)
     return bool(due)
+
+
+def _is_time(job: Job) -> bool:
+    """By rank 0's clock. No save begins while one is under way: where the store is slower than the interval,
+    the interval grows. After one that failed, the next begins as soon as that makes sense."""
+    interval_s = _interval(job).seconds
+    passed_s = time.monotonic() - job.saved_at_s
+    if passed_s < (min(_RETRY_S, interval_s) if job.failed_saves else interval_s):
+        return False
+    if job.checkpoints.is_saving:
+        _say_that_it_is_late(job, interval_s)
+        return False
+    return True
+
+
+def _interval(job: Job) -> Interval:
+    return job.pace.interval(is_told=job.last_save.forecast().fits)
 
 
 def save(job: Job) -> None:
@@ -44,7 +53,9 @@ def save(job: Job) -> None:
     with job.together("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
+        began_s = time.monotonic()
         job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
+    job.stall_s = time.monotonic() - began_s
     phases = job.clock.phases()
     job.kept_by_step[job.progress.step] = (phases.train_s, phases.evaluate_s)
     job.saved_at_s = time.monotonic()
@@ -72,6 +83,7 @@ def note_finished_save(job: Job) -> None:
         job.say(f"checkpoint of step {durable} is durable")
         say_news_of_notices(job)
         if job.recorder is not None:
+            _follow(job)
             job.recorder.write_soon()
     error = job.checkpoints.pop_error()
     if error:
@@ -80,6 +92,16 @@ def note_finished_save(job: Job) -> None:
         job.kept_by_step = {}  # only one is under way
         print(f"warning: rank {dist.get_rank()}: checkpoint not saved: {error}", flush=True)
         job.say(f"warning: {at_risk(job)}; training goes on, and the next save is tried soon")
+
+
+def _follow(job: Job) -> None:
+    """Let the interval follow what the newest save has shown, and say so. For rank 0."""
+    assert job.checkpoints.measured is not None, "a save is durable"
+    job.pace.measured(Save(*job.checkpoints.measured, job.stall_s))
+    interval = _interval(job)
+    job.progress.pace = job.pace.record(interval)
+    if news := job.pace.news(interval):
+        job.say(news)
 
 
 def is_store_lost(job: Job) -> bool:
@@ -106,7 +128,7 @@ def at_risk(job: Job) -> str:
 def _say_that_it_is_late(job: Job, interval_s: float) -> None:
     if not job.is_late_told:
         job.is_late_told = True
-        job.say(f"warning: the store takes longer for a checkpoint than the {interval_s / 60:g} min between "
+        job.say(f"warning: the store takes longer for a checkpoint than the {minutes(interval_s)} between "
                 "two: the next one begins when this one is durable")
 
 

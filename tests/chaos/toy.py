@@ -29,6 +29,7 @@ from trainer.node_watch import end_with_node
 from trainer.piece_codec import Copied
 from trainer.piece_reader import read_pieces
 from trainer.pieces import Kind, Stretch
+from trainer.retention import Keep
 from trainer.run_folder import RunFolder, RunOutcome
 from trainer.store import open_store
 
@@ -124,7 +125,7 @@ class Trainee:
             self.recorder = own.recorder(self.folder, self.config.heartbeat_s,
                                          PhaseClock(own.attempt.billed_from), self.progress)
         self.saves = Committer(self.folder, own.attempt.number, self.peers, groups=_GROUPS,
-                               keep=self.config.checkpoint.keep, identity=_IDENTITY,
+                               keep=Keep(self.config.checkpoint.keep), identity=_IDENTITY,
                                before_commit=self.recorder.write if self.recorder else lambda: None,
                                told_step=own.durable_step)
         self.chain, self.failed, self.shares, self.begins = "", 0, [], []

@@ -1,0 +1,195 @@
+"""How often a run saves: the interval that costs least, within what it promises to lose at most. No torch.
+
+A save costs dollars: training stands still, and bytes are uploaded. A lost machine costs the work since the
+newest durable step: half an interval on average, and the d hours of a save. With C dollars a save, L losses
+and P dollars an hour, an interval of t hours costs C/t + L P (t/2 + d) an hour, least at sqrt(2 C / (L P)):
+the interval of J. W. Young (Comm. ACM 17, 1974), in dollars. Storage costs the same whatever the interval.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import NamedTuple, Self
+
+from trainer.config import CheckpointConfig
+from trainer.contract import Document, Env, ExitCode
+from trainer.run_folder import AttemptFiles, SavePace
+from trainer.spent import charged_until
+
+_FIRST_BYTES_PER_S = 12.5e6  # before any save was measured: 100 Mbit/s, the least that is asked for (guess)
+# Of losses that a machine of this kind gives notice of, so many come without one all the same (guess).
+_UNTOLD = 0.25
+_NEWS = 1.25  # an interval that has changed by less is not told again
+_TENTH_OF_A_CENT = 0.001
+_GB = 1e9
+
+
+class Rates(NamedTuple):
+    """What time and bytes cost where a run is.
+
+    Attributes:
+        usd_per_hour: Of all its machines.
+        upload_usd_per_gb: With the store's requests; a GB is 1e9 bytes.
+        hours_to_loss: Until a machine of this kind is lost, before the run has seen any.
+    """
+
+    usd_per_hour: float
+    upload_usd_per_gb: float
+    hours_to_loss: float
+
+    @classmethod
+    def of_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """As a task tells them; what it does not tell costs nothing, and never happens."""
+        return cls(float(environ.get(Env.PRICE) or 0), float(environ.get(Env.UPLOAD_PRICE) or 0),
+                   float(environ.get(Env.HOURS_TO_LOSS) or math.inf))
+
+
+class Save(NamedTuple):
+    """What one save takes.
+
+    Attributes:
+        num_bytes: In the store.
+        seconds: From its beginning until it is durable.
+        stall_s: In which training stands still.
+    """
+
+    num_bytes: float
+    seconds: float
+    stall_s: float
+
+
+class Interval(NamedTuple):
+    """From the beginning of one save to that of the next.
+
+    Attributes:
+        seconds: Of it.
+        lost_s: The most work that a lost machine costs: it goes just before the next save is durable.
+        reason: Why it is not another one, in words.
+    """
+
+    seconds: float
+    lost_s: float
+    reason: str
+
+
+class History(NamedTuple):
+    """What a run has seen of its machines: how often one was lost, and in how many hours."""
+
+    losses: int
+    hours: float
+
+    @classmethod
+    def of(cls, attempts: Sequence[AttemptFiles], now: datetime) -> Self:
+        """Of attempts in order. Those that ended by themselves, as they should, have lost nothing."""
+        losses, hours = 0, 0.0
+        for files, until in zip(attempts, charged_until(attempts, now), strict=True):
+            if files.attempt.document is Document.TRAIN and not (files.end and files.end.wrong_machine):
+                hours += (until - files.attempt.billed_from).total_seconds() / 3600
+                losses += files.end is not None and (files.end.preempted or files.end.hung
+                                                     or files.end.exit_code not in list(ExitCode))
+        return cls(losses, hours)
+
+
+def cheapest(save: Save, rates: Rates, losses_per_hour: float, most_lost_s: float) -> Interval:
+    """The interval that costs least among those that lose no more than is promised.
+
+    Args:
+        most_lost_s: See `Interval.lost_s`. Where not even saves one after the other keep it, they are what is
+            left to do; inf: nothing is promised.
+    """
+    usd = save_usd(save, rates)
+    risk = losses_per_hour * rates.usd_per_hour
+    best_s = 3600 * math.sqrt(2 * usd / risk) if risk else math.inf
+    bound_s = most_lost_s - save.seconds
+    seconds = max(min(best_s, bound_s), save.seconds)
+    if seconds == best_s:
+        price = f"${usd:.4f} a save" if usd >= _TENTH_OF_A_CENT else "a save costs next to nothing"
+        reason = f"it costs least: {price}, a machine is lost every {1 / losses_per_hour:.3g} h"
+    elif seconds == bound_s:
+        reason = f"no more than {minutes(most_lost_s)} may be lost, and a save takes {minutes(save.seconds)}"
+        reason += f"; {minutes(best_s)} would cost least" if best_s < math.inf else ""
+    else:
+        reason = f"a save takes {minutes(save.seconds)}"
+    return Interval(seconds, seconds + save.seconds, reason)
+
+
+def save_usd(save: Save, rates: Rates) -> float:
+    """Dollars of one save: the time in which training stands still, and the upload."""
+    return save.stall_s / 3600 * rates.usd_per_hour + save.num_bytes / _GB * rates.upload_usd_per_gb
+
+
+def losses_per_hour(rates: Rates, seen: History) -> float:
+    """How often a machine is lost, by its kind and by what the run has seen.
+
+    The mean of a gamma distribution that begins with the weight of one loss in `hours_to_loss`.
+    """
+    return (1 + seen.losses) / (rates.hours_to_loss + seen.hours)
+
+
+def minutes(seconds: float) -> str:
+    """`12.5 min`, `3 h`, `0.3 s`."""
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+class Pace:
+    """The interval of an attempt, which follows what is measured.
+
+    Args:
+        config: What the recipe says.
+        rates: Of this machine.
+        seen: Of the attempts before.
+        num_bytes: Of a checkpoint before it is compressed.
+        before: What the attempt before this one has measured last, where it did.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, config: CheckpointConfig, rates: Rates, seen: History, num_bytes: int,
+                 before: SavePace | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._began_s = clock, clock()
+        self._config, self._rates, self._seen = config, rates, seen
+        self.save = (Save(before.num_bytes, before.save_s, before.stall_s) if before
+                     else Save(num_bytes, num_bytes / _FIRST_BYTES_PER_S, 0.0))
+        self._told_s, self._is_measured = math.inf, False
+
+    def measured(self, save: Save) -> None:
+        """A save is durable."""
+        self.save, self._is_measured = save, True
+
+    def interval(self, *, is_told: bool) -> Interval:
+        """What it is now.
+
+        Args:
+            is_told: A last checkpoint fits the notice that such a machine gives of its end.
+        """
+        if self._config.every_minutes:
+            seconds = max(60 * self._config.every_minutes, self.save.seconds if self._is_measured else 0.0)
+            return Interval(seconds, seconds + self.save.seconds, "the recipe says so")
+        hours = self._seen.hours + (self._clock() - self._began_s) / 3600
+        rate = losses_per_hour(self._rates, self._seen._replace(hours=hours)) * (_UNTOLD if is_told else 1.0)
+        return cheapest(self.save, self._rates, rate, self._config.most_lost_s)
+
+    def record(self, interval: Interval) -> SavePace | None:
+        """What a heartbeat says of it; None before a save was measured."""
+        if not self._is_measured:
+            return None
+        num_bytes, save_s, stall_s = self.save
+        return SavePace(interval_s=interval.seconds, lost_s=interval.lost_s, num_bytes=int(num_bytes),
+                        save_s=save_s, stall_s=stall_s)
+
+    def news(self, interval: Interval) -> str | None:
+        """What a person should know of it, once, and again when it has changed clearly; None: nothing new."""
+        change = interval.seconds / self._told_s
+        if not self._is_measured or 1 / _NEWS < change < _NEWS:
+            return None
+        self._told_s = interval.seconds
+        most = self._config.most_lost_s
+        told = (f"a checkpoint every {minutes(interval.seconds)}: {interval.reason}; a lost machine costs "
+                f"at most {minutes(interval.lost_s)} of work")
+        # A second of slack: a promise is not broken by the time that a sum takes to round.
+        if interval.lost_s > most + 1:
+            return f"warning: {told}, and the recipe promises {minutes(most)}"
+        return told
