@@ -153,7 +153,25 @@ def test_a_slow_store_shows_as_waiting_and_nothing_else_changes():
     fast.close()
 
 
-def test_a_broken_store_comes_out_of_next_every_time():
+def test_a_store_that_is_away_is_waited_for_and_nothing_else_changes(monkeypatch, capsys):
+    monkeypatch.setattr("trainer.batches._RETRY_S", 0.5)
+    away, near = (Batches(NumberedSequences(10, 20, 7, fails_at=fails_at), config(), 0, 1, 0)
+                  for fails_at in (2, None))
+    for _ in range(2):
+        assert np.array_equal(away.next(), near.next())
+    assert not away.await_next(0.2) and away.is_away
+    for _ in range(4):
+        assert np.array_equal(away.next(), near.next())
+    assert not away.is_away and away.waited_s < 0.2
+    assert capsys.readouterr().out.splitlines() == [
+        "warning: rank 0: text is not fetched: somewhere: cannot read: it is gone; training goes on with "
+        "what is here, then waits up to 60 min", "rank 0: text is fetched again"]
+    away.close()
+    near.close()
+
+
+def test_a_store_that_stays_away_comes_out_of_next_every_time(monkeypatch):
+    monkeypatch.setattr("trainer.batches._PATIENCE_S", 0.0)
     batches = Batches(NumberedSequences(10, 20, 7, fails_at=2), config(), 0, 1, 0)
     for _ in range(2):
         assert batches.next().shape == (4, 2, 8)

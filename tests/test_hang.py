@@ -82,9 +82,36 @@ def test_text_that_never_comes_is_a_hang_and_three_in_a_row_end_the_run(text: Pa
     reason = run.folder.attempt(1).end.reason
     assert reason.startswith("it hangs: no new step for ")
     assert " s after step 2" in reason  # how long a step takes is known once two were seen to end
-    assert "rank 0 is in next (trainer/batches.py:" in reason
+    assert "rank 0 is in await_next (trainer/batches.py:" in reason
     assert "in wait_and_make" in stacks(run, 3, 0)
     assert "error: the last 3 attempts hung without a newer checkpoint than step 0" in tries[3][1]
+
+
+def test_text_that_its_store_does_not_give_for_longer_than_a_hang_stops_training_and_not_the_attempt(
+        text: Path, tmp_path: Path) -> None:
+    """Of one rank of two; a run that waits hears that it is to stop, and saves."""
+    straight = new_run(text, tmp_path / "straight")
+    assert straight.finish()[0] == ExitCode.FINISHED
+    run, away = new_run(text, tmp_path, heartbeat_s=0.2), tmp_path / "away"
+    away.touch()
+    node = run.start(**hung(f"away:{away}"))
+    run.wait_for(node, 1, step=0)
+    give_up = time.monotonic() + run.deadline_s
+    while run.folder.attempt(1).heartbeat.phases.checkpoint_s < 2 * HANG_S:
+        assert node.poll() is None and time.monotonic() < give_up
+        time.sleep(0.1)
+    away.unlink()
+    run.wait_for(node, 1, durable=4)
+    away.touch()
+    time.sleep(HANG_S)
+    node.terminate()
+    output, _ = node.communicate(timeout=run.deadline_s)
+    assert node.returncode == ExitCode.RECOVER, output
+    assert "rank 1: text is not fetched: text.bin: cannot be reached" in output
+    assert "rank 1: text is fetched again" in output
+
+    assert run.finish()[0] == ExitCode.FINISHED
+    assert run.losses(1) | run.losses(2) == straight.losses(1)
 
 
 def on_two_nodes(run: TrainerRun, how: str) -> tuple[list[int], list[str]]:

@@ -1,5 +1,6 @@
 """Which checkpoint counts, and which is deleted. What runs on every store is in test_store.py."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from hashlib import sha256
@@ -126,6 +127,23 @@ def test_a_store_that_fails_for_a_moment_is_no_reason_to_take_an_older_checkpoin
 
     with pytest.raises(StoreError, match="no route to host"):
         newest(folder)
+
+
+@pytest.mark.parametrize(("manifest", "number"), [
+    ({"step": 12, "attempt": 1, "world_size": 2, "files": []}, 1), ({"step": 12, "format": 3, "new": True}, 3)])
+def test_a_checkpoint_of_another_version_is_refused_and_neither_passed_over_nor_deleted(
+        folder: RunFolder, store: RecordingStore, manifest: dict[str, object], number: int) -> None:
+    """The first format, DeepSpeed's files, did not name itself."""
+    commit(folder, 4, 8)
+    folder.write_bytes(f"{checkpoint_folder(12)}/manifest.json", json.dumps(manifest).encode())
+
+    told = f"the checkpoint of step 12 is in format {number}, and this version reads 2"
+    with pytest.raises(CheckpointError, match=told) as caught:
+        newest(folder)
+    assert "the version of ldlm that wrote it" in str(caught.value.fix)
+    with pytest.raises(CheckpointError, match=told):
+        retain(folder, step=8, keep=Keep(1), attempt=1)
+    assert store.deleted == []
 
 
 def test_a_run_without_checkpoints_has_none_and_debris_is_no_checkpoint(folder: RunFolder) -> None:

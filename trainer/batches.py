@@ -17,7 +17,12 @@ from typing import Protocol
 import numpy as np
 
 from trainer.config import TrainConfig, grad_accum_steps
+from trainer.contract import StoreError
+from trainer.local_cache import LocalDiskError
 
+# A machine that waits is paid for; another one would wait too, after a set-up (guess). The store itself has
+# tried for a minute when it says no.
+_PATIENCE_S, _RETRY_S = 3600.0, 10.0
 _STEPS_AHEAD = 4  # guess: enough to hide a slow disk, few enough to cost no memory
 
 
@@ -102,7 +107,7 @@ def coming_shards(layout: Layout, seed: int, position: int, num_sequences: int =
 
 
 class Batches:
-    """The batches of one rank, made ahead by a thread.
+    """The batches of one rank, made ahead by a thread. What the store does not give is asked for again.
 
     Args:
         corpus: Where sequences come from.
@@ -112,12 +117,15 @@ class Batches:
         first_step: Where the run starts or goes on.
 
     Attributes:
-        waited_s: Seconds that the last `next()` waited. More than a little: data is too slow.
+        waited_s: Seconds that the last batch was waited for. More than a little: data is too slow.
+        is_away: The store does not give what a coming batch is made of.
     """
 
     def __init__(self, corpus: Sequences, config: TrainConfig, rank: int, world_size: int,
                  first_step: int) -> None:
-        self.waited_s = 0.0
+        self.waited_s, self._waiting_s, self.is_away = 0.0, 0.0, False
+        self._rank = rank
+        self._held: np.ndarray | BaseException | None = None
         self._corpus, self._config = corpus, config
         self._accumulate = grad_accum_steps(config, world_size)
         share = self._accumulate * config.micro_batch_size
@@ -127,6 +135,15 @@ class Batches:
         self._thread = threading.Thread(target=self._run, args=(first_step,), daemon=True, name="batches")
         self._thread.start()
 
+    def await_next(self, timeout_s: float | None = None) -> bool:
+        """Wait for the next batch, or for what is wrong with it. True when `next()` would not wait."""
+        if self._held is None:
+            began = time.monotonic()
+            with contextlib.suppress(queue.Empty):
+                self._held = self._ready.get(timeout=timeout_s)
+            self._waiting_s += time.monotonic() - began
+        return self._held is not None
+
     def next(self) -> np.ndarray:
         """The rank's share of the next step: uint32 (accumulation steps, micro-batch, L).
 
@@ -135,12 +152,13 @@ class Batches:
             DamagedShardError: A shard is not what its manifest says.
             RuntimeError: The run has no more steps, or this is closed.
         """
-        began = time.monotonic()
-        found = self._ready.get()
-        self.waited_s = time.monotonic() - began
+        self.await_next()
+        found = self._held
+        self.waited_s, self._waiting_s = self._waiting_s, 0.0
         if isinstance(found, BaseException):
-            self._ready.put(found)  # for whoever asks again
-            raise found
+            raise found  # and again for whoever asks again
+        assert found is not None, "there is no limit to the time"
+        self._held = None
         return found
 
     def close(self) -> None:
@@ -158,10 +176,31 @@ class Batches:
             for step in range(first_step, self._config.steps):
                 if self._closed.is_set():
                     raise RuntimeError("these batches are closed")
-                self._ready.put(self._make(step))
+                self._ready.put(self._make_patiently(step))
             self._ready.put(RuntimeError(f"the run has no step {self._config.steps}"))
         except BaseException as error:  # whatever it is, it belongs to the one who waits
             self._ready.put(error)
+
+    def _make_patiently(self, step: int) -> np.ndarray:
+        gives_up_s = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                made = self._make(step)
+            except LocalDiskError:
+                raise
+            except StoreError as error:
+                if time.monotonic() > gives_up_s or self._closed.is_set():
+                    raise
+                if not self.is_away:
+                    print(f"warning: rank {self._rank}: text is not fetched: {error}; training goes on with "
+                          f"what is here, then waits up to {_PATIENCE_S / 60:.0f} min", flush=True)
+                self.is_away = True
+                self._closed.wait(_RETRY_S)
+                continue
+            if self.is_away:
+                print(f"rank {self._rank}: text is fetched again", flush=True)
+            self.is_away = False
+            return made
 
     def _make(self, step: int) -> np.ndarray:
         config, layout = self._config, self._corpus.layout

@@ -122,6 +122,13 @@ class Manifest(BaseModel):
         return {name: shape for group in self.groups for name, shape in group.items()}
 
 
+class _AnyFormat(BaseModel):
+    """What manifests of all formats say; the first did not name itself."""
+
+    step: int
+    format: int = 1
+
+
 class Quarantine(BaseModel):
     """Why a checkpoint that was committed does not count: what an attempt found when it read it."""
 
@@ -152,6 +159,10 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
         folder: The run.
         say: Told the name of each incomplete one, and why it does not count.
         listed: What is below its checkpoints; None: the store is asked.
+
+    Raises:
+        CheckpointError: One is in a format of another version.
+        StoreError: They cannot be listed or read.
     """
     found = folder.store.objects(folder.key(Name.CHECKPOINTS)) if listed is None else listed
     sizes = {one.key: one.num_bytes for one in found}
@@ -169,6 +180,7 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
             say(f"checkpoint {folder_name} has no manifest: its save did not finish; ignored")
             continue
         except DamagedError as error:
+            _refuse_other_format(folder, path)
             say(f"checkpoint {folder_name} ignored: its manifest {error.problem}")
             continue
         torn = [name for name, num_bytes in manifest.sizes.items()
@@ -178,6 +190,21 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
         else:
             complete.append(manifest)
     return complete
+
+
+def _refuse_other_format(folder: RunFolder, path: str) -> None:
+    """Raise CheckpointError where a manifest is whole, and of another version: to go on without it would be
+    to begin anew, and to delete it."""
+    try:
+        found = folder.read(f"{path}/{Name.MANIFEST}", _AnyFormat)
+    except (NotFoundError, DamagedError):
+        return
+    if found.format != FORMAT:
+        raise CheckpointError(
+            f"the checkpoint of step {found.step} is in format {found.format}, and this version reads "
+            f"{FORMAT}",
+            place=f"{folder.url}/{path}",
+            fix="go on with the version of ldlm that wrote it, or start another run")
 
 
 def _why_quarantined(folder: RunFolder, path: str) -> str:

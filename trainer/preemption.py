@@ -22,10 +22,12 @@ class Verdict(IntEnum):
     """What to do before the next step, by rising weight."""
 
     CONTINUE = 0
-    LIMIT = 1  # budget or deadline of the run: save and finish for good
-    RECOVER = 2  # this machine goes away: save and ask for another
-    FAIL = 3  # checkpoints cannot be written any more
-    SUPERSEDED = 4  # another attempt owns the run
+    WAIT = 1  # the text of some rank is not there yet
+    AWAY = 2  # nor will it be soon: the store does not give it
+    LIMIT = 3  # budget or deadline of the run: save and finish for good
+    RECOVER = 4  # this machine goes away: save and ask for another
+    FAIL = 5  # checkpoints cannot be written any more
+    SUPERSEDED = 6  # another attempt owns the run
 
 
 @dataclass(frozen=True)

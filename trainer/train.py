@@ -44,6 +44,8 @@ from trainer.step import encoder_pulls, train_step
 from trainer.step_metrics import peak_memory, settings_at, time_density
 
 _NUM_RECONSTRUCTIONS = 3
+_MOMENT_S = 0.25  # that a rank waits for its own text before it says that it has none
+_LOOK_AGAIN_S = 1.0  # whether text that was missing is there (guess)
 
 
 def train(job: Job) -> RankEnd:
@@ -56,6 +58,11 @@ def train(job: Job) -> RankEnd:
         job.recorder.write_soon()
     while progress.step < config.steps:
         verdict = agree(own_verdict(job))
+        if verdict is Verdict.WAIT:
+            continue
+        if verdict is Verdict.AWAY:
+            stand_still(job)
+            continue
         if verdict is not Verdict.CONTINUE:
             break
         job.state.round(progress.step)
@@ -118,7 +125,20 @@ def own_verdict(job: Job) -> Verdict:
         job.stop_reason = over_limit(
             now, job.recorder.spent_usd(now), deadline=limits.deadline, max_cost_usd=limits.max_cost_usd,
             reserve_usd=limits.bench_reserve_usd) or ""
-    return Verdict.LIMIT if job.stop_reason else Verdict.CONTINUE
+    if job.stop_reason:
+        return Verdict.LIMIT
+    assert job.batches is not None, "the attempt has begun"
+    # No rank begins a step before all can: one that waits in it for text would keep the others from hearing
+    # that the run is to stop, and would look as if it hung.
+    if job.batches.await_next(_MOMENT_S):
+        return Verdict.CONTINUE
+    return Verdict.AWAY if job.batches.is_away else Verdict.WAIT
+
+
+def stand_still(job: Job) -> None:
+    """Wait a moment, all ranks alike: what was fetched ahead is used up. It is no hang."""
+    with job.clock.during("checkpoint_s"):
+        time.sleep(_LOOK_AGAIN_S)
 
 
 def log_step(job: Job, speed: TrainingSpeed) -> None:

@@ -1,8 +1,9 @@
 """Put on PYTHONPATH by a test: a rank that stands still, as HUNG_RANK says.
 
 `stopped:STEP` stops the last rank (SIGSTOP) before that step, `text:STEP` never gives it the text of that
-step, counted in this attempt. `samples:SECONDS` and `save:SECONDS` let rank 0 alone take so long over the
-samples of its first evaluation, or over its first save.
+step, counted in this attempt; `away:FILE` lets its store not give any while there is such a file.
+`samples:SECONDS` and `save:SECONDS` let rank 0 alone take so long over the samples of its first evaluation,
+or over its first save.
 """
 
 import os
@@ -17,6 +18,7 @@ if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
     import trainer.batches as batches
     import trainer.checkpoint as checkpoint
     import trainer.evaluate as evaluation
+    from trainer.contract import StoreError
 
     how, _, value = os.environ["HUNG_RANK"].partition(":")
     is_last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
@@ -38,6 +40,12 @@ if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
             time.sleep(10**6)
         return quick_make(self, step)
 
+    def make_or_not(self: batches.Batches, step: int) -> np.ndarray:
+        """As when a store cannot be reached."""
+        if os.path.exists(value):
+            raise StoreError("cannot be reached", place="text.bin")
+        return quick_make(self, step)
+
     def write_slowly(*args: object) -> object:
         """Let the others wait for samples."""
         taken.append(1)
@@ -54,6 +62,8 @@ if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
         batches.Batches.next = stop_and_take
     elif how == "text" and is_last:
         batches.Batches._make = wait_and_make
+    elif how == "away" and is_last:
+        batches.Batches._make, batches._RETRY_S = make_or_not, 0.1
     elif how == "samples" and os.environ["RANK"] == "0":
         evaluation.write_samples = write_slowly
     elif how == "save" and os.environ["RANK"] == "0":
