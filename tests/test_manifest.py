@@ -130,7 +130,8 @@ def test_a_store_that_fails_for_a_moment_is_no_reason_to_take_an_older_checkpoin
 
 
 @pytest.mark.parametrize(("manifest", "number"), [
-    ({"step": 12, "attempt": 1, "world_size": 2, "files": []}, 1), ({"step": 12, "format": 3, "new": True}, 3)])
+    ({"step": 12, "attempt": 1, "world_size": 2, "files": []}, 1),
+    ({"step": 12, "format": 3, "new": True}, 3)])
 def test_a_checkpoint_of_another_version_is_refused_and_neither_passed_over_nor_deleted(
         folder: RunFolder, store: RecordingStore, manifest: dict[str, object], number: int) -> None:
     """The first format, DeepSpeed's files, did not name itself."""
