@@ -63,9 +63,10 @@ def _possible(candidate: Candidate, machine: Machine) -> bool:
 
 def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
     """The candidate if it lies within `infra`, or moved there if `infra` is a region of its cloud."""
-    if candidate.infra == infra or candidate.infra.startswith(f"{infra}/"):
+    own, asked = candidate.infra.lower(), infra.lower()  # SkyPilot does not tell them apart
+    if own == asked or own.startswith(f"{asked}/"):
         return candidate
-    within = not candidate.is_local and infra.startswith(f"{candidate.infra}/")
+    within = not candidate.is_local and asked.startswith(f"{own}/")
     return candidate.model_copy(update={"infra": infra}) if within else None
 
 
