@@ -26,6 +26,7 @@ from launcher.controller import (
 )
 from launcher.controller_ssh import Connection
 from launcher.engine import has_credentials
+from launcher.engines import check_server
 from launcher.errors import EngineError, Refused, UsageError
 from launcher.git_state import git_sha
 from launcher.home import write_atomically
@@ -153,10 +154,8 @@ def _keys(clouds: Sequence[str]) -> dict[str, str]:
 
 
 def _check_through_tunnel(clouds: Sequence[str]) -> None:
-    from launcher.sky_server import check_sky_ready
-
     console.talk("asking its API server from here ...")
-    check_sky_ready(clouds)
+    check_server(clouds)
 
 
 def run_status(*, as_json: bool) -> None:

@@ -13,7 +13,7 @@ from launcher.recipe import checkout_folder
 from launcher.settings import api_server, controller_usd_per_hour, read_settings
 from launcher.sky_ready import PLUGIN, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
 from launcher.sky_server import keys_that_travel, look_at_server
-from launcher.sky_setup import sky_changes
+from launcher.sky_setup import lacking_here
 
 _INSTALL = "python3 -m trainer.environment launcher"
 
@@ -103,12 +103,9 @@ def _of_lack(what: str, lack: Lack | None, good: str) -> Finding:
 
 def _by_files() -> Finding:
     """What a server would read when it starts here."""
-    changes = sky_changes()
-    if not changes:
-        return Finding("keys, plugin", Verdict.OK, "SkyPilot's files here say what they should")
-    files = " and ".join(change.path.name for change in changes)
-    return Finding("keys, plugin", Verdict.PROBLEM, f"by its {files} here SkyPilot would copy keys onto "
-                   "rented machines, or rent the wrong ones", "ldlm init")
+    for error in lacking_here():
+        return Finding("keys, plugin", Verdict.PROBLEM, error.problem, error.fix or "")
+    return Finding("keys, plugin", Verdict.OK, "SkyPilot's files here say what they should")
 
 
 def _pinned() -> str:

@@ -139,7 +139,7 @@ def has_credentials(name: str) -> bool:
 
 
 def _missing_packages(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> Iterator[EngineError]:
-    lacks = [] if _has_skypilot() else ["SkyPilot"]
+    lacks = [] if has_skypilot() else ["SkyPilot"]
     if modules and not any(_has_module(module) for module in modules):
         lacks.append(f"the {cloud.title} SDK (Python module {' or '.join(modules)})")
     if lacks:
@@ -147,7 +147,7 @@ def _missing_packages(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> Ite
         yield EngineError(f"{' and '.join(lacks)} not installed", place=f"--infra {name}", fix=fix)
 
 
-def _has_skypilot() -> bool:
+def has_skypilot() -> bool:
     """True if `sky.Task` could be imported, without the seconds that importing it takes."""
     spec = importlib.util.find_spec("sky")
     # A checkout has a folder named sky/, which Python finds as an empty namespace: no origin.

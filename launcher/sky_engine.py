@@ -16,13 +16,13 @@ from typing import Any
 
 import yaml
 
-from launcher.controller import SCHEME
 from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets
 from launcher.reconcile import CHARGES, Charges
 from launcher.rentals import RENTALS, Rental, Rentals
+from launcher.server_health import start_words
 from launcher.settings import API_SERVER, api_server, tell_sky
 from launcher.sky_errors import gateway_s_reason, in_one_line, refusal
 from launcher.store_keys import Needs
@@ -342,16 +342,6 @@ def alive_jobs() -> list[str]:
         return sorted({row["job_name"] for row in _queue(sky) if row["status"] in _ALIVE | _STOPPING})
 
 
-def start_words() -> str:
-    """What to type where the API server does not answer."""
-    named = api_server() or ""
-    if named.startswith(SCHEME):
-        return "ask what is wrong: ldlm controller status"
-    if named:
-        return "see that it runs and can be reached from here; or settle another: ldlm init --api-server URL"
-    return "start it: .venv/bin/sky api start"
-
-
 def server_url() -> str:
     """Of the API server, without a password."""
     from sky.server import common
@@ -382,7 +372,7 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
         yield sky
     except exceptions.ApiServerConnectionError as error:
         raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
-                          fix=f"{start_words()}; or for once: {API_SERVER}=URL") from error
+                          fix=start_words()) from error
     except Exception as error:
         if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):
             raise  # ours

@@ -12,6 +12,7 @@ from launcher import commands, patience, run_text
 from launcher.commands import PlanOptions, propose
 from launcher.errors import ConfigError
 from launcher.local_setup import setup_warnings
+from launcher.refusals import check_usable
 from launcher.run_text import look_at_text
 from trainer.shards import Preparation, PreparedManifest, RowCounts, Shard, TokenizerIdentity, write_record
 from trainer.store import local_store_url, open_store
@@ -171,7 +172,7 @@ def test_a_resumed_run_looks_for_its_text_again(tmp_path, monkeypatch):
     options = PlanOptions(store=str(tmp_path / "store"))
     proposal = commands._propose(recipe, options, "r1", commands.datetime.now(commands.UTC))
     with pytest.raises(ConfigError, match="there is no prepared text"):
-        commands.check_usable(proposal, resuming=True)
+        check_usable(proposal, resuming=True)
 
 
 def test_what_set_up_does_here_is_told_before_it_surprises(tmp_path):
