@@ -47,12 +47,12 @@ def refusals(proposal: Proposal, *, resuming: bool = False, allow_dirty: bool = 
     else:
         yield from _of_places(proposal, preempt_at)
     yield from _of_lint(proposal.task)
-    if not (proposal.is_local or allow_dirty):
-        yield from _of(_check_clean)
-    yield from _of_store(proposal, resuming=resuming)
     if proposal.refusal:
         yield proposal.refusal
     yield from market_refusals(proposal, resuming=resuming)
+    if not (proposal.is_local or allow_dirty):
+        yield from _of(_check_clean)
+    yield from _of_store(proposal, resuming=resuming)
     if not proposal.is_local:
         yield from _of_server(proposal)
 

@@ -5,7 +5,9 @@ kept somewhere, so any machine with the same API server finds it. SkyPilot start
 when none is running and `SKYPILOT_API_SERVER_ENDPOINT` names none.
 """
 
+import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -363,6 +365,9 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
     import sky
     from sky import exceptions
 
+    for handler in logging.getLogger("sky").handlers:  # stdout is for our answers, which programs may read
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
     if is_new:  # SkyPilot remembers a server from its import on; a tunnel may have another port by now
         common.get_server_url.cache_clear()
         common.is_api_server_local.cache_clear()
