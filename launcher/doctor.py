@@ -1,5 +1,6 @@
 """`ldlm doctor`: whether everything is there before money is spent, and what to do where it is not."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -73,6 +74,8 @@ def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Fi
     if infra and not is_known(infra):
         raise no_engine(infra)
     check_keyless(store or "")
+    console.talk(f"looking, for {_TIMEOUT_S:g} s at most ...", "quiet")
+    began = time.monotonic()
     proposal = propose(recipe, PlanOptions(infra=infra, store=store)) if recipe else None
     if proposal:
         needed = frozenset(offer.cloud for offer in proposal.plan.offers.values())
@@ -80,8 +83,8 @@ def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Fi
         needed = frozenset([infra.partition("/")[0]] if infra else [])
     named = needed | frozenset(proposal.plan.clouds if proposal else ())
     scope = _Scope(needed, named, infra, proposal)
-    console.talk(f"looking, for {_TIMEOUT_S:g} s at most ...", "quiet")
-    return run_checks(_checks(scope, store), _TIMEOUT_S)
+    # A plan waits for a silent store, too.
+    return run_checks(_checks(scope, store), round(_TIMEOUT_S - (time.monotonic() - began)))
 
 
 def _checks(scope: _Scope, store: str | None) -> list[Check]:

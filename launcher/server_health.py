@@ -43,6 +43,11 @@ def server_health() -> Health:
         return _health(api_server(), here)
 
 
+def forget_health() -> None:
+    """What was found may not hold any more: a server is being started here."""
+    _health.cache_clear()
+
+
 @cache
 def _health(named: str | None, here: str) -> Health:
     place = without_password(named or here)
@@ -70,7 +75,7 @@ def start_words() -> str:
     """What to type where the API server does not answer."""
     named = api_server() or ""
     if named.startswith(SCHEME):
-        return "ask what is wrong: ldlm controller status"
+        return f"ask what is wrong: ldlm controller status; or ldlm controller up --ssh {named[len(SCHEME):]}"
     if named:
         return ("see that it runs and can be reached from here; or settle another: ldlm init --api-server "
                 f"URL; or for once: {API_SERVER}=URL")

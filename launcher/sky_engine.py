@@ -24,7 +24,7 @@ from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets
 from launcher.reconcile import CHARGES, Charges
 from launcher.rentals import RENTALS, Rental, Rentals
-from launcher.server_health import start_words
+from launcher.server_health import forget_health, start_words
 from launcher.settings import API_SERVER, api_server, tell_sky
 from launcher.sky_errors import gateway_s_reason, in_one_line, refusal
 from launcher.store_keys import Needs
@@ -374,6 +374,7 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
     try:
         if with_server and API_SERVER not in os.environ and not _is_up(common):
             say(f"starting SkyPilot's API server at {common.get_server_url()}")
+            forget_health()
         yield sky
     except exceptions.ApiServerConnectionError as error:
         raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),

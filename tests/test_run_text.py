@@ -8,7 +8,7 @@ import pytest
 from cli_lab import RECIPE, ldlm, refused
 from launch_examples import example_recipe
 
-from launcher import commands, patience, run_text
+from launcher import commands, history, patience, run_text
 from launcher.commands import PlanOptions, propose
 from launcher.errors import ConfigError
 from launcher.local_setup import setup_warnings
@@ -149,6 +149,14 @@ def test_a_store_that_does_not_answer_costs_a_plan_seconds_and_is_told(monkeypat
     found = look_at_text(recipe)
     silent.set()
     assert found.refusal is None and "was not checked: store: no answer within 0.1 s" in (found.warning or "")
+
+
+def test_a_store_that_does_not_answer_costs_a_plan_its_history_and_seconds(monkeypatch):
+    silent = threading.Event()
+    monkeypatch.setattr(history, "list_run_ids", lambda store: silent.wait(30) and ["never"])
+    monkeypatch.setattr(patience, "_PATIENCE_S", 0.1)
+    assert history.measured_speeds(open_store("s3://far/away")) == []
+    silent.set()
 
 
 def test_without_a_store_the_plan_says_that_the_text_was_not_looked_for():
