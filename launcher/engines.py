@@ -28,6 +28,13 @@ def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> 
     return SkyEngine(store, say)
 
 
+def start_server(say: Callable[[str], None]) -> None:
+    """Have SkyPilot's API server run, and say so where it is started. Raises EngineError."""
+    from launcher.sky_server import start_server as start
+
+    start(say)
+
+
 def server_lacks(clouds: Collection[str]) -> Iterator[EngineError]:
     """What SkyPilot's API server lacks before one could rent through it. Raises EngineError: it is away."""
     from launcher.sky_server import sky_lacks
