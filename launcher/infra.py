@@ -15,6 +15,11 @@ _SMALL = ("azure", "gcp")  # whose regions are never written in capitals
 _PART = re.compile(r"[\w,][\w .,'()-]*|\*")
 
 
+def is_within(infra: str, wider: str) -> bool:
+    """True for `gcp/us-central1` within `gcp`, and for the same; SkyPilot tells no capitals apart."""
+    return f"{infra.lower()}/".startswith(f"{wider.lower()}/")
+
+
 def read_infra(text: str, place: str | None = "--infra") -> str:
     """An infra as SkyPilot would read it: the cloud in small letters, `*` at the end left out.
 

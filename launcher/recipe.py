@@ -23,7 +23,7 @@ from pydantic import (
 
 from launcher.errors import RecipeError, UsageError
 from launcher.gpu_kinds import GPU_KINDS, known_name, nearest_name
-from launcher.infra import read_infra
+from launcher.infra import is_within, read_infra
 from launcher.recipe_files import file_problems, found_folder, text_from_here
 from launcher.recipe_source import Problem, Source, apply_override, read_source
 from launcher.recipe_words import explain, innermost
@@ -85,8 +85,8 @@ class Candidate(Section):
         None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
     price_usd_per_hour: Usd | None = Field(
         None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0; "
-                          "azure, gcp: what it costs, as you have looked it up; vast: rent on demand, up to "
-                          "this with the disk")
+                          "azure, gcp: what an hour of all nodes together costs, as you have looked it up; "
+                          "vast: rent on demand, up to this with the disk")
     on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
     disk_gib: PositiveInt = 100
@@ -184,7 +184,7 @@ class Recipe(Section):
     def candidate_index(self, infra: str, gpu: str | None) -> int | None:
         """Which candidate of `hardware.train` is at this place with these GPUs; None if none is."""
         return next((index for index, found in enumerate(self.hardware.train) if found.gpu == gpu
-                     and (found.infra == infra or infra.startswith(f"{found.infra}/"))), None)
+                     and is_within(infra, found.infra)), None)
 
 
 @dataclass(frozen=True)
