@@ -103,8 +103,10 @@ def show_plan(proposal: NodesProposal) -> None:
 
 def show_problems(proposal: NodesProposal) -> None:
     """Known traps in the task, as talk."""
-    for found in _problems(proposal):
-        console.talk(f"warning: {found}", "note")
+    if problems := _problems(proposal):
+        with console.aside():
+            console.answer("it would not be started now:")
+            console.answer_reasons(problems)
 
 
 def check_usable(proposal: NodesProposal) -> None:
