@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from launcher.errors import NoOfferError, RecipeError
 from launcher.fit import Fit, fit
+from launcher.infra import is_within
 from launcher.offers import Machine, Offer
 from launcher.recipe import Candidate, Recipe
 from launcher.vast_search import settings_of
@@ -63,10 +64,10 @@ def _possible(candidate: Candidate, machine: Machine) -> bool:
 
 def _narrowed(candidate: Candidate, infra: str) -> Candidate | None:
     """The candidate if it lies within `infra`, or moved there if `infra` is a region of its cloud."""
-    if candidate.infra == infra or candidate.infra.startswith(f"{infra}/"):
+    if is_within(candidate.infra, infra):
         return candidate
-    within = not candidate.is_local and infra.startswith(f"{candidate.infra}/")
-    return candidate.model_copy(update={"infra": infra}) if within else None
+    is_wider = not candidate.is_local and is_within(infra, candidate.infra)
+    return candidate.model_copy(update={"infra": infra}) if is_wider else None
 
 
 @dataclass(frozen=True)

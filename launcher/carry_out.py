@@ -11,9 +11,9 @@ INTERRUPTED = 130  # exit code, as shells count
 
 def approve(proposal: "Proposal", yes: bool) -> None:
     """Show a plan and ask whether to start it. Raises Refused."""
-    from launcher import screens
+    from launcher import plan_screen
 
-    screens.show_plan(proposal)
+    plan_screen.show_plan(proposal)
     ask("Start it?", yes)
 
 

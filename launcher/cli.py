@@ -91,17 +91,19 @@ def recipes(as_json: Json = False) -> None:
 def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
          deadline: Deadline = None, sets: Sets = None, as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
-    from launcher import console, screens
+    from launcher import console, plan_screen
     from launcher.ask_market import with_market
     from launcher.commands import propose
     from launcher.next_steps import after_plan
+    from launcher.refusals import refusals
 
     proposal = with_market(propose(recipe, _options(infra, store, None, max_cost, deadline, sets)))
+    reasons = list(refusals(proposal))
     if as_json:
-        console.answer_json(screens.plan_json(proposal))
+        console.answer_json(plan_screen.plan_json(proposal, reasons))
         return
-    screens.show_plan(proposal)
-    screens.show_next(*after_plan(proposal, sys.argv[2:]))
+    plan_screen.show_plan(proposal)
+    plan_screen.show_next(reasons, *after_plan(proposal.plan, sys.argv[2:], is_refused=bool(reasons)))
 
 
 @app.command()
@@ -110,21 +112,18 @@ def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_
            dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False,
            allow_dirty: AllowDirty = False) -> None:
     """Plan, ask, train, benchmark, bill."""
-    from launcher import commands, screens
+    from launcher import commands, plan_screen
     from launcher.ask_market import with_market
-    from launcher.engine import check_infra
+    from launcher.refusals import check_usable, refusals
 
     preemption = _preemption(preempt_at)
-    if infra and not dry_run:
-        check_infra(infra)
     proposal = with_market(
         commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets)))
     if dry_run:
-        screens.show_dry_run(proposal, commands.refusal_of(proposal))
+        reasons = list(refusals(proposal, allow_dirty=allow_dirty, preempt_at=preemption))
+        plan_screen.show_dry_run(proposal, reasons)
         return
-    commands.check_usable(proposal)
-    commands.check_clean(proposal, allow_dirty)
-    commands.check_new(proposal)
+    check_usable(proposal, allow_dirty=allow_dirty, preempt_at=preemption)
     approve(proposal, yes)
     carry_out(proposal, lambda: commands.submit(proposal, preemption), detach)
 
@@ -366,10 +365,10 @@ def _go_on(proposal: "Proposal", yes: bool, detach: bool, allow_dirty: bool,
     """Carry out what is left of a run, once it is approved."""
     from launcher import commands
     from launcher.ask_market import with_market
+    from launcher.refusals import check_usable
 
     proposal = with_market(proposal)
-    commands.check_usable(proposal, resuming=True)
-    commands.check_clean(proposal, allow_dirty)
+    check_usable(proposal, resuming=True, allow_dirty=allow_dirty, preempt_at=preemption)
     approve(proposal, yes)
     carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
 

@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from launcher.errors import UsageError
+from launcher.infra import read_infra
+from launcher.regions import known_region
 
 
 def not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
@@ -15,13 +17,19 @@ def not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
     return value
 
 
+def known_infra(param: typer.CallbackParam, value: str | None) -> str | None:
+    """An infra as SkyPilot would read it, in a region that there is."""
+    typed = not_empty(param, value)
+    return known_region(read_infra(typed)) if typed else None
+
+
 RecipeName = Annotated[str, typer.Argument(
     help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
 Infra = Annotated[str | None, typer.Option(
-    "--infra", callback=not_empty, help="local, vast, azure, gcp, gcp/us-central1, …")]
+    "--infra", callback=known_infra, help="local, vast, azure, gcp, gcp/us-central1, …")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
 Deadline = Annotated[str | None, typer.Option(
     "--deadline", help="Hours from now after which it stops itself.")]

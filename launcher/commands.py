@@ -1,6 +1,5 @@
 """What each command does, without saying how it looks: plan, launch, resume, find a run."""
 
-import os
 import secrets
 import shlex
 from collections.abc import Callable, Sequence
@@ -13,14 +12,10 @@ from launcher.ask_market import with_market
 from launcher.canary import own_preemption
 from launcher.candidates import choose
 from launcher.engine import ALIVE, EnginePhase
-from launcher.engine_folder import engine_home
 from launcher.engines import check_server, engine_at, sky_engine, state_of
 from launcher.errors import (
     EngineError,
-    LdlmError,
-    NoOfferError,
     RecipeError,
-    Refused,
     RunRecordError,
     UsageError,
 )
@@ -28,23 +23,18 @@ from launcher.estimate import Done
 from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.kept import check_has_checkpoint
-from launcher.lint import lint
 from launcher.lint_rules import looks_secret
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
-from launcher.market import refusal as market_refusal
-from launcher.market import wishes
-from launcher.next_steps import check_is_here, check_places, check_wandb_key
-from launcher.node_secrets import node_secrets
 from launcher.offers import make_offers, probe_machine
 from launcher.plan import make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
+from launcher.refusals import market_refusals
 from launcher.run_record import (
     RunRecord,
     RunView,
-    check_free,
     create_record,
     ending_words,
     is_alive_elsewhere,
@@ -160,7 +150,7 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
         RunRecordError: There is a run of this id.
         EngineError: The engine cannot take it.
     """
-    _check_ready(proposal, preempt_at, resuming=False)
+    _check_ready(proposal, resuming=False)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC), git_sha())
     _hand_over(proposal, preempt_at or own_preemption(proposal.recipe))
@@ -183,65 +173,16 @@ def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None,
                           fix=f"{error.fix}; {_recorded_only(proposal)}") from error
 
 
-def _check_ready(proposal: Proposal, preempt_at: PreemptAt | None, *, resuming: bool) -> None:
-    """Refuse what the engine could not do, before the store says that there is a run."""
-    if not proposal.is_local and preempt_at:
-        raise UsageError(f"machines at {proposal.infra} are not taken back on request", place="--preempt-at",
-                         fix="leave it out; --infra local plays the cloud that takes a machine")
+def _check_ready(proposal: Proposal, *, resuming: bool) -> None:
+    """Refuse what the engine could not do, before the store says that there is a run. Starts a server."""
     if proposal.is_local:
-        _check_home()
-    else:
-        url = proposal.recipe.store or ""
-        node_secrets(url, os.environ)
-        engine = sky_engine(open_store(url), console.talk)
-        engine.check(proposal.task.text)
-        engine.ask(proposal.plan.run_id)
-        check_server(proposal.plan.clouds)
-        if not proposal.markets:  # the server may not have run before
-            _check_market(with_market(proposal), resuming)
-
-
-def _check_home() -> None:
-    """Refuse a home that the engine could not write, before the store says that there is a run."""
-    home = engine_home().absolute()
-    nearest = next(folder for folder in (home, *home.parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        raise EngineError(f"cannot write the engine's folder: {nearest} is no folder that you may write",
-                          place=str(home), fix="make it writable, or set LDLM_HOME to another folder")
-
-
-def check_new(proposal: Proposal) -> None:
-    """Refuse the id of a run that exists, before anybody is asked. Raises RunRecordError."""
-    url = proposal.recipe.store or ""
-    if may_exist(url):
-        check_free(RunFolder(open_store(url), proposal.plan.run_id))
-
-
-def check_usable(proposal: Proposal, *, resuming: bool = False) -> None:
-    """Refuse what could not be carried out, before anything is written.
-
-    Raises:
-        EngineError: Something is missing before this cloud could be used.
-        NoOfferError: The task holds a known trap, is for hardware that is not here, or that Vast has not.
-        RecipeError: W&B is asked for, and there is no key for it.
-        ConfigError: Its text is not there.
-    """
-    check_is_here(proposal, resuming=resuming)
-    check_wandb_key(proposal)
-    if not proposal.is_local:
-        check_places(proposal.plan)
-    for found in lint(proposal.task):
-        raise NoOfferError(found.problem, place=found.place, fix=found.fix)
-    if proposal.refusal:
-        raise proposal.refusal
-    _check_market(proposal, resuming)
-
-
-def _check_market(proposal: Proposal, resuming: bool) -> None:
-    """Refuse what nothing fits that Vast has now, as far as it was asked. Raises NoOfferError."""
-    wanted = wishes(proposal.task.documents()) if proposal.markets else {}
-    for document, market in proposal.markets.items():
-        if none := market_refusal(proposal.recipe, document, wanted[document], market, resuming=resuming):
+        return
+    engine = sky_engine(open_store(proposal.recipe.store or ""), console.talk)
+    engine.check(proposal.task.text)
+    engine.ask(proposal.plan.run_id)
+    check_server(proposal.plan.clouds)
+    if not proposal.markets:  # the server may not have run before
+        for none in market_refusals(with_market(proposal), resuming=resuming):
             raise none
 
 
@@ -250,29 +191,6 @@ def check_keyless(url: str) -> None:
     if looks_secret(url):
         raise UsageError("holds what looks like a key, which plan, task and record would show",
                          place="--store", fix="keep keys in the environment or in the cloud's own login")
-
-
-def check_clean(proposal: Proposal, allow_dirty: bool) -> None:
-    """Refuse to rent for code that no commit holds: nobody could say later what has run, and a file that was
-    forgotten there, a key maybe, would go to a stranger's machine. Raises Refused."""
-    if proposal.is_local or allow_dirty:
-        return
-    sha, place = git_sha(), str(checkout_folder())
-    if sha is None:
-        raise Refused("this is no git repository, or git does not answer: nobody could say what nodes run",
-                      place=place, fix="work in a clone, or add --allow-dirty")
-    if sha.endswith("-dirty"):
-        raise Refused("the checkout has changes or files that are in no commit, and all goes to the nodes",
-                      place=place, fix="commit them, name them in .gitignore, or add --allow-dirty")
-
-
-def refusal_of(proposal: Proposal) -> LdlmError | None:
-    """What a launch of this proposal would be refused for now; None if it would not be."""
-    try:
-        check_usable(proposal)
-    except LdlmError as error:
-        return error
-    return None
 
 
 def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
@@ -315,7 +233,7 @@ def propose_bench(store: Store, run_id: str, options: PlanOptions) -> Proposal:
 
 def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
     """Continue a run under the limits of the proposal."""
-    _check_ready(proposal, preempt_at, resuming=True)
+    _check_ready(proposal, resuming=True)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
 
     def record() -> None:

@@ -8,6 +8,7 @@ import json
 import re
 import select
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -156,6 +157,22 @@ def answer_notes(notes: Sequence[str]) -> None:
         table = Table.grid(padding=(0, 1, 0, 0))
         table.add_row(Text("!", style="note"), Text(note, style="note"))
         _print_without_trailing_spaces(table)
+
+
+def answer_reasons(reasons: Sequence[LdlmError]) -> None:
+    """Print reasons, each with what to do against it, folded at words; a word that is typed stays whole."""
+    for reason in reasons:
+        place = f"{reason.place}: " if reason.place else ""
+        _answer_folded("  - ", place + reason.problem, "note")
+        if reason.fix:
+            _answer_folded("    fix: ", reason.fix, is_typed=True)
+
+
+def _answer_folded(sign: str, text: str, style: str | None = None, *, is_typed: bool = False) -> None:
+    lines = textwrap.wrap(text, _out.width, initial_indent=sign, subsequent_indent=" " * len(sign),
+                          break_long_words=not is_typed, break_on_hyphens=False)
+    for line in lines:
+        answer(line, style)
 
 
 def _print_without_trailing_spaces(table: Table) -> None:

@@ -30,7 +30,7 @@ def up(ssh: Annotated[str, typer.Option("--ssh", callback=not_empty, help="[USER
 @app.command()
 def status(as_json: Json = False) -> None:
     """Show where it is, whether it lives, what it costs."""
-    from launcher.controller_commands import run_status
+    from launcher.controller_status import run_status
 
     run_status(as_json=as_json)
 

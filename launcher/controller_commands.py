@@ -1,40 +1,43 @@
-"""`ldlm controller up`, `status`, `down`: looks, shows, asks, does."""
+"""`ldlm controller up` and `down`: looks, shows, asks, does."""
 
 import base64
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 from launcher import console
 from launcher.carry_out import ask, end_interrupted
 from launcher.controller import (
     FOLDER,
-    SCHEME,
-    SERVICES,
     Address,
     Host,
     check_host,
     dollars_an_hour,
     parse_address,
-    read_host,
     what_up_does,
 )
 from launcher.controller_ssh import Connection
+from launcher.controller_status import HOW, is_controller, look
 from launcher.engine import has_credentials
+from launcher.engines import check_server
 from launcher.errors import EngineError, Refused, UsageError
 from launcher.git_state import git_sha
 from launcher.home import write_atomically
 from launcher.recipe import checkout_folder
-from launcher.settings import Settings, read_settings, settings_path, settings_text
+from launcher.server_health import without_password
+from launcher.settings import (
+    API_SERVER,
+    Settings,
+    api_server,
+    read_settings,
+    server_of_environment,
+    settings_path,
+    settings_text,
+)
 from launcher.sky_ready import RENTED
-
-NO_CONTROLLER = "this machine: while it sleeps or is off, no run is recovered"
-HOW = "ldlm controller up --ssh HOST --usd-per-hour PRICE"
 
 
 def run_up(ssh: str, usd_per_hour: str | None, clouds: Sequence[str], *, yes: bool, force: bool) -> None:
@@ -46,9 +49,11 @@ def run_up(ssh: str, usd_per_hour: str | None, clouds: Sequence[str], *, yes: bo
         Refused: Nobody agrees.
     """
     address, settings = parse_address(ssh), read_settings()
+    _refuse_another_in_environment(address.url)
     if settings.api_server not in (None, address.url):
+        end = "end it: ldlm controller down; or " if is_controller(settings) else ""
         raise Refused(f"SkyPilot's API server is {settings.api_server}, and may have runs", place="--ssh",
-                      fix="end it: ldlm controller down; or leave it as it is: ldlm init --api-server none")
+                      fix=f"{end}leave it as it is: ldlm init --api-server none; then repeat this")
     if settings.api_server is None and not force and (alive := _alive_here()):
         raise Refused(f"SkyPilot's API server on this machine has runs: {', '.join(alive)}", place="--ssh",
                       fix="wait for them, or stop them: with a controller, nobody asks that server any more")
@@ -88,12 +93,6 @@ def _alive_here() -> list[str]:
         return alive_jobs()
     except EngineError:  # no server runs here, so no run is in its hands
         return []
-
-
-def look(connection: Connection) -> Host:
-    """What a machine is like. Raises EngineError."""
-    probe = Path(__file__).with_name("controller_probe.sh").read_text(encoding="utf-8")
-    return read_host(connection.run(probe), connection.address)
 
 
 def _set_up(connection: Connection, host: Host, commit: str, clouds: Sequence[str],
@@ -153,62 +152,16 @@ def _keys(clouds: Sequence[str]) -> dict[str, str]:
 
 
 def _check_through_tunnel(clouds: Sequence[str]) -> None:
-    from launcher.sky_server import check_sky_ready
-
     console.talk("asking its API server from here ...")
-    check_sky_ready(clouds)
+    check_server(clouds)
 
 
-def run_status(*, as_json: bool) -> None:
-    """Say where the controller is, whether it lives and what it costs. Raises EngineError."""
-    settings = read_settings()
-    if not (settings.api_server or "").startswith(SCHEME):
-        where = settings.api_server or NO_CONTROLLER
-        if as_json:
-            console.answer_json({"where": settings.api_server, "is_alive": None})
-            return
-        console.answer(f"SkyPilot's API server is {where}")
-        console.answer(f"one that is always on, of yours: {HOW}")
-        return
-    said = ask_status(settings)
-    if as_json:
-        console.answer_json(said)
-        return
-    console.answer_facts([(name, text) for name, text in _status_facts(said) if text])
-
-
-def ask_status(settings: Settings) -> dict[str, Any]:
-    """Stable form of `controller status --json`. Raises EngineError where it cannot be reached."""
-    address = parse_address(settings.api_server or "", str(settings_path()))
-    connection = Connection(address)
-    found = look(connection).controller
-    if found is None or found.commit is None:
-        raise EngineError("no controller is set up there", place=address.url,
-                          fix=f"ldlm controller up --ssh {address.typed}")
-    said = connection.ask(f"cd {FOLDER} && exec .venv/bin/python -m launcher.controller_host status")
-    price = Decimal(settings.controller_usd_per_hour or 0)
-    return {"where": address.url, "is_alive": said["is_alive"], "version": said["version"],
-            "commit": found.commit, "since": found.since.isoformat(), "service": found.service,
-            "clouds": list(found.clouds), "usd_per_hour": str(price), "usd_per_day": str(price * 24),
-            "usd_so_far": f"{found.usd_so_far(price, datetime.now(UTC)):.6f}",
-            "url": f"http://127.0.0.1:{connection.tunnel()}" if said["is_alive"] else None}
-
-
-def _status_facts(said: Mapping[str, Any]) -> list[tuple[str, str]]:
-    here = (git_sha() or "").removesuffix("-dirty")
-    update = f"ldlm controller up --ssh {said['where'].removeprefix(SCHEME)}"
-    alive = f"yes, SkyPilot {said['version']}"
-    if not said["is_alive"]:
-        alive = f"NO, its API server does not answer: {update}"
-    code = f"commit {said['commit'][:7]}"
-    if said["commit"] != here:
-        code += f", and here is {here[:7]}: {update}"
-    day, so_far = (console.dollars(Decimal(said[name]), 2) for name in ("usd_per_day", "usd_so_far"))
-    return [("controller", said["where"]), ("alive", alive), ("server", SERVICES[said["service"]]),
-            ("code", code), ("keys of", ", ".join(said["clouds"])),
-            ("since", f"{datetime.fromisoformat(said['since']):%Y-%m-%d %H:%M} UTC"),
-            ("price", f"${said['usd_per_hour']}/h, {day} a day, {so_far} so far, with or without runs"),
-            ("tunnel", f"SKYPILOT_API_SERVER_ENDPOINT={said['url']}, for sky itself" if said["url"] else "")]
+def _refuse_another_in_environment(url: str) -> None:
+    """Refuse to do with one server what would be asked of another. Raises Refused."""
+    named = server_of_environment()
+    if named not in (None, url):
+        raise Refused(f"{API_SERVER} names {without_password(named)}, and wins over the settings",
+                      place="environment", fix=f"unset {API_SERVER}, then repeat this")
 
 
 def run_down(*, yes: bool, force: bool) -> None:
@@ -219,11 +172,16 @@ def run_down(*, yes: bool, force: bool) -> None:
         Refused: Nobody agrees, or there is no controller.
     """
     settings = read_settings()
-    if not (settings.api_server or "").startswith(SCHEME):
-        where = settings.api_server or "on this machine"
-        raise Refused(f"there is no controller: SkyPilot's API server is {where}",
-                      fix=f"set one up: {HOW}")
+    if not is_controller(settings):
+        named = api_server()
+        where, fix = "on this machine", f"set one up: {HOW}"
+        if named:
+            where = f"{without_password(named)}, which ldlm has not set up"
+            how = f"unset {API_SERVER}" if server_of_environment() else "ldlm init --api-server none"
+            fix = f"end it where it runs; to ask it no more: {how}"
+        raise Refused(f"there is no controller: SkyPilot's API server is {where}", fix=fix)
     address = parse_address(settings.api_server or "", str(settings_path()))
+    _refuse_another_in_environment(address.url)
     connection = Connection(address)
     try:
         controller = look(connection).controller

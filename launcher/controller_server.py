@@ -8,11 +8,12 @@ import os
 import signal
 import subprocess
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from launcher.api_health import ask_health
 
 HOME = Path.home()
 CHECKOUT = HOME / "ldlm"
@@ -46,10 +47,8 @@ class Server:
 
     def answer(self) -> dict[str, Any]:
         """What it says of its health; nothing where it does not answer."""
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with suppress(OSError, ValueError), opener.open(f"http://127.0.0.1:{self.port}/api/health",
-                                                        timeout=5) as answer:
-            return dict(json.load(answer))
+        with suppress(OSError, ValueError):
+            return ask_health(f"http://127.0.0.1:{self.port}", timeout_s=5)
         return {}
 
     def start(self) -> None:

@@ -1,5 +1,6 @@
 """`ldlm doctor`: whether everything is there before money is spent, and what to do where it is not."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from launcher.doctor_clouds import (
 )
 from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb
 from launcher.doctor_sky import look_at_controller, look_at_sky, look_at_version
-from launcher.engine import has_credentials, is_known
+from launcher.engine import has_credentials, is_known, no_engine
 from launcher.errors import EngineError
 from launcher.findings import Check, Finding, Verdict, run_checks
 from launcher.offers import Offer
@@ -71,18 +72,19 @@ def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Fi
         RecipeError, ConfigError, NoOfferError: The recipe cannot be planned.
     """
     if infra and not is_known(infra):
-        raise EngineError(f"there is no engine for {infra!r}", place="--infra",
-                          fix=f"use one of local, {', '.join(RENTED)}, slurm/NAME")
+        raise no_engine(infra)
     check_keyless(store or "")
+    console.talk(f"looking, for {_TIMEOUT_S:g} s at most ...", "quiet")
+    began = time.monotonic()
     proposal = propose(recipe, PlanOptions(infra=infra, store=store)) if recipe else None
     if proposal:
         needed = frozenset(offer.cloud for offer in proposal.plan.offers.values())
     else:
-        needed = frozenset([infra.partition("/")[0].lower()] if infra else [])
+        needed = frozenset([infra.partition("/")[0]] if infra else [])
     named = needed | frozenset(proposal.plan.clouds if proposal else ())
     scope = _Scope(needed, named, infra, proposal)
-    console.talk(f"looking, for {_TIMEOUT_S:g} s at most ...", "quiet")
-    return run_checks(_checks(scope, store), _TIMEOUT_S)
+    # A plan waits for a silent store, too.
+    return run_checks(_checks(scope, store), round(_TIMEOUT_S - (time.monotonic() - began)))
 
 
 def _checks(scope: _Scope, store: str | None) -> list[Check]:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.console import dollars
-from launcher.engine import check_access, has_credentials
-from launcher.errors import EngineError
+from launcher.engine import has_credentials, missing_access
 from launcher.findings import Finding, Verdict
 from launcher.offers import Offer
 from launcher.plan import Plan
@@ -40,11 +39,11 @@ def look_at_access(name: str, *, needed: bool) -> Iterator[Finding]:
         needed: Where nobody asked for this cloud, having nothing of it is no problem.
     """
     what = _TITLES[name]
-    try:
-        check_access(name)
-    except EngineError as error:
+    lacks = list(missing_access(name))
+    for error in lacks:
         verdict = Verdict.PROBLEM if needed or has_credentials(name) else Verdict.NOT_CHECKED
         yield Finding(what, verdict, error.problem, error.fix or "")
+    if lacks:
         return
     if api_server():
         yield Finding(what, Verdict.NOT_CHECKED, "package and credentials are on the API server's machine",

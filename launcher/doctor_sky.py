@@ -5,15 +5,15 @@ from collections.abc import Iterator
 from importlib import metadata
 
 from launcher.controller import SCHEME
-from launcher.controller_commands import HOW, NO_CONTROLLER, ask_status
-from launcher.errors import EngineError
+from launcher.controller_status import HOW, NO_CONTROLLER, ask_status
 from launcher.findings import Finding, Verdict
 from launcher.lint_rules import looks_secret
 from launcher.recipe import checkout_folder
+from launcher.server_health import server_health
 from launcher.settings import api_server, controller_usd_per_hour, read_settings
 from launcher.sky_ready import PLUGIN, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
 from launcher.sky_server import keys_that_travel, look_at_server
-from launcher.sky_setup import sky_changes
+from launcher.sky_setup import lacking_here
 
 _INSTALL = "python3 -m trainer.environment launcher"
 
@@ -41,16 +41,19 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
     Raises:
         EngineError: A server elsewhere does not answer, or a file of SkyPilot here is damaged.
     """
-    try:
-        server = look_at_server()
-    except EngineError as error:
-        if api_server():
-            raise
+    silence = server_health().error
+    if silence and (api_server() or "").startswith(SCHEME):
+        yield Finding("API server", Verdict.NOT_CHECKED, "it is asked through the controller, which see")
+        return
+    if silence and api_server():
+        raise silence
+    if silence:
         yield Finding("API server", Verdict.NOT_CHECKED,
-                      f"{error.place} does not run; a launch starts it, on this machine",
+                      f"{silence.place} does not run; a launch starts it, on this machine",
                       ".venv/bin/sky api start")
         yield _by_files()
         return
+    server = look_at_server()
     yield _of_server(server)
     yield _of_lack("keys", lacks_guard(server), "NO_UPLOAD: keys of clouds stay off rented machines")
     if server.is_here and (travel := keys_that_travel(server)):
@@ -66,7 +69,7 @@ def look_at_controller() -> Iterator[Finding]:
     """Who recovers runs, whether that goes on while this machine sleeps, and at which price.
 
     Raises:
-        EngineError: It cannot be reached.
+        EngineError: A controller cannot be reached, or its API server does not answer.
     """
     said, settings = api_server(), read_settings()
     price = controller_usd_per_hour()
@@ -78,11 +81,11 @@ def look_at_controller() -> Iterator[Finding]:
         shown = "the one of your environment, whose address holds a key" if looks_secret(said) else said
         fix = "" if price is not None else f"ldlm init --api-server {named} --controller-usd-per-hour PRICE"
         yield Finding("controller", Verdict.OK, f"{shown}, of your own; {paid}", fix)
-    elif (found := ask_status(settings))["is_alive"]:
-        yield Finding("controller", Verdict.OK, f"{said} is alive, since {found['since'][:10]}; {paid}")
+    elif silence := server_health().error:
+        raise silence
     else:
-        yield Finding("controller", Verdict.PROBLEM, f"{said}: its API server does not answer",
-                      f"ldlm controller up --ssh {said.removeprefix(SCHEME)}")
+        since = ask_status(settings)["since"]
+        yield Finding("controller", Verdict.OK, f"{said} is alive, since {since[:10]}; {paid}")
 
 
 def _of_server(server: SkyServer) -> Finding:
@@ -103,12 +106,9 @@ def _of_lack(what: str, lack: Lack | None, good: str) -> Finding:
 
 def _by_files() -> Finding:
     """What a server would read when it starts here."""
-    changes = sky_changes()
-    if not changes:
-        return Finding("keys, plugin", Verdict.OK, "SkyPilot's files here say what they should")
-    files = " and ".join(change.path.name for change in changes)
-    return Finding("keys, plugin", Verdict.PROBLEM, f"by its {files} here SkyPilot would copy keys onto "
-                   "rented machines, or rent the wrong ones", "ldlm init")
+    for error in lacking_here():
+        return Finding("keys, plugin", Verdict.PROBLEM, error.problem, error.fix or "")
+    return Finding("keys, plugin", Verdict.OK, "SkyPilot's files here say what they should")
 
 
 def _pinned() -> str:

@@ -92,41 +92,43 @@ _CLOUDS = {
 
 
 def check_infra(infra: str) -> None:
-    """Pass for `local`; for anything else say exactly what is missing to rent there.
+    """Pass for `local`; for anything else refuse what `missing` names first. Raises EngineError."""
+    for error in missing(infra):
+        raise error
 
-    Args:
-        infra: SkyPilot's own language: `vast`, `azure`, `gcp/us-central1`, or `local`.
 
-    Raises:
-        EngineError: The run cannot be started there, with every missing piece and how to get it.
-    """
-    name = infra.partition("/")[0].lower()
-    if name == "local":
-        return
-    if name not in _CLOUDS:
-        raise EngineError(f"there is no engine for {infra!r}", place="--infra",
-                          fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))}")
-    check_access(name)
+def missing(infra: str) -> Iterator[EngineError]:
+    """Everything that is missing before one could rent: package, credentials, and how to get them."""
+    name = infra.partition("/")[0]
+    if name in _CLOUDS:
+        yield from missing_access(name)
+    elif name != "local":
+        yield no_engine(infra)
+
+
+def no_engine(infra: str) -> EngineError:
+    """Why nothing can be rented at a place that SkyPilot may know, and ldlm does not."""
+    return EngineError(f"there is no engine for {infra!r}", place="--infra",
+                       fix=f"use --infra local, or one of {', '.join(sorted(_CLOUDS))}")
 
 
 def is_known(infra: str) -> bool:
     """True for what could carry a run out: `local`, a cloud, a cluster of one's own."""
-    return infra.partition("/")[0].lower() in ("local", *_CLOUDS)
+    return infra.partition("/")[0] in ("local", *_CLOUDS)
 
 
-def check_access(name: str) -> None:
-    """Look for SkyPilot here, and for a cloud's SDK and credentials unless the API server is elsewhere.
+def missing_access(name: str) -> Iterator[EngineError]:
+    """Of SkyPilot here, and of a cloud's SDK and credentials unless the API server is elsewhere.
 
     Args:
         name: `vast`, `azure`, `gcp` or `slurm`.
-
-    Raises:
-        EngineError: What is missing, and how to get it.
     """
     cloud, is_remote = _CLOUDS[name], bool(api_server())
-    _check_installed(name, cloud, () if is_remote else cloud.modules)
-    if not is_remote:
-        _check_credentials(name, cloud)
+    yield from _missing_packages(name, cloud, () if is_remote else cloud.modules)
+    if not is_remote and not has_credentials(name):
+        places = " or ".join([*cloud.files, *([f"${cloud.variable}"] if cloud.variable else [])])
+        yield EngineError(f"no {cloud.title} credentials: nothing at {places}", place=f"--infra {name}",
+                          fix=cloud.login)
 
 
 def has_credentials(name: str) -> bool:
@@ -136,23 +138,16 @@ def has_credentials(name: str) -> bool:
         Path(file).expanduser().is_file() for file in cloud.files)
 
 
-def _check_installed(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> None:
-    missing = [] if _has_skypilot() else ["SkyPilot"]
+def _missing_packages(name: str, cloud: _Cloud, modules: tuple[str, ...]) -> Iterator[EngineError]:
+    lacks = [] if has_skypilot() else ["SkyPilot"]
     if modules and not any(_has_module(module) for module in modules):
-        missing.append(f"the {cloud.title} SDK (Python module {' or '.join(modules)})")
-    if missing:
+        lacks.append(f"the {cloud.title} SDK (Python module {' or '.join(modules)})")
+    if lacks:
         fix = "make .venv" if name == "vast" else f".venv/bin/pip install -e '.[{name}]'"
-        raise EngineError(f"{' and '.join(missing)} not installed", place=f"--infra {name}", fix=fix)
+        yield EngineError(f"{' and '.join(lacks)} not installed", place=f"--infra {name}", fix=fix)
 
 
-def _check_credentials(name: str, cloud: _Cloud) -> None:
-    if has_credentials(name):
-        return
-    places = " or ".join([*cloud.files, *([f"${cloud.variable}"] if cloud.variable else [])])
-    raise EngineError(f"no {cloud.title} credentials: nothing at {places}", place="--infra", fix=cloud.login)
-
-
-def _has_skypilot() -> bool:
+def has_skypilot() -> bool:
     """True if `sky.Task` could be imported, without the seconds that importing it takes."""
     spec = importlib.util.find_spec("sky")
     # A checkout has a folder named sky/, which Python finds as an empty namespace: no origin.

@@ -1,6 +1,6 @@
 """Which engine carries a run out, and one look at a run through it."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -28,11 +28,24 @@ def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> 
     return SkyEngine(store, say)
 
 
+def start_server(say: Callable[[str], None]) -> None:
+    """Have SkyPilot's API server run, and say so where it is started. Raises EngineError."""
+    from launcher.sky_server import start_server as start
+
+    start(say)
+
+
+def server_lacks(clouds: Collection[str]) -> Iterator[EngineError]:
+    """What SkyPilot's API server lacks before one could rent through it. Raises EngineError: it is away."""
+    from launcher.sky_server import sky_lacks
+
+    yield from sky_lacks(clouds)
+
+
 def check_server(clouds: Collection[str]) -> None:
     """Refuse to rent through an API server of SkyPilot that is not ready for it. Raises EngineError."""
-    from launcher.sky_server import check_sky_ready
-
-    check_sky_ready(clouds)
+    for error in server_lacks(clouds):
+        raise error
 
 
 def engine_at(infra: str, store: Store, say: Callable[[str], None] = lambda line: None) -> Engine:

@@ -4,6 +4,7 @@ import json
 
 from launcher.errors import LdlmError, RunRecordError, StoreError
 from launcher.estimate import Done
+from launcher.patience import soon
 from launcher.plan import Plan
 from launcher.recipe import Limits, Recipe, read_recorded
 from launcher.run_record import RunRecord, RunView, list_run_ids
@@ -22,7 +23,7 @@ def measured_speeds(store: Store) -> list[MeasuredSpeed]:
     """
     speeds = []
     try:
-        run_ids = list_run_ids(store)[-_MAX_HISTORY:]
+        run_ids = soon(lambda: list_run_ids(store))[-_MAX_HISTORY:]
     except StoreError:
         return []
     for run_id in run_ids:

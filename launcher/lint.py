@@ -85,6 +85,7 @@ RULES = tuple(Rule.of(check) for check in (
     any_cloud.secret_with_value,
     any_cloud.number_in_envs,
     any_cloud.unknown_price,
+    any_cloud.store_not_set,
     any_cloud.file_store_on_rented,
     candidates.any_of_with_vast,
     candidates.other_number_of_gpus,

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from launcher.lint_part import Found, TaskPart
 from launcher.lint_vast import VAST
-from launcher.render import leftover_nulls
+from launcher.render import NO_STORE, leftover_nulls
 from launcher.vast_search import IMAGE, cuda_of
 from trainer.contract import Document, Env, ExitCode
 
@@ -223,6 +223,13 @@ def unknown_price(part: TaskPart) -> Iterator[Found]:
                    "the price is not known, so the run cannot stop itself at its cap",
                    "say it (0 where nobody pays): --set hardware.train.N.price_usd_per_hour=USD, of a bid "
                    "bid_usd_per_hour; N counts the recipe's candidates from 0; hardware.bench.N likewise")
+
+
+def store_not_set(part: TaskPart) -> Iterator[Found]:
+    """Without a store there is no place for checkpoints, and a run would end where its machine does."""
+    if part.env(Env.STORE) == NO_STORE:
+        yield (f"envs.{Env.STORE}", "no store is set, so checkpoints have no place",
+               "ldlm init --store s3://BUCKET/PREFIX (or gs://, az://), or add --store URL")
 
 
 def file_store_on_rented(part: TaskPart) -> Iterator[Found]:

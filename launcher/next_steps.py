@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from launcher.advice import typed
-from launcher.engine import check_infra
-from launcher.errors import EngineError, LdlmError, NoOfferError, RecipeError
+from launcher.errors import LdlmError, NoOfferError, RecipeError
 from launcher.offers import Machine, local_offer, probe_machine
 from launcher.plan import Plan, make_plan
 from launcher.proposal import Proposal
@@ -16,38 +15,20 @@ from trainer.contract import Document, Env
 from trainer.encoder_shape import encoder_shape
 
 
-def after_plan(proposal: Proposal, words: Sequence[str]) -> tuple[str, str]:
+def after_plan(plan: Plan, words: Sequence[str], *, is_refused: bool) -> tuple[str, str]:
     """The end of a plan's screen: what has not happened, and the command that comes next.
 
     Args:
         words: Those of the command line behind `ldlm plan`.
+        is_refused: A launch would be, for reasons that stand before this.
     """
-    plan = proposal.plan
-    train = plan.offers[Document.TRAIN]
-    command = ["ldlm", "launch", *words, *([] if proposal.recipe.store else ["--store", "URL"])]
+    train, command = plan.offers[Document.TRAIN], ["ldlm", "launch", *words]
+    began = "" if is_refused else "nothing was started; "
     if train.lacks:
-        return f"nothing was started; on a machine with {train.accelerators} this would:", shlex.join(command)
-    lacking = _lacking(plan)
-    if lacking:
-        return (f"nothing was started, and could not be yet: {lacking}; this prints the task:",
-                shlex.join([*command, "--dry-run"]))
-    return "nothing was started; this would:", shlex.join(command)
-
-
-def _lacking(plan: Plan) -> str | None:
-    """Why a launch would be refused whatever is typed; None if it would not be."""
-    try:
-        check_places(plan)
-    except EngineError as error:
-        return error.problem
-    unpriced = [offer.label for offer in plan.offers.values() if offer.price_usd_per_hour is None]
-    return f"what {unpriced[0]} costs is not known" if unpriced else None
-
-
-def check_places(plan: Plan) -> None:
-    """Say what is missing to rent where a plan would first. Raises EngineError."""
-    for offer in plan.offers.values():
-        check_infra(offer.infra)
+        return f"{began}on a machine with {train.accelerators} this would:", shlex.join(command)
+    if is_refused:
+        return "this prints the task:", shlex.join([*command, "--dry-run"])
+    return f"{began}this would:", shlex.join(command)
 
 
 def check_is_here(proposal: Proposal, *, resuming: bool) -> None:

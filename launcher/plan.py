@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -18,6 +19,7 @@ from launcher.errors import DoesNotFitError, NoOfferError, OverCapError, RecipeE
 from launcher.estimate import Case, Done, Estimate, Part, behind, estimate_of
 from launcher.fit import is_copied_from_host
 from launcher.frozen import Frozen
+from launcher.infra import is_within
 from launcher.offers import Offer
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
@@ -138,6 +140,8 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
     except (RecipeError, NoOfferError) as error:
         if error.changes or isinstance(error, DoesNotFitError):
             error.fix = _fix(case, error, lambda changes: _planned(case.changed(changes), now, run_id))
+        if isinstance(error, OverCapError):
+            error.fix = f"{error.fix}{_or_elsewhere(case, lambda other: _planned(other, now, run_id))}"
         raise
 
 
@@ -148,6 +152,21 @@ def _fix(case: Case, error: RecipeError | NoOfferError, plan_with: Callable[[Cha
     if is_about_limits:
         return what_to_type(error, plan_with, lambda *_: None)
     return "a run keeps its recipe: resume it on other hardware, with --infra"
+
+
+def _or_elsewhere(case: Case, plan_of: Callable[[Case], Plan]) -> str:
+    """The end of a fix for a first choice that is too dear: the next of the recipe's that is not, if any."""
+    offers = case.candidates(Document.TRAIN)
+    for index, offer in enumerate(offers[1:], start=1):
+        try:
+            usd = plan_of(replace(case, offers={**case.offers, Document.TRAIN: offer})).usd
+        except (RecipeError, NoOfferError):
+            continue
+        if usd is not None:
+            is_found = not any(is_within(before.infra, offer.infra) for before in offers[:index])
+            how = f"--infra {shlex.quote(offer.infra)}" if is_found else "put it first in hardware.train"
+            return f"; or {offer.label}, which the recipe has too, for ~${usd.mid:.2f}: {how}"
+    return ""
 
 
 def _planned(case: Case, now: datetime, run_id: str) -> Plan:

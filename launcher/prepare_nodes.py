@@ -11,10 +11,12 @@ from launcher import console
 from launcher.carry_out import ask, end_interrupted
 from launcher.engine import check_infra
 from launcher.errors import NoOfferError, StoreError, UsageError
+from launcher.infra import read_infra
 from launcher.lint import lint
 from launcher.local_nodes import run_nodes
 from launcher.offers import Offer
 from launcher.recipe import checkout_folder
+from launcher.regions import known_region
 from launcher.render import CPUS, Task, render_prepare
 from launcher.runs import default_store_url
 from launcher.settings import usual_store_url
@@ -101,8 +103,10 @@ def show_plan(proposal: NodesProposal) -> None:
 
 def show_problems(proposal: NodesProposal) -> None:
     """Known traps in the task, as talk."""
-    for found in _problems(proposal):
-        console.talk(f"warning: {found}", "note")
+    if problems := _problems(proposal):
+        with console.aside():
+            console.answer("it would not be started now:")
+            console.answer_reasons(problems)
 
 
 def check_usable(proposal: NodesProposal) -> None:
@@ -130,9 +134,10 @@ def carry_out(proposal: NodesProposal) -> None:
 
 
 def _offer(infra: str, num_nodes: int) -> Offer:
+    infra = known_region(read_infra(infra))
     cloud = infra.partition("/")[0]
-    if infra != "local" and cloud not in _CLOUDS:
-        raise UsageError(f"there is no engine for {infra!r}", place="--infra",
+    if cloud not in ("local", *_CLOUDS):
+        raise UsageError(f"text is not prepared on {infra}", place="--infra",
                          fix=f"use local, or one of {', '.join(_CLOUDS)}")
     return Offer(infra=infra, gpu=None, num_gpus=0, num_nodes=num_nodes, cpu_ranks=1,
                  # What is taken back loses a unit or two; Vast's interruptible machines want a bid.

@@ -1,11 +1,10 @@
 """What the user is asked to approve."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from launcher.errors import LdlmError
-from launcher.lint import LintProblem, lint
 from launcher.market import Market
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
@@ -31,13 +30,8 @@ class Proposal:
 
     @cached_property
     def task(self) -> Task:
-        """The task rendered from this very plan. Raises RecipeError without a store."""
+        """The task rendered from this very plan."""
         return render(self.plan, self.recipe, Templates.load(), checkout_folder())
-
-    @property
-    def problems(self) -> Sequence[LintProblem]:
-        """Known traps in the task; none while there is no store, and so no task."""
-        return lint(self.task) if self.recipe.store else ()
 
     @property
     def infra(self) -> str:

@@ -21,8 +21,9 @@ from pydantic import (
     model_validator,
 )
 
-from launcher.errors import RecipeError
+from launcher.errors import RecipeError, UsageError
 from launcher.gpu_kinds import GPU_KINDS, known_name, nearest_name
+from launcher.infra import is_within, read_infra
 from launcher.recipe_files import file_problems, found_folder, text_from_here
 from launcher.recipe_source import Problem, Source, apply_override, read_source
 from launcher.recipe_words import explain, innermost
@@ -33,7 +34,6 @@ _MAX_PROBLEMS = 5  # more at once is a wall of text
 # The options of the command line behind which a limit stands.
 LIMIT_OPTIONS = {"max_cost_usd": "--max-cost", "deadline_hours": "--deadline"}
 HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the calendar
-_CLOUDS = ("local", "vast", "azure", "gcp", "slurm", "k8s")
 OWN = ("local", "slurm")  # machines of the user's own: they may have no GPU, and nobody sends a bill for them
 _PRICED = (*OWN, "vast", "azure", "gcp")  # where an hour's price is what the user says
 
@@ -53,12 +53,10 @@ def _decimal(value: Any, info: ValidationInfo) -> Any:
 
 
 def _known_cloud(infra: str) -> str:
-    first = infra.partition("/")[0]
-    if first in _CLOUDS:
-        return infra
-    near = difflib.get_close_matches(first, _CLOUDS, n=1)
-    hint = f"set infra to {near[0]}" if near else f"set infra to one of {', '.join(_CLOUDS)}"
-    raise ValueError(f"`{infra}` is no infrastructure that ldlm knows: {hint}")
+    try:
+        return read_infra(infra)
+    except UsageError as error:
+        raise ValueError(f"{error.problem}: {error.fix}") from error
 
 
 def _spelled(gpu: str) -> str:
@@ -87,8 +85,8 @@ class Candidate(Section):
         None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
     price_usd_per_hour: Usd | None = Field(
         None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0; "
-                          "azure, gcp: what it costs, as you have looked it up; vast: rent on demand, up to "
-                          "this with the disk")
+                          "azure, gcp: what an hour of all nodes together costs, as you have looked it up; "
+                          "vast: rent on demand, up to this with the disk")
     on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
     disk_gib: PositiveInt = 100
@@ -186,7 +184,7 @@ class Recipe(Section):
     def candidate_index(self, infra: str, gpu: str | None) -> int | None:
         """Which candidate of `hardware.train` is at this place with these GPUs; None if none is."""
         return next((index for index, found in enumerate(self.hardware.train) if found.gpu == gpu
-                     and (found.infra == infra or infra.startswith(f"{found.infra}/"))), None)
+                     and is_within(infra, found.infra)), None)
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,15 @@ def usual_store_url() -> str | None:
     return os.environ.get(Env.STORE) or read_settings().store
 
 
+def server_of_environment() -> str | None:
+    """SkyPilot's API server that the user's environment names, which wins over the settings."""
+    named = os.environ.get(API_SERVER)
+    return named if named and named not in _told else None
+
+
 def api_server() -> str | None:
     """SkyPilot's API server by the environment, else the settings; None: the one of this machine."""
-    named = os.environ.get(API_SERVER)
-    return named if named and named not in _told else read_settings().api_server
+    return server_of_environment() or read_settings().api_server
 
 
 def tell_sky(url: str) -> bool:

@@ -5,7 +5,9 @@ kept somewhere, so any machine with the same API server finds it. SkyPilot start
 when none is running and `SKYPILOT_API_SERVER_ENDPOINT` names none.
 """
 
+import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -16,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from launcher.controller import SCHEME
 from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets
 from launcher.reconcile import CHARGES, Charges
 from launcher.rentals import RENTALS, Rental, Rentals
+from launcher.server_health import forget_health, start_words
 from launcher.settings import API_SERVER, api_server, tell_sky
 from launcher.sky_errors import gateway_s_reason, in_one_line, refusal
 from launcher.store_keys import Needs
@@ -342,16 +344,6 @@ def alive_jobs() -> list[str]:
         return sorted({row["job_name"] for row in _queue(sky) if row["status"] in _ALIVE | _STOPPING})
 
 
-def start_words() -> str:
-    """What to type where the API server does not answer."""
-    named = api_server() or ""
-    if named.startswith(SCHEME):
-        return "ask what is wrong: ldlm controller status"
-    if named:
-        return "see that it runs and can be reached from here; or settle another: ldlm init --api-server URL"
-    return "start it: .venv/bin/sky api start"
-
-
 def server_url() -> str:
     """Of the API server, without a password."""
     from sky.server import common
@@ -373,16 +365,20 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
     import sky
     from sky import exceptions
 
+    for handler in logging.getLogger("sky").handlers:  # stdout is for our answers, which programs may read
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)
     if is_new:  # SkyPilot remembers a server from its import on; a tunnel may have another port by now
         common.get_server_url.cache_clear()
         common.is_api_server_local.cache_clear()
     try:
         if with_server and API_SERVER not in os.environ and not _is_up(common):
             say(f"starting SkyPilot's API server at {common.get_server_url()}")
+            forget_health()
         yield sky
     except exceptions.ApiServerConnectionError as error:
         raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
-                          fix=f"{start_words()}; or for once: {API_SERVER}=URL") from error
+                          fix=start_words()) from error
     except Exception as error:
         if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):
             raise  # ours

@@ -1,32 +1,53 @@
 """Asks SkyPilot's API server what it is like; `launcher/sky_ready.py` judges the answer."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import EngineError
+from launcher.server_health import server_health, start_words
 from launcher.settings import api_server
-from launcher.sky_engine import ask_server, server_url, sky_sdk, start_words
+from launcher.sky_engine import ask_server, server_url, sky_sdk
 from launcher.sky_ready import NO_UPLOAD, RENTED, SkyServer, lacks
 
 _LOOK_S = 10.0
 
 
-def check_sky_ready(clouds: Collection[str]) -> None:
-    """Refuse to rent through a server that would give keys away or rent something else.
+def sky_lacks(clouds: Collection[str]) -> Iterator[EngineError]:
+    """Why nothing should be rented through the server: it would give keys away or rent something else.
 
     Args:
         clouds: Where machines would be rented; a cluster of the user's own needs nothing.
 
     Raises:
-        EngineError: What is lacking first, or the server does not answer.
+        EngineError: The server does not answer.
     """
     rented = [cloud for cloud in RENTED if cloud in clouds]
     if not rented:
         return
     server = look_at_server()
-    for lack in [lack for cloud in rented for lack in lacks(server, cloud)]:
-        raise EngineError(f"SkyPilot's API server {lack.problem}", place=server.url, fix=lack.fix)
+    for lack in dict.fromkeys(lack for cloud in rented for lack in lacks(server, cloud)):
+        yield EngineError(f"SkyPilot's API server {lack.problem}", place=server.url, fix=lack.fix)
+
+
+def start_server(say: Callable[[str], None]) -> None:
+    """Have the API server run; one that is named must do so already.
+
+    Args:
+        say: Told that it is started here.
+
+    Raises:
+        EngineError: It does not answer, or could not be started.
+    """
+    silence = server_health().error
+    if silence is None:
+        return
+    if api_server():
+        raise silence
+    with sky_sdk(say):  # which says so
+        from sky.server import common
+
+        common.check_server_healthy_or_start_fn()
 
 
 def look_at_server() -> SkyServer:

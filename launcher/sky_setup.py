@@ -6,7 +6,7 @@ itself, for a machine rented for that would have no keys; `plugins.yaml` gets ou
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -46,6 +46,14 @@ def sky_changes() -> list[Change]:
     plugin = (f"plugins: {PLUGIN_CLASS}", _with_plugin)
     found = (_change(_path(*_CONFIG), edits), _change(_path(*_PLUGINS), [plugin]))
     return [change for change in found if change]
+
+
+def lacking_here() -> Iterator[EngineError]:
+    """Why nothing should be rented through an API server that would read these files. Raises as above."""
+    if changes := sky_changes():
+        files = " and ".join(change.path.name for change in changes)
+        yield EngineError(f"by its {files} here SkyPilot would copy keys onto rented machines, or rent the "
+                          "wrong ones", place=str(changes[0].path.parent), fix="ldlm init")
 
 
 def carry_out(change: Change) -> Path | None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from launcher import console
 from launcher.carry_out import ask
 from launcher.engine import ALIVE
-from launcher.engines import sky_engine
+from launcher.engines import sky_engine, start_server
 from launcher.errors import EngineError
 from launcher.runs import open_default_store
 from launcher.sweep import RentedMachine, Renter, give_back, machines_json, orphans
@@ -22,6 +22,7 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
         EngineError: SkyPilot's API server or Vast cannot be asked, or a machine could not be given back.
         Refused: Nobody agrees.
     """
+    start_server(console.talk)
     engine = sky_engine(open_default_store(None), console.talk)
 
     @cache

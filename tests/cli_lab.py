@@ -90,9 +90,9 @@ class Checkout:
         path = self.folder / "launcher" / f"{module}.py"
         path.write_text(f"import time; time.sleep({seconds})\n" + path.read_text())
 
-    def ldlm(self, *args: str) -> subprocess.CompletedProcess[str]:
+    def ldlm(self, *args: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run this checkout's `ldlm` without a terminal."""
-        return ldlm(*args, cwd=self.folder)
+        return ldlm(*args, cwd=self.folder, env=env)
 
 
 class Terminal:

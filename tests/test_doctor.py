@@ -85,7 +85,8 @@ def test_a_problem_of_what_is_asked_for_ends_it_with_the_engine_s_code(home: Pat
 
 
 @pytest.mark.parametrize(("args", "code", "words"), [
-    (("--infra", "mars"), 5, "there is no engine for 'mars'"),
+    (("--infra", "mars"), 2, "'mars' is no infrastructure that ldlm knows"),
+    (("--infra", "k8s/mine"), 5, "there is no engine for 'k8s/mine'"),
     (("exampel",), 3, "there is no such recipe"),
     (("--store", "ftp://x", "--infra", "local"), 5, "1 problem found")])
 def test_what_cannot_be_looked_at_is_told(home: Path, args: tuple[str, ...], code: int, words: str) -> None:

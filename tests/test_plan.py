@@ -3,7 +3,7 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from launch_examples import NOW, TWO_CORES, example_plan, example_recipe
+from launch_examples import NOW, TWO_CORES, example_plan, example_recipe, example_task
 from typed_plans import planned
 
 from launcher.candidates import choose
@@ -180,6 +180,19 @@ def test_batch_arithmetic_follows_the_ranks():
     assert here.tokens == 400 * 8 * 64
     two_nodes = example_plan("gcp/us-east5", "train.global_batch_size=128")
     assert (two_nodes.ranks_per_node, two_nodes.world_size, two_nodes.grad_accum_steps) == (8, 16, 2)
+
+
+def test_the_price_of_an_offer_is_of_all_its_nodes_in_plan_cap_and_task():
+    """At $100 an hour for two nodes: by its hours, and not by its nodes."""
+    sets = ("train.global_batch_size=128", "hardware.train.4.price_usd_per_hour=100",
+            "limits.max_cost_usd=99",
+            "hardware.bench=[{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.6}]")
+    plan = example_plan("gcp/us-east5", *sets)
+    assert plan.offers[Document.TRAIN].num_nodes == 2
+    for part in plan.parts[:2]:  # what follows is not of the machines alone
+        assert float(part.usd.mid) == pytest.approx(float(part.hours.mid) * 100, abs=1e-3)
+    task = example_task("gcp/us-east5", *sets).document(Document.TRAIN)
+    assert (task["num_nodes"], task["envs"]["LDLM_PRICE_USD_PER_HOUR"]) == (2, "100")
 
 
 def test_a_batch_that_does_not_divide_names_line_and_number():

@@ -143,7 +143,8 @@ def test_a_cluster_on_vast_is_refused_by_the_option_that_asked_for_it():
 @pytest.mark.parametrize(("more", "words"), [
     (["--nodes", "0"], "positive number"), (["--nodes", "2", "--restart"], "do not go with --nodes"),
     (["--nodes", "2", "--shard", "0/2"], "do not go with --nodes"), (["--nodes", "2", "--json"], "do not go"),
-    (["--nodes", "2", "--infra", "moon"], "no engine for 'moon'")])
+    (["--nodes", "2", "--infra", "moon"], "'moon' is no infrastructure"),
+    (["--nodes", "2", "--infra", "slurm/x"], "text is not prepared on slurm/x")])
 def test_a_wrong_option_is_a_usage_error(more, words):
     done = ldlm("hf://owner/name", *TYPED[1:], *more)
     assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr

@@ -127,7 +127,7 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
     ("name=My Run", "small letters, digits, dots and hyphens", "set name"),
     ("hardware.train.1.gpu=RTX5090", "a GPU and how many per node, such as RTX5090:1",
      "add --set hardware.train.1.gpu=RTX5090:1 (or as many"),
-    ("hardware.train.1.infra=vats", "`vats` is no infrastructure that ldlm knows", "set infra to vast"),
+    ("hardware.train.1.infra=vats", "'vats' is no infrastructure that ldlm knows", "did you mean vast?"),
     ("hardware.train.1.spot=true", "vast has no spot machines", "set bid_usd_per_hour instead of spot"),
     ("hardware.train.1.num_nodes=2", "vast runs on one node, not 2", "set num_nodes to 1"),
     ("hardware.train.1.cpu_ranks=2", "cpu_ranks is for infra local and slurm, not vast", "remove cpu_ranks"),

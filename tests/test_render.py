@@ -8,12 +8,13 @@ import pytest
 import yaml
 from launch_examples import GOLDEN, example_plan, example_recipe, example_task
 
-from launcher.errors import LdlmError, RecipeError
+from launcher.errors import LdlmError
 from launcher.lint import lint
 from launcher.render import Task, Templates, leftover_nulls, render
 from launcher.vast_search import TORCH
 from trainer.config import TrainConfig
-from trainer.contract import Document, Env
+from trainer.contract import Document, Env, StoreError
+from trainer.store import open_store
 
 ROOT = Path(__file__).parents[1]
 ON_DEMAND = "hardware.train.1={infra: vast, gpu: 'RTX5090:1', price_usd_per_hour: 0.50}"
@@ -195,9 +196,12 @@ def test_slurm_gets_no_image_no_disk_and_no_spot():
         "infra", "accelerators", "job_recovery"}
 
 
-def test_without_a_store_there_is_no_task():
-    with pytest.raises(RecipeError, match="store is not set"):
-        example_task("vast", "store=")
+def test_without_a_store_the_task_names_one_that_no_node_could_open():
+    task = example_task("vast", "store=")
+    (url,) = {task.document(which)["envs"][Env.STORE] for which in Document}
+    with pytest.raises(StoreError, match="cannot open a store at 'none://set-one-with-ldlm-init'"):
+        open_store(url)
+    assert {found.rule for found in lint(task)} == {"store-not-set"}
 
 
 @pytest.mark.parametrize("template", ["", "- a\n", "name: train\n"])

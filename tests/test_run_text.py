@@ -8,10 +8,11 @@ import pytest
 from cli_lab import RECIPE, ldlm, refused
 from launch_examples import example_recipe
 
-from launcher import commands, patience, run_text
+from launcher import commands, history, patience, run_text
 from launcher.commands import PlanOptions, propose
 from launcher.errors import ConfigError
 from launcher.local_setup import setup_warnings
+from launcher.refusals import check_usable
 from launcher.run_text import look_at_text
 from trainer.shards import Preparation, PreparedManifest, RowCounts, Shard, TokenizerIdentity, write_record
 from trainer.store import local_store_url, open_store
@@ -150,6 +151,14 @@ def test_a_store_that_does_not_answer_costs_a_plan_seconds_and_is_told(monkeypat
     assert found.refusal is None and "was not checked: store: no answer within 0.1 s" in (found.warning or "")
 
 
+def test_a_store_that_does_not_answer_costs_a_plan_its_history_and_seconds(monkeypatch):
+    silent = threading.Event()
+    monkeypatch.setattr(history, "list_run_ids", lambda store: silent.wait(30) and ["never"])
+    monkeypatch.setattr(patience, "_PATIENCE_S", 0.1)
+    assert history.measured_speeds(open_store("s3://far/away")) == []
+    silent.set()
+
+
 def test_without_a_store_the_plan_says_that_the_text_was_not_looked_for():
     found = look_at_text(example_recipe("train.data.source=shards:web", "store=null"))
     assert found.refusal is None and found.warning == (
@@ -171,7 +180,7 @@ def test_a_resumed_run_looks_for_its_text_again(tmp_path, monkeypatch):
     options = PlanOptions(store=str(tmp_path / "store"))
     proposal = commands._propose(recipe, options, "r1", commands.datetime.now(commands.UTC))
     with pytest.raises(ConfigError, match="there is no prepared text"):
-        commands.check_usable(proposal, resuming=True)
+        check_usable(proposal, resuming=True)
 
 
 def test_what_set_up_does_here_is_told_before_it_surprises(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_lab import RECIPE, ROOT, files_below, ldlm
-from sky_server_lab import free_port, running_sky_server, variables
+from sky_server_lab import end_all_of, free_port, running_sky_server, variables
 
 pytest.importorskip("sky.jobs.state")
 
@@ -31,6 +31,18 @@ except Exception as error: print(error)
 """
 
 
+# Whether a server is there: before something of ours has started it, and then.
+START = """
+import sys
+from launcher.engines import sky_engine
+from launcher.server_health import server_health
+from trainer.store import open_store
+print(server_health().error is None)
+sky_engine(open_store(sys.argv[1])).ask("run-1")
+print(server_health().error is None)
+"""
+
+
 class Lab:
     """A home with `ldlm init` done or not, and a server that may run in it."""
 
@@ -48,6 +60,13 @@ class Lab:
         done = subprocess.run([sys.executable, "-c", program, *args], env=self.env(), cwd=ROOT, text=True,
                               capture_output=True, check=True)
         return done.stdout
+
+    def reasons(self) -> str:
+        """What a dry run on Vast says that a launch would be refused for, in one line."""
+        words = ("launch", RECIPE, "--infra", "vast", "--store", f"file://{self.home}/store", "--dry-run")
+        done = ldlm(*words, env=self.env())
+        assert done.returncode == 0 and done.stdout.startswith("name: "), done.stderr
+        return " ".join(done.stderr.partition("a launch would be refused now:")[2].split())
 
     def doctor(self) -> dict[str, str]:
         """What the doctor says of a home with a key of a cloud that cannot be told to keep it."""
@@ -75,11 +94,14 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
         assert f"{url}: SkyPilot's API server would copy keys onto rented machines: " in bare
         assert "no remote_identity: NO_UPLOAD for vast, azure, gcp, aws, oci, nebius" in bare
         assert "fix: ldlm init, then .venv/bin/sky api stop; .venv/bin/sky api start" in bare
+        told = lab.reasons()
+        assert f"- {url}: SkyPilot's API server would copy keys onto rented machines: " in told
+        assert f"- {url}: SkyPilot's API server has not loaded ldlm's plugin" in told
         assert ldlm("init", "--yes", env=lab.env()).returncode == 0
         # Its config it reads anew for every request; where jobs are supervised, only when it starts.
         assert "would rent a machine to supervise the run, which has no keys" in lab.refusal("azure")
     with running_sky_server(lab.home, lab.port) as url:
-        assert lab.refusal("vast") == ""
+        assert lab.refusal("vast") == "" and "API server" not in lab.reasons()
         (lab.home / ".lambda_cloud").mkdir()
         (lab.home / ".lambda_cloud" / "lambda_keys").write_text("key")
         lines = lab.doctor()
@@ -96,3 +118,11 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
         lab.write("project.yaml", "vast: {remote_identity: LOCAL_CREDENTIALS}\n")
         monkeypatch.setenv("SKYPILOT_PROJECT_CONFIG", str(lab.home / ".sky" / "project.yaml"))
         assert "remote_identity of vast is another for a region, a workspace" in lab.refusal("vast")
+
+
+def test_a_server_that_a_command_has_started_is_there_for_the_rest_of_it(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    try:
+        assert lab.run(START, f"file://{tmp_path}/store").split() == ["False", "True"]
+    finally:
+        end_all_of(tmp_path)

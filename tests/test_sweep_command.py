@@ -55,6 +55,7 @@ def server(lab: Lab) -> Iterator[str]:
 
 
 def served(app: FastAPI, port: int) -> Iterator[str]:
+    app.add_api_route("/api/health", lambda: {"status": "healthy", "version": "0.14.1"})
     running = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()

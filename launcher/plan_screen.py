@@ -1,0 +1,156 @@
+"""What a plan looks like: hardware, model, time, dollars as ranges, and why it could not be launched."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from launcher import console
+from launcher.cost import Range
+from launcher.errors import LdlmError
+from launcher.model_screen import model_facts, show_memory
+from launcher.offers import Offer
+from launcher.plan import Plan
+from launcher.proposal import Proposal
+from trainer.contract import Document
+
+
+def show_plan(proposal: Proposal) -> None:
+    """Hardware, model, memory, time, dollars as ranges, limits and warnings."""
+    plan = proposal.plan
+    console.answer(f"Plan for {plan.recipe}", "title")
+    console.answer_text(proposal.recipe.summary)
+    console.answer()
+    store = proposal.recipe.store or "not set: a launch needs --store"
+    console.answer_facts([*_plan_facts(plan, store), *_market_facts(proposal), *model_facts(plan)])
+    console.answer()
+    if plan.sizes and plan.sizes.memory:
+        show_memory(plan.sizes.memory)
+        console.answer()
+    _show_estimate(plan)
+    if plan.warnings:
+        console.answer()
+        console.answer_notes(plan.warnings)
+    console.answer()
+
+
+def show_dry_run(proposal: Proposal, reasons: Sequence[LdlmError]) -> None:
+    """The task on stdout, as it is; before and after it, on stderr, the plan and what has not happened.
+
+    Args:
+        reasons: Why a launch would be refused now.
+    """
+    with console.aside():
+        show_plan(proposal)
+    print(proposal.task.text, end="", flush=True)
+    with console.aside():
+        if reasons:
+            console.answer("a launch would be refused now:")
+            console.answer_reasons(reasons)
+        console.answer("dry run: nothing was rented, started or written", "title")
+
+
+def show_next(reasons: Sequence[LdlmError], lead: str, command: str) -> None:
+    """The last lines of a plan; a command is never folded, so that it can be copied.
+
+    Args:
+        reasons: Why a launch would be refused now.
+    """
+    if reasons:
+        console.answer("nothing was started, and a launch would be refused now:")
+        console.answer_reasons(reasons)
+    console.answer_text(lead)
+    console.answer(f"  {command}")
+
+
+def _show_estimate(plan: Plan) -> None:
+    in_hours, digits = plan.hours.high > 3, 2 if plan.usd and plan.usd.high >= 10 else 4
+    rows = [_estimate_row(part.name, part.hours, part.usd, in_hours, digits) for part in plan.parts]
+    if plan.controller_usd:
+        rows.append(["controller", "", "", *_usd_cells(plan.controller_usd, digits)])
+    total = "total" if not plan.done_steps and not plan.spent_usd else "left to do"
+    last = _estimate_row(total, plan.hours, plan.usd, in_hours, digits)
+    if plan.without_encoder:
+        for row in rows:
+            row[0] += " (no encoder)" if row[0].startswith("training") else ""
+        last = _at_least(last)
+    console.answer_table(
+        ["estimate", "hours" if in_hours else "minutes", "p10 - p90", "dollars", "p10 - p90"], rows,
+        right=[1, 2, 3, 4], total=last, spare=[4, 2])
+
+
+def _at_least(total: list[str]) -> list[str]:
+    """A total that leaves something out: bounds from below, no range."""
+    name, time, _, usd, _ = total
+    return [f"{name}, at least", time.replace("~", "> "), "", usd.replace("~", "> "), ""]
+
+
+def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
+    tokens = f"{plan.tokens / 1e6:.2f} M" if plan.tokens < 1e8 else f"{plan.tokens / 1e9:.2f} B"
+    reserve = console.dollars(plan.bench_reserve_usd)
+    stops = f"${plan.max_cost_usd:,.2f}, of which ~{reserve} are kept for the benchmark"
+    training = [("training", "done: no machine is taken for it")] if plan.only_benchmark else _places(
+        "training", plan.candidates(Document.TRAIN))
+    facts = [("run", plan.run_id), ("store", store), *training,
+             *_places("benchmark", plan.candidates(Document.BENCH)),
+             ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens")]
+    if plan.done_steps or plan.spent_usd:
+        facts.append(("so far", f"already spent {console.dollars(plan.spent_usd)}, "
+                                f"step {plan.done_steps:,} of {plan.steps:,} is durable"))
+    if not plan.only_benchmark:
+        facts.append(("speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"))
+    if plan.controller_usd_per_hour is not None:
+        price = console.dollars(plan.controller_usd_per_hour)
+        facts.append(("controller", f"elsewhere, always on, {price}/h"))
+    facts.append(("stops at", stops))
+    return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
+
+
+def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
+    """Where something may run: the first choice, and where SkyPilot goes when that has no machine."""
+    return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
+
+
+def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
+    """What there is now, and how long it waits for machines, where it has to ask for them."""
+    limits, plan = proposal.recipe.limits, proposal.plan
+    names = {Document.TRAIN: "to train", Document.BENCH: "to benchmark"}
+    asks = [which for which in Document
+            if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
+    markets = [f"{names[which]}: {market.words}" for which, market in proposal.markets.items()]
+    markets += [proposal.market_problem] if proposal.market_problem else []
+    waits = [f"{limits.wait_hours_for(which):g} h {names[which]}" for which in asks]
+    until = "; never past the deadline" if plan.deadline else ""
+    return [*zip(("market", ""), markets, strict=False),
+            *([("waits", f"for a machine up to {', '.join(waits)}{until}")] if waits else [])]
+
+
+def _offer_words(offer: Offer) -> str:
+    price = offer.price_usd_per_hour
+    if price is None:
+        return f"{offer.label}, price not known"
+    return f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
+
+
+def plan_json(proposal: Proposal, reasons: Sequence[LdlmError]) -> dict[str, Any]:
+    """Stable form of `plan --json`.
+
+    Args:
+        reasons: Why a launch would be refused now.
+    """
+    return {**proposal.plan.model_dump(mode="json"), "store": proposal.recipe.store,
+            "plan_digest": proposal.plan.digest(),
+            "task_digest": proposal.task.digest if proposal.recipe.store else None,
+            "market": {document: market.model_dump(mode="json")
+                       for document, market in proposal.markets.items()},
+            "market_problem": proposal.market_problem,
+            "refusals": [{"place": reason.place, "problem": reason.problem, "fix": reason.fix}
+                         for reason in reasons]}
+
+
+def _estimate_row(name: str, hours: Range, usd: Range | None, in_hours: bool, digits: int) -> list[str]:
+    low, mid, high = (f"{float(value) * (1 if in_hours else 60):,.1f}"
+                      for value in (hours.low, hours.mid, hours.high))
+    return [name, f"~{mid}", f"{low} - {high}", *(_usd_cells(usd, digits) if usd else ("not known", ""))]
+
+
+def _usd_cells(usd: Range, digits: int) -> list[str]:
+    return [f"~{console.dollars(usd.mid, digits)}", f"{usd.low:,.{digits}f} - {usd.high:,.{digits}f}"]
