@@ -12,7 +12,7 @@ from launcher.errors import UsageError
 _CATALOGS = "~/.sky/catalogs"  # SkyPilot fetches one when a cloud is first used
 _WITH_CATALOGS = ("vast", "azure", "gcp")
 _MOST_SHOWN = 80
-# By the providers' pages, November 2026.
+# From memory: every region of a price list of GCP of July 2026 is among them; Azure's were not compared.
 _REGIONS = {
     "azure": """australiacentral australiacentral2 australiaeast australiasoutheast austriaeast belgiumcentral
         brazilsouth brazilsoutheast canadacentral canadaeast centralindia centralus chilecentral denmarkeast
