@@ -17,11 +17,13 @@ class Gate:
         read_bytes: Of objects that were read by ranges.
         shut_after: Ranges that pass before no other does; None: all.
         is_shut: Set once one had to wait.
+        num_under_way: Ranges that were let in and are not read yet.
     """
 
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self.read_bytes = 0
+        self.num_under_way = 0
         self.shut_after: int | None = None
         self.is_shut = threading.Event()
         self._open = threading.Event()
@@ -38,6 +40,7 @@ class Gate:
         with self._lock:
             self._num_ranges += 1
             waits = self.shut_after is not None and self._num_ranges > self.shut_after
+            self.num_under_way += not waits
         if waits:
             self.is_shut.set()
             self._open.wait()
@@ -47,6 +50,11 @@ class Gate:
         """A range has been read."""
         with self._lock:
             self.read_bytes += num_bytes
+
+    def let_out(self) -> None:
+        """It is with who has asked."""
+        with self._lock:
+            self.num_under_way -= 1
 
 
 @contextmanager
@@ -78,6 +86,8 @@ def gate_before(endpoint: str) -> Iterator[Gate]:
             self.send_header("content-length", str(length))
             self.end_headers()
             self.wfile.write(data)
+            if is_range:
+                gate.let_out()
 
         do_PUT = do_POST = do_DELETE = do_HEAD = do_GET
 
