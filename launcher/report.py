@@ -5,7 +5,7 @@ report add up to its total.
 """
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 from enum import StrEnum
@@ -54,6 +54,7 @@ class AttemptCost:
     Attributes:
         price_usd_per_hour: Of its machines; where the price has changed meanwhile, its mean.
         beside: Dollars that are not by the second.
+        start_s: Seconds to the first step, by part; empty where there was none.
     """
 
     number: int
@@ -64,6 +65,7 @@ class AttemptCost:
     from_step: int
     durable_step: int
     end: str
+    start_s: Mapping[str, float]
 
     @property
     def usd_by_category(self) -> dict[Category, Decimal]:
@@ -150,6 +152,7 @@ def _attempt_json(cost: AttemptCost, usd: Decimal) -> dict[str, Any]:
     return {"attempt": cost.number, "document": cost.document.value, "end": cost.end,
             "from_step": cost.from_step, "durable_step": cost.durable_step, "usd": _text(usd),
             "price_usd_per_hour": str(cost.price_usd_per_hour),
+            "start_s": dict(cost.start_s),
             "seconds_by_category": {name.value: round(value, 3) for name, value in cost.seconds.items()}}
 
 
@@ -211,7 +214,7 @@ def attempt_cost(files: AttemptFiles, on_rental: OnRental, *, running: bool, sto
         seconds=_split(files, total_s, _rest_category(files, running=running, stopped=stopped)),
         beside={category: usd.quantize(_EXACT) for category, usd in beside.items() if usd},
         from_step=beat.resumed_from_step if beat else 0, durable_step=beat.durable_step if beat else 0,
-        end=_end_words(files, running=running, stopped=stopped))
+        end=_end_words(files, running=running, stopped=stopped), start_s=beat.start_s if beat else {})
 
 
 def _with_later_knowledge(attempts: Sequence[AttemptFiles]) -> list[AttemptFiles]:

@@ -20,6 +20,7 @@ from trainer.contract import Document, Outcome
 from trainer.run_folder import IdleGpu
 
 _BAR_WIDTH = 24
+_PARTS_SHOWN = 4  # of the longest set-up
 _FAILED = {Outcome.LOST: "failed: crashed", Outcome.DIVERGED: "failed: diverged",
            Outcome.BAD_CONFIG: "failed: bad recipe", Outcome.NO_CAPACITY: "failed: no machine"}
 
@@ -209,6 +210,11 @@ def _show_attempts(report: CostReport, digits: int) -> None:
         [str(cost.number), cost.document, _kept(cost), console.duration(cost.seconds.get(Category.SETUP, 0)),
          console.duration(cost.wasted_s), console.dollars(usd, digits), cost.end]
         for cost, usd in zip(report.attempts, shown, strict=True)], right=[0, 2, 3, 4, 5], spare=[3, 4, 2])
+    slowest = max(report.attempts, key=lambda cost: sum(cost.start_s.values()))
+    longest = sorted(slowest.start_s.items(), key=lambda part: -part[1])[:_PARTS_SHOWN]
+    if parts := [f"{part} {console.duration(seconds)}" for part, seconds in longest if seconds >= 1]:
+        console.answer()
+        console.answer_text(f"Most of the longest set-up, of attempt {slowest.number}: {', '.join(parts)}")
 
 
 def _kept(cost: AttemptCost) -> str:

@@ -37,6 +37,7 @@ from trainer.ranks import Shared, meet, own_devices, require_same
 from trainer.retention import Keep
 from trainer.run_folder import RunFolder
 from trainer.sign_of_life import SignOfLife
+from trainer.start_parts import StartParts
 from trainer.store import open_store
 from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
 from trainer.train_state import TrainState
@@ -80,6 +81,7 @@ class Job:
     progress: Progress
     recorder: Recorder | None
     life: SignOfLife
+    start: StartParts
     batches: Batches | None = None
     failed_saves: int = 0
     saved_at_s: float = 0.0
@@ -138,13 +140,15 @@ def say_once(text: str) -> None:
         print(text, flush=True)
 
 
-def build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife | None = None) -> Job:
+def build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife | None = None,
+              start: StartParts | None = None) -> Job:
     """Build this rank's Job. What is quick to refuse is looked at before what takes minutes to load.
 
     Args:
         config: What to train.
         stop: Heard by this process.
         life: What the node sees of this rank; None: no node looks.
+        start: Told what has been built; None: begun now.
 
     Raises:
         ConfigError: Text, tokenizer and encoder do not fit together, the node has too few GPUs, or a
@@ -152,7 +156,7 @@ def build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife | None = N
         StoreError: The run folder, text or weights cannot be read.
     """
     try:
-        return _build_job(config, stop, life or SignOfLife())
+        return _build_job(config, stop, life or SignOfLife(), start or StartParts())
     except ValueError as error:
         raise refused_value(error) from error
 
@@ -164,11 +168,12 @@ def refused_value(error: ValueError) -> ConfigError:
                        fix="correct that value in the recipe, and launch again")
 
 
-def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife) -> Job:
+def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: StartParts) -> Job:
     store = open_store(os.environ[Env.STORE])
     folder = RunFolder(store, os.environ[Env.RUN_ID])
     own = OwnAttempt.find(folder, agreed_attempt_number())
     life.begin(own.attempt.number)
+    start.before(own.attempt.billed_from)
     clock, progress = PhaseClock(own.attempt.billed_from, on_phase=life.enter), Progress(config.steps)
     recorder = None
     if dist.get_rank() == 0:
@@ -178,11 +183,13 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife) -> Job:
     asked = agreed_encoder(config.token_encoder, folder)
     source = EncoderSource(asked, store, say_once)
     corpus = open_corpus(config, open_tokenizer(source.tokenizer()), store, cache_folder())
+    start.done("text")
     encoder = load_token_encoder(asked, device, config.data.sequence_length,
                                  encoder_device=devices[-1], source=source)
     require_same({"data.source": Shared("the text", corpus.fingerprint),
                   "token_encoder.name": Shared("the token encoder", encoder.identity.key)})
     say_once(encoder.summary())
+    start.done("encoder")
     engine = build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
     groups = flat_groups(engine.module, engine.module.parts())
@@ -195,11 +202,12 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife) -> Job:
                           model=model_arguments(encoder, engine.module), precision=config.precision),
         # Else rows could be lost whose steps are not trained again.
         before_commit=recorder.write if recorder else lambda: None, told_step=own.durable_step)
+    start.done("model")
     cloud = cloud_named(cluster_info(os.environ).get("cloud", "") if recorder else "")  # rank 0 alone reckons
     return Job(
         config=config, folder=folder, limits=Limits.from_environment(), device=device,
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
-        progress=progress, recorder=recorder, life=life,
+        progress=progress, recorder=recorder, life=life, start=start,
         watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),

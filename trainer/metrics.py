@@ -112,6 +112,7 @@ class Progress:
     durable_evaluate_s: float = 0.0
     tokens_per_s: float = 0.0
     pace: SavePace | None = None
+    start_s: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -301,7 +302,7 @@ class Recorder:
                 phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
                 spent_usd=self.spent_usd(now), lease_until=renewed(now, self._interval_s),
                 traffic=traffic(), idle_gpus=self._idle_gpus(), pace=progress.pace,
-                metrics=dict(progress.metrics))
+                start_s=progress.start_s, metrics=dict(progress.metrics))
         try:
             if rows:
                 chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()

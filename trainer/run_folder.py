@@ -107,6 +107,7 @@ class Heartbeat(_Record):
         idle_gpus: Of the first node; a collective that waits keeps a GPU busy, so that those of a run that
             hangs are the ones it waits for.
         pace: None before this attempt's first durable save.
+        start_s: Seconds from `billed_from` to the first step, by part; empty before it.
     """
 
     at: datetime
@@ -123,6 +124,7 @@ class Heartbeat(_Record):
     traffic: Traffic = Traffic()
     idle_gpus: tuple[IdleGpu, ...] = ()
     pace: SavePace | None = None
+    start_s: dict[str, float] = {}
     metrics: dict[str, float] = {}
 
 

@@ -40,6 +40,7 @@ from trainer.saving import (
     stop_if_diverged,
 )
 from trainer.sign_of_life import SignOfLife, answer_with_stacks
+from trainer.start_parts import StartParts
 from trainer.step import encoder_pulls, train_step
 from trainer.step_metrics import peak_memory, settings_at, time_density
 
@@ -69,6 +70,8 @@ def train(job: Job) -> RankEnd:
         train_step(job, progress.step)
         progress.step += 1
         job.life.at_step(progress.step)
+        if not job.start.is_over:
+            tell_start(job)
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
             log_step(job, speed)
         if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
@@ -78,9 +81,20 @@ def train(job: Job) -> RankEnd:
     return finish(job, verdict)
 
 
+def tell_start(job: Job) -> None:
+    """The first step of this attempt is done: say where the time before it went, and keep it."""
+    job.wait_for_device()
+    job.start.end()
+    job.say(str(job.start))
+    job.progress.start_s = {part: round(seconds, 3) for part, seconds in job.start.seconds.items()}
+    if job.recorder is not None:
+        job.recorder.write_soon()
+
+
 def restore_or_start(job: Job) -> None:
     """Continue from the newest complete checkpoint; without one, measure the statistics of h."""
     found = job.checkpoints.restore(job.say)
+    job.start.done("checkpoint")
     if found:
         step, timesteps = found
         job.progress.step = job.progress.resumed_from_step = job.progress.durable_step = step
@@ -88,6 +102,7 @@ def restore_or_start(job: Job) -> None:
         job.say(f"resumed from step {step} of {job.config.steps}")
     else:
         measure_hidden_states(job)
+        job.start.done("statistics")
         job.say(f"starting at step 0 of {job.config.steps}")
     job.batches = Batches(job.corpus, job.config, dist.get_rank(), dist.get_world_size(), job.progress.step)
     job.saved_at_s = job.durable_at_s = time.monotonic()
@@ -252,16 +267,18 @@ def superseded(job: Job) -> SupersededError | None:
 
 def main() -> None:
     """One rank: build, train, write how it ended. The node reads that, not our exit status."""
-    stop, ends = StopSignal(), Path(os.environ[Env.END_FOLDER])
+    start, stop, ends = StartParts(), StopSignal(), Path(os.environ[Env.END_FOLDER])
+    start.done("imports")
     end_with_node(ends)
     RankEnd.listen(ends, os.getpid())
     answer_with_stacks(ends, rank := int(os.environ["RANK"]))
     life = SignOfLife(ends, rank)
     config = TrainConfig.model_validate_json(os.environ[Env.TRAIN_CONFIG])
     init_process_group()
+    start.done("rendezvous")
     job, known = None, True
     try:
-        job = build_job(config, stop, life)
+        job = build_job(config, stop, life, start)
         end = train(job)
     except LdlmError as error:
         end = RankEnd(error.node_exit_code, str(error))
