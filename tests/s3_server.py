@@ -44,17 +44,18 @@ class S3Server:
 
 
 @contextmanager
-def running_s3_server(address: str = "127.0.0.1") -> Iterator[S3Server]:
+def running_s3_server(address: str = "127.0.0.1", python: str = sys.executable) -> Iterator[S3Server]:
     """Start the server on a free port; end it after the block.
 
     Args:
         address: Of this machine, where it listens and by which its URLs name it: another one than the default
             for clients in a network namespace, who then use the same URLs as this machine.
+        python: That has moto.
     """
     with socket.socket() as probe:
         probe.bind((address, 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "moto.server", "-H", address, "-p", str(port)],
+    process = subprocess.Popen([python, "-m", "moto.server", "-H", address, "-p", str(port)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_until_open(process, address, port)
