@@ -136,7 +136,9 @@ def test_a_store_that_fails_for_a_moment_is_asked_again(out, tmp_path):
     assert len(corpus.rows(np.arange(corpus.num_sequences))) == corpus.num_sequences
 
 
-def test_a_store_that_stays_away_comes_out_of_next(out, tmp_path):
+def test_a_store_that_stays_away_comes_out_of_next(out, tmp_path, monkeypatch):
+    monkeypatch.setattr("trainer.batches._PATIENCE_S", 0.0)
+
     def never(key: str, data: bytes, reads: int) -> bytes:
         if key.startswith("train"):
             raise StoreError("cannot read: connection reset", place=key)
