@@ -185,7 +185,7 @@ def test_damaged_checkpoints_are_passed_over_and_the_log_says_so(trained: Traine
     assert f"checkpoint step-00000012 ignored: {newest.name} is missing or has the wrong size" in output
     assert "checkpoint of step 8 not used" in output and "the file is corrupt" in output
     assert "resumed from step 4 of 14" in output and "Traceback" not in output
-    assert [manifest.step for manifest in trained.checkpoints()] == [14, 12, 8]
+    assert [manifest.step for manifest in trained.checkpoints()] == [14, 12, 8, 4]
 
 
 def test_when_every_checkpoint_is_damaged_the_run_stops_and_deletes_nothing(trained: TrainerRun) -> None:
