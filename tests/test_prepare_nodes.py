@@ -140,7 +140,7 @@ def test_a_node_that_never_lives_ends_all_and_the_same_call_goes_on_later(checko
 
 
 def test_ctrl_c_ends_all_nodes_and_the_same_call_goes_on(checkout):
-    process = start(checkout, 3, SLOW="0.2")
+    process = start(checkout, 3, SLOW="0.6")
     wait_for_parts(checkout, 3)
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=60)
