@@ -148,6 +148,7 @@ def test_an_environment_is_made_once_grows_by_test_tools_and_is_made_anew_for_an
     assert code == 0 and "installing tests/requirements.lock" in output
     assert "trainer/requirements" not in output
     assert checkout.version_of("testtool") == "1.0" and leftover.exists()
+    checkout.lock("tests/requirements.lock", "testtool==9.0")  # which nobody asks for
     assert checkout.make() == (0, "")
 
     checkout.lock("trainer/requirements.lock", "tiny==2.0")

@@ -134,32 +134,25 @@ def ensure(environment: Environment, *, with_tests: bool = False, gpu: bool = Fa
     parts = environment.always + tuple(part for is_wanted, some in added if is_wanted for part in some)
     if only_first:
         parts = environment.first
-    if not _missing(environment, parts):
+    if {part.name for part in parts} <= _current(environment.folder, parts).keys():
         return False
     if environment.folder.is_symlink():  # making it anew would empty what another checkout may use
         raise SetupError(f"it is a link to {environment.folder.resolve()}, which is not of this checkout",
                          place=environment.folder.name, fix=f"remove the link: rm {environment.folder}")
     environment.folder.mkdir(exist_ok=True)
     with _only_one(environment.folder) as lock:
-        missing = _missing(environment, parts)
+        installed = _current(environment.folder, parts)
+        missing = [part for part in parts if part.name not in installed]
         if missing:
-            _install(environment.folder, missing, lock, anew=not _is_of_now(environment))
+            _install(environment.folder, missing, installed, lock)
     return bool(missing)
 
 
-def _missing(environment: Environment, parts: Sequence[Part]) -> Sequence[Part]:
-    """What is still to be installed: all of it, if part of what is there is outdated."""
-    installed = _read_stamp(environment.folder) if _is_of_now(environment) else {}
-    return [part for part in parts if part.name not in installed]
-
-
-def _is_of_now(environment: Environment) -> bool:
-    """True where something is installed, and nothing that is has another lock file now."""
-    installed = _read_stamp(environment.folder)
-    known = (environment.first + environment.always + environment.tests + environment.gpu
-             + environment.evaluation)
-    now = {part.name: part.fingerprint() for part in known if part.name in installed}
-    return bool(installed) and installed == now
+def _current(folder: Path, parts: Sequence[Part]) -> dict[str, str]:
+    """What is installed, see `_read_stamp`; nothing where one of the parts has another lock file now."""
+    installed = _read_stamp(folder)
+    there = [part for part in parts if part.name in installed]
+    return installed if all(installed[part.name] == part.fingerprint() for part in there) else {}
 
 
 def _read_stamp(folder: Path) -> dict[str, str]:
@@ -183,9 +176,9 @@ def _only_one(folder: Path) -> Iterator[int]:
         yield lock.fileno()
 
 
-def _install(folder: Path, parts: Sequence[Part], lock: int, *, anew: bool) -> None:
-    installed = {} if anew else _read_stamp(folder)
-    if anew:
+def _install(folder: Path, parts: Sequence[Part], installed: dict[str, str], lock: int) -> None:
+    """Add parts to what is installed; make the folder anew where nothing is."""
+    if not installed:
         _make_venv(folder, lock)
     install = installer(folder / "bin/python")
     for part in parts:
