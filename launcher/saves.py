@@ -10,7 +10,7 @@ from launcher.recipe import Recipe
 from launcher.store_prices import request_usd_per_gb, sent_usd_per_gb, store_price
 from launcher.vast_search import UP_MBIT_S
 from trainer.config import CheckpointConfig
-from trainer.interval import History, Rates, Save, cheapest, losses_per_hour, minutes
+from trainer.interval import History, Rates, Save, interval_of, losses_per_hour, minutes
 
 # What compression leaves of a checkpoint: 8.02 of 11 bytes a parameter (measured, recipes/LOG.md).
 _STORED = 0.75
@@ -77,17 +77,14 @@ def plan_saves(config: CheckpointConfig, steps: int, checkpoint_bytes: int, worl
     rate = _upload_bytes_per_s(offer, store, num_bytes, config.most_lost_s)
     save = Save(num_bytes, num_bytes / rate, _STALL_S + checkpoint_bytes / world_size / _SNAPSHOT_BYTES_PER_S)
     rates = rates_of(offer, store)
-    found = cheapest(save, rates, losses_per_hour(rates, History(0, 0.0)), config.most_lost_s)
-    every_s, lost_s, reason = found
-    if config.every_minutes:
-        every_s = max(60 * config.every_minutes, save.seconds)
-        lost_s, reason = every_s + save.seconds, "the recipe says so"
+    found = interval_of(config, save, rates, losses_per_hour(rates, History(0, 0.0)))
     num_kept = config.keep + (steps // config.every_steps if config.every_steps else 0)
     price = store_price(store) if store else None
     return SavesPlan(num_bytes=num_bytes, num_kept=num_kept,
                      kept_usd_per_month=price.kept_usd_per_month(num_kept * num_bytes) if price else None,
                      upload_bytes_per_s=rate, save_s=save.seconds, stall_s=save.stall_s,
-                     every_s=every_s, lost_s=lost_s, reason=reason, hours_to_loss=rates.hours_to_loss,
+                     every_s=found.seconds, lost_s=found.lost_s, reason=found.reason,
+                     hours_to_loss=rates.hours_to_loss,
                      upload_usd=Decimal(num_bytes) / 10**9 * Decimal(str(rates.upload_usd_per_gb)))
 
 

@@ -92,6 +92,14 @@ class History(NamedTuple):
         return cls(losses, hours)
 
 
+def interval_of(config: CheckpointConfig, save: Save, rates: Rates, losses_per_hour: float) -> Interval:
+    """What a recipe fixes; else the interval that costs least under its promise."""
+    if not config.every_minutes:
+        return cheapest(save, rates, losses_per_hour, config.most_lost_s)
+    seconds = max(60 * config.every_minutes, save.seconds)
+    return Interval(seconds, seconds + save.seconds, "the recipe says so")
+
+
 def cheapest(save: Save, rates: Rates, losses_per_hour: float, most_lost_s: float) -> Interval:
     """The interval that costs least among those that lose no more than is promised.
 
@@ -165,12 +173,12 @@ class Pace:
         Args:
             is_told: A last checkpoint fits the notice that such a machine gives of its end.
         """
-        if self._config.every_minutes:
-            seconds = max(60 * self._config.every_minutes, self.save.seconds if self._is_measured else 0.0)
-            return Interval(seconds, seconds + self.save.seconds, "the recipe says so")
+        save = self.save
+        if self._config.every_minutes and not self._is_measured:
+            save = save._replace(seconds=0.0)  # a guess does not change what is fixed
         hours = self._seen.hours + (self._clock() - self._began_s) / 3600
         rate = losses_per_hour(self._rates, self._seen._replace(hours=hours)) * (_UNTOLD if is_told else 1.0)
-        return cheapest(self.save, self._rates, rate, self._config.most_lost_s)
+        return interval_of(self._config, save, self._rates, rate)
 
     def record(self, interval: Interval) -> SavePace | None:
         """What a heartbeat says of it; None before a save was measured."""
