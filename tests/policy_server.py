@@ -7,15 +7,15 @@ what no statement allows is denied; `*` and `?` match as there; conditions are m
 import fnmatch
 import json
 import re
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from local_http import serving
 from s3_server import running_s3_server
 
 # AWS's documented answer to GetFederationToken, shortened.
@@ -139,11 +139,6 @@ def running_aws() -> Iterator[Aws]:
 
     with running_s3_server() as s3:
         aws = Aws(s3)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        aws.endpoint = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        try:
+        with serving(Handler) as server:
+            aws.endpoint = f"http://127.0.0.1:{server.server_port}"
             yield aws
-        finally:
-            server.shutdown()
-            server.server_close()

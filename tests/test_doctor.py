@@ -4,16 +4,16 @@ import json
 import re
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from cli_lab import RECIPE, Terminal, check_golden, environment, files_below, ldlm
 from launch_examples import example_plan
+from local_http import serving
 from s3_server import KEYS, S3Server, running_s3_server
 
 from launcher import doctor, doctor_here
@@ -186,13 +186,8 @@ def vast_at(status: int, answer: object) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *words: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with serving(Handler) as server:
         yield f"http://127.0.0.1:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def credit_line(home: Path, url: str) -> dict[str, str]:

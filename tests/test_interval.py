@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from hands import Hands
 
 from trainer.config import CheckpointConfig
 from trainer.contract import Document, ExitCode
@@ -91,15 +92,6 @@ def test_a_run_learns_how_often_its_machines_are_lost() -> None:
     assert losses_per_hour(SPOT, History(0, 0.0)) == pytest.approx(1 / 7)
 
 
-class Hands:
-    """A clock that is moved by hand."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def test_the_interval_follows_what_saves_are_measured_to_cost_and_hours_without_a_loss() -> None:
     clock = Hands()
     pace = Pace(CheckpointConfig(max_lost_minutes=240), SPOT, History(0, 0.0), 10**9, clock=clock)
@@ -113,7 +105,7 @@ def test_the_interval_follows_what_saves_are_measured_to_cost_and_hours_without_
     assert pace.news(first) is None
     pace.measured(Save(2e9, 15.0, 0.5))
     assert pace.interval(is_told=False).seconds == pytest.approx(first.seconds / 2, rel=0.01)
-    clock.now = 21 * 3600
+    clock.now_s += 21 * 3600
     assert pace.interval(is_told=False).seconds == pytest.approx(first.seconds, rel=0.01)
     assert pace.interval(is_told=True).seconds == pytest.approx(2 * first.seconds, rel=0.01)
 

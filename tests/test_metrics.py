@@ -7,22 +7,13 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hands import Hands
 from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError
 from trainer.metrics import Before, OwnAttempt, PhaseClock, Progress, Recorder, TrainingSpeed
 from trainer.run_folder import Attempt, Heartbeat, RunFolder
 from trainer.store import Store, local_store_url, open_store
-
-
-class Hands:
-    """A clock that a test turns."""
-
-    def __init__(self) -> None:
-        self.now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class UnsteadyStore(Store):

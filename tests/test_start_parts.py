@@ -9,18 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.hands import Hands  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
 from trainer.start_parts import StartParts  # noqa: E402
-
-
-class Hands:
-    """A clock that is moved by hand."""
-
-    now = 50.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_every_second_since_the_machine_is_billed_is_of_one_part() -> None:
@@ -28,10 +20,10 @@ def test_every_second_since_the_machine_is_billed_is_of_one_part() -> None:
     parts = StartParts(clock)
     parts.done("imports")
     imports_s = parts.seconds["imports"]  # this process has imported for as long as it lives
-    clock.now += 3
+    clock.now_s += 3
     parts.before(datetime.now(UTC) - timedelta(seconds=imports_s + 10))
     parts.done("text")
-    clock.now += 2
+    clock.now_s += 2
     parts.end()
     assert parts.is_over and list(parts.seconds) == ["node", "imports", "text", "first step"]
     assert parts.seconds["node"] == pytest.approx(7, abs=0.5)

@@ -3,14 +3,14 @@
 A server of our own gives S3's answers, word for word; the clients are the real ones.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from cli_lab import environment, files_below, refused
+from local_http import serving
 from s3_server import KEYS, running_s3_server
 
 from trainer.contract import StoreError
@@ -53,10 +53,8 @@ def answering(status: int, error: str) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with serving(Handler) as server:
         yield f"s3://bucket/x?endpoint=http://127.0.0.1:{server.server_port}&region=us-east-1"
-        server.shutdown()
 
 
 @pytest.fixture(autouse=True)

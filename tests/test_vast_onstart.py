@@ -5,14 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
+from local_http import serving
 
 from launcher.vast_onstart import deadman, first_commands, without_mark
 from trainer.wrong_machine import say_wrong
@@ -47,12 +47,9 @@ class Api(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def api() -> Iterator[Any]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Api)
-    server.seen, server.refused = [], set()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(Api) as server:
+        server.seen, server.refused = [], set()
+        yield server
 
 
 @pytest.fixture

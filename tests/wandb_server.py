@@ -11,8 +11,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from local_http import serving
 
 ENTITY = "someone"
 HISTORY = "wandb-history.jsonl"
@@ -164,11 +166,6 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
     """A server on a free port of this machine, for as long as the block runs."""
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    http.wandb = WandbServer(f"http://127.0.0.1:{http.server_port}")  # type: ignore[attr-defined]
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    try:
+    with serving(_Handler) as http:
+        http.wandb = WandbServer(f"http://127.0.0.1:{http.server_port}")  # type: ignore[attr-defined]
         yield http.wandb  # type: ignore[attr-defined]
-    finally:
-        http.shutdown()
-        http.server_close()
