@@ -46,9 +46,14 @@ def _parameter_words(parameters: dict[str, int]) -> str:
 
 def _saves_words(saves: SavesPlan) -> str:
     each = f", ~{console.dollars(saves.upload_usd)} to upload" if saves.upload_usd >= _CENTS else ""
+    by_step = f" and after every {_steps(saves.every_steps)}" if saves.every_steps else ""
     return (f"{console.data_size(saves.num_bytes)} a checkpoint{each}, one every ~{minutes(saves.every_s)} "
-            f"({saves.reason}); at most {minutes(saves.lost_s)} of work are lost with a machine"
+            f"({saves.reason}){by_step}; at most {minutes(saves.lost_s)} of work are lost with a machine"
             f"{_kept_words(saves)}")
+
+
+def _steps(number: int) -> str:
+    return "step" if number == 1 else f"{number:,} steps"
 
 
 def _kept_words(saves: SavesPlan) -> str:

@@ -38,6 +38,7 @@ class SavesPlan(Frozen):
         save_s: From the beginning of a save until it is durable.
         stall_s: In which training stands still.
         every_s: From one to the next.
+        every_steps: After so many steps there is one besides; None: there is none.
         lost_s: The most work that a lost machine costs.
         reason: Of the interval.
         upload_usd: Of one.
@@ -51,6 +52,7 @@ class SavesPlan(Frozen):
     save_s: float
     stall_s: float
     every_s: float
+    every_steps: int | None
     lost_s: float
     reason: str
     upload_usd: Decimal
@@ -83,8 +85,8 @@ def plan_saves(config: CheckpointConfig, steps: int, checkpoint_bytes: int, worl
     return SavesPlan(num_bytes=num_bytes, num_kept=num_kept,
                      kept_usd_per_month=price.kept_usd_per_month(num_kept * num_bytes) if price else None,
                      upload_bytes_per_s=rate, save_s=save.seconds, stall_s=save.stall_s,
-                     every_s=found.seconds, lost_s=found.lost_s, reason=found.reason,
-                     hours_to_loss=rates.hours_to_loss,
+                     every_s=found.seconds, every_steps=config.every_steps, lost_s=found.lost_s,
+                     reason=found.reason, hours_to_loss=rates.hours_to_loss,
                      upload_usd=Decimal(num_bytes) / 10**9 * Decimal(str(rates.upload_usd_per_gb)))
 
 
