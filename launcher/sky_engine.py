@@ -363,10 +363,10 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
     from sky.server import common
 
     import sky
-    from sky import exceptions
+    from sky import exceptions, sky_logging
 
     for handler in logging.getLogger("sky").handlers:  # stdout is for our answers, which programs may read
-        if isinstance(handler, logging.StreamHandler):
+        if isinstance(handler, sky_logging.EnvAwareHandler):  # SkyPilot's own; others have added theirs
             handler.setStream(sys.stderr)
     if is_new:  # SkyPilot remembers a server from its import on; a tunnel may have another port by now
         common.get_server_url.cache_clear()

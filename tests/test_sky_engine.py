@@ -1,5 +1,8 @@
 """What SkyPilot's answers mean. tests/lab/ asks the real one."""
 
+import io
+import logging
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,7 +14,7 @@ from launcher.engine import EnginePhase, EngineState
 from launcher.removing import check_not_alive, find_doomed, remove
 from launcher.run_record import ending_words, load_record, status_of
 from launcher.settle import settle
-from launcher.sky_engine import _state_of
+from launcher.sky_engine import _state_of, sky_sdk
 from trainer.contract import Document, Name, Outcome
 from trainer.run_folder import RunFolder, RunOutcome
 
@@ -155,3 +158,16 @@ def test_an_api_server_that_does_not_answer_is_named_and_nothing_is_recorded(tmp
     assert "http://127.0.0.1:1: SkyPilot's API server does not answer" in said
     assert "ldlm init --api-server URL" in said and "SKYPILOT_API_SERVER_ENDPOINT=URL" in said
     assert list((tmp_path / "store").rglob("*")) == []
+
+
+def test_skypilots_own_lines_go_to_stderr_and_what_others_listen_with_stays() -> None:
+    logging.getLogger("sky").addHandler(other := logging.StreamHandler(heard := io.StringIO()))
+    try:
+        with sky_sdk(with_server=False) as sky:
+            sky.sky_logging.init_logger("sky.test").warning("a line of SkyPilot's")
+        own = [handler for handler in logging.getLogger("sky").handlers
+               if isinstance(handler, sky.sky_logging.EnvAwareHandler)]
+    finally:
+        logging.getLogger("sky").removeHandler(other)
+    assert "a line of SkyPilot's" in heard.getvalue()
+    assert own and all(handler.stream is sys.stderr for handler in own)
