@@ -1,11 +1,11 @@
 """What a save and a restore move in a second: ours beside bare boto3 and bare obstore, same bytes, same run.
 
-    python -m tests.bench_transfers [--gb 1] [--rounds 3] [--store URL]
+    python -m tests.bench_transfers [--gb 1] [--rounds 3] [--store URL | --gbit 10]
 
 State of the size of a checkpoint, one rank, no torch. "ours" compresses, hashes and uploads, or downloads,
 verifies and unpacks; the others move the stored bytes as they are, in parts of the same size with as many
-under way. Without a store it is a server of its own, in a process on this machine: what it takes of the
-processor, all three pay. Deletes what it writes.
+under way. Without a store it is a server of its own (`plain_s3.py`), in a process on this machine: what it
+takes of the processor, all three pay. Deletes what it writes.
 """
 
 import argparse
@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
-from tests.s3_server import KEYS, running_s3_server
+from tests.s3_server import KEYS, running_plain_s3
 from trainer.commit import Committer, Content
 from trainer.contract import checkpoint_folder
 from trainer.identity import Identity
@@ -38,7 +37,6 @@ from trainer.store import open_store
 PART = 16 * 2**20  # bytes, as in trainer/store.py and trainer/pieces.py
 UPLOADS_AT_A_TIME = 8  # as in trainer/store.py
 MIB = 2**20
-MOTO = str(Path(__file__).parents[1] / ".venv/bin/python")  # of the launcher's environment
 
 
 class Alone:
@@ -107,10 +105,13 @@ def with_boto3(url: str, data: bytes) -> tuple[Callable[[], None], Callable[[], 
     """Upload and download as its users write them."""
     import boto3
     from boto3.s3.transfer import TransferConfig
+    from botocore.config import Config
 
     parts, query = urlsplit(url), parse_qs(urlsplit(url).query)
-    client = boto3.client("s3", **{f"{name}_url" if name == "endpoint" else f"{name}_name": values[0]
-                                   for name, values in query.items()})
+    # Its checksums of its own are off: bare bytes.
+    named = {f"{name}_url" if name == "endpoint" else f"{name}_name": values[0]
+             for name, values in query.items()}
+    client = boto3.client("s3", config=Config(request_checksum_calculation="when_required"), **named)
     place = parts.netloc, f"{parts.path.strip('/')}/bench/boto3".lstrip("/")
     up, down = (TransferConfig(multipart_threshold=PART, multipart_chunksize=PART, max_concurrency=number)
                 for number in (UPLOADS_AT_A_TIME, AT_A_TIME))
@@ -165,14 +166,13 @@ def main() -> None:
     parser.add_argument("--gb", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--store", default="")
+    parser.add_argument("--gbit", type=float, default=0.0, help="of the own server's line; 0: no limit")
     asked = parser.parse_args()
     with ExitStack() as stack:
         url = asked.store
         if not url:
             os.environ.update(KEYS)
-            server = stack.enter_context(running_s3_server(python=MOTO))
-            server.make_bucket("bench")
-            url = server.url("bench", "transfers")
+            url = stack.enter_context(running_plain_s3(asked.gbit)).url("bench", "transfers")
         copied = state(asked.gb)
         raw_bytes = sum(len(one.raw) for one in copied)
         ours = Ours(url, copied)
@@ -182,8 +182,10 @@ def main() -> None:
         if url.startswith("s3:"):
             pairs["boto3"] = with_boto3(url, data)
         speed = measured(pairs, asked.rounds, len(data))
+        line = f"{asked.gbit:g} Gbit/s, " if asked.gbit else ""
         print(f"{raw_bytes / 1e9:.2f} GB of numbers, {len(data) / 1e9:.2f} GB stored; MiB of stored bytes a "
-              f"second, medians of {asked.rounds};\n{os.cpu_count()} cores, Python {sys.version.split()[0]}")
+              f"second, medians of {asked.rounds};\n{line}{os.cpu_count()} cores, "
+              f"Python {sys.version.split()[0]}")
         show(speed)
         ours.folder.store.delete([found.key for found in ours.folder.store.objects("bench")])
 

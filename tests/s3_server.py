@@ -1,4 +1,4 @@
-"""A real S3 server in a process of its own, for tests: moto's, which keeps everything in memory."""
+"""S3 servers in a process of their own, all in memory: moto for tests, `plain_s3.py` for benchmarks."""
 
 import socket
 import subprocess
@@ -52,11 +52,24 @@ def running_s3_server(address: str = "127.0.0.1", python: str = sys.executable) 
             for clients in a network namespace, who then use the same URLs as this machine.
         python: That has moto.
     """
+    with _running([python, "-m", "moto.server", "-H", address, "-p"], address) as server:
+        yield server
+
+
+@contextmanager
+def running_plain_s3(gigabits_per_s: float) -> Iterator[S3Server]:
+    """The server for benchmarks, which needs nothing but Python, behind a line of some speed (0: of any)."""
+    with _running([sys.executable, "-m", "tests.plain_s3", str(gigabits_per_s)], "127.0.0.1") as server:
+        yield server
+
+
+@contextmanager
+def _running(command: list[str], address: str) -> Iterator[S3Server]:
+    """A server whose command ends with its port."""
     with socket.socket() as probe:
         probe.bind((address, 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([python, "-m", "moto.server", "-H", address, "-p", str(port)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*command, str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_until_open(process, address, port)
         yield S3Server(f"http://{address}:{port}")

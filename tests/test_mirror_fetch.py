@@ -34,7 +34,7 @@ class CountingStore(Store):
     breaks_after: int | None = None
     garbles: str | None = None  # a byte of the next range of a file whose name ends so
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
+    def get_range(self, key: str, start: int, end: int) -> memoryview:
         with self._counting:
             self.read_bytes += end - start
         if self.breaks_after is not None and self.read_bytes > self.breaks_after:
@@ -42,7 +42,7 @@ class CountingStore(Store):
         data = super().get_range(key, start, end)
         if self.garbles and key.endswith(self.garbles):
             self.garbles = None
-            return bytes([data[0] ^ 1]) + data[1:]
+            return memoryview(bytes([data[0] ^ 1]) + data[1:])
         return data
 
     def folders(self, prefix: str) -> list[str]:

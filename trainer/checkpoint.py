@@ -102,7 +102,7 @@ class Checkpointer(Committer):
         # What lies as a distance from the weights comes after them.
         wanted.sort(key=lambda piece: (piece.kind == "average_delta", piece.file, piece.offset))
         self._state.begin_writing(manifest.step)
-        for piece, raw in read_pieces(self._folder, manifest, wanted):
+        for piece, raw in read_pieces(self._folder, manifest, wanted, self._snapshot.host_memory):
             values = torch.from_numpy(raw).view(TORCH[piece.dtype])
             for begin, end in filter(None, map(piece.common, own)):
                 self._state.write(Stretch(piece.kind, piece.dtype, piece.group, begin, end - begin),

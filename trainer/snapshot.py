@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.piece_codec import Copied
+from trainer.piece_codec import Copied, Raw
 from trainer.pieces import ITEM_BYTES, Stretch
 from trainer.train_state import TrainState
 
@@ -85,5 +85,12 @@ class Snapshot:
             self._take_memory(begins[-1])
         return [self._memory[begin:begin + size] for begin, size in zip(begins, sizes, strict=False)]
 
+    def host_memory(self, num_bytes: int) -> Raw:
+        """Memory from which the device copies at the full rate of the bus."""
+        return self._pinned(num_bytes).numpy()
+
     def _take_memory(self, num_bytes: int) -> None:
-        self._memory = torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)
+        self._memory = self._pinned(num_bytes)
+
+    def _pinned(self, num_bytes: int) -> Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)

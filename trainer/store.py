@@ -136,12 +136,12 @@ class Store:
         """One object as a file that is read by ranges, so that it need not fit into memory."""
         return io.BufferedReader(_RangeReader(self, key), read_ahead_bytes)
 
-    def get_range(self, key: str, start: int, end: int) -> bytes:
-        """Bytes [start, end) of one object. Raises NotFoundError when there is none."""
+    def get_range(self, key: str, start: int, end: int) -> memoryview:
+        """Bytes [start, end) of one object, not copied. Raises NotFoundError when there is none."""
         import obstore
 
         with _as_store_errors(f"{self.url}/{key}", "read"):
-            return bytes(obstore.get_range(self._backend, key, start=start, end=end))
+            return memoryview(obstore.get_range(self._backend, key, start=start, end=end))
 
     def objects(self, prefix: str = "") -> list[StoredObject]:
         """All objects below a folder, in key order. `prefix` names whole path segments."""
