@@ -71,6 +71,7 @@ class Snapshot:
             values, slot = state.read(stretch), next(slots)
             slot.view(values.dtype).copy_(values, non_blocking=True)
             copied.append(Copied(stretch, slot.numpy()))
+            del values  # before the next is made: the device has room for one
         kept = {}
         for (name, tensor), slot in zip(rest.items(), slots, strict=True):
             kept[name] = slot.view(tensor.dtype).view(tensor.shape).copy_(tensor, non_blocking=True)
