@@ -1,5 +1,10 @@
 """A mirror is fetched whole or not at all, and what is here is not fetched again."""
 
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +19,14 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.random_encoders import save_model  # noqa: E402
 from tests.random_mirrors import write_random_mirror  # noqa: E402
-from trainer.contract import ConfigError, LdlmError, StoreError  # noqa: E402
+from tests.s3_server import KEYS  # noqa: E402
+from trainer import node_watch  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
+from trainer.contract import ConfigError, Env, LdlmError, StoreError  # noqa: E402
+from trainer.encoder_fetch import fetch_ahead  # noqa: E402
 from trainer.mirror import main, write_mirror  # noqa: E402
 from trainer.mirror_format import fetch_mirror, find_mirror  # noqa: E402
+from trainer.run_folder import RunFolder  # noqa: E402
 from trainer.store import DamagedError, Store, local_store_url, open_store  # noqa: E402
 from trainer.token_encoder import load_token_encoder, load_tokenizer, open_tokenizer  # noqa: E402
 from trainer.weight_sources import EncoderSource  # noqa: E402
@@ -222,3 +232,39 @@ def test_a_store_on_this_disk_is_read_in_place(tmp_path: Path, elsewhere: Callab
     elsewhere()
     assert fetched(store) == tmp_path / "my store" / KEY
     assert states(config(), store).shape == (2, 9, 32)
+
+
+def test_what_a_node_has_fetched_ahead_its_ranks_do_not_fetch(mirrored: CountingStore) -> None:
+    num_bytes = (find_mirror(mirrored, config()) or pytest.fail())[1].num_bytes
+    fetch_ahead(config(), RunFolder(mirrored, "run"), silent)
+    assert mirrored.read_bytes == num_bytes
+    assert states(config(), mirrored).shape == (2, 9, 32)
+    assert mirrored.read_bytes == num_bytes
+
+
+def test_a_rank_gets_the_tokenizer_while_the_weights_are_fetched(mirrored: CountingStore) -> None:
+    told: list[Path] = []
+
+    def is_fetching(_: str) -> None:
+        told.append(EncoderSource(config(), mirrored, silent).tokenizer())
+
+    fetch_ahead(config(), RunFolder(mirrored, "run"), is_fetching)  # told while it holds the lock
+    assert told and open_tokenizer(told[0]).vocab_size
+
+
+def test_a_fetch_ends_with_its_node_and_says_nothing_of_what_fails(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:  # takes a request and never answers
+        address = f"s3://b/runs?endpoint=http://127.0.0.1:{silent_server.getsockname()[1]}&region=us-east-1"
+        train = TrainConfig.model_validate(
+            {"profile": "smoke", "steps": 1, "data": {"source": "python-docs"}}).model_dump_json()
+        environment = os.environ | KEYS | {Env.STORE: address, Env.RUN_ID: "run", Env.TRAIN_CONFIG: train,
+                                           Env.END_FOLDER: str(tmp_path)}
+        lock = node_watch.hold(tmp_path)
+        fetch = subprocess.Popen([sys.executable, "-m", "trainer.encoder_fetch"], env=environment,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                 cwd=Path(__file__).parents[1])
+        silent_server.settimeout(60)
+        silent_server.accept()[0].close()  # refused once: it tries again
+        assert fetch.poll() is None
+        lock.close()
+        assert fetch.communicate(timeout=60)[0] == b"" and fetch.returncode == -signal.SIGKILL

@@ -143,6 +143,9 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
     # Another mirror under the same key has other hashes, and so a folder of its own.
     content = hashlib.sha256("".join(sorted(file.sha256 for file in manifest.files)).encode())
     folder = cache_folder() / key / content.hexdigest()[:12]
+    # A rank that wants the tokenizer does not wait for who fetches weights.
+    if only is not None and not unsound(folder, wanted):
+        return folder
     with one_at_a_time(folder.with_suffix(".lock")):
         missing = unsound(folder, wanted)
         if missing:
@@ -150,6 +153,11 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
             with Progress(f"weights of {manifest.name}", total_bytes, say) as progress:
                 fetch_files(store, key, missing, folder, progress, fix)
     return folder
+
+
+def outer_files(manifest: MirrorManifest) -> list[str]:
+    """Names of those that are no weights: config and tokenizer, small and wanted first."""
+    return [file.name for file in manifest.files if not file.name.endswith(".safetensors")]
 
 
 def _asked(config: TokenEncoderConfig) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 from pydantic import ValidationError
 
-from trainer import node_watch
+from trainer import encoder_fetch, node_watch
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Name, RankEnd, attempt_file
 from trainer.hang import HangWatch, HungError
@@ -193,8 +193,10 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
         with node_watch.hold(ends):
             told = {Env.BENCH_UNTIL: until.isoformat()} if until else {}
-            child = subprocess.Popen(
-                command, env=child_environment(ends, attempt, stop.shutdown_timeout_s) | told)
+            environment = child_environment(ends, attempt, stop.shutdown_timeout_s) | told
+            if document is Document.TRAIN:
+                encoder_fetch.begin(environment)
+            child = subprocess.Popen(command, env=environment)
             wait_for(child, ends, stop, overdue, HangWatch(ends, hang_s))
         stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
