@@ -26,10 +26,9 @@ from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
 from launcher.vast_looks import Instances, in_words_of_skypilot, learn
 from launcher.vast_onstart import first_commands, without_mark
+from launcher.vast_rent import rent
 from launcher.vast_search import KEY, rental_of
 from launcher.vast_start import hopeless
-
-_MAX_TRIES = 5  # offers go while one looks at them
 
 
 class LdlmPlugin(plugins.BasePlugin):
@@ -168,34 +167,21 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         bid = wishes.pop("bid_price", None)
         contract: dict[str, Any] = {
             "label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
-            "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url, name)} | wishes
+            "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url, name),
+            "login": more.get("login")} | wishes  # of a private registry
         if bid is not None:
             contract["price"] = bid
         query = query_at(settings, instance_type, region, disk_size, bids=bid is not None)
         offers = offers_of(sdk(), query, disk_size, bids=bid is not None)
         if not offers:  # as SkyPilot says it
             raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
-        offer, instance_id = _rent(sdk(), offers, contract)
+        offer, instance_id = rent(sdk(), offers, contract)
         rental_log.rented(rental_of(offer, instance_id, settings.get("run_id"), bid, contract["disk"],
                                     datetime.now(UTC)))
         return instance_id
 
     rent_or_launch.is_ldlm = True  # type: ignore[attr-defined]
     return rent_or_launch
-
-
-def _rent(sdk: Any, offers: list[dict[str, Any]], contract: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Rent the first offer that is still there. Returns it with the id of the instance."""
-    import requests
-
-    for offer in offers[:_MAX_TRIES]:
-        try:
-            answer = sdk.create_instance(id=offer["id"], **contract)
-        except requests.HTTPError as error:  # Vast's own answer: it has not been rented
-            gone = error
-            continue
-        return offer, str(answer["new_contract"])
-    raise RuntimeError(f"Vast rents out none of the {len(offers)} machines that it offers: {gone}")
 
 
 def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]) -> Callable[[], Instances]:

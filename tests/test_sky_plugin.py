@@ -104,12 +104,12 @@ def vast(tmp_path, monkeypatch) -> Iterator[Vast]:
 
 
 def rent(vast: Vast, launch: Any = utils.launch, image: str = "an/image:1",
-         machine: str = "2x-H100_SXM-32-65536", **wishes: Any) -> str:
+         machine: str = "2x-H100_SXM-32-65536", login: str | None = None, **wishes: Any) -> str:
     """As SkyPilot's provisioner calls it."""
     return launch_through(launch, lambda: vast.sdk)(
         name="train-1-head", instance_type=machine, region="Spain, ES, EU", disk_size=200,
         preemptible=False, image_name=image, ports=None, secure_only=False,
-        private_docker_registry=False, login=None, create_instance_kwargs=wishes,
+        private_docker_registry=login is not None, login=login, create_instance_kwargs=wishes,
         ssh_public_key="ssh-ed25519 AAA me")
 
 
