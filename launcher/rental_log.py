@@ -53,6 +53,12 @@ def given_back(instance_id: str, at: datetime) -> None:
     _add({"instance_id": instance_id, "ended_at": at.isoformat(), "given_back_at": at.isoformat()})
 
 
+def given_up(instance_id: str, at: datetime, why: str) -> None:
+    """It was asked to end before it had ever run."""
+    _add({"instance_id": instance_id, "ended_at": at.isoformat(), "given_back_at": at.isoformat(),
+          "given_up": why})
+
+
 def returned(instance_id: str, at: datetime) -> None:
     """Its provider lists it after all: it has not ended."""
     _add({"instance_id": instance_id, "returned_at": at.isoformat()})

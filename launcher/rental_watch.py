@@ -30,7 +30,7 @@ def _watch(ask: Callable[[], object]) -> None:
         time.sleep(_LOOK_S)
         try:
             look(ask, datetime.now(UTC))
-        except Exception:  # Vast does not answer, or a machine was given back: the next look is due
+        except Exception:  # Vast does not answer, say: the next look is due
             _log.exception("ldlm's look at machines of Vast failed")
 
 

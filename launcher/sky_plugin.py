@@ -28,7 +28,8 @@ from launcher.vast_looks import Instances, in_words_of_skypilot, learn
 from launcher.vast_onstart import first_commands, without_mark
 from launcher.vast_rent import rent
 from launcher.vast_search import KEY, rental_of
-from launcher.vast_start import hopeless
+from launcher.vast_start import Hopeless, hopeless
+from launcher.vast_wait import awaits, hear, wait_through
 
 
 class LdlmPlugin(plugins.BasePlugin):
@@ -47,6 +48,7 @@ class LdlmPlugin(plugins.BasePlugin):
     def install(self, extension_context: plugins.ExtensionContext) -> None:
         """Take SkyPilot's place in front of Vast, once per process."""
         from sky.adaptors import vast
+        from sky.provision import vast as provisioner
         from sky.provision.vast import utils
 
         if extension_context.context is plugins.PluginContext.MAIN:
@@ -65,6 +67,7 @@ class LdlmPlugin(plugins.BasePlugin):
         utils.launch = launch_through(utils.launch, vast.vast)
         utils.list_instances = list_through(utils.list_instances, vast.vast)
         utils.remove = remove_through(utils.remove)
+        provisioner.run_instances = wait_through(provisioner.run_instances)  # type: ignore[attr-defined]
 
 
 def rentals_of(run_id: str) -> dict[str, Any]:
@@ -178,6 +181,7 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         offer, instance_id = rent(sdk(), offers, contract)
         rental_log.rented(rental_of(offer, instance_id, settings.get("run_id"), bid, contract["disk"],
                                     datetime.now(UTC)))
+        awaits(instance_id)
         return instance_id
 
     rent_or_launch.is_ldlm = True  # type: ignore[attr-defined]
@@ -200,15 +204,20 @@ def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]
         in_words_of_skypilot(found)
         for rental in rental_log.read().values():
             if rental.ended_at is None and (
-                    lost := hopeless(rental, found.get(rental.instance_id), asked_at)):
-                sdk().destroy_instance(id=rental.instance_id)
-                if lost.unpulled:
-                    rental_log.unpulled(rental.instance_id, lost.unpulled)
-                rental_log.given_back(rental.instance_id, datetime.now(UTC))
-                raise RuntimeError(f"machine {rental.machine_id} of Vast {lost.why}, so it was given back")
+                    never := hopeless(rental, found.get(rental.instance_id), asked_at)):
+                _give_up(sdk(), rental, never)
+                del found[rental.instance_id]
+        hear(found, asked_at)
         return found
 
     return known
+
+
+def _give_up(sdk: Any, rental: Rental, never: Hopeless) -> None:
+    sdk.destroy_instance(id=rental.instance_id)
+    if never.unpulled:
+        rental_log.unpulled(rental.instance_id, never.unpulled)
+    rental_log.given_up(rental.instance_id, datetime.now(UTC), never.why)
 
 
 def remove_through(remove: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Which rented machine of Vast will never start, by what Vast says of it. Pure."""
+"""Which rented machine of Vast will never start, by what Vast says of it or does not say. Pure."""
 
 import re
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from launcher.rentals import Rental
 
 _LONGEST_START = timedelta(minutes=25)  # an image of 10 GB on a slow line; then it is cut (guess)
 _OUTBID_AT_ONCE = timedelta(minutes=2)  # stopped, and has never run: SkyPilot would wait for ever (guess)
+_GONE_FOR = timedelta(minutes=1)  # a list may lack for a moment what is there, above all what is new (guess)
 # At these words of an instance's `status_msg` Vast's own SDK gives up (1.3.0, cli/commands/machines.py).
 _FAILED = re.compile(r"error|failed|failure|exception|oci runtime|permission denied", re.IGNORECASE)
 # Docker's words for an image that no machine can pull; its limit of pulls per address is not among them.
@@ -46,3 +47,19 @@ def hopeless(rental: Rental, instance: Mapping[str, Any] | None, now: datetime) 
     if waited > (_OUTBID_AT_ONCE if is_stopped else _LONGEST_START):
         return Hopeless(f"has not started in {waited.total_seconds() / 60:.0f} minutes")
     return None
+
+
+def lost(rental: Rental, now: datetime, *, is_listed: bool) -> str | None:
+    """Why it is in vain to wait for a machine that has not been ready yet; None: it is not.
+
+    Args:
+        is_listed: Vast's list has it now.
+    """
+    if rental.given_up:
+        return f"{rental.given_up}, so it was given back"
+    if rental.ended_at is None:
+        return None
+    if rental.given_back_at:
+        return "was given back before it was ready"
+    is_gone = not is_listed and now - rental.ended_at >= _GONE_FOR
+    return "is gone: it vanished before it was ready" if is_gone else None

@@ -16,6 +16,7 @@ from test_vast_market import H100_CHEAPEST, H100_SECOND, Lab
 
 pytest.importorskip("vastai")
 from sky.adaptors import vast as adaptor  # noqa: E402
+from sky.provision import vast as provisioner  # noqa: E402
 from sky.provision.vast import utils  # noqa: E402
 from sky.server import plugins  # noqa: E402
 
@@ -98,6 +99,7 @@ def vast(tmp_path, monkeypatch) -> Iterator[Vast]:
     monkeypatch.setattr(adaptor, "_vast_sdk", vast.sdk)
     for name in ("launch", "list_instances", "remove"):  # what the plugin takes the place of
         monkeypatch.setattr(utils, name, getattr(utils, name))
+    monkeypatch.setattr(provisioner, "run_instances", provisioner.run_instances)
     yield vast
     vast.http.shutdown()
     vast.http.server_close()
@@ -242,24 +244,20 @@ def test_a_machine_that_never_starts_is_given_back(vast, status, minutes, is_cut
     ours = vast.rented(H100_CHEAPEST, minutes)
     vast.rented(H100_SECOND, minutes, is_ours=False)
     vast.words[ours] = status
-    if is_cut:
-        said = f"machine {H100_CHEAPEST} of Vast has not started in {minutes} minutes, so it was given back"
-        with pytest.raises(RuntimeError, match=said):
-            look(vast)
-        assert rental_log.read()[str(ours)].ended_at is not None
-    else:
-        assert len(look(vast)) == 2
+    assert len(look(vast)) == (1 if is_cut else 2)
+    had = rental_log.read()[str(ours)]
+    assert had.given_up == (f"has not started in {minutes} minutes" if is_cut else None)
+    assert (had.ended_at is not None) == is_cut
     assert vast.ended() == [f"/api/v0/instances/{ours}/"] * is_cut
 
 
 def test_a_machine_whose_image_cannot_be_pulled_is_given_back_at_once_and_the_image_remembered(vast):
     image = f"an/image{MISSING_TAG}"
     number = rent(vast, image=image, ldlm=DEAR)
-    said = f"machine {H100_CHEAPEST} of Vast does not start: .*: manifest for {image} not found"
-    with pytest.raises(RuntimeError, match=said):
-        look(vast)
+    assert look(vast) == {}
     had = rental_log.read()[number]
     assert had.unpulled == image and had.ended_at is not None
+    assert f": manifest for {image} not found" in (had.given_up or "")
     assert vast.market.rows() == []
 
 

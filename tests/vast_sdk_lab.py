@@ -14,6 +14,7 @@ from tests.lab.fake_vast import VastServer
 def reached_by_skypilot(fake: VastServer, home: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
     """A home with the account's key, and what our plugin takes the place of, put back afterwards."""
     from sky.adaptors import vast
+    from sky.provision import vast as provisioner
     from sky.provision.vast import utils
     from vastai import VastAI
 
@@ -25,6 +26,7 @@ def reached_by_skypilot(fake: VastServer, home: Path, patch: pytest.MonkeyPatch)
     patch.setattr(vast, "_vast_sdk", sdk)
     for name in ("launch", "list_instances", "remove"):
         patch.setattr(utils, name, getattr(utils, name))
+    patch.setattr(provisioner, "run_instances", provisioner.run_instances)
     yield
     fake.shutdown()
     fake.server_close()
