@@ -16,21 +16,51 @@ IDLE_LIMIT_S = 1800  # without a program of ours; before the first one SkyPilot 
 _LOOK_EVERY_S = 5  # a node that has found its machine wrong waits for it
 _MARK = " (wrong machine)"  # behind the name that SkyPilot has given it
 _FILE = f"~/{VAST_SWITCH}"
-# The key travels by standard input: a process list is no place for it. Where Vast does not let a machine
-# destroy itself, stopping ends at least the bill of its GPUs.
+# Images lack this and that: sh, sleep, cat, tr and rm are taken for granted, and one of three that speak HTTP
+# (busybox has a wget that can only get). The key is in no command line: a process list is no place for it.
+# Where Vast does not let a machine destroy itself, stopping ends at least the bill of its GPUs, as the end of
+# its container may (guess). A machine that cannot be looked at counts as used.
 _DEADMAN = """\
+export CONTAINER_ID CONTAINER_API_KEY
+to=URL/api/v0/instances/$CONTAINER_ID/ json="Content-Type: application/json" cannot_ask=111 blind=
+has() { command -v $1 > /dev/null; }
 ask() {
-    printf 'header = "Authorization: Bearer %s"\\n' "$CONTAINER_API_KEY" \\
-        | curl -fsS -m 60 -K - "$@" URL/api/v0/instances/$CONTAINER_ID/
+    if has curl; then
+        printf "header = \\"Authorization: Bearer %s\\"\\n" "$CONTAINER_API_KEY" \\
+            | curl -fsS -m 60 -K - -X $1 -H "$json" -d "$2" $to
+    elif has python3; then
+        python3 -c "
+import os, sys
+from urllib.request import Request, urlopen
+key, kind = 'Bearer ' + os.environ['CONTAINER_API_KEY'], 'application/json'
+urlopen(Request('$to', sys.argv[2].encode(), {'Authorization': key, 'Content-Type': kind},
+                method=sys.argv[1]), timeout=60)" $1 "$2"
+    elif wget --version > /dev/null 2>&1; then
+        (umask 077; printf "header = Authorization: Bearer %s\\n" "$CONTAINER_API_KEY" > ~/.ldlm_wgetrc)
+        WGETRC=~/.ldlm_wgetrc wget -nv -O - -T 60 -t 1 --method=$1 --header="$json" --body-data="$2" $to
+    else
+        return $cannot_ask
+    fi
+}
+used() {
+    seen=$(cat /proc/[0-9]*/cmdline | tr "\\0" " ") 2> /dev/null
+    if [ -z "$seen" ]; then
+        [ $blind ] || echo "cannot look into /proc: this machine never ends itself"
+        blind=yes
+    fi
+    case "$seen" in *" -m trainer"[.]* | "") return 0; esac
+    return 1
 }
 idle_s=0
 while sleep LOOK_S; do
-    if [ -e ~/NOTE ]; then
-        ask -X PUT -H 'Content-Type: application/json' -d LABEL && rm ~/NOTE
-    fi
-    if pgrep -f -- '-m trainer[.]' > /dev/null; then idle_s=0; else idle_s=$((idle_s + LOOK_S)); fi
+    [ -e ~/NOTE ] && ask PUT LABEL && rm ~/NOTE
+    if used; then idle_s=0; else idle_s=$((idle_s + LOOK_S)); fi
     [ $idle_s -lt LIMIT_S ] && continue
-    ask -X DELETE || ask -X PUT -H 'Content-Type: application/json' -d '{"state": "stopped"}'
+    ask DELETE "" || ask PUT "{\\"state\\": \\"stopped\\"}"
+    [ $? = $cannot_ask ] || continue
+    echo "cannot ask Vast, there is no curl, python3 or wget: powering off"
+    poweroff
+    kill -s TERM 1
 done
 """
 
@@ -49,7 +79,7 @@ def first_commands(ssh_public_key: str | None, url: str, label: str) -> str:
                      f"echo {shlex.quote(ssh_public_key.strip())} >> ~/.ssh/authorized_keys",
                      "chmod 600 ~/.ssh/authorized_keys"]
     commands += [f"printf %s {shlex.quote(deadman(url, label))} > {_FILE}",
-                 f"(setsid bash {_FILE} > {_FILE}.log 2>&1 < /dev/null &)"]
+                 f"(setsid sh {_FILE} > {_FILE}.log 2>&1 < /dev/null &)"]
     return ";".join(commands)
 
 
@@ -59,7 +89,7 @@ def without_mark(label: str | None) -> str | None:
 
 
 def deadman(url: str, label: str, look_s: int = _LOOK_EVERY_S, limit_s: int = IDLE_LIMIT_S) -> str:
-    """The script that watches a machine from inside; bash, pgrep and curl are all that it needs."""
+    """The script that watches a machine from inside, in the language of any sh."""
     marked = shlex.quote(json.dumps({"label": label + _MARK}))
     return (_DEADMAN.replace("URL", url).replace("LOOK_S", str(look_s)).replace("LIMIT_S", str(limit_s))
             .replace("NOTE", WRONG_MACHINE).replace("LABEL", marked))

@@ -22,11 +22,15 @@ ALONE = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-pro
 
 
 def _is_possible() -> bool:
-    tools = all(shutil.which(name) for name in ("curl", "pgrep", "unshare"))
+    tools = all(shutil.which(name) for name in ("curl", "unshare"))
     return tools and subprocess.run([*ALONE, "true"], capture_output=True, check=False).returncode == 0
 
 
-pytestmark = pytest.mark.skipif(not _is_possible(), reason="no curl, no pgrep or no namespaces here")
+pytestmark = pytest.mark.skipif(not _is_possible(), reason="no curl or no namespaces here")
+whatever_speaks_http = pytest.mark.parametrize("tool", [
+    "curl", "python3",
+    pytest.param("wget", marks=pytest.mark.skipif(not shutil.which("wget"), reason="no wget here"))])
+BARE = ("sh", "sleep", "cat", "tr", "rm")  # what the barest image has: no ps, no pgrep, no curl
 
 
 class Api(BaseHTTPRequestHandler):
@@ -52,21 +56,42 @@ def api() -> Iterator[Any]:
         yield server
 
 
-@pytest.fixture
-def watch(api: Any, tmp_path: Path) -> Iterator[Any]:
+class Watch:
     """Starts the switch with one second to a look and two to its limit, among no processes but those given:
-    other programs of ours on this machine would keep it quiet."""
-    script = tmp_path / "deadman"
-    script.write_text(deadman(f"http://127.0.0.1:{api.server_port}", "train-1-head", look_s=1, limit_s=2))
-    started = []
+    other programs of ours on this machine would keep it quiet.
 
-    def start(*beside: str) -> None:
-        line = " & ".join([*beside, f"exec bash {script}"])
-        environment = os.environ | OWN | {"HOME": str(tmp_path)}
-        started.append(subprocess.Popen([*ALONE, "bash", "-c", line], cwd=tmp_path, env=environment))
+    Attributes:
+        log: What it says.
+    """
 
-    yield start
-    for process in started:
+    def __init__(self, api: Any, home: Path) -> None:
+        self.home, self.log, self.started = home, home / "log", list[subprocess.Popen[bytes]]()
+        url = f"http://127.0.0.1:{api.server_port}"
+        (home / "deadman").write_text(deadman(url, "train-1-head", look_s=1, limit_s=2))
+
+    def __call__(self, *beside: str, tools: tuple[str, ...] = (*BARE, "curl"),
+                 first: str = "exec {switch}") -> "subprocess.Popen[bytes]":
+        """Start it. `beside`: in the background. `tools`: all that there are. `first`: process number 1."""
+        bin_ = self.home / "bin"
+        bin_.mkdir()
+        for name in tools:
+            found = sys.executable if name == "python3" else shutil.which(name)
+            (bin_ / name).write_text(f'#!/bin/sh\nexec {found} "$@"\n')
+            (bin_ / name).chmod(0o755)
+        switch = f"{shutil.which('sh')} {self.home}/deadman > {self.log} 2>&1"
+        line = " & ".join([*beside, first.format(switch=switch)])
+        bash, unshare = str(shutil.which("bash")), str(shutil.which(ALONE[0]))
+        environment = os.environ | OWN | {"HOME": str(self.home), "PATH": str(bin_)}
+        self.started.append(subprocess.Popen([unshare, *ALONE[1:], bash, "-c", line], cwd=self.home,
+                                             env=environment))
+        return self.started[-1]
+
+
+@pytest.fixture
+def watch(api: Any, tmp_path: Path) -> Iterator[Watch]:
+    watch = Watch(api, tmp_path)
+    yield watch
+    for process in watch.started:
         process.kill()
         process.wait()
 
@@ -78,15 +103,17 @@ def wait_until(condition: Any, seconds: float = 30) -> None:
         time.sleep(0.1)
 
 
-def test_an_idle_machine_asks_to_be_destroyed_with_its_own_key(api, watch):
-    watch()
+@whatever_speaks_http
+def test_an_idle_machine_asks_to_be_destroyed_with_its_own_key(api, watch, tool):
+    watch(tools=(*BARE, tool))
     wait_until(lambda: api.seen)
     assert api.seen[0] == ("DELETE", "/api/v0/instances/5070/", "Bearer of-this-machine-alone", "")
 
 
-def test_where_it_may_not_destroy_itself_it_stops_itself(api, watch):
+@whatever_speaks_http
+def test_where_it_may_not_destroy_itself_it_stops_itself(api, watch, tool):
     api.refused = {"DELETE"}
-    watch()
+    watch(tools=(*BARE, tool))
     wait_until(lambda: len(api.seen) > 1)
     verb, path, key, body = api.seen[1]
     assert (verb, path, key) == ("PUT", "/api/v0/instances/5070/", "Bearer of-this-machine-alone")
@@ -123,12 +150,27 @@ def test_where_the_machine_cannot_say_so_the_node_goes_on(api, watch, tmp_path, 
     assert "could not say that it is the wrong one" in capsys.readouterr().out
 
 
-def test_the_key_is_in_no_process_list(api, watch, tmp_path):
+def test_where_nothing_speaks_http_it_says_so_and_ends_the_machine(api, watch):
+    machine = watch(tools=BARE, first="trap 'exit 7' TERM; {switch} & wait")
+    assert machine.wait(timeout=30) == 7 and api.seen == []
+    assert "cannot ask Vast, there is no curl, python3 or wget: powering off" in watch.log.read_text()
+
+
+def test_a_machine_that_it_cannot_look_at_is_not_idle(api, watch):
+    watch(tools=("sh", "sleep", "tr", "rm", "curl"))
+    wait_until(lambda: watch.log.exists() and "cannot look into /proc" in watch.log.read_text())
+    time.sleep(4)
+    assert api.seen == []
+
+
+@whatever_speaks_http
+def test_the_key_is_in_no_process_list(api, watch, tmp_path, tool):
     api.refused = {"DELETE", "PUT"}  # it asks again and again
-    watch(f"while sleep 0.01; do ps -eo args= >> {tmp_path}/lists; done")
+    watch(f"while sleep 0.01; do ps -eo args= >> {tmp_path}/lists; done", tools=(*BARE, "ps", tool))
     wait_until(lambda: len(api.seen) > 10)
     lists = (tmp_path / "lists").read_text()
-    assert "curl -fsS" in lists and OWN["CONTAINER_API_KEY"] not in lists
+    assert {"curl": "-fsS", "python3": "urlopen", "wget": "--method="}[tool] in lists
+    assert OWN["CONTAINER_API_KEY"] not in lists
 
 
 def test_the_first_commands_let_skypilot_in_and_leave_the_switch_running(api, tmp_path):
@@ -139,7 +181,7 @@ def test_the_first_commands_let_skypilot_in_and_leave_the_switch_running(api, tm
     assert (tmp_path / ".ssh/authorized_keys").read_text() == "\nssh-ed25519 AAA it's me\n"
     assert (tmp_path / ".no_auto_tmux").exists()
     assert (tmp_path / ".ldlm_deadman").read_text() == deadman(url, label)
-    found = subprocess.run(["pgrep", "-f", f"bash {tmp_path}/.ldlm_deadman"], text=True, capture_output=True,
+    found = subprocess.run(["pgrep", "-f", f"sh {tmp_path}/.ldlm_deadman"], text=True, capture_output=True,
                            check=True).stdout.split()
     for pid in found:
         os.kill(int(pid), 9)
