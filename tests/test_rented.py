@@ -10,8 +10,8 @@ import pytest
 
 from trainer.contract import Document, ExitCode, Name, Outcome, RankEnd
 from trainer.machine import MachineError
-from trainer.rented import Rented
-from trainer.run_folder import Heartbeat, Phases, RunFolder, RunOutcome, StopWish
+from trainer.rented import Rented, wrong_rentals
+from trainer.run_folder import Event, Heartbeat, Phases, RunFolder, RunOutcome, StopWish
 from trainer.store import open_store
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -38,8 +38,8 @@ def claim(folder: RunFolder, document: Document = Document.TRAIN, *, seen_after_
     return attempt.number
 
 
-def node(folder: RunFolder, document: Document = Document.TRAIN, *, leads: bool = True) -> Rented:
-    return Rented(folder, document, leads=leads)
+def node(folder: RunFolder, document: Document = Document.TRAIN, number: int = 0) -> Rented:
+    return Rented(folder, document, node=number)
 
 
 def outcome(folder: RunFolder) -> Outcome | None:
@@ -57,7 +57,7 @@ def kinds(folder: RunFolder) -> list[str]:
 
 def test_an_attempt_whose_machine_vanished_is_closed_by_the_next_one_when_it_was_last_seen(folder) -> None:
     number = claim(folder)
-    node(folder, leads=False)
+    node(folder, number=1)
     assert folder.attempt(number).end is None
     node(folder)
     end = folder.attempt(number).end
@@ -81,12 +81,12 @@ def test_training_tells_skypilot_what_follows_and_records_an_end(folder, end, to
 
 
 def test_only_the_first_node_writes(folder) -> None:
-    assert node(folder, leads=False).conclude(RankEnd(70, "NaN")) == 70
+    assert node(folder, number=1).conclude(RankEnd(70, "NaN")) == 70
     assert outcome(folder) is None and kinds(folder) == ["submitted"]
 
 
 def test_a_wish_to_stop_turns_a_saved_state_into_the_end_on_every_node(folder) -> None:
-    first, second = node(folder), node(folder, leads=False)
+    first, second = node(folder), node(folder, number=1)
     wish(folder, NOON + timedelta(hours=1))
     assert first.is_stop_wished()
     # The second has not looked yet; a signal has reached its ranks through the first one's.
@@ -104,7 +104,7 @@ def test_a_wish_from_before_the_run_was_resumed_says_nothing(folder) -> None:
 
 def test_it_looks_for_a_wish_every_five_seconds_and_a_store_that_is_away_says_nothing(folder) -> None:
     now = [0.0]
-    watching = Rented(folder, Document.TRAIN, leads=True, clock=lambda: now[0])
+    watching = Rented(folder, Document.TRAIN, node=0, clock=lambda: now[0])
     assert not watching.is_stop_wished()
     folder.write_bytes(Name.STOP, b"torn")
     now[0] = 5.0
@@ -156,7 +156,7 @@ def test_another_machine_is_asked_for_where_one_is_wrong_three_in_all(folder) ->
     assert end == (70, f"3 machines were wrong since this run was started; the last: {WRONG.problem}")
     assert last.conclude(end) == 70 and outcome(folder) is Outcome.NO_CAPACITY
     told = [event.detail for event in folder.events() if event.kind == "wrong_machine"]
-    assert told == 3 * [{"problem": WRONG.problem, "host": "host-7"}]
+    assert told == 3 * [{"problem": WRONG.problem, "host": "host-7", "node": 0}]
 
 
 def test_a_wrong_machine_says_so_before_its_node_ends(folder, tmp_path, monkeypatch) -> None:
@@ -177,6 +177,25 @@ def test_a_wrong_machine_says_so_before_its_node_ends(folder, tmp_path, monkeypa
 
 
 def test_a_node_that_does_not_lead_counts_its_wrong_machine_too_and_a_resumed_run_starts_anew(folder) -> None:
-    assert [node(folder, leads=False).refuse(WRONG).code for _ in range(3)] == [75, 75, 70]
+    assert [node(folder, number=1).refuse(WRONG).code for _ in range(3)] == [75, 75, 70]
     folder.add_event("resumed", datetime.now(UTC))
     assert node(folder).refuse(WRONG).code == 75
+
+
+def test_machines_that_were_rented_together_count_once_however_many_of_them_are_wrong(folder) -> None:
+    for tries in range(1, 4):
+        ends = [node(folder, number=number).refuse(WRONG) for number in range(2)]
+        assert {end.code for end in ends} == {75 if tries < 3 else 70}
+        assert f"({tries} of 3)" in ends[1].reason or tries == 3
+
+
+def test_another_node_that_is_wrong_minutes_later_is_of_another_rental() -> None:
+    def told(*nodes_at: tuple[int, float]) -> int:
+        return wrong_rentals(Event(at=NOON + timedelta(minutes=minutes), kind="wrong_machine",
+                                   detail={"node": number}) for number, minutes in nodes_at)
+
+    assert told() == 0
+    assert told((3, 0), (1, 0.5), (0, 1.9)) == 1
+    assert told((1, 0), (0, 5), (1, 5.1), (2, 12)) == 3
+    assert told((0, 0), (0, 0.1), (1, 0.1)) == 2  # set up as fast as nothing
+    assert wrong_rentals(2 * [Event(at=NOON, kind="wrong_machine")]) == 2  # of a trainer before this one

@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
         # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
         managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
-        rented = Rented(folder, document, leads=node_rank() == 0) if managed else None
+        rented = Rented(folder, document, node=node_rank()) if managed else None
         if rented and rented.has_finished_before():
             print("training had finished before", flush=True)
             return ExitCode.FINISHED

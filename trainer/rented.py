@@ -7,20 +7,43 @@ a wish to stop, and writes how the run ended. No torch.
 """
 
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
 from trainer.lease import await_free, owner_here
 from trainer.machine import MachineError
-from trainer.run_folder import STARTS, RunFolder, RunOutcome, StopWish
+from trainer.run_folder import STARTS, Event, RunFolder, RunOutcome, StopWish
 from trainer.wrong_machine import say_wrong
 
 _LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
 _MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
+# Nodes start together and see within seconds what they have been given; to give their machines back, rent
+# others and set these up takes longer (guess).
+_NODES_WITHIN = timedelta(minutes=2)
 _ENDS = {ExitCode.STOPPED: Outcome.STOPPED, ExitCode.BROKEN: Outcome.DIVERGED,
          ExitCode.BAD_CONFIG: Outcome.BAD_CONFIG}
+
+
+def wrong_rentals(events: Iterable[Event]) -> int:
+    """How often machines were rented of which one or more were wrong.
+
+    Each node that finds its machine wrong says so in an event. Those of one rental come within two minutes,
+    each from a node of another number.
+
+    Args:
+        events: Oldest first.
+    """
+    nodes, began = set[int](), datetime.min.replace(tzinfo=UTC)
+    num_rentals = 0
+    for event in (event for event in events if event.kind == "wrong_machine"):
+        node = event.detail.get("node", 0)
+        if node in nodes or event.at - began > _NODES_WITHIN:
+            nodes, began = set(), event.at
+        num_rentals += not nodes
+        nodes.add(node)
+    return num_rentals
 
 
 class Rented:
@@ -29,7 +52,7 @@ class Rented:
     Args:
         folder: Of the run.
         document: That this node runs.
-        leads: It is the first of its nodes: it alone writes.
+        node: Its number among its nodes, from 0. The first leads: it alone writes.
         clock: Seconds that never go back.
 
     Raises:
@@ -37,15 +60,15 @@ class Rented:
         StoreError: The record cannot be read or written.
     """
 
-    def __init__(self, folder: RunFolder, document: Document, *, leads: bool,
+    def __init__(self, folder: RunFolder, document: Document, *, node: int,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._document, self._leads, self._clock = folder, document, leads, clock
+        self._folder, self._document, self._node, self._clock = folder, document, node, clock
         self._looked = float("-inf")
         self._is_wished = False
         self._found_no_machine = False
         self._started_at = max((event.at for event in folder.events() if event.kind in STARTS),
                                default=datetime.min.replace(tzinfo=UTC))
-        if leads:
+        if node == 0:
             self._take_over()
 
     def _take_over(self) -> None:
@@ -77,15 +100,16 @@ class Rented:
         return wish is not None and wish.at > self._started_at
 
     def refuse(self, error: MachineError) -> RankEnd:
-        """How this attempt ends because of its machine: another one is asked for, three in all.
+        """How this attempt ends because of its machine: another one is asked for, three in all. Of several
+        nodes each may say so, and one rental counts once.
 
         Raises:
             StoreError: It cannot be counted: without that, one machine after the other would be rented.
         """
         say_wrong(Path.home())
-        self._folder.add_event("wrong_machine", datetime.now(UTC), problem=error.problem, host=error.place)
-        found = sum(event.kind == "wrong_machine" and event.at > self._started_at
-                    for event in self._folder.events())
+        self._folder.add_event("wrong_machine", datetime.now(UTC), problem=error.problem, host=error.place,
+                               node=self._node)
+        found = wrong_rentals(event for event in self._folder.events() if event.at > self._started_at)
         if found < _MAX_WRONG_MACHINES:
             return RankEnd(ExitCode.RECOVER, f"wrong machine ({found} of {_MAX_WRONG_MACHINES}): {error}")
         self._found_no_machine = True
@@ -103,7 +127,7 @@ class Rented:
         elif code not in list(ExitCode):
             return ExitCode.RECOVER
         is_last = code in _ENDS or (code == ExitCode.FINISHED and self._document is Document.BENCH)
-        if is_last and self._leads:
+        if is_last and self._node == 0:
             try:
                 outcome = (Outcome.NO_CAPACITY if self._found_no_machine
                            else _ENDS.get(ExitCode(code), Outcome.FINISHED))
