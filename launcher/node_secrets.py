@@ -1,4 +1,5 @@
-"""What the nodes of a rented run must know and nobody else may: keys of its store, of W&B, of the Hub.
+"""What the nodes of a rented run must know and nobody else may: keys of its store, of W&B, of the Hub,
+of the registry of its image.
 
 They travel as SkyPilot's secrets, which it keeps out of the task's text and of its logs; never in the task,
 the record or a command line.
@@ -10,6 +11,7 @@ from typing import Any
 
 from launcher.azure_keys import ACCOUNT_KEY, SIGNATURE, signature
 from launcher.errors import EngineError
+from launcher.registry_login import registry_login
 from launcher.store_keys import Needs, can_be_scoped, mint
 from trainer.contract import Env
 
@@ -30,10 +32,11 @@ def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None
         say: Told where they could not be made.
 
     Raises:
-        EngineError: There are no keys of the store, so no node could save anything.
+        EngineError: There are no keys of the store, so no node could save anything; or half a login of a
+            registry.
     """
     scheme = store_url.partition(":")[0]
-    found = {name: environ[name] for name in _OF_SERVICES if environ.get(name)}
+    found = {name: environ[name] for name in _OF_SERVICES if environ.get(name)} | registry_login(environ)
     if scheme == "s3":
         return found | _aws(store_url, needs, say)
     keys = {name: environ[name] for name in _OF_STORES.get(scheme, ()) if environ.get(name)}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher.errors import EngineError
+from launcher.registry_login import CHECK_IMAGE
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CLASS = re.compile(r"^\[?(?:[A-Za-z_]\w*\.)+(?:\w+Error|\w+Exception)\]?:? ")
@@ -61,7 +62,7 @@ _CASES = (
           "vast has no offer with {what}",
           "wait, or name another card: --set hardware.train.0.gpu=NAME:NUMBER"),
     _Case(r"docker pull (?P<image>\S+) failed", "the image {image} cannot be pulled",
-          "check its name, its tag and that it is public; or leave image out of the candidate"),
+          f"{CHECK_IMAGE}; or leave image out of the candidate"),
     _Case(r"Failed to acquire resources (?:\(.*?\) )?in (?P<where>.*?) for ",
           "no such machine is free in {where}", "wait, or choose another region or cloud: --infra"),
 )

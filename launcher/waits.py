@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from launcher.registry_login import CHECK_IMAGE
 from trainer.contract import Outcome
 
 # A machine that was got loads its image and is set up; then it counts as none (guess).
@@ -53,8 +54,8 @@ def end_of(waiting: Waiting, now: datetime) -> End | None:
     """Why a task should not wait any longer; None: it should."""
     if len(waiting.unpulled) >= _TRIES_OF_IMAGE:
         return End(Outcome.BAD_CONFIG, f"{len(waiting.unpulled)} machines could not pull the image "
-                   f"{waiting.unpulled[-1]}: check its name, its tag and that it is public, and launch anew "
-                   "with another: --set hardware.train.0.image=NAME (hardware.bench of a benchmark)")
+                   f"{waiting.unpulled[-1]}: {CHECK_IMAGE}; then launch anew, or with another: "
+                   "--set hardware.train.0.image=NAME (hardware.bench of a benchmark)")
     if waiting.machine_since and now - waiting.machine_since < GETS_READY:
         return None
     if waiting.deadline and now >= waiting.deadline:

@@ -44,3 +44,13 @@ def test_a_store_whose_keys_are_missing_is_refused_before_anything_is_rented(aws
     with pytest.raises(EngineError, match="keys|credentials") as caught:
         node_secrets(store, {})
     assert fix in str(caught.value)
+
+
+def test_the_login_of_a_private_registry_travels_whole_or_not_at_all() -> None:
+    login = {"SKYPILOT_DOCKER_USERNAME": "me", "SKYPILOT_DOCKER_PASSWORD": "secret",
+             "SKYPILOT_DOCKER_SERVER": "ghcr.io"}
+    assert node_secrets("file:///shared/ldlm", ELSEWHERE | login) == login
+    del login["SKYPILOT_DOCKER_PASSWORD"]
+    with pytest.raises(EngineError, match="a login of a registry without SKYPILOT_DOCKER_PASSWORD") as caught:
+        node_secrets("file:///shared/ldlm", login)
+    assert caught.value.fix == "set all three, or none: unset SKYPILOT_DOCKER_USERNAME SKYPILOT_DOCKER_SERVER"

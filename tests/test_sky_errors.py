@@ -52,7 +52,8 @@ STORIES = {
                         'num_gpus=1 gpu_name="RTX 5090" cpu_ram>="48.0"',
                         "wait, or name another card: --set hardware.train.0.gpu=NAME:NUMBER"),
     "no image": ("the image me/mine:1 cannot be pulled",
-                 "check its name, its tag and that it is public; or leave image out of the candidate"),
+                 "check its name and its tag; if it is not public, set SKYPILOT_DOCKER_USERNAME, "
+                 "SKYPILOT_DOCKER_PASSWORD, SKYPILOT_DOCKER_SERVER; or leave image out of the candidate"),
     "old credentials": ("GCP does not take the credentials: Token has been expired or revoked.",
                         "sign in again, then .venv/bin/sky check"),
     "cloud not enabled": ("SkyPilot has gcp not enabled",

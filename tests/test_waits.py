@@ -45,6 +45,7 @@ def test_an_image_that_two_machines_cannot_pull_ends_the_wait_at_once():
     found = end_of(Waiting(NOON, HOUR, unpulled=("an/image:1",) * 2, machine_since=at(1)), at(2))
     assert found is not None and found.outcome is Outcome.BAD_CONFIG
     assert found.reason.startswith("2 machines could not pull the image an/image:1: check its name")
+    assert "if it is not public, set SKYPILOT_DOCKER_USERNAME," in found.reason
     assert "--set hardware.train.0.image=NAME" in found.reason
 
 
