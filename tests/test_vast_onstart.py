@@ -96,7 +96,7 @@ def watch(api: Any, tmp_path: Path) -> Iterator[Watch]:
         process.wait()
 
 
-def wait_until(condition: Any, seconds: float = 30) -> None:
+def wait_until(condition: Any, seconds: float = 90) -> None:
     give_up = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < give_up
@@ -152,7 +152,7 @@ def test_where_the_machine_cannot_say_so_the_node_goes_on(api, watch, tmp_path, 
 
 def test_where_nothing_speaks_http_it_says_so_and_ends_the_machine(api, watch):
     machine = watch(tools=BARE, first="trap 'exit 7' TERM; {switch} & wait")
-    assert machine.wait(timeout=30) == 7 and api.seen == []
+    assert machine.wait(timeout=90) == 7 and api.seen == []
     assert "cannot ask Vast, there is no curl, python3 or wget: powering off" in watch.log.read_text()
 
 
@@ -167,7 +167,7 @@ def test_a_machine_that_it_cannot_look_at_is_not_idle(api, watch):
 def test_the_key_is_in_no_process_list(api, watch, tmp_path, tool):
     api.refused = {"DELETE", "PUT"}  # it asks again and again
     watch(f"while sleep 0.01; do ps -eo args= >> {tmp_path}/lists; done", tools=(*BARE, "ps", tool))
-    wait_until(lambda: len(api.seen) > 10)
+    wait_until(lambda: len(api.seen) > 4)
     lists = (tmp_path / "lists").read_text()
     assert {"curl": "-fsS", "python3": "urlopen", "wget": "--method="}[tool] in lists
     assert OWN["CONTAINER_API_KEY"] not in lists
