@@ -1,6 +1,9 @@
 """Is a rented machine what is paid for, and can it do the work."""
 
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -95,6 +98,17 @@ def test_a_machine_must_have_the_cards_that_are_paid_for(nvidia_smi: Path, torch
 def test_a_driver_that_does_not_answer_is_no_card(nvidia_smi: Path, program: str) -> None:
     nvidia_smi.write_text(program)
     assert refusal(GPU="RTX5090:1") == "the plan pays for RTX5090:1, this machine has no GPU"
+
+
+def test_a_driver_in_which_even_sigkill_waits_is_no_card_and_holds_nobody_up(
+        nvidia_smi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 30\n")
+    monkeypatch.setattr("trainer.machine._DRIVER_S", 2)
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: None)  # as if it were in the kernel
+
+    assert visible_gpus() == []
+
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # it was there still
 
 
 def test_a_card_with_less_memory_or_with_another_program_on_it_is_refused(nvidia_smi, torch_says) -> None:

@@ -25,10 +25,10 @@ from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
 from trainer.generate import Generator, Prompt, load_generator
+from trainer.limits import Limits, over_limit
 from trainer.manifest import CheckpointError, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node
-from trainer.preemption import Limits, over_limit
 from trainer.run_folder import RunFolder
 from trainer.sizes import longest_prompt
 from trainer.store import open_store
@@ -179,7 +179,7 @@ def bench(config: TrainConfig) -> RankEnd:
     """Run the benchmark under heartbeats and write its result."""
     folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
     recorder = open_recorder(config, folder, int(os.environ[Env.ATTEMPT]))
-    limits, until = Limits.from_environment(), os.environ.get(Env.BENCH_UNTIL)
+    limits, until = Limits.of(), os.environ.get(Env.BENCH_UNTIL)
 
     def limit() -> str | None:
         now = datetime.now(UTC)

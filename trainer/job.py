@@ -26,13 +26,14 @@ from trainer.host_copies import to_device
 from trainer.identity import Identity
 from trainer.interval import Pace, Rates
 from trainer.last_save import LastSave
+from trainer.limits import Limits
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
 from trainer.manifest import complete_checkpoints, pinned
 from trainer.metrics import OwnAttempt, Phase, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.notices import cloud_named
-from trainer.preemption import Limits, StopSignal
+from trainer.preemption import StopSignal
 from trainer.ranks import Shared, meet, own_devices, require_same
 from trainer.retention import Keep
 from trainer.run_folder import RunFolder
@@ -205,7 +206,7 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
     start.done("model")
     cloud = cloud_named(cluster_info(os.environ).get("cloud", "") if recorder else "")  # rank 0 alone reckons
     return Job(
-        config=config, folder=folder, limits=Limits.from_environment(), device=device,
+        config=config, folder=folder, limits=Limits.of(), device=device,
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
         progress=progress, recorder=recorder, life=life, start=start,
         watch=DivergenceWatch(list(engine.module.parts()), device),

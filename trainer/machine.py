@@ -28,6 +28,7 @@ _WEAKER = {"LAPTOP", "MOBILE", "D"}
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_version",
                "--format=csv,noheader,nounits")
 _ALL, _FREE = 0.97, 0.90  # of a card's memory that must be there, and be free (guess: a desktop takes 1 GiB)
+_DRIVER_S = 60
 _PROBE_S = 180  # torch from a cold disk takes half a minute
 # What would let somebody on a machine spend its user's money, from home. SkyPilot copies these and more where
 # it is let (sky/clouds, `get_credential_file_mounts`).
@@ -90,6 +91,19 @@ def check_hardware(wanted: Mapping[str, str]) -> list[Gpu]:
     return mine
 
 
+def check_set_up(note: Path) -> None:
+    """Refuse a machine whose set-up has had its time.
+
+    Args:
+        note: Where `trainer/set_up.py` says so.
+
+    Raises:
+        MachineError: It has not come to an end.
+    """
+    if note.exists():
+        raise _wrong(note.read_text(errors="replace"))
+
+
 def key_files(home: Path) -> tuple[str, ...]:
     """Files below a home folder that hold keys of a cloud: on a rented machine there should be none."""
     return tuple(name for name in _KEY_FILES if (home / name).is_file())
@@ -120,8 +134,7 @@ def _check_torch(cards: Sequence[Gpu], count: int) -> dict[str, Any]:
     """Let the installed torch compute on every card, in a process that may die of it. Returns its answer."""
     card = f"its {cards[0].name}, driver {cards[0].driver}"
     try:
-        done = subprocess.run([sys.executable, "-m", "trainer.gpu_probe"], capture_output=True, text=True,
-                              timeout=_PROBE_S, check=False)
+        done = _asked([sys.executable, "-m", "trainer.gpu_probe"], _PROBE_S)
     except subprocess.TimeoutExpired:
         raise _wrong(f"torch did not compute on {card}, within {_PROBE_S} s") from None
     if done.returncode != 0:
@@ -225,12 +238,28 @@ def visible_gpus() -> list[Gpu]:
     if not shutil.which("nvidia-smi"):
         return []
     try:
-        asked = subprocess.run(_NVIDIA_SMI, capture_output=True, text=True, timeout=60, check=False)
+        asked = _asked(_NVIDIA_SMI, _DRIVER_S)
     except (OSError, subprocess.TimeoutExpired):
         return []
     rows = [[cell.strip() for cell in line.split(",")] for line in asked.stdout.splitlines()]
     return [Gpu(row[0], _gib(row[1]), _gib(row[2]), row[3]) for row in rows if len(row) == 4
             ] if asked.returncode == 0 else []
+
+
+def _asked(command: Sequence[str], timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    """What a program says that may hang for good: in a driver that does not answer, even SIGKILL waits.
+
+    Raises:
+        OSError: It cannot be started.
+        subprocess.TimeoutExpired: It is left behind.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        output, errors = process.communicate(timeout=timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()  # `subprocess.run` would wait for its end
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _gib(mib: str) -> float | None:

@@ -25,11 +25,13 @@ from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Name, RankEnd, attempt_file
 from trainer.hang import HangWatch, HungError
 from trainer.lease import START_S, owner_here
+from trainer.limits import LimitError, check_limits
 from trainer.machine import (
     MachineError,
     booted_at,
     check_clock,
     check_machine,
+    check_set_up,
     cluster_info,
     key_files,
     traffic,
@@ -40,6 +42,7 @@ from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
+from trainer.set_up import LATE_NOTE
 from trainer.spent import controller_usd, spent_usd
 from trainer.stop_request import StopRequest
 from trainer.store import AlreadyExistsError, open_store
@@ -81,6 +84,13 @@ def main(argv: list[str]) -> int:
         if attempt and rented:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
             check_clock(datetime.now(UTC), folder.store.written_at(written))
+        now, attempts, events = datetime.now(UTC), folder.attempts(), folder.events()
+        spent = spent_usd(attempts, now) + controller_usd(events, now)
+        if rented:
+            note = LATE_NOTE.expanduser()
+            if document is Document.TRAIN or note.exists():  # a benchmark that can begin times one text
+                check_limits(document, now, spent)
+            check_set_up(note)
         seen = check_machine(os.environ)
         if attempt:
             # Not before: a machine that is wrong has not been given the SDK of W&B.
@@ -88,16 +98,16 @@ def main(argv: list[str]) -> int:
             keys = key_files(Path.home()) if rented else None
             folder.write(attempt_file(attempt.number, Name.MACHINE),
                          seen.model_copy(update={"key_files": keys}))
-        now, attempts, events = datetime.now(UTC), folder.attempts(), folder.events()
         if attempt:
             check_progress(attempts, attempt, resumed_at(events))
-        spent = spent_usd(attempts, now) + controller_usd(events, now)
         until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
         check_in_time(None, until, now)
         end = run_document(document, attempt, stop, config.hang_s, overdue_at(now, spent, until), until)
         check_in_time(end, until, datetime.now(UTC))
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
+    except LimitError as error:
+        end = rented.end_at_limit(error) if rented else RankEnd(error.node_exit_code, str(error))
     except HungError as error:
         is_hung, end = True, RankEnd(error.node_exit_code, str(error))
         error.save(folder)

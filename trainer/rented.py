@@ -13,6 +13,7 @@ from pathlib import Path
 
 from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
 from trainer.lease import await_free, owner_here
+from trainer.limits import LimitError
 from trainer.machine import MachineError
 from trainer.run_folder import STARTS, Event, RunFolder, RunOutcome, StopWish
 from trainer.wrong_machine import say_wrong
@@ -66,6 +67,7 @@ class Rented:
         self._looked = float("-inf")
         self._is_wished = False
         self._found_no_machine = False
+        self._is_at_limit = False
         self._started_at = max((event.at for event in folder.events() if event.kind in STARTS),
                                default=datetime.min.replace(tzinfo=UTC))
         if node == 0:
@@ -116,6 +118,21 @@ class Rented:
         return RankEnd(ExitCode.BROKEN, f"{found} machines were wrong since this run was started; the last: "
                        f"{error.problem}")
 
+    def end_at_limit(self, error: LimitError) -> RankEnd:
+        """How an attempt ends that a limit of the run keeps from beginning.
+
+        What was trained before is benchmarked, as after a training that reaches its limit in the middle.
+        """
+        beats = [files.heartbeat for files in self._folder.attempts() if files.heartbeat]
+        step = max((beat.durable_step for beat in beats), default=0)
+        if self._document is Document.TRAIN and step:
+            if self._leads:
+                self._folder.write(Name.OUTCOME, RunOutcome(outcome=Outcome.LIMIT, at=datetime.now(UTC),
+                                                            step=step, reason=error.problem))
+            return RankEnd(ExitCode.FINISHED, f"{Outcome.LIMIT}: {error.problem}")
+        self._is_at_limit = True
+        return RankEnd(error.node_exit_code, str(error))
+
     def conclude(self, end: RankEnd) -> int:
         """Write how the run ended, if it did. Returns what this node tells SkyPilot.
 
@@ -130,6 +147,7 @@ class Rented:
         if is_last and self._node == 0:
             try:
                 outcome = (Outcome.NO_CAPACITY if self._found_no_machine
+                           else Outcome.LIMIT if self._is_at_limit
                            else _ENDS.get(ExitCode(code), Outcome.FINISHED))
                 self._folder.close(outcome, datetime.now(UTC), end.reason, self._document)
             except LdlmError as error:

@@ -23,10 +23,11 @@ from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
 from trainer.last_save import Leaving
 from trainer.lease import SupersededError
+from trainer.limits import over_limit
 from trainer.metrics import TrainingSpeed
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
-from trainer.preemption import StopSignal, Verdict, agree, over_limit
+from trainer.preemption import StopSignal, Verdict, agree
 from trainer.ranks import init_process_group
 from trainer.run_folder import RunOutcome
 from trainer.saving import (

@@ -1,0 +1,120 @@
+"""trainer/set_up.py: a node's set-up ends, whatever hangs in it, and its node says what that means."""
+
+import os
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tests.test_environment import CHECKOUT, Checkout
+from tests.trainer_runs import TrainerRun, tiny_config, write_text
+from trainer.contract import Document, ExitCode, Name, Outcome
+from trainer.limits import LimitError, check_limits
+from trainer.machine import MachineError, check_set_up
+from trainer.rented import Rented
+from trainer.run_folder import Heartbeat, Phases, RunFolder, RunOutcome
+from trainer.set_up import limit_s
+from trainer.store import open_store
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+
+
+def set_up(checkout: Checkout, home: Path, seconds: float, **settings: str) -> tuple[int, str]:
+    """Exit code and output of a set-up by a run whose deadline comes in so many seconds."""
+    deadline = (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.set_up"], cwd=checkout.root, check=False, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        env=os.environ | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "HOME": str(home),
+                          "PIP_FIND_LINKS": str(checkout.wheels), "LDLM_DEADLINE": deadline} | settings)
+    return done.returncode, done.stdout
+
+
+def test_a_set_up_that_hangs_is_killed_and_leaves_word_for_its_node(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    checkout, home = Checkout(tmp_path / "code"), tmp_path
+    (checkout.root / "trainer/set_up.py").write_bytes((CHECKOUT / "trainer/set_up.py").read_bytes())
+    (checkout.root / "trainer/first_look.py").write_text("print('as it should be')")
+    assert checkout.make("--node")[0] == 0
+    # The pip that brings torch hangs, as in a download that trickles.
+    (home / "sitecustomize.py").write_text(
+        "import os, sys, time\nif 'trainer/requirements.lock' in sys.orig_argv:\n"
+        f"    open({str(home / 'pid')!r}, 'w').write(str(os.getpid()))\n    time.sleep(600)\n")
+
+    code, output = set_up(checkout, home, 10, PYTHONPATH=str(home), SKYPILOT_MANAGED_JOB_ID="1")
+
+    assert code == 0 and "error: set-up did not end within" in output, output
+    pip = Path("/proc") / (home / "pid").read_text()
+    while pip.exists():  # it has had its SIGKILL
+        time.sleep(0.02)
+    with pytest.raises(MachineError, match=r"set-up did not end within .* trainer.environment`"):
+        check_set_up(home / ".ldlm_set_up_late")
+
+    # At home nobody rents another machine: it fails. What was found before says nothing any more.
+    code, output = set_up(checkout, home, 0)
+    assert code == 1 and "error: set-up did not end within 0 minutes" in output
+    check_set_up(home / ".ldlm_set_up_late")
+
+
+@pytest.mark.parametrize(("limits", "minutes"), [
+    ({}, 60),
+    ({"LDLM_DEADLINE": "2026-11-01T12:20:00+00:00"}, 20),
+    ({"LDLM_DEADLINE": "2026-11-01T11:00:00+00:00"}, 0),
+    ({"LDLM_DEADLINE": "2026-11-02T12:00:00+00:00"}, 60),
+    ({"LDLM_MAX_COST_USD": "1", "LDLM_PRICE_USD_PER_HOUR": "4"}, 15),
+    ({"LDLM_MAX_COST_USD": "1", "LDLM_PRICE_USD_PER_HOUR": ""}, 60)])
+def test_a_set_up_has_an_hour_and_no_longer_than_its_run(limits: dict[str, str], minutes: float) -> None:
+    assert limit_s(limits, NOON) == 60 * minutes
+
+
+@pytest.mark.parametrize(("document", "spent", "limit"), [
+    (Document.TRAIN, "1.50", None),
+    (Document.TRAIN, "1.85", r"\$1.85 of the cap of \$2.00"),
+    (Document.BENCH, "1.85", None),
+    (Document.BENCH, "2.00", r"\$2.00 of the cap of \$2.00")])
+def test_what_set_up_has_spent_counts_towards_the_cap_before_anything_begins(
+        document: Document, spent: str, limit: str | None) -> None:
+    envs = {"LDLM_MAX_COST_USD": "2", "LDLM_BENCH_RESERVE_USD": "0.2", "LDLM_DEADLINE": ""}
+    if limit is None:
+        return check_limits(document, NOON, Decimal(spent), envs)
+    with pytest.raises(LimitError, match=limit):
+        check_limits(document, NOON, Decimal(spent), envs)
+
+
+@pytest.mark.parametrize(("durable", "code"), [(0, ExitCode.STOPPED), (7, ExitCode.FINISHED)])
+def test_an_attempt_that_a_limit_keeps_from_beginning_ends_its_run_and_what_was_trained_is_benchmarked(
+        tmp_path: Path, durable: int, code: ExitCode) -> None:
+    folder = RunFolder(open_store(f"file://{tmp_path}/store"), "run")
+    folder.add_event("submitted", NOON)
+    folder.claim_attempt(Document.TRAIN, billed_from=NOON, price_usd_per_hour=Decimal(1), offer="", host="")
+    folder.write("attempts/1/heartbeat.json", Heartbeat(
+        at=NOON, step=9, total_steps=12, resumed_from_step=0, durable_step=durable, durable_train_s=1,
+        durable_evaluate_s=0, phases=Phases(), tokens_per_s=1, spent_usd=Decimal(0)))
+    node = Rented(folder, Document.TRAIN, leads=True)
+
+    assert node.conclude(node.end_at_limit(LimitError("deadline 2026-11-01 12:00 UTC"))) == code
+
+    found = folder.read(Name.OUTCOME, RunOutcome)
+    assert (found.outcome, found.step) == (Outcome.LIMIT, durable)
+
+
+@pytest.mark.parametrize(("deadline_h", "code", "word"), [
+    (1, ExitCode.RECOVER, "wrong machine (1 of 3): "),
+    (-1, ExitCode.STOPPED, "before train began on this machine")])
+def test_a_node_whose_set_up_was_late_asks_for_another_machine_unless_its_run_is_at_its_limit(
+        tmp_path: Path, deadline_h: int, code: ExitCode, word: str) -> None:
+    (tmp_path / ".ldlm_set_up_late").write_text("set-up did not end within 60 minutes")
+    run = TrainerRun(tiny_config(write_text(tmp_path / "prose.txt")), tmp_path / "store", num_ranks=1)
+    run.folder.add_event("submitted", datetime.now(UTC))
+    deadline = datetime.now(UTC) + timedelta(hours=deadline_h)
+
+    found, output = run.finish(HOME=str(tmp_path), SKYPILOT_MANAGED_JOB_ID="1",
+                               LDLM_DEADLINE=deadline.isoformat())
+
+    assert found == code and word in output, output
+    end = run.folder.attempt(1).end
+    assert (end.exit_code, end.wrong_machine) == (code, code == ExitCode.RECOVER)

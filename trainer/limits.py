@@ -1,0 +1,77 @@
+"""Where a run stops itself: its deadline and its cap. No torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Self
+
+from trainer.contract import Document, Env, ExitCode, LdlmError
+
+
+class LimitError(LdlmError):
+    """A limit of the run is reached before this attempt has begun to work: nothing follows."""
+
+    node_exit_code = ExitCode.STOPPED
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where the run stops itself. None: no such limit."""
+
+    deadline: datetime | None
+    max_cost_usd: Decimal | None
+    bench_reserve_usd: Decimal
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """Read what the task says."""
+        deadline, cap = environ.get(Env.DEADLINE), environ.get(Env.MAX_COST)
+        return cls(
+            deadline=datetime.fromisoformat(deadline) if deadline else None,
+            max_cost_usd=Decimal(cap) if cap else None,
+            bench_reserve_usd=Decimal(environ.get(Env.BENCH_RESERVE) or 0),
+        )
+
+
+def over_limit(now: datetime, spent_usd: Decimal, *, deadline: datetime | None,
+               max_cost_usd: Decimal | None, reserve_usd: Decimal) -> str | None:
+    """Name the limit that has been reached, or None.
+
+    Args:
+        now: Current time, UTC.
+        spent_usd: Of all attempts, up to now.
+        deadline: When the whole run must be over.
+        max_cost_usd: Cap of the whole run.
+        reserve_usd: Part of the cap that belongs to what comes after training.
+    """
+    if deadline is not None and now >= deadline:
+        return f"deadline {deadline:%Y-%m-%d %H:%M} UTC"
+    if max_cost_usd is not None and spent_usd >= max_cost_usd - reserve_usd:
+        return (f"${spent_usd:.2f} of the cap of ${max_cost_usd:.2f} "
+                f"(${reserve_usd:.2f} kept for the benchmark)")
+    return None
+
+
+def check_limits(document: Document, now: datetime, spent_usd: Decimal,
+                 environ: Mapping[str, str] = os.environ) -> None:
+    """Refuse to begin what a limit would end at its first step.
+
+    The trainer looks before every step, which comes after torch, the weights and the text.
+
+    Args:
+        document: What would begin: of the benchmark's reserve it may spend, training not.
+        now: UTC.
+        spent_usd: Of the whole run until now, this machine's set-up included.
+        environ: Of this node; `Env` names what is read.
+
+    Raises:
+        LimitError: The deadline or the cap is reached.
+    """
+    limits = Limits.of(environ)
+    reserve_usd = limits.bench_reserve_usd if document is Document.TRAIN else Decimal(0)
+    if limit := over_limit(now, spent_usd, deadline=limits.deadline, max_cost_usd=limits.max_cost_usd,
+                           reserve_usd=reserve_usd):
+        raise LimitError(f"{limit} before {document} began on this machine",
+                         fix="raise the limit: ldlm resume RUN --max-cost DOLLARS, or --deadline HOURS")
