@@ -12,7 +12,7 @@ from launcher.recipe import checkout_folder
 from launcher.server_health import server_health
 from launcher.settings import api_server, controller_usd_per_hour, read_settings
 from launcher.sky_ready import PLUGIN, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
-from launcher.sky_server import keys_that_travel, look_at_server
+from launcher.sky_server import lacks_guard_of_others, look_at_server
 from launcher.sky_setup import lacking_here
 
 _INSTALL = "python3 -m trainer.environment launcher"
@@ -56,10 +56,8 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
     server = look_at_server()
     yield _of_server(server)
     yield _of_lack("keys", lacks_guard(server), "NO_UPLOAD: keys of clouds stay off rented machines")
-    if server.is_here and (travel := keys_that_travel(server)):
-        yield Finding("other keys", Verdict.PROBLEM,
-                      f"SkyPilot copies to rented machines, whatever is set: {', '.join(travel)}",
-                      "move these files away while you rent")
+    if other := lacks_guard_of_others(server):
+        yield _of_lack("other keys", other, "")
     yield _of_lack("supervision", lacks_supervision(server), "in the API server, no machine rented for it")
     if "vast" in clouds:
         yield _of_lack("plugin", lacks_plugin(server), f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded")

@@ -8,7 +8,7 @@ from launcher.errors import EngineError
 from launcher.server_health import server_health, start_words
 from launcher.settings import api_server
 from launcher.sky_engine import ask_server, server_url, sky_sdk
-from launcher.sky_ready import NO_UPLOAD, RENTED, SkyServer, lacks
+from launcher.sky_ready import NO_UPLOAD, RENTED, Lack, SkyServer, lacks, lacks_guard
 
 _LOOK_S = 10.0
 
@@ -26,7 +26,10 @@ def sky_lacks(clouds: Collection[str]) -> Iterator[EngineError]:
     if not rented:
         return
     server = look_at_server()
-    for lack in dict.fromkeys(lack for cloud in rented for lack in lacks(server, cloud)):
+    found = dict.fromkeys(lack for cloud in rented for lack in lacks(server, cloud))
+    if other := lacks_guard_of_others(server):
+        found[other] = None
+    for lack in found:
         yield EngineError(f"SkyPilot's API server {lack.problem}", place=server.url, fix=lack.fix)
 
 
@@ -74,11 +77,20 @@ def look_at_server() -> SkyServer:
                          _supervises(is_here, config))
 
 
-def keys_that_travel(server: SkyServer) -> list[str]:
-    """Files with keys that SkyPilot would still copy onto every rented machine, as it works them out itself.
+def lacks_guard_of_others(server: SkyServer) -> Lack | None:
+    """Whose keys would be copied although the server has been told to keep all that it can be told to keep.
 
-    Only for a server on this machine, which reads the same home. Raises EngineError.
+    Of a server elsewhere, whose home cannot be read, it is not known. Raises EngineError.
     """
+    if not server.is_here or lacks_guard(server) or not (travel := _keys_that_travel(server)):
+        return None
+    return Lack(f"would copy keys onto rented machines, whatever its config says: {', '.join(travel)}",
+                "move these files out of your home while you rent, or rent through a controller, which has "
+                "no others: ldlm controller up")
+
+
+def _keys_that_travel(server: SkyServer) -> list[str]:
+    """Files that SkyPilot would copy onto every rented machine, as it works them out itself."""
     with sky_sdk(with_server=False):
         from sky.utils import registry
 

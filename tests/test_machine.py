@@ -175,7 +175,7 @@ def test_keys_of_clouds_in_a_home_folder_are_named_and_nothing_else(tmp_path: Pa
     for name in (".config/vastai/vast_api_key", ".aws/credentials", ".aws/config", ".config/gcloud/logs/x"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert key_files(tmp_path) == (".config/vastai/vast_api_key", ".aws/credentials")
+    assert key_files(tmp_path) == (".aws/credentials", ".config/vastai/vast_api_key")
 
 
 def test_a_disk_must_hold_what_is_fetched_or_hold_it_already(tmp_path: Path, monkeypatch) -> None:

@@ -30,13 +30,20 @@ _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,memory.free,driver_v
 _ALL, _FREE = 0.97, 0.90  # of a card's memory that must be there, and be free (guess: a desktop takes 1 GiB)
 _DRIVER_S = 60
 _PROBE_S = 180  # torch from a cold disk takes half a minute
-# What would let somebody on a machine spend its user's money, from home. SkyPilot copies these and more where
-# it is let (sky/clouds, `get_credential_file_mounts`).
-_KEY_FILES = (".config/vastai/vast_api_key", ".vast_api_key", ".aws/credentials",
-              ".azure/msal_token_cache.json", ".azure/accessTokens.json",
-              ".config/gcloud/application_default_credentials.json",
-              ".config/gcloud/credentials.db", ".config/gcloud/access_tokens.db", ".sky/.sky_key",
-              ".lambda_cloud/lambda_keys", ".runpod/config.toml", ".oci/config", ".nebius/credentials.json")
+# What would let somebody on a machine spend its user's money or read their data, from home. All that SkyPilot
+# copies where it is let, but settings that hold no key (tests/test_sky_keys.py asks it), and then our own.
+_KEY_FILES = (
+    ".aws/credentials", ".azure/msal_token_cache.json", ".cache/huggingface/token",
+    ".cloudflare/r2.credentials", ".config/cudo/cudo.yml", ".config/doctl/config.yaml",
+    ".config/gcloud/access_tokens.db", ".config/gcloud/application_default_credentials.json",
+    ".config/gcloud/credentials.db", ".config/gcloud/legacy_credentials", ".config/mithril/config.yaml",
+    ".config/vastai/vast_api_key", ".coreweave/cw.credentials", ".fluidstack/api_key", ".hyperbolic/api_key",
+    ".ibm/credentials.yaml", ".kube/config", ".lambda_cloud/lambda_keys", ".nebius/NEBIUS_IAM_TOKEN.txt",
+    ".nebius/credentials.json", ".oci/config", ".oci/s3.credentials", ".paperspace/config.json",
+    ".prime/config.json", ".runpod/config.toml", ".scp/scp_credential", ".seeweb_cloud/seeweb_keys",
+    ".shadeform/api_key", ".vastdata/vastdata.credentials", ".verda/config.json", ".vsphere/credential.yaml",
+    ".yotta/credentials",
+    ".vast_api_key", ".azure/accessTokens.json", ".sky/.sky_key")
 _CLOCK_S = 60  # cents of a bill, and far from the 15 minutes at which S3 refuses requests (guess)
 
 
@@ -106,7 +113,7 @@ def check_set_up(note: Path) -> None:
 
 def key_files(home: Path) -> tuple[str, ...]:
     """Files below a home folder that hold keys of a cloud: on a rented machine there should be none."""
-    return tuple(name for name in _KEY_FILES if (home / name).is_file())
+    return tuple(name for name in _KEY_FILES if (home / name).exists())
 
 
 def _torch_version() -> str | None:
