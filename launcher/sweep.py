@@ -66,9 +66,15 @@ class RentedMachine(Frozen):
 
 
 class Machines(Frozen):
-    """What the plugin in SkyPilot's server answers."""
+    """What the plugin in SkyPilot's server answers.
+
+    Attributes:
+        rented_before: Vast was not asked, for the server has no key of it; and so many machines it has rented
+            there. None: it was asked.
+    """
 
     machines: tuple[RentedMachine, ...]
+    rented_before: int | None = None
 
 
 class Renter(Protocol):

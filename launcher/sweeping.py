@@ -9,7 +9,7 @@ from launcher.engine import ALIVE
 from launcher.engines import sky_engine, start_server
 from launcher.errors import EngineError
 from launcher.runs import open_default_store
-from launcher.sweep import RentedMachine, Renter, give_back, machines_json, orphans
+from launcher.sweep import Machines, RentedMachine, Renter, give_back, machines_json, orphans
 
 if TYPE_CHECKING:
     from launcher.sky_engine import SkyEngine
@@ -30,7 +30,8 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
         return engine.ask(run_id).phase in ALIVE
 
     at_vast, silence = _at_vast(engine)
-    everything = at_vast + engine.clusters().machines
+    is_vast_known = silence is None and at_vast.rented_before is None
+    everything = at_vast.machines + engine.clusters().machines
     live_jobs = engine.live_jobs([machine.job for machine in everything if machine.job is not None])
     found = orphans(everything, is_alive, live_jobs)
     if lost := [machine.instance_id for machine in found if machine.kind == "cluster"]:
@@ -41,20 +42,30 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
         console.answer_json(machines_json(found))
     else:
         _show(found, sum(machine.is_ours for machine in everything) - len(found),
-              "cluster" if silence else "machine")
-        _tell_of_volumes([one for one in at_vast if one.kind == "volume"])
+              "machine" if is_vast_known else "cluster")
+        _tell_of_volumes([one for one in at_vast.machines if one.kind == "volume"])
         _ask_and_give_back(engine, found, yes=yes)
+    if at_vast.rented_before == 0:
+        console.talk("Vast was not asked: SkyPilot's API server has no key of it, and has never rented there",
+                     "note")
     if silence:
         raise EngineError(f"{silence.problem}: of its machines nothing is known", place=silence.place,
                           fix=silence.fix)
 
 
-def _at_vast(engine: "SkyEngine") -> tuple[tuple[RentedMachine, ...], EngineError | None]:
-    """Machines there, or why there is no knowing."""
+def _at_vast(engine: "SkyEngine") -> tuple[Machines, EngineError | None]:
+    """Machines there, or why there is no knowing where there may be some."""
     try:
-        return engine.machines().machines, None
+        found = engine.machines()
     except EngineError as error:
-        return (), error
+        return Machines(machines=()), error
+    if not found.rented_before:
+        return found, None
+    return found, EngineError(
+        f"Vast could not be asked: SkyPilot's API server, which has rented {_count(found.rented_before)} "
+        "there, has no key of it", place="~/.config/vastai/vast_api_key",
+        fix="write the account's API key into this file on the server's machine and repeat this, or look at "
+            "https://cloud.vast.ai/instances")
 
 
 def _ask_and_give_back(engine: Renter, found: list[RentedMachine], *, yes: bool) -> None:

@@ -179,6 +179,21 @@ def test_where_vast_does_not_answer_it_is_said_and_clusters_are_shown_all_the_sa
     assert listed.returncode == 5 and json.loads(listed.stdout) == []
 
 
+def test_of_a_vast_that_was_not_asked_there_is_no_all_clear(lab: Lab, server: str) -> None:
+    (Path.home() / ".config/vastai/vast_api_key").unlink()
+
+    never = sweep(server)
+    assert (never.returncode, never.stdout) == (0, "no cluster is without a run\n")
+    assert "Vast was not asked: SkyPilot's API server has no key of it, and has never" in never.stderr
+
+    remember(lab)
+    said = sweep(server)
+    assert said.returncode == 5 and said.stdout == "no cluster is without a run\n"
+    words = " ".join(said.stderr.split())
+    assert "Vast could not be asked: SkyPilot's API server, which has rented 1 machine there, has" in words
+    assert "fix: write the account's API key into this file on the server's machine" in words
+
+
 def test_a_server_without_the_plugin_and_one_that_does_not_answer_are_told_apart() -> None:
     for url in served(FastAPI(), free_port()):
         said = sweep(url)
