@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from launcher.advice import Changes, what_to_type
@@ -26,6 +27,7 @@ from launcher.plan_warnings import plan_warnings
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
 from launcher.saves import SavesPlan, check_promise
 from launcher.speed import MeasuredSpeed
+from launcher.uncounted import uncounted_usd
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
@@ -45,6 +47,7 @@ class Plan(Frozen):
         controller_usd: The same for these hours.
         usd: All together; None when a price is not known.
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
+        uncounted_usd: Part of it that is left for what no node counts, see `launcher/uncounted.py`.
         deadline: UTC; training stops itself before it.
         speed_source: Where tokens_per_s comes from, for the reader.
         encoder_placement: Resolved: where the frozen weights lie.
@@ -74,6 +77,7 @@ class Plan(Frozen):
     usd: Range | None
     max_cost_usd: Decimal
     bench_reserve_usd: Decimal
+    uncounted_usd: Decimal = Decimal(0)
     deadline: datetime | None
     warnings: tuple[str, ...]
     encoder_placement: Placement = "gpu"
@@ -178,7 +182,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
     _refuse_over_cap(case, estimate)
     _refuse_past_deadline(recipe, hours)
     deadline_hours = recipe.limits.deadline_hours
-    others = _others(case, estimate)
+    others, left_usd = _others(case, estimate), recipe.limits.max_cost_usd - spent
     behind_first = {document: found.offers for document, found in others.items() if found.offers}
     return Plan(
         recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(case.offers), others=behind_first,
@@ -190,7 +194,9 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         parts=parts, hours=hours, controller_usd_per_hour=case.controller_usd_per_hour,
         controller_usd=estimate.controller_usd, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], behind_first.get(Document.BENCH, ()),
-                                         recipe.limits.max_cost_usd - spent),
+                                         left_usd),
+        uncounted_usd=uncounted_usd([*case.offers.values(), *chain(*behind_first.values())], estimate.saves,
+                                    hours.high, left_usd),
         deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
         warnings=(*plan_warnings(case, estimate, _instead_of_copying(case, estimate)),
                   *_about_others(case, others)),

@@ -92,9 +92,11 @@ def _of_prices(offers: Mapping[Document, Offer]) -> Iterator[str]:
     if offers[Document.TRAIN].price_is_simulated:
         yield "the price is simulated: nobody sends a bill for this machine"
     if any(offer.bid_usd_per_hour is not None for offer in offers.values()):
-        yield "the price is the bid, the most the GPU hour can cost; disk and downloads come on top"
+        yield "the price is the bid, the most the GPU hour can cost; disk and network come on top, and " \
+              "count towards the cap"
     if any(_is_most_on_demand(offer) for offer in offers.values()):
-        yield "the price on demand is the most an hour can cost, with its disk; downloads come on top"
+        yield "the price on demand is the most an hour can cost, with its disk; network comes on " \
+              "top, and counts towards the cap"
     for label in dict.fromkeys(offer.label for offer in offers.values() if _is_only_said(offer)):
         yield f"the price of {label} is the recipe's word: nobody has asked for today's"
 

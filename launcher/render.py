@@ -128,7 +128,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         # One process: the benchmark is of one GPU.
         Env.RANKS_PER_NODE: str(plan.ranks_per_node if which is Document.TRAIN else 1),
         **told[0],
-        Env.MAX_COST: str(plan.max_cost_usd),
+        Env.MAX_COST: str(plan.max_cost_usd - plan.uncounted_usd),
         Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
         Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
         Env.WAIT: f"{recipe.limits.wait_hours_for(which):g}",

@@ -1,16 +1,18 @@
 """What attempts cost by the contracts of the machines that they ran on, as their provider bills (pure)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 
 from launcher.cost import price_for
-from launcher.rentals import RENTED_AT, Rental
+from launcher.rentals import HOURS_OF_MONTH, RENTED_AT, Rental
+from trainer.rental_terms import RentalTerms
 from trainer.run_folder import AttemptFiles, Event, Traffic
 from trainer.spent import controller_usd
 
 _SKEW = timedelta(minutes=1)  # of a node's clock against that of who rents it; more is a wrong machine
+_MOST_TOLD = 30  # of a run's earlier machines: Vast takes some 4,000 characters of first commands (guess)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def usd_by_instance(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]
     """Dollars of each machine that was rented, by its provider's id of the contract: they add up to
     `total_usd` where every attempt was on one of them; unrounded."""
     owners = [rental_of(files, rentals) for files in attempts]
-    found = {rental.instance_id: Decimal(0) if rental in owners else _alone_usd(rental, now)
+    found = {rental.instance_id: Decimal(0) if rental in owners else alone_usd(rental, now)
              for rental in rentals}
     for owner, held in zip(owners, on_rentals(attempts, untils, rentals, now), strict=True):
         if owner:
@@ -89,14 +91,33 @@ def unused_usd(attempts: Sequence[AttemptFiles], rentals: Sequence[Rental], now:
     """Dollars of machines on which no attempt has begun: they did not start, or were taken before."""
     used = [rental_of(files, rentals) for files in attempts]
     newest = rentals[-1] if rentals else None  # while it is there, its attempt may still come
-    return sum((_alone_usd(rental, now) for rental in rentals
+    return sum((alone_usd(rental, now) for rental in rentals
                 if rental not in used and (rental is not newest or rental.ended_at)), Decimal(0))
 
 
-def _alone_usd(rental: Rental, now: datetime) -> Decimal:
+def alone_usd(rental: Rental, now: datetime) -> Decimal:
+    """Dollars of a machine on which no attempt has begun: of its disk, and of its GPUs while it ran."""
     end = rental.ended_at or now
     gpu_usd = rental.gpu_usd(rental.running_at, end) if rental.running_at else Decimal(0)
     return rental.disk_usd(now) + gpu_usd
+
+
+def node_terms(rental: Rental, known: Iterable[Rental]) -> RentalTerms:
+    """What a machine that is being rented is to be told: the cap of its run is about this as well.
+
+    Args:
+        known: All that were rented before, in order; those of its run count.
+    """
+    terms, now = rental.terms, rental.rented_at
+    before = [one for one in known if rental.run_id and one.run_id == rental.run_id]
+    return RentalTerms(
+        rented_at=now, disk_usd_per_hour=_short(terms.disk_gb * terms.disk_usd_per_gb_month / HOURS_OF_MONTH),
+        received_usd_per_gb=terms.received_usd_per_gb, sent_usd_per_gb=terms.sent_usd_per_gb,
+        earlier=tuple((one.told_at or one.rented_at, _short(alone_usd(one, now))) for one in before[-_MOST_TOLD:]))
+
+
+def _short(usd: Decimal) -> Decimal:
+    return usd.quantize(Decimal("0.000001"))
 
 
 def rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:

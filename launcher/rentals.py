@@ -50,6 +50,7 @@ class Rental(Frozen):
         is_wrong: Its node says that it is not the machine that the run pays for.
         prices: Of its GPUs while they run, oldest first.
         unpulled: The image that it could not pull, whose fault that was.
+        told_at: When it was rented by what was written onto it, see `trainer/rental_terms.py`.
         given_up: Why it was given back before it had ever run; None: it was not.
     """
 
@@ -65,6 +66,7 @@ class Rental(Frozen):
     prices: tuple[Price, ...]
     terms: Terms
     unpulled: str | None = None
+    told_at: datetime | None = None
     given_up: str | None = None
 
     def gpu_usd(self, since: datetime, until: datetime) -> Decimal:

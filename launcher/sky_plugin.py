@@ -7,6 +7,7 @@ Where no machine is to be had at all, on any cloud, `launcher/capacity_watch.py`
 """
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,6 +20,7 @@ from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
 from launcher.reconcile import CHARGES
+from launcher.rental_cost import node_terms
 from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
@@ -30,6 +32,7 @@ from launcher.vast_rent import rent
 from launcher.vast_search import KEY, rental_of
 from launcher.vast_start import Hopeless, hopeless
 from launcher.vast_wait import awaits, hear, wait_through
+from trainer.rental_terms import TERMS
 
 
 class LdlmPlugin(plugins.BasePlugin):
@@ -178,9 +181,15 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         offers = offers_of(sdk(), query, disk_size, bids=bid is not None)
         if not offers:  # as SkyPilot says it
             raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
-        offer, instance_id = rent(sdk(), offers, contract)
-        rental_log.rented(rental_of(offer, instance_id, settings.get("run_id"), bid, contract["disk"],
-                                    datetime.now(UTC)))
+        told_at, run_id, known = datetime.now(UTC), settings.get("run_id"), rental_log.read().values()
+
+        def note(offer: dict[str, Any]) -> str:
+            terms = node_terms(rental_of(offer, "", run_id, bid, contract["disk"], told_at), known)
+            return f"printf %s {shlex.quote(terms.model_dump_json())} > ~/{TERMS}"
+
+        offer, instance_id = rent(sdk(), offers, contract, note)
+        rental = rental_of(offer, instance_id, run_id, bid, contract["disk"], datetime.now(UTC))
+        rental_log.rented(rental.model_copy(update={"told_at": told_at}))
         awaits(instance_id)
         return instance_id
 

@@ -5,6 +5,7 @@ once. Where it stays unclear what came of it, the account's list of machines is 
 """
 
 import time
+from collections.abc import Callable
 from copy import copy
 from http import HTTPStatus
 from typing import Any
@@ -20,12 +21,14 @@ _LOOKS, _BETWEEN_LOOKS_S = 12, 5.0
 Offer = dict[str, Any]
 
 
-def rent(sdk: Any, offers: list[Offer], contract: dict[str, Any]) -> tuple[Offer, str]:
+def rent(sdk: Any, offers: list[Offer], contract: dict[str, Any],
+         note: Callable[[Offer], str]) -> tuple[Offer, str]:
     """Rent the first offer that is still there.
 
     Args:
         sdk: Vast's, 1.9.1.
-        contract: Words of its `create_instance`, with a `label`.
+        contract: Words of its `create_instance`, with a `label` and an `onstart_cmd`.
+        note: The command that writes onto a machine what it is billed by, before all others.
 
     Returns:
         The offer, and the id of the instance.
@@ -38,7 +41,8 @@ def rent(sdk: Any, offers: list[Offer], contract: dict[str, Any]) -> tuple[Offer
     once, unheard = _without_retries(sdk), list[Offer]()
     for offer in offers[:_MAX_TRIES]:
         try:
-            return offer, str(_answer(once, offer, contract)["new_contract"])
+            asked = contract | {"onstart_cmd": f"{note(offer)};{contract['onstart_cmd']}"}
+            return offer, str(_answer(once, offer, asked)["new_contract"])
         except (requests.RequestException, LookupError) as error:
             said = _in_words(error)
             if _is_refusal(error):

@@ -16,13 +16,15 @@ OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.deadman", "tr
                     "trainer.interval", "trainer.learning", "trainer.lease", "trainer.humaneval_options",
                     "trainer.measure_options", "trainer.memory", "trainer.mirror_format",
                     "trainer.prepare_options", "trainer.profiles", "trainer.pull_plan",
+                    "trainer.rental_terms",
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
                     "trainer.shards", "trainer.sizes", "trainer.spent", "trainer.store",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
-    "vast_onstart", "saves", "rentals", "rental_cost", "waits", "vast_start", "candidates", "market",
+    "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
+    "candidates", "market",
     "self_end")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",

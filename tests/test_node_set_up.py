@@ -15,6 +15,7 @@ from tests.trainer_runs import TrainerRun, tiny_config, write_text
 from trainer.contract import Document, ExitCode, Name, Outcome
 from trainer.limits import LimitError, check_limits
 from trainer.machine import MachineError, check_set_up
+from trainer.rental_terms import TERMS, RentalTerms
 from trainer.rented import Rented
 from trainer.run_folder import Heartbeat, Phases, RunFolder, RunOutcome
 from trainer.set_up import limit_s
@@ -118,3 +119,19 @@ def test_a_node_whose_set_up_was_late_asks_for_another_machine_unless_its_run_is
     assert found == code and word in output, output
     end = run.folder.attempt(1).end
     assert (end.exit_code, end.wrong_machine) == (code, code == ExitCode.RECOVER)
+
+
+def test_a_disk_and_a_machine_that_never_began_use_up_the_cap_as_the_bill_will(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    earlier = ((now - timedelta(minutes=30), Decimal("0.50")), (now - timedelta(days=9), Decimal(7)))
+    (tmp_path / TERMS).write_text(RentalTerms(
+        rented_at=now - timedelta(hours=1), disk_usd_per_hour=Decimal("0.60"),
+        earlier=earlier).model_dump_json())
+    run = TrainerRun(tiny_config(write_text(tmp_path / "prose.txt")), tmp_path / "store", num_ranks=1)
+    run.folder.add_event("submitted", now - timedelta(hours=2))
+
+    code, output = run.finish(HOME=str(tmp_path), SKYPILOT_MANAGED_JOB_ID="1", LDLM_MAX_COST_USD="1.10",
+                              LDLM_PRICE_USD_PER_HOUR="0.001")
+
+    assert code == ExitCode.STOPPED and "$1.10 of the cap of $1.10" in output, output
+    assert run.folder.attempt(1).attempt.terms.disk_usd_per_hour == Decimal("0.60")

@@ -320,7 +320,8 @@ def test_warnings_keep_the_reader_from_fooling_themselves():
     assert "the benchmark runs on 2 CPU cores here: its figures are not RTX 5090 figures" in here
     rented = example_plan("vast").warnings
     assert rented == (
-        "the price is the bid, the most the GPU hour can cost; disk and downloads come on top",
+        "the price is the bid, the most the GPU hour can cost; disk and network come on top, and "
+        "count towards the cap",
         "L4:1 on gcp/us-central1 (spot) cannot stand in for RTX5090:1 on vast (interruptible): its price is "
         "not known, so a run that went there could not stop at its cap")
 
@@ -405,3 +406,14 @@ def test_no_recipe_has_such_a_warm_up_and_runs_of_minutes_have_it_on_purpose():
     assert [found.name for found in list_recipes() if warm_ups(found.name)] == []
     smoke = load_recipe("smoke").train  # README, Decisions
     assert smoke.diffusion.encoder_warmup_steps > smoke.steps
+
+
+def test_a_part_of_the_cap_is_kept_for_what_no_node_on_azure_or_gcp_can_count() -> None:
+    vast, azure = example_plan("vast"), example_plan("azure")
+    assert vast.uncounted_usd == 0
+    disk = azure.offers[Document.TRAIN].disk_gib * Decimal("0.20") * azure.hours.high / 720
+    uploads = azure.saves.upload_usd * azure.hours.high * 3600 / Decimal(str(azure.saves.every_s))
+    wanted = min(disk + uploads, azure.max_cost_usd / 4)
+    assert 0 < azure.uncounted_usd == pytest.approx(wanted, abs=Decimal("0.0001"))
+    (train, _) = example_task("azure").documents()[1:]
+    assert Decimal(train["envs"]["LDLM_MAX_COST_USD"]) == azure.max_cost_usd - azure.uncounted_usd

@@ -155,7 +155,8 @@ def test_on_demand_vast_gets_no_bid_and_the_most_that_an_hour_may_cost():
     assert "use_spot" not in train["resources"] and train["envs"][Env.PRICE] == "0.5"
     assert asked_of_vast(bench)["bid_price"] == 0.6  # each document has a price of its own
     told = example_plan("vast", ON_DEMAND).warnings
-    assert "the price on demand is the most an hour can cost, with its disk; downloads come on top" in told
+    assert ("the price on demand is the most an hour can cost, with its disk; network comes on top, and "
+            "counts towards the cap") in told
 
 
 @pytest.mark.parametrize(("image", "cuda"), [

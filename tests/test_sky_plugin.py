@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -37,6 +38,7 @@ from launcher.vast_search import not_again  # noqa: E402
 from tests.lab.fake_vast import VastServer  # noqa: E402
 from tests.lab.vast_market import MISSING_TAG, Refused  # noqa: E402
 from trainer.contract import Document  # noqa: E402
+from trainer.rental_terms import terms_here  # noqa: E402
 
 KEY = "the-key-of-the-account"
 # Of the market's machines with two H100 four are left, for bids of $0.95, 1.30, 1.45 and 1.60.
@@ -126,6 +128,20 @@ def test_every_filter_reaches_the_wire_and_the_cheapest_offer_is_rented_at_the_b
     assert (contract["price"], contract["image"], contract["disk"], contract["label"]) == (
         1.5, "an/image:1", 200, "train-1-head")
     assert "ssh-ed25519 AAA me" in contract["onstart"]
+
+
+def test_what_a_machine_is_billed_by_lies_on_it_before_anything_else_runs_there(vast, tmp_path):
+    rental_log.given_back(rent(vast, bid_price=1.5, ldlm=SETTINGS), datetime.now(UTC))
+    rent(vast, bid_price=1.5, ldlm=SETTINGS)
+    first, second = [one["body"]["onstart"] for one in vast.http.requests
+                     if one["path"].startswith("/api/v0/asks/")]
+    assert max(map(len, (first, second))) < 4000
+    for onstart in (first, second):
+        writes = next(line for line in onstart.split(";") if "ldlm_rental" in line)
+        subprocess.run(["bash", "-c", writes], env={"HOME": str(tmp_path)}, check=True)
+    terms, (had, _) = terms_here(tmp_path), rental_log.read().values()
+    assert terms.disk_usd_per_hour > 0 and terms.rented_at > had.told_at
+    assert [rented_at for rented_at, _ in terms.earlier] == [had.told_at]
 
 
 def test_skypilot_by_itself_loses_its_filters_which_is_why_there_is_a_plugin(vast):

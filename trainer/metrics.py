@@ -32,7 +32,7 @@ from trainer.run_folder import (
     RunFolder,
     SavePace,
 )
-from trainer.spent import charged_until, controller_usd, spent_usd
+from trainer.spent import beside_hours_usd, charged_until, controller_usd, hours_usd
 
 Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
 
@@ -121,16 +121,18 @@ class Before:
     """What earlier attempts of a run have come to.
 
     Attributes:
-        spent_usd: All of them.
+        spent_usd: Their hours, all of them.
         useful_s: Training that their checkpoints kept, in seconds.
         paid_s: Seconds of machines that were there to train.
         events: Of the run; they tell since when it is supervised, and at which price.
+        attempts: In order; they tell what else their machines cost.
     """
 
     spent_usd: Decimal = Decimal(0)
     useful_s: float = 0.0
     paid_s: float = 0.0
     events: tuple[Event, ...] = ()
+    attempts: tuple[AttemptFiles, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class OwnAttempt:
             if files.attempt.document is Document.TRAIN:
                 paid_s += (until - files.attempt.billed_from).total_seconds()
                 useful_s += files.heartbeat.durable_train_s if files.heartbeat else 0.0
-        return Before(spent_usd(self.earlier, now), useful_s, paid_s, events)
+        return Before(hours_usd(self.earlier, now), useful_s, paid_s, events, tuple(self.earlier))
 
 
 class Recorder:
@@ -222,10 +224,12 @@ class Recorder:
         self._thread.start()
 
     def spent_usd(self, now: datetime) -> Decimal:
-        """What the run has cost up to `now`, this attempt and its supervision included."""
+        """What the run has cost up to `now`: hours, disks, networks, unused machines, supervision."""
         seconds = max(0.0, (now - self._attempt.billed_from).total_seconds())
         own = self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
-        return self._before.spent_usd + own + controller_usd(self._before.events, now)
+        all_attempts = [*self._before.attempts, AttemptFiles(attempt=self._attempt)]
+        beside = beside_hours_usd(all_attempts, now, traffic())
+        return self._before.spent_usd + own + beside + controller_usd(self._before.events, now)
 
     def accounts(self) -> dict[str, float]:
         """What a row says of time and money, up to now.

@@ -40,6 +40,7 @@ from trainer.machine import (
 from trainer.notices import cloud_named, listen
 from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
+from trainer.rental_terms import RentalTerms, terms_here
 from trainer.rented import Rented
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
@@ -54,6 +55,7 @@ _PEER_GRACE_S = 20
 # All nodes of a run see within seconds that it hangs: to the last of them, the ranks of the first must not
 # look as if they had crashed (guess).
 _OTHER_NODES_S = 5
+_SKEW = timedelta(minutes=1)  # of the clock of who rents machines against that of who started the run
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
 
 
@@ -85,7 +87,7 @@ def main(argv: list[str]) -> int:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
             check_clock(datetime.now(UTC), folder.store.written_at(written))
         now, attempts, events = datetime.now(UTC), folder.attempts(), folder.events()
-        spent = spent_usd(attempts, now) + controller_usd(events, now)
+        spent = spent_usd(attempts, now, traffic()) + controller_usd(events, now)
         if rented:
             note = LATE_NOTE.expanduser()
             if document is Document.TRAIN or note.exists():  # a benchmark that can begin times one text
@@ -160,8 +162,14 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
                                 host=socket.gethostname(), owner=owner_here(),
                                 lease_until=started_at + timedelta(seconds=START_S),
                                 price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
-                                offer=os.environ.get(Env.OFFER, ""),
+                                offer=os.environ.get(Env.OFFER, ""), terms=_terms(folder),
                                 cloud=cluster_info(os.environ).get("cloud", ""))
+
+
+def _terms(folder: RunFolder) -> RentalTerms | None:
+    """By which this machine is billed beside its hours, as far as that is known."""
+    terms, events = terms_here(Path.home()), folder.events()
+    return terms and (terms.since(events[0].at - _SKEW) if events else terms)
 
 
 def _billed_from(folder: RunFolder, started_at: datetime) -> datetime:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
+from trainer.rental_terms import RentalTerms
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 
@@ -31,6 +32,7 @@ class Attempt(_Record):
         cloud: Of its machine, as SkyPilot names it, in small letters; empty where SkyPilot did not start it.
         owner: Who has started it, see `trainer/lease.py`.
         lease_until: No other owner starts an attempt before; a heartbeat may say a later time.
+        terms: Of its machine; None where they are not known.
     """
 
     number: int
@@ -42,6 +44,7 @@ class Attempt(_Record):
     cloud: str = ""
     owner: str = ""
     lease_until: datetime | None = None
+    terms: RentalTerms | None = None
 
 
 class Traffic(_Record):
@@ -294,7 +297,7 @@ class RunFolder:
 
     def claim_attempt(self, document: Document, *, billed_from: datetime, price_usd_per_hour: Decimal,
                       offer: str, host: str, cloud: str = "", owner: str = "",
-                      lease_until: datetime | None = None) -> Attempt:
+                      lease_until: datetime | None = None, terms: RentalTerms | None = None) -> Attempt:
         """Take the next attempt number; safe against a second claimer.
 
         Raises:
@@ -305,7 +308,7 @@ class RunFolder:
         for number in range(first, first + 10):
             attempt = Attempt(number=number, document=document, billed_from=billed_from,
                               price_usd_per_hour=price_usd_per_hour, offer=offer, host=host, cloud=cloud,
-                              owner=owner, lease_until=lease_until)
+                              owner=owner, lease_until=lease_until, terms=terms)
             try:
                 self.write(attempt_file(number, "attempt.json"), attempt, create=True)
                 return attempt

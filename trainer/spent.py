@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from typing import NamedTuple
 
 from trainer.contract import LdlmError
-from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event
+from trainer.rental_terms import RentalTerms
+from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Traffic
 
 
 def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datetime]:
@@ -19,8 +21,26 @@ def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datet
             for files, following in zip(attempts, [*starts, now], strict=False)]
 
 
-def spent_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
-    """Add up what a run has cost so far, each attempt at the price of its own offer.
+def spent_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | None = None) -> Decimal:
+    """Add up what the machines of a run have cost so far, as far as its record tells.
+
+    Args:
+        attempts: Every attempt of one run, in order.
+        now: Current time, UTC.
+        seen: What has gone over the network of the newest attempt's machine until now; None: what it has
+            written of that counts.
+
+    Returns:
+        US dollars, unrounded. Round only when printing.
+
+    Raises:
+        LdlmError: An attempt ends before it begins (a clock is wrong).
+    """
+    return hours_usd(attempts, now) + beside_hours_usd(attempts, now, seen)
+
+
+def hours_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
+    """Dollars of the hours of attempts, each at the price of its own offer.
 
     Set-up counts: the cloud bills it, although an engine's own job duration may leave it out.
 
@@ -42,6 +62,45 @@ def spent_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
                             fix="set the clock of the machine that wrote it (chronyc, ntpdate)")
         total += files.attempt.price_usd_per_hour * Decimal(seconds) / 3600
     return total
+
+
+def beside_hours_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | None = None) -> Decimal:
+    """Dollars that contracts bill beside these hours: disks, networks, machines on which none has begun.
+
+    Args: as of `spent_usd`. Of attempts whose machines' terms are not known, nothing is.
+    """
+    machines: dict[datetime, _Machine] = {}
+    for files, until in zip(attempts, charged_until(attempts, now), strict=True):
+        if terms := files.attempt.terms:
+            # Counters only grow while a machine runs: of several attempts on one, the last word counts.
+            words = [machines[terms.rented_at].traffic] if terms.rented_at in machines else []
+            words += [part.traffic for part in (files.heartbeat, files.end) if part]
+            machines[terms.rented_at] = _Machine(terms, until, max(words, key=_all_bytes, default=Traffic()))
+    if not machines:
+        return Decimal(0)
+    newest = list(machines.values())[-1]
+    if seen and attempts[-1].attempt.terms:
+        machines[newest.terms.rented_at] = newest._replace(traffic=seen)
+    unused = [usd for rented_at, usd in newest.terms.earlier if rented_at not in machines]
+    return sum((machine.usd for machine in machines.values()), Decimal(0)) + sum(unused, Decimal(0))
+
+
+class _Machine(NamedTuple):
+    """One that attempts ran on, until the last of them is charged."""
+
+    terms: RentalTerms
+    until: datetime
+    traffic: Traffic
+
+    @property
+    def usd(self) -> Decimal:
+        """Dollars of its disk and its network."""
+        network = self.terms.network_usd(self.traffic.received_bytes, self.traffic.sent_bytes)
+        return self.terms.disk_usd(self.until) + network
+
+
+def _all_bytes(traffic: Traffic) -> int:
+    return traffic.received_bytes + traffic.sent_bytes
 
 
 def controller_usd(events: Sequence[Event], now: datetime) -> Decimal:

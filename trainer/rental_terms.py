@@ -1,0 +1,54 @@
+"""What a rented machine is billed by, beside the hours of its GPUs. No torch.
+
+Who rents a machine for a run writes this onto it (`launcher/sky_plugin.py`), for a node cannot ask: the cap
+of a run is about all that is billed, and no key of the account lies there.
+"""
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+TERMS = ".ldlm_rental.json"  # in the home folder of a machine of Vast
+_GB = 10**9
+
+
+class RentalTerms(BaseModel):
+    """Of one machine, and what those before it have cost.
+
+    Attributes:
+        rented_at: UTC. Its disk is billed from here.
+        received_usd_per_gb, sent_usd_per_gb: By 10^9 bytes.
+        earlier: The machines that the run had before: when each was rented, and the dollars of its disk, and
+            of its GPUs while it ran. For those on which no attempt began, nothing else tells.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    rented_at: datetime
+    disk_usd_per_hour: Decimal = Decimal(0)
+    received_usd_per_gb: Decimal = Decimal(0)
+    sent_usd_per_gb: Decimal = Decimal(0)
+    earlier: tuple[tuple[datetime, Decimal], ...] = ()
+
+    def disk_usd(self, until: datetime) -> Decimal:
+        """Dollars of its disk since it was rented, unrounded."""
+        hours = Decimal(max(0.0, (until - self.rented_at) / timedelta(hours=1)))
+        return self.disk_usd_per_hour * hours
+
+    def network_usd(self, received_bytes: int, sent_bytes: int) -> Decimal:
+        """Dollars of what went over its network, unrounded."""
+        return (received_bytes * self.received_usd_per_gb + sent_bytes * self.sent_usd_per_gb) / _GB
+
+    def since(self, moment: datetime) -> "RentalTerms":
+        """The same without machines that were rented before: a run of the same name may have had them."""
+        return self.model_copy(update={"earlier": tuple(one for one in self.earlier if one[0] >= moment)})
+
+
+def terms_here(home: Path) -> RentalTerms | None:
+    """Of this machine; None where nobody has written them, or they cannot be read."""
+    try:
+        return RentalTerms.model_validate_json((home / TERMS).read_bytes())
+    except (OSError, ValidationError):
+        return None
