@@ -12,6 +12,7 @@ from launcher.doctor_clouds import (
     look_at_azure_quota,
     look_at_credit,
     look_at_gcp_quota,
+    look_at_renting,
     look_at_switch,
 )
 from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb
@@ -103,6 +104,8 @@ def _checks(scope: _Scope, store: str | None) -> list[Check]:
     means = {"vast": Check("Vast credit", partial(look_at_credit, plan)),
              "azure": Check("Azure quota", partial(look_at_azure_quota, *scope.wish("azure"))),
              "gcp": Check("GCP quota", partial(look_at_gcp_quota, *scope.wish("gcp")))}
+    if url and not scope.needed:
+        found.append(Check("renting", partial(look_at_renting, store_url(url))))
     for name in scope.clouds:
         found.append(Check(name, partial(look_at_access, name, needed=name in scope.needed)))
         if name in means and has_credentials(name):

@@ -22,6 +22,7 @@ from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.self_end import self_end
 from launcher.settings import api_server
+from launcher.sky_ready import RENTED
 
 _TITLES = {"vast": "Vast", "azure": "Azure", "gcp": "GCP", "slurm": "Slurm"}
 _TIMEOUT_S = 20.0
@@ -50,6 +51,19 @@ def look_at_access(name: str, *, needed: bool) -> Iterator[Finding]:
                       f".venv/bin/sky check {name}")
     else:
         yield Finding(what, Verdict.OK, f"package and credentials are here (slower: sky check {name})")
+
+
+def look_at_renting(store: str) -> Iterator[Finding]:
+    """Whether there is any cloud to rent at, for who keeps runs in a bucket and has named no cloud.
+
+    Args:
+        store: URL.
+    """
+    has_any = any(has_credentials(name) for name in (*RENTED, "slurm"))
+    if has_any or store.startswith("file:") or api_server():
+        return
+    yield Finding("renting", Verdict.PROBLEM, "runs are kept in a bucket, and no cloud's credentials are "
+                  "here: nothing can be rented", "ldlm doctor --infra vast (or azure, gcp) says what it takes")
 
 
 def look_at_switch(name: str) -> Iterator[Finding]:

@@ -91,12 +91,6 @@ _CLOUDS = {
 }
 
 
-def check_infra(infra: str) -> None:
-    """Pass for `local`; for anything else refuse what `missing` names first. Raises EngineError."""
-    for error in missing(infra):
-        raise error
-
-
 def missing(infra: str) -> Iterator[EngineError]:
     """Everything that is missing before one could rent: package, credentials, and how to get them."""
     name = infra.partition("/")[0]

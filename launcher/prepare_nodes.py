@@ -1,4 +1,7 @@
-"""`ldlm data prepare --nodes N`: a text prepared by the nodes of a SkyPilot task, here or in a cloud."""
+"""`ldlm data prepare --nodes N`: a text prepared by the nodes of a SkyPilot task, which are all here.
+
+For a cloud the task is planned, checked and printed.
+"""
 
 import os
 from argparse import Namespace
@@ -9,8 +12,7 @@ from datetime import UTC, datetime
 
 from launcher import console
 from launcher.carry_out import ask, end_interrupted
-from launcher.engine import check_infra
-from launcher.errors import NoOfferError, StoreError, UsageError
+from launcher.errors import EngineError, NoOfferError, StoreError, UsageError
 from launcher.infra import read_infra
 from launcher.lint import lint
 from launcher.local_nodes import run_nodes
@@ -113,12 +115,16 @@ def check_usable(proposal: NodesProposal) -> None:
     """Refuse what could not be carried out.
 
     Raises:
-        EngineError: Something is missing before this cloud could be used.
+        EngineError: Nodes are wanted that this command does not rent.
         NoOfferError: The task holds a known trap.
     """
     for found in _problems(proposal):
         raise found
-    check_infra(proposal.offer.infra)
+    if not proposal.offer.is_local:
+        raise EngineError(f"ldlm does not rent the nodes that prepare a text on {proposal.offer.infra}",
+                          place=f"--infra {proposal.offer.infra}",
+                          fix="leave out --infra and N nodes here do it; or print the task, for SkyPilot: "
+                              "--dry-run > prepare.yaml; .venv/bin/sky jobs launch prepare.yaml")
 
 
 def _problems(proposal: NodesProposal) -> list[NoOfferError]:

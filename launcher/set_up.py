@@ -9,12 +9,13 @@ from launcher import console
 from launcher.carry_out import ask, end_interrupted
 from launcher.commands import PlanOptions
 from launcher.controller import SCHEME, dollars_an_hour, parse_address
-from launcher.errors import LdlmError, Refused, UsageError
+from launcher.errors import LdlmError, Refused, StoreError, UsageError
 from launcher.lint_rules import looks_secret
+from launcher.patience import soon
 from launcher.settings import Settings, read_settings, settings_path, settings_text
 from launcher.sky_ready import RESTART
 from launcher.sky_setup import Change, carry_out, sky_changes
-from trainer.store import open_store, store_url
+from trainer.store import NoBucketError, open_store, store_url
 
 _PRICE = "controller_usd_per_hour"
 NONE = "none"  # typed where nothing shall be said
@@ -94,8 +95,24 @@ def _checked(question: _Question, typed: str) -> str | None:
 def _store(typed: str) -> str:
     url = store_url(typed)
     if not url.startswith("file:"):  # to open a folder is to make it
-        open_store(url)
+        _look_at_bucket(url)
     return url
+
+
+def _look_at_bucket(url: str) -> None:
+    """Refuse a bucket that is not there; what keeps one from being seen now, keys or the network, is said.
+
+    Raises:
+        StoreError: There is no such bucket, or nothing could be opened at a URL like this one.
+    """
+    store = open_store(url)
+    try:
+        soon(lambda: store.objects("ldlm-init"))  # who lists it is told
+    except NoBucketError:
+        raise
+    except StoreError as error:
+        console.talk(f"{url} could not be looked at now: {error.problem}; ldlm doctor uses it in every way",
+                     "note")
 
 
 def _dollars(typed: str) -> str:

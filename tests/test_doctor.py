@@ -17,7 +17,7 @@ from local_http import serving
 from s3_server import KEYS, S3Server, running_s3_server
 
 from launcher import doctor, doctor_here
-from launcher.doctor_clouds import look_at_azure_quota, look_at_credit, look_at_gcp_quota
+from launcher.doctor_clouds import look_at_azure_quota, look_at_credit, look_at_gcp_quota, look_at_renting
 from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb
 from launcher.findings import Finding, Verdict
 from launcher.offers import Offer
@@ -322,3 +322,14 @@ def test_who_is_signed_in_without_the_package_is_told_and_who_has_nothing_is_not
     assert "GCP quota" not in found and "Azure quota" in found
 
 
+
+
+@pytest.mark.parametrize(("store", "key", "verdicts"), [
+    ("s3://bucket/ldlm", "", [Verdict.PROBLEM]), ("s3://bucket/ldlm", ".config/vastai/vast_api_key", []),
+    ("s3://bucket/ldlm", ".azure/azureProfile.json", []), ("file:///runs", "", [])])
+def test_who_keeps_runs_in_a_bucket_and_can_rent_nowhere_has_a_problem(
+        home: Path, store: str, key: str, verdicts: list[Verdict]) -> None:
+    if key:
+        (home / key).parent.mkdir(parents=True)
+        (home / key).write_text("key")
+    assert [finding.verdict for finding in look_at_renting(store)] == verdicts

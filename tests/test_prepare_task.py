@@ -92,6 +92,16 @@ def test_a_dry_run_prints_the_task_and_starts_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_with_all_that_a_cloud_needs_nothing_is_prepared_here_instead(tmp_path):
+    (tmp_path / ".config/vastai").mkdir(parents=True)
+    (tmp_path / ".config/vastai/vast_api_key").write_text("key")
+    done = ldlm("python-docs", *TYPED[1:], "--nodes", "1", "--infra", "vast", "--yes")
+    words = " ".join(done.stderr.split())
+    assert done.returncode == 5 and "prepared by" not in done.stdout
+    assert "--infra vast: ldlm does not rent the nodes that prepare a text on vast" in words
+    assert "fix: leave out --infra and N nodes here do it; or print the task" in words
+
+
 def test_a_cloud_gets_a_plan_and_then_what_is_missing():
     done = ldlm("hf://owner/name", *TYPED[1:], "--nodes", "4", "--infra", "gcp", "--yes")
     assert done.returncode == 5 and "Traceback" not in done.stderr

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_lab import RECIPE, Terminal, check_golden, environment, files_below, ldlm, refused
+from s3_server import KEYS, running_s3_server
 
 from launcher.sky_ready import GUARDED
 
@@ -26,6 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's home, empty."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LDLM_HOME", str(tmp_path / ".ldlm"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     for name in ("SKYPILOT_API_SERVER_ENDPOINT", "SKYPILOT_GLOBAL_CONFIG", "SKYPILOT_SERVER_PLUGINS_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -178,6 +180,22 @@ def test_an_answer_that_cannot_be_used_is_refused_and_nothing_is_written(home: P
                                                                          words) -> None:
     assert words in refused(code, "init", "--yes", *args)
     assert files_below(home) == []
+
+
+def test_a_bucket_that_is_not_there_is_refused_and_one_that_cannot_be_reached_is_said(
+        home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with running_s3_server() as s3:
+        s3.make_bucket("runs")
+        missing, there = s3.url("nowhere", "ldlm"), s3.url("runs", "ldlm")
+        said = refused(6, "init", "--yes", "--store", missing)
+        assert "check that the bucket exists" in said and files_below(home) == []
+        done = ldlm("init", "--yes", "--store", there)
+        assert done.returncode == 0 and "could not be looked at" not in done.stderr
+    done = ldlm("init", "--yes", "--store", missing)  # nobody answers there any more
+    assert done.returncode == 0 and "could not be looked at now: " in done.stderr
+    assert settings(home)["store"] == missing
 
 
 def test_where_nobody_can_answer_nothing_is_done(home: Path) -> None:

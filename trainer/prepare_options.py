@@ -93,7 +93,7 @@ def _add_nodes(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--nodes", type=_positive, metavar="N", help="start N nodes of a SkyPilot task that "
                        "share the work; any N gives the same bytes")
     group.add_argument("--infra", default="local", help="where: local (N nodes on this machine, the "
-                       "default), vast, azure, gcp, gcp/us-central1, …")
+                       "default); vast, azure, gcp, gcp/us-central1, …: with --dry-run")
     group.add_argument("--dry-run", action="store_true", help="print the SkyPilot task, start nothing")
     group.add_argument("--yes", "-y", action="store_true", help="do not ask")
     group.add_argument("--shard", type=_share, default=ALL, metavar="I/N", help="for machines that you "

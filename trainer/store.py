@@ -56,6 +56,10 @@ class NotFoundError(StoreError):
     """No object under that key."""
 
 
+class NoBucketError(StoreError):
+    """The bucket that a store's URL names is not there."""
+
+
 class DamagedError(StoreError):
     """An object could be read, but it is not what was written: no retry can help."""
 
@@ -366,14 +370,19 @@ def _explained(message: str, place: str, verb: str) -> StoreError:
     problem = f"{said[1]}: {said[2]}" if said else first_line[:300]
     if _REDIRECT in message:
         problem = "the bucket is in another region than the store's URL, or the environment, says"
-    return StoreError(f"cannot {verb}: {problem}", place=place, fix=_fix_for(message, scheme))
+    kind = NoBucketError if _is_no_bucket(message) else StoreError
+    return kind(f"cannot {verb}: {problem}", place=place, fix=_fix_for(message, scheme))
+
+
+def _is_no_bucket(message: str) -> bool:
+    return bool(re.search("(?i)nosuchbucket|bucket does not exist|containernotfound", message))
 
 
 def _fix_for(message: str, scheme: str) -> str:
     lowered = message.lower()
     if "no space left" in lowered:
         return "free disk space, or name another store with --store"
-    if "nosuchbucket" in lowered or "bucket does not exist" in lowered:
+    if _is_no_bucket(message):
         return "check that the bucket exists, in the region and at the endpoint that the URL names"
     if expected := re.search(r"region '[\w-]+' is wrong; expecting '([\w-]+)'", message):
         return f"name the bucket's region in the store's URL: ?region={expected[1]}"
