@@ -62,8 +62,9 @@ def look_at_renting(store: str) -> Iterator[Finding]:
     has_any = any(has_credentials(name) for name in (*RENTED, "slurm"))
     if has_any or store.startswith("file:") or api_server():
         return
-    yield Finding("renting", Verdict.PROBLEM, "runs are kept in a bucket, and no cloud's credentials are "
-                  "here: nothing can be rented", "ldlm doctor --infra vast (or azure, gcp) says what it takes")
+    yield Finding("renting", Verdict.PROBLEM,
+                  "runs are kept in a bucket, and no cloud's credentials are here: nothing can be rented",
+                  "ldlm doctor --infra vast (or azure, gcp) says what it takes")
 
 
 def look_at_switch(name: str) -> Iterator[Finding]:
