@@ -11,7 +11,7 @@ from launcher.lint_rules import looks_secret
 from launcher.recipe import checkout_folder
 from launcher.server_health import server_health
 from launcher.settings import api_server, controller_usd_per_hour, read_settings
-from launcher.sky_ready import PLUGIN, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
+from launcher.sky_ready import PLUGIN, RENTED, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
 from launcher.sky_server import lacks_guard_of_others, look_at_server
 from launcher.sky_setup import lacking_here
 
@@ -36,7 +36,7 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
     """The API server, and what stands in the way of renting through it.
 
     Args:
-        clouds: Where one would rent; only Vast needs our plugin.
+        clouds: Where one would rent; a cluster of one's own does not need our plugin.
 
     Raises:
         EngineError: A server elsewhere does not answer, or a file of SkyPilot here is damaged.
@@ -59,7 +59,7 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
     if other := lacks_guard_of_others(server):
         yield _of_lack("other keys", other, "")
     yield _of_lack("supervision", lacks_supervision(server), "in the API server, no machine rented for it")
-    if "vast" in clouds:
+    if clouds & set(RENTED):
         yield _of_lack("plugin", lacks_plugin(server), f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded")
 
 

@@ -98,7 +98,7 @@ def _of_prices(offers: Mapping[Document, Offer]) -> Iterator[str]:
         yield "the price on demand is the most an hour can cost, with its disk; network comes on " \
               "top, and counts towards the cap"
     for label in dict.fromkeys(offer.label for offer in offers.values() if _is_only_said(offer)):
-        yield f"the price of {label} is the recipe's word: nobody has asked for today's"
+        yield f"the price of {label} is the recipe's word: no region is taken that is listed above it"
 
 
 def _is_most_on_demand(offer: Offer) -> bool:

@@ -85,7 +85,8 @@ class Candidate(Section):
         None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
     price_usd_per_hour: Usd | None = Field(
         None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0; "
-                          "azure, gcp: what an hour of all nodes together costs, as you have looked it up; "
+                          "azure, gcp: the most that an hour of all nodes together may cost by SkyPilot's "
+                          "catalog; "
                           "vast: rent on demand, up to this with the disk")
     on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")

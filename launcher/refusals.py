@@ -132,7 +132,7 @@ def _of_server(proposal: Proposal) -> Iterator[LdlmError]:
         try:
             yield from server_lacks(clouds)
             sky_engine(open_store(proposal.recipe.store or "")).check(proposal.task.text)
-        except EngineError as error:
+        except (EngineError, NoOfferError) as error:
             yield error
     elif api_server() and health.error:
         yield health.error

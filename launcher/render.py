@@ -29,7 +29,7 @@ _WITH_DISK = ("vast", "azure", "gcp")
 CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (guess)
 _ORDINARY_GIB = 32
 _LOCAL_RESTARTS = 2  # after crashes without a newer checkpoint; three in a row are enough (guess)
-_WITH_SPOT = ("azure", "gcp")
+_WITH_SPOT = _WITH_CATALOG = ("azure", "gcp")  # by whose catalogs SkyPilot pays; Vast's is no price list
 
 
 class Needs(NamedTuple):
@@ -221,9 +221,17 @@ def _resources(offer: Offer, memory_gib: int | None, cpus: str | None) -> dict[s
         # On Vast the flag silently rents on-demand: the bid in `config` is what counts there.
         "use_spot": True if offer.spot and offer.cloud in _WITH_SPOT else None,
         "image_id": f"docker:{image}" if docker else image,
+        "max_hourly_cost": _price_cap(offer),
         "memory": _memory(offer, memory_gib),
         "disk_size": offer.disk_gib if offer.cloud in _WITH_DISK else None,
     }
+
+
+def _price_cap(offer: Offer) -> float | None:
+    """Of one machine, by SkyPilot's catalog: what plan and nodes count; by a margin runs would pass caps."""
+    if offer.cloud not in _WITH_CATALOG or not offer.price_usd_per_hour:
+        return None
+    return float(offer.price_usd_per_hour / offer.num_nodes)
 
 
 def _in_order(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

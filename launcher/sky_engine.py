@@ -27,6 +27,7 @@ from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.server_health import forget_health, start_words
 from launcher.settings import API_SERVER, api_server, tell_sky
 from launcher.sky_errors import gateway_s_reason, in_one_line, refusal
+from launcher.sky_places import check_places
 from launcher.store_keys import Needs
 from launcher.sweep import CLUSTERS, MACHINES, Machines
 from launcher.waits import end_in
@@ -37,7 +38,6 @@ from trainer.store import Store
 _FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
 _ANSWER_S = 20
 _CLOUDS_ANSWER_S = 120  # of clouds about machines, one after the other (guess)
-_HAVE_CATALOGS = ("vast", "azure", "gcp")
 _FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
            "cloud", "region", "details", "end_at")
 # SkyPilot 0.14.1, sky/jobs/state.py.
@@ -68,18 +68,13 @@ class SkyEngine:
 
         Raises:
             EngineError: SkyPilot cannot read the task, or a cloud has no such region.
+            NoOfferError: By its catalogs a document costs more everywhere than the plan pays.
         """
         if api_server():
             return
         # Without a catalog here and a way to fetch one there is nothing to compare with.
         with sky_sdk(self._say, with_server=False), suppress(OSError):
-            from sky.utils import dag_utils
-
-            documents: list[Any] = dag_utils.load_chain_dag_from_yaml_str(task).tasks
-            for document in documents:
-                for machine in document.resources:
-                    if str(machine.cloud).lower() in _HAVE_CATALOGS:
-                        machine.validate()
+            check_places(task, self._say)
 
     def submit(self, task: str, *, on_lock: Callable[[], None] | None = None) -> None:
         """Queue a task; SkyPilot's controller carries it out from then on.

@@ -48,6 +48,10 @@ _CASES = (
           "see what is missing: .venv/bin/sky check"),
     _Case(r"requires (?P<clouds>[\w ,]+) which (?:is|are) not enabled", "SkyPilot has {clouds} not enabled",
           "see what is missing: .venv/bin/sky check; or choose another cloud: --infra"),
+    _Case(r"does not contain any[^:]*request:\s+(?P<wanted>.*), max_cost=\$(?P<cap>[\d.]+)/hr",
+          "SkyPilot's catalogs have nothing for {wanted}) up to ${cap} an hour a machine",
+          "pay more: --set hardware.train.N.price_usd_per_hour=USD, of all nodes, N counting the recipe's "
+          "candidates from 0; or choose another region or cloud: --infra"),
     _Case(r"does not contain any instances satisfying the request:\s+(?P<wanted>.*)\.",
           "no cloud that is enabled offers {wanted}",
           "{near}choose other GPUs or less memory: --set hardware.train.0.gpu=NAME:NUMBER", _near),

@@ -2,7 +2,8 @@
 
 SkyPilot 0.14.1 loses the filters of its search on the way to Vast and takes the first machine of whatever
 comes, asked for or not; it writes the account's key on that machine; it waits for it without end. For tasks
-of ours, which say so under a key of theirs, this file does that part instead. Other tasks are left alone.
+of ours, which say so under a key of theirs, this file does that part instead. Other tasks are left alone,
+but that `max_hourly_cost` on Azure and GCP means what it says for all of them: `launcher/sky_places.py`.
 Where no machine is to be had at all, on any cloud, `launcher/capacity_watch.py` ends the wait.
 """
 
@@ -23,6 +24,7 @@ from launcher.reconcile import CHARGES
 from launcher.rental_cost import node_terms
 from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
+from launcher.sky_places import within_price
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
 from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
@@ -49,10 +51,11 @@ class LdlmPlugin(plugins.BasePlugin):
         return "1"
 
     def install(self, extension_context: plugins.ExtensionContext) -> None:
-        """Take SkyPilot's place in front of Vast, once per process."""
+        """Take SkyPilot's place in front of Vast, and hold it to what a task may cost, once per process."""
         from sky.adaptors import vast
         from sky.provision import vast as provisioner
         from sky.provision.vast import utils
+        from sky.utils import resources_utils
 
         if extension_context.context is plugins.PluginContext.MAIN:
             capacity_watch.start()
@@ -67,6 +70,8 @@ class LdlmPlugin(plugins.BasePlugin):
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
         if getattr(utils.launch, "is_ldlm", False):
             return
+        resources_utils.make_launchables_for_valid_region_zones = within_price(
+            resources_utils.make_launchables_for_valid_region_zones)
         utils.launch = launch_through(utils.launch, vast.vast)
         utils.list_instances = list_through(utils.list_instances, vast.vast)
         utils.remove = remove_through(utils.remove)

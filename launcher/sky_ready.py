@@ -53,10 +53,7 @@ def lacks(server: SkyServer, cloud: str) -> list[Lack]:
     """What stands in the way of renting at a cloud; nothing for a cluster of the user's own."""
     if cloud not in RENTED:
         return []
-    found = [lacks_guard(server), lacks_supervision(server)]
-    if cloud == "vast":
-        found.append(lacks_plugin(server))
-    return [lack for lack in found if lack]
+    return [lack for look in (lacks_guard, lacks_supervision, lacks_plugin) if (lack := look(server))]
 
 
 def lacks_guard(server: SkyServer) -> Lack | None:
@@ -84,12 +81,12 @@ def lacks_supervision(server: SkyServer) -> Lack | None:
 
 
 def lacks_plugin(server: SkyServer) -> Lack | None:
-    """SkyPilot's own search on Vast loses its filters and takes the first machine that comes."""
+    """SkyPilot by itself takes the first machine that comes on Vast, and regions at any price elsewhere."""
     if PLUGIN in server.plugins:
         return None
     by_hand = f"plugins: [{{class: {PLUGIN_CLASS}}}]"
-    return Lack("has not loaded ldlm's plugin: what it rents on Vast is not what was asked for",
-                _fix(server, by_hand, "plugins.yaml"))
+    return Lack("has not loaded ldlm's plugin: what it rents on Vast is not what was asked for, and on "
+                "Azure and GCP it may cost more", _fix(server, by_hand, "plugins.yaml"))
 
 
 def _config_lines(clouds: Sequence[str]) -> str:

@@ -12,10 +12,12 @@ from typing import Any
 from sky.backends import cloud_vm_ray_backend
 from sky.clouds import CloudCapability
 from sky.jobs import recovery_strategy
+from sky.server import plugins
 from sky.utils import dag_utils
 from sky_catalogs import CLOUDS
 
 import sky
+from launcher.sky_plugin import LdlmPlugin
 from sky import check, exceptions, global_user_state
 
 
@@ -45,7 +47,8 @@ def recovery(text: str) -> list[Any]:
 
 
 def answer() -> None:
-    """Answer for each task of the request."""
+    """Answer for each task of the request, as SkyPilot does where our plugin is in it."""
+    LdlmPlugin().install(plugins.ExtensionContext(context=plugins.PluginContext.EXECUTOR))
     request = json.loads(Path("request.json").read_text())
     global_user_state.set_allowed_clouds(list(CLOUDS), "default")
     global_user_state.set_enabled_clouds(request["clouds"], CloudCapability.COMPUTE, "default")

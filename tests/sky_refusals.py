@@ -14,11 +14,13 @@ from sky.backends import backend_utils, cloud_vm_ray_backend
 from sky.provision import docker_utils
 from sky.provision.gcp import instance_utils
 from sky.provision.vast import utils as vast_utils
+from sky.server import plugins
 from sky.utils import dag_utils
 from sky_catalogs import error_of
 
 import sky
 from launcher.sky_engine import SkyEngine
+from launcher.sky_plugin import LdlmPlugin
 from sky import clouds, exceptions, optimizer
 from trainer.store import open_store
 
@@ -100,10 +102,32 @@ def region_of_a_launch() -> None:
     SkyEngine(open_store("file:///nowhere")).check(TASK.replace("gcp,", "gcp/us-centrl1,"))
 
 
+def dear_everywhere(infra: str, cap: float, more: str = "") -> Callable[[], None]:
+    """A launch asks whether any region sells a machine for what the plan pays."""
+    candidate = f"{{infra: {infra}, accelerators: 'A100-80GB:8', use_spot: true, max_hourly_cost: {cap}}}"
+    task = f"name: r\n---\nname: train\nnum_nodes: 2\nresources: {{ordered: [{candidate}{more}]}}\n"
+    return lambda: SkyEngine(open_store("file:///nowhere")).check(task)
+
+
+def dear_on_the_way() -> None:
+    """The same where SkyPilot itself is asked."""
+    LdlmPlugin().install(plugins.ExtensionContext(context=plugins.PluginContext.EXECUTOR))
+    task = TASK.replace("'H100:8'", "'A100-80GB:8', max_hourly_cost: 9")
+    dag = dag_utils.load_chain_dag_from_yaml_str(task)
+    gcp = [clouds.GCP()]
+    with patch.object(optimizer.sky_check, "get_cached_enabled_clouds_or_refresh", lambda *_, **__: gcp):
+        sky.Optimizer.optimize(dag, quiet=True)
+
+
 STORIES: dict[str, Callable[[], None]] = {
     "no quota": no_quota, "old credentials": old_credentials, "nothing on vast": nothing_on_vast,
     "no image": no_image, "cloud not enabled": cloud_not_enabled,
     "region of a launch": region_of_a_launch,
+    "dear everywhere": dear_everywhere("gcp", 14.21),
+    "dear in its region": dear_everywhere("gcp/us-central1", 22),
+    "not too dear": dear_everywhere("gcp", 14.22),
+    "dear but for another": dear_everywhere("gcp", 14.21, ", {infra: gcp, accelerators: 'H100:8'}"),
+    "dear on the way": dear_on_the_way,
     "stock-out": lambda: gcp_answers(STOCK_OUT), "quota of gcp": lambda: gcp_answers(QUOTA)}
 
 

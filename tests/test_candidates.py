@@ -158,7 +158,8 @@ def test_what_is_kept_for_the_benchmark_is_enough_for_the_dearest():
 def test_the_price_that_the_recipe_says_of_a_cloud_is_not_simulated_and_told_as_its_word():
     plan = plan_of(AZURE)
     assert not plan.offers[TRAIN].price_is_simulated
-    told = "the price of H100:1 on azure (spot) is the recipe's word: nobody has asked for today's"
+    told = ("the price of H100:1 on azure (spot) is the recipe's word: no region is taken that is listed "
+            "above it")
     assert told in plan.warnings
 
 
@@ -205,9 +206,9 @@ def test_a_task_says_once_what_its_candidates_share_and_lints_clean():
     image = "docker:vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
     assert {key: value for key, value in train["resources"].items() if key != "job_recovery"} == {
         "accelerators": "H100:1",
-        "ordered": [{"infra": "azure", "use_spot": True, "disk_size": 100},
+        "ordered": [{"infra": "azure", "use_spot": True, "max_hourly_cost": 1.55, "disk_size": 100},
                     {"infra": "vast", "image_id": image, "disk_size": 100},
-                    {"infra": "azure", "disk_size": 200}]}
+                    {"infra": "azure", "max_hourly_cost": 6.98, "disk_size": 200}]}
     assert train["config"]["vast"]["create_instance_kwargs"]["bid_price"] == 1.6
     assert json.loads(train["envs"]["LDLM_OFFERS"]) == [
         {"infra": "azure", "spot": True, "envs": {}},

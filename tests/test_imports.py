@@ -70,7 +70,8 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 
 @pytest.mark.parametrize(("package", "homes"), [
-    ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search"}),
+    ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search",
+             "sky_places"}),
     ("rich", {"console"}),
     ("typer", {"cli", "cli_options", "cli_panels", "controller_cli"}),
 ])
@@ -78,7 +79,8 @@ def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes
 
 
-@pytest.mark.parametrize("name", ["sky_engine.py", "sky_server.py", "sky_clusters.py", "capacity_watch.py"])
+@pytest.mark.parametrize("name", ["sky_engine.py", "sky_server.py", "sky_clusters.py", "capacity_watch.py",
+                                  "sky_places.py"])
 def test_what_asks_skypilot_imports_it_only_inside_functions(name):
     tree = ast.parse((ROOT / "launcher" / name).read_text())
     outside = [node for node in tree.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]

@@ -24,9 +24,11 @@ TASKS = {"local": (None, None, ()), "vast": ("vast", None, ()),
          "azure": ("azure", "vast", ()), "gcp": ("gcp", None, ()),
          "azure-nodes": ("azure", "vast", (
              "train.global_batch_size=64", "hardware.train.2.gpu=A100-80GB:8", "hardware.train.2.num_nodes=2",
+             "hardware.train.2.price_usd_per_hour=19.66", "limits.max_cost_usd=99",
              "hardware.train.2.image=microsoft-dsvm:ubuntu-hpc:2204:latest")),
          "gcp-nodes": ("gcp/us-east5", None, (
              "train.global_batch_size=64", "hardware.train.4.spot=true",
+             "hardware.train.4.price_usd_per_hour=14.22", "limits.max_cost_usd=99",
              "hardware.train.4.image=projects/ml-images/global/images/c0-deeplearning-common-cu128"))}
 
 

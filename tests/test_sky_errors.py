@@ -10,6 +10,7 @@ from launcher.sky_engine import _state_of
 from launcher.sky_errors import explained, in_one_line, refusal
 
 LATER = "or choose another region or cloud: --infra"
+COUNTING = "N counting the recipe's candidates from 0"
 OTHER_GPUS = "choose other GPUs or less memory: --set hardware.train.0.gpu=NAME:NUMBER"
 
 
@@ -56,8 +57,23 @@ STORIES = {
                  "SKYPILOT_DOCKER_PASSWORD, SKYPILOT_DOCKER_SERVER; or leave image out of the candidate"),
     "old credentials": ("GCP does not take the credentials: Token has been expired or revoked.",
                         "sign in again, then .venv/bin/sky check"),
+    "dear on the way": (
+        "SkyPilot's catalogs have nothing for 1x GCP([Spot], {'A100-80GB': 8}) up to $9 an hour a machine",
+        f"pay more: --set hardware.train.N.price_usd_per_hour=USD, of all nodes, {COUNTING}; {LATER}"),
     "cloud not enabled": ("SkyPilot has gcp not enabled",
                           "see what is missing: .venv/bin/sky check; or choose another cloud: --infra"),
+}
+NOT_REFUSED = ("not too dear", "dear but for another")
+# Launches that are refused before a run is recorded.
+LAUNCHES = {
+    "region of a launch": no_region("us-centrl1", "us-central1"),
+    "dear everywhere": (
+        "by SkyPilot's catalog 2x A100-80GB:8 on gcp (spot) costs $28.44/h or more, "
+        "and the recipe pays $28.42",
+        f"add --set hardware.train.N.price_usd_per_hour=28.44, {COUNTING}; {LATER}"),
+    "dear in its region": (
+        "by SkyPilot's catalog 2x A100-80GB:8 on gcp/us-central1 (spot) costs $44.16/h or more, and the "
+        "recipe pays $44.00", f"add --set hardware.train.N.price_usd_per_hour=44.16, {COUNTING}; {LATER}"),
 }
 
 
@@ -78,9 +94,14 @@ def test_a_task_that_skypilot_refuses_is_told_with_what_to_do(text, refused):
     assert tuple(ours) == REFUSED[text]
 
 
-def test_a_launch_is_refused_before_its_run_is_recorded(told):
-    kind, _, *ours = told["region of a launch"]
-    assert (kind, tuple(ours)) == ("EngineError", no_region("us-centrl1", "us-central1"))
+def test_a_launch_whose_price_some_place_has_is_not_refused(told):
+    assert [told[story] for story in NOT_REFUSED] == [[], []]
+
+
+@pytest.mark.parametrize("story", LAUNCHES)
+def test_a_launch_is_refused_before_its_run_is_recorded(story, told):
+    _, _, *ours = told[story]
+    assert tuple(ours) == LAUNCHES[story]
 
 
 @pytest.mark.parametrize("story", STORIES)
@@ -90,7 +111,7 @@ def test_what_fails_in_renting_is_told_with_what_to_do(story, told):
 
 
 def test_every_story_has_its_words(told):
-    assert set(told) == {*STORIES, "region of a launch"}
+    assert set(told) == {*STORIES, *LAUNCHES, *NOT_REFUSED}
 
 
 def test_no_cloud_at_all_is_told_with_what_to_do(tmp_path):

@@ -26,6 +26,12 @@ TASKS = {
     "a bid in two regions": ("vast", "train", [
         "{infra: 'vast/Texas, US, NA', gpu: 'RTX5090:1', bid_usd_per_hour: 0.4}",
         "{infra: 'vast/Spain, ES, EU', gpu: 'RTX5090:1', bid_usd_per_hour: 0.4}"]),
+    "a dearer region on gcp": ("gcp", "train", [
+        "{infra: gcp, gpu: 'A100-80GB:8', spot: true, price_usd_per_hour: 15}"]),
+    "a dearer region on azure": ("azure", "train", [
+        "{infra: azure, gpu: 'H100:1', spot: true, price_usd_per_hour: 1.55}"]),
+    "two nodes": ("gcp", "train", [
+        "{infra: gcp, gpu: 'A100-80GB:8', num_nodes: 2, spot: true, price_usd_per_hour: 28.44}"]),
     "a benchmark": ("azure", "bench", [
         "{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.6}",
         "{infra: gcp, gpu: 'RTXPRO6000:1', spot: true, price_usd_per_hour: 1.80}"]),
@@ -36,7 +42,7 @@ def document(infra: str | None, name: str, candidates: list[str]) -> str:
     """One document of the example's task, as SkyPilot loads it."""
     azure = "{infra: azure, gpu: 'A100-80GB:1', spot: true, price_usd_per_hour: 1.1}"
     train = ", ".join(candidates if name == "train" else [azure])
-    wider = ["limits.max_cost_usd=9999", "train.global_batch_size=32"]
+    wider = ["limits.max_cost_usd=9999", "train.global_batch_size=64"]
     more = [f"hardware.bench=[{', '.join(candidates)}]"] if name == "bench" else []
     return yaml.safe_dump(example_task(infra, f"hardware.train=[{train}]", *more, *wider).document(name))
 
@@ -61,6 +67,17 @@ def test_spot_and_on_demand_of_one_card_are_taken_in_the_order_of_the_plan(asked
         ("gcp", "us-east5", "A100-80GB", 8, True), ("gcp", "us-central1", "A100-80GB", 8, False)]
     assert order(asked["on-demand, then spot"]) == [
         ("gcp", "us-central1", "A100-80GB", 8, False), ("gcp", "us-central1", "A100-80GB", 8, True)]
+
+
+def test_a_region_that_is_dearer_than_the_plan_pays_is_never_taken(asked):
+    """By `max_hourly_cost` alone SkyPilot goes to us-central1 at $22.08, and to eastus at $2.79."""
+    assert order(asked["a dearer region on gcp"]) == [("gcp", "us-east5", "A100-80GB", 8, True)]
+    assert order(asked["a dearer region on azure"]) == [("azure", "southeastasia", "H100", 1, True)]
+
+
+def test_the_price_of_a_plan_is_of_all_nodes_and_skypilot_s_of_each(asked):
+    assert yaml.safe_load(document(*TASKS["two nodes"]))["resources"]["max_hourly_cost"] == 14.22
+    assert order(asked["two nodes"]) == [("gcp", "us-east5", "A100-80GB", 8, True)]
 
 
 def test_what_no_catalog_has_is_passed_over_for_the_next(asked):
