@@ -134,6 +134,8 @@ def _why_not(recipe: Recipe, taken: Sequence[Offer], other: Offer) -> str | None
             f"a run keeps its number of ranks, {ranks[0]} a node, without a GPU"
     if other.price_usd_per_hour is None and first.price_usd_per_hour is not None:
         return "its price is not known, so a run that went there could not stop at its cap"
+    if other.torch_index != first.torch_index:
+        return "a task has one place to take torch from"
     on_vast = [one for one in taken if one.cloud == other.cloud == "vast"]
     if any(one.spot != other.spot for one in on_vast):
         return "on vast a task either bids or rents on demand"

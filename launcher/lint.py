@@ -69,6 +69,7 @@ RULES = tuple(Rule.of(check) for check in (
     any_cloud.geforce_on_azure_or_gcp,
     any_cloud.on_demand_h100_on_gcp,
     any_cloud.old_cuda_image,
+    any_cloud.old_cuda_torch,
     any_cloud.override_in_candidate,
     any_cloud.remote_identity,
     any_cloud.other_recovery_code,

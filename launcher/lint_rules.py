@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 from launcher.lint_part import Found, TaskPart
 from launcher.lint_vast import VAST
 from launcher.render import NO_STORE, leftover_nulls
-from launcher.vast_search import IMAGE, cuda_of
+from launcher.vast_search import IMAGE
 from trainer.contract import Document, Env, ExitCode
+from trainer.cuda import cuda_of
 
 _SECRET_NAME = re.compile(r"(SECRET|PASSWORD|TOKEN(?!IZER)|API_?KEY|ACCESS_KEY)", re.IGNORECASE)
 _SECRET_VALUE = re.compile(
@@ -143,6 +144,17 @@ def old_cuda_image(part: TaskPart) -> Iterator[Found]:
             yield (machine.where("image_id"),
                    f"its CUDA {cuda[0]}.{cuda[1]} has no kernels for a {card}, which needs 12.8",
                    f"set image to {IMAGE} on the candidate")
+
+
+def old_cuda_torch(part: TaskPart) -> Iterator[Found]:
+    """A torch of a CUDA before 12.8 has no kernels for Blackwell, whatever the image has."""
+    cuda = cuda_of(part.env(Env.TORCH_INDEX))
+    for machine in part.machines():
+        card = next(filter(_NEEDS_CUDA_12_8.match, machine.gpus), None)
+        if card and cuda and cuda < (12, 8):
+            yield (f"envs.{Env.TORCH_INDEX}",
+                   f"torch of CUDA {cuda[0]}.{cuda[1]} has no kernels for a {card}, which needs 12.8",
+                   "set torch_index of the candidate to one of CUDA 12.8 or newer, or to null")
 
 
 def override_in_candidate(part: TaskPart) -> Iterator[Found]:

@@ -91,6 +91,7 @@ class Offer(Frozen):
         spot: The machine can be taken back: spot on Azure and GCP, interruptible on Vast.
         price_usd_per_hour: All nodes together; None when it is not known here.
         price_is_simulated: Nobody sends a bill of this price.
+        torch_index: Of wheels, beside pip's own; None: the locked torch as it is.
         seen_at: UTC, when the price was true.
     """
 
@@ -108,6 +109,7 @@ class Offer(Frozen):
     price_is_simulated: bool
     bid_usd_per_hour: Decimal | None
     image: str | None
+    torch_index: str | None = None
     disk_gib: int
     seen_at: datetime
 
@@ -192,4 +194,5 @@ def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
                  price_usd_per_hour=own if own is not None else candidate.bid_usd_per_hour,
                  on_demand_usd_per_hour=None, price_is_simulated=own is not None and candidate.cloud in OWN,
                  bid_usd_per_hour=candidate.bid_usd_per_hour, image=candidate.image,
+                 torch_index=candidate.torch_index,
                  disk_gib=candidate.disk_gib, seen_at=now)

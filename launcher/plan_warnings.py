@@ -15,6 +15,7 @@ from launcher.self_end import of_no_switch
 from launcher.store_keys import why_own_keys
 from trainer.config import TrainConfig
 from trainer.contract import Document
+from trainer.cuda import cuda_of_torch, oldest_driver
 from trainer.encoder_shape import EncoderShape
 from trainer.memory import GIB, Memory, memory_per_gpu
 
@@ -22,6 +23,9 @@ from trainer.memory import GIB, Memory, memory_per_gpu
 _LONG_HOURS = {"CPU": 24, "GPU": 2160}
 # The furthest that a peak of memory was above its prediction: recipes/LOG.md, one H100, 2026-11-24.
 _PREDICTED_TOO_LOW = 0.022
+# SkyPilot 0.14.1 takes `custom-gpu-ubuntu-v2`, a community image without a version; where that has no region,
+# ubuntu-hpc 2204 of August 2023, with 535.54. ubuntu-hpc 2404 has 580 since January 2026 (azhpc-images#478).
+_OF_AZURE, _IMAGE_OF_AZURE = 535, "microsoft-dsvm:ubuntu-hpc:2404:latest"
 _WARM_UP_SHARE = 10  # of a run's steps, as in the paper's 50,000 of some 500,000 (guess)
 
 
@@ -36,6 +40,7 @@ def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Ite
     yield from _of_what_is_not_known(recipe, shape, train)
     yield from _of_idle_gpus(train, fitted)
     yield from _of_prices(case.offers)
+    yield from _of_drivers(case.offers)
     yield from of_no_switch(case.offers.values())
     if not train.is_local and (own_keys := why_own_keys(recipe.store, recipe.limits.deadline_hours)):
         yield own_keys
@@ -99,6 +104,16 @@ def _of_prices(offers: Mapping[Document, Offer]) -> Iterator[str]:
               "top, and counts towards the cap"
     for label in dict.fromkeys(offer.label for offer in offers.values() if _is_only_said(offer)):
         yield f"the price of {label} is the recipe's word: no region is taken that is listed above it"
+
+
+def _of_drivers(offers: Mapping[Document, Offer]) -> Iterator[str]:
+    """On GCP SkyPilot's image has driver 580; Vast is searched by it."""
+    for offer in dict.fromkeys(offers.values()):
+        cuda = cuda_of_torch(offer.torch_index)
+        if offer.cloud == "azure" and offer.gpu and not offer.image and oldest_driver(cuda) > _OF_AZURE:
+            yield (f"torch's CUDA {cuda[0]}.{cuda[1]} takes driver {oldest_driver(cuda)}, and that of "
+                   "SkyPilot's image on Azure is not known: an older one ends the launch after three machines. "
+                   f"What would do: image {_IMAGE_OF_AZURE} (never run), or a torch_index of CUDA 12")
 
 
 def _is_most_on_demand(offer: Offer) -> bool:

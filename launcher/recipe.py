@@ -90,6 +90,9 @@ class Candidate(Section):
                           "vast: rent on demand, up to this with the disk")
     on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
+    torch_index: str | None = Field(
+        None, description="URL of one more index of wheels, whose name says its CUDA (.../cu126): a torch "
+                          "for older drivers; null: the locked one of CUDA 13.0, which takes driver 580")
     disk_gib: PositiveInt = 100
 
     @property
@@ -108,6 +111,8 @@ class Candidate(Section):
         if self.bid_usd_per_hour is not None and self.price_usd_per_hour is not None:
             raise ValueError("bid_usd_per_hour rents an interruptible machine, price_usd_per_hour one on "
                              "demand: set one of them to null")
+        if self.torch_index is not None and self.is_local:
+            raise ValueError("torch_index is for machines that install torch: remove torch_index")
         if self.spot and self.cloud not in ("azure", "gcp"):
             instead = "set bid_usd_per_hour instead of spot" if self.cloud == "vast" else "remove spot"
             raise ValueError(f"{self.infra} has no spot machines for SkyPilot: {instead}")

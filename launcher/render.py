@@ -133,6 +133,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
         Env.WAIT: f"{recipe.limits.wait_hours_for(which):g}",
         Env.BENCH_HOURS: f"{recipe.limits.bench_hours:g}",
+        Env.TORCH_INDEX: offers[0].torch_index,
         Env.OFFERS: TaskOffer.write_all(places) if places[1:] else None,
     }
 

@@ -4,7 +4,6 @@ They travel in the task, under a key that only `launcher/sky_plugin.py` knows: a
 hands the key to Vast's SDK, which refuses it, so that nothing is rented without these filters.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -12,15 +11,12 @@ from typing import Any
 
 from launcher.offers import Offer
 from launcher.rentals import Price, Rental, Terms
+from trainer.cuda import cuda_of, cuda_of_torch
 
 KEY = "ldlm"  # in `config.vast.create_instance_kwargs` of a task
 # RTX 50 needs CUDA >= 12.8; the trainer needs Python >= 3.11, which Ubuntu 24.04 brings.
 IMAGE = "vastai/base-image:cuda-12.8.1-cudnn-devel-ubuntu24.04-py312"
-# The wheel of the locked torch brings CUDA 13.0.3 itself (its requirement `cuda-toolkit==13.0.3`), for cards
-# from Turing on. A GeForce host whose driver is older cannot run it, whatever the image has.
-TORCH, CUDA_OF_TORCH, OLDEST_COMPUTE_CAP = "2.13.0", 13.0, 750
-# How images say it: `cuda-13.1.0`, `cuda:12.8.1`, `cuda12.6`; in short `cu128`, `cu1281`.
-_CUDA = re.compile(r"cuda[-:_]?(\d+)\.(\d+)|(?<![a-z0-9])cu(1\d)(\d)\d?(?!\d)")
+OLDEST_COMPUTE_CAP = 750  # Turing: what the locked torch is built for
 _RELIABILITY = 0.95  # as Vast advises for serious work
 _DOWN_MBIT_S, UP_MBIT_S = 200, 100  # at least: packages and weights come, checkpoints go (guess)
 _OF_MEMORY = 0.97  # of a card, that its driver has to name: as trainer/machine.py checks
@@ -44,7 +40,7 @@ def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None,
     """
     filters: dict[str, dict[str, Any]] = {
         "reliability": {"gte": _RELIABILITY},
-        "cuda_max_good": {"gte": _cuda_needed(offer.image)},
+        "cuda_max_good": {"gte": _cuda_needed(offer)},
         "compute_cap": {"gte": OLDEST_COMPUTE_CAP},
         "inet_down": {"gte": _DOWN_MBIT_S},
         "inet_up": {"gte": upload_mbit_s or UP_MBIT_S},
@@ -63,19 +59,10 @@ def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None,
     return found
 
 
-def cuda_of(image: str) -> tuple[int, int] | None:
-    """The CUDA that an image has, by its name, (12, 8) of `nvidia/cuda:12.8.1-devel`; None: not said."""
-    found = _CUDA.search(image)
-    if found is None:
-        return None
-    major, minor = (number for number in found.groups() if number is not None)
-    return int(major), int(minor)
-
-
-def _cuda_needed(image: str | None) -> float:
+def _cuda_needed(offer: Offer) -> float:
     """Of a host's driver, as Vast numbers it: a container whose CUDA is newer does not start there."""
-    major, minor = cuda_of(image or IMAGE) or (0, 0)
-    return max(CUDA_OF_TORCH, float(f"{major}.{minor}"))
+    major, minor = max(cuda_of(offer.image or IMAGE) or (0, 0), cuda_of_torch(offer.torch_index))
+    return float(f"{major}.{minor}")
 
 
 def query_of(settings: Mapping[str, Any], instance_type: str, disk_gib: int, *, bids: bool,

@@ -198,6 +198,18 @@ def test_a_place_where_the_run_could_not_stay_within_its_cap_is_left_out(documen
     assert plan.bench_reserve_usd == plan_of(VAST).bench_reserve_usd
 
 
+def test_on_azure_image_and_torch_are_chosen_together_or_the_driver_is_in_doubt():
+    def doubts(*more: str) -> list[str]:
+        azure = ", ".join(["{infra: azure, gpu: 'H100:1', spot: true, price_usd_per_hour: 1.55", *more]) + "}"
+        return [line for line in plan_of(azure).warnings if "driver" in line]
+
+    (doubt,) = doubts()
+    assert "torch's CUDA 13.0 takes driver 580" in doubt
+    assert "image microsoft-dsvm:ubuntu-hpc:2404:latest (never run), or a torch_index of CUDA 12" in doubt
+    assert doubts("image: 'microsoft-dsvm:ubuntu-hpc:2404:latest'") == []
+    assert doubts("torch_index: 'https://wheels.example/whl/cu126'") == []
+
+
 def test_a_task_says_once_what_its_candidates_share_and_lints_clean():
     on_demand = "{infra: azure, gpu: 'H100:1', price_usd_per_hour: 6.98, disk_gib: 200}"
     task = example_task(None, f"hardware.train=[{AZURE}, {VAST}, {on_demand}]", f"hardware.bench=[{VAST}]",

@@ -197,8 +197,8 @@ def test_a_node_with_another_card_than_the_plan_pays_for_is_not_given_torch(chec
                    "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(checkout.wheels),
                    "PYTHONPATH": sysconfig.get_path("purelib")}  # in the place of what light stands for
 
-    def set_up_with(card: str) -> str:
-        driver.write_text(f"#!/bin/sh\necho '{card}, 32607, 32100, 580.86.10'\n")
+    def set_up_with(card: str, version: str = "580.86.10") -> str:
+        driver.write_text(f"#!/bin/sh\necho '{card}, 32607, 32100, {version}'\n")
         driver.chmod(0o755)
         done = subprocess.run(["bash", "-c", set_up], cwd=checkout.root, env=environment, text=True,
                               capture_output=True, check=False)
@@ -207,6 +207,9 @@ def test_a_node_with_another_card_than_the_plan_pays_for_is_not_given_torch(chec
 
     told = set_up_with("NVIDIA GeForce RTX 3060")
     assert "the plan pays for RTX5090:1, this machine has NVIDIA GeForce RTX 3060" in told
+    assert (checkout.version_of("light"), checkout.version_of("tiny")) == ("1.0", None)
+    told = set_up_with("NVIDIA GeForce RTX 5090", "570.86.10")
+    assert "has driver 570.86.10, torch 2.13.0 of CUDA 13.0 takes 580 or newer" in told
     assert (checkout.version_of("light"), checkout.version_of("tiny")) == ("1.0", None)
     assert set_up_with("NVIDIA GeForce RTX 5090") == ""
     assert [checkout.version_of(name) for name in ("light", "tiny", "plots")] == ["1.0", "1.0", "1.0"]

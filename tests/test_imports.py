@@ -12,8 +12,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.deadman", "trainer.encoder_shape",
-                    "trainer.interval", "trainer.learning", "trainer.lease", "trainer.humaneval_options",
+OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.cuda", "trainer.deadman",
+                    "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
+                    "trainer.humaneval_options",
                     "trainer.measure_options", "trainer.memory", "trainer.mirror_format",
                     "trainer.prepare_options", "trainer.profiles", "trainer.pull_plan",
                     "trainer.rental_terms",

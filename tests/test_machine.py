@@ -12,7 +12,15 @@ import pytest
 
 from launcher.gpu_kinds import GPU_KINDS
 from trainer.contract import Env
-from trainer.machine import MachineError, check_clock, check_machine, is_model, key_files, visible_gpus
+from trainer.machine import (
+    MachineError,
+    check_clock,
+    check_hardware,
+    check_machine,
+    is_model,
+    key_files,
+    visible_gpus,
+)
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -126,12 +134,12 @@ def test_memory_that_the_driver_does_not_name_is_not_asked_for(nvidia_smi: Path,
 
 
 def test_a_torch_that_cannot_use_the_cards_is_told_with_all_that_explains_it(nvidia_smi, torch_says) -> None:
-    shows(nvidia_smi, "NVIDIA GeForce RTX 5090, 32607, 32100, 570.86.10")
+    shows(nvidia_smi, "NVIDIA GeForce RTX 5090, 32607, 32100, 580.86.10")
     torch_says("""echo '{"torch": "2.6.0", "cuda": "12.4", "num_gpus": 1, "built_for": ["sm_80", "sm_90"],
 "problem": "cuda:0: no kernel image is available"}' | tr -d '\\n'""")
     assert refusal(GPU="RTX5090:1") == (
         "torch 2.6.0 (CUDA 12.4, for sm_80 sm_90) cannot compute on its NVIDIA GeForce RTX 5090, driver "
-        "570.86.10: cuda:0: no kernel image is available")
+        "580.86.10: cuda:0: no kernel image is available")
     torch_says("""echo '{"torch": "2", "cuda": "13.0", "num_gpus": 1, "built_for": [], "problem": ""}'""")
     check_machine({Env.GPU: "RTX5090:1"})
     shows(nvidia_smi, *2 * ["NVIDIA GeForce RTX 5090, 32607, 32100, 580.86.10"])
@@ -139,6 +147,35 @@ def test_a_torch_that_cannot_use_the_cards_is_told_with_all_that_explains_it(nvi
     torch_says("echo bus error >&2; exit 7")
     assert refusal(GPU="RTX5090:1") == (
         "torch died on its NVIDIA GeForce RTX 5090, driver 580.86.10, with 7: bus error")
+
+
+@pytest.mark.parametrize(("driver", "index", "is_refused"), [
+    ("580.65.06", None, False), ("575.57.08", None, True), ("535.216.01", None, True),
+    ("535.216.01", "https://wheels.example/whl/cu126", False),
+    ("470.57.02", "https://wheels.example/whl/cu126", True),
+    ("535.216.01", "https://wheels.example/simple", True)])
+def test_a_driver_must_run_the_torch_that_is_to_be_installed(
+        nvidia_smi, monkeypatch, driver, index, is_refused):
+    """Before its gigabytes are fetched: here no torch is installed. The index is what pip itself reads."""
+    monkeypatch.setattr("trainer.machine._torch_version", lambda: None)
+    if index:
+        monkeypatch.setenv("PIP_EXTRA_INDEX_URL", index)
+    shows(nvidia_smi, f"NVIDIA H100 80GB HBM3, 81559, 81000, {driver}")
+    if not is_refused:
+        check_hardware({Env.GPU: "H100:1"})
+        return
+    with pytest.raises(MachineError) as caught:
+        check_hardware({Env.GPU: "H100:1"})
+    of, needed = ("12.6", 525) if "cu126" in str(index) else ("13.0", 580)
+    assert caught.value.problem == (
+        f"its NVIDIA H100 80GB HBM3 has driver {driver}, torch 2.13.0 of CUDA {of} takes {needed} or "
+        "newer: set the candidate's image, or its torch_index to an older CUDA")
+
+
+def test_a_torch_that_is_installed_is_asked_itself(nvidia_smi, torch_says, monkeypatch) -> None:
+    monkeypatch.setattr("trainer.machine._torch_version", lambda: "2.13.0+cu126")
+    shows(nvidia_smi, "NVIDIA H100 80GB HBM3, 81559, 81000, 535.216.01")
+    check_machine({Env.GPU: "H100:1"})
 
 
 def test_the_torch_that_is_installed_here_says_itself_that_it_has_no_gpu(nvidia_smi: Path) -> None:

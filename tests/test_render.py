@@ -11,9 +11,9 @@ from launch_examples import GOLDEN, example_plan, example_recipe, example_task
 from launcher.errors import LdlmError
 from launcher.lint import lint
 from launcher.render import Task, Templates, leftover_nulls, render
-from launcher.vast_search import TORCH
 from trainer.config import TrainConfig
 from trainer.contract import Document, Env, StoreError
+from trainer.cuda import TORCH
 from trainer.store import open_store
 
 ROOT = Path(__file__).parents[1]
@@ -88,6 +88,19 @@ def test_the_peak_of_all_gpus_travels_in_the_precision_of_the_run():
     assert peak(*eight, "train.precision=fp32") == "536"
     assert peak("hardware.train.3.gpu=XYZ1:1", "hardware.train.3.gpu_memory_gib=99") == ""
     assert task_of("vast").document(Document.TRAIN)["envs"][Env.PEAK_TFLOPS] == "104.8"
+
+
+def test_a_torch_of_another_cuda_goes_with_the_candidate():
+    """pip on the node reads the variable; Vast is searched for drivers that run this CUDA and the image's."""
+    index = "https://wheels.example/whl/cu129"
+    train = example_task("vast", f"hardware.train.1.torch_index={index}").document(Document.TRAIN)
+    assert train["envs"]["PIP_EXTRA_INDEX_URL"] == index
+    filters = train["config"]["vast"]["create_instance_kwargs"]["ldlm"]["filters"]
+    assert filters["cuda_max_good"] == {"gte": 12.9}
+    usual = task_of("vast").document(Document.TRAIN)
+    assert "PIP_EXTRA_INDEX_URL" not in usual["envs"]
+    filters = usual["config"]["vast"]["create_instance_kwargs"]["ldlm"]["filters"]
+    assert filters["cuda_max_good"] == {"gte": 13.0}
 
 
 def test_nodes_are_told_which_memory_and_disk_they_must_have():

@@ -140,6 +140,7 @@ class Env:
     BENCH_HOURS = "LDLM_BENCH_HOURS"  # how long the benchmark may take, all its attempts together
     OFFER = "LDLM_OFFER"  # where and what, for the record
     OFFERS = "LDLM_OFFERS"  # of a task that may run in several places: each as a `TaskOffer`, as JSON
+    TORCH_INDEX = "PIP_EXTRA_INDEX_URL"  # pip's own name: where a torch of another CUDA comes from
     # Set by the local engine, which starts attempts itself; elsewhere the node claims a number.
     ATTEMPT = "LDLM_ATTEMPT"
     # Set by the node for its ranks.

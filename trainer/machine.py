@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from trainer.contract import Env, ExitCode, LdlmError
+from trainer.cuda import TORCH, cuda_of_torch, oldest_driver
 from trainer.local_cache import cache_folder
 from trainer.run_folder import SeenGpu, SeenMachine, Traffic
 
@@ -95,6 +96,8 @@ def check_hardware(wanted: Mapping[str, str]) -> list[Gpu]:
         raise _wrong(f"the plan pays for {gpu}, this machine has {there}")
     for card in mine:
         _check_memory(card, float(wanted.get(Env.GPU_MEMORY) or 0))
+    if mine and _torch_version() is None:  # else it says itself what it cannot do
+        _check_driver(mine[0])
     return mine
 
 
@@ -135,6 +138,17 @@ def _check_memory(card: Gpu, gib: float) -> None:
     if card.free_gib is not None and card.free_gib < _FREE * gib:
         raise _wrong(f"of the {gib:g} GiB of its {card.name} only {card.free_gib:.1f} are free: another "
                      "program uses it")
+
+
+def _check_driver(card: Gpu) -> None:
+    """Compare the driver with what the CUDA of the torch that would be installed here takes."""
+    pip = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True,
+                         check=False).stdout  # its files and its environment
+    cuda, first = cuda_of_torch(pip), re.match(r"\d+", card.driver)
+    needed = oldest_driver(cuda)
+    if first and int(first[0]) < needed:
+        raise _wrong(f"its {card.name} has driver {card.driver}, torch {TORCH} of CUDA {cuda[0]}.{cuda[1]} "
+                     f"takes {needed} or newer: set the candidate's image, or its torch_index to an older CUDA")
 
 
 def _check_torch(cards: Sequence[Gpu], count: int) -> dict[str, Any]:
