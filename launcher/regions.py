@@ -11,7 +11,7 @@ from launcher.errors import UsageError
 
 _CATALOGS = "~/.sky/catalogs"  # SkyPilot fetches one when a cloud is first used
 _WITH_CATALOGS = ("vast", "azure", "gcp")
-_MOST_SHOWN = 80
+_MOST_SHOWN = 8  # at once: more is a wall of text
 # From memory: every region of a price list of GCP of July 2026 is among them; Azure's were not compared.
 _REGIONS = {
     "azure": """australiacentral australiacentral2 australiaeast australiasoutheast austriaeast belgiumcentral
@@ -69,11 +69,14 @@ def _unknown(where: str, name: str, known: list[str], place: str | None, *, is_o
             or difflib.get_close_matches(name, known))[:3]
     whole = [shlex.quote(f"{where}/{one}") for one in near]
     meant = f"did you mean {' or '.join(whole)}? Else " if whole else ""
-    more = [f"and {len(known) - _MOST_SHOWN} more"] if len(known) > _MOST_SHOWN else []
-    has = f"; there is {'; '.join([*known[:_MOST_SHOWN], *more])}" if known else ""
-    newer = f". Newer ones count once SkyPilot's list is here: .venv/bin/sky gpus list --infra {where}"
+    is_long = len(known) > _MOST_SHOWN
+    shown = difflib.get_close_matches(name, known, n=3, cutoff=0) if is_long else known
+    more = [f"and {len(known) - len(shown)} more"] if is_long else []
+    has = f"; there is {'; '.join([*shown, *more])}" if shown and not (is_long and near) else ""
+    listed = f"; all that sell a GPU: .venv/bin/sky gpus list GPU --infra {where.split('/')[0]} --all-regions"
+    newer = " (after which newer ones count)" if is_ours else ""
     return UsageError(f"{where} has no {kind} {name!r}", place=place,
-                      fix=f"{meant}leave the {kind} out{has}{newer if is_ours and known else ''}")
+                      fix=f"{meant}leave the {kind} out{has}{listed + newer if is_long or is_ours else ''}")
 
 
 def _catalog(cloud: str) -> Mapping[str, set[str]]:

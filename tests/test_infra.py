@@ -63,7 +63,7 @@ def test_what_skypilot_could_not_read_is_refused_with_what_is_near(
 
 
 @pytest.mark.parametrize(("typed", "problem", "fix"), [
-    ("gcp/nowhere-central9", "gcp has no region 'nowhere-central9'", "us-central1"),
+    ("gcp/nowhere-central9", "gcp has no region 'nowhere-central9'", "gcp/europe-central2"),
     ("gcp/us-centrl1", "gcp has no region 'us-centrl1'", "did you mean gcp/us-central1"),
     ("gcp/us-central1/us-east1-b", "gcp/us-central1 has no zone 'us-east1-b'", "leave the zone out"),
     ("azure/eastsu", "azure has no region 'eastsu'", "azure/eastus"),
@@ -79,7 +79,7 @@ def test_without_a_catalog_here_a_region_is_looked_for_in_a_list_of_ours(
 
 
 def test_a_region_that_our_list_lacks_counts_once_skypilot_s_is_here(home: Path) -> None:
-    assert ".venv/bin/sky gpus list --infra gcp" in str(refusal("gcp/us-moon1").fix)
+    assert ".venv/bin/sky gpus list GPU --infra gcp --all-regions" in str(refusal("gcp/us-moon1").fix)
     (home / ".sky/catalogs/v8/gcp").mkdir(parents=True)
     with (home / ".sky/catalogs/v8/gcp/vms.csv").open("w") as file:
         csv.writer(file).writerows([("Region", "AvailabilityZone"), ("us-moon1", "us-moon1-a")])
@@ -102,6 +102,14 @@ def test_a_region_is_spelled_as_skypilot_s_catalog_does(catalogs: Path, typed: s
 def test_a_region_that_the_catalog_lacks_is_refused_with_those_that_it_has(
         catalogs: Path, typed: str, fix: str) -> None:
     assert fix in str(refusal(typed).fix)
+
+
+@pytest.mark.parametrize("typed", ["gcp/us-centrl1", "gcp/moon", "azure/eastsu", "gcp/us-central1/moon"])
+def test_a_refusal_of_a_region_is_no_wall_of_text(home: Path, typed: str) -> None:
+    """GCP has more than 40 regions, Azure more than 60: the nearest, and how to list them all."""
+    fix = str(refusal(typed).fix)
+    assert len(fix) < 260
+    assert f".venv/bin/sky gpus list GPU --infra {typed.split('/')[0]} --all-regions" in fix
 
 
 def test_every_region_of_a_recipe_is_known(home: Path) -> None:
