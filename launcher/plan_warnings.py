@@ -112,8 +112,9 @@ def _of_drivers(offers: Mapping[Document, Offer]) -> Iterator[str]:
         cuda = cuda_of_torch(offer.torch_index)
         if offer.cloud == "azure" and offer.gpu and not offer.image and oldest_driver(cuda) > _OF_AZURE:
             yield (f"torch's CUDA {cuda[0]}.{cuda[1]} takes driver {oldest_driver(cuda)}, and that of "
-                   "SkyPilot's image on Azure is not known: an older one ends the launch after three machines. "
-                   f"What would do: image {_IMAGE_OF_AZURE} (never run), or a torch_index of CUDA 12")
+                   "SkyPilot's image on Azure is not known: an older one ends the launch after three "
+                   f"machines. What would do: image {_IMAGE_OF_AZURE} (never run), or a torch_index of "
+                   "CUDA 12")
 
 
 def _is_most_on_demand(offer: Offer) -> bool:

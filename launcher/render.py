@@ -28,6 +28,9 @@ NO_STORE = "none://set-one-with-ldlm-init"
 _WITH_DISK = ("vast", "azure", "gcp")
 CPUS = "8+"  # of a machine that prepares text: tokenizing takes all of them (guess)
 _ORDINARY_GIB = 32
+# What installing takes of a disk, pip's own copies included: torch with CUDA 8 GB, without 1.6 (guess, both).
+_ENVIRONMENT_GIB, _CPU_ENVIRONMENT_GIB = 10, 3
+_TOKEN_BYTES = 4  # in a shard, at most
 _LOCAL_RESTARTS = 2  # after crashes without a newer checkpoint; three in a row are enough (guess)
 _WITH_SPOT = _WITH_CATALOG = ("azure", "gcp")  # by whose catalogs SkyPilot pays; Vast's is no price list
 
@@ -141,12 +144,10 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
 def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[str, str]:
     """What nodes are told of the offer that they are."""
     price, rates = offer.price_usd_per_hour, rates_of(offer, recipe.store)
-    # The benchmark reads a checkpoint into memory, no file of weights.
-    fetched_gib = _fetched_gib(plan, offer) if which is Document.TRAIN else 0
     return {
         Env.GPU: offer.accelerators or "",
         Env.GPU_MEMORY: f"{offer.gpu_memory_gib:g}" if offer.accelerators and offer.gpu_memory_gib else "",
-        Env.DISK: str(fetched_gib or ""),
+        Env.DISK: str(_disk_gib(plan, recipe.train, which, offer) or ""),
         Env.PRICE: "" if price is None else str(price),
         Env.UPLOAD_PRICE: f"{rates.upload_usd_per_gb:g}",
         Env.HOURS_TO_LOSS: f"{rates.hours_to_loss:g}",
@@ -155,12 +156,17 @@ def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[
     }
 
 
-def _fetched_gib(plan: Plan, offer: Offer) -> int:
-    """Of a rented node's disk: frozen weights. Checkpoints go from memory to the store."""
-    encoder = plan.sizes.encoder if plan.sizes else None
-    if encoder is None or not encoder.fetch_s or offer.cloud not in _WITH_DISK:
+def _disk_gib(plan: Plan, config: TrainConfig, which: Document, offer: Offer) -> int:
+    """What a rented node's disk holds: torch and, to train, frozen weights and text. Checkpoints go from
+    memory to the store, and back into memory."""
+    if offer.cloud not in _WITH_DISK:
         return 0
-    return math.ceil(encoder.source_bytes / 2**30)
+    gib = float(_ENVIRONMENT_GIB if offer.gpu else _CPU_ENVIRONMENT_GIB)
+    if which is Document.TRAIN:
+        gib += min(config.data.cache_gib, plan.tokens * _TOKEN_BYTES / 2**30)
+        if plan.sizes and plan.sizes.encoder.fetch_s:
+            gib += plan.sizes.encoder.source_bytes / 2**30
+    return math.ceil(gib)
 
 
 def _peak_tflops(offer: Offer, config: TrainConfig) -> str:

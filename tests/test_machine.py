@@ -218,7 +218,8 @@ def test_keys_of_clouds_in_a_home_folder_are_named_and_nothing_else(tmp_path: Pa
 def test_a_disk_must_hold_what_is_fetched_or_hold_it_already(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not" / "made" / "yet"))
     check_machine({Env.DISK: "0.001"})
-    assert f"GiB are free in {tmp_path}, what the run fetches takes 1e+06" in refusal(DISK_GIB="1000000")
+    assert (f"GiB are free in {tmp_path}, what the run installs and fetches takes 1e+06"
+            in refusal(DISK_GIB="1000000"))
     kept = tmp_path / "not" / "made" / "yet" / "huggingface" / "model.safetensors"
     kept.parent.mkdir(parents=True)
     more = f"{shutil.disk_usage(tmp_path).free / 2**30 + 100:.0f}"

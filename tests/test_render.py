@@ -22,6 +22,10 @@ ON_DEMAND = "hardware.train.1={infra: vast, gpu: 'RTX5090:1', price_usd_per_hour
 TASKS = {"local": (None, None, ()), "vast": ("vast", None, ()),
          "vast-on-demand": ("vast", "vast", (ON_DEMAND,)),
          "azure": ("azure", "vast", ()), "gcp": ("gcp", None, ()),
+         "bench-of-ones-own": ("azure", None, (
+             "hardware.train.2.price_usd_per_hour=1.55", "limits.max_cost_usd=99",
+             "hardware.bench=[{infra: slurm/lab, gpu: 'RTX5090:1', price_usd_per_hour: 0}, "
+             "{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.60}]")),
          "azure-nodes": ("azure", "vast", (
              "train.global_batch_size=64", "hardware.train.2.gpu=A100-80GB:8", "hardware.train.2.num_nodes=2",
              "hardware.train.2.price_usd_per_hour=19.66", "limits.max_cost_usd=99",
@@ -90,6 +94,16 @@ def test_the_peak_of_all_gpus_travels_in_the_precision_of_the_run():
     assert task_of("vast").document(Document.TRAIN)["envs"][Env.PEAK_TFLOPS] == "104.8"
 
 
+def test_a_card_of_ones_own_cluster_stands_before_vast_for_the_benchmark():
+    task = task_of("bench-of-ones-own")
+    bench = task.document(Document.BENCH)
+    assert [place["infra"] for place in bench["resources"]["ordered"]] == ["slurm/lab", "vast"]
+    assert bench["envs"][Env.PRICE] == "0"
+    own, vast = json.loads(bench["envs"][Env.OFFERS])
+    assert (own["infra"], vast["envs"][Env.PRICE]) == ("slurm/lab", "0.6")
+    assert lint(task) == []
+
+
 def test_a_torch_of_another_cuda_goes_with_the_candidate():
     """pip on the node reads the variable; Vast is searched for drivers that run this CUDA and the image's."""
     index = "https://wheels.example/whl/cu129"
@@ -104,13 +118,18 @@ def test_a_torch_of_another_cuda_goes_with_the_candidate():
 
 
 def test_nodes_are_told_which_memory_and_disk_they_must_have():
-    """An H200 offers 139.7 GiB; the kept part of Qwen3.6-35B-A3B, downloaded, has 60.5 GiB."""
+    """An H200 offers 139.7 GiB; the kept part of Qwen3.6-35B-A3B, downloaded, has 60.5 GiB, torch 10, and
+    a step of text next to nothing."""
     big = ("train={profile: qwen3.6-35b-a3b, steps: 1, data: {source: 'shards:x'}, micro_batch_size: 1, "
            "checkpoint: {every_steps: 1}}", "limits.max_cost_usd=99", "limits.deadline_hours=")
     rented = example_task("vast", *big, "hardware.train.1.gpu=H200:1")
     envs = {document: rented.document(document)["envs"] for document in Document}
-    assert (envs[Document.TRAIN][Env.GPU_MEMORY], envs[Document.TRAIN][Env.DISK]) == ("139.7", "61")
-    assert (envs[Document.BENCH][Env.GPU_MEMORY], envs[Document.BENCH][Env.DISK]) == ("31.3", "")
+    assert (envs[Document.TRAIN][Env.GPU_MEMORY], envs[Document.TRAIN][Env.DISK]) == ("139.7", "71")
+    assert (envs[Document.BENCH][Env.GPU_MEMORY], envs[Document.BENCH][Env.DISK]) == ("31.3", "10")
+    long = (*big, "train.steps=100000", "limits.max_cost_usd=900000")
+    long_disk = [example_task("vast", *long, *more, "hardware.train.1.gpu=H200:1").document(
+        Document.TRAIN)["envs"][Env.DISK] for more in ((), ("train.data.cache_gib=5",))]
+    assert long_disk == ["91", "76"]  # the text's window: at most the cache of the recipe
     local = task_of("local").document(Document.TRAIN)["envs"]
     assert (local[Env.GPU_MEMORY], local[Env.DISK]) == ("", "")
 

@@ -128,7 +128,7 @@ class Env:
     RANKS_PER_NODE = "LDLM_RANKS_PER_NODE"
     GPU = "LDLM_GPU"  # what the plan pays for, e.g. "RTX5090:1"; empty: no GPU
     GPU_MEMORY = "LDLM_GPU_MEMORY_GIB"  # of one GPU, that the plan counts on; empty: not known
-    DISK = "LDLM_DISK_GIB"  # that must be free for what is fetched; empty: nothing to speak of, or kept here
+    DISK = "LDLM_DISK_GIB"  # that must be free for what is installed and fetched; empty: not asked for
     PRICE = "LDLM_PRICE_USD_PER_HOUR"  # of the whole node group
     UPLOAD_PRICE = "LDLM_UPLOAD_USD_PER_GB"  # to the store, its requests included
     HOURS_TO_LOSS = "LDLM_HOURS_TO_LOSS"  # until such a machine is lost, before the run has seen any

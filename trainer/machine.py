@@ -148,7 +148,8 @@ def _check_driver(card: Gpu) -> None:
     needed = oldest_driver(cuda)
     if first and int(first[0]) < needed:
         raise _wrong(f"its {card.name} has driver {card.driver}, torch {TORCH} of CUDA {cuda[0]}.{cuda[1]} "
-                     f"takes {needed} or newer: set the candidate's image, or its torch_index to an older CUDA")
+                     f"takes {needed} or newer: set the candidate's image, or its torch_index to an older "
+                     "CUDA")
 
 
 def _check_torch(cards: Sequence[Gpu], count: int) -> dict[str, Any]:
@@ -177,10 +178,12 @@ def _check_disk(gib: float) -> None:
     free = shutil.disk_usage(folder).free / 2**30
     if free >= gib:
         return
-    # An attempt before this one may have fetched it here.
-    kept = sum(path.stat().st_size for path in caches.rglob("*") if path.is_file() and not path.is_symlink())
-    if free + kept / 2**30 < gib:
-        raise _wrong(f"{free:.1f} GiB are free in {folder}, what the run fetches takes {gib:g}")
+    # Set-up, or an attempt before this one, may have brought it here; uv's copies of a file are one file.
+    sizes = {(found.st_dev, found.st_ino): found.st_size for home in (caches, Path(sys.prefix))
+             for path in home.rglob("*") if path.is_file() and not path.is_symlink()
+             for found in (path.stat(),)}
+    if free + sum(sizes.values()) / 2**30 < gib:
+        raise _wrong(f"{free:.1f} GiB are free in {folder}, what the run installs and fetches takes {gib:g}")
 
 
 def check_clock(here: datetime, at_the_store: datetime) -> None:
