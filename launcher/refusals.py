@@ -25,6 +25,7 @@ from launcher.server_health import server_health
 from launcher.settings import api_server
 from launcher.sky_ready import RENTED
 from launcher.sky_setup import lacking_here
+from launcher.store_room import check_room
 from trainer.run_folder import RunFolder
 from trainer.store import may_exist, open_store
 
@@ -44,6 +45,7 @@ def refusals(proposal: Proposal, *, resuming: bool = False, allow_dirty: bool = 
     yield from _of(partial(check_wandb_key, proposal))
     if proposal.is_local:
         yield from _of(_check_home)
+        yield from _of(partial(check_room, proposal.plan, proposal.recipe))
     else:
         yield from _of_places(proposal, preempt_at)
     yield from _of_lint(proposal.task)
