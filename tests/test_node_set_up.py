@@ -95,7 +95,7 @@ def test_an_attempt_that_a_limit_keeps_from_beginning_ends_its_run_and_what_was_
     folder.write("attempts/1/heartbeat.json", Heartbeat(
         at=NOON, step=9, total_steps=12, resumed_from_step=0, durable_step=durable, durable_train_s=1,
         durable_evaluate_s=0, phases=Phases(), tokens_per_s=1, spent_usd=Decimal(0)))
-    node = Rented(folder, Document.TRAIN, leads=True)
+    node = Rented(folder, Document.TRAIN, node=0)
 
     assert node.conclude(node.end_at_limit(LimitError("deadline 2026-11-01 12:00 UTC"))) == code
 
