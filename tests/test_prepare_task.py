@@ -47,7 +47,8 @@ def rendered(monkeypatch: pytest.MonkeyPatch, *more: str) -> Task:
 def test_every_value_is_a_hole():
     assert set(leftover_nulls(yaml.safe_load(TEMPLATE.read_text()))) == {
         "workdir", "num_nodes", "config", *(f"envs.{key}" for key in ENVS),
-        *(f"resources.{key}" for key in ("infra", "cpus", "use_spot", "image_id", "disk_size"))}
+        *(f"resources.{key}" for key in ("infra", "cpus", "use_spot", "image_id", "disk_size",
+                                              "max_hourly_cost"))}
 
 
 @pytest.mark.parametrize(("infra", "nodes", "cloud", "region", "spot"), [

@@ -126,7 +126,7 @@ class Rented:
         beats = [files.heartbeat for files in self._folder.attempts() if files.heartbeat]
         step = max((beat.durable_step for beat in beats), default=0)
         if self._document is Document.TRAIN and step:
-            if self._leads:
+            if self._node == 0:
                 self._folder.write(Name.OUTCOME, RunOutcome(outcome=Outcome.LIMIT, at=datetime.now(UTC),
                                                             step=step, reason=error.problem))
             return RankEnd(ExitCode.FINISHED, f"{Outcome.LIMIT}: {error.problem}")
