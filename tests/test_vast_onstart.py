@@ -166,7 +166,7 @@ def test_a_machine_that_it_cannot_look_at_is_not_idle(api, watch):
 @whatever_speaks_http
 def test_the_key_is_in_no_process_list(api, watch, tmp_path, tool):
     api.refused = {"DELETE", "PUT"}  # it asks again and again
-    watch(f"while sleep 0.01; do ps -eo args= >> {tmp_path}/lists; done", tools=(*BARE, "ps", tool))
+    watch(f"while sleep 0.01; do ps -ww -eo args= >> {tmp_path}/lists; done", tools=(*BARE, "ps", tool))
     lists, own_words = tmp_path / "lists", {"curl": "-fsS", "python3": "urlopen", "wget": "--method="}[tool]
     wait_until(lambda: lists.exists() and own_words in lists.read_text())  # a look may miss a short call
     assert OWN["CONTAINER_API_KEY"] not in lists.read_text()
