@@ -15,6 +15,7 @@ from launcher.gpu_kinds import GPU_KINDS
 from launcher.recipe import OWN, Candidate
 
 DEFAULT_CPU_RANKS = 2
+WITH_LIST_PRICES = ("azure", "gcp")  # SkyPilot's catalogs have them; of Vast they are no price list
 _USABLE = 0.985  # of the memory that the driver names, what CUDA offers (guess: 31.4 of 31.8 GiB)
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.errors import UsageError
 
 _CATALOGS = "~/.sky/catalogs"  # SkyPilot fetches one when a cloud is first used
-_WITH_CATALOGS = ("vast", "azure", "gcp")
+WITH_CATALOGS = ("vast", "azure", "gcp")
 _MOST_SHOWN = 8  # at once: more is a wall of text
 # From memory: every region of a price list of GCP of July 2026 is among them; Azure's were not compared.
 _REGIONS = {
@@ -41,7 +41,7 @@ def known_region(infra: str, place: str | None = "--infra") -> str:
     """
     cloud, _, within = infra.partition("/")
     region, _, zone = within.partition("/")
-    if cloud not in _WITH_CATALOGS or not region or region == "*":
+    if cloud not in WITH_CATALOGS or not region or region == "*":
         return infra
     catalog = _catalog(cloud)
     if not catalog and cloud == "vast":

@@ -15,7 +15,7 @@ import yaml
 
 from launcher.errors import LdlmError
 from launcher.gpu_kinds import GPU_KINDS
-from launcher.offers import Offer
+from launcher.offers import WITH_LIST_PRICES, Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
 from launcher.saves import rates_of
@@ -32,7 +32,7 @@ _ORDINARY_GIB = 32
 _ENVIRONMENT_GIB, _CPU_ENVIRONMENT_GIB = 10, 3
 _TOKEN_BYTES = 4  # in a shard, at most
 _LOCAL_RESTARTS = 2  # after crashes without a newer checkpoint; three in a row are enough (guess)
-_WITH_SPOT = _WITH_CATALOG = ("azure", "gcp")  # by whose catalogs SkyPilot pays; Vast's is no price list
+_WITH_SPOT = ("azure", "gcp")
 
 
 class Needs(NamedTuple):
@@ -236,7 +236,7 @@ def _resources(offer: Offer, memory_gib: int | None, cpus: str | None) -> dict[s
 
 def _price_cap(offer: Offer) -> float | None:
     """Of one machine, by SkyPilot's catalog: what plan and nodes count; by a margin runs would pass caps."""
-    if offer.cloud not in _WITH_CATALOG or not offer.price_usd_per_hour:
+    if offer.cloud not in WITH_LIST_PRICES or not offer.price_usd_per_hour:
         return None
     return float(offer.price_usd_per_hour / offer.num_nodes)
 

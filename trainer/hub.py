@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import TypeGuard
 
 from trainer.contract import ConfigError, StoreError
-from trainer.encoder_weights import (
-    CONFIG_FILE,
-    INDEX_FILE,
-    SINGLE_FILE,
-    TOKENIZER_FILES,
-    Checkpoint,
-)
+from trainer.encoder_files import CONFIG_FILE, TOKENIZER_FILES
+from trainer.encoder_weights import INDEX_FILE, SINGLE_FILE, Checkpoint
 from trainer.local_cache import LocalDiskError, cache_folder, is_disk_error, is_verified, one_at_a_time
 from trainer.trunk import first_line
 

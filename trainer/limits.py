@@ -34,24 +34,21 @@ class Limits:
             bench_reserve_usd=Decimal(environ.get(Env.BENCH_RESERVE) or 0),
         )
 
+    def reached(self, document: Document, now: datetime, spent_usd: Decimal) -> str | None:
+        """Name the limit that has been reached, or None.
 
-def over_limit(now: datetime, spent_usd: Decimal, *, deadline: datetime | None,
-               max_cost_usd: Decimal | None, reserve_usd: Decimal) -> str | None:
-    """Name the limit that has been reached, or None.
-
-    Args:
-        now: Current time, UTC.
-        spent_usd: Of all attempts, up to now.
-        deadline: When the whole run must be over.
-        max_cost_usd: Cap of the whole run.
-        reserve_usd: Part of the cap that belongs to what comes after training.
-    """
-    if deadline is not None and now >= deadline:
-        return f"deadline {deadline:%Y-%m-%d %H:%M} UTC"
-    if max_cost_usd is not None and spent_usd >= max_cost_usd - reserve_usd:
-        return (f"${spent_usd:.2f} of the cap of ${max_cost_usd:.2f} "
-                f"(${reserve_usd:.2f} kept for the benchmark)")
-    return None
+        Args:
+            document: That runs: the benchmark may spend what is kept for it, training not.
+            now: Current time, UTC.
+            spent_usd: Of all attempts, up to now.
+        """
+        if self.deadline is not None and now >= self.deadline:
+            return f"deadline {self.deadline:%Y-%m-%d %H:%M} UTC"
+        kept_usd = self.bench_reserve_usd if document is Document.TRAIN else Decimal(0)
+        if self.max_cost_usd is not None and spent_usd >= self.max_cost_usd - kept_usd:
+            return (f"${spent_usd:.2f} of the cap of ${self.max_cost_usd:.2f} "
+                    f"(${kept_usd:.2f} kept for the benchmark)")
+        return None
 
 
 def check_limits(document: Document, now: datetime, spent_usd: Decimal,
@@ -61,7 +58,7 @@ def check_limits(document: Document, now: datetime, spent_usd: Decimal,
     The trainer looks before every step, which comes after torch, the weights and the text.
 
     Args:
-        document: What would begin: of the benchmark's reserve it may spend, training not.
+        document: What would begin.
         now: UTC.
         spent_usd: Of the whole run until now, this machine's set-up included.
         environ: Of this node; `Env` names what is read.
@@ -69,9 +66,6 @@ def check_limits(document: Document, now: datetime, spent_usd: Decimal,
     Raises:
         LimitError: The deadline or the cap is reached.
     """
-    limits = Limits.of(environ)
-    reserve_usd = limits.bench_reserve_usd if document is Document.TRAIN else Decimal(0)
-    if limit := over_limit(now, spent_usd, deadline=limits.deadline, max_cost_usd=limits.max_cost_usd,
-                           reserve_usd=reserve_usd):
+    if limit := Limits.of(environ).reached(document, now, spent_usd):
         raise LimitError(f"{limit} before {document} began on this machine",
                          fix="raise the limit: ldlm resume RUN --max-cost DOLLARS, or --deadline HOURS")

@@ -228,7 +228,8 @@ class Recorder:
         seconds = max(0.0, (now - self._attempt.billed_from).total_seconds())
         own = self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
         all_attempts = [*self._before.attempts, AttemptFiles(attempt=self._attempt)]
-        beside = beside_hours_usd(all_attempts, now, traffic())
+        # Asked before every step: counters are read only where somebody bills them.
+        beside = beside_hours_usd(all_attempts, now, traffic() if self._attempt.terms else None)
         return self._before.spent_usd + own + beside + controller_usd(self._before.events, now)
 
     def accounts(self) -> dict[str, float]:

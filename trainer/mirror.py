@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from trainer.command import carry_out, talk
 from trainer.config import TokenEncoderConfig
 from trainer.contract import LdlmError, Name, StoreError
-from trainer.encoder_weights import CONFIG_FILE, OUTER_FILE, TOKENIZER_FILES, Checkpoint, block_file
+from trainer.encoder_files import CONFIG_FILE, TOKENIZER_FILES
+from trainer.encoder_weights import OUTER_FILE, Checkpoint, block_file
 from trainer.local_cache import sha256_of
 from trainer.manifest import StoredFile
 from trainer.mirror_format import NEWEST, MirrorManifest, mirror_key, read_manifest

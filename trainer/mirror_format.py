@@ -155,11 +155,6 @@ def fetch_mirror(store: Store, key: str, manifest: MirrorManifest, say: Callable
     return folder
 
 
-def outer_files(manifest: MirrorManifest) -> list[str]:
-    """Names of those that are no weights: config and tokenizer, small and wanted first."""
-    return [file.name for file in manifest.files if not file.name.endswith(".safetensors")]
-
-
 def _asked(config: TokenEncoderConfig) -> str:
     return config.revision or NEWEST
 

@@ -104,7 +104,7 @@ def main(argv: list[str]) -> int:
             check_progress(attempts, attempt, resumed_at(events))
         until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
         check_in_time(None, until, now)
-        end = run_document(document, attempt, stop, config.hang_s, overdue_at(now, spent, until), until)
+        end = run_document(document, attempt, stop, config, overdue_at(now, spent, until), until)
         check_in_time(end, until, datetime.now(UTC))
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
@@ -168,8 +168,11 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
 
 def _terms(folder: RunFolder) -> RentalTerms | None:
     """By which this machine is billed beside its hours, as far as that is known."""
-    terms, events = terms_here(Path.home()), folder.events()
-    return terms and (terms.since(events[0].at - _SKEW) if events else terms)
+    terms = terms_here(Path.home())
+    if terms is None:
+        return None
+    events = folder.events()
+    return terms.since(events[0].at - _SKEW) if events else terms
 
 
 def _billed_from(folder: RunFolder, started_at: datetime) -> datetime:
@@ -189,7 +192,7 @@ def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
         return RankEnd(ExitCode.BROKEN, f"{error.problem}, which could not be counted: {unwritten}")
 
 
-def run_document(document: Document, attempt: Attempt | None, stop: StopRequest, hang_s: float,
+def run_document(document: Document, attempt: Attempt | None, stop: StopRequest, config: TrainConfig,
                  overdue: datetime | None, until: datetime | None = None) -> RankEnd:
     """Start the program of one document, pass signals on to it, and read how it ended.
 
@@ -197,7 +200,7 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
         document: Which program.
         attempt: None on every node but the first: the ranks hear its number from rank 0.
         stop: Heard since this process began.
-        hang_s: Shortest silence of the ranks that is taken for a hang.
+        config: Of the run: the silence of its ranks that is taken for a hang, and its encoder.
         overdue: See `overdue_at`.
         until: See `bench_until`.
 
@@ -213,9 +216,9 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
             told = {Env.BENCH_UNTIL: until.isoformat()} if until else {}
             environment = child_environment(ends, attempt, stop.shutdown_timeout_s) | told
             if document is Document.TRAIN:
-                encoder_fetch.begin(environment)
+                encoder_fetch.begin(config.token_encoder, environment)
             child = subprocess.Popen(command, env=environment)
-            wait_for(child, ends, stop, overdue, HangWatch(ends, hang_s))
+            wait_for(child, ends, stop, overdue, HangWatch(ends, config.hang_s))
         stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.why)

@@ -66,8 +66,7 @@ class Rented:
         self._folder, self._document, self._node, self._clock = folder, document, node, clock
         self._looked = float("-inf")
         self._is_wished = False
-        self._found_no_machine = False
-        self._is_at_limit = False
+        self._outcome: Outcome | None = None  # where the exit code alone does not tell it
         self._started_at = max((event.at for event in folder.events() if event.kind in STARTS),
                                default=datetime.min.replace(tzinfo=UTC))
         if node == 0:
@@ -114,7 +113,7 @@ class Rented:
         found = wrong_rentals(event for event in self._folder.events() if event.at > self._started_at)
         if found < _MAX_WRONG_MACHINES:
             return RankEnd(ExitCode.RECOVER, f"wrong machine ({found} of {_MAX_WRONG_MACHINES}): {error}")
-        self._found_no_machine = True
+        self._outcome = Outcome.NO_CAPACITY
         return RankEnd(ExitCode.BROKEN, f"{found} machines were wrong since this run was started; the last: "
                        f"{error.problem}")
 
@@ -130,7 +129,7 @@ class Rented:
                 self._folder.write(Name.OUTCOME, RunOutcome(outcome=Outcome.LIMIT, at=datetime.now(UTC),
                                                             step=step, reason=error.problem))
             return RankEnd(ExitCode.FINISHED, f"{Outcome.LIMIT}: {error.problem}")
-        self._is_at_limit = True
+        self._outcome = Outcome.LIMIT
         return RankEnd(error.node_exit_code, str(error))
 
     def conclude(self, end: RankEnd) -> int:
@@ -146,9 +145,7 @@ class Rented:
         is_last = code in _ENDS or (code == ExitCode.FINISHED and self._document is Document.BENCH)
         if is_last and self._node == 0:
             try:
-                outcome = (Outcome.NO_CAPACITY if self._found_no_machine
-                           else Outcome.LIMIT if self._is_at_limit
-                           else _ENDS.get(ExitCode(code), Outcome.FINISHED))
+                outcome = self._outcome or _ENDS.get(ExitCode(code), Outcome.FINISHED)
                 self._folder.close(outcome, datetime.now(UTC), end.reason, self._document)
             except LdlmError as error:
                 print(f"warning: the end of the run is not recorded: {error}", flush=True)

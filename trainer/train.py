@@ -16,14 +16,13 @@ from torch import distributed as dist
 
 from trainer.batches import Batches
 from trainer.config import TrainConfig
-from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
+from trainer.contract import Document, Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
 from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
 from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
 from trainer.last_save import Leaving
 from trainer.lease import SupersededError
-from trainer.limits import over_limit
 from trainer.metrics import TrainingSpeed
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
@@ -137,10 +136,7 @@ def own_verdict(job: Job) -> Verdict:
         return Verdict.RECOVER
     if job.recorder is not None:
         now = datetime.now(UTC)
-        limits = job.limits
-        job.stop_reason = over_limit(
-            now, job.recorder.spent_usd(now), deadline=limits.deadline, max_cost_usd=limits.max_cost_usd,
-            reserve_usd=limits.bench_reserve_usd) or ""
+        job.stop_reason = job.limits.reached(Document.TRAIN, now, job.recorder.spent_usd(now)) or ""
     if job.stop_reason:
         return Verdict.LIMIT
     assert job.batches is not None, "the attempt has begun"

@@ -6,15 +6,8 @@ from pathlib import Path
 
 from trainer.config import TokenEncoderConfig
 from trainer.contract import ConfigError
-from trainer.encoder_weights import (
-    CONFIG_FILE,
-    PACKAGED,
-    TOKENIZER_FILES,
-    Checkpoint,
-    Mirrored,
-    Weights,
-    local_folder,
-)
+from trainer.encoder_files import PACKAGED, SMALL_FILES, local_folder
+from trainer.encoder_weights import Checkpoint, Mirrored, Weights
 from trainer.hub import HubModel
 from trainer.mirror_format import fetch_mirror, find_mirror
 from trainer.store import Store
@@ -59,7 +52,7 @@ class EncoderSource:
     def tokenizer(self) -> Path:
         """A folder on this machine with the tokenizer, fetched without weights. Raises as `weights`."""
         if self._mirror is not None:
-            return fetch_mirror(*self._mirror, self._say, only=(CONFIG_FILE, *TOKENIZER_FILES))
+            return fetch_mirror(*self._mirror, self._say, only=SMALL_FILES)
         return self._folder or _hub_model(self._config, self._say).tokenizer()
 
 
