@@ -14,13 +14,11 @@ from launcher.plan_sizes import Mirrors, Sizes, plan_sizes
 from launcher.recipe import Recipe
 from launcher.saves import SavesPlan, plan_saves
 from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, statistics_s, training_speed
+from launcher.starts import StartPlan, plan_start
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
 
-# Without weights and statistics. Measured with smoke: 15 s on two CPU cores, 4 of them its statistics; 28 and
-# 26 s on one H100. Cloud: guess, with install and data.
-_SETUP_S = {"local": 11.0, "local GPU": 27.0, "cloud": 600.0}
 _BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
 # Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
 # runs at eight times and the decoder twice.
@@ -100,6 +98,7 @@ class Estimate:
     speed: Speed
     sizes: Sizes | None
     saves: SavesPlan | None
+    start: StartPlan
     parts: tuple[Part, ...]
     hours: Range
     controller_usd: Range | None
@@ -115,12 +114,14 @@ def estimate_of(case: Case) -> Estimate:
     sizes = plan_sizes(fitted, shape, train, case.mirrors, recipe.store) if shape else None
     saves = plan_saves(recipe.train.checkpoint, recipe.train.steps, sizes.checkpoint_bytes, fitted.world_size,
                        train, recipe.store) if sizes else None
-    parts = _parts(case, fitted, speed, sizes, saves)
+    measuring_s = statistics_s(fitted.config, shape, train, fitted.world_size) if shape else 0.0
+    start = plan_start(train, recipe.store, sizes, saves, measuring_s)
+    parts = _parts(case, speed, start, saves)
     hours, price = total(part.hours for part in parts), case.controller_usd_per_hour
     controller = None if price is None else usd_range(hours, price)
     priced = [part.usd for part in parts if part.usd is not None]
     usd = total([*priced, *([controller] if controller else [])]) if len(priced) == len(parts) else None
-    return Estimate(fitted, speed, sizes, saves, parts, hours, controller, usd)
+    return Estimate(fitted, speed, sizes, saves, start, parts, hours, controller, usd)
 
 
 def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
@@ -131,17 +132,16 @@ def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
     return step, done.spent_usd.quantize(Decimal("0.000001"))
 
 
-def _parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None, saves: SavesPlan | None
-           ) -> tuple[Part, ...]:
+def _parts(case: Case, speed: Speed, start: StartPlan, saves: SavesPlan | None) -> tuple[Part, ...]:
     offer = case.offers[Document.BENCH]
     hours = Range.around(_BENCH_S["local" if offer.is_local else "cloud"] / 3600, *GUESS_FACTORS)
     benchmark = _part("benchmark", Document.BENCH, hours, offer)
     if case.done and case.done.has_trained:
         return (benchmark,)
-    return (*_training_parts(case, fitted, speed, sizes, saves), benchmark)
+    return (*_training_parts(case, speed, start, saves), benchmark)
 
 
-def _training_parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None, saves: SavesPlan | None
+def _training_parts(case: Case, speed: Speed, start: StartPlan, saves: SavesPlan | None
                     ) -> tuple[Part, ...]:
     """Set-up, and the steps that are left with their evaluations and saves."""
     config, offer, rate = case.recipe.train, case.offers[Document.TRAIN], speed.tokens_per_s
@@ -153,7 +153,7 @@ def _training_parts(case: Case, fitted: Fit, speed: Speed, sizes: Sizes | None, 
     saving_s = num_saves * saves.stall_s if saves else 0.0
     beside = Range.around((evaluated / rate + saving_s) / 3600, *GUESS_FACTORS)
     uploads = Range.around(num_saves * float(saves.upload_usd), *GUESS_FACTORS) if saves else total([])
-    setup = Range.around(_setup_s(case, fitted, sizes, from_step) / 3600, *GUESS_FACTORS)
+    setup = Range.around((start.again_s if from_step else start.first_s) / 3600, *GUESS_FACTORS)
     return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
             _part("evaluating and saving", Document.TRAIN, beside, offer, uploads))
 
@@ -163,17 +163,6 @@ def _num_saves(config: TrainConfig, from_step: int, hours: float, saves: SavesPl
     every = config.checkpoint.every_steps
     by_step = config.steps // every - from_step // every if every else 0
     return by_step + (hours * 3600 / saves.every_s if saves else 0.0)
-
-
-def _setup_s(case: Case, fitted: Fit, sizes: Sizes | None, from_step: int) -> float:
-    """Until the first step: environment, weights, and at a run's first start the encoder's statistics."""
-    offer = case.offers[Document.TRAIN]
-    seconds = _SETUP_S["cloud" if not offer.is_local else "local GPU" if offer.gpu else "local"]
-    if sizes:
-        seconds += sizes.encoder.fetch_s + sizes.encoder.loading_s
-    if case.shape and not from_step:
-        seconds += statistics_s(fitted.config, case.shape, offer, fitted.world_size)
-    return seconds
 
 
 def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,

@@ -7,6 +7,7 @@ from launcher.fit import PLACES
 from launcher.plan import Plan
 from launcher.plan_sizes import EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
 from launcher.saves import SavesPlan
+from launcher.starts import StartPlan
 from trainer.interval import minutes
 from trainer.run_folder import SavePace
 
@@ -29,6 +30,8 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
         facts.append(("loading", _loading_words(sizes.encoder)))
     if plan.saves:
         facts.append(("saves", _saves_words(plan.saves)))
+    if plan.start:
+        facts.append(("starts", _start_words(plan.start)))
     return [*facts, ("host RAM", _host_words(sizes.host_memory))] if sizes.host_memory else facts
 
 
@@ -99,6 +102,18 @@ def _loading_words(encoder: EncoderPlan) -> str:
     packed = f" and packed as {encoder.weights}" if encoder.weights != encoder.source_weights else ""
     return (f"{console.data_size(encoder.source_bytes)} read{packed} at each start: "
             f"~{console.rough_duration(encoder.loading_s)} (guess)")
+
+
+def _start_words(start: StartPlan) -> str:
+    parts = {"node": start.node_s, "encoder": start.fetch_s + start.loading_s,
+             "statistics": start.statistics_s}
+    told = ", ".join(f"{name} {console.rough_duration(seconds)}" for name, seconds in parts.items()
+                     if seconds >= _SOON_S or name == "node")
+    again = f"~{console.rough_duration(start.again_s)} after a loss"
+    if start.checkpoint_s and start.checkpoint_s >= _SOON_S:
+        again += f", its checkpoint {console.rough_duration(start.checkpoint_s)}"
+    first = console.rough_duration(start.first_s)
+    return f"first step ~{first} after a machine is there: {told}; {again} (guess)"
 
 
 def show_memory(memory: MemoryPlan) -> None:

@@ -27,6 +27,7 @@ from launcher.plan_warnings import plan_warnings
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
 from launcher.saves import SavesPlan, check_promise
 from launcher.speed import MeasuredSpeed
+from launcher.starts import StartPlan
 from launcher.uncounted import uncounted_usd
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.contract import Document
@@ -52,6 +53,7 @@ class Plan(Frozen):
         speed_source: Where tokens_per_s comes from, for the reader.
         encoder_placement: Resolved: where the frozen weights lie.
         sizes, saves: None when the token encoder's size is not known.
+        start: How long it takes until training goes on; None: training is done.
         without_encoder: Its size is not known, so hours and dollars are without it: they are lower bounds,
             and whether it fits was not checked.
     """
@@ -83,6 +85,7 @@ class Plan(Frozen):
     encoder_placement: Placement = "gpu"
     sizes: Sizes | None = None
     saves: SavesPlan | None = None
+    start: StartPlan | None = None
     without_encoder: bool = False
 
     @property
@@ -202,6 +205,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
                   *_about_others(case, others)),
         without_encoder=case.shape is None,
         encoder_placement=_resolved(fitted.config), sizes=estimate.sizes, saves=estimate.saves,
+        start=None if case.done and case.done.has_trained else estimate.start,
     )
 
 

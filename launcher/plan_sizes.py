@@ -24,7 +24,7 @@ WeightSource = Literal["package", "folder", "mirror", "Hub"]
 _FETCH_BYTES_PER_S = {"vast": 80e6, "local": 25e6}
 _FETCH_BYTES_PER_S_OTHERWISE = 400e6
 # Guess: from a disk through host memory to the GPU, with samples hashed.
-_READ_BYTES_PER_S = 0.5e9
+READ_BYTES_PER_S = 0.5e9
 
 
 class FlopsPerToken(Frozen):
@@ -148,6 +148,11 @@ def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer, mirrors: Mirrors,
                  host_memory=_host_memory(fitted) if fitted.host_memory else None)
 
 
+def fetch_bytes_per_s(cloud: str) -> float:
+    """From object storage to one node there (guess)."""
+    return _FETCH_BYTES_PER_S.get(cloud, _FETCH_BYTES_PER_S_OTHERWISE)
+
+
 def _host_memory(fitted: Fit) -> HostMemoryPlan:
     parts = dict(fitted.host_memory)
     return HostMemoryPlan(parts=parts, needed_bytes=sum(parts.values()))
@@ -160,11 +165,11 @@ def _encoder(config: TrainConfig, shape: EncoderShape, offer: Offer, mirrors: Ma
     source, weights, source_bytes = _source_of(encoder, 2 * shape.kept_parameters(encoder.layer),
                                                {} if is_folder and offer.is_local else mirrors)
     is_fetched = source == "Hub" or (source == "mirror" and not (offer.is_local and has_store_here))
-    rate = _FETCH_BYTES_PER_S.get(offer.cloud, _FETCH_BYTES_PER_S_OTHERWISE)
+    rate = fetch_bytes_per_s(offer.cloud)
     seconds = round(source_bytes / rate, 1) if is_fetched and not offer.is_local else 0.0
     price = offer.price_usd_per_hour
     usd = None if price is None else price_for(timedelta(seconds=seconds), price).quantize(Decimal("0.0001"))
-    loading_s = source_bytes / _READ_BYTES_PER_S + (
+    loading_s = source_bytes / READ_BYTES_PER_S + (
         packing_s(config, shape, offer.gpu) if weights != encoder.weights else 0.0)
     return EncoderPlan(name=encoder.name, weights=encoder.weights, num_bytes=num_bytes, source=source,
                        source_weights=weights, source_bytes=source_bytes,
