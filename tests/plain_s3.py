@@ -1,24 +1,27 @@
 """A small S3 server for benchmarks, where moto would be what is measured: it copies objects for every range.
 
-    python -m tests.plain_s3 GBIT PORT
+    python -m tests.plain_s3 [--folder FOLDER] GBIT PORT
 
 GBIT: what its line moves in a second each way; 0 for no limit.
+FOLDER: of buckets; their files are there from the beginning, and are not written to.
 
 Objects lie in memory, nobody is refused, and a request costs little but the bytes. It knows what boto3's and
-obstore's transfers ask for, and one bucket's listing; tests use moto.
+obstore's transfers ask for, one bucket's listing and `If-None-Match: *`; tests use moto.
 """
 
+import argparse
 import hashlib
 import itertools
+import mmap
 import re
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape, unescape
 
-_Parts = list[bytearray]
+_Parts = list[bytearray | mmap.mmap]
 _objects: dict[str, _Parts] = {}
 _uploads: dict[str, dict[int, bytearray]] = {}
 _numbers = itertools.count()
@@ -53,6 +56,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:  # noqa: N802
         """An object, or a part of one; a bucket is there without asking."""
         key, query, data = self._key(), self._query(), self._body()
+        if self.headers.get("If-None-Match") == "*" and key in _objects:
+            self._answer("<Error><Code>PreconditionFailed</Code><Message>there</Message></Error>", 412)
+            return
         if "uploadId" in query:
             _uploads[query["uploadId"]][int(query["partNumber"])] = data
         elif "/" in key:
@@ -182,9 +188,25 @@ class Server(ThreadingHTTPServer):
         self.up, self.down = Line(gigabits_per_s * 1e9 / 8), Line(gigabits_per_s * 1e9 / 8)
 
 
+def hold(folder: Path) -> None:
+    """Serve the files of a folder of buckets, without reading them before anybody asks."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_size:
+            with path.open("rb") as file:
+                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            _objects[str(path.relative_to(folder))] = [content]
+
+
 def main() -> None:
     """Serve until killed."""
-    Server(float(sys.argv[1]), int(sys.argv[2])).serve_forever()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("gbit", type=float)
+    parser.add_argument("port", type=int)
+    asked = parser.parse_args()
+    if asked.folder:
+        hold(asked.folder)
+    Server(asked.gbit, asked.port).serve_forever()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true",
         "NO_PROXY": "127.0.0.1"}
@@ -57,9 +58,15 @@ def running_s3_server(address: str = "127.0.0.1", python: str = sys.executable) 
 
 
 @contextmanager
-def running_plain_s3(gigabits_per_s: float) -> Iterator[S3Server]:
-    """The server for benchmarks, which needs nothing but Python, behind a line of some speed (0: of any)."""
-    with _running([sys.executable, "-m", "tests.plain_s3", str(gigabits_per_s)], "127.0.0.1") as server:
+def running_plain_s3(gigabits_per_s: float, folder: Path | None = None) -> Iterator[S3Server]:
+    """The server for benchmarks, which needs nothing but Python, behind a line of some speed (0: of any).
+
+    Args:
+        folder: Of buckets that are there from the beginning.
+    """
+    held = ["--folder", str(folder)] if folder else []
+    command = [sys.executable, "-m", "tests.plain_s3", *held, str(gigabits_per_s)]
+    with _running(command, "127.0.0.1") as server:
         yield server
 
 

@@ -64,10 +64,10 @@ class TrainerRun:
     def start(self, document: str = "train", prefix: tuple[str, ...] = (),
               **environment: str) -> "subprocess.Popen[str]":
         """Start `python -m trainer.node` in a session of its own."""
-        env = os.environ | self.environment | environment | {
-            Env.RUN_ID: self.run_id, Env.STORE: local_store_url(self.store),
-            Env.RANKS_PER_NODE: str(self.num_ranks), Env.TRAIN_CONFIG: self.config.model_dump_json(),
-            "XDG_CACHE_HOME": str(self.store.parent / "cache")}
+        own = {Env.RUN_ID: self.run_id, Env.STORE: local_store_url(self.store),
+               Env.RANKS_PER_NODE: str(self.num_ranks), Env.TRAIN_CONFIG: self.config.model_dump_json(),
+               "XDG_CACHE_HOME": str(self.store.parent / "cache")}
+        env = os.environ | own | self.environment | environment
         return subprocess.Popen([*prefix, sys.executable, "-m", "trainer.node", document], cwd=ROOT, env=env,
                                 text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                 start_new_session=True)
