@@ -18,8 +18,9 @@ from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe  # noqa: E402
 from tests.random_encoders import save_model, tokenizer  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.packed_blocks import decode, is_quantised, pack, packed_layout  # noqa: E402
-from trainer.token_encoder import TokenEncoder, load_token_encoder  # noqa: E402
+from trainer.token_encoder import TokenEncoder, load_token_encoder, open_token_encoder  # noqa: E402
 from trainer.trunk import family_of  # noqa: E402
+from trainer.weight_sources import EncoderSource  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 LENGTH = 200
@@ -167,7 +168,9 @@ def test_decoding_a_large_block_takes_less_than_64_mib_beside_it(held_as: Any) -
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")
 def test_an_encoder_on_the_next_gpu_answers_on_the_training_gpu(folders: dict[str, Path]) -> None:
     config = TokenEncoderConfig(name=str(folders["moe"]), layer=-2, weights="nf4", placement="next_gpu")
-    encoder = load_token_encoder(config, "cuda:0", encoder_device="cuda:1")
+    source = EncoderSource(config, None, print)
+    encoder = open_token_encoder(config, source, "cuda:0", encoder_device="cuda:1")
+    encoder.load()
     states = encoder.hidden_states(some_tokens().to("cuda:0"))
     assert states.device == torch.device("cuda:0")
     assert torch.equal(states, load(folders["moe"], weights="nf4").hidden_states(some_tokens()))

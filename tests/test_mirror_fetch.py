@@ -28,7 +28,12 @@ from trainer.mirror import main, write_mirror  # noqa: E402
 from trainer.mirror_format import fetch_mirror, find_mirror  # noqa: E402
 from trainer.run_folder import RunFolder  # noqa: E402
 from trainer.store import DamagedError, Store, local_store_url, open_store  # noqa: E402
-from trainer.token_encoder import load_token_encoder, load_tokenizer, open_tokenizer  # noqa: E402
+from trainer.token_encoder import (  # noqa: E402
+    load_token_encoder,
+    load_tokenizer,
+    open_token_encoder,
+    open_tokenizer,
+)
 from trainer.weight_sources import EncoderSource  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("places")
@@ -169,8 +174,18 @@ def test_the_tokenizer_alone_is_fetched_without_weights(mirrored: CountingStore)
 def test_whoever_needs_tokenizer_and_weights_looks_for_the_mirror_once(mirrored: CountingStore) -> None:
     source = EncoderSource(config(), mirrored, silent)
     assert open_tokenizer(source.tokenizer())("b a")["input_ids"] == [4, 3]
-    assert load_token_encoder(config(), "cpu", source=source).num_tokens == 16
-    assert mirrored.num_listed == 1
+    encoder = open_token_encoder(config(), source, "cpu")
+    assert (encoder.num_tokens, mirrored.num_listed) == (16, 1)
+
+
+def test_what_an_encoder_is_is_known_before_its_weights_are_fetched(mirrored: CountingStore) -> None:
+    opened = open_token_encoder(config(), EncoderSource(config(), mirrored, silent), "cpu")
+    assert mirrored.read_bytes < 40_000
+    loaded = load_token_encoder(config(), "cpu", store=mirrored, say=silent)
+    assert (opened.identity, opened.vocab_size) == (loaded.identity, loaded.vocab_size)
+    opened.load()
+    tokens = torch.tensor([[3, 4, 5]])
+    assert torch.equal(opened.hidden_states(tokens), loaded.hidden_states(tokens))
 
 
 def identity(store: Store | None = None, **settings: object) -> str:

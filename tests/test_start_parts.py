@@ -43,7 +43,7 @@ def test_a_run_tells_the_parts_of_each_start_and_they_are_its_set_up(tmp_path: P
     assert code == ExitCode.FINISHED and "resumed from step 4" in output
 
     first, second = (run.folder.attempt(number).heartbeat for number in (1, 2))
-    parts = ["node", "imports", "rendezvous", "text", "encoder", "model", "checkpoint"]
+    parts = ["node", "imports", "rendezvous", "text", "model", "checkpoint", "encoder"]
     assert list(first.start_s) == [*parts, "statistics", "first step"]
     assert list(second.start_s) == [*parts, "first step"]
     assert "first step after " in output

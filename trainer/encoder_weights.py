@@ -6,7 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,19 +118,26 @@ class Checkpoint:
 
 
 class Mirrored:
-    """A truncated trunk in the layout of `trainer.mirror`, in a local folder."""
+    """A truncated trunk in the layout of `trainer.mirror`, fetched when its weights are asked for.
 
-    def __init__(self, folder: Path, weights: WeightFormat, source: str, commit: str | None) -> None:
+    Args:
+        folder: On this machine, with config and tokenizer.
+        fetch: Brings the rest; the folder with all of it.
+    """
+
+    def __init__(self, folder: Path, fetch: Callable[[], Path], weights: WeightFormat, source: str,
+                 commit: str | None) -> None:
         self.folder = folder
         self.format = weights
         self.source, self.commit = source, commit
         self.config = read_config(folder)
+        self._fetched = functools.cache(fetch)
 
     def outer(self) -> dict[str, Tensor]:
-        return read_tensors(self.folder / OUTER_FILE)
+        return read_tensors(self._fetched() / OUTER_FILE)
 
     def block(self, index: int, dtype: torch.dtype) -> dict[str, Tensor]:
-        return read_tensors(self.folder / block_file(index))
+        return read_tensors(self._fetched() / block_file(index))
 
 
 def source_digest(folder: Path, names: Iterable[str]) -> str:
@@ -138,9 +145,14 @@ def source_digest(folder: Path, names: Iterable[str]) -> str:
 
     Every byte of tens of gigabytes would take minutes; weights that have been trained on differ
     everywhere.
+
+    Raises:
+        ConfigError: One is missing.
     """
     digest = hashlib.sha256()
     for name in names:
+        if not (folder / name).is_file():
+            raise _missing(folder / name)
         num_bytes = (folder / name).stat().st_size
         digest.update(f"{name} {num_bytes} ".encode())
         with (folder / name).open("rb") as file:
@@ -193,6 +205,11 @@ def read_tensors(path: Path, names: Iterable[str] | None = None) -> dict[str, Te
         return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
 
 
+def _missing(path: Path) -> ConfigError:
+    return ConfigError(f"the file {path.name} of the weights is missing", place=str(path.parent),
+                       fix=_SAME_MODEL)
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
@@ -201,8 +218,7 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, "pt") as file:
             yield file
     except FileNotFoundError as error:
-        raise ConfigError(f"the file {path.name} of the weights is missing", place=str(path.parent),
-                          fix=_SAME_MODEL) from error
+        raise _missing(path) from error
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"the file {path.name} of the weights is damaged: {first_line(error)}",
                           place=str(path.parent), fix=f"fetch {path.name} again") from error

@@ -40,7 +40,7 @@ from trainer.run_folder import RunFolder
 from trainer.sign_of_life import SignOfLife
 from trainer.start_parts import StartParts
 from trainer.store import open_store
-from trainer.token_encoder import TokenEncoder, load_token_encoder, open_tokenizer
+from trainer.token_encoder import TokenEncoder, open_token_encoder, open_tokenizer
 from trainer.train_state import TrainState
 from trainer.weight_sources import EncoderSource
 
@@ -185,12 +185,11 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
     source = EncoderSource(asked, store, say_once)
     corpus = open_corpus(config, open_tokenizer(source.tokenizer()), store, cache_folder())
     start.done("text")
-    encoder = load_token_encoder(asked, device, config.data.sequence_length,
-                                 encoder_device=devices[-1], source=source)
+    encoder = open_token_encoder(asked, source, device, config.data.sequence_length,
+                                 encoder_device=devices[-1])
     require_same({"data.source": Shared("the text", corpus.fingerprint),
                   "token_encoder.name": Shared("the token encoder", encoder.identity.key)})
     say_once(encoder.summary())
-    start.done("encoder")
     engine = build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
     groups = flat_groups(engine.module, engine.module.parts())

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TokenEncoderConfig
+from trainer.config import Placement, TokenEncoderConfig
 from trainer.contract import ConfigError, set_option
+from trainer.encoder_weights import Weights
 from trainer.host_copies import to_device
 from trainer.manifest import EncoderIdentity
 from trainer.placement import placed_trunk
@@ -43,27 +44,43 @@ class TokenEncoder:
             one, which is unlike any other, does not.
     """
 
-    def __init__(self, trunk: nn.Module, tokenizer: Any, config: TokenEncoderConfig, device: torch.device,
-                 encoder_device: torch.device, identity: EncoderIdentity) -> None:
-        self.identity = identity
+    def __init__(self, weights: Weights, tokenizer: Any, config: TokenEncoderConfig, device: torch.device,
+                 encoder_device: torch.device) -> None:
+        model = weights.config
+        self.identity = EncoderIdentity(
+            name=config.name, commit=weights.commit, kept_blocks=model.num_hidden_layers,
+            weights=config.weights, prefix_token=config.prefix_token, source=weights.source)
         self.tokenizer = tokenizer
         self.num_tokens = _num_tokens(tokenizer)
         self.end_of_text_id = end_of_text_id(tokenizer)
-        self.hidden_size: int = trunk.config.hidden_size
-        self.vocab_size: int = trunk.get_input_embeddings().num_embeddings
-        self.is_causal = family_of(trunk.config).is_causal
+        self.hidden_size: int = model.hidden_size
+        self.vocab_size: int = model.vocab_size
+        self.is_causal = family_of(model).is_causal
         self.is_collective = config.placement == "sharded"
         self.first_measured = 0 if config.prefix_token else 1
-        self.name, self._trunk = config.name, trunk
-        self._weights, self._placement = config.weights, config.placement
+        self.name, self._source, self._trunk = config.name, weights, None
+        self._weights = config.weights
+        # The placement `auto` is the plan's to decide.
+        self._placement: Placement = "gpu" if config.placement == "auto" else config.placement
         self._device, self._encoder_device = device, encoder_device
         self._prefix_id = _prefix_id(tokenizer) if config.prefix_token else None
-        self.max_length = _max_length(trunk.config, with_prefix=config.prefix_token)
+        self.max_length = _max_length(model, with_prefix=config.prefix_token)
+
+    def load(self) -> None:
+        """Bring the weights to where they lie while it is used; they are fetched if they are not here.
+
+        Under torch.distributed all ranks call this together when the placement is `sharded`.
+
+        Raises:
+            ConfigError: They are not whole, or not of this model.
+            StoreError: A download was cut off.
+        """
+        self._trunk = placed_trunk(self._source, self._weights, self._placement, self._encoder_device)
 
     @property
     def linear_attention(self) -> Literal["fla", "torch"] | None:
         """Which code computes linear attention, by transformers' choice; None where there is none."""
-        if "linear_attention" not in (getattr(self._trunk.config, "layer_types", None) or ()):
+        if "linear_attention" not in (getattr(self._source.config, "layer_types", None) or ()):
             return None
         try:
             importlib.import_module("fla.ops.gated_delta_rule")
@@ -75,7 +92,7 @@ class TokenEncoder:
         """One line: which blocks run, where their weights lie, and by which code."""
         on_cpu = self._encoder_device.type == "cpu"
         held = "float32" if on_cpu and self._weights == "bf16" else self._weights
-        line = (f"token encoder {self.name}: {self._trunk.config.num_hidden_layers} blocks in {held}, "
+        line = (f"token encoder {self.name}: {self.identity.kept_blocks} blocks in {held}, "
                 f"{'on the CPU' if on_cpu else f'placement {self._placement}'}")
         code = self.linear_attention
         hint = " (slow: python3 -m trainer.environment --gpu)" if code == "torch" and not on_cpu else ""
@@ -124,6 +141,7 @@ class TokenEncoder:
         return torch.where(counts_BP[..., None].to(states.device), states, 0.0)
 
     def _states(self, tokens_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+        assert self._trunk is not None, "it is loaded"
         self.check_length(tokens_BL.shape[1])
         tokens_BL = to_device(tokens_BL, self._encoder_device)
         mask: Any = None if mask_BL is None else mask_BL.to(self._encoder_device)
@@ -131,7 +149,7 @@ class TokenEncoder:
         if self._prefix_id is not None:
             tokens_BL = nn.functional.pad(tokens_BL, (1, 0), value=self._prefix_id)
             mask, skip = None if mask is None else nn.functional.pad(mask, (1, 0), value=1), 1
-        mask = self._mask_of_all(tokens_BL) if mask is None else mask
+        mask = _mask_of_all(self._trunk.config, tokens_BL) if mask is None else mask
         # Triton kernels start on the current device, wherever their tensors are.
         here = torch.cuda.device(self._encoder_device if self._encoder_device.type == "cuda" else -1)
         with here, torch.inference_mode():
@@ -139,51 +157,61 @@ class TokenEncoder:
         # A copy made out here is an ordinary tensor, which a backward pass may keep.
         return states[:, skip:].to(self._device, torch.float32, copy=True)
 
-    def _mask_of_all(self, tokens_BL: Tensor) -> Any:
-        """What transformers takes for sequences without padding."""
-        config = self._trunk.config
-        kinds = getattr(config, "layer_types", None)
-        if kinds and config._attn_implementation == "sdpa":
-            # It would look whether a mask is all ones, wait for the device to say so, and drop it.
-            return dict.fromkeys(kinds)
-        return torch.ones_like(tokens_BL)
+
+def _mask_of_all(config: Any, tokens_BL: Tensor) -> Any:
+    """What transformers takes for sequences without padding."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds and config._attn_implementation == "sdpa":
+        # It would look whether a mask is all ones, wait for the device to say so, and drop it.
+        return dict.fromkeys(kinds)
+    return torch.ones_like(tokens_BL)
 
 
 def load_token_encoder(config: TokenEncoderConfig, device: torch.device | str,
-                       sequence_length: int | None = None, *,
-                       encoder_device: torch.device | str | None = None, store: Store | None = None,
-                       say: Callable[[str], None] = print,
-                       source: EncoderSource | None = None) -> TokenEncoder:
-    """Load a frozen language model, cut off above the layer whose hidden states are read.
+                       sequence_length: int | None = None, *, store: Store | None = None,
+                       say: Callable[[str], None] = print) -> TokenEncoder:
+    """A token encoder that can be used at once.
 
-    float32 on the CPU, bfloat16 elsewhere. No code of the model folder runs. Under torch.distributed all
-    ranks call this together when the placement is `sharded`.
+    Args:
+        config: As of `open_token_encoder`.
+        device: Where it computes, and hidden states are wanted.
+        sequence_length: When given, checked against the encoder's positions.
+        store: Where a mirror of the truncated trunk may lie.
+        say: Told, line by line, what is being fetched.
+
+    Raises:
+        ConfigError, StoreError: As `open_token_encoder` and `TokenEncoder.load`.
+    """
+    encoder = open_token_encoder(config, EncoderSource(config, store, say), device, sequence_length)
+    encoder.load()
+    return encoder
+
+
+def open_token_encoder(config: TokenEncoderConfig, source: EncoderSource, device: torch.device | str,
+                       sequence_length: int | None = None, *,
+                       encoder_device: torch.device | str | None = None) -> TokenEncoder:
+    """A frozen language model, cut off above the layer whose hidden states are read, yet to be loaded.
+
+    float32 on the CPU, bfloat16 elsewhere. No code of the model folder runs.
 
     Args:
         config: `name` is a package that carries a model, a folder in Hugging Face layout or a model of
             the Hub. The placement `auto` is the plan's to decide and read as `gpu` here.
+        source: Where its files are.
         device: Where hidden states are wanted.
         sequence_length: When given, checked against the encoder's positions.
         encoder_device: Where it computes; `device` by default.
-        store: Where a mirror of the truncated trunk may lie.
-        say: Told, line by line, what is being fetched.
-        source: Where its files are, when that is known already.
 
     Raises:
-        ConfigError: No such model, it cannot be loaded, tokenizer and model do not fit, the layer is
-            out of range, or the sequences are too long.
+        ConfigError: No such model, it cannot be used, tokenizer and model do not fit, the layer is out of
+            range, or the sequences are too long.
         StoreError: A download was cut off.
     """
-    weights = (source or EncoderSource(config, store, say)).weights()
-    compute = torch.device(encoder_device or device)
+    weights = source.weights()
     tokenizer = open_tokenizer(weights.folder)
     check_fit(tokenizer, weights.config.vocab_size, config.name)
-    placement = "gpu" if config.placement == "auto" else config.placement
-    trunk = placed_trunk(weights, config.weights, placement, compute)
-    identity = EncoderIdentity(
-        name=config.name, commit=weights.commit, kept_blocks=weights.config.num_hidden_layers,
-        weights=config.weights, prefix_token=config.prefix_token, source=weights.source)
-    encoder = TokenEncoder(trunk, tokenizer, config, torch.device(device), compute, identity)
+    encoder = TokenEncoder(weights, tokenizer, config, torch.device(device),
+                           torch.device(encoder_device or device))
     if sequence_length is not None:
         encoder.check_length(sequence_length)
     return encoder

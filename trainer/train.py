@@ -92,9 +92,15 @@ def tell_start(job: Job) -> None:
 
 
 def restore_or_start(job: Job) -> None:
-    """Continue from the newest complete checkpoint; without one, measure the statistics of h."""
+    """Continue from the newest complete checkpoint; without one, measure the statistics of h.
+
+    The encoder is loaded last, since a mirror of its weights is on its way here from the beginning: all that
+    can be done meanwhile has been, and the checkpoint has come beside it.
+    """
     found = job.checkpoints.restore(job.say)
     job.start.done("checkpoint")
+    job.encoder.load()
+    job.start.done("encoder")
     if found:
         step, timesteps = found
         job.progress.step = job.progress.resumed_from_step = job.progress.durable_step = step

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from trainer.config import TokenEncoderConfig
@@ -39,6 +40,8 @@ class EncoderSource:
     def weights(self) -> Weights:
         """The weights of the kept blocks, fetched to this machine when they are not on it.
 
+        Those of a mirror only when they are read: what they are is known before.
+
         Raises:
             ConfigError: Nothing of that name is found, or what is found is not whole or not usable.
             StoreError: A download was cut off.
@@ -46,8 +49,8 @@ class EncoderSource:
         if self._mirror is None:
             return open_checkpoint(self._config, self._say)
         *_, manifest = self._mirror
-        return Mirrored(fetch_mirror(*self._mirror, self._say), manifest.weights, manifest.source,
-                        manifest.commit)
+        return Mirrored(self.tokenizer(), partial(fetch_mirror, *self._mirror, self._say), manifest.weights,
+                        manifest.source, manifest.commit)
 
     def tokenizer(self) -> Path:
         """A folder on this machine with the tokenizer, fetched without weights. Raises as `weights`."""
