@@ -16,7 +16,11 @@ pytestmark = pytest.mark.lab
 class TestSkyEngine(EngineContract):
     @pytest.fixture(scope="class")
     def store(self) -> Iterator[str]:
+        from sky.server import common
+
         with running_store() as url:
+            # SkyPilot remembers whom it would ask when it was first imported, which other tests do.
+            common.get_server_url.cache_clear()
             yield url
 
     @pytest.fixture
