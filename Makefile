@@ -59,8 +59,7 @@ types: tools
 # The real SkyPilot with a Slurm cluster and a fake of Vast on this machine; tests/lab/up.sh says what it needs.
 lab: tools .venv-train
 	.venv/bin/python -m pip install --quiet -c launcher/requirements.lock -e '.[slurm]'
-	tests/lab/up.sh && .venv/bin/python -m pytest -v -m lab $(LAB_TESTS); result=$$?; \
-	    tests/lab/down.sh; exit $$result
+	tests/lab/run.sh $(LAB_TESTS)
 
 bench: .venv
 	.venv/bin/python -m tests.bench_cli
