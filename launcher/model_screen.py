@@ -4,10 +4,12 @@ from decimal import Decimal
 
 from launcher import console
 from launcher.fit import PLACES
+from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.plan_sizes import EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
 from launcher.saves import SavesPlan
 from launcher.starts import StartPlan
+from trainer.contract import Document
 from trainer.interval import minutes
 from trainer.run_folder import SavePace
 
@@ -29,7 +31,7 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
     if sizes.encoder.loading_s > _SOON_S:
         facts.append(("loading", _loading_words(sizes.encoder)))
     if plan.saves:
-        facts.append(("saves", _saves_words(plan.saves)))
+        facts.append(("saves", _saves_words(plan.saves, plan.offers[Document.TRAIN])))
     if plan.start:
         facts.append(("starts", _start_words(plan.start)))
     return [*facts, ("host RAM", _host_words(sizes.host_memory))] if sizes.host_memory else facts
@@ -47,12 +49,13 @@ def _parameter_words(parameters: dict[str, int]) -> str:
     return f"{whole / 1e6:,.{digits}f} M trained parameters: {parts}"
 
 
-def _saves_words(saves: SavesPlan) -> str:
+def _saves_words(saves: SavesPlan, offer: Offer) -> str:
     each = f", ~{console.dollars(saves.upload_usd)} to upload" if saves.upload_usd >= _CENTS else ""
     by_step = f" and after every {_steps(saves.every_steps)}" if saves.every_steps else ""
     return (f"{console.data_size(saves.num_bytes)} a checkpoint{each}, one every ~{minutes(saves.every_s)} "
             f"({saves.reason}){by_step}; at most {minutes(saves.lost_s)} of work are lost with a machine"
-            f"{_kept_words(saves)}")
+            f"{_kept_words(saves)}; {saves.upload_bytes_per_s / 1e6:.0f} MB/s to the store "
+            f"{'is asked of the host' if offer.cloud == 'vast' else 'is a guess'}")
 
 
 def _steps(number: int) -> str:

@@ -86,7 +86,7 @@ class Ours:
     @property
     def manifest(self) -> Manifest:
         """Of the newest."""
-        return complete_checkpoints(self.folder, print)[0]
+        return next(complete_checkpoints(self.folder, print))
 
     def download(self) -> None:
         """All pieces, verified and unpacked."""

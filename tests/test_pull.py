@@ -82,7 +82,7 @@ def test_all_checkpoints_or_none_come_when_that_is_asked_for(source, tmp_path, w
 def test_what_is_there_and_sound_is_not_fetched_again(source, tmp_path):
     first = pull(source, tmp_path / "home", Which.NEWEST, quiet)
     records = sum(map(len, RECORDS.values()))
-    manifest = complete_checkpoints(source, quiet)[0]
+    manifest = next(complete_checkpoints(source, quiet))
     assert (first.num_bytes, first.kept_bytes) == (manifest.num_bytes + records, 0)
     again = pull(source, tmp_path / "home", Which.NEWEST, quiet)
     assert (again.num_bytes, again.kept_bytes) == (records, manifest.num_bytes)
@@ -91,7 +91,7 @@ def test_what_is_there_and_sound_is_not_fetched_again(source, tmp_path):
 @pytest.mark.parametrize("how", ["flipped", "cut off", "longer", "gone"])
 def test_of_a_file_that_is_not_what_was_written_only_what_is_wrong_comes_anew(source, tmp_path, how):
     pull(source, tmp_path / "home", Which.NEWEST, quiet)
-    path, manifest = shard(home(tmp_path), 8), complete_checkpoints(source, quiet)[0]
+    path, manifest = shard(home(tmp_path), 8), next(complete_checkpoints(source, quiet))
     if how == "flipped":
         damage(path)
     elif how == "gone":
@@ -106,7 +106,7 @@ def test_of_a_file_that_is_not_what_was_written_only_what_is_wrong_comes_anew(so
 
 def test_of_a_file_that_came_in_part_only_the_missing_pieces_are_fetched(source, tmp_path):
     pull(source, tmp_path / "home", Which.NEWEST, quiet)
-    path, pieces = shard(home(tmp_path), 8), complete_checkpoints(source, quiet)[0].pieces
+    path, pieces = shard(home(tmp_path), 8), next(complete_checkpoints(source, quiet)).pieces
     with path.open("r+b") as file:  # as a killed pull leaves it: its whole length, with holes
         file.truncate(pieces[2].offset + 10)
         file.truncate(shard(source, 8).stat().st_size)

@@ -104,7 +104,7 @@ class TrainerRun:
 
     def checkpoints(self) -> list[Manifest]:
         """Complete checkpoints, newest first."""
-        return complete_checkpoints(self.folder, say=lambda _: None)
+        return list(complete_checkpoints(self.folder, say=lambda _: None))
 
 
 def finished_run(folder: Path, **model: Any) -> TrainerRun:

@@ -39,7 +39,7 @@ def fetch_ahead(config: TokenEncoderConfig, folder: RunFolder, say: Callable[[st
     Raises:
         LdlmError: As `find_mirror`, `fetch_mirror`.
     """
-    newest = next(iter(complete_checkpoints(folder, lambda _: None)), None)
+    newest = next(complete_checkpoints(folder, lambda _: None), None)
     if found := find_mirror(folder.store, pinned(config, newest)):
         fetch_mirror(folder.store, *found, lambda _: None, only=SMALL_FILES)
         fetch_mirror(folder.store, *found, say)

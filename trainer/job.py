@@ -229,7 +229,7 @@ def agreed_encoder(config: TokenEncoderConfig, folder: RunFolder) -> TokenEncode
     found: list[TokenEncoderConfig | LdlmError] = [config]
     if dist.get_rank() == 0:
         try:
-            newest = next(iter(complete_checkpoints(folder, lambda _: None)), None)
+            newest = next(complete_checkpoints(folder, lambda _: None), None)
             found = [pinned(config, newest)]
         except LdlmError as error:
             found = [error]  # one rank's failure is everybody's

@@ -4,7 +4,7 @@ No DeepSpeed and no torch at import: the benchmark, sampling and the launcher re
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
@@ -150,10 +150,10 @@ def pinned(config: TokenEncoderConfig, manifest: Manifest | None) -> TokenEncode
 
 
 def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
-                         listed: Sequence[StoredObject] | None = None) -> list[Manifest]:
+                         listed: Sequence[StoredObject] | None = None) -> Iterator[Manifest]:
     """Every checkpoint whose manifest parses and whose files have their sizes, newest first.
 
-    None that is in quarantine.
+    None that is in quarantine. One is read when it is asked for: most callers want the newest.
 
     Args:
         folder: The run.
@@ -166,7 +166,6 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
     """
     found = folder.store.objects(folder.key(Name.CHECKPOINTS)) if listed is None else listed
     sizes = {one.key: one.num_bytes for one in found}
-    complete = []
     # From the objects: a local folder may be left over, empty, after its files were deleted.
     names = {key.removeprefix(folder.key(Name.CHECKPOINTS) + "/").split("/")[0] for key in sizes}
     for folder_name in sorted(names, reverse=True):
@@ -188,8 +187,7 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
         if torn:
             say(f"checkpoint {folder_name} ignored: {torn[0]} is missing or has the wrong size")
         else:
-            complete.append(manifest)
-    return complete
+            yield manifest
 
 
 def _refuse_other_format(folder: RunFolder, path: str) -> None:

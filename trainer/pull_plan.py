@@ -60,7 +60,7 @@ def plan_pull(source: RunFolder, which: Which, say: Callable[[str], None]) -> Pu
     """
     found = objects_by_part(source)
     del found[Part.CHECKPOINTS]
-    checkpoints = [] if which is Which.NONE else complete_checkpoints(source, say)
+    checkpoints = [] if which is Which.NONE else list(complete_checkpoints(source, say))
     return PullPlan(found, checkpoints, which)
 
 

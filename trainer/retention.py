@@ -76,7 +76,7 @@ def withdraw(folder: RunFolder, attempt: int, keep: Keep) -> None:
         StoreError: They cannot be listed or deleted.
     """
     listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
-    kept = keep.of(complete_checkpoints(folder, lambda _: None, listed))
+    kept = keep.of(list(complete_checkpoints(folder, lambda _: None, listed)))
     needed = {folder.key(f"{checkpoint_folder(manifest.step)}/{name}")
               for manifest in kept for name in (*manifest.sizes, Name.MANIFEST)}
     own = [found.key for found in listed if found.key not in needed
