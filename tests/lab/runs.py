@@ -1,5 +1,6 @@
 """What the lab's tests do with runs: the command line as a person types it, and looks at the store."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from launcher.run_record import RunRecord, load_record
 from tests.lab.vast_client import FakeVast
 from tests.s3_server import running_s3_server
+from trainer.contract import Env
 from trainer.store import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +80,17 @@ def durable(store: str, run_id: str) -> int:
     """The newest step that a node knows to be saved; 0 before any."""
     beats = [files.heartbeat for files in record_of(store, run_id).attempts if files.heartbeat]
     return max((beat.durable_step for beat in beats), default=0)
+
+
+def trainers(run_id: str) -> list[int]:
+    """Processes of a run's nodes, whoever's they are and wherever on this machine they run."""
+    mark, found = f"{Env.RUN_ID}={run_id}".encode(), []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if (mark in (folder / "environ").read_bytes().split(b"\0")
+                    and b"trainer." in (folder / "cmdline").read_bytes()):
+                found.append(int(folder.name))
+    return found
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -18,6 +18,7 @@ from tests.lab.runs import (
     ldlm,
     record_of,
     running_store,
+    trainers,
     wait_for,
 )
 from trainer.contract import ExitCode, Outcome
@@ -36,13 +37,6 @@ def launch(store: str, run_id: str, *more: str) -> "subprocess.CompletedProcess[
     return ldlm("launch", str(ROOT / "tests/lab/smoke.yaml"), "--allow-dirty", "--infra",
                 "slurm/ldlm", "--store", store,
                 "--run-id", run_id, "--set", "train.evaluate_every_steps=60", "--yes", *more)
-
-
-def processes_of_nodes() -> list[str]:
-    """Command lines of trainers that run as the cluster's user."""
-    found = subprocess.run(["ps", "-u", "ldlmlab", "-o", "args="], text=True, capture_output=True,
-                           check=False)
-    return [line for line in found.stdout.splitlines() if "trainer." in line]
 
 
 def test_a_run_trains_on_two_nodes_is_benchmarked_and_billed(store: str) -> None:
@@ -76,13 +70,14 @@ def test_a_run_that_is_stopped_saves_and_leaves_nothing_running(store: str) -> N
 
     wait_for(lambda: durable(store, "lab-stop") > 0, "a checkpoint")
     before = durable(store, "lab-stop")
+    assert trainers("lab-stop")
     assert ldlm("stop", "lab-stop", "--store", store).returncode == 0
     wait_for(lambda: has_ended(store, "lab-stop"), "the end")
     record = record_of(store, "lab-stop")
     assert record.outcome is not None and record.outcome.outcome is Outcome.STOPPED
     assert record.attempts[-1].end is not None and record.attempts[-1].end.exit_code == ExitCode.RECOVER
     assert record.outcome.step >= before
-    wait_for(lambda: not processes_of_nodes(), "the trainers to be gone")
+    wait_for(lambda: not trainers("lab-stop"), "the trainers to be gone")
 
 
 def test_a_run_goes_from_home_to_the_cluster_and_back_under_one_name_and_one_bill(
@@ -104,8 +99,10 @@ def test_a_run_goes_from_home_to_the_cluster_and_back_under_one_name_and_one_bil
         done = ldlm(*words, "--store", store, "--yes", "--detach")
         assert done.returncode == 0, done.stderr
         wait_for(lambda: durable(store, run_id) > saved[-1] or has_ended(store, run_id), "a checkpoint")
+        assert trainers(run_id)
         assert ldlm("stop", run_id, "--store", store).returncode == 0
         wait_for(lambda: has_ended(store, run_id), "the end")
+        wait_for(lambda: not trainers(run_id), "its trainers to be gone")  # or what follows could be theirs
         saved.append(durable(store, run_id))
     attempts = record_of(store, run_id).attempts
     assert [files.heartbeat and files.heartbeat.resumed_from_step for files in attempts] == saved[:-1]

@@ -164,8 +164,12 @@ def test_a_run_whose_first_choice_is_not_to_be_had_pays_the_price_of_its_second(
 
 def test_a_host_that_vanishes_without_a_trace_costs_the_steps_since_the_last_checkpoint(
         store: str, vast: FakeVast) -> None:
+    """Its benchmark then stands on the cluster, whose node is here: one run over two clouds."""
     bills, run_id = Bills(vast), "vast-vanish"
-    launch(store, run_id)
+    done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--allow-dirty", "--store", store, "--run-id",
+                run_id, "--yes", "--detach", "--set",
+                "hardware.bench=[{infra: slurm/ldlm, cpu_ranks: 1, price_usd_per_hour: 0}]")
+    assert done.returncode == 0, done.stderr
     wait_for(lambda: durable(store, run_id) >= 30, "a checkpoint")
     (first,) = vast.instances()
     processes = process_space(first)
@@ -174,6 +178,7 @@ def test_a_host_that_vanishes_without_a_trace_costs_the_steps_since_the_last_che
     wait_for(lambda: has_ended(store, run_id), "the end")
     assert ends(store, run_id) == [("train", None, True, False), ("train", 0, False, False),
                                    ("bench", 0, False, False)]
+    assert record_of(store, run_id).attempts[-1].attempt.cloud == "slurm"
     bills.assert_equal(store, run_id)
 
 
@@ -181,8 +186,12 @@ def test_a_run_is_found_again_after_the_api_server_was_restarted(store: str, vas
     bills, run_id = Bills(vast), "vast-restart"
     launch(store, run_id)
     wait_for(lambda: durable(store, run_id) >= 30, "a checkpoint")
+    (machine,) = vast.instances()
+    processes = processes_in(process_space(machine))
     in_the_lab("sky api stop && sky api start")
+    assert set(processes) & set(processes_in(process_space(machine)))  # nobody has begun them again
     wait_for(lambda: has_ended(store, run_id), "the end")
+    assert ends(store, run_id) == [("train", 0, False, False), ("bench", 0, False, False)]
     record = record_of(store, run_id)
     assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
     assert record.bench is not None
