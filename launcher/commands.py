@@ -51,6 +51,7 @@ from launcher.settings import (
     settings_path,
     usual_store_url,
 )
+from trainer.aws import complete_address
 from trainer.contract import Document, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
@@ -121,8 +122,10 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     if url is None and train.is_local:
         url = default_store_url()
     if url is not None:
-        check_keyless(url)
         recipe = recipe.model_copy(update={"store": store_url(url)})
+    if not train.is_local:
+        recipe = _as_nodes_find_it(recipe)
+    check_keyless(recipe.store or "")
     history = measured_speeds(open_store(recipe.store)) if recipe.store and may_exist(recipe.store) else []
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
@@ -141,6 +144,14 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     if train.is_local and not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
+
+
+def _as_nodes_find_it(recipe: Recipe) -> Recipe:
+    """With complete addresses: nodes have neither this machine's environment nor its AWS profile."""
+    data = recipe.train.data
+    data = data.model_copy(update={"source": complete_address(data.source)})
+    return recipe.model_copy(update={"store": recipe.store and complete_address(recipe.store),
+                                     "train": recipe.train.model_copy(update={"data": data})})
 
 
 def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
@@ -272,7 +283,8 @@ def _recorded_only(proposal: Proposal) -> str:
 def resume_command(record: RunRecord) -> str:
     """What continues a run; it names the store where the run would not be found without."""
     command = f"ldlm resume {record.run_id}"
-    if store_url(usual_store(record.run_id)) == record.store_address:
+    usual = store_url(usual_store(record.run_id))
+    if complete_address(usual) == complete_address(record.store_address):
         return command
     return f"{command} --store {shlex.quote(record.store_address)}"
 

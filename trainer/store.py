@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from trainer import aws
 from trainer.contract import ConfigError, Env, ExitCode, StoreError
 
 # obstore's own defaults retry for three minutes. A heartbeat is worth less than that, a checkpoint
@@ -27,7 +28,7 @@ _PARTS_AT_A_TIME = 8
 _SCHEMES = ("file", "s3", "gs", "az")
 _CLOUDS = {"s3": "AWS", "gs": "Google", "az": "Azure"}
 _HOW_TO_SIGN_IN = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or `aws configure`",
+    "s3": aws.HOW_TO_SIGN_IN,
     "gs": "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
     "az": "set AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
 }
@@ -253,7 +254,7 @@ def open_store(url: str) -> Store:
     clean = parts._replace(query="").geturl().rstrip("/")
     if parts.scheme == "file" and Path(unquote(parts.path)).is_file():
         raise StoreError("is a file, and a store is a folder", place=clean, fix="name a folder")
-    options = dict(parse_qsl(parts.query))
+    options = dict(parse_qsl(urlsplit(aws.complete_address(url)).query))
     with _as_store_errors(clean, "open"):
         return Store(clean, url, _open_backend(parts.scheme, clean, options))
 
@@ -300,41 +301,7 @@ def _open_backend(scheme: str, url: str, options: dict[str, str]) -> Any:
     if settings.get("endpoint", "").startswith("http://"):
         client["allow_http"] = True
     return S3Store.from_url(url, retry_config=_RETRY, client_options=client,
-                            credential_provider=_aws_credentials(), **settings)
-
-
-class _NoCredentials(Exception):
-    """Nobody told us who we are."""
-
-
-class _AwsCredentials:
-    """Whatever boto3 finds: variables, profile, SSO, assumed role, instance role. Looked up at first use."""
-
-    def __init__(self) -> None:
-        import boto3
-
-        self._session = boto3.Session()
-        self._provider: Any = None
-        self.config = {"region": self._session.region_name} if self._session.region_name else {}
-
-    def __call__(self) -> Any:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        if self._provider is None:
-            if self._session.get_credentials() is None:
-                raise _NoCredentials("no AWS credentials found")
-            self._provider = Boto3CredentialProvider(self._session)
-        return self._provider()
-
-
-def _aws_credentials() -> _AwsCredentials:
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        return _AwsCredentials()
-    except BotoCoreError as error:
-        raise StoreError(f"AWS credentials cannot be used: {error}", place="store",
-                         fix=_HOW_TO_SIGN_IN["s3"]) from error
+                            credential_provider=aws.AwsCredentials(), **settings)
 
 
 @contextmanager
