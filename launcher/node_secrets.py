@@ -13,9 +13,12 @@ from launcher.azure_keys import ACCOUNT_KEY, SIGNATURE, signature
 from launcher.errors import EngineError
 from launcher.registry_login import registry_login
 from launcher.store_keys import Needs, can_be_scoped, mint
+from trainer.config import TrainConfig
 from trainer.contract import Env
+from trainer.run_folder import RunFolder
+from trainer.services import HUB_KEY, asks_hub, goes_online
+from trainer.store import Store
 
-_OF_SERVICES = (Env.WANDB_KEY, "HF_TOKEN")
 # As obstore reads them.
 _OF_STORES = {"gs": ("GOOGLE_SERVICE_ACCOUNT_KEY",),
               "az": (ACCOUNT_KEY, SIGNATURE, "AZURE_STORAGE_TOKEN")}
@@ -23,7 +26,7 @@ _OF_STORES = {"gs": ("GOOGLE_SERVICE_ACCOUNT_KEY",),
 
 def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None = None,
                  say: Callable[[str], None] = lambda line: None) -> dict[str, str]:
-    """Values by the names under which nodes look for them; only those that there are.
+    """Keys of its store and of its registry, by the names under which nodes look for them.
 
     Args:
         store_url: The run's store: keys of no other are given away.
@@ -36,7 +39,7 @@ def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None
             registry.
     """
     scheme = store_url.partition(":")[0]
-    found = {name: environ[name] for name in _OF_SERVICES if environ.get(name)} | registry_login(environ)
+    found = registry_login(environ)
     if scheme == "s3":
         return found | _aws(store_url, needs, say)
     keys = {name: environ[name] for name in _OF_STORES.get(scheme, ()) if environ.get(name)}
@@ -44,6 +47,28 @@ def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None
         raise EngineError(f"there are no keys of {store_url} for the nodes", place="environment",
                           fix=f"set one of: {', '.join(_OF_STORES[scheme])}")
     return found | (_azure(store_url, keys, needs, say) if scheme == "az" and needs else keys)
+
+
+def service_keys(envs: Mapping[str, str], store: Store, environ: Mapping[str, str]) -> dict[str, str]:
+    """Keys of W&B and of the Hub that one document's programs use, of those that there are.
+
+    Args:
+        envs: Of the document; one that somebody has written by hand may have no train config.
+        store: Of the run: what it holds a mirror of is not asked of the Hub.
+        environ: Of this process.
+
+    Raises:
+        ConfigError: There is a mirror of the encoder, and the model has no such layer.
+        StoreError: The store cannot be read.
+    """
+    if not envs.get(Env.TRAIN_CONFIG):
+        return {}
+    config, found = TrainConfig.model_validate_json(envs[Env.TRAIN_CONFIG]), {}
+    if goes_online(config.wandb, environ):
+        found[str(Env.WANDB_KEY)] = environ[Env.WANDB_KEY]
+    if environ.get(HUB_KEY) and asks_hub(config.token_encoder, RunFolder(store, envs[Env.RUN_ID])):
+        found[HUB_KEY] = environ[HUB_KEY]
+    return found
 
 
 def _azure(store_url: str, keys: dict[str, str], needs: Needs, say: Callable[[str], None]) -> dict[str, str]:
