@@ -1,8 +1,9 @@
 """What each command does, without saying how it looks: plan, launch, resume, find a run."""
 
+import os
 import secrets
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -26,8 +27,9 @@ from launcher.kept import check_has_checkpoint
 from launcher.lint_rules import looks_secret
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
+from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
-from launcher.plan import make_plan
+from launcher.plan import Plan, make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
@@ -51,6 +53,7 @@ from launcher.settings import (
     settings_path,
     usual_store_url,
 )
+from launcher.store_keys import Needs
 from trainer.aws import complete_address
 from trainer.contract import Document, Name, Outcome
 from trainer.encoder_shape import encoder_shape
@@ -137,13 +140,22 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
     warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
-    if "slurm" in plan.clouds and not (recipe.store or "file:").startswith("file:"):
-        warnings += (_KEYS_ON_SLURM,)
-    if not train.is_local and api_server() is None:
-        warnings += (_STAY_AWAKE,)
-    if train.is_local and not train.lacks:
+    if not train.is_local:
+        warnings += tuple(_of_rented(recipe, plan))
+    elif not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
+
+
+def _of_rented(recipe: Recipe, plan: Plan) -> Iterator[str]:
+    """What a plan warns of that this machine's environment and settings decide."""
+    if "slurm" in plan.clouds and not (recipe.store or "file:").startswith("file:"):
+        yield _KEYS_ON_SLURM
+    needs = Needs.of(plan.run_id, plan.deadline, recipe.train.data.source)
+    if warning := own_keys_warning(recipe.store, os.environ, needs, recipe.limits.deadline_hours):
+        yield warning
+    if api_server() is None:
+        yield _STAY_AWAKE
 
 
 def _as_nodes_find_it(recipe: Recipe) -> Recipe:

@@ -95,7 +95,7 @@ class SkyEngine:
                                   fix=f"watch it: ldlm logs -f {run_id}")
             dag = dag_utils.load_chain_dag_from_yaml_str(task)
             needs = Needs.of_task(dag.tasks[0].envs)
-            secrets = node_secrets(self._store.address, os.environ, needs, self._say)
+            secrets = node_secrets(self._store.address, os.environ, needs)
             for document in dag.tasks:
                 document.update_secrets(secrets | service_keys(document.envs, self._store, os.environ))
             if on_lock:

@@ -52,7 +52,8 @@ def _of_profile(key: str) -> str | None:
         services = session.full_config.get("services", {}).get(profile.get("services"), {})
     except BotoCoreError as error:
         raise _unusable(error) from error
-    return services.get("s3", {}).get(key) or profile.get(key)
+    found: str | None = services.get("s3", {}).get(key) or profile.get(key)
+    return found
 
 
 class _NoCredentials(Exception):
