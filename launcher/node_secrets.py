@@ -24,7 +24,11 @@ from trainer.store import Store
 OWN_KEYS = "LDLM_OWN_KEYS"  # nodes may have the user's own keys of AWS where none can be made for the run
 # As obstore reads them.
 _OF_STORES = {"gs": ("GOOGLE_SERVICE_ACCOUNT_KEY",),
-              "az": (ACCOUNT_KEY, SIGNATURE, "AZURE_STORAGE_TOKEN")}
+              "az": (ACCOUNT_KEY, SIGNATURE, "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_TOKEN")}
+# Of Google not the login of this machine: it may be a person's, or one that rents machines.
+_HOW_TO_SET = {"gs": 'export GOOGLE_SERVICE_ACCOUNT_KEY="$(cat KEY.json)", the key of a service account that '
+                     "may use this bucket alone",
+               "az": f"set one of: {', '.join(_OF_STORES['az'])}"}
 
 
 def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None = None) -> dict[str, str]:
@@ -46,7 +50,7 @@ def node_secrets(store_url: str, environ: Mapping[str, str], needs: Needs | None
     keys = {name: environ[name] for name in _OF_STORES.get(scheme, ()) if environ.get(name)}
     if scheme in _OF_STORES and not keys:
         raise EngineError(f"there are no keys of {store_url} for the nodes", place="environment",
-                          fix=f"set one of: {', '.join(_OF_STORES[scheme])}")
+                          fix=_HOW_TO_SET[scheme])
     return found | (_azure(store_url, keys, needs) if scheme == "az" and needs else keys)
 
 

@@ -11,7 +11,7 @@ from launcher.node_secrets import node_secrets, service_keys
 from launcher.recipe import load_recipe
 from trainer.manifest import StoredFile
 from trainer.mirror_format import MirrorManifest
-from trainer.store import open_store
+from trainer.store import HOW_TO_SIGN_IN, open_store
 
 ELSEWHERE = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AZURE_STORAGE_SAS_KEY": "sas",
              "GOOGLE_SERVICE_ACCOUNT_KEY": "{}", "VAST_API_KEY": "vast", "GITHUB_TOKEN": "gh"}
@@ -54,6 +54,24 @@ def test_a_profile_s_keys_travel_under_the_names_that_nodes_look_for(aws, tmp_pa
     ("gs://bucket", {"GOOGLE_SERVICE_ACCOUNT_KEY": "{}"}), ("file:///shared/ldlm", {})])
 def test_keys_of_other_stores_and_of_clouds_stay_here(store: str, keys: dict[str, str]) -> None:
     assert node_secrets(store, ELSEWHERE) == keys
+
+
+@pytest.mark.parametrize(("cloud", "name"), [
+    ("az", "AZURE_STORAGE_SAS_TOKEN"), ("az", "AZURE_STORAGE_ACCOUNT_KEY"),
+    ("gs", "GOOGLE_SERVICE_ACCOUNT_KEY")])
+def test_what_a_store_s_error_advises_is_what_nodes_can_be_given(cloud: str, name: str) -> None:
+    assert node_secrets(f"{cloud}://account/container", {name: "key"}) == {name: "key"}
+    assert f"set {name}" in HOW_TO_SIGN_IN[cloud] or f"or {name}" in HOW_TO_SIGN_IN[cloud]
+
+
+def test_the_google_login_of_this_machine_is_no_key_for_strangers_and_the_fix_names_one_that_is(
+        tmp_path: Path) -> None:
+    login = tmp_path / "key.json"  # it may rent machines
+    login.write_text('{"type": "service_account"}')
+    with pytest.raises(EngineError, match="there are no keys of gs://bucket for the nodes") as caught:
+        node_secrets("gs://bucket", {"GOOGLE_APPLICATION_CREDENTIALS": str(login)})
+    assert caught.value.fix.startswith('export GOOGLE_SERVICE_ACCOUNT_KEY="$(cat KEY.json)"')
+    assert "this machine alone: `gcloud auth application-default login`" in HOW_TO_SIGN_IN["gs"]
 
 
 @pytest.mark.parametrize(("store", "fix"), [("s3://bucket", "aws configure"),

@@ -27,9 +27,10 @@ _PART_BYTES = 16 * 2**20
 _PARTS_AT_A_TIME = 8
 _SCHEMES = ("file", "s3", "gs", "az")
 _CLOUDS = {"s3": "AWS", "gs": "Google", "az": "Azure"}
-_HOW_TO_SIGN_IN = {
+HOW_TO_SIGN_IN = {
     "s3": aws.HOW_TO_SIGN_IN,
-    "gs": "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+    "gs": "set GOOGLE_SERVICE_ACCOUNT_KEY to a service account's key, as rented nodes need it; for this "
+          "machine alone: `gcloud auth application-default login`",
     "az": "set AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
 }
 # Where a rented machine finds its own identity. Elsewhere it is the last place that a client tries.
@@ -328,10 +329,10 @@ def _explained(message: str, place: str, verb: str) -> StoreError:
     # What our own provider raised stands behind its name and the type of the error.
     provider = re.search(r"External AWS credential provider: (?:\w+: )?(.*)", first_line)
     if provider:
-        return StoreError(f"cannot {verb}: {provider[1]}", place=place, fix=_HOW_TO_SIGN_IN["s3"])
+        return StoreError(f"cannot {verb}: {provider[1]}", place=place, fix=HOW_TO_SIGN_IN["s3"])
     if any(address in message for address in _METADATA_SERVICES):
         return StoreError(f"cannot {verb}: no {_CLOUDS.get(scheme, 'cloud')} credentials found", place=place,
-                          fix=_HOW_TO_SIGN_IN.get(scheme))
+                          fix=HOW_TO_SIGN_IN.get(scheme))
     # S3 says what is wrong at the end, in XML; gs and az speak this dialect too.
     said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", message, re.DOTALL)
     problem = f"{said[1]}: {said[2]}" if said else first_line[:300]
@@ -361,7 +362,7 @@ def _fix_for(message: str, scheme: str) -> str:
             return "check the folder's permissions, or name another store with --store"
         return "check that the key is right and may do this, or name another store with --store"
     if any(word in lowered for word in ("credential", "token", "401", "unauthenticated")):
-        return f"renew the credentials of this store: {_HOW_TO_SIGN_IN.get(scheme, 'sign in again')}"
+        return f"renew the credentials of this store: {HOW_TO_SIGN_IN.get(scheme, 'sign in again')}"
     if scheme == "file":
         return "check the folder, and that it can be written here; or name another store with --store"
     return "check the store's URL, region and endpoint, and that it is reachable from here"
