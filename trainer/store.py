@@ -347,7 +347,7 @@ def _is_no_bucket(message: str) -> bool:
 
 
 def _fix_for(message: str, scheme: str) -> str:
-    lowered = message.lower()
+    lowered = re.sub(r":\d+/", "/", message.lower())  # without ports, which may look like a status
     if "no space left" in lowered:
         return "free disk space, or name another store with --store"
     if _is_no_bucket(message):
