@@ -1,8 +1,9 @@
 """What each command does, without saying how it looks: plan, launch, resume, find a run."""
 
+import os
 import secrets
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -26,8 +27,9 @@ from launcher.kept import check_has_checkpoint
 from launcher.lint_rules import looks_secret
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
+from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
-from launcher.plan import make_plan
+from launcher.plan import Plan, make_plan
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
@@ -51,6 +53,8 @@ from launcher.settings import (
     settings_path,
     usual_store_url,
 )
+from launcher.store_keys import Needs
+from trainer.aws import complete_address
 from trainer.contract import Document, Name, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import RunFolder
@@ -121,8 +125,10 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     if url is None and train.is_local:
         url = default_store_url()
     if url is not None:
-        check_keyless(url)
         recipe = recipe.model_copy(update={"store": store_url(url)})
+    if not train.is_local:
+        recipe = _as_nodes_find_it(recipe)
+    check_keyless(recipe.store or "")
     history = measured_speeds(open_store(recipe.store)) if recipe.store and may_exist(recipe.store) else []
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
@@ -134,13 +140,30 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
     warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
-    if "slurm" in plan.clouds and not (recipe.store or "file:").startswith("file:"):
-        warnings += (_KEYS_ON_SLURM,)
-    if not train.is_local and api_server() is None:
-        warnings += (_STAY_AWAKE,)
-    if train.is_local and not train.lacks:
+    if not train.is_local:
+        warnings += tuple(_of_rented(recipe, plan))
+    elif not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
+
+
+def _of_rented(recipe: Recipe, plan: Plan) -> Iterator[str]:
+    """What a plan warns of that this machine's environment and settings decide."""
+    if "slurm" in plan.clouds and not (recipe.store or "file:").startswith("file:"):
+        yield _KEYS_ON_SLURM
+    needs = Needs.of(plan.run_id, plan.deadline, recipe.train.data.source)
+    if warning := own_keys_warning(recipe.store, os.environ, needs, recipe.limits.deadline_hours):
+        yield warning
+    if api_server() is None:
+        yield _STAY_AWAKE
+
+
+def _as_nodes_find_it(recipe: Recipe) -> Recipe:
+    """With complete addresses: nodes have neither this machine's environment nor its AWS profile."""
+    data = recipe.train.data
+    data = data.model_copy(update={"source": complete_address(data.source)})
+    return recipe.model_copy(update={"store": recipe.store and complete_address(recipe.store),
+                                     "train": recipe.train.model_copy(update={"data": data})})
 
 
 def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
@@ -272,7 +295,8 @@ def _recorded_only(proposal: Proposal) -> str:
 def resume_command(record: RunRecord) -> str:
     """What continues a run; it names the store where the run would not be found without."""
     command = f"ldlm resume {record.run_id}"
-    if store_url(usual_store(record.run_id)) == record.store_address:
+    usual = store_url(usual_store(record.run_id))
+    if complete_address(usual) == complete_address(record.store_address):
         return command
     return f"{command} --store {shlex.quote(record.store_address)}"
 

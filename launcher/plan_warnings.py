@@ -12,7 +12,6 @@ from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Offer
 from launcher.recipe import Recipe
 from launcher.self_end import of_no_switch
-from launcher.store_keys import why_own_keys
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.cuda import cuda_of_torch, oldest_driver
@@ -42,8 +41,6 @@ def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Ite
     yield from _of_prices(case.offers)
     yield from _of_drivers(case.offers)
     yield from of_no_switch(case.offers.values())
-    if not train.is_local and (own_keys := why_own_keys(recipe.store, recipe.limits.deadline_hours)):
-        yield own_keys
     bench = case.offers[Document.BENCH]
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"

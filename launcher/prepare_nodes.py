@@ -22,6 +22,7 @@ from launcher.regions import known_region
 from launcher.render import CPUS, Task, render_prepare
 from launcher.runs import default_store_url
 from launcher.settings import usual_store_url
+from trainer.aws import complete_address
 from trainer.contract import SHARDS, Env
 from trainer.prepare_options import read_options
 from trainer.store import open_store, store_url
@@ -79,8 +80,10 @@ def propose(arguments: Sequence[str]) -> NodesProposal:
     store = store_url(store) if options.out.startswith(SHARDS) else ""
     if not offer.is_local:
         _check_reachable(options, store)
-    envs = {"LDLM_STORE": store, "LDLM_SOURCE": options.source, "LDLM_TOKENIZER": options.tokenizer,
-            "LDLM_REVISION": options.revision or "", "LDLM_OUT": options.out,
+    store, source, to = (text if offer.is_local else complete_address(text)
+                         for text in (store, options.source, options.out))
+    envs = {"LDLM_STORE": store, "LDLM_SOURCE": source, "LDLM_TOKENIZER": options.tokenizer,
+            "LDLM_REVISION": options.revision or "", "LDLM_OUT": to,
             "LDLM_TEXT_KEY": options.text_key, "LDLM_HELDOUT": str(options.heldout),
             "LDLM_PROCESSES": str(options.processes or "")}
     template = (checkout_folder() / "sky" / "prepare.yaml").read_text(encoding="utf-8")

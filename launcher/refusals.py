@@ -25,6 +25,7 @@ from launcher.server_health import server_health
 from launcher.settings import api_server
 from launcher.sky_ready import RENTED
 from launcher.sky_setup import lacking_here
+from launcher.store_keys import Needs
 from launcher.store_room import check_room
 from trainer.run_folder import RunFolder
 from trainer.store import may_exist, open_store
@@ -114,10 +115,16 @@ def _of_store(proposal: Proposal, *, resuming: bool) -> Iterator[LdlmError]:
     store = proposal.recipe.store
     if store is None:
         return
-    lacks = [] if proposal.is_local else list(_of(partial(node_secrets, store, os.environ)))
+    lacks = [] if proposal.is_local else list(_of(partial(soon, partial(_try_keys, store, proposal.task))))
     yield from lacks
     if not (lacks or resuming) and may_exist(store):
         yield from _of(partial(soon, partial(_check_store, store, proposal.plan.run_id)))
+
+
+def _try_keys(url: str, task: Task) -> None:
+    """Make the keys that nodes would get: what keeps one from it is known before anybody approves."""
+    needs = Needs.of_task(task.documents()[1]["envs"])
+    node_secrets(url, os.environ, needs)
 
 
 def _check_store(url: str, run_id: str) -> None:

@@ -21,7 +21,7 @@ import yaml
 from launcher.engine import ALIVE, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.market import MARKET, Market, Wish
-from launcher.node_secrets import node_secrets
+from launcher.node_secrets import node_secrets, service_keys
 from launcher.reconcile import CHARGES, Charges
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.server_health import forget_health, start_words
@@ -95,9 +95,9 @@ class SkyEngine:
                                   fix=f"watch it: ldlm logs -f {run_id}")
             dag = dag_utils.load_chain_dag_from_yaml_str(task)
             needs = Needs.of_task(dag.tasks[0].envs)
-            secrets = node_secrets(self._store.address, os.environ, needs, self._say)
+            secrets = node_secrets(self._store.address, os.environ, needs)
             for document in dag.tasks:
-                document.update_secrets(secrets)
+                document.update_secrets(secrets | service_keys(document.envs, self._store, os.environ))
             if on_lock:
                 on_lock()
             self._say("handing the task and this checkout to SkyPilot ...")

@@ -43,8 +43,12 @@ class Needs:
         config = json.loads(envs.get(Env.TRAIN_CONFIG) or "{}")
         source = str(config.get("data", {}).get("source", ""))
         deadline = envs.get(Env.DEADLINE)
-        return cls(envs[Env.RUN_ID], datetime.fromisoformat(deadline) if deadline else None,
-                   (source,) if source.startswith(("s3://", "az://")) else ())
+        return cls.of(envs[Env.RUN_ID], datetime.fromisoformat(deadline) if deadline else None, source)
+
+    @classmethod
+    def of(cls, run_id: str, until: datetime | None, source: str) -> "Needs":
+        """Of a run that trains on `data.source`."""
+        return cls(run_id, until, (source,) if source.startswith(("s3://", "az://")) else ())
 
 
 def can_be_scoped(store_url: str) -> bool:
@@ -53,17 +57,14 @@ def can_be_scoped(store_url: str) -> bool:
     return parts.scheme == "s3" and "endpoint" not in parse_qs(parts.query)
 
 
-def why_own_keys(store_url: str | None, deadline_hours: float | None) -> str | None:
-    """Why nodes would get the user's own keys, with what to type; None where they get others. A warning of
-    a plan, for what can be known before anybody is asked."""
-    if store_url is None or not can_be_scoped(store_url):
-        return None
+def too_long(deadline_hours: float | None) -> str | None:
+    """Why no keys live as long as a run may take, with what to type; None where they do."""
     longest = LONGEST_LIFE_H - MARGIN_H
     if deadline_hours is not None and deadline_hours <= longest:
         return None
     why = "the run has no deadline" if deadline_hours is None else f"the run may take {deadline_hours:g} h"
-    return (f"nodes get your own AWS keys: keys for one run live for {LONGEST_LIFE_H:g} h at most, and {why}"
-            f"; --deadline {longest:g}, or less, gives them such keys")
+    return (f"keys for one run live for {LONGEST_LIFE_H:g} h at most, and {why}; --deadline {longest:g}, or "
+            "less, gives them such keys")
 
 
 def policy(store_url: str, needs: Needs, partition: str = "aws") -> dict[str, Any]:

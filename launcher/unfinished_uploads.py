@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from launcher.errors import StoreError
+from trainer.aws import complete_address
 from trainer.store import Store, is_draft
 
 
@@ -83,7 +84,7 @@ def _num_bytes(client: Any, bucket: str, upload: Any) -> int:
 def _client(store: Store) -> Any:
     import boto3
 
-    options = parse_qs(urlsplit(store.address).query)
+    options = parse_qs(urlsplit(complete_address(store.address)).query)
     return boto3.Session().client("s3", endpoint_url=options.get("endpoint", [None])[0],
                                   region_name=options.get("region", [None])[0])
 

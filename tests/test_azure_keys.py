@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from launcher.errors import EngineError
-from launcher.node_secrets import node_secrets
+from launcher.node_secrets import node_secrets, own_keys_warning
 from launcher.store_keys import Needs
 
 STORE = "az://account/container/team/ldlm"
@@ -17,12 +17,13 @@ NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 KEY = base64.b64encode(b"a key of the whole account").decode()
 
 
-def test_without_a_deadline_nodes_get_the_account_s_key_and_that_is_said() -> None:
-    said: list[str] = []
-    secrets = node_secrets(STORE, {"AZURE_STORAGE_ACCOUNT_KEY": KEY}, Needs("a-run", None), said.append)
-    assert secrets == {"AZURE_STORAGE_ACCOUNT_KEY": KEY}
-    (line,) = said
-    assert "key of your whole storage account" in line and "--deadline HOURS" in line and KEY not in line
+def test_without_a_deadline_nodes_get_the_account_s_key_and_a_plan_says_so() -> None:
+    own, needs = {"AZURE_STORAGE_ACCOUNT_KEY": KEY}, Needs("a-run", None)
+    assert node_secrets(STORE, own, needs) == own
+    warning = own_keys_warning(STORE, own, needs, None)
+    assert "key of your whole storage account" in warning and "--deadline HOURS" in warning
+    assert KEY not in warning
+    assert own_keys_warning(STORE, {"AZURE_STORAGE_SAS_KEY": "sv=1&sig=2"}, needs, None) is None
 
 
 def test_a_signature_of_the_user_s_own_is_handed_on() -> None:
@@ -32,7 +33,9 @@ def test_a_signature_of_the_user_s_own_is_handed_on() -> None:
 
 def test_the_account_s_key_stays_here_and_a_signature_for_its_container_goes() -> None:
     pytest.importorskip("azure.storage.blob")
-    (name, signed), = node_secrets(STORE, {"AZURE_STORAGE_ACCOUNT_KEY": KEY}, Needs("a-run", NOON)).items()
+    own = {"AZURE_STORAGE_ACCOUNT_KEY": KEY}
+    (name, signed), = node_secrets(STORE, own, Needs("a-run", NOON)).items()
+    assert own_keys_warning(STORE, own, Needs("a-run", NOON), 30) is None
     assert name == "AZURE_STORAGE_SAS_KEY" and KEY not in signed
     said = {word: values[0] for word, values in parse_qs(signed).items()}
     assert (said["se"], said["sr"], said["spr"]) == ("2026-11-28T14:00:00Z", "c", "https")

@@ -12,14 +12,16 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.config", "trainer.contract", "trainer.cuda", "trainer.deadman",
+OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
+                    "trainer.deadman",
                     "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
                     "trainer.humaneval_options",
                     "trainer.measure_options", "trainer.memory", "trainer.mirror_format",
                     "trainer.prepare_options", "trainer.profiles", "trainer.pull_plan",
                     "trainer.rental_terms",
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
-                    "trainer.shards", "trainer.sizes", "trainer.spent", "trainer.store",
+                    "trainer.services", "trainer.shards", "trainer.sizes", "trainer.spent",
+                    "trainer.store",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",

@@ -174,3 +174,12 @@ def test_a_node_types_its_share_and_values_stay_whole_words(tmp_path):
         "-m", "trainer.prepare", ENVS["LDLM_SOURCE"], "--tokenizer", "Qwen/Qwen3.6-27B", "--revision", "v1 x",
         "--out", "shards:web", "--text-key", "the text", "--heldout", "0.001", "--processes", "3",
         "--shard", "3/4"]
+
+
+def test_its_nodes_ask_the_s3_that_this_machine_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    envs = propose([*TYPED, "--nodes", "2", "--infra", "gcp"]).task.documents()[1]["envs"]
+    assert (envs["LDLM_STORE"], envs["LDLM_SOURCE"], envs["LDLM_OUT"]) == (
+        "s3://bucket/ldlm?region=eu-central-1", f"{SOURCE}?region=eu-central-1", "shards:web")
+    globbed = propose(["s3://bucket/web/part-?.txt", *TYPED[1:], "--nodes", "2", "--infra", "gcp"])
+    assert globbed.task.documents()[1]["envs"]["LDLM_SOURCE"] == "s3://bucket/web/part-?.txt"

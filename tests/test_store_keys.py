@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from policy_server import MADE, Aws, is_allowed, running_aws
 
-from launcher.node_secrets import node_secrets
-from launcher.store_keys import Needs, policy, why_own_keys
+from launcher.commands import PlanOptions, propose
+from launcher.errors import EngineError
+from launcher.node_secrets import node_secrets, own_keys_warning
+from launcher.refusals import refusals
+from launcher.store_keys import Needs, policy
 from trainer.contract import StoreError
 from trainer.store import NotFoundError, open_store
 
@@ -66,19 +69,46 @@ def test_where_none_can_be_made_nodes_get_the_user_s_and_nobody_is_asked(aws: Aw
 
 
 @pytest.mark.parametrize("lacking", ["makes_keys", "knows_keys"])
-def test_where_they_cannot_be_made_or_used_that_is_said_and_nodes_get_the_user_s(aws: Aws, user,
-                                                                                lacking: str) -> None:
+def test_where_they_cannot_be_made_or_used_nodes_get_the_user_s_only_if_the_user_says_so(aws: Aws, user,
+                                                                                       lacking: str) -> None:
     setattr(aws, lacking, False)
-    said: list[str] = []
-    assert node_secrets(STORE, {}, needs(), said.append) == OWN
-    (line,) = said
-    assert "nodes get your own AWS keys" in line and "AccessDenied" in line
-    assert "may do sts:GetFederationToken" in line and OWN["AWS_SECRET_ACCESS_KEY"] not in line
+    with pytest.raises(EngineError, match="nodes would get your own AWS keys.*AccessDenied") as caught:
+        node_secrets(STORE, {}, needs())
+    assert "sts:GetFederationToken" in caught.value.fix and "LDLM_OWN_KEYS=1" in caught.value.fix
+    assert OWN["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+    aws.minted.clear()
+    assert node_secrets(STORE, {"LDLM_OWN_KEYS": "1"}, needs()) == OWN and aws.minted == []
+
+
+def test_keys_that_cannot_be_made_are_a_reason_of_the_plan_and_not_of_what_follows_its_approval(
+        aws: Aws, user) -> None:
+    user.delenv("AWS_ENDPOINT_URL_S3")
+    aws.makes_keys = False
+    proposal = propose("canary", PlanOptions(infra="vast", store=STORE, deadline="30"))
+    assert not any("own AWS keys" in line for line in proposal.plan.warnings)
+    assert any("nodes would get your own AWS keys" in error.problem
+               for error in refusals(proposal, allow_dirty=True))
+    user.setenv("LDLM_OWN_KEYS", "1")
+    proposal = propose("canary", PlanOptions(infra="vast", store=STORE, deadline="30"))
+    assert any("own AWS keys, as LDLM_OWN_KEYS says" in line for line in proposal.plan.warnings)
+
+
+def test_an_sso_login_that_has_expired_is_told_with_what_to_do(user, tmp_path: Path) -> None:
+    for name in OWN:
+        user.delenv(name)
+    (tmp_path / "AWS_CONFIG_FILE").write_text(
+        "[default]\nsso_start_url = https://x.example\nsso_region = eu-west-1\nsso_account_id = 1\n"
+        "sso_role_name = r\nregion = eu-west-1\n")
+    user.setenv("HOME", str(tmp_path))
+    with pytest.raises(EngineError, match="AWS credentials cannot be used"):
+        node_secrets(STORE, {}, needs())
+    assert own_keys_warning(STORE, {}, needs(), 30) is None
 
 
 def test_in_another_partition_of_aws_its_names_are_used(aws: Aws, user) -> None:
     aws.knows_keys = False  # the judge knows one partition
-    node_secrets(f"{STORE}?region=cn-north-1", {}, needs())
+    with pytest.raises(EngineError):
+        node_secrets(f"{STORE}?region=cn-north-1", {}, needs())
     assert "arn:aws-cn:s3:::lab/team/ldlm/a-run/*" in aws.minted[0]["Policy"]
     assert "arn:aws:" not in aws.minted[0]["Policy"]
 
@@ -142,9 +172,16 @@ def test_a_node_s_store_does_all_its_work_with_them_and_none_on_other_runs(aws: 
     (STORE, None, "the run has no deadline; --deadline 34, or less"),
     (STORE, 40, "the run may take 40 h; --deadline 34"), (STORE, 34, None),
     (f"{STORE}?endpoint=https://minio.example", None, None), ("gs://bucket", None, None), (None, None, None)])
-def test_a_plan_says_why_nodes_would_get_the_user_s_own_keys(store, hours, said) -> None:
-    warning = why_own_keys(store, hours)
+def test_a_plan_says_why_nodes_would_get_the_user_s_own_keys(user, store, hours, said) -> None:
+    warning = own_keys_warning(store, {}, needs(hours), hours)
     assert (warning is None) if said is None else said in warning
+
+
+def test_a_plan_says_so_of_keys_of_a_session_whatever_its_deadline(user) -> None:
+    user.setenv("AWS_SESSION_TOKEN", "of-a-session")
+    for hours in (None, 30, 40):
+        warning = own_keys_warning(STORE, {}, needs(hours), hours)
+        assert "your own AWS keys, which are of a session" in warning and "--deadline" not in warning
 
 
 def test_what_nodes_need_is_read_from_the_task() -> None:

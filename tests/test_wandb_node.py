@@ -8,7 +8,8 @@ import pytest
 from trainer.config import WandbConfig
 from trainer.contract import Document, ExitCode
 from trainer.run_folder import Attempt
-from trainer.wandb_node import Follower, goes_online
+from trainer.services import goes_online
+from trainer.wandb_node import Follower
 
 ATTEMPT = Attempt(number=1, document=Document.TRAIN, billed_from=datetime.now(UTC), offer="", host="h",
                   price_usd_per_hour=Decimal(0))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from trainer import aws
 from trainer.contract import ConfigError, Env, ExitCode, StoreError
 
 # obstore's own defaults retry for three minutes. A heartbeat is worth less than that, a checkpoint
@@ -26,9 +27,10 @@ _PART_BYTES = 16 * 2**20
 _PARTS_AT_A_TIME = 8
 _SCHEMES = ("file", "s3", "gs", "az")
 _CLOUDS = {"s3": "AWS", "gs": "Google", "az": "Azure"}
-_HOW_TO_SIGN_IN = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or `aws configure`",
-    "gs": "`gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS to a key file",
+HOW_TO_SIGN_IN = {
+    "s3": aws.HOW_TO_SIGN_IN,
+    "gs": "set GOOGLE_SERVICE_ACCOUNT_KEY to a service account's key, as rented nodes need it; for this "
+          "machine alone: `gcloud auth application-default login`",
     "az": "set AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
 }
 # Where a rented machine finds its own identity. Elsewhere it is the last place that a client tries.
@@ -253,7 +255,7 @@ def open_store(url: str) -> Store:
     clean = parts._replace(query="").geturl().rstrip("/")
     if parts.scheme == "file" and Path(unquote(parts.path)).is_file():
         raise StoreError("is a file, and a store is a folder", place=clean, fix="name a folder")
-    options = dict(parse_qsl(parts.query))
+    options = dict(parse_qsl(urlsplit(aws.complete_address(url)).query))
     with _as_store_errors(clean, "open"):
         return Store(clean, url, _open_backend(parts.scheme, clean, options))
 
@@ -300,41 +302,7 @@ def _open_backend(scheme: str, url: str, options: dict[str, str]) -> Any:
     if settings.get("endpoint", "").startswith("http://"):
         client["allow_http"] = True
     return S3Store.from_url(url, retry_config=_RETRY, client_options=client,
-                            credential_provider=_aws_credentials(), **settings)
-
-
-class _NoCredentials(Exception):
-    """Nobody told us who we are."""
-
-
-class _AwsCredentials:
-    """Whatever boto3 finds: variables, profile, SSO, assumed role, instance role. Looked up at first use."""
-
-    def __init__(self) -> None:
-        import boto3
-
-        self._session = boto3.Session()
-        self._provider: Any = None
-        self.config = {"region": self._session.region_name} if self._session.region_name else {}
-
-    def __call__(self) -> Any:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-
-        if self._provider is None:
-            if self._session.get_credentials() is None:
-                raise _NoCredentials("no AWS credentials found")
-            self._provider = Boto3CredentialProvider(self._session)
-        return self._provider()
-
-
-def _aws_credentials() -> _AwsCredentials:
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        return _AwsCredentials()
-    except BotoCoreError as error:
-        raise StoreError(f"AWS credentials cannot be used: {error}", place="store",
-                         fix=_HOW_TO_SIGN_IN["s3"]) from error
+                            credential_provider=aws.AwsCredentials(), **settings)
 
 
 @contextmanager
@@ -361,10 +329,10 @@ def _explained(message: str, place: str, verb: str) -> StoreError:
     # What our own provider raised stands behind its name and the type of the error.
     provider = re.search(r"External AWS credential provider: (?:\w+: )?(.*)", first_line)
     if provider:
-        return StoreError(f"cannot {verb}: {provider[1]}", place=place, fix=_HOW_TO_SIGN_IN["s3"])
+        return StoreError(f"cannot {verb}: {provider[1]}", place=place, fix=HOW_TO_SIGN_IN["s3"])
     if any(address in message for address in _METADATA_SERVICES):
         return StoreError(f"cannot {verb}: no {_CLOUDS.get(scheme, 'cloud')} credentials found", place=place,
-                          fix=_HOW_TO_SIGN_IN.get(scheme))
+                          fix=HOW_TO_SIGN_IN.get(scheme))
     # S3 says what is wrong at the end, in XML; gs and az speak this dialect too.
     said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", message, re.DOTALL)
     problem = f"{said[1]}: {said[2]}" if said else first_line[:300]
@@ -379,7 +347,7 @@ def _is_no_bucket(message: str) -> bool:
 
 
 def _fix_for(message: str, scheme: str) -> str:
-    lowered = message.lower()
+    lowered = re.sub(r":\d+/", "/", message.lower())  # without ports, which may look like a status
     if "no space left" in lowered:
         return "free disk space, or name another store with --store"
     if _is_no_bucket(message):
@@ -394,7 +362,7 @@ def _fix_for(message: str, scheme: str) -> str:
             return "check the folder's permissions, or name another store with --store"
         return "check that the key is right and may do this, or name another store with --store"
     if any(word in lowered for word in ("credential", "token", "401", "unauthenticated")):
-        return f"renew the credentials of this store: {_HOW_TO_SIGN_IN.get(scheme, 'sign in again')}"
+        return f"renew the credentials of this store: {HOW_TO_SIGN_IN.get(scheme, 'sign in again')}"
     if scheme == "file":
         return "check the folder, and that it can be written here; or name another store with --store"
     return "check the store's URL, region and endpoint, and that it is reachable from here"

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -18,16 +17,12 @@ from trainer import node_watch
 from trainer.config import WandbConfig
 from trainer.contract import Env, ExitCode
 from trainer.run_folder import Attempt
+from trainer.services import goes_online
 
 # Paid for: what is not sent by then follows with the next attempt or by `ldlm wandb sync` (guess).
 _FINISH_S = 20.0
 # The SDK's own talk on the terminal, and its reports of errors to its makers.
 QUIET = {"WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
-
-
-def goes_online(config: WandbConfig, environment: Mapping[str, str]) -> bool:
-    """True where a run is shown while it trains. Without a key nothing is ever sent."""
-    return config.mode in ("auto", "online") and bool(environment.get(Env.WANDB_KEY))
 
 
 class Follower:

