@@ -1,6 +1,7 @@
 """trainer/set_up.py: a node's set-up ends, whatever hangs in it, and its node says what that means."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -54,6 +55,13 @@ def test_a_set_up_that_hangs_is_killed_and_leaves_word_for_its_node(tmp_path: Pa
         time.sleep(0.02)
     with pytest.raises(MachineError, match=r"set-up did not end within .* trainer.environment`"):
         check_set_up(home / ".ldlm_set_up_late")
+
+    # Past the deadline the node's own program is made all the same: it ends the run at its limit.
+    shutil.rmtree(checkout.root / ".venv-train")
+    code, output = set_up(checkout, home, -3600, SKYPILOT_MANAGED_JOB_ID="1")
+    assert code == 0 and "error: set-up did not end within 0 minutes" in output, output
+    assert (checkout.root / ".venv-train/ldlm-installed.json").exists()
+    assert (home / ".ldlm_set_up_late").exists()
 
     # At home nobody rents another machine: it fails. What was found before says nothing any more.
     code, output = set_up(checkout, home, 0)

@@ -22,6 +22,9 @@ from pathlib import Path
 # CUDA and torch are about 4 GB: six minutes at the slowest line that a machine of Vast may have, twenty with
 # what unpacking takes on a slow disk (guess). At the limit a machine has cost an hour.
 LIMIT_S = 3600.0
+# The node's own program, without torch, is made in any case: it alone can end a run at its limit. A minute
+# where it was measured (guess).
+_NODE_S = 600.0
 LATE_NOTE = Path("~/.ldlm_set_up_late")
 _PYTHON = Path(".venv-train/bin/python")
 _STAMP = Path(".venv-train/ldlm-installed.json")  # of trainer.environment: with it, the node's program starts
@@ -53,11 +56,11 @@ class _Steps:
     def __init__(self, seconds: float) -> None:
         self._ends_at = time.monotonic() + seconds
 
-    def run(self, command: Sequence[str]) -> int:
+    def run(self, command: Sequence[str], at_least_s: float = 0.0) -> int:
         """Exit code of a command. Raises subprocess.TimeoutExpired once the time is over and it is killed."""
         process = subprocess.Popen(command, start_new_session=True)
         try:
-            return process.wait(max(0.0, self._ends_at - time.monotonic()))
+            return process.wait(max(at_least_s, self._ends_at - time.monotonic()))
         except subprocess.TimeoutExpired:
             # With all that it has started. Nobody waits for its end: on a dead disk there is none.
             os.killpg(process.pid, signal.SIGKILL)
@@ -67,7 +70,7 @@ class _Steps:
 def set_up(steps: _Steps, options: Sequence[str]) -> int:
     """Make the environment, unless this machine is a wrong one. Returns the exit code."""
     environment = [sys.executable, "-m", "trainer.environment"]
-    if code := steps.run([*environment, "--node"]):
+    if code := steps.run([*environment, "--node"], _NODE_S):
         return code
     if steps.run([str(_PYTHON), "-m", "trainer.first_look"]):
         return 0  # the node will say so, and count it
