@@ -107,7 +107,7 @@ def scores_of(folder: RunFolder, step: int) -> Evaluation:
     if folder.find(Name.OUTCOME, RunOutcome) is None:
         raise CheckpointError("the training of this run has not ended: it has left no scores",
                               place=f"{folder.url}/{Name.EVALUATION}", fix="`ldlm resume RUN`")
-    print(f"warning: training ended before it could score step {step}: the benchmark has no scores", flush=True)
+    print(f"warning: training ended before it could score step {step}: there are no scores", flush=True)
     return Evaluation(step=step, scores={}, reconstructions=[])
 
 
