@@ -107,6 +107,10 @@ class StoreError(LdlmError):
     cli_exit_code = 6
 
 
+class AwayError(StoreError):
+    """The object store does not answer, or not to this machine: later, or on another one, it may."""
+
+
 class Outcome(StrEnum):
     """How a run ended."""
 

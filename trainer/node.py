@@ -21,7 +21,17 @@ from pydantic import ValidationError
 
 from trainer import encoder_fetch, node_watch
 from trainer.config import TrainConfig, grad_accum_steps
-from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Name, RankEnd, attempt_file
+from trainer.contract import (
+    AwayError,
+    ConfigError,
+    Document,
+    Env,
+    ExitCode,
+    LdlmError,
+    Name,
+    RankEnd,
+    attempt_file,
+)
 from trainer.hang import HangWatch, HungError
 from trainer.lease import START_S, owner_here
 from trainer.limits import LimitError, check_limits
@@ -41,7 +51,7 @@ from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
 from trainer.programs import kill_tree, relayed
 from trainer.rental_terms import RentalTerms, terms_here
-from trainer.rented import Rented
+from trainer.rented import Rented, await_store, code_without_store
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
 from trainer.spent import controller_usd, spent_usd
@@ -63,6 +73,8 @@ _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
 def main(argv: list[str]) -> int:
     """Run one document of a task on this node. Returns the node's exit code."""
     started_at, cloud = datetime.now(UTC), cloud_named(cluster_info(os.environ).get("cloud", ""))
+    # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
+    managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
     stop = StopRequest(cloud)
     listen(cloud, stop.hear)
     try:
@@ -70,8 +82,8 @@ def main(argv: list[str]) -> int:
         config = read_config()
         os.environ.update(own_envs(os.environ))  # before anything is counted, and for the ranks too
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
-        # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
-        managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
+        if managed:
+            await_store(folder, lambda: stop.received)
         rented = Rented(folder, document, node=node_rank()) if managed else None
         if rented and rented.has_finished_before():
             print("training had finished before", flush=True)
@@ -79,7 +91,9 @@ def main(argv: list[str]) -> int:
         attempt = own_attempt(folder, document, started_at) if node_rank() == 0 else None
     except LdlmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.node_exit_code
+        if not managed or not isinstance(error, AwayError):
+            return error.node_exit_code
+        return ExitCode.RECOVER if stop.received else code_without_store()
     if rented:
         stop.is_wished = rented.is_stop_wished
     follower, is_wrong, is_hung = None, False, False

@@ -10,16 +10,17 @@ from pathlib import Path
 
 from trainer.contract import VAST_SWITCH, WRONG_MACHINE
 
+MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
 _PATIENCE_S = 30.0  # the switch looks every five seconds, Vast answers in one (guess)
 
 
-def say_wrong(home: Path, patience_s: float = _PATIENCE_S) -> None:
+def say_wrong(home: Path, patience_s: float = _PATIENCE_S) -> bool:
     """Have the machine say it, and wait until it has: once this node has ended, the machine is given back.
 
-    Elsewhere than at Vast nothing can, and nothing is done.
+    Elsewhere than at Vast nothing can, and nothing is done. Returns True once it is said.
     """
     if not (home / VAST_SWITCH).exists():
-        return
+        return False
     note = home / WRONG_MACHINE
     note.touch()
     give_up = time.monotonic() + patience_s
@@ -27,5 +28,6 @@ def say_wrong(home: Path, patience_s: float = _PATIENCE_S) -> None:
         if time.monotonic() >= give_up:
             print("warning: this machine could not say that it is the wrong one, and may be rented again for "
                   "this run", flush=True)
-            return
+            return False
         time.sleep(0.2)
+    return True
