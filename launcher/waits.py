@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from launcher.registry_login import CHECK_IMAGE
-from trainer.contract import Outcome
-from trainer.wrong_machine import MAX_WRONG_MACHINES
+from trainer.contract import MAX_WRONG_MACHINES, Outcome
 
 # A machine that was got loads its image and is set up; then it counts as none (guess).
 GETS_READY = timedelta(minutes=30)

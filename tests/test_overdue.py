@@ -148,7 +148,7 @@ def test_what_survives_sigkill_is_left_behind_and_said(
 def test_whoever_reads_what_a_node_prints_does_not_wait_for_what_it_has_left_behind(tmp_path: Path) -> None:
     node = f"""
 import subprocess, sys
-from trainer.programs import relayed
+from trainer.relay import relayed
 with relayed() as output:
     words = "echo its word; echo its error >&2; touch {tmp_path}/said; sleep 300"
     left = subprocess.Popen(["sh", "-c", words], stdout=output, stderr=output)

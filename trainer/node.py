@@ -49,7 +49,8 @@ from trainer.machine import (
 from trainer.notices import cloud_named, listen
 from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
-from trainer.programs import kill_tree, relayed
+from trainer.programs import kill_tree
+from trainer.relay import relayed
 from trainer.rental_terms import RentalTerms, terms_here
 from trainer.rented import Rented, await_store, code_without_store
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder

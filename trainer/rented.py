@@ -11,12 +11,21 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from trainer.contract import AwayError, Document, ExitCode, LdlmError, Name, Outcome, RankEnd
+from trainer.contract import (
+    MAX_WRONG_MACHINES,
+    AwayError,
+    Document,
+    ExitCode,
+    LdlmError,
+    Name,
+    Outcome,
+    RankEnd,
+)
 from trainer.lease import await_free, owner_here
 from trainer.limits import LimitError
 from trainer.machine import MachineError
 from trainer.run_folder import STARTS, Event, RunFolder, RunOutcome, StopWish
-from trainer.wrong_machine import MAX_WRONG_MACHINES, say_wrong
+from trainer.wrong_machine import say_wrong
 
 _LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
 # A recovered run that ends has to be started again by hand; ten minutes of a machine are cheaper (guess).
@@ -52,8 +61,8 @@ def await_store(folder: RunFolder, is_over: Callable[[], bool]) -> None:
 
 
 def code_without_store() -> int:
-    """What a node tells SkyPilot that cannot reach the store: it asks for another machine where wrong ones say
-    so to who rents, and are counted there (`launcher/waits.py`). Elsewhere that could go on for ever."""
+    """What a node tells SkyPilot that cannot reach the store: it asks for another machine where wrong ones
+    say so to who rents, and are counted there (`launcher/waits.py`). Elsewhere that might have no end."""
     return ExitCode.RECOVER if say_wrong(Path.home()) else 1
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from trainer.contract import VAST_SWITCH, WRONG_MACHINE
 
-MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
 _PATIENCE_S = 30.0  # the switch looks every five seconds, Vast answers in one (guess)
 
 
