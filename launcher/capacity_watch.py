@@ -70,6 +70,7 @@ def _waiting(row: Mapping[str, Any], envs: Mapping[str, str]) -> Waiting:
     got = [one.rented_at for one in rentals if one.ended_at is None]
     return Waiting(
         since, timedelta(hours=float(envs[Env.WAIT])), datetime.fromisoformat(deadline) if deadline else None,
+        num_wrong=sum(one.is_wrong and one.rented_at >= events[0][1] for one in rentals) if events else 0,
         machine_since=max([*got, *_cluster_since(row)], default=None),
         unpulled=tuple(one.unpulled for one in rentals if one.unpulled and since and one.rented_at >= since))
 

@@ -98,6 +98,11 @@ class Plan(Frozen):
         """True for a run whose training has finished: no machine is wanted for it."""
         return all(part.document is Document.BENCH for part in self.parts)
 
+    def deadline_of(self, document: Document) -> datetime | None:
+        """When a document stops itself. What training has come to by then is benchmarked, in hours of the
+        benchmark's own."""
+        return self.deadline if document is Document.TRAIN or self.only_benchmark else None
+
     def candidates(self, document: Document) -> tuple[Offer, ...]:
         """Everything that a document may run on, the first choice first."""
         return (self.offers[document], *self.others.get(document, ()))

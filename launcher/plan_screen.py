@@ -120,10 +120,10 @@ def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
             if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
     markets = [f"{names[which]}: {market.words}" for which, market in proposal.markets.items()]
     markets += [proposal.market_problem] if proposal.market_problem else []
-    waits = [f"{limits.wait_hours_for(which):g} h {names[which]}" for which in asks]
-    until = "; never past the deadline" if plan.deadline else ""
+    waits = [f"{limits.wait_hours_for(which):g} h {names[which]}"
+             + (" (never past the deadline)" if plan.deadline_of(which) else "") for which in asks]
     return [*zip(("market", ""), markets, strict=False),
-            *([("waits", f"for a machine up to {', '.join(waits)}{until}")] if waits else [])]
+            *([("waits", f"for a machine up to {', '.join(waits)}")] if waits else [])]
 
 
 def _offer_words(offer: Offer) -> str:

@@ -119,7 +119,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
     Of several candidates the first one's envs are the task's own, and what differs elsewhere stands in one of
     its own; a node finds out where it is.
     """
-    offers = plan.candidates(which)
+    offers, deadline = plan.candidates(which), plan.deadline_of(which)
     told = [_envs_of(plan, recipe, which, offer) for offer in offers]
     places = [TaskOffer(offer.infra, offer.spot,
                         {name: value for name, value in envs.items() if value != told[0][name]})
@@ -133,7 +133,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         **told[0],
         Env.MAX_COST: str(plan.max_cost_usd - plan.uncounted_usd),
         Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
-        Env.DEADLINE: plan.deadline.isoformat() if plan.deadline else "",
+        Env.DEADLINE: deadline.isoformat() if deadline else "",
         Env.WAIT: f"{recipe.limits.wait_hours_for(which):g}",
         Env.BENCH_HOURS: f"{recipe.limits.bench_hours:g}",
         Env.TORCH_INDEX: offers[0].torch_index,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from launcher.registry_login import CHECK_IMAGE
-from trainer.contract import Outcome
+from trainer.contract import MAX_WRONG_MACHINES, Outcome
 
 # A machine that was got loads its image and is set up; then it counts as none (guess).
 GETS_READY = timedelta(minutes=30)
@@ -40,6 +40,7 @@ class Waiting:
         wait: How long it may.
         deadline: Of its run.
         machine_since: When it got a machine, which is not ready yet.
+        num_wrong: Machines of this task that have said that they are the wrong ones.
         unpulled: Its image by the machines of this wait that could not pull it, in the order of the tries.
     """
 
@@ -47,6 +48,7 @@ class Waiting:
     wait: timedelta
     deadline: datetime | None = None
     machine_since: datetime | None = None
+    num_wrong: int = 0
     unpulled: tuple[str, ...] = ()
 
 
@@ -56,6 +58,9 @@ def end_of(waiting: Waiting, now: datetime) -> End | None:
         return End(Outcome.BAD_CONFIG, f"{len(waiting.unpulled)} machines could not pull the image "
                    f"{waiting.unpulled[-1]}: {CHECK_IMAGE}; then launch anew, or with another: "
                    "--set hardware.train.0.image=NAME (hardware.bench of a benchmark)")
+    # A node counts them too, in the store, unless it is the store that its machine cannot reach.
+    if waiting.num_wrong >= MAX_WRONG_MACHINES:
+        return End(Outcome.NO_CAPACITY, f"{waiting.num_wrong} machines were wrong, by their own word")
     if waiting.machine_since and now - waiting.machine_since < GETS_READY:
         return None
     if waiting.deadline and now >= waiting.deadline:

@@ -1,6 +1,7 @@
 """The benchmark takes scores from training and everything else from the checkpoint."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from tests.tiny_ldlm import tiny_model as small_model  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.averaged_weights import load_averaged_weights  # noqa: E402
 from trainer.bench import measure  # noqa: E402
-from trainer.contract import ExitCode  # noqa: E402
+from trainer.contract import ExitCode, Name, Outcome  # noqa: E402
 from trainer.generate import Generator, load_generator  # noqa: E402
+from trainer.run_folder import RunOutcome  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +112,23 @@ def test_a_run_that_has_not_ended_has_no_benchmark_yet(trained: TrainerRun, tmp_
     assert code == ExitCode.BROKEN, output
     assert "the training of this run has not ended: it has left no scores" in output
     assert "Traceback" not in output and json.loads(run.folder.read_bytes("attempts/1/end.json"))
+
+
+def test_what_a_limit_kept_from_scoring_is_benchmarked_without_scores(trained: TrainerRun,
+                                                                      tmp_path: Path) -> None:
+    """Its last machine came up after the deadline; what an earlier end has scored is of fewer steps."""
+    run = TrainerRun(trained.config, tmp_path / "store")
+    for found in trained.folder.store.objects("run"):
+        if "/checkpoints/" in found.key:
+            run.folder.store.put(found.key, trained.folder.store.get(found.key))
+    run.folder.write(Name.OUTCOME, RunOutcome(outcome=Outcome.LIMIT, at=datetime.now(UTC), step=4, reason=""))
+    earlier = trained.folder.read_json(Name.EVALUATION) | {"step": 2}
+    run.folder.write_bytes(Name.EVALUATION, json.dumps(earlier).encode())
+
+    code, output = run.finish("bench")
+
+    assert code == 0, output
+    result = run.folder.read_json("bench/result.json")
+    assert (result["step"], result["scores"], result["reconstructions"]) == (4, {}, [])
+    assert result["throughput"]["tokens_per_s"] > 0 and len(result["samples"]) == 1
+    assert "training ended before it could score step 4" in output

@@ -133,6 +133,20 @@ def remember(run_id: str, machine_id: int, at: datetime, unpulled: str | None = 
         rental_log.gone(number, at)
 
 
+def test_machines_that_say_that_they_are_wrong_are_counted_since_the_task_began(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that cannot reach its store cannot count them there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for run_id, hours in (("wrong", (1, 1, 1)), ("twice", (1, 1)), ("earlier", (-5, 1, 1))):
+        for machine, hour in enumerate(hours):
+            remember(run_id, machine, NOW + timedelta(hours=hour))
+            rental_log.wrong(f"{run_id}-{machine}")
+            rental_log.gone(f"{run_id}-{machine}", NOW + timedelta(hours=hour))
+    words = ["9", "", ["STARTING", "RUNNING", "RECOVERING"]]
+    found = look(tmp_path, 2, {"wrong": words, "twice": words, "earlier": words})["ends"]
+    assert found == {"wrong": [str(Outcome.NO_CAPACITY), "3 machines were wrong, by their own word"]}
+
+
 def test_a_machine_on_its_way_is_waited_for_and_an_image_that_none_can_pull_is_not(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

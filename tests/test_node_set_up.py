@@ -1,6 +1,9 @@
 """trainer/set_up.py: a node's set-up ends, whatever hangs in it, and its node says what that means."""
 
+import ast
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -38,7 +41,8 @@ def set_up(checkout: Checkout, home: Path, seconds: float, **settings: str) -> t
 def test_a_set_up_that_hangs_is_killed_and_leaves_word_for_its_node(tmp_path: Path) -> None:
     (tmp_path / "code").mkdir()
     checkout, home = Checkout(tmp_path / "code"), tmp_path
-    (checkout.root / "trainer/set_up.py").write_bytes((CHECKOUT / "trainer/set_up.py").read_bytes())
+    for name in ("set_up.py", "relay.py"):
+        (checkout.root / "trainer" / name).write_bytes((CHECKOUT / "trainer" / name).read_bytes())
     (checkout.root / "trainer/first_look.py").write_text("print('as it should be')")
     assert checkout.make("--node")[0] == 0
     # The pip that brings torch hangs, as in a download that trickles.
@@ -55,10 +59,41 @@ def test_a_set_up_that_hangs_is_killed_and_leaves_word_for_its_node(tmp_path: Pa
     with pytest.raises(MachineError, match=r"set-up did not end within .* trainer.environment`"):
         check_set_up(home / ".ldlm_set_up_late")
 
+    # Past the deadline the node's own program is made all the same: it ends the run at its limit.
+    shutil.rmtree(checkout.root / ".venv-train")
+    code, output = set_up(checkout, home, -3600, SKYPILOT_MANAGED_JOB_ID="1")
+    assert code == 0 and "error: set-up did not end within 0 minutes" in output, output
+    assert (checkout.root / ".venv-train/ldlm-installed.json").exists()
+    assert (home / ".ldlm_set_up_late").exists()
+
     # At home nobody rents another machine: it fails. What was found before says nothing any more.
     code, output = set_up(checkout, home, 0)
     assert code == 1 and "error: set-up did not end within 0 minutes" in output
     check_set_up(home / ".ldlm_set_up_late")
+
+
+def test_a_set_up_begins_with_the_old_python_that_a_machine_may_have() -> None:
+    for name in ("set_up.py", "relay.py"):
+        ast.parse((CHECKOUT / "trainer" / name).read_text(), feature_version=(3, 8))
+    # What 3.8 does not have yet.
+    subprocess.run([sys.executable, "-c", "import datetime; del datetime.UTC; import trainer.set_up"],
+                   cwd=CHECKOUT, check=True)
+
+
+def test_whoever_reads_what_a_set_up_prints_does_not_wait_for_what_survives_sigkill() -> None:
+    """A pip on a disk that does not answer, say: here it is not sent the signal."""
+    program = """
+import os, trainer.set_up as it
+steps = ["sh", "-c", "echo its word; echo its pid $$; sleep 300"]
+it.set_up = lambda own, options: own.run(steps, at_least_s=1.0)
+it.os.killpg = lambda *which: None
+os._exit(it.main([], {"LDLM_MAX_COST_USD": "0", "LDLM_PRICE_USD_PER_HOUR": "1"}))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=CHECKOUT, text=True, stdout=subprocess.PIPE,
+                          timeout=120, check=False)
+    said = done.stdout.splitlines()
+    os.killpg(int(said[1].rpartition(" ")[2]), signal.SIGKILL)  # it was still there
+    assert (done.returncode, said[0]) == (1, "its word")
 
 
 @pytest.mark.parametrize(("limits", "minutes"), [

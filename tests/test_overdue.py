@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from trainer.contract import Document, RankEnd
-from trainer.node import wait_for
+from trainer.node import node_end, wait_for
 from trainer.notices import cloud_named
 from trainer.overdue import OverTimeError, bench_until, check_in_time, overdue_at
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles
@@ -120,6 +120,49 @@ def test_what_hangs_past_its_limits_is_killed_with_all_that_it_has_started(
     wait_for(child, tmp_path, stop, datetime.now(UTC) + timedelta(seconds=0.5))
     assert child.returncode == -signal.SIGKILL and not any(is_alive(one) for one in family)
     assert "it hangs and is killed" in capsys.readouterr().out
+
+
+class Unkillable(subprocess.Popen[bytes]):
+    """As in state D, on a GPU or a disk that does not answer: SIGKILL is sent, and does nothing."""
+
+    def kill(self) -> None:
+        pass
+
+
+def test_what_survives_sigkill_is_left_behind_and_said(
+        stop: StopRequest, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.programs._DIES_WITHIN_S", 0.2)
+    child = Unkillable([sys.executable, "-c", "import time; time.sleep(1000)"])
+    try:
+        wait_for(child, tmp_path, stop, datetime.now(UTC))
+        assert child.poll() is None
+        assert f"process {child.pid} survives SIGKILL" in capsys.readouterr().out
+        end = node_end([], 1, child.returncode)
+        assert end.code == 1 and "a GPU or a disk does not answer" in end.reason
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+
+
+def test_whoever_reads_what_a_node_prints_does_not_wait_for_what_it_has_left_behind(tmp_path: Path) -> None:
+    node = f"""
+import subprocess, sys
+from trainer.relay import relayed
+with relayed() as output:
+    words = "echo its word; echo its error >&2; touch {tmp_path}/said; sleep 300"
+    left = subprocess.Popen(["sh", "-c", words], stdout=output, stderr=output)
+    while subprocess.call(["test", "-e", "{tmp_path}/said"]):
+        pass
+print(left.pid, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", node], cwd=Path(__file__).parents[1], text=True,
+                          stdout=subprocess.PIPE, check=True, timeout=120)
+    *said, pid = done.stdout.split("\n")[:-1]
+    left = psutil.Process(int(pid))
+    assert is_alive(left) and said == ["its word", "its error"]
+    for process in (*left.children(), left):
+        process.kill()
 
 
 def test_what_ends_by_itself_is_left_alone(stop: StopRequest, tmp_path: Path) -> None:

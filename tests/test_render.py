@@ -1,6 +1,7 @@
 import json
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import yaml
 from launch_examples import GOLDEN, example_plan, example_recipe, example_task
 
 from launcher.errors import LdlmError
+from launcher.estimate import Done
 from launcher.lint import lint
 from launcher.render import Task, Templates, leftover_nulls, render
 from trainer.config import TrainConfig
@@ -76,10 +78,16 @@ def test_values_travel_as_text_in_envs():
         assert envs[Env.RUN_ID] == "example-1"
         assert envs[Env.STORE] == "s3://bucket/ldlm"
         assert envs[Env.MAX_COST] == "1.0"
-        assert envs[Env.DEADLINE] == "2026-11-23T14:00:00+00:00"
     train = task_of("local").document(Document.TRAIN)["envs"]
     assert (train[Env.RANKS_PER_NODE], train[Env.GPU], train[Env.PRICE]) == ("2", "", "0.5")
     assert task_of("local").document(Document.BENCH)["envs"][Env.RANKS_PER_NODE] == "1"
+
+
+def test_the_deadline_is_that_of_training_and_of_a_benchmark_only_where_it_is_planned_alone():
+    both = [task_of("vast").document(document)["envs"][Env.DEADLINE] for document in Document]
+    assert both == ["2026-11-23T14:00:00+00:00", ""]
+    alone = example_task("vast", done=Done(step=400, spent_usd=Decimal("0.10"), has_trained=True))
+    assert alone.document(Document.BENCH)["envs"][Env.DEADLINE] == "2026-11-23T14:00:00+00:00"
 
 
 def test_the_peak_of_all_gpus_travels_in_the_precision_of_the_run():

@@ -49,6 +49,12 @@ def test_an_image_that_two_machines_cannot_pull_ends_the_wait_at_once():
     assert "--set hardware.train.0.image=NAME" in found.reason
 
 
+def test_three_machines_that_have_said_that_they_are_wrong_end_the_wait_at_once():
+    assert end_of(Waiting(NOON, HOUR, num_wrong=2), at(1)) is None
+    assert end_of(Waiting(NOON, HOUR, num_wrong=3, machine_since=at(1)), at(2)) == End(
+        Outcome.NO_CAPACITY, "3 machines were wrong, by their own word")
+
+
 def test_a_wait_begins_when_a_machine_is_first_looked_for_and_anew_after_each_that_ran():
     first = [("PENDING", at(0)), ("STARTING", at(3)), ("PENDING", at(5)), ("STARTING", at(8))]
     assert waits_since([]) is None

@@ -28,7 +28,7 @@ from trainer.limits import Limits
 from trainer.manifest import CheckpointError, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, RunOutcome
 from trainer.sizes import longest_prompt
 from trainer.store import open_store
 from trainer.token_encoder import load_tokenizer
@@ -86,16 +86,29 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
         ConfigError: The tokenizer is not there.
     """
     manifest, weights = load_averaged_weights(folder, lambda text: print(text, flush=True))
-    evaluation = folder.find(Name.EVALUATION, Evaluation)
-    if evaluation is None:
-        raise CheckpointError("the training of this run has not ended: it has left no scores",
-                              place=f"{folder.url}/{Name.EVALUATION}", fix="`ldlm resume RUN`")
+    evaluation = scores_of(folder, manifest.step)
     tokenizer = load_tokenizer(pinned(config.token_encoder, manifest), folder.store)
     generator = load_generator(config, manifest, weights, device, tokenizer)
     throughput = measure(generator, limit)
     return BenchResult(
         step=manifest.step, scores=evaluation.scores, reconstructions=evaluation.reconstructions,
         samples=generator.texts(config.sampling.num_samples, config.seed), throughput=throughput)
+
+
+def scores_of(folder: RunFolder, step: int) -> Evaluation:
+    """What training has scored at its end; nothing where a limit was reached before its last machine could.
+
+    Raises:
+        CheckpointError: Training has not ended.
+    """
+    found = folder.find(Name.EVALUATION, Evaluation)
+    if found and found.step == step:
+        return found
+    if folder.find(Name.OUTCOME, RunOutcome) is None:
+        raise CheckpointError("the training of this run has not ended: it has left no scores",
+                              place=f"{folder.url}/{Name.EVALUATION}", fix="`ldlm resume RUN`")
+    print(f"warning: training ended before it could score step {step}: there are no scores", flush=True)
+    return Evaluation(step=step, scores={}, reconstructions=[])
 
 
 def measure(generator: Generator, limit: Callable[[], str | None]) -> Throughput:

@@ -24,6 +24,7 @@ def set_option(key: str, value: object) -> str:
 # In the home folder of a machine of Vast: what can speak for it there, and what asks it to say that it is the
 # wrong one.
 VAST_SWITCH, WRONG_MACHINE = ".ldlm_deadman", ".ldlm_wrong_machine"
+MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
 STOP_GRACE_S = 120.0  # from our own engine's SIGTERM to its SIGKILL, for a last checkpoint (guess)
 FIX = "\n  fix: "  # between what is wrong and what to type, where an error is one text
 
@@ -105,6 +106,10 @@ class StoreError(LdlmError):
     """The object store cannot be reached, read or written."""
 
     cli_exit_code = 6
+
+
+class AwayError(StoreError):
+    """The object store does not answer, or not to this machine: later, or on another one, it may."""
 
 
 class Outcome(StrEnum):

@@ -22,15 +22,19 @@ from trainer.run_folder import RunFolder
 from trainer.store import open_store
 
 
-def begin(config: TokenEncoderConfig, environment: Mapping[str, str]) -> None:
+def begin(config: TokenEncoderConfig, environment: Mapping[str, str], output: int) -> None:
     """Start it beside the ranks, with their environment; it ends by itself, or with the node.
+
+    Args:
+        output: A descriptor to print into.
 
     Raises:
         ConfigError: As `local_folder`.
     """
     is_here = environment[Env.STORE].startswith("file:") or local_folder(config.name) is not None
     if not is_here:
-        subprocess.Popen([sys.executable, "-m", "trainer.encoder_fetch"], env=environment)
+        subprocess.Popen([sys.executable, "-m", "trainer.encoder_fetch"], env=environment,
+                         stdout=output, stderr=output)
 
 
 def fetch_ahead(config: TokenEncoderConfig, folder: RunFolder, say: Callable[[str], None]) -> None:

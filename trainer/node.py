@@ -5,7 +5,6 @@ forwards signals, and turns what happened into the exit code of `trainer.contrac
 itself exits 1 whatever its workers returned, and after SIGTERM even when every rank saved.
 """
 
-import contextlib
 import os
 import socket
 import subprocess
@@ -22,7 +21,17 @@ from pydantic import ValidationError
 
 from trainer import encoder_fetch, node_watch
 from trainer.config import TrainConfig, grad_accum_steps
-from trainer.contract import ConfigError, Document, Env, ExitCode, LdlmError, Name, RankEnd, attempt_file
+from trainer.contract import (
+    AwayError,
+    ConfigError,
+    Document,
+    Env,
+    ExitCode,
+    LdlmError,
+    Name,
+    RankEnd,
+    attempt_file,
+)
 from trainer.hang import HangWatch, HungError
 from trainer.lease import START_S, owner_here
 from trainer.limits import LimitError, check_limits
@@ -40,8 +49,10 @@ from trainer.machine import (
 from trainer.notices import cloud_named, listen
 from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
+from trainer.programs import kill_tree
+from trainer.relay import relayed
 from trainer.rental_terms import RentalTerms, terms_here
-from trainer.rented import Rented
+from trainer.rented import Rented, await_store, code_without_store
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
 from trainer.spent import controller_usd, spent_usd
@@ -49,6 +60,7 @@ from trainer.stop_request import StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.stuck import check_progress, resumed_at
 from trainer.wandb_node import Follower
+from trainer.wrong_machine import say_wrong
 
 # Others may hang in a collective that waits for a rank which has already told us why it left.
 _PEER_GRACE_S = 20
@@ -62,6 +74,8 @@ _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
 def main(argv: list[str]) -> int:
     """Run one document of a task on this node. Returns the node's exit code."""
     started_at, cloud = datetime.now(UTC), cloud_named(cluster_info(os.environ).get("cloud", ""))
+    # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
+    managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
     stop = StopRequest(cloud)
     listen(cloud, stop.hear)
     try:
@@ -69,8 +83,8 @@ def main(argv: list[str]) -> int:
         config = read_config()
         os.environ.update(own_envs(os.environ))  # before anything is counted, and for the ranks too
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
-        # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
-        managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
+        if managed:
+            await_store(folder, lambda: stop.received)
         rented = Rented(folder, document, node=node_rank()) if managed else None
         if rented and rented.has_finished_before():
             print("training had finished before", flush=True)
@@ -78,7 +92,9 @@ def main(argv: list[str]) -> int:
         attempt = own_attempt(folder, document, started_at) if node_rank() == 0 else None
     except LdlmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.node_exit_code
+        if not managed or not isinstance(error, AwayError):
+            return error.node_exit_code
+        return ExitCode.RECOVER if stop.received else code_without_store()
     if rented:
         stop.is_wished = rented.is_stop_wished
     follower, is_wrong, is_hung = None, False, False
@@ -212,13 +228,15 @@ def run_document(document: Document, attempt: Attempt | None, stop: StopRequest,
     with tempfile.TemporaryDirectory(prefix="ldlm-node-") as folder:
         ends = Path(folder)
         command = train_command() if document is Document.TRAIN else [sys.executable, "-m", "trainer.bench"]
-        with node_watch.hold(ends):
+        with relayed() as output, node_watch.hold(ends):
             told = {Env.BENCH_UNTIL: until.isoformat()} if until else {}
             environment = child_environment(ends, attempt, stop.shutdown_timeout_s) | told
             if document is Document.TRAIN:
-                encoder_fetch.begin(config.token_encoder, environment)
-            child = subprocess.Popen(command, env=environment)
+                encoder_fetch.begin(config.token_encoder, environment, output)
+            child = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
             wait_for(child, ends, stop, overdue, HangWatch(ends, config.hang_s))
+        if child.returncode is None:
+            say_wrong(Path.home())
         stop.learn(ends)
         num_expected = ranks_per_node() if document is Document.TRAIN else 1
         return node_end(RankEnd.read_all(ends), num_expected, child.returncode, stopped=stop.why)
@@ -269,21 +287,22 @@ def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
         time.sleep(0.2)
         if overdue and datetime.now(UTC) >= overdue:
             print("warning: it is far past its limits and has not ended: it hangs and is killed", flush=True)
-            kill_tree(child)
+            break
         stop.pass_on(ends)
-        if stop.received and not RankEnd.listening(ends):
-            kill_tree(child)  # still starting: nothing is there to be saved, and the time is billed
-        if stop.is_over():
-            kill_tree(child)
+        # Still starting: nothing is there to be saved, and the time is billed.
+        is_starting = stop.received and not RankEnd.listening(ends)
         if failed_at is None and has_failed(ends):
             failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S:
-            kill_tree(child)
+        has_waited = failed_at is not None and time.monotonic() - failed_at > _PEER_GRACE_S
+        if is_starting or stop.is_over() or has_waited:
+            break
         if failed_at is None and watch and (problem := watch.look()):
             error = watch.error(problem)
             time.sleep(_OTHER_NODES_S if num_nodes() > 1 else 0)
             kill_tree(child)
             raise error
+    if child.returncode is None:
+        kill_tree(child)
 
 
 def has_failed(ends: Path) -> bool:
@@ -293,25 +312,13 @@ def has_failed(ends: Path) -> bool:
     return len(gone) > len(told) or any(end.code not in _GOOD for end in told)
 
 
-def kill_tree(child: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL to the program and everything that it started: torchrun's ranks would survive it."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        family = psutil.Process(child.pid).children(recursive=True)
-        child.kill()
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(family, timeout=5)
-    child.wait()
-
-
-def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped: str = "") -> RankEnd:
+def node_end(ends: list[RankEnd], num_expected: int, returncode: int | None, *, stopped: str = "") -> RankEnd:
     """One end out of those of all ranks: a named failure first, then a missing rank, then the rest.
 
     Args:
         ends: What the ranks of this node have left.
         num_expected: How many ranks there were.
-        returncode: Of torchrun, or of the benchmark.
+        returncode: Of torchrun, or of the benchmark; None: it survives SIGKILL.
         stopped: Why this node was to stop, if it was: a rank that died without a word was taken then, it did
             not crash.
     """
@@ -326,6 +333,8 @@ def node_end(ends: list[RankEnd], num_expected: int, returncode: int, *, stopped
         missing = f"{num_expected - len(ends)} of {num_expected} ranks"
         if stopped:
             return RankEnd(ExitCode.RECOVER, f"{stopped}; {missing} ended without a last checkpoint")
+        if returncode is None:
+            return RankEnd(1, f"{missing} told nothing and survive SIGKILL: a GPU or a disk does not answer")
         return RankEnd(1, f"{missing} died without a word (torchrun's code {returncode}): "
                           "killed, out of memory, or a hardware fault")
     return max(ends, key=lambda end: end.code)

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from trainer.contract import Document, ExitCode, LdlmError, Name, Outcome, RankEnd
+from trainer.contract import (
+    MAX_WRONG_MACHINES,
+    AwayError,
+    Document,
+    ExitCode,
+    LdlmError,
+    Name,
+    Outcome,
+    RankEnd,
+)
 from trainer.lease import await_free, owner_here
 from trainer.limits import LimitError
 from trainer.machine import MachineError
@@ -19,12 +28,42 @@ from trainer.run_folder import STARTS, Event, RunFolder, RunOutcome, StopWish
 from trainer.wrong_machine import say_wrong
 
 _LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
-_MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
+# A recovered run that ends has to be started again by hand; ten minutes of a machine are cheaper (guess).
+_STORE_S, _ASK_AGAIN_S = 600.0, 10.0
 # Nodes start together and see within seconds what they have been given; to give their machines back, rent
 # others and set these up takes longer (guess).
 _NODES_WITHIN = timedelta(minutes=2)
 _ENDS = {ExitCode.STOPPED: Outcome.STOPPED, ExitCode.BROKEN: Outcome.DIVERGED,
          ExitCode.BAD_CONFIG: Outcome.BAD_CONFIG}
+
+
+def await_store(folder: RunFolder, is_over: Callable[[], bool]) -> None:
+    """Return once the store of a run answers.
+
+    Args:
+        is_over: True where nobody waits for it any more.
+
+    Raises:
+        AwayError: It has not in ten minutes.
+        StoreError: It refuses.
+    """
+    give_up = time.monotonic() + _STORE_S
+    while True:
+        try:
+            folder.exists()
+        except AwayError as error:
+            if is_over() or time.monotonic() >= give_up:
+                raise
+            print(f"warning: the store does not answer, trying again: {error.problem}", flush=True)
+            time.sleep(_ASK_AGAIN_S)
+        else:
+            return
+
+
+def code_without_store() -> int:
+    """What a node tells SkyPilot that cannot reach the store: it asks for another machine where wrong ones
+    say so to who rents, and are counted there (`launcher/waits.py`). Elsewhere that might have no end."""
+    return ExitCode.RECOVER if say_wrong(Path.home()) else 1
 
 
 def wrong_rentals(events: Iterable[Event]) -> int:
@@ -111,8 +150,8 @@ class Rented:
         self._folder.add_event("wrong_machine", datetime.now(UTC), problem=error.problem, host=error.place,
                                node=self._node)
         found = wrong_rentals(event for event in self._folder.events() if event.at > self._started_at)
-        if found < _MAX_WRONG_MACHINES:
-            return RankEnd(ExitCode.RECOVER, f"wrong machine ({found} of {_MAX_WRONG_MACHINES}): {error}")
+        if found < MAX_WRONG_MACHINES:
+            return RankEnd(ExitCode.RECOVER, f"wrong machine ({found} of {MAX_WRONG_MACHINES}): {error}")
         self._outcome = Outcome.NO_CAPACITY
         return RankEnd(ExitCode.BROKEN, f"{found} machines were wrong since this run was started; the last: "
                        f"{error.problem}")

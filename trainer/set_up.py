@@ -16,12 +16,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
+
+from trainer.relay import relayed
 
 # CUDA and torch are about 4 GB: six minutes at the slowest line that a machine of Vast may have, twenty with
 # what unpacking takes on a slow disk (guess). At the limit a machine has cost an hour.
 LIMIT_S = 3600.0
+# The node's own program, without torch, is made in any case: it alone can end a run at its limit. A minute
+# where it was measured (guess).
+_NODE_S = 600.0
 LATE_NOTE = Path("~/.ldlm_set_up_late")
 _PYTHON = Path(".venv-train/bin/python")
 _STAMP = Path(".venv-train/ldlm-installed.json")  # of trainer.environment: with it, the node's program starts
@@ -48,16 +53,16 @@ def limit_s(environ: Mapping[str, str], now: datetime) -> float:
 
 
 class _Steps:
-    """The commands of one set-up, which share its time."""
+    """The commands of one set-up, which share its time and print into one descriptor."""
 
-    def __init__(self, seconds: float) -> None:
-        self._ends_at = time.monotonic() + seconds
+    def __init__(self, seconds: float, output: int) -> None:
+        self._ends_at, self._output = time.monotonic() + seconds, output
 
-    def run(self, command: Sequence[str]) -> int:
+    def run(self, command: Sequence[str], at_least_s: float = 0.0) -> int:
         """Exit code of a command. Raises subprocess.TimeoutExpired once the time is over and it is killed."""
-        process = subprocess.Popen(command, start_new_session=True)
+        process = subprocess.Popen(command, start_new_session=True, stdout=self._output, stderr=self._output)
         try:
-            return process.wait(max(0.0, self._ends_at - time.monotonic()))
+            return process.wait(max(at_least_s, self._ends_at - time.monotonic()))
         except subprocess.TimeoutExpired:
             # With all that it has started. Nobody waits for its end: on a dead disk there is none.
             os.killpg(process.pid, signal.SIGKILL)
@@ -67,7 +72,7 @@ class _Steps:
 def set_up(steps: _Steps, options: Sequence[str]) -> int:
     """Make the environment, unless this machine is a wrong one. Returns the exit code."""
     environment = [sys.executable, "-m", "trainer.environment"]
-    if code := steps.run([*environment, "--node"]):
+    if code := steps.run([*environment, "--node"], _NODE_S):
         return code
     if steps.run([str(_PYTHON), "-m", "trainer.first_look"]):
         return 0  # the node will say so, and count it
@@ -79,9 +84,10 @@ def main(options: Sequence[str], environ: Mapping[str, str]) -> int:
     note = LATE_NOTE.expanduser()
     if note.exists():
         note.unlink()
-    seconds = limit_s(environ, datetime.now(UTC))
+    seconds = limit_s(environ, datetime.now(timezone.utc))  # noqa: UP017  Python 3.8
     try:
-        return set_up(_Steps(seconds), options)
+        with relayed() as output:
+            return set_up(_Steps(seconds, output), options)
     except subprocess.TimeoutExpired as late:
         problem = f"set-up did not end within {seconds / 60:.0f} minutes: it was at `{' '.join(late.cmd)}`"
         print(f"error: {problem}", file=sys.stderr, flush=True)

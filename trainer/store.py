@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from trainer import aws
-from trainer.contract import ConfigError, Env, ExitCode, StoreError
+from trainer.contract import AwayError, ConfigError, Env, ExitCode, StoreError
 
 # obstore's own defaults retry for three minutes. A heartbeat is worth less than that, a checkpoint
 # is tried again at its next interval (guess, not measured on a real cloud).
@@ -35,6 +35,9 @@ HOW_TO_SIGN_IN = {
 }
 # Where a rented machine finds its own identity. Elsewhere it is the last place that a client tries.
 _METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
+# No connection, a server's own trouble, or this machine's clock. What else is refused is so everywhere.
+_AWAY = re.compile(r"HTTP error: |status code: (5\d\d|429)\b|RequestTimeTooSkewed")
+_NO_BUCKET = re.compile("(?i)nosuchbucket|bucket does not exist|containernotfound")
 _REDIRECT = "Received redirect without LOCATION"  # obstore's words for S3's answer from a wrong region
 
 
@@ -338,19 +341,15 @@ def _explained(message: str, place: str, verb: str) -> StoreError:
     problem = f"{said[1]}: {said[2]}" if said else first_line[:300]
     if _REDIRECT in message:
         problem = "the bucket is in another region than the store's URL, or the environment, says"
-    kind = NoBucketError if _is_no_bucket(message) else StoreError
+    kind = NoBucketError if _NO_BUCKET.search(message) else AwayError if _AWAY.search(message) else StoreError
     return kind(f"cannot {verb}: {problem}", place=place, fix=_fix_for(message, scheme))
-
-
-def _is_no_bucket(message: str) -> bool:
-    return bool(re.search("(?i)nosuchbucket|bucket does not exist|containernotfound", message))
 
 
 def _fix_for(message: str, scheme: str) -> str:
     lowered = re.sub(r":\d+/", "/", message.lower())  # without ports, which may look like a status
     if "no space left" in lowered:
         return "free disk space, or name another store with --store"
-    if _is_no_bucket(message):
+    if _NO_BUCKET.search(message):
         return "check that the bucket exists, in the region and at the endpoint that the URL names"
     if expected := re.search(r"region '[\w-]+' is wrong; expecting '([\w-]+)'", message):
         return f"name the bucket's region in the store's URL: ?region={expected[1]}"
