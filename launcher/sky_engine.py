@@ -101,8 +101,15 @@ class SkyEngine:
             if on_lock:
                 on_lock()
             self._say("handing the task and this checkout to SkyPilot ...")
-            sky.get(sky.jobs.launch(dag, name=run_id))
+            self._launch(sky, dag, run_id)
         self._seen.pop(run_id, None)
+
+    def _launch(self, sky: Any, dag: Any, run_id: str) -> None:
+        try:
+            sky.get(sky.jobs.launch(dag, name=run_id))
+        except OSError:  # of requests: the server may have the task, and no job of it yet
+            self._seen[run_id] = (time.monotonic(), EngineState(EnginePhase.UNKNOWN))
+            raise
 
     def state(self, run_id: str) -> EngineState:
         """What SkyPilot knows of a run now.
@@ -318,17 +325,10 @@ def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S, body: Any = N
 
     Args:
         body: Sent as JSON; None: nothing.
-
-    Raises:
-        EngineError: It does not answer.
     """
     from sky.server import common
 
-    try:
-        return common.make_authenticated_request(verb, path, timeout=timeout_s, json=body)
-    except OSError as error:  # of requests
-        raise EngineError("SkyPilot's API server does not answer", place=server_url(),
-                          fix=start_words()) from error
+    return common.make_authenticated_request(verb, path, timeout=timeout_s, json=body)
 
 
 def alive_jobs() -> list[str]:
@@ -355,6 +355,7 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
         from launcher.controller_ssh import server_url as reachable
 
         is_new = tell_sky(reachable(said))
+    from requests import RequestException
     from sky.server import common
 
     import sky
@@ -371,8 +372,8 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
             say(f"starting SkyPilot's API server at {common.get_server_url()}")
             forget_health()
         yield sky
-    except exceptions.ApiServerConnectionError as error:
-        raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
+    except (exceptions.ApiServerConnectionError, RequestException) as error:
+        raise EngineError("SkyPilot's API server does not answer", place=server_url(),
                           fix=start_words()) from error
     except Exception as error:
         if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):
