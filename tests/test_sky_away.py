@@ -11,7 +11,10 @@ from fake_sky_server import LAUNCH, QUEUE, FakeSkyServer, fake_sky_server  # noq
 
 from launcher.engine import EnginePhase  # noqa: E402
 from launcher.errors import EngineError  # noqa: E402
+from launcher.market import MARKET, Wish  # noqa: E402
+from launcher.rentals import RENTALS  # noqa: E402
 from launcher.sky_engine import SkyEngine  # noqa: E402
+from launcher.sweep import CLUSTERS, MACHINES  # noqa: E402
 from trainer.store import open_store  # noqa: E402
 
 RUNNING = {"job_id": 3, "task_id": 0, "job_name": "one", "task_name": "train", "status": "RUNNING",
@@ -68,3 +71,17 @@ def test_a_task_whose_taking_was_not_confirmed_may_run(server: FakeSkyServer, en
         engine.submit(TASK)
     assert LAUNCH in server.asked
     assert engine.state("one").phase is EnginePhase.UNKNOWN  # it has no job of this name yet
+
+
+@pytest.mark.parametrize("page", ["<html>Sign in</html>", '{"machines": [], "of_a_later_ldlm": 1}'])
+@pytest.mark.parametrize("path", [f"{RENTALS}/one", MACHINES, CLUSTERS, MARKET, "/api/get"])
+def test_an_answer_that_nobody_here_understands_is_refused_with_what_to_do(
+        page: str, path: str, server: FakeSkyServer, engine: SkyEngine) -> None:
+    server.pages[path] = page
+    ask = {f"{RENTALS}/one": lambda: engine.rentals("one"), MACHINES: engine.machines,
+           CLUSTERS: engine.clusters, "/api/get": lambda: engine.ask("one"),
+           MARKET: lambda: engine.market(Wish.model_construct())}[path]
+    with pytest.raises(EngineError, match="API server answers what this ldlm does not understand") as caught:
+        ask()
+    assert caught.value.place == server.url
+    assert "ldlm controller up" in str(caught.value.fix)
