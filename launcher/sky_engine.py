@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 
-from launcher.engine import ALIVE, EnginePhase, EngineState
+from launcher.engine import ALIVE, OVER, EnginePhase, EngineState
 from launcher.errors import EngineError
 from launcher.frozen import Frozen
 from launcher.market import MARKET, Market, Wish
@@ -84,7 +84,7 @@ class SkyEngine:
         with sky_sdk(self._say) as sky:
             from sky.utils import dag_utils
 
-            if job_state(self._newest(sky, run_id)).phase in ALIVE:
+            if job_state(self._newest(sky, run_id)).phase not in OVER:
                 raise EngineError(f"run {run_id} is running", place="SkyPilot",
                                   fix=f"watch it: ldlm logs -f {run_id}")
             dag = dag_utils.load_chain_dag_from_yaml_str(task)
@@ -145,7 +145,7 @@ class SkyEngine:
             EngineError: Nothing of this run is running there.
         """
         state, folder = self.ask(run_id), RunFolder(self._store, run_id)
-        if state.phase not in ALIVE:
+        if state.phase in OVER:
             raise EngineError(f"run {run_id} is not running on SkyPilot ({state.detail or 'no such job'})",
                               place="SkyPilot", fix=f"see how it ended: ldlm status {run_id}")
         wish = folder.find(Name.STOP, StopWish)
