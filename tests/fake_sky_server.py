@@ -1,7 +1,6 @@
 """A small API server of SkyPilot: well, knows some managed jobs, and may lose connections in the middle."""
 
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,14 +45,13 @@ class FakeSkyServer:
 @contextmanager
 def fake_sky_server() -> Iterator[FakeSkyServer]:
     """Serve on a free port."""
-    fake, one_at_a_time = FakeSkyServer(), threading.Lock()
+    fake = FakeSkyServer()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path, _, query = self.path.partition("?")
-            with one_at_a_time:
-                fake.asked.append(path)
+            fake.asked.append(path)
             if path == "/api/health":
                 self.answer(json.dumps(HEALTH))
             elif path in fake.pages:

@@ -9,6 +9,7 @@ from typing import cast
 
 import pytest
 from cli_lab import environment, files_below, ldlm, refused
+from launch_examples import example_recipe
 from run_stories import NOON, Story, at
 
 common = pytest.importorskip("sky.server.common")
@@ -25,6 +26,7 @@ from launcher.rentals import RENTALS  # noqa: E402
 from launcher.run_record import load_record  # noqa: E402
 from launcher.sky_engine import SkyEngine  # noqa: E402
 from launcher.sweep import CLUSTERS, MACHINES  # noqa: E402
+from trainer.contract import Name  # noqa: E402
 from trainer.store import open_store  # noqa: E402
 
 RUNNING = {"job_id": 3, "task_id": 0, "job_name": "one", "task_name": "train", "status": "RUNNING",
@@ -118,7 +120,7 @@ def test_a_rented_run_that_cannot_be_asked_about_is_neither_deleted_nor_continue
     for words in (("rm", "one", "--yes"), ("rm", "one", "--all", "--yes"),
                   ("resume", "one", "--infra", "local", "--yes")):
         said = " ".join(refused(6, *words, *store, env=env).split())
-        assert ("whether run one is running cannot be told: SkyPilot's API server does not answer" in said)
+        assert "whether run one is running cannot be told: SkyPilot's API server does not answer" in said
         assert "fix: see that it runs and can be reached from here" in said and "then repeat this" in said
     assert files_below(tmp_path / "store") == before and story.folder.exists()
 
@@ -129,6 +131,13 @@ def test_the_status_of_a_rented_run_that_cannot_be_asked_about_does_not_say_that
     said = " ".join(ldlm("status", "one", "--store", f"file://{tmp_path}/store",
                          env=environment(HOME=str(tmp_path), **NOBODY)).stdout.split())
     assert "whether run one is running cannot be told" in said and "ldlm resume" not in said
+
+
+def test_a_canary_that_may_still_run_is_not_judged(tmp_path: Path) -> None:
+    rented(tmp_path, 2).folder.write(Name.RECIPE, example_recipe("canary=true"))
+    said = refused(6, "canary", "one", "--store", f"file://{tmp_path}/store",
+                   env=environment(HOME=str(tmp_path), **NOBODY))
+    assert "whether run one is running cannot be told" in " ".join(said.split())
 
 
 @pytest.mark.parametrize(("state", "host", "infra", "says"), [
