@@ -18,7 +18,7 @@ from launcher.canary_claims import judge, verdicts_json
 from launcher.canary_evidence import Evidence, Mark, Verdict
 from launcher.canary_file import as_text, contents, secrets_of, without_secrets
 from launcher.engine import ALIVE
-from launcher.engines import sky_engine
+from launcher.engines import cannot_tell, is_hidden, sky_engine
 from launcher.errors import EngineError, LdlmError, RunRecordError
 from launcher.history import newest_limits, recorded_recipe
 from launcher.node_secrets import node_secrets
@@ -61,7 +61,7 @@ def judge_run(run_id: str, store: str | None, *, as_json: bool = False, patience
             has not changed for three minutes.
 
     Raises:
-        RunRecordError: There is no such run, it has not ended, or it is no canary.
+        RunRecordError: There is no such run, it has not ended or may not have, or it is no canary.
         LdlmError: A claim does not hold.
     """
     look = _wait(run_id, store, patience_s)
@@ -112,6 +112,8 @@ def _look(run_id: str, store_option: str | None) -> _Look:
     if view.engine.phase in ALIVE:
         raise RunRecordError(f"run {run_id} is under way", place=record.url,
                              fix=f"judge it when it has ended: ldlm status {run_id}")
+    if is_hidden(record, view.engine):
+        raise cannot_tell(record, view.engine)
     charges, left = _ask_vast(view, store)
     ours = usd_by_instance(record.attempts, charged_until(record.attempts, view.charged_to), record.rentals,
                            view.charged_to)

@@ -13,7 +13,15 @@ from launcher.ask_market import with_market
 from launcher.canary import own_preemption
 from launcher.candidates import choose
 from launcher.engine import ALIVE, EnginePhase
-from launcher.engines import check_server, engine_at, sky_engine, state_of
+from launcher.engines import (
+    cannot_tell,
+    check_is_over,
+    check_server,
+    engine_at,
+    is_hidden,
+    sky_engine,
+    state_of,
+)
 from launcher.errors import (
     EngineError,
     RecipeError,
@@ -39,7 +47,6 @@ from launcher.run_record import (
     RunView,
     create_record,
     ending_words,
-    is_alive_elsewhere,
     load_record,
     look_at,
 )
@@ -190,10 +197,11 @@ def _hand_over(proposal: Proposal, preempt_at: PreemptAt | None,
         else:
             engine.submit(proposal.task.text, on_lock=on_lock)
     except EngineError as error:
-        if engine.state(proposal.plan.run_id).phase in ALIVE:
+        phase = engine.state(proposal.plan.run_id).phase
+        if phase in ALIVE:
             raise
         raise EngineError(error.problem, place=error.place,
-                          fix=f"{error.fix}; {_recorded_only(proposal)}") from error
+                          fix=f"{error.fix}; {left_behind(proposal, phase)}") from error
 
 
 def _check_ready(proposal: Proposal, *, resuming: bool) -> None:
@@ -220,7 +228,7 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
     """Plan what is left of a run, by its own recipe and the limits of its last start.
 
     Raises:
-        RunRecordError: No such run, it has finished, it is running, or its checkpoints were deleted.
+        RunRecordError: No such run, it has finished, it runs or may run, or its checkpoints were deleted.
         RecipeError: Its text or its encoder is not there any more, or is another.
         NoOfferError: What is left does not fit into what its cap leaves.
     """
@@ -229,13 +237,8 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
         raise RunRecordError(f"run {run_id} has finished: there is nothing to resume", place=record.url,
                              fix=f"see what it cost: ldlm cost {run_id}")
     state = state_of(record, store)
-    if state.phase in ALIVE:
-        raise RunRecordError(f"run {run_id} is running", place=record.url,
-                             fix=f"watch it: ldlm logs -f {run_id}")
-    if state.phase is EnginePhase.NONE and is_alive_elsewhere(record, now):
-        host = record.attempts[-1].attempt.host
-        raise RunRecordError(f"run {run_id} is running on {host}", place=record.url,
-                             fix="stop it there; two machines would spoil each other's checkpoints")
+    check_is_over(record, state, now, if_here=f"watch it: ldlm logs -f {run_id}",
+                  if_elsewhere="stop it there; two machines would spoil each other's checkpoints")
     check_has_checkpoint(store, record)
     recipe = recorded_recipe(RunFolder(store, run_id))
     check_files(recipe)
@@ -282,13 +285,17 @@ def after_interrupt(proposal: Proposal) -> str:
     if phase is EnginePhase.ENDED:
         return f"no longer watching, the run has ended: ldlm status {run_id}"
     if may_exist(url) and RunFolder(open_store(url), run_id).exists():
-        return _recorded_only(proposal)
+        # A task that is on its way to SkyPilot arrives without whoever sent it.
+        return left_behind(proposal, phase if proposal.is_local else EnginePhase.UNKNOWN)
     return "interrupted, so nothing was done"
 
 
-def _recorded_only(proposal: Proposal) -> str:
+def left_behind(proposal: Proposal, phase: EnginePhase) -> str:
+    """What became of a run that was recorded, and that no engine is known to have: one line."""
     # The engine may not have its task, so nothing else says where the run is.
     which = f"{proposal.plan.run_id} --store {shlex.quote(proposal.recipe.store or '')}"
+    if phase is EnginePhase.UNKNOWN and not proposal.is_local:
+        return f"whether the run is under way cannot be told now; ask again in a minute: ldlm status {which}"
     return f"the run is recorded but does not run: ldlm resume {which}, or ldlm rm {which} --all"
 
 
@@ -306,8 +313,11 @@ def end_words(view: RunView) -> str:
 
     Raises:
         EngineError: It did not end as it should.
+        RunRecordError: Nobody can tell whether it has ended.
     """
     record, run_id = view.record, view.record.run_id
+    if is_hidden(record, view.engine):
+        raise cannot_tell(record, view.engine)
     if record.outcome is None:
         raise EngineError(f"run {run_id} is not supervised any more: {view.engine.detail}", place=record.url,
                           fix=f"continue it: {resume_command(record)}")

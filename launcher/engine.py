@@ -21,10 +21,11 @@ class EnginePhase(StrEnum):
     RUNNING = "running"
     STOPPING = "stopping"
     ENDED = "ended"
-    UNKNOWN = "unknown"  # it was running, but who supervised it is gone
+    UNKNOWN = "unknown"  # who supervised it is gone, does not answer, or says what nobody here understands
 
 
 ALIVE = (EnginePhase.RUNNING, EnginePhase.STOPPING)
+OVER = (EnginePhase.NONE, EnginePhase.ENDED)  # of `unknown` neither is known
 
 
 @dataclass(frozen=True)

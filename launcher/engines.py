@@ -3,13 +3,15 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from socket import gethostname
 from typing import TYPE_CHECKING
 
-from launcher.engine import Engine, EnginePhase, EngineState
-from launcher.errors import EngineError
+from launcher.engine import ALIVE, Engine, EnginePhase, EngineState
+from launcher.errors import EngineError, RunRecordError
 from launcher.local_engine import LocalEngine
 from launcher.rentals import merged
-from launcher.run_record import RunRecord, RunView, load_record, look_at
+from launcher.run_record import RunRecord, RunView, is_alive_elsewhere, load_record, look_at
+from launcher.server_health import start_words
 from launcher.settle import settle
 from trainer.contract import Name, StoreError
 from trainer.run_folder import RunFolder
@@ -63,6 +65,46 @@ def state_of(record: RunRecord, store: Store) -> EngineState:
     if record.has_ended and record.infra != "local":
         return EngineState(EnginePhase.ENDED)
     return engine_of(record, store).state(record.run_id)
+
+
+def check_is_over(record: RunRecord, state: EngineState, now: datetime, *, if_here: str,
+                  if_elsewhere: str) -> None:
+    """Refuse what may only be done to a run that nothing carries out.
+
+    Args:
+        if_here: What to do about one that its engine has under way.
+        if_elsewhere: About one that its engine does not have, and whose machine lives.
+
+    Raises:
+        RunRecordError: It runs, or nobody can tell.
+    """
+    if state.phase in ALIVE:
+        raise RunRecordError(f"run {record.run_id} is running", place=record.url, fix=if_here)
+    if is_hidden(record, state):
+        raise cannot_tell(record, state)
+    if is_alive_elsewhere(record, now) and not _knows_its_machine(record, state):
+        host = record.attempts[-1].attempt.host
+        raise RunRecordError(f"run {record.run_id} is running on {host}", place=record.url, fix=if_elsewhere)
+
+
+def is_hidden(record: RunRecord, state: EngineState) -> bool:
+    """True if a run at a cloud may cost money and write checkpoints, and its engine cannot say so."""
+    return record.infra != "local" and state.phase is EnginePhase.UNKNOWN
+
+
+def cannot_tell(record: RunRecord, state: EngineState) -> RunRecordError:
+    """What is said of a run that is hidden."""
+    ask = "see what SkyPilot says of it: .venv/bin/sky jobs queue" if state.word else start_words()
+    return RunRecordError(f"whether run {record.run_id} is running cannot be told: {state.detail}",
+                          place=record.url, fix=f"{ask}; then repeat this")
+
+
+def _knows_its_machine(record: RunRecord, state: EngineState) -> bool:
+    """True if what an engine says outweighs a recent sign of life."""
+    if record.infra == "local":
+        return state.phase is not EnginePhase.NONE and record.attempts[-1].attempt.host == gethostname()
+    heard_since = state.ended_at and record.last_seen and record.last_seen > state.ended_at
+    return state.phase is EnginePhase.ENDED and not heard_since
 
 
 def view(record: RunRecord, store: Store) -> RunView:

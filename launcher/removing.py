@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 
 from launcher import console
 from launcher.carry_out import ask, end_interrupted
-from launcher.engine import ALIVE, EnginePhase
+from launcher.engine import ALIVE
 from launcher.engine_folder import engine_home
-from launcher.engines import state_of
+from launcher.engines import check_is_over, state_of
 from launcher.errors import LdlmError, RunRecordError, StoreError
 from launcher.kept import a_month, usd_per_month
 from launcher.local_engine import LocalEngine
-from launcher.run_record import is_alive_elsewhere, load_record
+from launcher.run_record import load_record
 from launcher.runs import find_run, store_of
 from launcher.store_prices import OWN_DISK, store_price
 from launcher.unfinished_uploads import UnfinishedUpload, abort_uploads, unfinished_uploads, what_remains
@@ -77,20 +77,16 @@ def run_rm(run_id: str, store_option: str | None, *, everything: bool, yes: bool
 
 def check_not_alive(folder: RunFolder) -> None:
     """Raise RunRecordError while some machine may still write into a run."""
-    run_id, fix = folder.run_id, f"stop it first: ldlm stop {folder.run_id}"
-    here = LocalEngine().state(run_id)
+    stop = f"stop it first: ldlm stop {folder.run_id}"
+    here = LocalEngine().state(folder.run_id)
     if here.phase in ALIVE:
-        raise RunRecordError(f"run {run_id} is running", place=folder.url, fix=fix)
+        raise RunRecordError(f"run {folder.run_id} is running", place=folder.url, fix=stop)
     try:
-        record = load_record(folder.store, run_id)
+        record = load_record(folder.store, folder.run_id)
     except LdlmError:  # a damaged record is one more reason to delete it
         return
-    state = here if record.infra == "local" else state_of(record, folder.store)
-    if state.phase in ALIVE:
-        raise RunRecordError(f"run {run_id} is running", place=folder.url, fix=fix)
-    if state.phase is EnginePhase.NONE and is_alive_elsewhere(record, datetime.now(UTC)):
-        host = record.attempts[-1].attempt.host
-        raise RunRecordError(f"run {run_id} is running on {host}", place=folder.url, fix=f"{fix}, there")
+    check_is_over(record, state_of(record, folder.store), datetime.now(UTC), if_here=stop,
+                  if_elsewhere=f"{stop}, there")
 
 
 def find_doomed(folder: RunFolder, *, everything: bool) -> Doomed:

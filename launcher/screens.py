@@ -9,6 +9,7 @@ from launcher import console
 from launcher.commands import resume_command
 from launcher.cost import Range
 from launcher.engine import EnginePhase
+from launcher.engines import cannot_tell, is_hidden
 from launcher.follow import describe
 from launcher.learning import Learned
 from launcher.learning_screen import show_learning
@@ -99,6 +100,9 @@ def _idle_words(gpus: Sequence[IdleGpu]) -> str:
 
 def _nobody_supervises(view: RunView) -> str:
     """Why a run stands still, and what starts it again."""
+    if is_hidden(view.record, view.engine):
+        error = cannot_tell(view.record, view.engine)
+        return f"{error.problem}; {error.fix}"
     resume = f"continue it: {resume_command(view.record)}"
     if view.engine.phase is EnginePhase.NONE and view.record.attempts:
         return f"it did not run on this machine, and nothing has been heard of it for long; {resume}"

@@ -9,44 +9,38 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import ValidationError
 
-from launcher.engine import ALIVE, EnginePhase, EngineState
+from launcher.engine import ALIVE, OVER, EnginePhase, EngineState
 from launcher.errors import EngineError
+from launcher.frozen import Frozen
 from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets, service_keys
 from launcher.reconcile import CHARGES, Charges
 from launcher.rentals import RENTALS, Rental, Rentals
 from launcher.server_health import forget_health, start_words
 from launcher.settings import API_SERVER, api_server, tell_sky
-from launcher.sky_errors import gateway_s_reason, in_one_line, refusal
+from launcher.sky_errors import gateway_s_reason, not_understood, refusal
+from launcher.sky_jobs import ENDED, FIELDS, Row, job_state
 from launcher.sky_places import check_places
 from launcher.store_keys import Needs
 from launcher.sweep import CLUSTERS, MACHINES, Machines
-from launcher.waits import end_in
-from trainer.contract import Document, Name
+from trainer.contract import Name
 from trainer.run_folder import STARTS, RunFolder, StopWish
 from trainer.store import Store
 
 _FRESH_S = 3.0  # SkyPilot itself looks at nodes every 15 s; an answer takes up to a second
 _ANSWER_S = 20
 _CLOUDS_ANSWER_S = 120  # of clouds about machines, one after the other (guess)
-_FIELDS = ("job_id", "task_id", "job_name", "task_name", "status", "recovery_count", "failure_reason",
-           "cloud", "region", "details", "end_at")
-# SkyPilot 0.14.1, sky/jobs/state.py.
-_ALIVE = {"PENDING", "SUBMITTED", "STARTING", "RUNNING", "WINDING_DOWN", "RECOVERING"}
-_STOPPING = {"CANCELLING"}
-_SUCCEEDED = "SUCCEEDED"
-_ENDED = {_SUCCEEDED, "CANCELLED", "FAILED", "FAILED_SETUP", "FAILED_PRECHECKS", "FAILED_NO_RESOURCE",
-          "FAILED_CONTROLLER"}
-Row = Mapping[str, Any]  # of SkyPilot's queue: one task of one job
+_Answer = TypeVar("_Answer", bound=Frozen)
 
 
 class SkyEngine:
@@ -90,7 +84,7 @@ class SkyEngine:
         with sky_sdk(self._say) as sky:
             from sky.utils import dag_utils
 
-            if _state_of(self._newest(sky, run_id)).phase in ALIVE:
+            if job_state(self._newest(sky, run_id)).phase not in OVER:
                 raise EngineError(f"run {run_id} is running", place="SkyPilot",
                                   fix=f"watch it: ldlm logs -f {run_id}")
             dag = dag_utils.load_chain_dag_from_yaml_str(task)
@@ -101,8 +95,15 @@ class SkyEngine:
             if on_lock:
                 on_lock()
             self._say("handing the task and this checkout to SkyPilot ...")
-            sky.get(sky.jobs.launch(dag, name=run_id))
+            self._launch(sky, dag, run_id)
         self._seen.pop(run_id, None)
+
+    def _launch(self, sky: Any, dag: Any, run_id: str) -> None:
+        try:
+            sky.get(sky.jobs.launch(dag, name=run_id))
+        except OSError:  # of requests: the server may have the task, and no job of it yet
+            self._seen[run_id] = (time.monotonic(), EngineState(EnginePhase.UNKNOWN))
+            raise
 
     def state(self, run_id: str) -> EngineState:
         """What SkyPilot knows of a run now.
@@ -124,7 +125,7 @@ class SkyEngine:
     def ask(self, run_id: str) -> EngineState:
         """What SkyPilot knows of a run now. Raises EngineError where it does not answer."""
         with sky_sdk(self._say) as sky:
-            return _state_of(self._newest(sky, run_id))
+            return job_state(self._newest(sky, run_id))
 
     def logs(self, run_id: str, follow: bool = False) -> Iterator[str]:
         """Lines of the newest attempt, as SkyPilot has them.
@@ -144,7 +145,7 @@ class SkyEngine:
             EngineError: Nothing of this run is running there.
         """
         state, folder = self.ask(run_id), RunFolder(self._store, run_id)
-        if state.phase not in ALIVE:
+        if state.phase in OVER:
             raise EngineError(f"run {run_id} is not running on SkyPilot ({state.detail or 'no such job'})",
                               place="SkyPilot", fix=f"see how it ended: ldlm status {run_id}")
         wish = folder.find(Name.STOP, StopWish)
@@ -166,7 +167,7 @@ class SkyEngine:
             EngineError: It does not answer.
         """
         answer = self._ask_plugin("GET", f"{RENTALS}/{run_id}")
-        return Rentals.model_validate_json(answer.text) if answer.ok else None
+        return _read(Rentals, answer) if answer.ok else None
 
     def charges(self, rentals: Sequence[Rental]) -> Charges:
         """What Vast's own record says that machines have cost; one that is not in it yet is left out.
@@ -177,7 +178,7 @@ class SkyEngine:
         ids = ",".join(rental.instance_id for rental in rentals)
         since = min(rental.rented_at for rental in rentals)
         path = f"{CHARGES}?instance_ids={ids}&since={since.timestamp():.0f}"
-        return Charges.model_validate_json(self._insist("GET", path).text)
+        return _read(Charges, self._insist("GET", path))
 
     def take_machines(self, run_id: str) -> None:
         """Take the machines of a run away as a provider does, without a word to what runs on them.
@@ -203,7 +204,7 @@ class SkyEngine:
         Raises:
             EngineError: The API server does not answer, has no plugin of ours, or Vast does not answer it.
         """
-        return Machines.model_validate_json(self._insist("GET", MACHINES).text)
+        return _read(Machines, self._insist("GET", MACHINES))
 
     def give_back(self, instance_id: str) -> None:
         """End a machine at Vast. Raises EngineError."""
@@ -216,8 +217,7 @@ class SkyEngine:
             EngineError: The API server does not answer, or has no plugin of ours.
         """
         query = f"?refresh={','.join(refresh)}" if refresh else ""
-        answer = self._insist("GET", CLUSTERS + query, timeout_s=_CLOUDS_ANSWER_S)
-        return Machines.model_validate_json(answer.text)
+        return _read(Machines, self._insist("GET", CLUSTERS + query, timeout_s=_CLOUDS_ANSWER_S))
 
     def live_jobs(self, numbers: Sequence[int]) -> dict[int, str]:
         """Those of some managed jobs that have not ended: names by numbers. Raises EngineError."""
@@ -225,7 +225,7 @@ class SkyEngine:
             return {}
         with sky_sdk(self._say) as sky:
             rows = _queue(sky, job_ids=list(numbers))
-        return {row["job_id"]: row["job_name"] for row in rows if row["status"] not in _ENDED}
+        return {row["job_id"]: row["job_name"] for row in rows if row["status"] not in ENDED}
 
     def take_down(self, cluster: str) -> None:
         """End a cluster with all that belongs to it. Raises EngineError."""
@@ -234,7 +234,7 @@ class SkyEngine:
 
     def market(self, wish: Wish) -> Market:
         """What Vast has now for what a task would rent there. Raises EngineError as `machines` does."""
-        return Market.model_validate_json(self._insist("POST", MARKET, wish.model_dump(mode="json")).text)
+        return _read(Market, self._insist("POST", MARKET, wish.model_dump(mode="json")))
 
     def _insist(self, verb: str, path: str, body: Any = None, timeout_s: float = _ANSWER_S) -> Any:
         answer = self._ask_plugin(verb, path, body, timeout_s)
@@ -267,12 +267,20 @@ class SkyEngine:
         return sorted((row for row in mine if row["job_id"] == newest), key=lambda row: row["task_id"])
 
 
+def _read(kind: type[_Answer], answer: Any) -> _Answer:
+    """What our plugin in the server answers; it may be of another version, or no server of SkyPilot's."""
+    try:
+        return kind.model_validate_json(answer.text)
+    except ValidationError as error:
+        raise not_understood(server_url()) from error
+
+
 def _queue(sky: Any, **which: Any) -> list[Row]:
     """The tasks of some managed jobs, of all users."""
     from sky import exceptions
 
     try:
-        answer = sky.get(sky.jobs.queue_v2(refresh=False, all_users=True, fields=list(_FIELDS), **which))
+        answer = sky.get(sky.jobs.queue_v2(refresh=False, all_users=True, fields=list(FIELDS), **which))
     except exceptions.ClusterNotUpError:  # no job has ever been submitted to this server
         return []
     return [_as_dict(row) for row in answer[0]]
@@ -284,51 +292,15 @@ def _as_dict(row: Any) -> Row:
     return found | {"status": str(getattr(status, "value", status))}
 
 
-def _state_of(rows: Sequence[Row]) -> EngineState:
-    """The state of a job from the rows of its tasks, in their order (pure)."""
-    if not rows:
-        return EngineState(EnginePhase.NONE)
-    row = next((row for row in rows if row["status"] != _SUCCEEDED), rows[-1])
-    word = row["status"]
-    # SkyPilot calls the only task of a job as the job; alone is submitted a benchmark. Else it may be edited.
-    name = Document.BENCH if len(rows) == 1 and row["task_name"] == row["job_name"] else row["task_name"]
-    document = Document(name) if name in list(Document) else None
-    phase = (EnginePhase.RUNNING if word in _ALIVE else EnginePhase.STOPPING if word in _STOPPING
-             else EnginePhase.ENDED if word in _ENDED else EnginePhase.UNKNOWN)
-    end = end_in(row.get("details")) if phase in (EnginePhase.STOPPING, EnginePhase.ENDED) else None
-    detail = end.reason if end else _in_words(row, document)
-    ended = row.get("end_at") if phase is EnginePhase.ENDED else None
-    return EngineState(phase, document, detail=detail, word=word, outcome=end.outcome if end else None,
-                       ended_at=datetime.fromtimestamp(ended, UTC) if ended else None)
-
-
-def _in_words(row: Row, document: Document | None) -> str:
-    # On Vast our plugin takes the cheapest machine of the world, whatever region SkyPilot has written down.
-    region = None if row.get("cloud") == "Vast" else row.get("region")
-    where = "/".join(filter(None, (row.get("cloud"), region)))
-    times = int(row.get("recovery_count") or 0)
-    return "".join((f"{document or row['task_name']}: {row['status']}",
-                    f" on {where}" if where and where != "-" else "",
-                    f", recovered {times} time{'s' * (times > 1)}" if times else "",
-                    f": {in_one_line(row['failure_reason'])}" if row.get("failure_reason") else ""))
-
-
 def ask_server(verb: str, path: str, timeout_s: float = _ANSWER_S, body: Any = None) -> Any:
     """The API server's HTTP answer, within `sky_sdk`. Starts no server.
 
     Args:
         body: Sent as JSON; None: nothing.
-
-    Raises:
-        EngineError: It does not answer.
     """
     from sky.server import common
 
-    try:
-        return common.make_authenticated_request(verb, path, timeout=timeout_s, json=body)
-    except OSError as error:  # of requests
-        raise EngineError("SkyPilot's API server does not answer", place=server_url(),
-                          fix=start_words()) from error
+    return common.make_authenticated_request(verb, path, timeout=timeout_s, json=body)
 
 
 def alive_jobs() -> list[str]:
@@ -336,7 +308,7 @@ def alive_jobs() -> list[str]:
     if api_server() is None and not Path("~/.sky/spot_jobs.db").expanduser().exists():
         return []  # nothing was ever submitted on this machine; asking would start a server here
     with sky_sdk(with_server=False) as sky:
-        return sorted({row["job_name"] for row in _queue(sky) if row["status"] in _ALIVE | _STOPPING})
+        return sorted({row["job_name"] for row in _queue(sky) if row["status"] not in ENDED})
 
 
 def server_url() -> str:
@@ -355,6 +327,7 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
         from launcher.controller_ssh import server_url as reachable
 
         is_new = tell_sky(reachable(said))
+    from requests import JSONDecodeError, RequestException
     from sky.server import common
 
     import sky
@@ -371,8 +344,10 @@ def sky_sdk(say: Callable[[str], None] = lambda line: None, *, with_server: bool
             say(f"starting SkyPilot's API server at {common.get_server_url()}")
             forget_health()
         yield sky
-    except exceptions.ApiServerConnectionError as error:
-        raise EngineError("SkyPilot's API server does not answer", place=common.get_server_url(),
+    except (JSONDecodeError, ValidationError) as error:
+        raise not_understood(server_url()) from error
+    except (exceptions.ApiServerConnectionError, RequestException) as error:
+        raise EngineError("SkyPilot's API server does not answer", place=server_url(),
                           fix=start_words()) from error
     except Exception as error:
         if not isinstance(error, ValueError | RuntimeError) and not type(error).__module__.startswith("sky."):

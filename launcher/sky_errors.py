@@ -106,6 +106,15 @@ def refusal(error: Exception) -> EngineError:
     return EngineError(known.problem, place="SkyPilot", fix=known.fix)
 
 
+def not_understood(url: str) -> EngineError:
+    """Of an API server at a URL: it answers, in words of another version, or as a page for people."""
+    return EngineError("SkyPilot's API server answers what this ldlm does not understand: it is of another "
+                       "version, or no API server", place=url,
+                       fix="bring it to the version of this checkout: ldlm controller up, or here "
+                           ".venv/bin/sky api stop; .venv/bin/sky api start; or check its URL: ldlm init "
+                           "--api-server URL")
+
+
 def _first_line(text: str) -> str:
     lines = (line.strip() for line in _COLOUR.sub("", text).splitlines())
     return _CLASS.sub("", next(filter(None, lines), ""))

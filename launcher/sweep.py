@@ -11,6 +11,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 
+from launcher.engine import OVER, EnginePhase
 from launcher.errors import EngineError
 from launcher.frozen import Frozen
 from launcher.rentals import Rental
@@ -87,18 +88,18 @@ class Renter(Protocol):
         """End a cluster with all that belongs to it."""
 
 
-def orphans(machines: Sequence[RentedMachine], is_alive: Callable[[str], bool],
+def orphans(machines: Sequence[RentedMachine], phase_of: Callable[[str], EnginePhase],
             live_jobs: Mapping[int, str]) -> list[RentedMachine]:
     """Machines of ours that no live run owns, the dearest first.
 
     Args:
-        is_alive: Whether the run of an id is under way. A live run owns the machine at Vast that it has not
-            left, and no other: it has only one at a time.
+        phase_of: Of the run of an id. One that is not over owns the machine at Vast that it has not left,
+            and no other: it has only one at a time.
         live_jobs: Names of managed jobs by their numbers. A live one owns the clusters that bear its number.
     """
     ours = [machine for machine in machines if machine.is_ours]
     owned = {machine.instance_id for machine in ours if machine.kind == "instance" and machine.run_id
-             and not machine.is_left and is_alive(machine.run_id)}
+             and not machine.is_left and phase_of(machine.run_id) not in OVER}
     owned |= {machine.instance_id for machine in ours
               if machine.job is not None and live_jobs.get(machine.job) == (machine.run_id or PREPARE)}
     return sorted((machine for machine in ours if machine.instance_id not in owned),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from launcher import console
 from launcher.carry_out import ask
-from launcher.engine import ALIVE
+from launcher.engine import EnginePhase
 from launcher.engines import sky_engine, start_server
 from launcher.errors import EngineError
 from launcher.runs import open_default_store
@@ -26,14 +26,14 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
     engine = sky_engine(open_default_store(None), console.talk)
 
     @cache
-    def is_alive(run_id: str) -> bool:
-        return engine.ask(run_id).phase in ALIVE
+    def phase_of(run_id: str) -> EnginePhase:
+        return engine.ask(run_id).phase
 
     at_vast, silence = _at_vast(engine)
     is_vast_known = silence is None and at_vast.rented_before is None
     everything = at_vast.machines + engine.clusters().machines
     live_jobs = engine.live_jobs([machine.job for machine in everything if machine.job is not None])
-    found = orphans(everything, is_alive, live_jobs)
+    found = orphans(everything, phase_of, live_jobs)
     if lost := [machine.instance_id for machine in found if machine.kind == "cluster"]:
         still = {machine.instance_id: machine for machine in engine.clusters(lost).machines}
         found = [still.get(machine.instance_id, machine) for machine in found

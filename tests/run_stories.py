@@ -51,11 +51,11 @@ class Story:
         self.folder.add_event("submitted", NOON)
 
     def attempt(self, number: int, begins: float, document: Document = Document.TRAIN,
-                price: Decimal = PRICE) -> None:
+                price: Decimal = PRICE, host: str = "somewhere") -> None:
         """An attempt begins, so many seconds after noon."""
         self.folder.write(attempt_file(number, "attempt.json"), Attempt(
             number=number, document=document, billed_from=at(begins), price_usd_per_hour=price,
-            offer="2 CPU cores here", host="somewhere"))
+            offer="2 CPU cores here", host=host))
 
     def beat(self, number: int, seen: float, *, step: int, durable: int, resumed: int = 0, setup: float = 0,
              train: float = 0, durable_train: float = 0, checkpoint: float = 0, evaluate: float = 0) -> None:

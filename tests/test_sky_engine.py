@@ -14,7 +14,8 @@ from launcher.engine import EnginePhase, EngineState
 from launcher.removing import check_not_alive, find_doomed, remove
 from launcher.run_record import ending_words, load_record, status_of
 from launcher.settle import settle
-from launcher.sky_engine import _state_of, sky_sdk
+from launcher.sky_engine import sky_sdk
+from launcher.sky_jobs import job_state
 from trainer.contract import Document, Name, Outcome
 from trainer.run_folder import RunFolder, RunOutcome
 
@@ -56,24 +57,24 @@ def named_alone(document: str) -> str:
      "train: FROBNICATED on Vast"),
 ])
 def test_a_pipeline_is_where_its_first_unfinished_task_is(rows, phase, document, detail) -> None:
-    state = _state_of(rows)
+    state = job_state(rows)
     assert (state.phase, state.document, state.detail) == (phase, document, detail)
 
 
 def test_a_job_that_ldlm_has_ended_says_how_and_why_in_words_of_ldlm() -> None:
     said = "Cancellation requested ldlm ends it (no_capacity): no machine within 1 h"
     for status in ("CANCELLING", "CANCELLED"):
-        found = _state_of([row("SUCCEEDED"), row(status, 1, details=said)])
+        found = job_state([row("SUCCEEDED"), row(status, 1, details=said)])
         assert (found.document, found.detail, found.outcome) == (
             Document.BENCH, "no machine within 1 h", Outcome.NO_CAPACITY)
-    by_its_user = _state_of([row("CANCELLED", details="Cancellation requested by user me (request ID: 1)")])
+    by_its_user = job_state([row("CANCELLED", details="Cancellation requested by user me (request ID: 1)")])
     assert (by_its_user.detail, by_its_user.outcome) == ("train: CANCELLED on Vast", None)
 
 
 def test_every_status_of_the_real_skypilot_has_a_meaning() -> None:
     state = pytest.importorskip("sky.jobs.state")
     for status in state.ManagedJobStatus:
-        found = _state_of([row(status.value)])
+        found = job_state([row(status.value)])
         assert found.phase is not EnginePhase.UNKNOWN
         assert (found.phase is EnginePhase.ENDED) == status.is_terminal()
         assert found.word == status.value

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from sky_catalogs import optimized, run_beside_catalogs
 
-from launcher.sky_engine import _state_of
 from launcher.sky_errors import explained, in_one_line, refusal
+from launcher.sky_jobs import job_state
 
 LATER = "or choose another region or cloud: --infra"
 COUNTING = "N counting the recipe's candidates from 0"
@@ -125,7 +125,7 @@ def test_why_a_job_has_failed_is_told_in_the_same_words(story, told):
     kind, text, problem, fix = told[story]
     row = {"status": "FAILED_NO_RESOURCE", "task_name": "train", "job_name": "run",
            "failure_reason": f"sky.exceptions.{kind}: {text}"}
-    assert _state_of([row]).detail == f"train: FAILED_NO_RESOURCE: {problem}; {fix}"
+    assert job_state([row]).detail == f"train: FAILED_NO_RESOURCE: {problem}; {fix}"
 
 
 def test_what_is_not_known_is_told_in_skypilots_words_without_colour_and_class():

@@ -3,6 +3,9 @@
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+import pytest
+
+from launcher.engine import EnginePhase
 from launcher.errors import EngineError
 from launcher.rentals import Price, Rental, Terms
 from launcher.sweep import RentedMachine, give_back, is_left, machines_json, orphans
@@ -23,13 +26,21 @@ def machine(number: int, run_id: str | None, *, label: str | None = "train-3-ab1
                          rental=rental(number, run_id, usd=usd) if run_id else None)
 
 
-def found(*machines: RentedMachine, alive: tuple[str, ...] = (),
-          jobs: dict[int, str] | None = None) -> list[str]:
-    return [one.instance_id for one in orphans(machines, lambda run_id: run_id in alive, jobs or {})]
+def found(*machines: RentedMachine, alive: tuple[str, ...] = (), jobs: dict[int, str] | None = None,
+          phase: EnginePhase = EnginePhase.RUNNING) -> list[str]:
+    """Orphans, where these runs are in a phase and all others have ended."""
+    return [one.instance_id for one in orphans(
+        machines, lambda run_id: phase if run_id in alive else EnginePhase.ENDED, jobs or {})]
 
 
 def test_a_live_run_keeps_the_machine_that_it_has_not_left_and_no_other():
     assert found(machine(1, "a", is_left=True), machine(2, "a"), machine(3, "b"), alive=("a", "b")) == ["1"]
+
+
+@pytest.mark.parametrize("phase", EnginePhase)
+def test_only_a_run_that_has_ended_or_never_was_frees_its_machine(phase):
+    is_over = phase in (EnginePhase.ENDED, EnginePhase.NONE)
+    assert found(machine(1, "a"), alive=("a",), phase=phase) == (["1"] if is_over else [])
 
 
 def test_a_run_has_left_what_it_has_given_back_and_what_it_had_before_the_one_that_it_has_now():
