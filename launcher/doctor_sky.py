@@ -8,6 +8,7 @@ from launcher.controller import SCHEME
 from launcher.controller_status import HOW, NO_CONTROLLER, ask_status
 from launcher.findings import Finding, Verdict
 from launcher.lint_rules import looks_secret
+from launcher.plugin_version import plugin_version
 from launcher.recipe import checkout_folder
 from launcher.server_health import server_health
 from launcher.settings import api_server, controller_usd_per_hour, read_settings
@@ -60,7 +61,8 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
         yield _of_lack("other keys", other, "")
     yield _of_lack("supervision", lacks_supervision(server), "in the API server, no machine rented for it")
     if clouds & set(RENTED):
-        yield _of_lack("plugin", lacks_plugin(server), f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded")
+        yield _of_lack("plugin", lacks_plugin(server, plugin_version()),
+                       f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded, the one of this checkout")
 
 
 def look_at_controller() -> Iterator[Finding]:

@@ -20,6 +20,7 @@ from launcher import capacity_watch, rental_log, rental_watch
 from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
+from launcher.plugin_version import plugin_version
 from launcher.reconcile import CHARGES
 from launcher.rental_cost import node_terms
 from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
@@ -36,6 +37,8 @@ from launcher.vast_start import Hopeless, hopeless
 from launcher.vast_wait import awaits, hear, wait_through
 from trainer.rental_terms import TERMS
 
+_VERSION = plugin_version()  # now: what is loaded, whatever is pulled later
+
 
 class LdlmPlugin(plugins.BasePlugin):
     """What `~/.sky/plugins.yaml` names. `ldlm doctor` asks the server whether it is there."""
@@ -47,8 +50,8 @@ class LdlmPlugin(plugins.BasePlugin):
 
     @property
     def version(self) -> str:
-        """Of what tasks and plugin tell each other."""
-        return "1"
+        """Of its code: whoever launches through it must have the same."""
+        return _VERSION
 
     def install(self, extension_context: plugins.ExtensionContext) -> None:
         """Take SkyPilot's place in front of Vast, and hold it to what a task may cost, once per process."""

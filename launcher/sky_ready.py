@@ -25,6 +25,7 @@ class SkyServer:
     Attributes:
         url: Without a password.
         is_here: It is the one of this user on this machine, and stops with it.
+        controller: What `ldlm controller up --ssh` was told, of a server that it has set up.
         version: Of SkyPilot, there.
         config: Its config file.
         laid_over: This machine's config files, which SkyPilot lays over it for what is asked from here.
@@ -39,6 +40,7 @@ class SkyServer:
     laid_over: Mapping[str, Any]
     plugins: Mapping[str, str]
     supervises: bool
+    controller: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,16 @@ class Lack:
     fix: str
 
 
-def lacks(server: SkyServer, cloud: str) -> list[Lack]:
-    """What stands in the way of renting at a cloud; nothing for a cluster of the user's own."""
+def lacks(server: SkyServer, cloud: str, plugin: str) -> list[Lack]:
+    """What stands in the way of renting at a cloud; nothing for a cluster of the user's own.
+
+    Args:
+        plugin: Version of our plugin as this checkout has it.
+    """
     if cloud not in RENTED:
         return []
-    return [lack for look in (lacks_guard, lacks_supervision, lacks_plugin) if (lack := look(server))]
+    found = (lacks_guard(server), lacks_supervision(server), lacks_plugin(server, plugin))
+    return [lack for lack in found if lack]
 
 
 def lacks_guard(server: SkyServer) -> Lack | None:
@@ -80,10 +87,15 @@ def lacks_supervision(server: SkyServer) -> Lack | None:
                 _fix(server, "jobs: {controller: {consolidation_mode: true}}"))
 
 
-def lacks_plugin(server: SkyServer) -> Lack | None:
-    """SkyPilot by itself takes the first machine that comes on Vast, and regions at any price elsewhere."""
-    if PLUGIN in server.plugins:
+def lacks_plugin(server: SkyServer, plugin: str) -> Lack | None:
+    """SkyPilot by itself takes the first machine that comes on Vast, and regions at any price elsewhere; and
+    a plugin of another version lets filters that it does not know get lost."""
+    found = server.plugins.get(PLUGIN)
+    if found == plugin:
         return None
+    if found is not None:
+        return Lack(f"still runs another version of ldlm's plugin ({found}; of this checkout is {plugin}), "
+                    "which may rent by other rules than this plan's", _renew(server))
     by_hand = f"plugins: [{{class: {PLUGIN_CLASS}}}]"
     return Lack("has not loaded ldlm's plugin: what it rents on Vast is not what was asked for, and on "
                 "Azure and GCP it may cost more", _fix(server, by_hand, "plugins.yaml"))
@@ -97,6 +109,14 @@ def _fix(server: SkyServer, by_hand: str, file: str = "config.yaml") -> str:
     if server.is_here:
         return f"ldlm init, then {RESTART}"
     return f"on its machine, in its ~/.sky/{file}: {by_hand}; then restart it"
+
+
+def _renew(server: SkyServer) -> str:
+    if server.controller:
+        return f"commit what is changed here, then: ldlm controller up --ssh {server.controller}"
+    if server.is_here:
+        return RESTART
+    return f"bring ldlm on its machine to the commit of this checkout, then restart it there: {RESTART}"
 
 
 def _is_said(config: Mapping[str, Any], cloud: str) -> bool:

@@ -4,7 +4,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.controller import SCHEME
 from launcher.errors import EngineError
+from launcher.plugin_version import plugin_version
 from launcher.server_health import server_health, start_words
 from launcher.settings import api_server
 from launcher.sky_engine import ask_server, server_url, sky_sdk
@@ -25,8 +27,8 @@ def sky_lacks(clouds: Collection[str]) -> Iterator[EngineError]:
     rented = [cloud for cloud in RENTED if cloud in clouds]
     if not rented:
         return
-    server = look_at_server()
-    found = dict.fromkeys(lack for cloud in rented for lack in lacks(server, cloud))
+    server, plugin = look_at_server(), plugin_version()
+    found = dict.fromkeys(lack for cloud in rented for lack in lacks(server, cloud, plugin))
     if other := lacks_guard_of_others(server):
         found[other] = None
     for lack in found:
@@ -69,12 +71,14 @@ def look_at_server() -> SkyServer:
             raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=server_url(),
                               fix=f"{start_words()}; or sign in: .venv/bin/sky api login")
         # One that is named may have another home, or be the end of a tunnel, whatever its address.
-        is_here = api_server() is None and bool(common.is_api_server_local())
+        named = api_server() or ""
+        is_here = not named and bool(common.is_api_server_local())
         config = sky.get(common.get_request_id(ask_server("GET", "/workspaces/config", _LOOK_S)))
         plugins = ask_server("GET", "/api/plugins", _LOOK_S).json()["plugins"]
         return SkyServer(server_url(), is_here, str(info.version), config, skypilot_config.to_dict(),
                          {one["name"]: str(one.get("version", "")) for one in plugins if one.get("name")},
-                         _supervises(is_here, config))
+                         _supervises(is_here, config),
+                         named.removeprefix(SCHEME) if named.startswith(SCHEME) else None)
 
 
 def lacks_guard_of_others(server: SkyServer) -> Lack | None:

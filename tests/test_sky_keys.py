@@ -64,10 +64,11 @@ def test_every_key_that_skypilot_could_copy_is_one_that_a_rented_machine_is_sear
 REFUSED = """
 import sys
 from launcher import sky_server
+from launcher.plugin_version import plugin_version
 from launcher.sky_ready import GUARDED, SkyServer
 guarded = {cloud: {"remote_identity": "NO_UPLOAD"} for cloud in GUARDED}
 sky_server.look_at_server = lambda: SkyServer("http://127.0.0.1:1", sys.argv[1] == "here", "0.14.1", guarded,
-                                              {}, {"ldlm": "1"}, True)
+                                              {}, {"ldlm": plugin_version()}, True)
 for error in sky_server.sky_lacks(["azure"]):
     print(error)
 """
