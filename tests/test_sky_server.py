@@ -119,6 +119,7 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
         assert lines["controller"] == "ok: this machine: while it sleeps or is off, no run is recovered"
         assert lines["keys"] == "ok: NO_UPLOAD: keys of clouds stay off rented machines"
         assert lines["supervision"].startswith("ok: ") and lines["plugin"].startswith("ok: ldlm ")
+        assert lines["Vast search"].startswith("ok: sent to a loopback, it says: compute_cap, cpu")
         assert lines["other keys"].endswith("whatever its config says: ~/.lambda_cloud/lambda_keys")
         assert "whatever its config says: ~/.lambda_cloud/lambda_keys" in lab.refusal("azure")
         assert lab.refusal("slurm") == ""
