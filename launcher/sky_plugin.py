@@ -26,6 +26,7 @@ from launcher.rental_cost import node_terms
 from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
 from launcher.sky_places import within_price
+from launcher.sky_ready import KEYS
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
 from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
@@ -69,6 +70,7 @@ class LdlmPlugin(plugins.BasePlugin):
             app.add_api_route(CLUSTERS, clusters, methods=["GET"])
             app.add_api_route(MARKET, look_at_market, methods=["POST"])
             app.add_api_route(CHARGES, charges, methods=["GET"])
+            app.add_api_route(KEYS, keys_that_travel, methods=["GET"])
             app.add_api_route(MACHINES, machines, methods=["GET"])
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
         if getattr(utils.launch, "is_ldlm", False):
@@ -85,6 +87,20 @@ def rentals_of(run_id: str) -> dict[str, Any]:
     """What this server has rented for a run, as the launcher asks for it."""
     mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
     return Rentals.of(mine).model_dump(mode="json")
+
+
+def keys_that_travel(kept: str) -> dict[str, list[str]]:
+    """Files that SkyPilot would copy from here onto every machine that it rents, as it works them out itself.
+
+    Args:
+        kept: Clouds whose keys its config has it keep, with commas between them.
+    """
+    from sky.utils import registry
+
+    from sky import check
+
+    clouds = [cloud for name, cloud in registry.CLOUD_REGISTRY.items() if name in kept.split(",")]
+    return {"files": sorted(check.get_cloud_credential_file_mounts(clouds))}
 
 
 def charges(instance_ids: str, since: int) -> dict[str, Any]:

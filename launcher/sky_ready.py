@@ -13,6 +13,7 @@ NO_UPLOAD = "NO_UPLOAD"  # SkyPilot's schema takes it in small letters too, and 
 GUARDED = ("vast", "azure", "gcp", "aws", "oci", "nebius")
 RENTED = ("vast", "azure", "gcp")
 PLUGIN = "ldlm"
+KEYS = "/plugins/api/ldlm/keys"  # where SkyPilot's server names those that it would copy
 PLUGIN_CLASS = "launcher.sky_plugin.LdlmPlugin"
 # Of this environment: the sky of another could not load the plugin, and would not start.
 RESTART = ".venv/bin/sky api stop; .venv/bin/sky api start"
@@ -99,6 +100,20 @@ def lacks_plugin(server: SkyServer, plugin: str) -> Lack | None:
     by_hand = f"plugins: [{{class: {PLUGIN_CLASS}}}]"
     return Lack("has not loaded ldlm's plugin: what it rents on Vast is not what was asked for, and on "
                 "Azure and GCP it may cost more", _fix(server, by_hand, "plugins.yaml"))
+
+
+def lacks_guard_of_others(server: SkyServer, files: Sequence[str]) -> Lack | None:
+    """Whose keys would be copied although the server has been told to keep all that it can be told to keep.
+
+    Args:
+        files: That travel all the same, by its own word.
+    """
+    if not files:
+        return None
+    return Lack(f"would copy keys onto rented machines, whatever its config says: {', '.join(files)}",
+                "move these files out of your home while you rent, or rent through a controller, which has "
+                "no others: ldlm controller up" if server.is_here else
+                "move these files out of its home on its machine while you rent")
 
 
 def _config_lines(clouds: Sequence[str]) -> str:

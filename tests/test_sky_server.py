@@ -121,12 +121,21 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
         assert lines["supervision"].startswith("ok: ") and lines["plugin"].startswith("ok: ldlm ")
         assert lines["Vast search"].startswith("ok: sent to a loopback, it says: compute_cap, cpu")
         assert lines["other keys"].endswith("whatever its config says: ~/.lambda_cloud/lambda_keys")
-        assert "whatever its config says: ~/.lambda_cloud/lambda_keys" in lab.refusal("azure")
+        assert lab.refusal("azure") == (
+            f"{url}: SkyPilot's API server would copy keys onto rented machines, whatever its config says: "
+            "~/.lambda_cloud/lambda_keys\n  fix: move these files out of your home while you rent, or rent "
+            "through a controller, which has no others: ldlm controller up\n")
         assert lab.refusal("slurm") == ""
         monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", url)
         lines = lab.doctor()
         assert lines["API server"] == f"ok: {url}, which is said to be elsewhere"
         assert lines["controller"] == f"ok: {url}, of your own; its price is in no bill"
+        assert lines["other keys"].endswith("whatever its config says: ~/.lambda_cloud/lambda_keys")
+        refused = lab.refusal("azure")  # its home is not this one, as far as is known here
+        assert refused.endswith("whatever its config says: ~/.lambda_cloud/lambda_keys\n  fix: move these "
+                                "files out of its home on its machine while you rent\n")
+        (lab.home / ".lambda_cloud" / "lambda_keys").unlink()
+        assert lab.refusal("azure") == ""
         monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT")
         lab.write("project.yaml", "vast: {remote_identity: LOCAL_CREDENTIALS}\n")
         monkeypatch.setenv("SKYPILOT_PROJECT_CONFIG", str(lab.home / ".sky" / "project.yaml"))
