@@ -18,10 +18,25 @@ def ask_health(url: str, timeout_s: float) -> dict[str, Any]:
         OSError: Nobody answers, or not to this user.
         ValueError: What answers is no API server.
     """
+    said = _ask(url, "/api/health", timeout_s)
+    if not isinstance(said, dict) or "status" not in said:
+        raise ValueError("it says nothing of its health")
+    return said
+
+
+def ask_plugins(url: str, timeout_s: float) -> dict[str, str]:
+    """Versions of its plugins, by name. Raises as `ask_health`."""
+    said = _ask(url, "/api/plugins", timeout_s)
+    if not isinstance(said, dict) or not isinstance(said.get("plugins"), list):
+        raise ValueError("it names no plugins")
+    return {one["name"]: str(one.get("version", "")) for one in said["plugins"] if one.get("name")}
+
+
+def _ask(url: str, path: str, timeout_s: float) -> Any:
     parts = urlsplit(url)
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
     place = f"{host}:{parts.port}" if parts.port else str(host)
-    request = Request(parts._replace(netloc=place, path=f"{parts.path.rstrip('/')}/api/health").geturl())
+    request = Request(parts._replace(netloc=place, path=f"{parts.path.rstrip('/')}{path}").geturl())
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
         request.add_header("Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")
@@ -29,9 +44,6 @@ def ask_health(url: str, timeout_s: float) -> dict[str, Any]:
     proxies = [ProxyHandler({})] if parts.hostname in ("127.0.0.1", "localhost", "::1") else []
     try:
         with build_opener(*proxies).open(request, timeout=timeout_s) as answer:
-            said = json.load(answer)
+            return json.load(answer)
     except HTTPException as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
-    if not isinstance(said, dict) or "status" not in said:
-        raise ValueError("it says nothing of its health")
-    return said

@@ -16,6 +16,7 @@ from launcher.doctor_clouds import (
     look_at_switch,
 )
 from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb
+from launcher.doctor_search import look_at_search
 from launcher.doctor_sky import look_at_controller, look_at_sky, look_at_version
 from launcher.engine import has_credentials, is_known, no_engine
 from launcher.errors import EngineError
@@ -108,6 +109,8 @@ def _checks(scope: _Scope, store: str | None) -> list[Check]:
         found.append(Check("renting", partial(look_at_renting, store_url(url))))
     for name in scope.clouds:
         found.append(Check(name, partial(look_at_access, name, needed=name in scope.needed)))
+        if name == "vast" and (name in scope.needed or has_credentials(name)):
+            found.append(Check("Vast search", look_at_search))
         if name in means and has_credentials(name):
             found.append(means[name])
         if name in scope.needed:

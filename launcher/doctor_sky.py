@@ -8,11 +8,21 @@ from launcher.controller import SCHEME
 from launcher.controller_status import HOW, NO_CONTROLLER, ask_status
 from launcher.findings import Finding, Verdict
 from launcher.lint_rules import looks_secret
+from launcher.plugin_version import plugin_version
 from launcher.recipe import checkout_folder
 from launcher.server_health import server_health
 from launcher.settings import api_server, controller_usd_per_hour, read_settings
-from launcher.sky_ready import PLUGIN, RENTED, Lack, SkyServer, lacks_guard, lacks_plugin, lacks_supervision
-from launcher.sky_server import lacks_guard_of_others, look_at_server
+from launcher.sky_ready import (
+    PLUGIN,
+    RENTED,
+    Lack,
+    SkyServer,
+    lacks_guard,
+    lacks_guard_of_others,
+    lacks_plugin,
+    lacks_supervision,
+)
+from launcher.sky_server import keys_that_travel, look_at_server
 from launcher.sky_setup import lacking_here
 
 _INSTALL = "python3 -m trainer.environment launcher"
@@ -53,14 +63,15 @@ def look_at_sky(clouds: frozenset[str]) -> Iterator[Finding]:
                       ".venv/bin/sky api start")
         yield _by_files()
         return
-    server = look_at_server()
+    server, plugin = look_at_server(), plugin_version()
     yield _of_server(server)
     yield _of_lack("keys", lacks_guard(server), "NO_UPLOAD: keys of clouds stay off rented machines")
-    if other := lacks_guard_of_others(server):
+    if other := lacks_guard_of_others(server, keys_that_travel(server, plugin)):
         yield _of_lack("other keys", other, "")
     yield _of_lack("supervision", lacks_supervision(server), "in the API server, no machine rented for it")
     if clouds & set(RENTED):
-        yield _of_lack("plugin", lacks_plugin(server), f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded")
+        yield _of_lack("plugin", lacks_plugin(server, plugin),
+                       f"{PLUGIN} {server.plugins.get(PLUGIN, '')} is loaded, the one of this checkout")
 
 
 def look_at_controller() -> Iterator[Finding]:

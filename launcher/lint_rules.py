@@ -231,9 +231,10 @@ def unknown_price(part: TaskPart) -> Iterator[Found]:
     """A node counts its own money; without a price it cannot stop at the cap."""
     for machine in part.machines():
         if machine.told.get(Env.PRICE) == "":
+            zero = "" if machine.cloud in _RENTED else " (0 where nobody pays)"
             yield (machine.env_place(Env.PRICE),
                    "the price is not known, so the run cannot stop itself at its cap",
-                   "say it (0 where nobody pays): --set hardware.train.N.price_usd_per_hour=USD, of a bid "
+                   f"say it{zero}: --set hardware.train.N.price_usd_per_hour=USD, of a bid "
                    "bid_usd_per_hour; N counts the recipe's candidates from 0; hardware.bench.N likewise")
 
 

@@ -111,6 +111,10 @@ class Candidate(Section):
         if self.bid_usd_per_hour is not None and self.price_usd_per_hour is not None:
             raise ValueError("bid_usd_per_hour rents an interruptible machine, price_usd_per_hour one on "
                              "demand: set one of them to null")
+        if self.price_usd_per_hour == 0 and self.cloud not in OWN:
+            raise ValueError(f"price_usd_per_hour is 0 on {self.cloud}, which bills: add --set "
+                             "{where}.price_usd_per_hour=USD, the most that an hour may cost; credits are "
+                             "dollars, too")
         if self.torch_index is not None and self.is_local:
             raise ValueError("torch_index is for machines that install torch: remove torch_index")
         if self.spot and self.cloud not in ("azure", "gcp"):

@@ -236,7 +236,7 @@ def _resources(offer: Offer, memory_gib: int | None, cpus: str | None) -> dict[s
 
 def _price_cap(offer: Offer) -> float | None:
     """Of one machine, by SkyPilot's catalog: what plan and nodes count; by a margin runs would pass caps."""
-    if offer.cloud not in WITH_LIST_PRICES or not offer.price_usd_per_hour:
+    if offer.cloud not in WITH_LIST_PRICES or offer.price_usd_per_hour is None:
         return None
     return float(offer.price_usd_per_hour / offer.num_nodes)
 

@@ -6,11 +6,12 @@ A command that needs to know it in several places waits once: an address that no
 import os
 import re
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from urllib.error import HTTPError
 
-from launcher.api_health import ask_health
+from launcher.api_health import ask_health, ask_plugins
 from launcher.controller import SCHEME
 from launcher.controller_ssh import server_url
 from launcher.errors import EngineError
@@ -38,9 +39,19 @@ class Health:
 
 def server_health() -> Health:
     """Of the server that is named, through ssh if need be, else of this machine's. Starts none."""
-    here = f"http://127.0.0.1:{os.environ.get(_PORT_HERE, _USUAL_PORT)}"
     with _one_at_a_time:
-        return _health(api_server(), here)
+        return _health(api_server(), _url_here())
+
+
+def plugins_here() -> dict[str, str]:
+    """Versions of what the API server of this machine has loaded, by name; nothing where none answers."""
+    with suppress(OSError, ValueError):
+        return ask_plugins(_url_here(), _ANSWERS_WITHIN_S)
+    return {}
+
+
+def _url_here() -> str:
+    return f"http://127.0.0.1:{os.environ.get(_PORT_HERE, _USUAL_PORT)}"
 
 
 def forget_health() -> None:

@@ -12,8 +12,10 @@ from launcher.controller import SCHEME, dollars_an_hour, parse_address
 from launcher.errors import LdlmError, Refused, StoreError, UsageError
 from launcher.lint_rules import looks_secret
 from launcher.patience import soon
-from launcher.settings import Settings, read_settings, settings_path, settings_text
-from launcher.sky_ready import RESTART
+from launcher.plugin_version import plugin_version
+from launcher.server_health import plugins_here
+from launcher.settings import Settings, api_server, read_settings, settings_path, settings_text
+from launcher.sky_ready import PLUGIN, RESTART
 from launcher.sky_setup import Change, carry_out, sky_changes
 from trainer.store import NoBucketError, open_store, store_url
 
@@ -47,6 +49,7 @@ def run_init(given: Settings, yes: bool) -> None:
     changes = _changes(old, settings)
     if not changes:
         console.answer("everything is set up already: nothing was changed")
+        _say_of_plugin()
         return
     _show(changes)
     ask("Write this?", yes)
@@ -171,8 +174,17 @@ def _say_what_is_next(settings: Settings, changes: list[Change]) -> None:
     if any(change.path != settings_path() for change in changes):
         console.answer("SkyPilot's API server reads this when it starts; where it runs, restart it:")
         console.answer(f"  {RESTART}")
+    else:
+        _say_of_plugin()
     if settings.api_server:
         console.answer_text(f"{settings.api_server} has a config of its own; what it lacks is said by:")
     else:
         console.answer("whether everything is there is said by:")
     console.answer("  ldlm doctor")
+
+
+def _say_of_plugin() -> None:
+    """Tell of an API server on this machine that goes on with other code of ours than this checkout's."""
+    if api_server() is None and plugins_here().get(PLUGIN) not in (None, plugin_version()):
+        console.answer("SkyPilot's API server here still runs another version of ldlm's plugin; restart it:")
+        console.answer(f"  {RESTART}")

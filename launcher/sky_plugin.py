@@ -20,11 +20,13 @@ from launcher import capacity_watch, rental_log, rental_watch
 from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
+from launcher.plugin_version import plugin_version
 from launcher.reconcile import CHARGES
 from launcher.rental_cost import node_terms
 from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
 from launcher.sky_clusters import clusters
 from launcher.sky_places import within_price
+from launcher.sky_ready import KEYS
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
 from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
@@ -35,6 +37,8 @@ from launcher.vast_search import KEY, rental_of
 from launcher.vast_start import Hopeless, hopeless
 from launcher.vast_wait import awaits, hear, wait_through
 from trainer.rental_terms import TERMS
+
+_VERSION = plugin_version()  # now: what is loaded, whatever is pulled later
 
 
 class LdlmPlugin(plugins.BasePlugin):
@@ -47,8 +51,8 @@ class LdlmPlugin(plugins.BasePlugin):
 
     @property
     def version(self) -> str:
-        """Of what tasks and plugin tell each other."""
-        return "1"
+        """Of its code: whoever launches through it must have the same."""
+        return _VERSION
 
     def install(self, extension_context: plugins.ExtensionContext) -> None:
         """Take SkyPilot's place in front of Vast, and hold it to what a task may cost, once per process."""
@@ -66,6 +70,7 @@ class LdlmPlugin(plugins.BasePlugin):
             app.add_api_route(CLUSTERS, clusters, methods=["GET"])
             app.add_api_route(MARKET, look_at_market, methods=["POST"])
             app.add_api_route(CHARGES, charges, methods=["GET"])
+            app.add_api_route(KEYS, keys_that_travel, methods=["GET"])
             app.add_api_route(MACHINES, machines, methods=["GET"])
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
         if getattr(utils.launch, "is_ldlm", False):
@@ -82,6 +87,20 @@ def rentals_of(run_id: str) -> dict[str, Any]:
     """What this server has rented for a run, as the launcher asks for it."""
     mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
     return Rentals.of(mine).model_dump(mode="json")
+
+
+def keys_that_travel(kept: str) -> dict[str, list[str]]:
+    """Files that SkyPilot would copy from here onto every machine that it rents, as it works them out itself.
+
+    Args:
+        kept: Clouds whose keys its config has it keep, with commas between them.
+    """
+    from sky.utils import registry
+
+    from sky import check
+
+    clouds = [cloud for name, cloud in registry.CLOUD_REGISTRY.items() if name in kept.split(",")]
+    return {"files": sorted(check.get_cloud_credential_file_mounts(clouds))}
 
 
 def charges(instance_ids: str, since: int) -> dict[str, Any]:

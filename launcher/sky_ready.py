@@ -13,6 +13,7 @@ NO_UPLOAD = "NO_UPLOAD"  # SkyPilot's schema takes it in small letters too, and 
 GUARDED = ("vast", "azure", "gcp", "aws", "oci", "nebius")
 RENTED = ("vast", "azure", "gcp")
 PLUGIN = "ldlm"
+KEYS = "/plugins/api/ldlm/keys"  # where SkyPilot's server names those that it would copy
 PLUGIN_CLASS = "launcher.sky_plugin.LdlmPlugin"
 # Of this environment: the sky of another could not load the plugin, and would not start.
 RESTART = ".venv/bin/sky api stop; .venv/bin/sky api start"
@@ -25,6 +26,7 @@ class SkyServer:
     Attributes:
         url: Without a password.
         is_here: It is the one of this user on this machine, and stops with it.
+        controller: What `ldlm controller up --ssh` was told, of a server that it has set up.
         version: Of SkyPilot, there.
         config: Its config file.
         laid_over: This machine's config files, which SkyPilot lays over it for what is asked from here.
@@ -39,6 +41,7 @@ class SkyServer:
     laid_over: Mapping[str, Any]
     plugins: Mapping[str, str]
     supervises: bool
+    controller: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +52,16 @@ class Lack:
     fix: str
 
 
-def lacks(server: SkyServer, cloud: str) -> list[Lack]:
-    """What stands in the way of renting at a cloud; nothing for a cluster of the user's own."""
+def lacks(server: SkyServer, cloud: str, plugin: str) -> list[Lack]:
+    """What stands in the way of renting at a cloud; nothing for a cluster of the user's own.
+
+    Args:
+        plugin: Version of our plugin as this checkout has it.
+    """
     if cloud not in RENTED:
         return []
-    return [lack for look in (lacks_guard, lacks_supervision, lacks_plugin) if (lack := look(server))]
+    found = (lacks_guard(server), lacks_supervision(server), lacks_plugin(server, plugin))
+    return [lack for lack in found if lack]
 
 
 def lacks_guard(server: SkyServer) -> Lack | None:
@@ -80,13 +88,32 @@ def lacks_supervision(server: SkyServer) -> Lack | None:
                 _fix(server, "jobs: {controller: {consolidation_mode: true}}"))
 
 
-def lacks_plugin(server: SkyServer) -> Lack | None:
-    """SkyPilot by itself takes the first machine that comes on Vast, and regions at any price elsewhere."""
-    if PLUGIN in server.plugins:
+def lacks_plugin(server: SkyServer, plugin: str) -> Lack | None:
+    """SkyPilot by itself takes the first machine that comes on Vast, and regions at any price elsewhere; and
+    a plugin of another version lets filters that it does not know get lost."""
+    found = server.plugins.get(PLUGIN)
+    if found == plugin:
         return None
+    if found is not None:
+        return Lack(f"still runs another version of ldlm's plugin ({found}; of this checkout is {plugin}), "
+                    "which may rent by other rules than this plan's", _renew(server))
     by_hand = f"plugins: [{{class: {PLUGIN_CLASS}}}]"
     return Lack("has not loaded ldlm's plugin: what it rents on Vast is not what was asked for, and on "
                 "Azure and GCP it may cost more", _fix(server, by_hand, "plugins.yaml"))
+
+
+def lacks_guard_of_others(server: SkyServer, files: Sequence[str]) -> Lack | None:
+    """Whose keys would be copied although the server has been told to keep all that it can be told to keep.
+
+    Args:
+        files: That travel all the same, by its own word.
+    """
+    if not files:
+        return None
+    return Lack(f"would copy keys onto rented machines, whatever its config says: {', '.join(files)}",
+                "move these files out of your home while you rent, or rent through a controller, which has "
+                "no others: ldlm controller up" if server.is_here else
+                "move these files out of its home on its machine while you rent")
 
 
 def _config_lines(clouds: Sequence[str]) -> str:
@@ -97,6 +124,14 @@ def _fix(server: SkyServer, by_hand: str, file: str = "config.yaml") -> str:
     if server.is_here:
         return f"ldlm init, then {RESTART}"
     return f"on its machine, in its ~/.sky/{file}: {by_hand}; then restart it"
+
+
+def _renew(server: SkyServer) -> str:
+    if server.controller:
+        return f"commit what is changed here, then: ldlm controller up --ssh {server.controller}"
+    if server.is_here:
+        return RESTART
+    return f"bring ldlm on its machine to the commit of this checkout, then restart it there: {RESTART}"
 
 
 def _is_said(config: Mapping[str, Any], cloud: str) -> bool:

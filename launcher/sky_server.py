@@ -4,11 +4,22 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from launcher.controller import SCHEME
 from launcher.errors import EngineError
+from launcher.plugin_version import plugin_version
 from launcher.server_health import server_health, start_words
 from launcher.settings import api_server
 from launcher.sky_engine import ask_server, server_url, sky_sdk
-from launcher.sky_ready import NO_UPLOAD, RENTED, Lack, SkyServer, lacks, lacks_guard
+from launcher.sky_ready import (
+    KEYS,
+    NO_UPLOAD,
+    RENTED,
+    SkyServer,
+    lacks,
+    lacks_guard,
+    lacks_guard_of_others,
+    lacks_plugin,
+)
 
 _LOOK_S = 10.0
 
@@ -25,9 +36,9 @@ def sky_lacks(clouds: Collection[str]) -> Iterator[EngineError]:
     rented = [cloud for cloud in RENTED if cloud in clouds]
     if not rented:
         return
-    server = look_at_server()
-    found = dict.fromkeys(lack for cloud in rented for lack in lacks(server, cloud))
-    if other := lacks_guard_of_others(server):
+    server, plugin = look_at_server(), plugin_version()
+    found = dict.fromkeys(lack for cloud in rented for lack in lacks(server, cloud, plugin))
+    if other := lacks_guard_of_others(server, keys_that_travel(server, plugin)):
         found[other] = None
     for lack in found:
         yield EngineError(f"SkyPilot's API server {lack.problem}", place=server.url, fix=lack.fix)
@@ -69,36 +80,38 @@ def look_at_server() -> SkyServer:
             raise EngineError(f"SkyPilot's API server is not well ({info.status.value})", place=server_url(),
                               fix=f"{start_words()}; or sign in: .venv/bin/sky api login")
         # One that is named may have another home, or be the end of a tunnel, whatever its address.
-        is_here = api_server() is None and bool(common.is_api_server_local())
+        named = api_server() or ""
+        is_here = not named and bool(common.is_api_server_local())
         config = sky.get(common.get_request_id(ask_server("GET", "/workspaces/config", _LOOK_S)))
         plugins = ask_server("GET", "/api/plugins", _LOOK_S).json()["plugins"]
         return SkyServer(server_url(), is_here, str(info.version), config, skypilot_config.to_dict(),
                          {one["name"]: str(one.get("version", "")) for one in plugins if one.get("name")},
-                         _supervises(is_here, config))
+                         _supervises(is_here, config),
+                         named.removeprefix(SCHEME) if named.startswith(SCHEME) else None)
 
 
-def lacks_guard_of_others(server: SkyServer) -> Lack | None:
-    """Whose keys would be copied although the server has been told to keep all that it can be told to keep.
+def keys_that_travel(server: SkyServer, plugin: str) -> list[str]:
+    """Files that SkyPilot would copy from its server's home onto every rented machine, by its own word.
 
-    Of a server elsewhere, whose home cannot be read, it is not known. Raises EngineError.
+    Nothing where the server lacks the guard or our plugin, which is told first.
+
+    Args:
+        plugin: Version of our plugin as this checkout has it: one of another may not know.
+
+    Raises:
+        EngineError: The server does not answer.
     """
-    if not server.is_here or lacks_guard(server) or not (travel := _keys_that_travel(server)):
-        return None
-    return Lack(f"would copy keys onto rented machines, whatever its config says: {', '.join(travel)}",
-                "move these files out of your home while you rent, or rent through a controller, which has "
-                "no others: ldlm controller up")
-
-
-def _keys_that_travel(server: SkyServer) -> list[str]:
-    """Files that SkyPilot would copy onto every rented machine, as it works them out itself."""
+    if lacks_guard(server) or lacks_plugin(server, plugin):
+        return []
+    kept = [cloud for cloud, section in server.config.items()
+            if isinstance(section, Mapping) and section.get("remote_identity") == NO_UPLOAD]
     with sky_sdk(with_server=False):
-        from sky.utils import registry
-
-        from sky import check
-
-        guarded = [cloud for name, cloud in registry.CLOUD_REGISTRY.items()
-                   if (server.config.get(name) or {}).get("remote_identity") == NO_UPLOAD]
-        return sorted(check.get_cloud_credential_file_mounts(guarded))
+        answer = ask_server("GET", f"{KEYS}?kept={','.join(kept)}")
+    if not answer.ok:
+        raise EngineError("SkyPilot's API server does not say whose keys it would copy: it answers "
+                          f"{answer.status_code}", place=server.url,
+                          fix="look into ~/.sky/api_server/server.log on its machine")
+    return list(answer.json()["files"])
 
 
 def files_to_rent_with(cloud: str) -> dict[str, Path]:

@@ -1,6 +1,10 @@
-"""A real API server of SkyPilot on a free port, with a home of its own, for as long as a block runs."""
+"""A real API server of SkyPilot on a free port, with a home of its own, for as long as a block runs.
+
+And copies of the code that our plugin in it consists of, for tests that change it.
+"""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+ROOT = Path(__file__).parents[1]
 _STARTS_WITHIN_S = 120
 
 
@@ -26,6 +31,13 @@ def variables(home: Path, port: int) -> dict[str, str]:
     """What makes SkyPilot's server and its clients on this machine meet there."""
     return {"HOME": str(home), "SKYPILOT_API_SERVER_LOCAL_PORT": str(port), "NO_PROXY": "127.0.0.1",
             "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+
+
+def checkout_in(folder: Path) -> Path:
+    """A copy of the code that the plugin may consist of."""
+    for package in ("launcher", "trainer"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 @contextmanager

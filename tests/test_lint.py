@@ -211,6 +211,15 @@ def test_an_unknown_price_is_found():
     assert "cannot stop itself at its cap" in found
 
 
+def test_only_who_owns_the_machines_is_told_that_a_price_may_be_0():
+    def fix(infra: str) -> str:
+        text = (EXAMPLES[0].parent / "unknown-price.yaml").read_text()
+        return next(found.fix for found in lint(Task(text.replace("infra: gcp", f"infra: {infra}")))
+                    if found.rule == "unknown-price")
+    assert ["0 where nobody pays" in fix(infra) for infra in ("slurm/lab", "vast", "azure", "gcp")] == [
+        True, False, False, False]
+
+
 def test_a_file_store_on_a_rented_machine_is_found_and_here_it_is_fine():
     (found,) = problems(lambda train: train["envs"].update({Env.STORE: "file:///data"}))
     assert "is lost with it" in found

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from cli_lab import RECIPE, Terminal, check_golden, environment, files_below, ldlm, refused
 from s3_server import KEYS, running_s3_server
+from sky_server_lab import free_port
 
 from launcher.sky_ready import GUARDED
 
@@ -28,6 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LDLM_HOME", str(tmp_path / ".ldlm"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("SKYPILOT_API_SERVER_LOCAL_PORT", str(free_port()))
     for name in ("SKYPILOT_API_SERVER_ENDPOINT", "SKYPILOT_GLOBAL_CONFIG", "SKYPILOT_SERVER_PLUGINS_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path

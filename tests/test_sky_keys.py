@@ -60,32 +60,24 @@ def test_every_key_that_skypilot_could_copy_is_one_that_a_rented_machine_is_sear
     assert set(key_files(home)) <= copied - SETTINGS
 
 
-# What a launch to Azure asks of a server that has been told all that it can be told.
-REFUSED = """
-import sys
-from launcher import sky_server
-from launcher.sky_ready import GUARDED, SkyServer
-guarded = {cloud: {"remote_identity": "NO_UPLOAD"} for cloud in GUARDED}
-sky_server.look_at_server = lambda: SkyServer("http://127.0.0.1:1", sys.argv[1] == "here", "0.14.1", guarded,
-                                              {}, {"ldlm": "1"}, True)
-for error in sky_server.sky_lacks(["azure"]):
-    print(error)
+# What our plugin in a server says of the home in which that runs.
+TOLD = """
+import json
+from launcher.sky_plugin import keys_that_travel
+from launcher.sky_ready import GUARDED
+print(json.dumps(keys_that_travel(",".join(GUARDED))))
 """
 
 
-def test_a_launch_is_refused_while_skypilot_would_copy_a_key_that_it_cannot_be_told_to_keep(
+def test_the_plugin_names_the_keys_that_skypilot_would_copy_from_its_home_and_cannot_be_told_to_keep(
         tmp_path: Path) -> None:
-    def refusal(server: str) -> str:
-        done = subprocess.run([sys.executable, "-c", REFUSED, server], env=os.environ | {
-            "HOME": str(tmp_path)}, text=True, capture_output=True, check=True)
-        return done.stdout
+    def told() -> dict[str, list[str]]:
+        done = subprocess.run([sys.executable, "-c", TOLD], env=os.environ | {"HOME": str(tmp_path)},
+                              text=True, capture_output=True, check=True)
+        return dict(json.loads(done.stdout.splitlines()[-1]))
 
-    assert refusal("here") == ""
+    assert told() == {"files": []}
     for name in (".runpod/config.toml", ".lambda_cloud/lambda_keys", ".config/vastai/vast_api_key"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("key")
-    assert refusal("here") == (
-        "http://127.0.0.1:1: SkyPilot's API server would copy keys onto rented machines, whatever its config "
-        "says: ~/.lambda_cloud/lambda_keys, ~/.runpod/config.toml\n  fix: move these files out of your home "
-        "while you rent, or rent through a controller, which has no others: ldlm controller up\n")
-    assert refusal("elsewhere") == ""  # what its home has is not known
+    assert told() == {"files": ["~/.lambda_cloud/lambda_keys", "~/.runpod/config.toml"]}

@@ -3,7 +3,6 @@
 import json
 import re
 import subprocess
-import threading
 from collections.abc import Iterator
 from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
@@ -14,14 +13,14 @@ import pytest
 from fastapi import FastAPI
 from launch_examples import example_task
 from test_vast_market import H100_CHEAPEST, H100_SECOND, Lab
+from vast_sdk_lab import KEY, reached_by_skypilot
 
 pytest.importorskip("vastai")
-from sky.adaptors import vast as adaptor  # noqa: E402
-from sky.provision import vast as provisioner  # noqa: E402
 from sky.provision.vast import utils  # noqa: E402
 from sky.server import plugins  # noqa: E402
 
 from launcher import rental_log, rental_watch  # noqa: E402
+from launcher.plugin_version import plugin_version  # noqa: E402
 from launcher.rentals import RENTALS, Price, Rental, Rentals, Terms  # noqa: E402
 from launcher.sky_plugin import (  # noqa: E402
     LdlmPlugin,
@@ -40,7 +39,6 @@ from tests.lab.vast_market import MISSING_TAG, Refused  # noqa: E402
 from trainer.contract import Document  # noqa: E402
 from trainer.rental_terms import terms_here  # noqa: E402
 
-KEY = "the-key-of-the-account"
 # Of the market's machines with two H100 four are left, for bids of $0.95, 1.30, 1.45 and 1.60.
 SETTINGS = {"run_id": "one", "usd_per_hour": 1.5,
             "filters": {"reliability": {"gte": 0.95}, "cuda_max_good": {"gte": 13.0}}}
@@ -93,18 +91,9 @@ class Vast:
 
 @pytest.fixture
 def vast(tmp_path, monkeypatch) -> Iterator[Vast]:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / ".config/vastai").mkdir(parents=True)
-    (tmp_path / ".config/vastai/vast_api_key").write_text(KEY)
     vast = Vast()
-    threading.Thread(target=vast.http.serve_forever, daemon=True).start()
-    monkeypatch.setattr(adaptor, "_vast_sdk", vast.sdk)
-    for name in ("launch", "list_instances", "remove"):  # what the plugin takes the place of
-        monkeypatch.setattr(utils, name, getattr(utils, name))
-    monkeypatch.setattr(provisioner, "run_instances", provisioner.run_instances)
-    yield vast
-    vast.http.shutdown()
-    vast.http.server_close()
+    with reached_by_skypilot(vast.http, tmp_path, monkeypatch):
+        yield vast
 
 
 def rent(vast: Vast, launch: Any = utils.launch, image: str = "an/image:1",
@@ -403,7 +392,7 @@ def test_skypilot_loads_the_plugin_by_its_name_and_installs_it_once(vast, tmp_pa
     for _ in range(2):
         plugins.load_plugins(plugins.ExtensionContext(context=plugins.PluginContext.EXECUTOR))
     (found,) = plugins.get_plugins()
-    assert isinstance(found, LdlmPlugin) and (found.name, found.version) == ("ldlm", "1")
+    assert isinstance(found, LdlmPlugin) and (found.name, found.version) == ("ldlm", plugin_version())
     installed = utils.launch
     assert installed.is_ldlm
     LdlmPlugin().install(plugins.ExtensionContext())

@@ -9,11 +9,11 @@ from launcher.sky_ready import GUARDED, SkyServer, lacks
 
 CONFIG = {cloud: {"remote_identity": "NO_UPLOAD"} for cloud in GUARDED}
 READY = SkyServer(url="http://127.0.0.1:46580", is_here=True, version="0.14.1", config=CONFIG, laid_over={},
-                  plugins={"ldlm": "1"}, supervises=True)
+                  plugins={"ldlm": "of-now"}, supervises=True)
 
 
 def said(server: SkyServer, cloud: str = "vast") -> str:
-    return "\n".join(f"{lack.problem} | {lack.fix}" for lack in lacks(server, cloud))
+    return "\n".join(f"{lack.problem} | {lack.fix}" for lack in lacks(server, cloud, "of-now"))
 
 
 @pytest.mark.parametrize("cloud", ["vast", "azure", "gcp"])
@@ -55,6 +55,21 @@ def test_what_takes_the_word_back_elsewhere_is_found(config: dict, laid_over: di
 @pytest.mark.parametrize("cloud", ["vast", "azure", "gcp"])
 def test_without_the_plugin_nothing_is_rented(cloud: str) -> None:
     assert "has not loaded ldlm's plugin" in said(replace(READY, plugins={"other": "1"}), cloud)
+
+
+@pytest.mark.parametrize("cloud", ["vast", "azure", "gcp"])
+@pytest.mark.parametrize(("where", "fix"), [
+    ({}, ".venv/bin/sky api stop; .venv/bin/sky api start"),
+    ({"is_here": False, "controller": "me@host:22"}, "commit what is changed here, then: ldlm controller up "
+                                                     "--ssh me@host:22"),
+    ({"is_here": False}, "bring ldlm on its machine to the commit of this checkout, then restart it there: "
+                         ".venv/bin/sky api stop; .venv/bin/sky api start")])
+def test_a_plugin_of_other_code_than_that_of_this_checkout_rents_nothing(where: dict, fix: str,
+                                                                         cloud: str) -> None:
+    server = replace(READY, plugins={"ldlm": "older"}, **where)
+    assert said(server, cloud) == (
+        "still runs another version of ldlm's plugin (older; of this checkout is of-now), which may rent by "
+        f"other rules than this plan's | {fix}")
 
 
 def test_a_machine_that_is_rented_to_supervise_would_have_no_keys() -> None:

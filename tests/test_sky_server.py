@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cli_lab import RECIPE, ROOT, files_below, ldlm
-from sky_server_lab import end_all_of, free_port, running_sky_server, variables
+from sky_server_lab import checkout_in, end_all_of, free_port, running_sky_server, variables
 
 pytest.importorskip("sky.jobs.state")
 
@@ -52,13 +52,13 @@ class Lab:
     def env(self) -> dict[str, str]:
         return os.environ | variables(self.home, self.port) | {"LDLM_HOME": str(self.home / ".ldlm")}
 
-    def refusal(self, *clouds: str) -> str:
+    def refusal(self, *clouds: str, checkout: Path = ROOT) -> str:
         """What stands in the way of renting at these clouds; nothing if nothing does."""
-        return self.run(CHECK, *clouds)
+        return self.run(CHECK, *clouds, checkout=checkout)
 
-    def run(self, program: str, *args: str) -> str:
-        done = subprocess.run([sys.executable, "-c", program, *args], env=self.env(), cwd=ROOT, text=True,
-                              capture_output=True, check=True)
+    def run(self, program: str, *args: str, checkout: Path = ROOT) -> str:
+        done = subprocess.run([sys.executable, "-c", program, *args], cwd=checkout, text=True,
+                              env=self.env() | {"PYTHONPATH": str(checkout)}, capture_output=True, check=True)
         return done.stdout
 
     def reasons(self) -> str:
@@ -102,6 +102,16 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
         assert "would rent a machine to supervise the run, which has no keys" in lab.refusal("azure")
     with running_sky_server(lab.home, lab.port) as url:
         assert lab.refusal("vast") == "" and "API server" not in lab.reasons()
+        pulled = checkout_in(lab.home / "pulled")
+        (pulled / "launcher/vast_search.py").open("a").write("# newer\n")
+        stale = lab.refusal("vast", checkout=pulled)
+        assert f"{url}: SkyPilot's API server still runs another version of ldlm's plugin" in stale
+        assert "fix: .venv/bin/sky api stop; .venv/bin/sky api start" in stale
+        assert lab.refusal("slurm", checkout=pulled) == ""
+        said = ldlm("init", "--yes", cwd=pulled, env=lab.env() | {"PYTHONPATH": str(pulled)}).stdout
+        assert said.startswith("everything is set up already: nothing was changed\nSkyPilot's API server ")
+        assert said.endswith("\n  .venv/bin/sky api stop; .venv/bin/sky api start\n")
+        assert "restart it" not in ldlm("init", "--yes", env=lab.env()).stdout
         (lab.home / ".lambda_cloud").mkdir()
         (lab.home / ".lambda_cloud" / "lambda_keys").write_text("key")
         lines = lab.doctor()
@@ -109,13 +119,23 @@ def test_one_server_through_its_life(lab: Lab, monkeypatch: pytest.MonkeyPatch) 
         assert lines["controller"] == "ok: this machine: while it sleeps or is off, no run is recovered"
         assert lines["keys"] == "ok: NO_UPLOAD: keys of clouds stay off rented machines"
         assert lines["supervision"].startswith("ok: ") and lines["plugin"].startswith("ok: ldlm ")
+        assert lines["Vast search"].startswith("ok: sent to a loopback, it says: compute_cap, cpu")
         assert lines["other keys"].endswith("whatever its config says: ~/.lambda_cloud/lambda_keys")
-        assert "whatever its config says: ~/.lambda_cloud/lambda_keys" in lab.refusal("azure")
+        assert lab.refusal("azure") == (
+            f"{url}: SkyPilot's API server would copy keys onto rented machines, whatever its config says: "
+            "~/.lambda_cloud/lambda_keys\n  fix: move these files out of your home while you rent, or rent "
+            "through a controller, which has no others: ldlm controller up\n")
         assert lab.refusal("slurm") == ""
         monkeypatch.setenv("SKYPILOT_API_SERVER_ENDPOINT", url)
         lines = lab.doctor()
         assert lines["API server"] == f"ok: {url}, which is said to be elsewhere"
         assert lines["controller"] == f"ok: {url}, of your own; its price is in no bill"
+        assert lines["other keys"].endswith("whatever its config says: ~/.lambda_cloud/lambda_keys")
+        refused = lab.refusal("azure")  # its home is not this one, as far as is known here
+        assert refused.endswith("whatever its config says: ~/.lambda_cloud/lambda_keys\n  fix: move these "
+                                "files out of its home on its machine while you rent\n")
+        (lab.home / ".lambda_cloud" / "lambda_keys").unlink()
+        assert lab.refusal("azure") == ""
         monkeypatch.delenv("SKYPILOT_API_SERVER_ENDPOINT")
         lab.write("project.yaml", "vast: {remote_identity: LOCAL_CREDENTIALS}\n")
         monkeypatch.setenv("SKYPILOT_PROJECT_CONFIG", str(lab.home / ".sky" / "project.yaml"))

@@ -9,6 +9,8 @@ import pytest
 
 from tests.lab.fake_vast import VastServer
 
+KEY = "the-key"
+
 
 @contextmanager
 def reached_by_skypilot(fake: VastServer, home: Path, patch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -21,8 +23,8 @@ def reached_by_skypilot(fake: VastServer, home: Path, patch: pytest.MonkeyPatch)
     threading.Thread(target=fake.serve_forever, daemon=True).start()
     patch.setenv("HOME", str(home))
     (home / ".config/vastai").mkdir(parents=True)
-    (home / ".config/vastai/vast_api_key").write_text("the-key")
-    sdk = VastAI(api_key="the-key", server_url=f"http://127.0.0.1:{fake.server_port}")
+    (home / ".config/vastai/vast_api_key").write_text(KEY)
+    sdk = VastAI(api_key=KEY, server_url=f"http://127.0.0.1:{fake.server_port}")
     patch.setattr(vast, "_vast_sdk", sdk)
     for name in ("launch", "list_instances", "remove"):
         patch.setattr(utils, name, getattr(utils, name))
