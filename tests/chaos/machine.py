@@ -163,7 +163,7 @@ def _run_node(life: Life, rank: Rank, board: Board, delay_s: float) -> int:
     os.close(read)
     install(Faults(life.strike, board, NODE, life.num_ranks, delay_s))
 
-    def popen(command: Sequence[str], env: Mapping[str, str]) -> "_Forked":
+    def popen(command: Sequence[str], env: Mapping[str, str], **_output: int) -> "_Forked":
         os.write(write, json.dumps(dict(env)).encode())
         os.close(write)
         return _Forked(standby)
@@ -181,7 +181,7 @@ class _Forked:
     def poll(self) -> int | None:
         return self._reap(os.WNOHANG)
 
-    def wait(self) -> int | None:
+    def wait(self, _timeout_s: float) -> int | None:
         return self._reap(0)
 
     def kill(self) -> None:
