@@ -185,6 +185,7 @@ def _say_what_is_next(settings: Settings, changes: list[Change]) -> None:
 
 def _say_of_plugin() -> None:
     """Tell of an API server on this machine that goes on with other code of ours than this checkout's."""
-    if api_server() is None and plugins_here().get(PLUGIN) not in (None, plugin_version()):
+    loaded = plugins_here().get(PLUGIN) if api_server() is None else None
+    if loaded is not None and loaded != plugin_version():
         console.answer("SkyPilot's API server here still runs another version of ldlm's plugin; restart it:")
         console.answer(f"  {RESTART}")

@@ -8,9 +8,10 @@ from trainer.contract import StoreError
 
 HOW_TO_SIGN_IN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or `aws configure`"
 _S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
-# The first that is set counts. The last is obstore's own.
-_ENDPOINTS = (_S3_ENDPOINT, "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
-_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+# Of each part of an address: variables, of which the first that is set counts, and its key in a profile.
+# AWS_ENDPOINT is obstore's own.
+_PARTS = {"endpoint": ((_S3_ENDPOINT, "AWS_ENDPOINT_URL", "AWS_ENDPOINT"), "endpoint_url"),
+          "region": (("AWS_REGION", "AWS_DEFAULT_REGION"), "region")}
 
 
 def complete_address(address: str) -> str:
@@ -24,13 +25,12 @@ def complete_address(address: str) -> str:
     named = dict(parse_qsl(parts.query))
     if parts.scheme != "s3" or (parts.query and not named):  # a `?` of a glob begins no query
         return address
-    found = {"endpoint": _first(_ENDPOINTS) or _of_profile("endpoint_url"),
-             "region": _first(_REGIONS) or _of_profile("region")}
     # obstore 0.12.1 lets nothing win over this variable.
     if (of_s3 := os.environ.get(_S3_ENDPOINT)) and of_s3 != named.get("endpoint", of_s3):
         raise StoreError(f"{_S3_ENDPOINT} is {of_s3}, and the store's URL names {named['endpoint']}",
                          place="store", fix=f"unset {_S3_ENDPOINT}")
-    added = {name: value for name, value in found.items() if value and name not in named}
+    added = {name: value for name, (variables, key) in _PARTS.items()
+             if name not in named and (value := _first(variables) or _of_profile(key))}
     if not added:
         return address
     query = "&".join(filter(None, (parts.query, urlencode(added, safe=":/"))))

@@ -15,7 +15,7 @@ from pathlib import Path
 from trainer.config import TokenEncoderConfig, TrainConfig
 from trainer.contract import Env, LdlmError
 from trainer.encoder_files import SMALL_FILES, local_folder
-from trainer.manifest import complete_checkpoints, pinned
+from trainer.manifest import pinned_by_run
 from trainer.mirror_format import fetch_mirror, find_mirror
 from trainer.node_watch import end_with_node
 from trainer.run_folder import RunFolder
@@ -43,8 +43,7 @@ def fetch_ahead(config: TokenEncoderConfig, folder: RunFolder, say: Callable[[st
     Raises:
         LdlmError: As `find_mirror`, `fetch_mirror`.
     """
-    newest = next(complete_checkpoints(folder, lambda _: None), None)
-    if found := find_mirror(folder.store, pinned(config, newest)):
+    if found := find_mirror(folder.store, pinned_by_run(config, folder)):
         fetch_mirror(folder.store, *found, lambda _: None, only=SMALL_FILES)
         fetch_mirror(folder.store, *found, say)
 

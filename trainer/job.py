@@ -29,7 +29,7 @@ from trainer.last_save import LastSave
 from trainer.limits import Limits
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
-from trainer.manifest import complete_checkpoints, pinned
+from trainer.manifest import pinned_by_run
 from trainer.metrics import OwnAttempt, Phase, PhaseClock, Progress, Recorder
 from trainer.model import LatentDiffusionLM
 from trainer.notices import cloud_named
@@ -229,8 +229,7 @@ def agreed_encoder(config: TokenEncoderConfig, folder: RunFolder) -> TokenEncode
     found: list[TokenEncoderConfig | LdlmError] = [config]
     if dist.get_rank() == 0:
         try:
-            newest = next(complete_checkpoints(folder, lambda _: None), None)
-            found = [pinned(config, newest)]
+            found = [pinned_by_run(config, folder)]
         except LdlmError as error:
             found = [error]  # one rank's failure is everybody's
     dist.broadcast_object_list(found, src=0)

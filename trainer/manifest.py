@@ -149,6 +149,11 @@ def pinned(config: TokenEncoderConfig, manifest: Manifest | None) -> TokenEncode
     return config.model_copy(update={"revision": began.commit})
 
 
+def pinned_by_run(config: TokenEncoderConfig, folder: RunFolder) -> TokenEncoderConfig:
+    """The same for a run by its newest complete checkpoint. Raises as `complete_checkpoints`."""
+    return pinned(config, next(complete_checkpoints(folder, lambda _: None), None))
+
+
 def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
                          listed: Sequence[StoredObject] | None = None) -> Iterator[Manifest]:
     """Every checkpoint whose manifest parses and whose files have their sizes, newest first.

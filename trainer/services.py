@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from trainer.config import TokenEncoderConfig, WandbConfig
 from trainer.contract import Env
 from trainer.encoder_files import local_folder
-from trainer.manifest import complete_checkpoints, pinned
+from trainer.manifest import pinned_by_run
 from trainer.mirror_format import find_mirror
 from trainer.run_folder import RunFolder
 
@@ -29,5 +29,4 @@ def asks_hub(config: TokenEncoderConfig, folder: RunFolder) -> bool:
     """
     if not HUB_NAME.fullmatch(config.name) or local_folder(config.name):
         return False
-    newest = next(complete_checkpoints(folder, lambda _: None), None)
-    return find_mirror(folder.store, pinned(config, newest)) is None
+    return find_mirror(folder.store, pinned_by_run(config, folder)) is None
