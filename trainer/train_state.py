@@ -24,6 +24,7 @@ from torch import distributed as dist
 
 from trainer.average import WeightAverage
 from trainer.pieces import ITEM_BYTES, DType, Kind, Stretch
+from trainer.rounding import rounding_on
 
 # 1 GiB of float32, rounded in 512 MiB of their own at the beginning of a forward pass, when there is room.
 # With a quarter of it the step after a save takes 12 ms more (measured).
@@ -61,6 +62,7 @@ class TrainState:
         self._round_steps = round_steps
         self._num_elements = sum(group_sizes)
         self._rounded_at = 0
+        self._rounding = rounding_on(self._masters()[0].device)
         self._shares = []
         for master, size in zip(self._masters(), group_sizes, strict=True):
             begin = min(dist.get_rank() * master.numel(), size)
@@ -95,18 +97,10 @@ class TrainState:
         """Its numbers, on the device. What is stored in fewer bits than it has is rounded in place."""
         live = self._live(stretch.kind, stretch)
         if stretch.kind == "average_delta":
-            master = self._live("master", stretch)
-            # Straight into bfloat16 and out of it: no float32 of its own that the device would have to move.
-            delta = torch.sub(live, master, out=torch.empty_like(live, dtype=torch.bfloat16))
-            torch.add(master, delta, out=live)
-            return delta
+            return self._rounding.to_distance(live, self._live("master", stretch))
         if stretch.dtype == "float24":
-            live.view(torch.int32).add_(0x80).bitwise_and_(-0x100)  # to the nearest
-        if stretch.dtype != "bfloat16":
-            return live
-        rounded = live.bfloat16()
-        live.copy_(rounded)
-        return rounded
+            return self._rounding.to_24_bits(live)
+        return live if stretch.dtype == "float32" else self._rounding.to_bfloat16(live)
 
     @torch.no_grad()
     def write(self, stretch: Stretch, values: Tensor) -> None:
