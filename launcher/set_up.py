@@ -17,7 +17,8 @@ from launcher.server_health import plugins_here
 from launcher.settings import Settings, api_server, read_settings, settings_path, settings_text
 from launcher.sky_ready import PLUGIN, RESTART
 from launcher.sky_setup import Change, carry_out, sky_changes
-from trainer.store import NoBucketError, open_store, store_url
+from trainer.store import open_store, store_url
+from trainer.store_words import NoBucketError
 
 _PRICE = "controller_usd_per_hour"
 NONE = "none"  # typed where nothing shall be said

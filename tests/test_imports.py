@@ -21,7 +21,7 @@ OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "traine
                     "trainer.rental_terms",
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
                     "trainer.services", "trainer.shards", "trainer.sizes", "trainer.spent",
-                    "trainer.store",
+                    "trainer.store", "trainer.store_words",
                     "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",

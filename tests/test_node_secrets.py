@@ -11,7 +11,8 @@ from launcher.node_secrets import node_secrets, service_keys
 from launcher.recipe import load_recipe
 from trainer.manifest import StoredFile
 from trainer.mirror_format import MirrorManifest
-from trainer.store import HOW_TO_SIGN_IN, open_store
+from trainer.store import open_store
+from trainer.store_words import HOW_TO_SIGN_IN
 
 ELSEWHERE = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AZURE_STORAGE_SAS_KEY": "sas",
              "GOOGLE_SERVICE_ACCOUNT_KEY": "{}", "VAST_API_KEY": "vast", "GITHUB_TOKEN": "gh"}

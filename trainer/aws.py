@@ -1,12 +1,15 @@
 """S3 as AWS's own tools find it: keys, region and endpoint of the environment or of a profile. No torch."""
 
 import os
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from trainer.contract import StoreError
 
 HOW_TO_SIGN_IN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; or `aws configure`"
+# botocore renews keys at the latest when ten minutes of them are left; obstore would keep them for thirty.
+_KEYS_HOLD = timedelta(minutes=9)
 _S3_ENDPOINT = "AWS_ENDPOINT_URL_S3"
 # Of each part of an address: variables, of which the first that is set counts, and its key in a profile.
 # AWS_ENDPOINT is obstore's own.
@@ -83,7 +86,7 @@ class AwsCredentials:
         if self._provider is None:
             if self._session.get_credentials() is None:
                 raise _NoCredentials("no AWS credentials found")
-            self._provider = Boto3CredentialProvider(self._session)
+            self._provider = Boto3CredentialProvider(self._session, ttl=_KEYS_HOLD)
         return self._provider()
 
 

@@ -7,38 +7,26 @@ reads run folders through this file too.
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from trainer import aws
-from trainer.contract import AwayError, ConfigError, Env, ExitCode, StoreError
+from trainer.contract import ConfigError, Env, ExitCode, StoreError
+from trainer.store_words import explained
 
-# obstore's own defaults retry for three minutes. A heartbeat is worth less than that, a checkpoint
-# is tried again at its next interval (guess, not measured on a real cloud).
-_RETRY: dict[str, Any] = {"max_retries": 6, "retry_timeout": timedelta(seconds=60)}
+_MAX_RETRIES = 6
 # Of a file that is read by ranges (guess: a request to a cloud takes as long as a few MB).
 READ_AHEAD_BYTES = 8 * 2**20
 # Of what is streamed: S3 takes 10,000 parts, so 156 GiB of one rank (guess: a part is a second at 1 Gbit/s).
 _PART_BYTES = 16 * 2**20
 _PARTS_AT_A_TIME = 8
+_LITTLE_BYTES = 2**20  # to send
 _SCHEMES = ("file", "s3", "gs", "az")
-_CLOUDS = {"s3": "AWS", "gs": "Google", "az": "Azure"}
-HOW_TO_SIGN_IN = {
-    "s3": aws.HOW_TO_SIGN_IN,
-    "gs": "set GOOGLE_SERVICE_ACCOUNT_KEY to a service account's key, as rented nodes need it; for this "
-          "machine alone: `gcloud auth application-default login`",
-    "az": "set AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_SAS_TOKEN",
-}
-# Where a rented machine finds its own identity. Elsewhere it is the last place that a client tries.
-_METADATA_SERVICES = ("169.254.169.254", "169.254.170.2", "metadata.google.internal")
-# No connection, a server's own trouble, or this machine's clock. What else is refused is so everywhere.
-_AWAY = re.compile(r"HTTP error: |status code: (5\d\d|429)\b|RequestTimeTooSkewed")
-_NO_BUCKET = re.compile("(?i)nosuchbucket|bucket does not exist|containernotfound")
-_REDIRECT = "Received redirect without LOCATION"  # obstore's words for S3's answer from a wrong region
 
 
 def is_draft(name: str) -> bool:
@@ -61,14 +49,29 @@ class NotFoundError(StoreError):
     """No object under that key."""
 
 
-class NoBucketError(StoreError):
-    """The bucket that a store's URL names is not there."""
-
-
 class DamagedError(StoreError):
     """An object could be read, but it is not what was written: no retry can help."""
 
     node_exit_code = ExitCode.BAD_CONFIG
+
+
+class _Patience(NamedTuple):
+    """How long one request may take with all that it carries, for how long it is tried again, and how long
+    the server may be silent."""
+
+    timeout: timedelta
+    tried_for: timedelta
+    silence: timedelta | None = None
+
+
+# All of these are guesses, not measured on a real cloud. What carries little fails soon: a heartbeat is worth
+# less than obstore's own three minutes.
+_ASKING = _Patience(timedelta(seconds=30), timedelta(seconds=60))
+# Parts share a slow line with those of other ranks: 1 GiB, of 8 ranks, takes 5 minutes of 30 Mbit/s.
+_SENDING = _Patience(timedelta(minutes=5), timedelta(minutes=10))
+# Only of what is read can a slow line be told from a dead one: to obstore 0.12.1 a body that is being sent is
+# silence (probed).
+_READING = _Patience(timedelta(minutes=15), timedelta(minutes=10), silence=timedelta(seconds=30))
 
 
 class Store:
@@ -79,10 +82,20 @@ class Store:
         address: What `open_store` was given: opens it again, endpoint and region included.
     """
 
-    def __init__(self, url: str, address: str, backend: Any) -> None:
+    def __init__(self, url: str, address: str, backend: Any,
+                 with_patience: Callable[[_Patience], Any] | None = None) -> None:
         self.url = url
         self.address = address
         self._backend = backend
+        self._with_patience = with_patience
+
+    @cached_property
+    def _sending(self) -> Any:
+        return self._with_patience(_SENDING) if self._with_patience else self._backend
+
+    @cached_property
+    def _reading(self) -> Any:
+        return self._with_patience(_READING) if self._with_patience else self._backend
 
     @property
     def local_folder(self) -> Path | None:
@@ -103,10 +116,11 @@ class Store:
         """
         import obstore
 
+        is_little = not isinstance(data, Path) and memoryview(data).nbytes <= _LITTLE_BYTES
         with _as_store_errors(f"{self.url}/{key}", "write"):
             # Conditional puts exist for single requests only; what is created so is small.
-            obstore.put(self._backend, key, data, mode="create" if create else "overwrite",
-                        use_multipart=False if create else None)
+            obstore.put(self._backend if is_little else self._sending, key, data,
+                        mode="create" if create else "overwrite", use_multipart=False if create else None)
 
     def stream(self, key: str, buffers: Iterable[bytes | memoryview]) -> None:
         """Write one object, atomically, from what comes bit by bit: parts of it are under way at a time.
@@ -117,7 +131,7 @@ class Store:
         import obstore
 
         with _as_store_errors(f"{self.url}/{key}", "write"):
-            obstore.put(self._backend, key, iter(buffers), use_multipart=True, chunk_size=_PART_BYTES,
+            obstore.put(self._sending, key, iter(buffers), use_multipart=True, chunk_size=_PART_BYTES,
                         max_concurrency=_PARTS_AT_A_TIME)
 
     def get(self, key: str) -> bytes:
@@ -125,7 +139,7 @@ class Store:
         import obstore
 
         with _as_store_errors(f"{self.url}/{key}", "read"):
-            return bytes(obstore.get(self._backend, key).bytes())
+            return bytes(obstore.get(self._reading, key).bytes())
 
     def size(self, key: str) -> int:
         """Bytes of one object. Raises NotFoundError when there is none."""
@@ -150,7 +164,7 @@ class Store:
         import obstore
 
         with _as_store_errors(f"{self.url}/{key}", "read"):
-            return memoryview(obstore.get_range(self._backend, key, start=start, end=end))
+            return memoryview(obstore.get_range(self._reading, key, start=start, end=end))
 
     def objects(self, prefix: str = "") -> list[StoredObject]:
         """All objects below a folder, in key order. `prefix` names whole path segments."""
@@ -260,7 +274,10 @@ def open_store(url: str) -> Store:
         raise StoreError("is a file, and a store is a folder", place=clean, fix="name a folder")
     options = dict(parse_qsl(urlsplit(aws.complete_address(url)).query))
     with _as_store_errors(clean, "open"):
-        return Store(clean, url, _open_backend(parts.scheme, clean, options))
+        backend = _open_backend(parts.scheme, clean, options, _ASKING)
+        if parts.scheme == "file":
+            return Store(clean, url, backend)
+        return Store(clean, url, backend, partial(_open_backend, parts.scheme, clean, options))
 
 
 def sub_address(address: str, path: str) -> str:
@@ -287,24 +304,27 @@ def local_store_url(folder: Path) -> str:
     return folder.expanduser().resolve().as_uri()
 
 
-def _open_backend(scheme: str, url: str, options: dict[str, str]) -> Any:
+def _open_backend(scheme: str, url: str, options: dict[str, str], patience: _Patience) -> Any:
     from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
 
     if scheme == "file":
         return LocalStore.from_url(url, mkdir=True)
+    client: dict[str, Any] = {"timeout": patience.timeout}
+    if patience.silence:
+        client["read_timeout"] = patience.silence
+    retry: dict[str, Any] = {"max_retries": _MAX_RETRIES, "retry_timeout": patience.tried_for}
     if scheme == "gs":
-        return GCSStore.from_url(url, retry_config=_RETRY)
+        return GCSStore.from_url(url, client_options=client, retry_config=retry)
     if scheme == "az":
         # obstore would take the account for the container.
         account, _, path = url.removeprefix("az://").partition("/")
         container, _, prefix = path.partition("/")
         return AzureStore(container, prefix=unquote(prefix) or None, account_name=account,
-                          retry_config=_RETRY)
+                          client_options=client, retry_config=retry)
     settings: dict[str, Any] = {key: options[key] for key in ("endpoint", "region") if key in options}
-    client: dict[str, Any] = {}
     if settings.get("endpoint", "").startswith("http://"):
         client["allow_http"] = True
-    return S3Store.from_url(url, retry_config=_RETRY, client_options=client,
+    return S3Store.from_url(url, client_options=client, retry_config=retry,
                             credential_provider=aws.AwsCredentials(), **settings)
 
 
@@ -320,48 +340,6 @@ def _as_store_errors(place: str, verb: str) -> Iterator[None]:
     except FileNotFoundError as error:
         if verb in ("read", "delete"):
             raise NotFoundError("no such object", place=place) from error
-        raise _explained(str(error).strip(), place, verb) from error
+        raise explained(str(error).strip(), place, verb) from error
     except (exceptions.BaseError, OSError) as error:
-        raise _explained(str(error).strip(), place, verb) from error
-
-
-def _explained(message: str, place: str, verb: str) -> StoreError:
-    """Our error for a message of obstore, without its debug dump."""
-    first_line = re.sub(r"^Generic \w+ error: ", "", message.split("\n", 1)[0])
-    scheme = place.partition(":")[0]
-    # What our own provider raised stands behind its name and the type of the error.
-    provider = re.search(r"External AWS credential provider: (?:\w+: )?(.*)", first_line)
-    if provider:
-        return StoreError(f"cannot {verb}: {provider[1]}", place=place, fix=HOW_TO_SIGN_IN["s3"])
-    if any(address in message for address in _METADATA_SERVICES):
-        return StoreError(f"cannot {verb}: no {_CLOUDS.get(scheme, 'cloud')} credentials found", place=place,
-                          fix=HOW_TO_SIGN_IN.get(scheme))
-    # S3 says what is wrong at the end, in XML; gs and az speak this dialect too.
-    said = re.search(r"<Code>(.*?)</Code>\s*<Message>(.*?)</Message>", message, re.DOTALL)
-    problem = f"{said[1]}: {said[2]}" if said else first_line[:300]
-    if _REDIRECT in message:
-        problem = "the bucket is in another region than the store's URL, or the environment, says"
-    kind = NoBucketError if _NO_BUCKET.search(message) else AwayError if _AWAY.search(message) else StoreError
-    return kind(f"cannot {verb}: {problem}", place=place, fix=_fix_for(message, scheme))
-
-
-def _fix_for(message: str, scheme: str) -> str:
-    lowered = re.sub(r":\d+/", "/", message.lower())  # without ports, which may look like a status
-    if "no space left" in lowered:
-        return "free disk space, or name another store with --store"
-    if _NO_BUCKET.search(message):
-        return "check that the bucket exists, in the region and at the endpoint that the URL names"
-    if expected := re.search(r"region '[\w-]+' is wrong; expecting '([\w-]+)'", message):
-        return f"name the bucket's region in the store's URL: ?region={expected[1]}"
-    if _REDIRECT in message:
-        return ("name the bucket's region in the store's URL: ?region=REGION; `aws s3api get-bucket-location "
-                "--bucket BUCKET` tells it")
-    if any(word in lowered for word in ("permission", "denied", "read-only", "forbidden", "403")):
-        if scheme == "file":
-            return "check the folder's permissions, or name another store with --store"
-        return "check that the key is right and may do this, or name another store with --store"
-    if any(word in lowered for word in ("credential", "token", "401", "unauthenticated")):
-        return f"renew the credentials of this store: {HOW_TO_SIGN_IN.get(scheme, 'sign in again')}"
-    if scheme == "file":
-        return "check the folder, and that it can be written here; or name another store with --store"
-    return "check the store's URL, region and endpoint, and that it is reachable from here"
+        raise explained(str(error).strip(), place, verb) from error
