@@ -13,7 +13,7 @@ from launcher.errors import StoreError
 from launcher.findings import Finding, Verdict
 from launcher.home import ldlm_home
 from trainer.contract import Env
-from trainer.store import Store, may_exist, open_store
+from trainer.store import Store, check_refuses, may_exist, open_store
 
 _LEAST_FREE = 4 * 2**30  # both environments weigh 2 GB, a small run's checkpoints some hundred MB (guess)
 _CLOCK_S = 60  # as nodes are judged: cents of a bill, and far from the 15 minutes at which S3 refuses
@@ -68,6 +68,7 @@ def _try(store: Store) -> float:
         if store.get(key) != data or [item.key for item in store.objects(folder)] != [key]:
             raise StoreError("does not give back what was written", place=store.url,
                              fix="name another store: --store")
+        check_refuses(store, key)
     finally:
         store.delete([key])
         _remove_empty(store, folder)

@@ -19,12 +19,14 @@ class BadServer(Server):
         share: Of requests that are treated badly.
         how: A status of ERRORS, `cut` (the connection, in the middle of what it carries), or `silent`.
         struck: Requests treated so, by method.
+        keeps_conditions: False: what is to be created is written over what is there.
     """
 
     def __init__(self, gigabits_per_s: float = 0) -> None:
         super().__init__(gigabits_per_s, 0)
         self.share, self.how = 0.0, "cut"
         self.struck: Counter[str] = Counter()
+        self.keeps_conditions = True
         self.released = threading.Event()
         self._random, self._lock = random.Random(0), threading.Lock()
         self.RequestHandlerClass = _BadHandler
@@ -50,6 +52,11 @@ class _BadHandler(Handler):
             super().handle_one_request()
         except OSError:  # the client has gone, or was cut off
             self.close_connection = True
+
+    def do_PUT(self) -> None:  # noqa: N802
+        if not self.server.keeps_conditions:
+            del self.headers["If-None-Match"]
+        super().do_PUT()
 
     def parse_request(self) -> bool:
         if not super().parse_request():

@@ -14,7 +14,8 @@ from local_http import serving
 from s3_server import KEYS, running_s3_server
 
 from trainer.contract import StoreError
-from trainer.store import _explained, open_store
+from trainer.store import open_store
+from trainer.store_words import explained
 
 EXPIRED = (400, "<Code>ExpiredToken</Code><Message>The provided token has expired.</Message>")
 WRONG_REGION = (400, "<Code>AuthorizationHeaderMalformed</Code><Message>The authorization header is "
@@ -78,9 +79,9 @@ def test_what_s3_refuses_is_told_with_what_to_do(answer):
 
 def test_a_port_is_not_taken_for_the_status_of_an_answer():
     said = "Error performing GET http://127.0.0.1:40311/bucket - Server returned 400: ExpiredToken"
-    assert (_explained(said, "s3://bucket/x", "read").fix or "").startswith("renew the credentials")
+    assert (explained(said, "s3://bucket/x", "read").fix or "").startswith("renew the credentials")
     refused_by_status = said.replace("400: ExpiredToken", "403")
-    assert "the key is right" in (_explained(refused_by_status, "s3://bucket/x", "read").fix or "")
+    assert "the key is right" in (explained(refused_by_status, "s3://bucket/x", "read").fix or "")
 
 
 @pytest.mark.parametrize("answer", TOLD, ids=["expired key", "wrong region", "redirect"])

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 import pytest
 
+from launcher.doctor_here import look_at_store
 from tests.bad_line import ERRORS, BadServer, bad_server
 from tests.s3_server import KEYS
 from tests.test_store import forget_aws
 from trainer import store as stores
 from trainer.aws import AwsCredentials
-from trainer.contract import AwayError
+from trainer.contract import AwayError, Document, StoreError
+from trainer.run_folder import RunFolder
 from trainer.store import Store, open_store
 
 MIB = 2**20
@@ -78,3 +81,21 @@ def test_keys_are_asked_for_again_before_botocore_lets_them_run_out() -> None:
 
     renewed_s = RefreshableCredentials._mandatory_refresh_timeout
     assert AwsCredentials()()["expires_at"] - datetime.now(UTC) < timedelta(seconds=renewed_s)
+
+
+def test_a_store_that_would_give_two_machines_one_attempt_is_refused_by_a_run_and_by_doctor(
+        server: BadServer) -> None:
+    def claim(run_id: str) -> int:
+        return RunFolder(open_store(server.url), run_id).claim_attempt(
+            Document.TRAIN, billed_from=datetime.now(UTC), price_usd_per_hour=Decimal(0), offer="",
+            host="h").number
+
+    def doctor_says() -> str:
+        return next(look_at_store(server.url, is_rented=True)).detail
+
+    assert claim("good") == 1 and "written, read, listed, deleted" in doctor_says()
+    server.keeps_conditions = False
+    with pytest.raises(StoreError, match="writes over an object that it was told to create"):
+        claim("bad")
+    with pytest.raises(StoreError, match="writes over an object"):
+        doctor_says()

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
 from trainer.rental_terms import RentalTerms
-from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
+from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
 
 
 class _Record(BaseModel):
@@ -311,9 +311,10 @@ class RunFolder:
                               owner=owner, lease_until=lease_until, terms=terms)
             try:
                 self.write(attempt_file(number, "attempt.json"), attempt, create=True)
-                return attempt
             except AlreadyExistsError:
                 continue
+            check_refuses(self.store, self.key(attempt_file(number, "attempt.json")))
+            return attempt
         raise StoreError("cannot claim an attempt number: ten were taken meanwhile", place=self.url,
                          fix="see that only one engine runs this run")
 

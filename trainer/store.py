@@ -8,7 +8,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from functools import cached_property, partial
 from pathlib import Path
@@ -204,6 +204,18 @@ class Store:
                     obstore.delete(self._backend, key)
                 except FileNotFoundError:
                     continue
+
+
+def check_refuses(store: Store, key: str) -> None:
+    """See that nobody else can create the object that is there, as two machines could one attempt.
+
+    Raises:
+        StoreError: The store has written over it, or cannot be asked.
+    """
+    with suppress(AlreadyExistsError):
+        store.put(key, store.get(key), create=True)
+        raise StoreError("writes over an object that it was told to create (If-None-Match)", place=store.url,
+                         fix="use a store that keeps this condition, as S3, GCS, Azure, R2 and MinIO do")
 
 
 class _RangeReader(io.RawIOBase):
