@@ -82,16 +82,27 @@ class Snapshot:
         self._taking.join()
         begins = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
         if begins[-1] > len(self._memory):
-            self._memory = torch.empty(0, dtype=torch.uint8)  # before the larger one is there
+            self._release_memory()  # before the larger one is there
             self._take_memory(begins[-1])
         return [self._memory[begin:begin + size] for begin, size in zip(begins, sizes, strict=False)]
 
     def host_memory(self, num_bytes: int) -> Raw:
-        """Memory from which the device copies at the full rate of the bus."""
-        return self._pinned(num_bytes).numpy()
+        """Some MiB from which the device copies at the full rate of the bus."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None).numpy()
 
     def _take_memory(self, num_bytes: int) -> None:
-        self._memory = self._pinned(num_bytes)
+        memory = torch.empty(num_bytes, dtype=torch.uint8)
+        if self._stream is not None:
+            # Not torch's pinned memory: that is rounded up to a power of two, and kept when it is given back
+            # (2.11: 5.3 GiB take 8, and 4.7 s instead of 1.7).
+            _check(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0))
+        self._memory = memory
 
-    def _pinned(self, num_bytes: int) -> Tensor:
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None)
+    def _release_memory(self) -> None:
+        if self._stream is not None and len(self._memory):
+            _check(torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr()))
+        self._memory = torch.empty(0, dtype=torch.uint8)
+
+
+def _check(status: object) -> None:
+    torch.cuda.check_error(int(status))
