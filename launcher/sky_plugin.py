@@ -123,7 +123,8 @@ def machines() -> dict[str, Any]:
     from sky.adaptors import vast
 
     if not has_credentials("vast"):
-        return Machines(machines=(), rented_before=len(rental_log.read())).model_dump(mode="json")
+        open_rentals = [one for one in rental_log.read().values() if one.ended_at is None]
+        return Machines(machines=(), not_seen_end=len(open_rentals)).model_dump(mode="json")
     asked_at = datetime.now(UTC)
     with silence_told():
         found = {str(row["id"]): row for row in vast.vast().show_instances()}

@@ -70,12 +70,12 @@ class Machines(Frozen):
     """What the plugin in SkyPilot's server answers.
 
     Attributes:
-        rented_before: Vast was not asked, for the server has no key of it; and so many machines it has rented
-            there. None: it was asked.
+        not_seen_end: Vast was not asked, for the server has no key of it; so many machines it has rented
+            there and has not seen end. None: it was asked.
     """
 
     machines: tuple[RentedMachine, ...]
-    rented_before: int | None = None
+    not_seen_end: int | None = None
 
 
 class Renter(Protocol):

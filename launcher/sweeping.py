@@ -30,7 +30,7 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
         return engine.ask(run_id).phase
 
     at_vast, silence = _at_vast(engine)
-    is_vast_known = silence is None and at_vast.rented_before is None
+    is_vast_known = silence is None and at_vast.not_seen_end is None
     everything = at_vast.machines + engine.clusters().machines
     live_jobs = engine.live_jobs([machine.job for machine in everything if machine.job is not None])
     found = orphans(everything, phase_of, live_jobs)
@@ -45,9 +45,9 @@ def run_sweep(*, yes: bool, as_json: bool) -> None:
               "machine" if is_vast_known else "cluster")
         _tell_of_volumes([one for one in at_vast.machines if one.kind == "volume"])
         _ask_and_give_back(engine, found, yes=yes)
-    if at_vast.rented_before == 0:
-        console.talk("Vast was not asked: SkyPilot's API server has no key of it, and has never rented there",
-                     "note")
+    if at_vast.not_seen_end == 0:
+        console.talk("Vast was not asked: SkyPilot's API server has no key of it, and nothing that it rented "
+                     "there is left", "note")
     if silence:
         raise EngineError(f"{silence.problem}: of its machines nothing is known", place=silence.place,
                           fix=silence.fix)
@@ -59,11 +59,11 @@ def _at_vast(engine: "SkyEngine") -> tuple[Machines, EngineError | None]:
         found = engine.machines()
     except EngineError as error:
         return Machines(machines=()), error
-    if not found.rented_before:
+    if not found.not_seen_end:
         return found, None
     return found, EngineError(
-        f"Vast could not be asked: SkyPilot's API server, which has rented {_count(found.rented_before)} "
-        "there, has no key of it", place="~/.config/vastai/vast_api_key",
+        f"Vast could not be asked: SkyPilot's API server, which has rented {_count(found.not_seen_end)} "
+        "there that it has not seen end, has no key of it", place="~/.config/vastai/vast_api_key",
         fix="write the account's API key into this file on the server's machine and repeat this, or look at "
             "https://cloud.vast.ai/instances")
 

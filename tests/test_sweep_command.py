@@ -184,14 +184,17 @@ def test_of_a_vast_that_was_not_asked_there_is_no_all_clear(lab: Lab, server: st
 
     never = sweep(server)
     assert (never.returncode, never.stdout) == (0, "no cluster is without a run\n")
-    assert "Vast was not asked: SkyPilot's API server has no key of it, and has never" in never.stderr
+    assert "Vast was not asked: SkyPilot's API server has no key of it, and nothing" in never.stderr
 
     remember(lab)
     said = sweep(server)
     assert said.returncode == 5 and said.stdout == "no cluster is without a run\n"
     words = " ".join(said.stderr.split())
-    assert "Vast could not be asked: SkyPilot's API server, which has rented 1 machine there, has" in words
+    assert "Vast could not be asked: SkyPilot's API server, which has rented 1 machine there that" in words
     assert "fix: write the account's API key into this file on the server's machine" in words
+
+    rental_log.given_back(str(lab.market.rows()[0]["id"]), datetime.now(UTC))
+    assert sweep(server).returncode == 0, "all that it rented has ended"
 
 
 def test_a_server_without_the_plugin_and_one_that_does_not_answer_are_told_apart() -> None:
