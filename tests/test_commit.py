@@ -1,6 +1,7 @@
 """What makes a save count where others write too: a sleeper, an attempt before, a store that lags."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ pytest.importorskip("torch")  # hashes of pieces are in the trainer's environmen
 
 from trainer import commit  # noqa: E402
 from trainer.commit import Committer, Content  # noqa: E402
-from trainer.contract import Document, LdlmError, checkpoint_folder  # noqa: E402
+from trainer.contract import Document, LdlmError, StoreError, checkpoint_folder  # noqa: E402
 from trainer.identity import Identity  # noqa: E402
 from trainer.lease import SupersededError  # noqa: E402
 from trainer.manifest import Manifest, complete_checkpoints, quarantine, read_rest  # noqa: E402
@@ -27,12 +28,17 @@ from trainer.store import Store, StoredObject, local_store_url, open_store  # no
 
 
 class LaggingStore(Store):
-    """A folder whose next listings do not show what is below some step."""
+    """A folder whose next listings do not show what is below some step. `asked`: keys that were read."""
 
     def __init__(self, root: Path) -> None:
         inner = open_store(local_store_url(root))
         super().__init__(inner.url, inner.address, inner._backend)
         self.hidden, self.num_lagging = "", 0
+        self.asked: list[str] = []
+
+    def get(self, key: str) -> bytes:
+        self.asked.append(key)
+        return super().get(key)
 
     def objects(self, prefix: str = "") -> list[StoredObject]:
         found = super().objects(prefix)
@@ -87,14 +93,25 @@ def attempt(folder: RunFolder, num_ranks: int = 1, told_step: int = 0,
                       before_commit=before_commit) for peers in Threads(num_ranks).ranks]
 
 
-def save(ranks: Iterable[Committer], step: int) -> list[LdlmError | None]:
-    """One save of some ranks, to its end. Returns why it failed, by rank."""
+def save(ranks: Iterable[Committer], step: int, *, count: int = 100,
+         before: Callable[[int], None] = lambda _: None) -> list[LdlmError | None]:
+    """One save of some ranks, to its end. Returns why it failed, by rank.
+
+    Args:
+        count: Numbers of each rank.
+        before: Called by each rank, with its number, before it uploads.
+    """
     found = list(ranks)
     for rank in found:
-        values = np.full(100, step, np.float32)
-        stretch = Stretch("master", "float32", 0, 100 * rank._peers.rank, 100)
-        copied = [Copied(stretch, values.view(np.uint8))]
-        rank.begin(step, lambda copied=copied: Content(copied, f"rest of {step}".encode()), 0.0)
+        number = rank._peers.rank
+        stretch = Stretch("master", "float32", 0, count * number, count)
+        copied = [Copied(stretch, np.full(count, step, np.float32).view(np.uint8))]
+
+        def content(number: int = number, copied: list[Copied] = copied) -> Content:
+            before(number)
+            return Content(copied, f"rest of {step}".encode())
+
+        rank.begin(step, content, 0.0)
     for rank in found:
         rank.wait()
     return [rank.pop_error() for rank in found]
@@ -164,6 +181,46 @@ def test_part_lists_of_two_attempts_do_not_replace_each_other(folder: RunFolder)
     assert save(second[:1], 4) == [None]
 
     assert complete(folder) == [(4, 2)]
+
+
+def test_a_step_that_is_saved_again_counts_with_what_every_rank_has_uploaded_this_time(
+        folder: RunFolder) -> None:
+    store, failures = folder.store, [StoreError("cannot be reached")]
+    assert isinstance(store, LaggingStore)
+
+    def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    def rank_1_is_late(number: int) -> None:
+        while number == 1 and not any("part-0001" in key for key in store.asked):
+            time.sleep(0.01)
+
+    ranks = attempt(folder, num_ranks=2, before_commit=fail_once)
+    [error, none] = save(ranks, 4)
+    assert isinstance(error, StoreError) and none is None and not complete(folder)
+    store.asked.clear()
+
+    assert save(ranks, 4, count=200, before=rank_1_is_late) == [None, None]
+
+    [saved] = complete_checkpoints(folder, lambda _: None)
+    assert [piece.count for piece in saved.pieces] == [200, 200]
+    assert files(folder) == [f"step-00000004/{name}" for name in (
+        "a1-try-2-rank-0000.bin", "a1-try-2-rank-0001.bin", "a1-try-2-rest.safetensors", "manifest.json")]
+
+
+def test_a_rank_that_could_not_upload_a_step_does_not_make_the_next_save_of_it_fail(
+        folder: RunFolder) -> None:
+    def fail(number: int) -> None:
+        if number == 1:
+            raise StoreError("cannot be reached")
+
+    ranks = attempt(folder, num_ranks=2)
+    assert all(isinstance(error, StoreError) for error in save(ranks, 4, before=fail))
+
+    assert save(ranks, 4) == [None, None]
+
+    assert complete(folder) == [(4, 1)]
 
 
 def test_who_lost_the_run_deletes_what_it_has_uploaded_in_vain_and_nothing_else(folder: RunFolder) -> None:

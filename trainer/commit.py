@@ -83,6 +83,7 @@ class Committer:
     Args:
         folder: The run.
         attempt: Number of this attempt; file names carry it, so that attempts never overwrite each other.
+            From the second try of a step on they carry that, too.
         peers: The ranks of this attempt, each of which has a Committer and calls the same methods.
         groups: Name and shape of the parameters of each group, see `Manifest`.
         keep: Which checkpoints stay.
@@ -110,6 +111,7 @@ class Committer:
         self._thread: threading.Thread | None = None
         self._error: LdlmError | None = None
         self._began_s = 0.0
+        self._step = self._try = 0  # of the newest save
         self.durable_step = 0
         self.measured: MeasuredSave | None = None
 
@@ -129,6 +131,9 @@ class Committer:
             began_s: When the save began, on the monotonic clock.
         """
         self._began_s = began_s
+        # All ranks save the same steps: each counts for itself, and all come to the same number.
+        self._try = self._try + 1 if step == self._step else 1
+        self._step = step
         self._thread = threading.Thread(target=self._upload, args=(step, content), name="checkpoint")
         self._thread.start()
 
@@ -173,15 +178,21 @@ class Committer:
         if self._peers.rank == 0:
             self._retain(step)
 
+    def _name(self, what: str) -> str:
+        """Of a file of the save under way. What an earlier try of its step has left has other names: a rank
+        that is late must not be taken for done."""
+        again = f"try-{self._try}-" if self._try > 1 else ""
+        return f"a{self._attempt}-{again}{what}"
+
     def _part_file(self, step: int, rank: int) -> str:
-        return f"{checkpoint_folder(step)}/a{self._attempt}-part-{rank:04d}.json"
+        return f"{checkpoint_folder(step)}/{self._name(f'part-{rank:04d}.json')}"
 
     def _failure_key(self, step: int, rank: int) -> str:
-        return f"ldlm/{self._attempt}/save-{step}/rank-{rank}"
+        return f"ldlm/{self._attempt}/save-{step}/try-{self._try}/rank-{rank}"
 
     def _put_shard(self, base: str, copied: Sequence[Copied]) -> _Part:
         """Compress and upload piece by piece: host memory holds a few of them twice."""
-        name, pieces = f"a{self._attempt}-rank-{self._peers.rank:04d}.bin", []
+        name, pieces = self._name(f"rank-{self._peers.rank:04d}.bin"), []
 
         def stored() -> Iterator[memoryview]:
             offset = 0
@@ -197,7 +208,7 @@ class Committer:
         return _Part(shard=shard, pieces=pieces)
 
     def _put_rest(self, base: str, data: bytes) -> StoredFile:
-        name = f"a{self._attempt}-{_REST}"
+        name = self._name(_REST)
         self._folder.write_bytes(f"{base}/{name}", data)
         return StoredFile(name=name, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
