@@ -23,7 +23,7 @@ from trainer.manifest import Manifest, complete_checkpoints, quarantine, read_re
 from trainer.piece_codec import Copied  # noqa: E402
 from trainer.pieces import Stretch  # noqa: E402
 from trainer.retention import Keep  # noqa: E402
-from trainer.run_folder import RunFolder  # noqa: E402
+from trainer.run_folder import RunFolder, SavePace  # noqa: E402
 from trainer.store import Store, StoredObject, local_store_url, open_store  # noqa: E402
 
 
@@ -83,14 +83,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return RunFolder(LaggingStore(tmp_path), "run")
 
 
-def attempt(folder: RunFolder, num_ranks: int = 1, told_step: int = 0,
+def attempt(folder: RunFolder, num_ranks: int = 1, told_step: int = 0, pace: SavePace | None = None,
             before_commit: Callable[[], None] = lambda: None) -> list[Committer]:
     """The ranks of the next attempt."""
     number = folder.claim_attempt(Document.TRAIN, billed_from=datetime.now(UTC), offer="", host="h",
                                   price_usd_per_hour=Decimal(0)).number
     identity = Identity(data_fingerprint="x", model={}, precision="fp32", encoder=None)
     return [Committer(folder, number, peers, groups=[], keep=Keep(2), identity=identity, told_step=told_step,
-                      before_commit=before_commit) for peers in Threads(num_ranks).ranks]
+                      before_commit=before_commit, pace=pace) for peers in Threads(num_ranks).ranks]
 
 
 def save(ranks: Iterable[Committer], step: int, *, count: int = 100,
@@ -258,6 +258,21 @@ def test_a_commit_of_who_lost_the_run_goes_with_it_when_enough_newer_ones_are_th
     assert complete(folder) == [(12, 2), (10, 2)]
     assert all("a2-" in name or "manifest" in name and name[5:13] in ("00000012", "00000010")
                for name in files(folder))
+
+
+def test_an_attempt_begins_with_what_those_before_it_have_measured_of_its_saves(folder: RunFolder) -> None:
+    [first] = attempt(folder)
+    assert first.upload_bytes_per_s is None
+    assert save([first], 4, count=10_000) == [None]
+    [saved] = complete_checkpoints(folder, lambda _: None)
+    assert first.spared_bytes == 40_000 - saved.shards[0].num_bytes > 9_000
+    assert first.measured is not None and first.measured.num_bytes == saved.num_bytes
+
+    pace = SavePace(interval_s=1.0, lost_s=1.0, num_bytes=600, save_s=3.0, stall_s=0.0)
+    [second] = attempt(folder, pace=pace)
+    assert second.upload_bytes_per_s == 200
+    assert restored([second]) == [4]
+    assert second.spared_bytes == first.spared_bytes
 
 
 def test_ranks_that_do_not_see_the_same_listing_look_again(folder: RunFolder) -> None:

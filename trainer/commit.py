@@ -23,7 +23,7 @@ from trainer.manifest import CheckpointError, Manifest, Shard, StoredFile, newes
 from trainer.piece_codec import Copied, digest, encode
 from trainer.pieces import Piece, Stretch
 from trainer.retention import Keep, retain, withdraw
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, SavePace
 from trainer.store import AlreadyExistsError
 
 _T = TypeVar("_T")
@@ -91,15 +91,18 @@ class Committer:
         before_commit: Called by rank 0 before a checkpoint counts, in the background; what it raises
             makes the save fail.
         told_step: The newest that earlier attempts have told to be durable; 0: none.
+        pace: What they have measured of their saves; None: nothing.
 
     Attributes:
         durable_step: Newest step whose manifest this process knows to be committed (rank 0 only).
-        measured: What the newest durable save has shown (rank 0 only); None: there was none yet.
+        measured: What the newest durable save of the run has shown (rank 0 only); None: none was measured.
+        spared_bytes: By which compression has made the newest checkpoint smaller (rank 0 only). It shortens
+            exponents, and every number has one: state that is not rounded is shortened by as much.
     """
 
     def __init__(self, folder: RunFolder, attempt: int, peers: Peers, *, groups: list[dict[str, list[int]]],
                  keep: Keep, identity: Identity, before_commit: Callable[[], None],
-                 told_step: int = 0) -> None:
+                 told_step: int = 0, pace: SavePace | None = None) -> None:
         self._folder = folder
         self._attempt = attempt
         self._peers = peers
@@ -113,11 +116,12 @@ class Committer:
         self._began_s = 0.0
         self._step = self._try = 0  # of the newest save
         self.durable_step = 0
-        self.measured: MeasuredSave | None = None
+        self.measured = MeasuredSave(pace.num_bytes, pace.save_s) if pace else None
+        self.spared_bytes = 0
 
     @property
     def upload_bytes_per_s(self) -> float | None:
-        """Of all ranks together, as the newest save has shown (rank 0 only); None: there was none yet."""
+        """Of all ranks together, see `measured`: bytes as they are stored."""
         return self.measured and self.measured.num_bytes / self.measured.seconds
 
     # -- save ---------------------------------------------------------------------------------
@@ -221,8 +225,8 @@ class Committer:
                             groups=self._groups, **self._identity.model_dump())
         self._before_commit()
         self._write_manifest(manifest)
-        self.measured = MeasuredSave(sum(part.shard.num_bytes for part in parts) + rest.num_bytes,
-                                     time.monotonic() - self._began_s)
+        self.measured = MeasuredSave(manifest.num_bytes, time.monotonic() - self._began_s)
+        self.spared_bytes = manifest.spared_bytes
         self.durable_step = step
 
     def _write_manifest(self, manifest: Manifest) -> None:
@@ -318,7 +322,11 @@ class Committer:
             found = newest_readable(self._folder, read, say, on_damaged=self._put_aside, before=before)
         except LdlmError as error:
             return None, error
-        return (found[0].step, found[1]) if found else None, None
+        if found is None:
+            return None, None
+        manifest, content = found
+        self.spared_bytes = manifest.spared_bytes
+        return (manifest.step, content), None
 
     def _await_listing(self) -> None:
         """A listing may lag: return once it shows the newest step that was told to be durable, or soon."""

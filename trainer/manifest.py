@@ -117,6 +117,11 @@ class Manifest(BaseModel):
         return sum(self.sizes.values())
 
     @property
+    def spared_bytes(self) -> int:
+        """By which compression has made it smaller."""
+        return sum(piece.spared_bytes for piece in self.pieces)
+
+    @property
     def shapes(self) -> dict[str, list[int]]:
         """Of every trained parameter, by name."""
         return {name: shape for group in self.groups for name, shape in group.items()}
