@@ -117,10 +117,10 @@ def save(ranks: Iterable[Committer], step: int, *, count: int = 100,
     return [rank.pop_error() for rank in found]
 
 
-def restored(ranks: list[Committer]) -> list[int]:
+def restored(ranks: list[Committer], say: Callable[[str], None] = lambda _: None) -> list[int]:
     """The steps from which ranks go on."""
     def restore(rank: Committer) -> int:
-        found = rank.restore_newest(lambda manifest: read_rest(rank._folder, manifest), lambda _: None)
+        found = rank.restore_newest(lambda manifest: read_rest(rank._folder, manifest), say)
         rank.wait()
         return found[0] if found else 0
 
@@ -283,18 +283,39 @@ def test_ranks_that_do_not_see_the_same_listing_look_again(folder: RunFolder) ->
     assert restored(attempt(folder, num_ranks=2)) == [4, 4]
 
 
-def test_a_listing_that_lacks_what_was_told_to_be_durable_is_asked_for_again(folder: RunFolder) -> None:
+def test_what_was_told_to_be_durable_is_read_by_its_name_where_the_listing_lacks_it(
+        folder: RunFolder) -> None:
     first = attempt(folder)
     assert save(first, 4) == save(first, 8) == [None]
     assert isinstance(folder.store, LaggingStore)
-    folder.store.hidden, folder.store.num_lagging = "step-00000008", 2
+    folder.store.hidden, folder.store.num_lagging = "step-00000008", 1000
+    said: list[str] = []
 
-    assert restored(attempt(folder, told_step=8)) == [8]
+    assert restored(attempt(folder, told_step=8), said.append) == [8]
+
+    assert said == ["checkpoint step-00000008 is read by its name: it was told to be durable, and the store "
+                    "does not list it yet"]
 
 
-def test_a_run_goes_on_where_what_was_told_to_be_durable_is_gone(folder: RunFolder) -> None:
-    assert save(attempt(folder), 4) == [None]
+def test_what_was_told_to_be_durable_and_is_in_quarantine_is_not_taken_though_nothing_of_it_is_listed(
+        folder: RunFolder) -> None:
+    first = attempt(folder)
+    assert save(first, 4) == save(first, 8) == [None]
+    quarantine(folder, 8, "XXH3 differs", attempt=1)
+    assert isinstance(folder.store, LaggingStore)
+    folder.store.hidden, folder.store.num_lagging = "step-00000008", 1000
+
     assert restored(attempt(folder, told_step=8)) == [4]
+
+
+def test_a_run_goes_on_where_what_was_told_to_be_durable_is_gone_and_says_so(folder: RunFolder) -> None:
+    assert save(attempt(folder), 4) == [None]
+    said: list[str] = []
+
+    assert restored(attempt(folder, told_step=8), said.append) == [4]
+
+    assert said == ["warning: checkpoint step-00000008 was told to be durable, and the store does not have "
+                    "it: an older one is taken, if there is one"]
 
 
 def test_what_an_attempt_did_not_live_to_tidy_up_goes_when_the_next_one_begins(

@@ -19,12 +19,20 @@ from trainer.contract import LdlmError, Name, StoreError, checkpoint_folder
 from trainer.identity import Identity
 from trainer.lease import check_own
 from trainer.look_ahead import look_ahead
-from trainer.manifest import CheckpointError, Manifest, Shard, StoredFile, newest_readable, quarantine
+from trainer.manifest import (
+    CheckpointError,
+    Manifest,
+    Shard,
+    StoredFile,
+    named_objects,
+    newest_readable,
+    quarantine,
+)
 from trainer.piece_codec import Copied, digest, encode
 from trainer.pieces import Piece, Stretch
 from trainer.retention import Keep, retain, withdraw
 from trainer.run_folder import RunFolder, SavePace
-from trainer.store import AlreadyExistsError
+from trainer.store import AlreadyExistsError, StoredObject
 
 _T = TypeVar("_T")
 _ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # threads: each compresses 0.7 GB/s (measured)
@@ -317,9 +325,9 @@ class Committer:
                     before: int | None) -> tuple[tuple[int, _T] | None, LdlmError | None]:
         """What this rank has read, or why it has read nothing."""
         try:
-            if before is None:
-                self._await_listing()
-            found = newest_readable(self._folder, read, say, on_damaged=self._put_aside, before=before)
+            listed = self._listing(say) if before is None else None
+            found = newest_readable(self._folder, read, say, on_damaged=self._put_aside, before=before,
+                                    listed=listed)
         except LdlmError as error:
             return None, error
         if found is None:
@@ -328,14 +336,24 @@ class Committer:
         self.spared_bytes = manifest.spared_bytes
         return (manifest.step, content), None
 
-    def _await_listing(self) -> None:
-        """A listing may lag: return once it shows the newest step that was told to be durable, or soon."""
-        for _ in range(_LISTING_LOOKS if self._told_step else 0):
-            newest = self._folder.key(f"{checkpoint_folder(self._told_step)}/{Name.MANIFEST}")
+    def _listing(self, say: Callable[[str], None]) -> list[StoredObject]:
+        """What is below the run's checkpoints. A listing may lag: the newest that was told to be durable is
+        asked for by its name before the run goes back to an older one."""
+        told = checkpoint_folder(self._told_step)
+        name, newest = told.rpartition("/")[2], self._folder.key(f"{told}/{Name.MANIFEST}")
+        for look in range(_LISTING_LOOKS):
+            time.sleep(_LISTING_LAGS_S if look else 0)
             listed = self._folder.store.objects(self._folder.key(Name.CHECKPOINTS))
-            if any(found.key >= newest for found in listed if found.key.endswith("/" + Name.MANIFEST)):
-                return
-            time.sleep(_LISTING_LAGS_S)
+            if not self._told_step or any(found.key >= newest for found in listed
+                                          if found.key.endswith("/" + Name.MANIFEST)):
+                return listed
+            if unlisted := named_objects(self._folder, self._told_step):
+                say(f"checkpoint {name} is read by its name: it was told to be durable, and the store does "
+                    "not list it yet")
+                return [*listed, *unlisted]
+        say(f"warning: checkpoint {name} was told to be durable, and the store does not have it: an older "
+            "one is taken, if there is one")
+        return listed
 
     def _put_aside(self, manifest: Manifest, error: LdlmError) -> None:
         # Only this rank may have read what is damaged.
