@@ -122,6 +122,31 @@ def test_where_a_last_checkpoint_does_not_fit_it_is_said_as_soon_as_that_is_know
     assert re.fullmatch(left, run.folder.attempt(2).end.reason)
 
 
+def test_an_end_that_is_told_long_before_is_heard_early_enough_for_a_last_checkpoint(
+        text: Path, tmp_path: Path, nodes) -> None:
+    run = new_run(text, tmp_path, every_steps=4)
+    server = Azure(first_answer_s=0.0, kind="Redeploy", notice_s=600.0)
+    nodes.append(node := run.start())
+    run.wait_for(node, attempt=1, durable=8)
+    node.terminate()
+    output_of(node)
+    beat = run.folder.attempt(1).heartbeat
+    slow = beat.model_copy(update={"pace": beat.pace.model_copy(update={"save_s": 200.0})})
+    run.folder.write("attempts/1/heartbeat.json", slow)
+    run = new_run(text, tmp_path)  # and from now on it does not save by itself
+    with serving(server):
+        nodes.append(node := run.start(**server.environment))
+        run.wait_for(node, attempt=2, step=beat.step + 3)
+        server.take_back()
+        output = output_of(node)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    step = run.checkpoints()[0].step
+    assert re.fullmatch(f"Azure moves this machine at [0-9:]+ UTC; step {step} is durable",
+                        run.folder.attempt(2).end.reason)
+    assert "Azure gives 30 s of notice: a last checkpoint does not fit" in output
+
+
 def test_a_save_that_nobody_could_foresee_to_be_too_slow_ends_in_time_for_the_record(
         text: Path, tmp_path: Path, nodes) -> None:
     run, server = new_run(text, tmp_path), Azure(first_answer_s=0.0, notice_s=14.0)
