@@ -1,6 +1,7 @@
 """What makes a save count where others write too: a sleeper, an attempt before, a store that lags."""
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -15,24 +16,29 @@ pytest.importorskip("torch")  # hashes of pieces are in the trainer's environmen
 
 from trainer import commit  # noqa: E402
 from trainer.commit import Committer, Content  # noqa: E402
-from trainer.contract import Document, LdlmError, checkpoint_folder  # noqa: E402
+from trainer.contract import Document, LdlmError, StoreError, checkpoint_folder  # noqa: E402
 from trainer.identity import Identity  # noqa: E402
 from trainer.lease import SupersededError  # noqa: E402
 from trainer.manifest import Manifest, complete_checkpoints, quarantine, read_rest  # noqa: E402
 from trainer.piece_codec import Copied  # noqa: E402
 from trainer.pieces import Stretch  # noqa: E402
 from trainer.retention import Keep  # noqa: E402
-from trainer.run_folder import RunFolder  # noqa: E402
+from trainer.run_folder import RunFolder, SavePace  # noqa: E402
 from trainer.store import Store, StoredObject, local_store_url, open_store  # noqa: E402
 
 
 class LaggingStore(Store):
-    """A folder whose next listings do not show what is below some step."""
+    """A folder whose next listings do not show what is below some step. `asked`: keys that were read."""
 
     def __init__(self, root: Path) -> None:
         inner = open_store(local_store_url(root))
         super().__init__(inner.url, inner.address, inner._backend)
         self.hidden, self.num_lagging = "", 0
+        self.asked: list[str] = []
+
+    def get(self, key: str) -> bytes:
+        self.asked.append(key)
+        return super().get(key)
 
     def objects(self, prefix: str = "") -> list[StoredObject]:
         found = super().objects(prefix)
@@ -77,33 +83,44 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
     return RunFolder(LaggingStore(tmp_path), "run")
 
 
-def attempt(folder: RunFolder, num_ranks: int = 1, told_step: int = 0,
+def attempt(folder: RunFolder, num_ranks: int = 1, told_step: int = 0, pace: SavePace | None = None,
             before_commit: Callable[[], None] = lambda: None) -> list[Committer]:
     """The ranks of the next attempt."""
     number = folder.claim_attempt(Document.TRAIN, billed_from=datetime.now(UTC), offer="", host="h",
                                   price_usd_per_hour=Decimal(0)).number
     identity = Identity(data_fingerprint="x", model={}, precision="fp32", encoder=None)
     return [Committer(folder, number, peers, groups=[], keep=Keep(2), identity=identity, told_step=told_step,
-                      before_commit=before_commit) for peers in Threads(num_ranks).ranks]
+                      before_commit=before_commit, pace=pace) for peers in Threads(num_ranks).ranks]
 
 
-def save(ranks: Iterable[Committer], step: int) -> list[LdlmError | None]:
-    """One save of some ranks, to its end. Returns why it failed, by rank."""
+def save(ranks: Iterable[Committer], step: int, *, count: int = 100,
+         before: Callable[[int], None] = lambda _: None) -> list[LdlmError | None]:
+    """One save of some ranks, to its end. Returns why it failed, by rank.
+
+    Args:
+        count: Numbers of each rank.
+        before: Called by each rank, with its number, before it uploads.
+    """
     found = list(ranks)
     for rank in found:
-        values = np.full(100, step, np.float32)
-        stretch = Stretch("master", "float32", 0, 100 * rank._peers.rank, 100)
-        copied = [Copied(stretch, values.view(np.uint8))]
-        rank.begin(step, lambda copied=copied: Content(copied, f"rest of {step}".encode()), 0.0)
+        number = rank._peers.rank
+        stretch = Stretch("master", "float32", 0, count * number, count)
+        copied = [Copied(stretch, np.full(count, step, np.float32).view(np.uint8))]
+
+        def content(number: int = number, copied: list[Copied] = copied) -> Content:
+            before(number)
+            return Content(copied, f"rest of {step}".encode())
+
+        rank.begin(step, content, 0.0)
     for rank in found:
         rank.wait()
     return [rank.pop_error() for rank in found]
 
 
-def restored(ranks: list[Committer]) -> list[int]:
+def restored(ranks: list[Committer], say: Callable[[str], None] = lambda _: None) -> list[int]:
     """The steps from which ranks go on."""
     def restore(rank: Committer) -> int:
-        found = rank.restore_newest(lambda manifest: read_rest(rank._folder, manifest), lambda _: None)
+        found = rank.restore_newest(lambda manifest: read_rest(rank._folder, manifest), say)
         rank.wait()
         return found[0] if found else 0
 
@@ -166,6 +183,46 @@ def test_part_lists_of_two_attempts_do_not_replace_each_other(folder: RunFolder)
     assert complete(folder) == [(4, 2)]
 
 
+def test_a_step_that_is_saved_again_counts_with_what_every_rank_has_uploaded_this_time(
+        folder: RunFolder) -> None:
+    store, failures = folder.store, [StoreError("cannot be reached")]
+    assert isinstance(store, LaggingStore)
+
+    def fail_once() -> None:
+        if failures:
+            raise failures.pop()
+
+    def rank_1_is_late(number: int) -> None:
+        while number == 1 and not any("part-0001" in key for key in store.asked):
+            time.sleep(0.01)
+
+    ranks = attempt(folder, num_ranks=2, before_commit=fail_once)
+    [error, none] = save(ranks, 4)
+    assert isinstance(error, StoreError) and none is None and not complete(folder)
+    store.asked.clear()
+
+    assert save(ranks, 4, count=200, before=rank_1_is_late) == [None, None]
+
+    [saved] = complete_checkpoints(folder, lambda _: None)
+    assert [piece.count for piece in saved.pieces] == [200, 200]
+    assert files(folder) == [f"step-00000004/{name}" for name in (
+        "a1-try-2-rank-0000.bin", "a1-try-2-rank-0001.bin", "a1-try-2-rest.safetensors", "manifest.json")]
+
+
+def test_a_rank_that_could_not_upload_a_step_does_not_make_the_next_save_of_it_fail(
+        folder: RunFolder) -> None:
+    def fail(number: int) -> None:
+        if number == 1:
+            raise StoreError("cannot be reached")
+
+    ranks = attempt(folder, num_ranks=2)
+    assert all(isinstance(error, StoreError) for error in save(ranks, 4, before=fail))
+
+    assert save(ranks, 4) == [None, None]
+
+    assert complete(folder) == [(4, 1)]
+
+
 def test_who_lost_the_run_deletes_what_it_has_uploaded_in_vain_and_nothing_else(folder: RunFolder) -> None:
     first = attempt(folder, num_ranks=2)
     assert save(first, 2) == [None, None]
@@ -203,6 +260,21 @@ def test_a_commit_of_who_lost_the_run_goes_with_it_when_enough_newer_ones_are_th
                for name in files(folder))
 
 
+def test_an_attempt_begins_with_what_those_before_it_have_measured_of_its_saves(folder: RunFolder) -> None:
+    [first] = attempt(folder)
+    assert first.upload_bytes_per_s is None
+    assert save([first], 4, count=10_000) == [None]
+    [saved] = complete_checkpoints(folder, lambda _: None)
+    assert first.spared_bytes == 40_000 - saved.shards[0].num_bytes > 9_000
+    assert first.measured is not None and first.measured.num_bytes == saved.num_bytes
+
+    pace = SavePace(interval_s=1.0, lost_s=1.0, num_bytes=600, save_s=3.0, stall_s=0.0)
+    [second] = attempt(folder, pace=pace)
+    assert second.upload_bytes_per_s == 200
+    assert restored([second]) == [4]
+    assert second.spared_bytes == first.spared_bytes
+
+
 def test_ranks_that_do_not_see_the_same_listing_look_again(folder: RunFolder) -> None:
     assert save(attempt(folder), 4) == [None]
     assert isinstance(folder.store, LaggingStore)
@@ -211,18 +283,39 @@ def test_ranks_that_do_not_see_the_same_listing_look_again(folder: RunFolder) ->
     assert restored(attempt(folder, num_ranks=2)) == [4, 4]
 
 
-def test_a_listing_that_lacks_what_was_told_to_be_durable_is_asked_for_again(folder: RunFolder) -> None:
+def test_what_was_told_to_be_durable_is_read_by_its_name_where_the_listing_lacks_it(
+        folder: RunFolder) -> None:
     first = attempt(folder)
     assert save(first, 4) == save(first, 8) == [None]
     assert isinstance(folder.store, LaggingStore)
-    folder.store.hidden, folder.store.num_lagging = "step-00000008", 2
+    folder.store.hidden, folder.store.num_lagging = "step-00000008", 1000
+    said: list[str] = []
 
-    assert restored(attempt(folder, told_step=8)) == [8]
+    assert restored(attempt(folder, told_step=8), said.append) == [8]
+
+    assert said == ["checkpoint step-00000008 is read by its name: it was told to be durable, and the store "
+                    "does not list it yet"]
 
 
-def test_a_run_goes_on_where_what_was_told_to_be_durable_is_gone(folder: RunFolder) -> None:
-    assert save(attempt(folder), 4) == [None]
+def test_what_was_told_to_be_durable_and_is_in_quarantine_is_not_taken_though_nothing_of_it_is_listed(
+        folder: RunFolder) -> None:
+    first = attempt(folder)
+    assert save(first, 4) == save(first, 8) == [None]
+    quarantine(folder, 8, "XXH3 differs", attempt=1)
+    assert isinstance(folder.store, LaggingStore)
+    folder.store.hidden, folder.store.num_lagging = "step-00000008", 1000
+
     assert restored(attempt(folder, told_step=8)) == [4]
+
+
+def test_a_run_goes_on_where_what_was_told_to_be_durable_is_gone_and_says_so(folder: RunFolder) -> None:
+    assert save(attempt(folder), 4) == [None]
+    said: list[str] = []
+
+    assert restored(attempt(folder, told_step=8), said.append) == [4]
+
+    assert said == ["warning: checkpoint step-00000008 was told to be durable, and the store does not have "
+                    "it: an older one is taken, if there is one"]
 
 
 def test_what_an_attempt_did_not_live_to_tidy_up_goes_when_the_next_one_begins(

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from tests.notice_server import Aws, Azure, Garbage, Gcp, NoticeServer, serving
+from trainer.contract import attempt_file
 from trainer.notices import (
     ASKED,
     AwsAction,
@@ -24,6 +26,9 @@ from trainer.notices import (
     final_save_fits,
     watch,
 )
+from trainer.run_folder import Heartbeat, Phases, RunFolder, SavePace
+from trainer.stop_request import SaveTime
+from trainer.store import local_store_url, open_store
 
 SOURCES = {Azure: AzureEvents, Gcp: GoogleFlag, Aws: AwsAction}
 MIB = 2**20
@@ -73,14 +78,16 @@ def test_azure_switches_its_service_on_at_the_first_question_which_takes_longer_
     assert len(server.asked) == 2
 
 
-def test_azure_s_events_that_are_of_another_machine_far_off_or_a_pause_are_no_end(serve) -> None:
+def test_azure_s_events_that_are_of_another_machine_or_a_pause_are_no_end_and_the_first_end_counts(
+        serve) -> None:
     server = Azure(first_answer_s=0.0)
     soon, in_days = server.now() + timedelta(seconds=30), server.now() + timedelta(days=3)
-    server.other_events = (server.event("Preempt", soon, "train-1", "train-01"),
-                           server.event("Redeploy", in_days, "train-0"),
-                           server.event("Freeze", soon, "train-0"))
+    others = (server.event("Preempt", soon, "train-1", "train-01"), server.event("Freeze", soon, "train-0"))
+    server.other_events = others
     ask = AzureEvents(serve(server))
     assert ask() is None
+    server.other_events = (*others, server.event("Redeploy", in_days, "train-0"))
+    assert left_s(ask()) > 2 * 86400
     server.take_back()
     assert 27 < left_s(ask()) <= 30
 
@@ -127,10 +134,8 @@ def test_aws_gets_a_new_token_when_the_old_one_has_expired(serve) -> None:
     assert [one.split()[0] for one in server.asked] == ["PUT", "GET", "PUT", "GET", "GET"]
 
 
-def test_slurm_s_end_of_time_is_a_notice_two_minutes_before_it_and_nobody_s_fault(
-        tmp_path, monkeypatch) -> None:
+def test_slurm_s_end_of_time_is_known_from_the_beginning_and_nobody_s_fault(tmp_path, monkeypatch) -> None:
     now = time.time()
-    assert SlurmTime({"SLURM_JOB_END_TIME": str(int(now + 600))})() is None
     assert SlurmTime({})() is None and SlurmTime({"SLURM_JOB_END_TIME": "Unknown"})() is None
     notice = SlurmTime({"SLURM_JOB_END_TIME": str(int(now + 60))})()
     assert not notice.is_taken and 57 < left_s(notice) <= 60 and "Slurm ends this job at " in notice.why
@@ -142,6 +147,31 @@ def test_slurm_s_end_of_time_is_a_notice_two_minutes_before_it_and_nobody_s_faul
                        "echo 'KillWait                = 45 sec'\n")
     program.chmod(0o755)
     assert cloud_named("slurm").notice_s == 45
+
+
+# -- an end that is known long before -------------------------------------------------------------------
+
+
+def heard_at_s(save_s: float, *lefts_s: float | None) -> float:
+    """What is left when a machine's end is heard whose source gives these answers, None: it knows of none."""
+    answers = iter([left and Notice("ends", time.monotonic() + left) for left in lefts_s])
+    heard: list[Notice] = []
+    watch(Cloud("A cloud", 30, 0.0), lambda: next(answers), heard.append, save_s=lambda: save_s)
+    return round(left_s(heard[0]), -1)
+
+
+def test_an_end_known_long_before_is_heard_when_a_last_checkpoint_needs_the_time() -> None:
+    """It may have to wait for the one under way, and state that is not rounded is larger."""
+    assert heard_at_s(0, 7200, 1000, 610, 600, 310, 120) == 120  # no save was measured
+    assert heard_at_s(20, 7200, 1000, 610, 600, 310, 120) == 120
+    assert heard_at_s(100, 7200, 1000, 610, 600, 310, 300, 120) == 300
+    assert heard_at_s(200, None, 600, 310, 120) == 600  # Azure told of it when training was under way
+    assert heard_at_s(200, 60) == 60
+
+
+def test_who_begins_with_little_more_time_than_a_last_checkpoint_needs_trains_nearly_to_the_end() -> None:
+    """Each attempt would leave soon after it has begun, and keep less than by its other checkpoints."""
+    assert heard_at_s(1000, 3600, 3000, 2000, 310, 120) == 120
 
 
 # -- nobody, or nonsense -----------------------------------------------------------------------------
@@ -224,3 +254,22 @@ def test_a_last_checkpoint_is_tried_where_it_fits_or_where_that_is_not_known(
 def test_a_machine_without_skypilot_is_of_no_cloud_and_nobody_is_asked() -> None:
     assert cloud_named("") == Cloud("") and cloud_named("").source is None
     assert json.loads(Azure().environment["SKYPILOT_CLUSTER_INFO"])["cloud"].lower() == "azure"
+
+
+def test_how_long_a_save_takes_is_read_from_heartbeats_and_holds_where_the_store_is_away(
+        tmp_path: Path) -> None:
+    folder, now_s = RunFolder(open_store(local_store_url(tmp_path)), "run"), [0.0]
+    save_s = SaveTime(folder, lambda: now_s[0])
+    assert save_s() == 0
+    for number, pace in ((1, 30.0), (2, 40.0), (3, None)):
+        folder.write(attempt_file(number, "heartbeat.json"), Heartbeat(
+            at=datetime.now(UTC), step=1, total_steps=2, resumed_from_step=0, durable_step=1,
+            durable_train_s=0, durable_evaluate_s=0, phases=Phases(), tokens_per_s=0, spent_usd=Decimal(0),
+            pace=pace and SavePace(interval_s=60, lost_s=90, num_bytes=1, save_s=pace, stall_s=0)))
+    assert save_s() == 0  # it has just asked
+    now_s[0] = 60.0
+    assert save_s() == 40
+    (tmp_path / "run").rename(tmp_path / "away")
+    (tmp_path / "run").touch()  # nothing can be read below a file
+    now_s[0] = 120.0
+    assert save_s() == 40

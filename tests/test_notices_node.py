@@ -85,16 +85,18 @@ def test_a_machine_that_is_taken_back_has_saved_its_newest_step_before_it_is_gon
     assert step >= 3 and end.preempted and end.exit_code == ExitCode.RECOVER
 
 
-def test_where_a_last_checkpoint_does_not_fit_it_is_said_at_the_first_save_and_the_run_leaves_at_once(
+def test_where_a_last_checkpoint_does_not_fit_it_is_said_as_soon_as_that_is_known_and_the_run_leaves_at_once(
         text: Path, tmp_path: Path, nodes) -> None:
-    """Slurm gives twelve seconds between SIGTERM and SIGKILL here, of which five are for the record."""
+    """Slurm gives twelve seconds between SIGTERM and SIGKILL here, of which five are for the record.
+    The attempt after it knows that from its beginning."""
     program = tmp_path / "bin" / "scontrol"
     program.parent.mkdir()
     program.touch(0o755)
     program.write_text("#!/bin/sh\necho 'KillWait                = 12 sec'\n")
     run = new_run(text, tmp_path, checkpoint={"every_minutes": 0.2, "keep": 2})
-    nodes.append(node := run.start(SKYPILOT_CLUSTER_INFO='{"cloud": "Slurm"}', PYTHONPATH=SLOW_SAVE,
-                                   TEST_SAVE_S="8", PATH=f"{program.parent}:/usr/bin:/bin"))
+    slurm = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm"}', "PYTHONPATH": SLOW_SAVE, "TEST_SAVE_S": "8",
+             "PATH": f"{program.parent}:/usr/bin:/bin"}
+    nodes.append(node := run.start(**slurm))
     run.wait_for(node, attempt=1, durable=1)
     node.terminate()
     ends_after(node, 12)
@@ -110,6 +112,39 @@ def test_where_a_last_checkpoint_does_not_fit_it_is_said_at_the_first_save_and_t
     assert (found := re.fullmatch(left, end.reason)), end.reason
     assert int(found[1]) == run.checkpoints()[0].step
     assert not end.preempted and end.exit_code == ExitCode.RECOVER
+
+    nodes.append(node := run.start(**slurm))
+    run.wait_for(node, attempt=2, step=int(found[1]) + 1)
+    node.terminate()  # long before it has saved itself
+    output = output_of(node)
+
+    assert len(re.findall(said, output)) == 1, output
+    assert re.fullmatch(left, run.folder.attempt(2).end.reason)
+
+
+def test_an_end_that_is_told_long_before_is_heard_early_enough_for_a_last_checkpoint(
+        text: Path, tmp_path: Path, nodes) -> None:
+    run = new_run(text, tmp_path, every_steps=4)
+    server = Azure(first_answer_s=0.0, kind="Redeploy", notice_s=600.0)
+    nodes.append(node := run.start())
+    run.wait_for(node, attempt=1, durable=8)
+    node.terminate()
+    output_of(node)
+    beat = run.folder.attempt(1).heartbeat
+    slow = beat.model_copy(update={"pace": beat.pace.model_copy(update={"save_s": 200.0})})
+    run.folder.write("attempts/1/heartbeat.json", slow)
+    run = new_run(text, tmp_path)  # and from now on it does not save by itself
+    with serving(server):
+        nodes.append(node := run.start(**server.environment))
+        run.wait_for(node, attempt=2, step=beat.step + 3)
+        server.take_back()
+        output = output_of(node)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    step = run.checkpoints()[0].step
+    assert re.fullmatch(f"Azure moves this machine at [0-9:]+ UTC; step {step} is durable",
+                        run.folder.attempt(2).end.reason)
+    assert "Azure gives 30 s of notice: a last checkpoint does not fit" in output
 
 
 def test_a_save_that_nobody_could_foresee_to_be_too_slow_ends_in_time_for_the_record(
@@ -169,6 +204,7 @@ class Measured:
     """Stands for the saves of a run: what they have measured."""
 
     upload_bytes_per_s: float | None = None
+    spared_bytes = 2**30
 
     def in_flight_bytes(self) -> float:
         return 0.0
@@ -187,13 +223,18 @@ class Measured:
 def test_whether_notices_are_worth_anything_is_said_when_it_is_known_and_when_it_changes(
         cloud: str, rates: list[float | None], said: list[str | None]) -> None:
     saves = Measured()
-    last_save = LastSave(cloud_named(cloud), saves, lambda step: 2 * 2**30)
+    last_save = LastSave(cloud_named(cloud), saves, lambda step: 3 * 2**30)
     news = []
     for rate in rates:
         saves.upload_bytes_per_s = rate and rate * 2**20
         news.append(last_save.news())
     assert news == said
     assert last_save.forecast().fits == (cloud == "azure")
+
+
+def test_nobody_counts_on_a_last_checkpoint_before_a_save_of_the_run_was_measured() -> None:
+    last_save = LastSave(cloud_named("azure"), Measured(), lambda step: 2**30)
+    assert not last_save.forecast().fits
 
 
 def test_where_the_cloud_s_service_is_absent_training_goes_on_with_one_line_about_it_at_most(

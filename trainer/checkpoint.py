@@ -19,7 +19,7 @@ from trainer.piece_reader import read_pieces
 from trainer.pieces import ITEM_BYTES, Stretch
 from trainer.ranks import TorchPeers
 from trainer.retention import Keep
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, SavePace
 from trainer.snapshot import Snapshot
 from trainer.train_state import TORCH, TrainState
 
@@ -30,7 +30,7 @@ class Checkpointer(Committer):
     """Saves and restores what a run goes on from. Every rank has one and calls the same methods.
 
     Args:
-        folder, attempt, groups, keep, identity, before_commit, told_step: See `Committer`.
+        folder, attempt, groups, keep, identity, before_commit, told_step, pace: See `Committer`.
         state: This rank's share.
         model: Its buffers are saved too.
         device: Where they lie.
@@ -38,9 +38,9 @@ class Checkpointer(Committer):
 
     def __init__(self, folder: RunFolder, attempt: int, state: TrainState, model: torch.nn.Module,
                  groups: list[dict[str, list[int]]], device: torch.device, *, keep: Keep, identity: Identity,
-                 before_commit: Callable[[], None], told_step: int = 0) -> None:
+                 before_commit: Callable[[], None], told_step: int = 0, pace: SavePace | None = None) -> None:
         super().__init__(folder, attempt, TorchPeers(), groups=groups, keep=keep, identity=identity,
-                         before_commit=before_commit, told_step=told_step)
+                         before_commit=before_commit, told_step=told_step, pace=pace)
         self._state = state
         self._model = model
         # To ask the model for its state at each save would take milliseconds.

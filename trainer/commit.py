@@ -19,12 +19,20 @@ from trainer.contract import LdlmError, Name, StoreError, checkpoint_folder
 from trainer.identity import Identity
 from trainer.lease import check_own
 from trainer.look_ahead import look_ahead
-from trainer.manifest import CheckpointError, Manifest, Shard, StoredFile, newest_readable, quarantine
+from trainer.manifest import (
+    CheckpointError,
+    Manifest,
+    Shard,
+    StoredFile,
+    named_objects,
+    newest_readable,
+    quarantine,
+)
 from trainer.piece_codec import Copied, digest, encode
 from trainer.pieces import Piece, Stretch
 from trainer.retention import Keep, retain, withdraw
-from trainer.run_folder import RunFolder
-from trainer.store import AlreadyExistsError
+from trainer.run_folder import RunFolder, SavePace
+from trainer.store import AlreadyExistsError, StoredObject
 
 _T = TypeVar("_T")
 _ENCODERS = max(1, min(4, (os.cpu_count() or 1) // 2))  # threads: each compresses 0.7 GB/s (measured)
@@ -83,6 +91,7 @@ class Committer:
     Args:
         folder: The run.
         attempt: Number of this attempt; file names carry it, so that attempts never overwrite each other.
+            From the second try of a step on they carry that, too.
         peers: The ranks of this attempt, each of which has a Committer and calls the same methods.
         groups: Name and shape of the parameters of each group, see `Manifest`.
         keep: Which checkpoints stay.
@@ -90,15 +99,18 @@ class Committer:
         before_commit: Called by rank 0 before a checkpoint counts, in the background; what it raises
             makes the save fail.
         told_step: The newest that earlier attempts have told to be durable; 0: none.
+        pace: What they have measured of their saves; None: nothing.
 
     Attributes:
         durable_step: Newest step whose manifest this process knows to be committed (rank 0 only).
-        measured: What the newest durable save has shown (rank 0 only); None: there was none yet.
+        measured: What the newest durable save of the run has shown (rank 0 only); None: none was measured.
+        spared_bytes: By which compression has made the newest checkpoint smaller (rank 0 only). It shortens
+            exponents, and every number has one: state that is not rounded is shortened by as much.
     """
 
     def __init__(self, folder: RunFolder, attempt: int, peers: Peers, *, groups: list[dict[str, list[int]]],
                  keep: Keep, identity: Identity, before_commit: Callable[[], None],
-                 told_step: int = 0) -> None:
+                 told_step: int = 0, pace: SavePace | None = None) -> None:
         self._folder = folder
         self._attempt = attempt
         self._peers = peers
@@ -110,12 +122,14 @@ class Committer:
         self._thread: threading.Thread | None = None
         self._error: LdlmError | None = None
         self._began_s = 0.0
+        self._step = self._try = 0  # of the newest save
         self.durable_step = 0
-        self.measured: MeasuredSave | None = None
+        self.measured = MeasuredSave(pace.num_bytes, pace.save_s) if pace else None
+        self.spared_bytes = 0
 
     @property
     def upload_bytes_per_s(self) -> float | None:
-        """Of all ranks together, as the newest save has shown (rank 0 only); None: there was none yet."""
+        """Of all ranks together, see `measured`: bytes as they are stored."""
         return self.measured and self.measured.num_bytes / self.measured.seconds
 
     # -- save ---------------------------------------------------------------------------------
@@ -129,6 +143,9 @@ class Committer:
             began_s: When the save began, on the monotonic clock.
         """
         self._began_s = began_s
+        # All ranks save the same steps: each counts for itself, and all come to the same number.
+        self._try = self._try + 1 if step == self._step else 1
+        self._step = step
         self._thread = threading.Thread(target=self._upload, args=(step, content), name="checkpoint")
         self._thread.start()
 
@@ -173,15 +190,21 @@ class Committer:
         if self._peers.rank == 0:
             self._retain(step)
 
+    def _name(self, what: str) -> str:
+        """Of a file of the save under way. What an earlier try of its step has left has other names: a rank
+        that is late must not be taken for done."""
+        again = f"try-{self._try}-" if self._try > 1 else ""
+        return f"a{self._attempt}-{again}{what}"
+
     def _part_file(self, step: int, rank: int) -> str:
-        return f"{checkpoint_folder(step)}/a{self._attempt}-part-{rank:04d}.json"
+        return f"{checkpoint_folder(step)}/{self._name(f'part-{rank:04d}.json')}"
 
     def _failure_key(self, step: int, rank: int) -> str:
-        return f"ldlm/{self._attempt}/save-{step}/rank-{rank}"
+        return f"ldlm/{self._attempt}/save-{step}/try-{self._try}/rank-{rank}"
 
     def _put_shard(self, base: str, copied: Sequence[Copied]) -> _Part:
         """Compress and upload piece by piece: host memory holds a few of them twice."""
-        name, pieces = f"a{self._attempt}-rank-{self._peers.rank:04d}.bin", []
+        name, pieces = self._name(f"rank-{self._peers.rank:04d}.bin"), []
 
         def stored() -> Iterator[memoryview]:
             offset = 0
@@ -197,7 +220,7 @@ class Committer:
         return _Part(shard=shard, pieces=pieces)
 
     def _put_rest(self, base: str, data: bytes) -> StoredFile:
-        name = f"a{self._attempt}-{_REST}"
+        name = self._name(_REST)
         self._folder.write_bytes(f"{base}/{name}", data)
         return StoredFile(name=name, num_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -210,8 +233,8 @@ class Committer:
                             groups=self._groups, **self._identity.model_dump())
         self._before_commit()
         self._write_manifest(manifest)
-        self.measured = MeasuredSave(sum(part.shard.num_bytes for part in parts) + rest.num_bytes,
-                                     time.monotonic() - self._began_s)
+        self.measured = MeasuredSave(manifest.num_bytes, time.monotonic() - self._began_s)
+        self.spared_bytes = manifest.spared_bytes
         self.durable_step = step
 
     def _write_manifest(self, manifest: Manifest) -> None:
@@ -302,21 +325,35 @@ class Committer:
                     before: int | None) -> tuple[tuple[int, _T] | None, LdlmError | None]:
         """What this rank has read, or why it has read nothing."""
         try:
-            if before is None:
-                self._await_listing()
-            found = newest_readable(self._folder, read, say, on_damaged=self._put_aside, before=before)
+            listed = self._listing(say) if before is None else None
+            found = newest_readable(self._folder, read, say, on_damaged=self._put_aside, before=before,
+                                    listed=listed)
         except LdlmError as error:
             return None, error
-        return (found[0].step, found[1]) if found else None, None
+        if found is None:
+            return None, None
+        manifest, content = found
+        self.spared_bytes = manifest.spared_bytes
+        return (manifest.step, content), None
 
-    def _await_listing(self) -> None:
-        """A listing may lag: return once it shows the newest step that was told to be durable, or soon."""
-        for _ in range(_LISTING_LOOKS if self._told_step else 0):
-            newest = self._folder.key(f"{checkpoint_folder(self._told_step)}/{Name.MANIFEST}")
+    def _listing(self, say: Callable[[str], None]) -> list[StoredObject]:
+        """What is below the run's checkpoints. A listing may lag: the newest that was told to be durable is
+        asked for by its name before the run goes back to an older one."""
+        told = checkpoint_folder(self._told_step)
+        name, newest = told.rpartition("/")[2], self._folder.key(f"{told}/{Name.MANIFEST}")
+        for look in range(_LISTING_LOOKS):
+            time.sleep(_LISTING_LAGS_S if look else 0)
             listed = self._folder.store.objects(self._folder.key(Name.CHECKPOINTS))
-            if any(found.key >= newest for found in listed if found.key.endswith("/" + Name.MANIFEST)):
-                return
-            time.sleep(_LISTING_LAGS_S)
+            if not self._told_step or any(found.key >= newest for found in listed
+                                          if found.key.endswith("/" + Name.MANIFEST)):
+                return listed
+            if unlisted := named_objects(self._folder, self._told_step):
+                say(f"checkpoint {name} is read by its name: it was told to be durable, and the store does "
+                    "not list it yet")
+                return [*listed, *unlisted]
+        say(f"warning: checkpoint {name} was told to be durable, and the store does not have it: an older "
+            "one is taken, if there is one")
+        return listed
 
     def _put_aside(self, manifest: Manifest, error: LdlmError) -> None:
         # Only this rank may have read what is damaged.

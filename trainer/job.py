@@ -201,7 +201,8 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
         identity=Identity(data_fingerprint=corpus.fingerprint, encoder=encoder.identity,
                           model=model_arguments(encoder, engine.module), precision=config.precision),
         # Else rows could be lost whose steps are not trained again.
-        before_commit=recorder.write if recorder else lambda: None, told_step=own.durable_step)
+        before_commit=recorder.write if recorder else lambda: None, told_step=own.durable_step,
+        pace=own.pace)
     start.done("model")
     cloud = cloud_named(cluster_info(os.environ).get("cloud", "") if recorder else "")  # rank 0 alone reckons
     return Job(

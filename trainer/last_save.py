@@ -36,21 +36,23 @@ class LastSave:
     Args:
         cloud: Of the first node.
         checkpoints: They measure the store; on rank 0 only.
-        num_bytes: Of a checkpoint of a step, at most; of None, of any step.
+        saved_bytes: Of a checkpoint of a step, before it is compressed; of None, the most of any step.
     """
 
     def __init__(self, cloud: Cloud, checkpoints: Checkpointer,
-                 num_bytes: Callable[[int | None], int]) -> None:
-        self._cloud, self._checkpoints, self._num_bytes = cloud, checkpoints, num_bytes
+                 saved_bytes: Callable[[int | None], int]) -> None:
+        self._cloud, self._checkpoints, self._saved_bytes = cloud, checkpoints, saved_bytes
         self._told: bool | None = None
 
     def forecast(self) -> FinalSave:
-        """Whether notices of this cloud save anything; where they do not, the interval alone bounds what is
-        lost. For rank 0."""
+        """Whether one can count on it that notices of this cloud save anything; where they do not, the
+        interval alone bounds what is lost. For rank 0."""
         if not self._cloud.notice_s:
             return FinalSave(False, "no machine there gives a notice")
         rate = self._checkpoints.upload_bytes_per_s
-        return final_save_fits(self._num_bytes(None), rate, self._cloud.notice_s - self._cloud.ask_every_s)
+        if rate is None:
+            return FinalSave(False, "no save of this run was measured")
+        return final_save_fits(self._stored_bytes(None), rate, self._cloud.notice_s - self._cloud.ask_every_s)
 
     def news(self) -> str | None:
         """What a person should know of it, once, and again when it has changed; None: nothing new."""
@@ -90,9 +92,13 @@ class LastSave:
         return Leaving(notice, *judged[0])
 
     def _judge(self, unsaved_step: int | None, left_s: float | None) -> tuple[FinalSave, float]:
-        """What rank 0 makes of it; the other ranks have measured nothing."""
+        """What rank 0 makes of it; the other ranks have measured nothing. It tries what may fit."""
         rate, under_way = self._checkpoints.upload_bytes_per_s, self._checkpoints.in_flight_bytes()
-        to_save = 0 if unsaved_step is None else self._num_bytes(unsaved_step)
+        to_save = 0 if unsaved_step is None else self._stored_bytes(unsaved_step)
         last = final_save_fits(to_save + under_way, rate, left_s)
         worth = final_save_fits(under_way, rate, left_s).fits
         return last, max(0.0, left_s - SPARE_S) if worth and left_s is not None else 0.0
+
+    def _stored_bytes(self, step: int | None) -> int:
+        """Of a checkpoint in the store, as rates are measured."""
+        return self._saved_bytes(step) - self._checkpoints.spared_bytes

@@ -5,6 +5,7 @@ No DeepSpeed and no torch at import: the benchmark, sampling and the launcher re
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
@@ -117,6 +118,11 @@ class Manifest(BaseModel):
         return sum(self.sizes.values())
 
     @property
+    def spared_bytes(self) -> int:
+        """By which compression has made it smaller."""
+        return sum(piece.spared_bytes for piece in self.pieces)
+
+    @property
     def shapes(self) -> dict[str, list[int]]:
         """Of every trained parameter, by name."""
         return {name: shape for group in self.groups for name, shape in group.items()}
@@ -195,6 +201,29 @@ def complete_checkpoints(folder: RunFolder, say: Callable[[str], None],
             yield manifest
 
 
+def named_objects(folder: RunFolder, step: int) -> list[StoredObject]:
+    """What a listing would show of one checkpoint, asked for by name: listings may lag.
+
+    Returns:
+        Nothing where it has no manifest.
+
+    Raises:
+        StoreError: They cannot be asked for.
+    """
+    path, found = checkpoint_folder(step), []
+    try:
+        names = [*folder.read(f"{path}/{Name.MANIFEST}", Manifest).sizes]
+    except NotFoundError:
+        return []
+    except DamagedError:
+        names = []  # who reads it says so
+    for name in (Name.MANIFEST, Name.QUARANTINE, *names):
+        key = folder.key(f"{path}/{name}")
+        with suppress(NotFoundError):
+            found.append(StoredObject(key, folder.store.size(key)))
+    return found
+
+
 def _refuse_other_format(folder: RunFolder, path: str) -> None:
     """Raise CheckpointError where a manifest is whole, and of another version: to go on without it would be
     to begin anew, and to delete it."""
@@ -236,7 +265,8 @@ def read_rest(folder: RunFolder, manifest: Manifest) -> bytes:
 
 def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Callable[[str], None], *,
                     on_damaged: Callable[[Manifest, LdlmError], None] | None = None,
-                    before: int | None = None) -> tuple[Manifest, _T] | None:
+                    before: int | None = None,
+                    listed: Sequence[StoredObject] | None = None) -> tuple[Manifest, _T] | None:
     """The newest complete checkpoint that can be read, with what was read.
 
     Args:
@@ -245,6 +275,7 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
         say: Told about each checkpoint that is passed over.
         on_damaged: Told instead about those that could not be read.
         before: When given, only checkpoints of earlier steps than this one.
+        listed: See `complete_checkpoints`.
 
     Returns:
         None when the run has no checkpoint yet.
@@ -255,7 +286,7 @@ def newest_readable(folder: RunFolder, read: Callable[[Manifest], _T], say: Call
         StoreError: The store cannot be read now. That is no reason to take an older checkpoint.
     """
     # One listing for both: where listings lag, nothing is damaged.
-    listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
+    listed = folder.store.objects(folder.key(Name.CHECKPOINTS)) if listed is None else listed
     for manifest in complete_checkpoints(folder, say, listed):
         if before is not None and manifest.step >= before:
             continue

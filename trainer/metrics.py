@@ -31,6 +31,7 @@ from trainer.run_folder import (
     Phases,
     RunFolder,
     SavePace,
+    newest_pace,
 )
 from trainer.spent import beside_hours_usd, charged_until, controller_usd, hours_usd
 
@@ -162,8 +163,7 @@ class OwnAttempt:
     @property
     def pace(self) -> SavePace | None:
         """What the newest attempt that has saved has measured of its saves."""
-        beats = [files.heartbeat for files in self.earlier if files.heartbeat]
-        return next((beat.pace for beat in reversed(beats) if beat.pace), None)
+        return newest_pace(files.heartbeat for files in reversed(self.earlier))
 
     def history(self) -> History:
         """What earlier attempts have seen of their machines."""

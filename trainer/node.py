@@ -56,7 +56,7 @@ from trainer.rented import Rented, await_store, code_without_store
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
 from trainer.spent import controller_usd, spent_usd
-from trainer.stop_request import StopRequest
+from trainer.stop_request import SaveTime, StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.stuck import check_progress, resumed_at
 from trainer.wandb_node import Follower
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
     # A local engine that itself runs inside a managed job numbers and judges its attempts all the same.
     managed = "SKYPILOT_MANAGED_JOB_ID" in os.environ and not os.environ.get(Env.ATTEMPT)
     stop = StopRequest(cloud)
-    listen(cloud, stop.hear)
+    listen(cloud, stop.hear, lambda: stop.save_s())
     try:
         document = read_document(argv)
         config = read_config()
@@ -97,6 +97,8 @@ def main(argv: list[str]) -> int:
         return ExitCode.RECOVER if stop.received else code_without_store()
     if rented:
         stop.is_wished = rented.is_stop_wished
+    if document is Document.TRAIN:
+        stop.save_s = SaveTime(folder)
     follower, is_wrong, is_hung = None, False, False
     try:
         if attempt and rented:

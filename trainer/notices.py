@@ -10,12 +10,13 @@
 | Vast | nothing | | |
 
 All of it is best effort: a machine may vanish without a word. So what counts is the checkpoint before, and a
-last one is a gain where it fits. Azure counts down to the time that it names, and for what is planned long
-before (repairs of its hardware) nothing has to stop until shortly before.
+last one is a gain where it fits. Azure counts down to the time that it names. What is planned long before
+(repairs of its hardware, the end of a Slurm job's time) stops nothing until a last checkpoint needs the time.
 """
 
 import contextlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -34,7 +35,10 @@ from trainer.metadata import ANSWER_S, HEADERS, HOSTS, NO_ANSWER, Answer, read
 
 SPARE_S = 5.0  # before a machine's end: for the record of how the attempt has ended (guess)
 _NO_NOTICE_S = 100  # what torchrun gives its ranks where nobody says how long they have (guess)
-_AHEAD_S = 120.0  # of an end that is known long before: when to leave (guess: as AWS does)
+# Of an end that is known long before: when to leave at the latest (AWS's two minutes, and what it rounds).
+_AHEAD_S = 125.0
+# The one under way, and one whose state is not rounded: 13 bytes a parameter where a timed one has 8.
+_SAVES_AHEAD = 3.0
 _FIRST_ANSWER_S = 125.0  # Azure's document: the first request switches the service on, in up to two minutes
 _LONG_POLL_S = 60.0
 _TOKEN_S = "21600"  # the longest that AWS gives
@@ -148,17 +152,23 @@ def cloud_named(name: str, environ: Mapping[str, str] = os.environ) -> Cloud:
     return _CLOUDS.get(name, Cloud(name))
 
 
-def listen(cloud: Cloud, heard: Callable[[Notice], None]) -> None:
-    """Ask a cloud in the background, for as long as this process lives or until it has given notice."""
+def listen(cloud: Cloud, heard: Callable[[Notice], None], save_s: Callable[[], float]) -> None:
+    """Ask a cloud in the background, for as long as this process lives or until it has given notice.
+
+    Args:
+        cloud: Which.
+        heard: Told the notice, once it is time to leave.
+        save_s: Gives the seconds that a save of the run takes; 0: none was measured.
+    """
     if cloud.source is not None:
-        threading.Thread(target=watch, args=(cloud, cloud.source(), heard), daemon=True,
-                         name="notices").start()
+        threading.Thread(target=watch, args=(cloud, cloud.source(), heard), kwargs={"save_s": save_s},
+                         daemon=True, name="notices").start()
 
 
 def watch(cloud: Cloud, ask: Callable[[], Notice | None], heard: Callable[[Notice], None],
-          sleep: Callable[[float], None] = time.sleep) -> None:
-    """Ask until there is a notice. What is no answer is none, and is said once."""
-    num_failed = 0
+          sleep: Callable[[float], None] = time.sleep, *, save_s: Callable[[], float] = lambda: 0.0) -> None:
+    """Ask until there is a notice, and time to leave. What is no answer is none, and is said once."""
+    num_failed, first_left_s = 0, None
     while True:
         try:
             notice, num_failed = ask(), 0
@@ -167,10 +177,25 @@ def watch(cloud: Cloud, ask: Callable[[], Notice | None], heard: Callable[[Notic
             if num_failed == _SILENT:
                 print(f"warning: {cloud.name} does not say when it takes this machine back ({error!r}): what "
                       "is not durable then is lost", flush=True)
-        if notice is not None:
+        if first_left_s is None and not num_failed:
+            first_left_s = notice.left_s if notice else math.inf
+        if notice is not None and _is_time(notice, first_left_s, save_s):
             heard(notice)
             return
         sleep(min(cloud.ask_every_s * 2**min(num_failed, 10), max(_MOST_WAIT_S, cloud.ask_every_s)))
+
+
+def _is_time(notice: Notice, first_left_s: float | None, save_s: Callable[[], float]) -> bool:
+    """Whether to leave: at the latest when a last checkpoint needs the time.
+
+    Not where it needs half of the time that an attempt has begun with, or more: each would leave soon after
+    its beginning, and the checkpoints in between keep more.
+    """
+    left_s = notice.left_s
+    if left_s is None or first_left_s is None or left_s <= _AHEAD_S:
+        return True  # without asking how long a save takes: the store may be slow to answer
+    needs_s = _SAVES_AHEAD * save_s() + SPARE_S
+    return left_s <= needs_s < first_left_s / 2
 
 
 def _taken(who: str, left_s: float, does: str = "takes this machine back") -> Notice:
@@ -203,9 +228,7 @@ class AzureEvents:
         mine = [event for event in json.loads(answer.text)["Events"]
                 if event["EventType"] in self._ENDS and self._is_here(event["Resources"])]
         ends = sorted((self._until_s(event, answer), event["EventType"]) for event in mine)
-        if not ends or ends[0][0] > _AHEAD_S:
-            return None
-        return _taken("Azure", ends[0][0], self._ENDS[ends[0][1]])
+        return _taken("Azure", ends[0][0], self._ENDS[ends[0][1]]) if ends else None
 
     @staticmethod
     def _until_s(event: Mapping[str, str], answer: Answer) -> float:
@@ -272,14 +295,13 @@ class SlurmTime:
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         end = environ.get("SLURM_JOB_END_TIME", "")
-        self._end_s = float(end) if end.isdigit() else float("inf")
+        self._end_s = float(end) if end.isdigit() else None
 
     def __call__(self) -> Notice | None:
         """It was known from the start, so nobody has taken anything."""
-        left_s = self._end_s - time.time()
-        if left_s > _AHEAD_S:
+        if self._end_s is None:
             return None
-        return _taken("Slurm", left_s, "ends this job")._replace(is_taken=False)
+        return _taken("Slurm", self._end_s - time.time(), "ends this job")._replace(is_taken=False)
 
 
 def _kill_wait_s(default_s: float = 30.0) -> float:

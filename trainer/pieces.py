@@ -10,6 +10,8 @@ Kind = Literal["master", "momentum", "variance", "average", "average_delta"]
 DType = Literal["float32", "float24", "bfloat16"]
 ITEM_BYTES: dict[DType, int] = {"float32": 4, "float24": 4, "bfloat16": 2}  # in memory
 ZERO_BYTES: dict[DType, int] = {"float32": 0, "float24": 1, "bfloat16": 0}  # of these, the lowest ones
+# In the store, before exponents are compressed.
+STORED_BYTES: dict[DType, int] = {dtype: ITEM_BYTES[dtype] - ZERO_BYTES[dtype] for dtype in ITEM_BYTES}
 PIECE_ELEMENTS = 2**22  # 16 MiB of float32: large enough for a request, small enough to hold several
 
 
@@ -54,6 +56,11 @@ class Piece(BaseModel):
     num_bytes: int
     packed_bytes: int
     xxh3: str
+
+    @property
+    def spared_bytes(self) -> int:
+        """By which compression has made it shorter."""
+        return self.count * STORED_BYTES[self.dtype] - self.num_bytes
 
     @property
     def end(self) -> int:

@@ -5,7 +5,7 @@ and write it through this file; none appends to an object that another attempt w
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -214,6 +214,11 @@ CONTROLLER_PRICE = "controller_usd_per_hour"  # in their detail, as text: of who
 _T = TypeVar("_T", bound=BaseModel)
 
 
+def newest_pace(beats: Iterable[Heartbeat | None]) -> SavePace | None:
+    """What the newest attempt that has saved has measured of its saves: of its heartbeats, newest first."""
+    return next((beat.pace for beat in beats if beat and beat.pace), None)
+
+
 class RunFolder:
     """Typed access to the folder of one run."""
 
@@ -279,13 +284,21 @@ class RunFolder:
 
     def attempts(self) -> list[AttemptFiles]:
         """Every attempt so far, in order, with its last heartbeat and its end."""
-        numbers = sorted(int(name) for name in self.store.folders(self.key(Name.ATTEMPTS)) if name.isdigit())
         found = []
-        for number in numbers:
+        for number in self._numbers():
             # On a disk, a claim that is under way, or failed, may have made its folder alone.
             with suppress(NotFoundError):
                 found.append(self.attempt(number))
         return found
+
+    def pace(self) -> SavePace | None:
+        """See `newest_pace`. One small request where the newest attempt has saved, beside a listing."""
+        names = (attempt_file(number, "heartbeat.json") for number in reversed(self._numbers()))
+        return newest_pace(self.find(name, Heartbeat) for name in names)
+
+    def _numbers(self) -> list[int]:
+        """Of attempts, in order."""
+        return sorted(int(name) for name in self.store.folders(self.key(Name.ATTEMPTS)) if name.isdigit())
 
     def attempt(self, number: int) -> AttemptFiles:
         """What is known of one attempt. Raises NotFoundError."""
@@ -303,8 +316,7 @@ class RunFolder:
         Raises:
             StoreError: Another claimer won ten times in a row, or the store cannot be written.
         """
-        taken = [int(name) for name in self.store.folders(self.key(Name.ATTEMPTS)) if name.isdigit()]
-        first = max(taken, default=0) + 1
+        first = max(self._numbers(), default=0) + 1
         for number in range(first, first + 10):
             attempt = Attempt(number=number, document=document, billed_from=billed_from,
                               price_usd_per_hour=price_usd_per_hour, offer=offer, host=host, cloud=cloud,

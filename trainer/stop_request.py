@@ -1,14 +1,41 @@
 """What a node has heard of its end, and what it tells its ranks of it. No torch."""
 
 import contextlib
+import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from trainer.contract import RankEnd
+from trainer.contract import LdlmError, RankEnd
 from trainer.notices import ASKED, SPARE_S, Cloud, Notice
+from trainer.run_folder import RunFolder
+
+_ASK_EVERY_S = 60.0
+
+
+class SaveTime:
+    """How long a save of a run takes, as its heartbeats say. The store is asked once a minute at most.
+
+    Args:
+        folder: The run.
+        clock: Seconds that never go back.
+    """
+
+    def __init__(self, folder: RunFolder, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder, self._clock = folder, clock
+        self._asked_s, self._seconds = -math.inf, 0.0
+
+    def __call__(self) -> float:
+        """Seconds; 0 where no save was measured yet."""
+        if self._clock() - self._asked_s >= _ASK_EVERY_S:
+            self._asked_s = self._clock()
+            with contextlib.suppress(LdlmError):  # what was known before holds
+                pace = self._folder.pace()
+                self._seconds = pace.save_s if pace else 0.0
+        return self._seconds
 
 
 class StopRequest:
@@ -24,6 +51,7 @@ class StopRequest:
 
     def __init__(self, cloud: Cloud) -> None:
         self.is_wished: Callable[[], bool] = lambda: False  # asked for in another way
+        self.save_s: Callable[[], float] = lambda: 0.0  # before the run is known, and of what saves nothing
         self.notice: Notice | None = None
         self._cloud = cloud
         self._written: Notice | None = None

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from trainer.average import WeightAverage
-from trainer.pieces import ITEM_BYTES, DType, Kind, Stretch
+from trainer.pieces import STORED_BYTES, DType, Kind, Stretch
 from trainer.rounding import rounding_on
 
 # 1 GiB of float32, rounded in 512 MiB of their own at the beginning of a forward pass, when there is room.
@@ -82,7 +82,7 @@ class TrainState:
         """What a save of a step holds, of all ranks, before it is compressed; None: the most of any step."""
         is_due = self._round_steps == 1 if step is None else step % self._round_steps == 0
         kept = _ROUNDED if is_due else _FULL
-        return self._num_elements * sum(ITEM_BYTES[dtype] for dtype in kept.values())
+        return self._num_elements * sum(STORED_BYTES[dtype] for dtype in kept.values())
 
     def stretches(self, *, rounded: bool) -> Iterator[Stretch]:
         """This rank's state, cut so that working on one takes little memory."""
