@@ -37,6 +37,7 @@ from trainer.preemption import StopSignal
 from trainer.ranks import Shared, meet, own_devices, require_same
 from trainer.retention import Keep
 from trainer.run_folder import RunFolder
+from trainer.save_history import SaveHistory
 from trainer.sign_of_life import SignOfLife
 from trainer.start_parts import StartParts
 from trainer.store import open_store
@@ -55,12 +56,9 @@ class Job:
         grad_norms: Of the newest step, of each trained part, before clipping.
         data_wait_s: Waited for text since the last log row.
         evaluation: The newest one of this attempt.
-        failed_saves: Since the last one that succeeded; on rank 0.
+        saves: What has become of those of this attempt.
         stall_s: In which training stood still for the newest save.
-        saved_at_s: When the last save began, on the monotonic clock.
-        durable_at_s: When the newest durable step was known to be.
         is_late_told: It was said that the store is slower than the interval.
-        kept_by_step: Training and evaluation seconds at each snapshot that is not known durable yet.
     """
 
     config: TrainConfig
@@ -84,17 +82,14 @@ class Job:
     life: SignOfLife
     start: StartParts
     batches: Batches | None = None
-    failed_saves: int = 0
-    saved_at_s: float = 0.0
+    saves: SaveHistory = field(default_factory=SaveHistory)
     stall_s: float = 0.0
-    durable_at_s: float = 0.0
     is_late_told: bool = False
     stop_reason: str = ""
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     grad_norms: dict[str, torch.Tensor] = field(default_factory=dict)
     data_wait_s: float = 0.0
     evaluation: Evaluation | None = None
-    kept_by_step: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def model(self) -> LatentDiffusionLM:

@@ -1,7 +1,5 @@
 """When a run saves, and what becomes of a save: durable, late, or failed while the store is away."""
 
-import time
-
 import torch
 from torch import distributed as dist
 
@@ -30,8 +28,8 @@ def _is_time(job: Job) -> bool:
     """By rank 0's clock. No save begins while one is under way: where the store is slower than the interval,
     the interval grows. After one that failed, the next begins as soon as that makes sense."""
     interval_s = _interval(job).seconds
-    passed_s = time.monotonic() - job.saved_at_s
-    if passed_s < (min(_RETRY_S, interval_s) if job.failed_saves else interval_s):
+    due_s = min(_RETRY_S, interval_s) if job.saves.is_failing else interval_s
+    if job.saves.since_last_s < due_s:
         return False
     if job.checkpoints.is_saving:
         _say_that_it_is_late(job, interval_s)
@@ -53,12 +51,10 @@ def save(job: Job) -> None:
     with job.together("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
-        began_s = time.monotonic()
+        phases = job.clock.phases()
+        job.saves.began(job.progress.step, phases.train_s, phases.evaluate_s)
         job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
-    job.stall_s = time.monotonic() - began_s
-    phases = job.clock.phases()
-    job.kept_by_step[job.progress.step] = (phases.train_s, phases.evaluate_s)
-    job.saved_at_s = time.monotonic()
+    job.stall_s = job.saves.since_last_s
 
 
 def stop_if_diverged(job: Job) -> None:
@@ -74,22 +70,19 @@ def stop_if_diverged(job: Job) -> None:
 
 def note_finished_save(job: Job) -> None:
     """Take over what the background save has come to: a newer durable step, or a failure to count."""
-    durable = job.checkpoints.durable_step
-    if durable in job.kept_by_step:
-        job.progress.durable_train_s, job.progress.durable_evaluate_s = job.kept_by_step[durable]
-        job.progress.durable_step = durable
-        job.kept_by_step = {step: kept for step, kept in job.kept_by_step.items() if step > durable}
-        job.failed_saves, job.is_late_told, job.durable_at_s = 0, False, time.monotonic()
-        job.say(f"checkpoint of step {durable} is durable")
+    if taken := job.saves.became_durable(job.checkpoints.durable_step):
+        job.progress.durable_step = taken.step
+        job.progress.durable_train_s, job.progress.durable_evaluate_s = taken.train_s, taken.evaluate_s
+        job.is_late_told = False
+        job.say(f"checkpoint of step {taken.step} is durable")
         say_news_of_notices(job)
         if job.recorder is not None:
             _follow(job)
             job.recorder.write_soon()
     error = job.checkpoints.pop_error()
     if error:
-        # Rank 0 hears of every rank's failure, and only it hears of success.
-        job.failed_saves += dist.get_rank() == 0
-        job.kept_by_step = {}  # only one is under way
+        if dist.get_rank() == 0:  # it hears of every rank's failure, and only it hears of success
+            job.saves.failed()
         print(f"warning: rank {dist.get_rank()}: checkpoint not saved: {error}", flush=True)
         job.say(f"warning: {at_risk(job)}; training goes on, and the next save is tried soon")
 
@@ -106,23 +99,22 @@ def _follow(job: Job) -> None:
 
 def is_store_lost(job: Job) -> bool:
     """True when saves have failed for so long that going on would only cost more."""
-    return bool(job.failed_saves) and time.monotonic() - job.durable_at_s > _STORE_PATIENCE_S
+    return job.saves.failing_s > _STORE_PATIENCE_S
 
 
 def has_unsaved_step(job: Job) -> bool:
     """True when no save of the newest step is durable or under way: rank 0 knows, all ranks save or none."""
-    step = job.progress.step
-    unsaved = torch.tensor(int(step > job.progress.durable_step and step not in job.kept_by_step))
+    step, taken = job.progress.step, job.saves.under_way
+    unsaved = torch.tensor(int(step > job.progress.durable_step and not (taken and taken.step == step)))
     dist.broadcast(unsaved, src=0)
     return bool(unsaved)
 
 
 def at_risk(job: Job) -> str:
     """What losing the machine now would cost."""
-    minutes = (time.monotonic() - job.durable_at_s) / 60
     newest = f"step {job.progress.durable_step} is the newest durable one" if job.progress.durable_step else (
         "nothing is durable")
-    return f"{newest}, and {minutes:.0f} min of work would be lost with this machine"
+    return f"{newest}, and {minutes(job.saves.at_risk_s)} of work would be lost with this machine"
 
 
 def _say_that_it_is_late(job: Job, interval_s: float) -> None:

@@ -111,7 +111,7 @@ def restore_or_start(job: Job) -> None:
         job.start.done("statistics")
         job.say(f"starting at step 0 of {job.config.steps}")
     job.batches = Batches(job.corpus, job.config, dist.get_rank(), dist.get_world_size(), job.progress.step)
-    job.saved_at_s = job.durable_at_s = time.monotonic()
+    job.saves.resumed()
     say_news_of_notices(job)
 
 
@@ -179,7 +179,7 @@ def log_step(job: Job, speed: TrainingSpeed) -> None:
     job.say(f"step {step}/{config.steps}  L_h {row['loss/hidden']:.3f}  L_w {row['loss/token']:.3f}  "
             f"L_diff {row['loss/diffusion']:.3f}  {rate:,.0f} tok/s  "
             f"${job.recorder.spent_usd(datetime.now(UTC)):.4f}  {left_s:.0f} s left"
-            + (f"  {at_risk(job)}" if job.failed_saves else ""))
+            + (f"  {at_risk(job)}" if job.saves.is_failing else ""))
 
 
 def run_evaluation(job: Job) -> None:
@@ -240,7 +240,7 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
     job.checkpoints.wait()
     note_finished_save(job)
     saved = agree(Verdict.SUPERSEDED if superseded(job)
-                  else Verdict.FAIL if job.failed_saves else Verdict.CONTINUE)
+                  else Verdict.FAIL if job.saves.is_failing else Verdict.CONTINUE)
     if saved is Verdict.SUPERSEDED:
         told = superseded(job)
         if told:
