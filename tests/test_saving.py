@@ -66,6 +66,26 @@ def test_where_the_store_is_slower_than_the_interval_the_interval_grows_and_it_i
     assert passed >= 4 > beat.phases.checkpoint_s
 
 
+def test_a_step_whose_checkpoint_stays_does_not_wait_for_the_upload_of_another(tmp_path: Path) -> None:
+    """The first save by time is held up until training has gone on beyond that step."""
+    config = tiny_config(write_text(tmp_path / "prose.txt"), steps=100_000, evaluate_every_steps=100_000,
+                         optimizer={"learning_rate": 1e-3, "warmup_steps": 2, "round_steps": 2},
+                         checkpoint={"every_minutes": 0.005, "every_steps": 200, "keep": 1})
+    run, gate = TrainerRun(config, tmp_path / "store", num_ranks=2), tmp_path / "gate"
+    node = run.start(PYTHONPATH=f"{SLOW_SAVE}:{ROOT}", TEST_SAVE_S="0", TEST_SAVE_GATE=str(gate))
+    run.wait_for(node, 1, step=204)
+    gate.touch()
+    run.wait_for(node, 1, durable=230)
+    node.terminate()
+    output, _ = node.communicate(timeout=run.deadline_s)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    assert "no checkpoint of step 200: the one before it is not durable yet" in output
+    stands_in = re.search(r"the checkpoint of step (\d+) stays in place of one of 200", output)
+    assert stands_in and int(stands_in[1]) > 200 and int(stands_in[1]) % 2 == 0, output
+    assert int(stands_in[1]) in [manifest.step for manifest in run.checkpoints()]
+
+
 def test_a_promise_sets_the_pace_and_what_is_saved_after_so_many_steps_stays(tmp_path: Path) -> None:
     config = tiny_config(write_text(tmp_path / "prose.txt"), steps=100_000, evaluate_every_steps=100_000,
                          checkpoint={"max_lost_minutes": 0.02, "every_steps": 50, "keep": 1})

@@ -9,32 +9,38 @@ from trainer.job import Job
 
 # Work that a store does not take is paid for all the same, and may be lost: enough is enough (guess).
 _STORE_PATIENCE_S = 2 * 3600
+_MOMENT_S = 5.0  # that a step of `every_steps` waits for the save before it, so as to have its own (guess)
 _RETRY_S = 60.0  # after a save that failed; the store has tried for as long itself (guess)
 
 
 def save_due(job: Job) -> bool:
-    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded."""
+    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded.
+
+    No save begins while one is under way, or training would stand still for its upload. Where the store is
+    slower than the interval, the interval grows; for a save of `every_steps` another one stays, of the first
+    step that is rounded and finds none under way (`trainer.retention.Keep`).
+    """
     step = job.progress.step
-    if job.config.checkpoint.stays(step):
-        return True
-    if step % job.config.optimizer.round_steps:
+    stays = job.config.checkpoint.stays(step)
+    if stays:
+        job.owed_step = step
+        with job.together("checkpoint_s"):
+            job.checkpoints.wait(_MOMENT_S)
+    elif step % job.config.optimizer.round_steps:
         return False
-    due = torch.tensor(int(dist.get_rank() == 0 and _is_time(job)))
-    dist.broadcast(due, src=0)
-    return bool(due)
+    is_asked = job.owed_step is not None or (dist.get_rank() == 0 and _is_time(job))
+    told = torch.tensor([int(is_asked), int(job.checkpoints.is_saving)])
+    dist.all_reduce(told, op=dist.ReduceOp.MAX)
+    is_asked, is_saving = map(bool, told.tolist())
+    if is_asked and is_saving:
+        _say_that_it_waits(job)
+    return is_asked and not is_saving
 
 
 def _is_time(job: Job) -> bool:
-    """By rank 0's clock. No save begins while one is under way: where the store is slower than the interval,
-    the interval grows. After one that failed, the next begins as soon as that makes sense."""
+    """After a save that failed, the next begins as soon as that makes sense."""
     interval_s = _interval(job).seconds
-    due_s = min(_RETRY_S, interval_s) if job.saves.is_failing else interval_s
-    if job.saves.since_last_s < due_s:
-        return False
-    if job.checkpoints.is_saving:
-        _say_that_it_is_late(job, interval_s)
-        return False
-    return True
+    return job.saves.since_last_s >= (min(_RETRY_S, interval_s) if job.saves.is_failing else interval_s)
 
 
 def _interval(job: Job) -> Interval:
@@ -51,6 +57,9 @@ def save(job: Job) -> None:
     with job.together("checkpoint_s"):
         job.checkpoints.wait()
         note_finished_save(job)
+        if job.owed_step not in (None, job.progress.step):
+            job.say(f"the checkpoint of step {job.progress.step} stays in place of one of {job.owed_step}")
+        job.owed_step = None
         phases = job.clock.phases()
         job.saves.began(job.progress.step, phases.train_s, phases.evaluate_s)
         job.checkpoints.save(job.progress.step, job.timesteps.state_dict())
@@ -117,9 +126,13 @@ def at_risk(job: Job) -> str:
     return f"{newest}, and {minutes(job.saves.at_risk_s)} of work would be lost with this machine"
 
 
-def _say_that_it_is_late(job: Job, interval_s: float) -> None:
-    if not job.is_late_told:
+def _say_that_it_waits(job: Job) -> None:
+    if job.owed_step == job.progress.step:
+        job.say(f"warning: no checkpoint of step {job.owed_step}: the one before it is not durable yet; the "
+                "next one stays in its place")
+    elif job.owed_step is None and not job.is_late_told:
         job.is_late_told = True
+        interval_s = _interval(job).seconds
         job.say(f"warning: the store takes longer for a checkpoint than the {minutes(interval_s)} between "
                 "two: the next one begins when this one is durable")
 
