@@ -28,6 +28,7 @@ def save_due(job: Job) -> bool:
             job.checkpoints.wait(_MOMENT_S)
     elif step % job.config.optimizer.round_steps:
         return False
+    job.gaps.note(step, job.clock.phases())
     is_asked = job.owed_step is not None or (dist.get_rank() == 0 and _is_time(job))
     told = torch.tensor([int(is_asked), int(job.checkpoints.is_saving)])
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
@@ -39,12 +40,14 @@ def save_due(job: Job) -> bool:
 
 def _is_time(job: Job) -> bool:
     """After a save that failed, the next begins as soon as that makes sense."""
-    interval_s = _interval(job).seconds
-    return job.saves.since_last_s >= (min(_RETRY_S, interval_s) if job.saves.is_failing else interval_s)
+    interval, passed_s = _interval(job), job.saves.since_last_s
+    if job.saves.is_failing:
+        return passed_s >= min(_RETRY_S, interval.seconds)
+    return interval.is_due(passed_s, job.gaps.after(job.progress.step))
 
 
 def _interval(job: Job) -> Interval:
-    return job.pace.interval(is_told=job.last_save.forecast().fits)
+    return job.pace.interval(job.gaps.longest_s, is_told=job.last_save.forecast().fits)
 
 
 def save(job: Job) -> None:

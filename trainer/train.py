@@ -74,7 +74,7 @@ def train(job: Job) -> RankEnd:
             tell_start(job)
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
             log_step(job, speed)
-        if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
+        if config.num_evaluations(progress.step - 1, progress.step):
             run_evaluation(job)
         if progress.step < config.steps and save_due(job):
             save(job)
@@ -112,6 +112,7 @@ def restore_or_start(job: Job) -> None:
         job.say(f"starting at step 0 of {job.config.steps}")
     job.batches = Batches(job.corpus, job.config, dist.get_rank(), dist.get_world_size(), job.progress.step)
     job.saves.resumed()
+    job.gaps.begin(job.progress.step, job.clock.phases())
     say_news_of_notices(job)
 
 
