@@ -172,6 +172,15 @@ def test_a_checkpoint_whose_step_stays_is_deleted_neither_as_an_old_one_nor_inst
     assert [manifest.step for manifest in complete_checkpoints(folder, lambda _: None)] == [14, 12, 8]
 
 
+def test_where_a_step_that_stays_has_no_checkpoint_the_first_one_after_it_stays(folder: RunFolder) -> None:
+    """Another save was under way at 8, or the one of 8 has failed."""
+    commit(folder, 4, 10, 12, 14)
+
+    retain(folder, step=14, keep=Keep(1, lambda step: step % 8 == 0), attempt=1)
+
+    assert [manifest.step for manifest in complete_checkpoints(folder, lambda _: None)] == [14, 10]
+
+
 def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_step(
         folder: RunFolder, tmp_path: Path) -> None:
     """A resume went back to 8 because 12 is damaged; the next save is 10."""

@@ -24,8 +24,9 @@ from trainer.evaluate import Evaluation
 from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
 from trainer.identity import Identity
-from trainer.interval import Pace, Rates
+from trainer.interval import Gaps, Pace, Rates
 from trainer.last_save import LastSave
+from trainer.lease import SupersededError
 from trainer.limits import Limits
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
@@ -37,6 +38,7 @@ from trainer.preemption import StopSignal
 from trainer.ranks import Shared, meet, own_devices, require_same
 from trainer.retention import Keep
 from trainer.run_folder import RunFolder
+from trainer.save_history import SaveHistory
 from trainer.sign_of_life import SignOfLife
 from trainer.start_parts import StartParts
 from trainer.store import open_store
@@ -55,12 +57,10 @@ class Job:
         grad_norms: Of the newest step, of each trained part, before clipping.
         data_wait_s: Waited for text since the last log row.
         evaluation: The newest one of this attempt.
-        failed_saves: Since the last one that succeeded; on rank 0.
+        saves: What has become of those of this attempt.
         stall_s: In which training stood still for the newest save.
-        saved_at_s: When the last save began, on the monotonic clock.
-        durable_at_s: When the newest durable step was known to be.
+        owed_step: Its checkpoint was to be one that stays, and has not begun; None: there is no such step.
         is_late_told: It was said that the store is slower than the interval.
-        kept_by_step: Training and evaluation seconds at each snapshot that is not known durable yet.
     """
 
     config: TrainConfig
@@ -76,6 +76,7 @@ class Job:
     checkpoints: Checkpointer
     last_save: LastSave
     pace: Pace
+    gaps: Gaps
     watch: DivergenceWatch
     stop: StopSignal
     clock: PhaseClock
@@ -84,22 +85,25 @@ class Job:
     life: SignOfLife
     start: StartParts
     batches: Batches | None = None
-    failed_saves: int = 0
-    saved_at_s: float = 0.0
+    saves: SaveHistory = field(default_factory=SaveHistory)
     stall_s: float = 0.0
-    durable_at_s: float = 0.0
+    owed_step: int | None = None
     is_late_told: bool = False
     stop_reason: str = ""
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     grad_norms: dict[str, torch.Tensor] = field(default_factory=dict)
     data_wait_s: float = 0.0
     evaluation: Evaluation | None = None
-    kept_by_step: dict[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def model(self) -> LatentDiffusionLM:
         """The module behind the engine."""
         return self.engine.module  # type: ignore[no-any-return]
+
+    @property
+    def superseded(self) -> SupersededError | None:
+        """Set on rank 0 once another attempt owns the run."""
+        return self.recorder.superseded if self.recorder is not None else None
 
     def next_batch(self) -> torch.Tensor:
         """Token ids of this rank's share of the next step: int64 (accumulation steps, B, L) on the device.
@@ -215,6 +219,7 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
         state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),
         # By time, saves are of steps whose state is rounded, as that of step 0 is.
         pace=Pace(config.checkpoint, Rates.of_environment(), own.history(), state.saved_bytes(0), own.pace),
+        gaps=Gaps(config),
     )
 
 

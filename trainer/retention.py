@@ -24,7 +24,8 @@ class Keep(NamedTuple):
 
     Attributes:
         newest: So many, at least 1.
-        stays: Of a step: its checkpoint is never superfluous.
+        stays: Of a step: its checkpoint is never superfluous. Where it has none, because another save was
+            under way or this one has failed, the first one after it stands for it.
     """
 
     newest: int
@@ -32,8 +33,9 @@ class Keep(NamedTuple):
 
     def of(self, complete: Sequence[Manifest]) -> list[Manifest]:
         """Those of some that stay; newest first, as they are given."""
-        return [manifest for place, manifest in enumerate(complete)
-                if place < self.newest or self.stays(manifest.step)]
+        steps_before = [*(manifest.step for manifest in complete[1:]), 0]
+        return [manifest for place, manifest in enumerate(complete) if place < self.newest
+                or any(map(self.stays, range(manifest.step, steps_before[place], -1)))]
 
 
 def retain(folder: RunFolder, step: int, keep: Keep, attempt: int) -> None:
