@@ -6,24 +6,33 @@ from urllib.parse import unquote, urlsplit
 
 from launcher.plan import Plan
 from launcher.recipe import Recipe
-from trainer.contract import StoreError
+from trainer.contract import Name, StoreError
 
 
 def check_room(plan: Plan, recipe: Recipe) -> None:
-    """Compare the free disk with what is kept of a run that trains here, and one more that is being written.
+    """Compare what a run that trains here has at most, while its last checkpoint is written, with the free
+    disk and what its checkpoints take already.
 
     Raises:
         StoreError: It would be full before the run has ended.
     """
     url = recipe.store or ""
-    if plan.sizes is None or plan.only_benchmark or not url.startswith("file://"):
+    if not (plan.sizes and plan.saves) or plan.only_benchmark or not url.startswith("file://"):
         return
-    keep = recipe.train.checkpoint.keep
     folder = Path(unquote(urlsplit(url).path))
     nearest = next(found for found in (folder, *folder.parents) if found.exists())
-    free, needed = shutil.disk_usage(nearest).free, (keep + 1) * plan.sizes.checkpoint_bytes
-    if free < needed:
-        raise StoreError(f"{free / 2**30:,.1f} GiB are free there, and {keep + 1:,} checkpoints take "
-                         f"{needed / 2**30:,.1f}: train.checkpoint.keep is {keep:,}, one more is written",
+    keep, stay = recipe.train.checkpoint.keep, plan.saves.num_kept
+    most = stay + keep
+    room, needed = _room(nearest, folder / plan.run_id / Name.CHECKPOINTS), most * plan.sizes.checkpoint_bytes
+    if room < needed:
+        fewer = "every_steps=null" if recipe.train.checkpoint.every_steps else "keep=1"
+        raise StoreError(f"{room / 2**30:,.1f} GiB are free there, and {most:,} checkpoints take "
+                         f"{needed / 2**30:,.1f}: {stay:,} stay, {keep:,} more are there while it trains",
                          place=str(folder), fix="free some, name another store: --store, or keep fewer: "
-                                                "--set train.checkpoint.keep=1")
+                                                f"--set train.checkpoint.{fewer}")
+
+
+def _room(disk: Path, checkpoints: Path) -> int:
+    """Bytes for a run's checkpoints, of which a run that is resumed has some."""
+    own = sum(path.stat().st_size for path in checkpoints.rglob("*") if path.is_file())
+    return shutil.disk_usage(disk).free + own

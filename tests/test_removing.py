@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 from cli_lab import Terminal, files_below, ldlm, refused
+from killed_upload import killed_upload
 from run_stories import Story, every_fate, preempted_once
 from s3_server import KEYS, S3Server, running_s3_server
 
@@ -19,20 +17,13 @@ from launcher.errors import RunRecordError
 from launcher.kept import a_month
 from launcher.removing import check_not_alive, find_doomed, remove, show
 from launcher.store_prices import store_price
-from launcher.unfinished_uploads import unfinished_uploads, what_remains
 from trainer.contract import Name
 from trainer.run_folder import RunFolder
 from trainer.run_parts import Part
 from trainer.store import Store, StoredObject, local_store_url, open_store
+from trainer.unfinished_uploads import unfinished_uploads, what_remains
 
-KILLED_UPLOAD = """
-import sys, time
-from trainer.store import open_store
-def parts():
-    yield from [b"x" * 2**20] * 40
-    time.sleep(60)
-open_store(sys.argv[1]).stream("story-1/checkpoints/step-00000500/a9-rank-0000.bin", parts())
-"""
+SHARD = "story-1/checkpoints/step-00000500/a9-rank-0000.bin"
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +52,6 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def names(address: str) -> set[str]:
     """First folder of every object of the run."""
     return {found.key.split("/")[1] for found in open_store(address).objects("story-1")}
-
-
-def killed_upload(address: str) -> None:
-    """Begin to upload a shard, and be killed in the middle."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED_UPLOAD, address], cwd=Path(__file__).parents[1])
-    while not sum(upload.num_bytes for upload in unfinished_uploads(open_store(address), "story-1")):
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def test_the_checkpoints_go_and_what_the_run_was_and_cost_stays(address):
@@ -102,7 +84,7 @@ def test_with_all_nothing_of_the_run_is_left(address, tmp_path):
 
 def test_what_killed_uploads_have_left_is_counted_and_goes_too(address):
     every_fate(address)
-    killed_upload(address)
+    killed_upload(address, SHARD)
     left = unfinished_uploads(open_store(address), "story-1")
     assert len(left) == 1 and left[0].num_bytes > 0
     assert not unfinished_uploads(open_store(address), "story")
@@ -205,7 +187,8 @@ def test_a_bucket_says_under_the_bill_that_it_goes_on_and_how_that_ends(bucket, 
     said = " ".join(ldlm("cost", "story-1", "--store", bucket).stdout.split())
     assert said.endswith("! its checkpoints stay in the bucket: 4.0 KiB, price not known, until `ldlm rm "
                          "story-1`; to have them at home first: `ldlm pull story-1`")
-    assert "4.0 KiB of checkpoints, price not known" in ldlm("status", "story-1", "--store", bucket).stdout
+    status = " ".join(ldlm("status", "story-1", "--store", bucket).stdout.split())
+    assert "4.0 KiB of checkpoints, price not known, until `ldlm rm story-1`" in status
     at_home = local_store_url(tmp_path / "store")
     every_fate(at_home)
     assert "checkpoints stay" not in ldlm("cost", "story-1", "--store", at_home).stdout

@@ -7,6 +7,7 @@ import pytest
 from launch_examples import example_plan, example_task
 
 from launcher.errors import NoOfferError
+from launcher.saves import rates_of
 from launcher.store_prices import request_usd_per_gb, sent_usd_per_gb
 from trainer.contract import Document, Env
 
@@ -69,6 +70,12 @@ def test_a_promise_that_costs_much_says_what_would_cost_least() -> None:
     assert dollars == sorted(dollars, reverse=True) and dollars[0] > dollars[2] + 10
 
 
+def test_what_stays_in_the_store_is_the_newest_one_and_those_of_every_steps() -> None:
+    assert saves("vast").num_kept == 1
+    assert saves("vast", "train.checkpoint.every_steps=15000").num_kept == 3
+    assert saves("vast", "train.checkpoint.every_steps=20000").num_kept == 2  # the newest is one of them
+
+
 def test_uploads_are_part_of_the_estimate() -> None:
     """By hand: 30.96 h of training, a save every 20 min, 11.44 GB at $0.0103 each; standing still 2.2 s."""
     plan = example_plan("vast", *BIG)
@@ -91,8 +98,17 @@ def test_requests_cost_something_where_a_store_bills_them() -> None:
     assert request_usd_per_gb("file:///store") == request_usd_per_gb(None) == 0
 
 
+@pytest.mark.parametrize(("cloud", "spot", "hours"), [
+    ("vast", True, 7), ("azure", True, 10), ("gcp", True, 12), ("vast", False, 500), ("azure", False, 500),
+    ("slurm", False, 500), ("local", False, 500)])
+def test_how_often_a_machine_is_lost_is_guessed_by_whose_it_is(cloud: str, spot: bool, hours: float) -> None:
+    offer = example_plan("local").offers[Document.TRAIN].model_copy(update={"infra": cloud, "spot": spot})
+    assert rates_of(offer, None).hours_to_loss == hours
+
+
 def test_nodes_are_told_what_their_bytes_and_hours_cost() -> None:
     envs = example_task("azure", *BIG).document(Document.TRAIN)["envs"]
-    assert (envs[Env.UPLOAD_PRICE], envs[Env.HOURS_TO_LOSS]) == ("0.0873", "7")  # to S3, from Azure's spot
+    assert (envs[Env.UPLOAD_PRICE], envs[Env.HOURS_TO_LOSS]) == ("0.0873", "10")  # to S3, from Azure's spot
+    assert envs[Env.REQUESTS_PRICE] == "0.0003"
     local = example_task("local").document(Document.TRAIN)["envs"]
     assert (local[Env.UPLOAD_PRICE], local[Env.HOURS_TO_LOSS]) == ("0.0003", "500")

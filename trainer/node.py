@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
@@ -51,8 +52,9 @@ from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
 from trainer.programs import kill_tree
 from trainer.relay import relayed
-from trainer.rental_terms import RentalTerms, terms_here
+from trainer.rental_terms import RentalTerms, own_upload_price, terms_here
 from trainer.rented import Rented, await_store, code_without_store
+from trainer.retention import abort_killed, tidy_finished
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
 from trainer.spent import controller_usd, spent_usd
@@ -81,7 +83,9 @@ def main(argv: list[str]) -> int:
     try:
         document = read_document(argv)
         config = read_config()
-        os.environ.update(own_envs(os.environ))  # before anything is counted, and for the ranks too
+        # Before anything is counted, and for the ranks too.
+        os.environ.update(own_envs(os.environ))
+        os.environ.update(own_upload_price(os.environ, Path.home()))
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
         if managed:
             await_store(folder, lambda: stop.received)
@@ -119,6 +123,8 @@ def main(argv: list[str]) -> int:
             folder.write(attempt_file(attempt.number, Name.MACHINE),
                          seen.model_copy(update={"key_files": keys}))
         if attempt:
+            threading.Thread(target=abort_killed, args=(folder, attempt.number), daemon=True,
+                             name="killed uploads").start()  # nothing waits for it
             check_progress(attempts, attempt, resumed_at(events))
         until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
         check_in_time(None, until, now)
@@ -136,6 +142,8 @@ def main(argv: list[str]) -> int:
     if attempt:
         record_end(folder, attempt, end, wrong_machine=is_wrong, hung=is_hung,
                    preempted=end.code == ExitCode.RECOVER and stop.is_taken)
+        if document is Document.TRAIN and end.code == ExitCode.FINISHED:
+            tidy_finished(folder, attempt.number, config.checkpoint.stays)
     if follower:
         follower.end(end.code)
     print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)

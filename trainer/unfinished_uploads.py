@@ -1,4 +1,5 @@
 """What killed uploads have left in a store: no listing shows it, and it takes room, which a bucket bills.
+No torch.
 
 S3 and what speaks its protocol: multipart uploads that were never completed. On a disk: drafts that obstore
 would have renamed. Google bills such uploads too until they are aborted, which needs keys of another kind;
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from launcher.errors import StoreError
 from trainer.aws import complete_address
+from trainer.contract import StoreError
 from trainer.store import Store, is_draft
 
 
