@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,13 @@ class Truth(NamedTuple):
 
     losses: dict[int, dict[str, str]]
     states: dict[int, State]
+
+
+class Keep(NamedTuple):
+    """Checkpoints that stay: so many of the newest, and those of some steps."""
+
+    newest: int
+    steps: frozenset[int] = frozenset()
 
 
 def losses(run: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -124,7 +131,7 @@ def lies(run: Path, truth: Truth) -> list[str]:
             if (state := read_state(folder)) is not None and state != truth.states.get(step)]
 
 
-def faults_of_a_finished_run(run: Path, truth: Truth, num_steps: int, keep: int) -> list[str]:
+def faults_of_a_finished_run(run: Path, truth: Truth, num_steps: int, keep: Keep) -> list[str]:
     """What is wrong at the end."""
     wrong = lies(run, truth)
     if newest_true(run, truth) != num_steps:
@@ -136,9 +143,16 @@ def faults_of_a_finished_run(run: Path, truth: Truth, num_steps: int, keep: int)
             wrong.append(f"the losses of step {step} are not the uninterrupted run's")
     if missing := sorted(set(range(1, num_steps + 1)) - seen):
         wrong.append(f"no losses of steps {missing}")
-    if len(checkpoints(run)) > keep:
-        wrong.append(f"{len(checkpoints(run))} checkpoints stay, not {keep}")
+    wrong += [f"the checkpoint of step {step} stays" for step in superfluous(checkpoints(run), keep)]
     return [*wrong, *(f"{name} stays for ever" for name in sorted(debris(run)))]
+
+
+def superfluous(found: Iterable[int], keep: Keep) -> Iterator[int]:
+    """Steps of checkpoints that need not stay. For one of those of `keep` that is not there, the next may."""
+    steps = sorted(found, reverse=True)
+    for place, (step, before) in enumerate(zip(steps, [*steps[1:], 0], strict=True)):
+        if place >= keep.newest and not any(before < one <= step for one in keep.steps):
+            yield step
 
 
 def debris(run: Path) -> Iterator[str]:

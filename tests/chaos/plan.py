@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 NODE = -1  # instead of a rank
 LEVELS = ("protocol", "ranks")
+INTERVAL = 2  # steps from save to save
+NUM_STEPS = {"protocol": 12, "ranks": 10}
 
 
 class Strike(NamedTuple):
@@ -63,10 +65,12 @@ class Case(NamedTuple):
         return self.lives[0].num_ranks
 
 
-_SAVE = {  # operation, subject, ranks that do it ("all", "first", "others"), how often in a run at least
-    "snapshot": ("snapshot", "", "all", 4), "shard": ("stream", "shard", "all", 4),
-    "small tensors": ("put", "rest", "first", 4), "part list": ("put", "part", "others", 4),
-    "manifest": ("put", "manifest", "first", 4), "retention": ("delete", "", "first", 20)}
+_SAVE = {  # operation, subjects, ranks that do it ("all", "first", "others"), how often in a run at least
+    "snapshot": ("snapshot", [""], "all", 4), "shard": ("stream", ["shard"], "all", 4),
+    "small tensors": ("put", ["rest"], "first", 4), "part list": ("put", ["part"], "others", 4),
+    "manifest": ("put", ["manifest"], "first", 4),
+    "retention": ("delete", ["manifest", "shard", "rest"], "first", 2),  # of a complete checkpoint
+    "tidying": ("delete", ["part", "quarantine"], "first", 4)}
 _RESTORE = [("objects", "checkpoints", 2), ("get", "manifest", 2), ("get_range", "shard", 3),
             ("get", "rest", 1)]
 _RECORDS = [("put", "heartbeat", 0, 3), ("put", "rows", 0, 3), ("put", "end", NODE, 1),
@@ -80,20 +84,19 @@ class _Draw:
 
     def __init__(self, level: str, seed: int) -> None:
         self.chance = random.Random(f"{level} {seed}")
-        # A save of real ranks may come only with the end of a run as short as theirs.
-        self.num_steps, self.interval = (12, 2) if level == "protocol" else (8, 2)
+        self.num_steps = NUM_STEPS[level]
         few = (1, 2, 2, 3) if level == "protocol" else (2,)
-        self.num_ranks = 4 if level == "ranks" and seed % 7 == 6 else self.chance.choice(few)
+        self.num_ranks = 4 if level == "ranks" and seed % 8 == 3 else self.chance.choice(few)
 
     def save(self, point: str, action: str = "") -> Strike:
         """At a point of a save."""
-        operation, subject, who, often = _SAVE[point]
-        if who == "others":
+        operation, subjects, who, often = _SAVE[point]
+        subject = self.chance.choice(subjects)
+        if subject == "part":  # rank 0 has none
             self.num_ranks = max(2, self.num_ranks)
         rank = {"all": self.chance.randrange(self.num_ranks), "first": 0}.get(who, self.num_ranks - 1)
-        most = often if self.num_steps > 8 else 2
-        return Strike(operation, subject, self.chance.randint(1, most), self.chance.choice(_WHEN), rank,
-                      action or self.killed())
+        when = self.chance.choice([when for when in _WHEN if (operation, when) != ("delete", "during")])
+        return Strike(operation, subject, self.chance.randint(1, often), when, rank, action or self.killed())
 
     def any_save(self, action: str = "") -> Strike:
         """At some point of a save."""
