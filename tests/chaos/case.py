@@ -92,6 +92,9 @@ class _Run:
             self.wrong.append(f"{end.left} processes outlived their node")
         if end.code in (ExitCode.BROKEN, ExitCode.BAD_CONFIG):
             self.wrong.append(f"gave up with {end.code}")
+        is_stopped = life.strike is not None and life.strike.action == "stop" and board.struck
+        if is_stopped and end.code != ExitCode.RECOVER:
+            self.wrong.append(f"a rank was stopped, and its attempt ended with {end.code}")
         if board.resumed_from >= 0:
             # What nobody has been told, a listing that lags may hide.
             is_stale = life.strike is not None and life.strike.action == "stale"

@@ -23,6 +23,7 @@ _HEARTBEAT_S = 0.02
 _EVERY_STEPS = 5
 _ROUNDED = {"learning_rate": 1e-3, "warmup_steps": 2, "ema_decay": 0.9, "round_steps": INTERVAL}
 _AT_ONCE_MINUTES = 1e-6
+_HANG_S = 4.0  # where a rank is stopped; elsewhere a busy machine is no hang
 
 
 def protocol_level() -> Level:
@@ -63,10 +64,12 @@ def ranks_level(scratch: Path) -> Level:
 
 
 def _ranks_config(text: Path, case: Case, every_steps: int) -> TrainConfig:
+    has_hang = any(life.strike and life.strike.action == "stop" for life in case.lives)
     return tiny_config(text, steps=NUM_STEPS["ranks"], evaluate_every_steps=NUM_STEPS["ranks"],
                        heartbeat_s=_HEARTBEAT_S, zero_stage=case.zero_stage, precision=case.precision,
                        optimizer=_ROUNDED, checkpoint={"every_minutes": _AT_ONCE_MINUTES, "keep": _NEWEST,
-                                                       "every_steps": every_steps})
+                                                       "every_steps": every_steps},
+                       **{"hang_s": _HANG_S} if has_hang else {})
 
 
 def _environment(config: TrainConfig, store: Path, num_ranks: int) -> dict[str, str]:

@@ -20,8 +20,9 @@ class Strike(NamedTuple):
         when: "before", "during" or "after" it.
         who: The rank to which it happens, or NODE.
         action: "self", "peer", "node" and "machine" are killed, "torn" kills the machine in the middle of a
-            write to a store that is not atomic, "sleep" stops the machine, "away" and "full" are
-            the store's for some seconds, "stale" hides the newest checkpoint from some listings.
+            write to a store that is not atomic, "sleep" stops the machine and "stop" the process (SIGSTOP),
+            "away" and "full" are the store's for some seconds, "stale" hides the newest checkpoint from some
+            listings.
         amount: Seconds, or listings.
     """
 
@@ -124,9 +125,10 @@ class _Draw:
         """Who is killed."""
         return self.chance.choice(["self", "machine", "node", *["peer"] * (self.num_ranks > 1)])
 
-    def one_of_two(self) -> tuple[Strike, ...]:
+    def one_of_two(self, *actions: str) -> tuple[Strike, ...]:
+        """One rank by itself, in a save or between steps."""
         self.num_ranks = max(2, self.num_ranks)
-        return (self.any_save(self.chance.choice(("self", "peer"))),)
+        return (self.chance.choice((self.any_save, self.any_save, self.step))(self.chance.choice(actions)),)
 
     def store(self, action: str, amount: float) -> tuple[Strike, ...]:
         """The store fails in a save, then a machine is lost."""
@@ -153,7 +155,8 @@ KINDS: dict[str, Callable[[_Draw], _Drawn]] = {
     "killed twice in a row": lambda draw: (draw.any_save(), draw.restore(), draw.any_save()),
     "killed between steps": lambda draw: (draw.step(), draw.step()),
     "killed at a record": lambda draw: (draw.record(),),
-    "one rank killed": _Draw.one_of_two,
+    "one rank killed": lambda draw: draw.one_of_two("self", "peer"),
+    "one rank stopped": lambda draw: draw.one_of_two("stop"),
     "launcher killed": lambda draw: (draw.any_save("node"), draw.step("node")),
     "torn at its final name": _Draw.torn,
     "checkpoint damaged": lambda draw: (draw.step("machine", late=True), draw.step("machine"),
@@ -168,9 +171,18 @@ KINDS: dict[str, Callable[[_Draw], _Drawn]] = {
 _LATE = ("checkpoint damaged", "disk full", "store away", "listing stale", "slept through a takeover")
 
 
+# A toy leaves no sign of life to its node.
+_NOT_DRAWN = {"protocol": "one rank stopped", "ranks": "other number of ranks"}
+
+
+def kinds_of(level: str) -> list[str]:
+    """What befalls runs of a level: seed n is of the n-th kind."""
+    return [kind for kind in KINDS if kind != _NOT_DRAWN[level]]
+
+
 def draw_case(level: str, seed: int) -> Case:
     """The case of a seed; kinds take turns."""
-    kinds = [kind for kind in KINDS if level == "protocol" or kind != "other number of ranks"]
+    kinds = kinds_of(level)
     draw, kind = _Draw(level, seed), kinds[seed % len(kinds)]
     strikes = KINDS[kind](draw)
     lives = [Life(draw.num_ranks, strike) for strike in strikes]
