@@ -10,8 +10,10 @@ import pytest
 
 pytest.importorskip("torch")
 
+from tests.chaos.case import Result  # noqa: E402
 from tests.chaos.failed import FAILED  # noqa: E402
 from tests.chaos.plan import Case, Life, Strike  # noqa: E402
+from tests.chaos.seen import Row, Seen, code_digest  # noqa: E402
 from tests.trainer_runs import ROOT  # noqa: E402
 
 # The driver of cases forks and adopts orphans: in a process of its own, with no threads.
@@ -26,6 +28,14 @@ from tests.test_chaos import CASES
 adopt_orphans()
 result = run_case(protocol_level()._replace(deadline_s=20), CASES[sys.argv[1]])
 print(json.dumps([result.struck, result.wrong]))
+"""
+# A campaign whose time is up before it begins.
+TOO_LATE = """
+import sys
+from tests.chaos import __main__ as program
+
+program._LIMIT_S = -1
+sys.exit(program.main(["--level", "protocol", "--seeds", "0-1"]))
 """
 LATE = Strike("step", "", 9, "before", 0, "machine")
 # Protocols that look like ours and are wrong, by what they do, with a case that has to find it.
@@ -79,6 +89,11 @@ def outcome(name: str, patch: str = "") -> tuple[int, list[str]]:
     return struck, wrong
 
 
+def survived(seed: int) -> Result:
+    """Of a case of the protocol level."""
+    return Result(Case("protocol", seed, "killed at shard", (Life(1),)), [], 1, 0, 0.0, "")
+
+
 @pytest.mark.parametrize("name", FAILED)
 def test_what_has_failed_once_does_not_fail_again(name: str) -> None:
     assert outcome(name) == (1, [])
@@ -88,6 +103,38 @@ def test_every_kind_of_fault_ends_in_the_bits_of_the_run_that_nobody_interrupts(
     done = subprocess.run([sys.executable, "-m", "tests.chaos", "--short"], cwd=tmp_path, text=True,
                           capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / ".chaos" / "seen.json").read_text())["ranks"].values()
+    assert {(row.kind, row.struck) for row in (Row(*row) for row in rows)} == {
+        ("killed at retention", 1), ("one rank stopped", 1), ("killed at snapshot", 1)}
+
+
+def test_a_campaign_that_has_not_run_all_that_it_was_asked_for_does_not_pass(tmp_path: Path) -> None:
+    def ends_well() -> bool:
+        done = subprocess.run([sys.executable, "-c", TOO_LATE], cwd=tmp_path, text=True, capture_output=True,
+                              env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False)
+        assert done.returncode in (0, 1), done.stderr
+        assert ("not run, since the time is up" in done.stdout) == bool(done.returncode)
+        return done.returncode == 0
+
+    assert not ends_well()
+    seen = Seen(tmp_path / ".chaos" / "seen.json", code_digest(ROOT))
+    seen.note(survived(0))
+    assert not ends_well()
+    seen.note(survived(1))
+    assert ends_well()
+
+
+def test_what_another_state_of_the_code_has_survived_does_not_count(tmp_path: Path) -> None:
+    code = ["trainer/commit.py", "trainer/requirements.lock", "tests/trainer_runs.py", "tests/chaos/plan.py"]
+    for place in code:
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("1")
+    file = tmp_path / "seen.json"
+    for place in code:
+        Seen(file, code_digest(tmp_path)).note(survived(3))
+        assert Seen(file, code_digest(tmp_path)).not_run("protocol", [3, 4]) == [4]
+        (tmp_path / place).write_text("2")
+        assert Seen(file, code_digest(tmp_path)).not_run("protocol", [3, 4]) == [3, 4]
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -12,13 +12,15 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
+from tests.chaos import oracle  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, kill_tree, tiny_config, write_text  # noqa: E402
 from trainer.averaged_weights import load_averaged_weights  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
 from trainer.evaluate import Evaluation  # noqa: E402
-from trainer.manifest import Manifest  # noqa: E402
-from trainer.piece_reader import read_pieces  # noqa: E402
 from trainer.run_folder import RunOutcome  # noqa: E402
+
+OPTIMIZER = {"learning_rate": 1e-3, "warmup_steps": 2, "ema_decay": 0.9, "round_steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -26,35 +28,38 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_text(tmp_path_factory.mktemp("text") / "prose.txt")
 
 
+def resume_config(text: Path, **changes: object) -> TrainConfig:
+    """The tiny one; its checkpoints of even steps are rounded."""
+    return tiny_config(text, **{"optimizer": OPTIMIZER} | changes)
+
+
 @pytest.fixture(scope="module")
 def straight(text: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainerRun:
     """Twelve steps that nobody interrupts."""
-    run = TrainerRun(tiny_config(text), tmp_path_factory.mktemp("straight") / "store")
+    run = TrainerRun(resume_config(text), tmp_path_factory.mktemp("straight") / "store")
     code, output = run.finish()
     assert code == ExitCode.FINISHED, output
     return run
 
 
 def new_run(text: Path, tmp_path: Path, **changes: object) -> TrainerRun:
-    return TrainerRun(tiny_config(text, **changes), tmp_path / "store")
+    return TrainerRun(resume_config(text, **changes), tmp_path / "store")
 
 
-def final_state(run: TrainerRun) -> tuple[Manifest, dict[str, bytes]]:
-    """Manifest of the newest checkpoint and every number in it: weights, moments, averages, buffers."""
-    manifest, averaged = load_averaged_weights(run.folder, say=lambda _: None)
-    numbers = {name: tensor.numpy().tobytes() for name, tensor in averaged.items()}
-    for piece, raw in read_pieces(run.folder, manifest, manifest.pieces):
-        numbers[f"{piece.kind}/{piece.group}/{piece.begin}"] = raw.tobytes()
-    return manifest, numbers
+def newest(run: TrainerRun) -> tuple[int, Path]:
+    """Step and folder of the newest checkpoint."""
+    return max(oracle.checkpoints(run.store / "run").items())
 
 
 def assert_same_end(run: TrainerRun, reference: TrainerRun) -> None:
-    """The newest checkpoints of two runs hold the same bits."""
-    manifest, numbers = final_state(run)
-    expected_manifest, expected = final_state(reference)
-    assert manifest.step == expected_manifest.step == 12
-    assert numbers.keys() == expected.keys() and len(numbers) > 50
-    assert [name for name in expected if numbers[name] != expected[name]] == []
+    """The newest checkpoints of two runs hold the same numbers: weights, moments, averages, buffers."""
+    (step, folder), (expected_step, expected_folder) = newest(run), newest(reference)
+    assert step == expected_step == 12
+    found, expected = oracle.read_state(folder), oracle.read_state(expected_folder)
+    assert found is not None and expected is not None
+    assert {name.split()[0] for name in expected} == {"master", "momentum", "variance", "average", "rest"}
+    assert found.keys() == expected.keys()
+    assert [name for name in expected if found[name] != expected[name]] == []
 
 
 def test_a_run_that_was_killed_ends_in_the_same_bits_as_one_that_was_not(
@@ -85,17 +90,18 @@ LAYOUTS = {
     "bf16 in stage 1": {"precision": "bf16", "zero_stage": 1, "activation_checkpointing": True,
                         "model": _TINY | {"prompt": True, "dropout": 0.1, "latent_norm": "running_std"}},
     "bf16 in stage 2": {"precision": "bf16", "zero_stage": 2, "model": _TINY | {"prompt": True}},
-    "fp32 in stage 2": {"precision": "fp32", "zero_stage": 2},
+    "fp32 in stage 2, nothing rounded": {"precision": "fp32", "zero_stage": 2,
+                                         "optimizer": OPTIMIZER | {"round_steps": 100}},
 }
 
 
 @pytest.mark.parametrize("changes", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_resume_is_exact_in_every_precision_and_stage(
         changes: dict[str, object], text: Path, tmp_path: Path) -> None:
-    reference = TrainerRun(tiny_config(text, **changes), tmp_path / "reference" / "store")
+    reference = TrainerRun(resume_config(text, **changes), tmp_path / "reference" / "store")
     code, output = reference.finish()
     assert code == ExitCode.FINISHED, output
-    run = TrainerRun(tiny_config(text, **changes), tmp_path / "killed" / "store")
+    run = TrainerRun(resume_config(text, **changes), tmp_path / "killed" / "store")
     node = run.start()
     run.wait_for(node, attempt=1, step=6, durable=4)
     kill_tree(node)
@@ -106,6 +112,7 @@ def test_resume_is_exact_in_every_precision_and_stage(
     resumed_at = run.folder.attempt(2).heartbeat.resumed_from_step
     assert run.losses(2) == {step: row for step, row in reference.losses(1).items() if step > resumed_at}
     assert_same_end(run, reference)
+    assert oracle.is_rounded(newest(run)[1]) == ("optimizer" not in changes)
 
 
 def test_rows_of_steps_that_are_not_trained_again_are_in_the_store_before_their_checkpoint_counts(
@@ -153,7 +160,7 @@ def test_ranks_go_back_together_to_the_newest_checkpoint_that_all_can_read(
 ])
 def test_a_checkpoint_of_another_model_is_refused(
         changes: dict[str, object], problem: str, straight: TrainerRun, text: Path) -> None:
-    run = TrainerRun(tiny_config(text, **changes), straight.store)
+    run = TrainerRun(resume_config(text, **changes), straight.store)
     before = [manifest.step for manifest in run.checkpoints()]
 
     code, output = run.finish()
@@ -242,9 +249,18 @@ def test_a_run_does_not_go_on_with_another_token_encoder(text: Path, tmp_path: P
 
     shutil.copyfile(package / "model.safetensors", own / "model.safetensors")
     own.rename(moved := tmp_path / "moved")
-    run.config = tiny_config(text, token_encoder={"name": str(moved), "statistics_tokens": 256})
+    run.config = resume_config(text, token_encoder={"name": str(moved), "statistics_tokens": 256})
     code, output = run.finish()
     assert code == ExitCode.FINISHED, output
+
+
+def test_samples_come_from_the_averages_that_a_rounded_checkpoint_stands_for(straight: TrainerRun) -> None:
+    manifest, averaged = load_averaged_weights(straight.folder, say=lambda _: None)
+    state = oracle.read_state(newest(straight)[1])
+    assert oracle.is_rounded(newest(straight)[1]) and state is not None
+    for group, names in enumerate(manifest.groups):
+        expected = torch.frombuffer(bytearray(state[f"average {group}"]), dtype=torch.float32)
+        assert torch.equal(torch.cat([averaged[name].flatten() for name in names]), expected)
 
 
 def test_the_state_is_sharded_over_the_ranks_and_the_outcome_is_written(straight: TrainerRun) -> None:

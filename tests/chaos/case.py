@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from tests.chaos import oracle
 from tests.chaos.machine import End, Machine, Rank
-from tests.chaos.oracle import Truth
-from tests.chaos.plan import Case, Life
+from tests.chaos.oracle import Keep, Truth
+from tests.chaos.plan import INTERVAL, NUM_STEPS, Case, Life
 from trainer.contract import ExitCode
 
 _PEACEFUL = 4  # attempts in which nothing befalls it: one should do, but a full disk takes its time
@@ -23,16 +23,14 @@ class Level(NamedTuple):
         rank: What a rank does.
         environment: Of a node, for a case and a store.
         truth: What the case has to come to.
-        num_steps, interval, keep: Steps of a run, from save to save, and checkpoints that stay.
+        keep: Checkpoints that stay.
         deadline_s: Of an attempt.
     """
 
     rank: Rank
     environment: Callable[[Case, Path, int], Mapping[str, str]]
     truth: Callable[[Case], Truth]
-    num_steps: int
-    interval: int
-    keep: int
+    keep: Keep
     deadline_s: float
 
 
@@ -94,6 +92,9 @@ class _Run:
             self.wrong.append(f"{end.left} processes outlived their node")
         if end.code in (ExitCode.BROKEN, ExitCode.BAD_CONFIG):
             self.wrong.append(f"gave up with {end.code}")
+        is_stopped = life.strike is not None and life.strike.action == "stop" and board.struck
+        if is_stopped and end.code != ExitCode.RECOVER:
+            self.wrong.append(f"a rank was stopped, and its attempt ended with {end.code}")
         if board.resumed_from >= 0:
             # What nobody has been told, a listing that lags may hide.
             is_stale = life.strike is not None and life.strike.action == "stale"
@@ -103,7 +104,7 @@ class _Run:
             if self.reached:
                 lost = self.reached - int(board.resumed_from)
                 self.lost_steps, self.reached = max(self.lost_steps, lost), 0
-                if case.keeps_promise and lost > 2 * self.level.interval:
+                if case.keeps_promise and lost > 2 * INTERVAL:
                     self.wrong.append(f"{lost} steps are lost")
             self.reached = int(board.step)
         if board.first_step_at:
@@ -115,6 +116,13 @@ class _Run:
         self.told = oracle.told_durable(self.run)
         if not self.is_damaged and self.told > self.floor:
             self.wrong.append(f"step {self.told} was told to be durable, and is not")
+
+    def _judge_end(self) -> None:
+        keep, num_steps = self.level.keep, NUM_STEPS[self.case.level]
+        self.wrong += oracle.faults_of_a_finished_run(self.run, self.truth, num_steps, keep)
+        if self.case.keeps_promise:
+            self.wrong += [f"the checkpoint of step {step} does not stay"
+                           for step in sorted(keep.steps - oracle.checkpoints(self.run).keys())]
 
     def _damage(self, how: str) -> None:
         """To the newest checkpoint, where another one stands behind it."""
@@ -135,8 +143,7 @@ class _Run:
         for life in [*self.case.lives, *[Life(self.case.num_ranks)] * _PEACEFUL]:
             try:
                 if self.live(life):
-                    self.wrong += oracle.faults_of_a_finished_run(self.run, self.truth, self.level.num_steps,
-                                                                  self.level.keep)
+                    self._judge_end()
                     break
             except TimeoutError as error:
                 self.wrong.append("an attempt hangs")

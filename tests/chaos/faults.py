@@ -119,6 +119,8 @@ class Faults:
             os.kill(int(self._board.node), signal.SIGKILL)
         elif action in ("machine", "torn"):
             os.killpg(0, signal.SIGKILL)
+        elif action == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif action == "sleep":
             os.killpg(0, signal.SIGSTOP)
         elif action == "stale":

@@ -9,22 +9,27 @@ from pathlib import Path
 from tests.chaos import oracle, toy
 from tests.chaos.case import Level
 from tests.chaos.machine import Machine
-from tests.chaos.oracle import State, Truth
-from tests.chaos.plan import Case, Life
+from tests.chaos.oracle import Keep, State, Truth
+from tests.chaos.plan import INTERVAL, NUM_STEPS, Case, Life
 from tests.trainer_runs import tiny_config
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode
 from trainer.store import local_store_url
 
-_INTERVAL, _KEEP = 2, 2
-_PROTOCOL_STEPS, _RANKS_STEPS = 12, 8
+_NEWEST = 2  # checkpoints that stay
 _HEARTBEAT_S = 0.02
+# Real ranks save by the clock at all steps where the state is rounded, and these checkpoints are rolled. One
+# that holds all in float32 comes between them and stays.
+_EVERY_STEPS = 5
+_ROUNDED = {"learning_rate": 1e-3, "warmup_steps": 2, "ema_decay": 0.9, "round_steps": INTERVAL}
+_AT_ONCE_MINUTES = 1e-6
+_HANG_S = 4.0  # where a rank is stopped; elsewhere a busy machine is no hang
 
 
 def protocol_level() -> Level:
     """No torch."""
     return Level(rank=toy.run_rank, environment=_toy_environment, truth=lambda _: _toy_truth(),
-                 num_steps=_PROTOCOL_STEPS, interval=_INTERVAL, keep=_KEEP, deadline_s=60)
+                 keep=Keep(_NEWEST), deadline_s=60)
 
 
 def ranks_level(scratch: Path) -> Level:
@@ -33,33 +38,38 @@ def ranks_level(scratch: Path) -> Level:
 
     text = real.prepare(scratch)
 
-    def environment(case: Case, store: Path, num_ranks: int) -> Mapping[str, str]:
-        config = _config(text, _RANKS_STEPS, case, evaluate_every_steps=_RANKS_STEPS,
-                         zero_stage=case.zero_stage, precision=case.precision)
-        return _environment(config, store, num_ranks) | {"XDG_CACHE_HOME": str(scratch / "cache")}
+    def environment(case: Case, store: Path, num_ranks: int,
+                    every_steps: int = _EVERY_STEPS) -> Mapping[str, str]:
+        return _environment(_ranks_config(text, case, every_steps), store, num_ranks) | {
+            "XDG_CACHE_HOME": str(scratch / "cache")}
 
     @cache
     def uninterrupted(zero_stage: int, precision: str, num_ranks: int) -> Truth:
         case = Case("ranks", -1, "", (Life(num_ranks),), zero_stage=zero_stage, precision=precision)
         store = scratch / f"{zero_stage}-{precision}-{num_ranks}"
-        machine = Machine(Life(num_ranks), real.run_rank, environment(case, store, num_ranks), 0.0)
-        end = machine.wait(300)
+        keeping_all = environment(case, store, num_ranks, every_steps=1)
+        end = Machine(Life(num_ranks), real.run_rank, keeping_all, 0.0).wait(300)
         assert end is not None and end.code == ExitCode.FINISHED, end
-        found = oracle.checkpoints(store / "run").items()
-        states = {step: oracle.read_state(folder) for step, folder in found}
-        assert len(states) == _RANKS_STEPS // _INTERVAL
+        found = oracle.checkpoints(store / "run")
+        assert {step: oracle.is_rounded(folder) for step, folder in found.items()} == {
+            step: step % INTERVAL == 0 for step in range(1, NUM_STEPS["ranks"] + 1)}, end
+        states = {step: oracle.read_state(folder) for step, folder in found.items()}
         return Truth(dict(oracle.losses(store / "run")),
                      {step: state for step, state in states.items() if state is not None})
 
     return Level(rank=real.run_rank, environment=environment,
                  truth=lambda case: uninterrupted(case.zero_stage, case.precision, case.num_ranks),
-                 num_steps=_RANKS_STEPS, interval=_INTERVAL, keep=_RANKS_STEPS,  # those of every_steps stay
+                 keep=Keep(_NEWEST, frozenset(range(_EVERY_STEPS, NUM_STEPS["ranks"] + 1, _EVERY_STEPS))),
                  deadline_s=240)
 
 
-def _config(text: Path, steps: int, case: Case, **changes: object) -> TrainConfig:
-    return tiny_config(text, steps=steps, heartbeat_s=_HEARTBEAT_S,
-                       checkpoint={"every_steps": _INTERVAL, "keep": _KEEP}, **changes)
+def _ranks_config(text: Path, case: Case, every_steps: int) -> TrainConfig:
+    has_hang = any(life.strike and life.strike.action == "stop" for life in case.lives)
+    return tiny_config(text, steps=NUM_STEPS["ranks"], evaluate_every_steps=NUM_STEPS["ranks"],
+                       heartbeat_s=_HEARTBEAT_S, zero_stage=case.zero_stage, precision=case.precision,
+                       optimizer=_ROUNDED, checkpoint={"every_minutes": _AT_ONCE_MINUTES, "keep": _NEWEST,
+                                                       "every_steps": every_steps},
+                       **{"hang_s": _HANG_S} if has_hang else {})
 
 
 def _environment(config: TrainConfig, store: Path, num_ranks: int) -> dict[str, str]:
@@ -69,7 +79,8 @@ def _environment(config: TrainConfig, store: Path, num_ranks: int) -> dict[str, 
 
 def _toy_environment(case: Case, store: Path, num_ranks: int) -> Mapping[str, str]:
     # A batch that every number of ranks divides: the node looks at it.
-    config = _config(Path("unused"), _PROTOCOL_STEPS, case, global_batch_size=12)
+    config = tiny_config(Path("unused"), steps=NUM_STEPS["protocol"], global_batch_size=12,
+                         heartbeat_s=_HEARTBEAT_S, checkpoint={"every_steps": INTERVAL, "keep": _NEWEST})
     return os.environ | _environment(config, store, num_ranks)
 
 
@@ -79,7 +90,7 @@ def _toy_truth() -> Truth:
     groups, chain = [toy.start_values(group) for group in range(len(toy.SIZES))], ""
     losses: dict[int, dict[str, str]] = {}
     states: dict[int, State] = {}
-    for step in range(_PROTOCOL_STEPS):
+    for step in range(NUM_STEPS["protocol"]):
         for weights, momentum in groups:
             toy.update(weights, momentum, step)
         chain = toy.next_link(chain, [weights.tobytes() for weights, _ in groups])

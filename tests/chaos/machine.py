@@ -89,10 +89,10 @@ class Machine:
         """Its end; None as soon as it sleeps. Raises TimeoutError with what it printed."""
         while time.monotonic() - self.began_s < deadline_s:
             self._drain()
-            pid, status = os.waitpid(self._pid, os.WNOHANG | os.WUNTRACED)
-            if pid and os.WIFSTOPPED(status):
+            pid, status = self._reap()
+            if pid == self._pid and os.WIFSTOPPED(status):
                 return None
-            if pid:
+            if pid == self._pid:
                 seconds = time.monotonic() - self.began_s
                 left = self._await_all_gone()
                 self._drain()
@@ -107,6 +107,13 @@ class Machine:
     def wake(self) -> None:
         """Let a machine that sleeps go on."""
         os.killpg(self._pid, signal.SIGCONT)
+
+    def _reap(self) -> tuple[int, int]:
+        """What has ended or sleeps, as `waitpid`: its node may wait for orphans to be gone."""
+        try:
+            return os.waitpid(-self._pid, os.WNOHANG | os.WUNTRACED)
+        except ChildProcessError:  # it has not begun a session of its own yet
+            return 0, 0
 
     def _drain(self) -> None:
         with contextlib.suppress(BlockingIOError):

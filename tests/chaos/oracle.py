@@ -4,18 +4,21 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import zstandard
 
-State = dict[str, bytes]  # by kind and group: every number, end to end; and the small tensors
+# What a resume goes on from, however it was stored: by kind and group, every number as float32, end to end;
+# and the small tensors.
+State = dict[str, bytes]
 
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+_KEPT_BYTES = {"float32": 4, "float24": 3, "bfloat16": 2}  # the upper ones of a float32
 _RECORD = re.compile(r"attempts/\d+/((attempt|heartbeat|end|machine)\.json|metrics/\d+\.jsonl"
-                     r"|evaluations/\d+\.json)|outcome\.json|evaluation/result\.json|events/.*\.json")
+                     r"|evaluations/\d+\.json|stacks/rank-\d{4}\.txt)"
+                     r"|outcome\.json|evaluation/result\.json|events/.*\.json")
 
 
 class Truth(NamedTuple):
@@ -28,6 +31,13 @@ class Truth(NamedTuple):
 
     losses: dict[int, dict[str, str]]
     states: dict[int, State]
+
+
+class Keep(NamedTuple):
+    """Checkpoints that stay: so many of the newest, and those of some steps."""
+
+    newest: int
+    steps: frozenset[int] = frozenset()
 
 
 def losses(run: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -56,22 +66,43 @@ def read_state(folder: Path) -> State | None:
         for piece in manifest["pieces"]:
             vectors.setdefault(f"{piece['kind']} {piece['group']}", {})[piece["begin"]] = _decoded(
                 piece, files[piece["file"]])
+        return {"rest": rest} | _with_averages({name: b"".join(parts[begin] for begin in sorted(parts))
+                                                for name, parts in vectors.items()})
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, zstandard.ZstdError):
         return None
-    return {"rest": rest} | {name: b"".join(parts[begin] for begin in sorted(parts))
-                             for name, parts in vectors.items()}
 
 
 def _decoded(piece: dict[str, Any], data: bytes) -> bytes:
-    size, count = _ITEM_BYTES[piece["dtype"]], piece["count"]
+    kept, count = _KEPT_BYTES[piece["dtype"]], piece["count"]
     stored = data[piece["offset"]:piece["offset"] + piece["num_bytes"]]
     high = zstandard.decompress(stored[:piece["packed_bytes"]])
-    if len(high) != count or len(stored) - piece["packed_bytes"] != (size - 1) * count:
+    if len(high) != count or len(stored) - piece["packed_bytes"] != (kept - 1) * count:
         raise ValueError("a piece has another length")
-    numbers = np.empty((count, size), np.uint8)
-    numbers[:, :-1] = np.frombuffer(stored[piece["packed_bytes"]:], np.uint8).reshape(size - 1, count).T
+    numbers = np.zeros((count, 4), np.uint8)
+    low = np.frombuffer(stored[piece["packed_bytes"]:], np.uint8)
+    numbers[:, 4 - kept:-1] = low.reshape(kept - 1, count).T
     numbers[:, -1] = np.frombuffer(high, np.uint8)
     return numbers.tobytes()
+
+
+def _with_averages(vectors: State) -> State:
+    """The average itself where its distance from the weights was stored."""
+    found = {}
+    for name, data in vectors.items():
+        kind, group = name.split()
+        if kind == "average_delta":
+            weights = np.frombuffer(vectors[f"master {group}"], np.float32)
+            name, data = f"average {group}", (weights + np.frombuffer(data, np.float32)).tobytes()
+        found[name] = data
+    return found
+
+
+def is_rounded(folder: Path) -> bool:
+    """A checkpoint holds moments and averages in fewer bits than training has of them."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    forms = {(piece["kind"], piece["dtype"]) for piece in manifest["pieces"]}
+    return forms == {("master", "float32"), ("momentum", "bfloat16"), ("variance", "float24"),
+                     ("average_delta", "bfloat16")}
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
@@ -101,7 +132,7 @@ def lies(run: Path, truth: Truth) -> list[str]:
             if (state := read_state(folder)) is not None and state != truth.states.get(step)]
 
 
-def faults_of_a_finished_run(run: Path, truth: Truth, num_steps: int, keep: int) -> list[str]:
+def faults_of_a_finished_run(run: Path, truth: Truth, num_steps: int, keep: Keep) -> list[str]:
     """What is wrong at the end."""
     wrong = lies(run, truth)
     if newest_true(run, truth) != num_steps:
@@ -113,9 +144,16 @@ def faults_of_a_finished_run(run: Path, truth: Truth, num_steps: int, keep: int)
             wrong.append(f"the losses of step {step} are not the uninterrupted run's")
     if missing := sorted(set(range(1, num_steps + 1)) - seen):
         wrong.append(f"no losses of steps {missing}")
-    if len(checkpoints(run)) > keep:
-        wrong.append(f"{len(checkpoints(run))} checkpoints stay, not {keep}")
+    wrong += [f"the checkpoint of step {step} stays" for step in superfluous(checkpoints(run), keep)]
     return [*wrong, *(f"{name} stays for ever" for name in sorted(debris(run)))]
+
+
+def superfluous(found: Iterable[int], keep: Keep) -> Iterator[int]:
+    """Steps of checkpoints that need not stay. For one of those of `keep` that is not there, the next may."""
+    steps = sorted(found, reverse=True)
+    for place, (step, before) in enumerate(zip(steps, [*steps[1:], 0], strict=True)):
+        if place >= keep.newest and not any(before < one <= step for one in keep.steps):
+            yield step
 
 
 def debris(run: Path) -> Iterator[str]:

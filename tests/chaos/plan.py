@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 NODE = -1  # instead of a rank
 LEVELS = ("protocol", "ranks")
+INTERVAL = 2  # steps from save to save
+NUM_STEPS = {"protocol": 12, "ranks": 10}
 
 
 class Strike(NamedTuple):
@@ -18,8 +20,9 @@ class Strike(NamedTuple):
         when: "before", "during" or "after" it.
         who: The rank to which it happens, or NODE.
         action: "self", "peer", "node" and "machine" are killed, "torn" kills the machine in the middle of a
-            write to a store that is not atomic, "sleep" stops the machine, "away" and "full" are
-            the store's for some seconds, "stale" hides the newest checkpoint from some listings.
+            write to a store that is not atomic, "sleep" stops the machine and "stop" the process (SIGSTOP),
+            "away" and "full" are the store's for some seconds, "stale" hides the newest checkpoint from some
+            listings.
         amount: Seconds, or listings.
     """
 
@@ -63,10 +66,12 @@ class Case(NamedTuple):
         return self.lives[0].num_ranks
 
 
-_SAVE = {  # operation, subject, ranks that do it ("all", "first", "others"), how often in a run at least
-    "snapshot": ("snapshot", "", "all", 4), "shard": ("stream", "shard", "all", 4),
-    "small tensors": ("put", "rest", "first", 4), "part list": ("put", "part", "others", 4),
-    "manifest": ("put", "manifest", "first", 4), "retention": ("delete", "", "first", 20)}
+_SAVE = {  # operation, subjects, ranks that do it ("all", "first", "others"), how often in a run at least
+    "snapshot": ("snapshot", [""], "all", 4), "shard": ("stream", ["shard"], "all", 4),
+    "small tensors": ("put", ["rest"], "first", 4), "part list": ("put", ["part"], "others", 4),
+    "manifest": ("put", ["manifest"], "first", 4),
+    "retention": ("delete", ["manifest", "shard", "rest"], "first", 2),  # of a complete checkpoint
+    "tidying": ("delete", ["part", "quarantine"], "first", 4)}
 _RESTORE = [("objects", "checkpoints", 2), ("get", "manifest", 2), ("get_range", "shard", 3),
             ("get", "rest", 1)]
 _RECORDS = [("put", "heartbeat", 0, 3), ("put", "rows", 0, 3), ("put", "end", NODE, 1),
@@ -80,20 +85,19 @@ class _Draw:
 
     def __init__(self, level: str, seed: int) -> None:
         self.chance = random.Random(f"{level} {seed}")
-        # A save of real ranks may come only with the end of a run as short as theirs.
-        self.num_steps, self.interval = (12, 2) if level == "protocol" else (8, 2)
+        self.num_steps = NUM_STEPS[level]
         few = (1, 2, 2, 3) if level == "protocol" else (2,)
-        self.num_ranks = 4 if level == "ranks" and seed % 7 == 6 else self.chance.choice(few)
+        self.num_ranks = 4 if level == "ranks" and seed % 8 == 3 else self.chance.choice(few)
 
     def save(self, point: str, action: str = "") -> Strike:
         """At a point of a save."""
-        operation, subject, who, often = _SAVE[point]
-        if who == "others":
+        operation, subjects, who, often = _SAVE[point]
+        subject = self.chance.choice(subjects)
+        if subject == "part":  # rank 0 has none
             self.num_ranks = max(2, self.num_ranks)
         rank = {"all": self.chance.randrange(self.num_ranks), "first": 0}.get(who, self.num_ranks - 1)
-        most = often if self.num_steps > 8 else 2
-        return Strike(operation, subject, self.chance.randint(1, most), self.chance.choice(_WHEN), rank,
-                      action or self.killed())
+        when = self.chance.choice([when for when in _WHEN if (operation, when) != ("delete", "during")])
+        return Strike(operation, subject, self.chance.randint(1, often), when, rank, action or self.killed())
 
     def any_save(self, action: str = "") -> Strike:
         """At some point of a save."""
@@ -121,9 +125,10 @@ class _Draw:
         """Who is killed."""
         return self.chance.choice(["self", "machine", "node", *["peer"] * (self.num_ranks > 1)])
 
-    def one_of_two(self) -> tuple[Strike, ...]:
+    def one_of_two(self, *actions: str) -> tuple[Strike, ...]:
+        """One rank by itself, in a save or between steps."""
         self.num_ranks = max(2, self.num_ranks)
-        return (self.any_save(self.chance.choice(("self", "peer"))),)
+        return (self.chance.choice((self.any_save, self.any_save, self.step))(self.chance.choice(actions)),)
 
     def store(self, action: str, amount: float) -> tuple[Strike, ...]:
         """The store fails in a save, then a machine is lost."""
@@ -150,7 +155,8 @@ KINDS: dict[str, Callable[[_Draw], _Drawn]] = {
     "killed twice in a row": lambda draw: (draw.any_save(), draw.restore(), draw.any_save()),
     "killed between steps": lambda draw: (draw.step(), draw.step()),
     "killed at a record": lambda draw: (draw.record(),),
-    "one rank killed": _Draw.one_of_two,
+    "one rank killed": lambda draw: draw.one_of_two("self", "peer"),
+    "one rank stopped": lambda draw: draw.one_of_two("stop"),
     "launcher killed": lambda draw: (draw.any_save("node"), draw.step("node")),
     "torn at its final name": _Draw.torn,
     "checkpoint damaged": lambda draw: (draw.step("machine", late=True), draw.step("machine"),
@@ -165,9 +171,18 @@ KINDS: dict[str, Callable[[_Draw], _Drawn]] = {
 _LATE = ("checkpoint damaged", "disk full", "store away", "listing stale", "slept through a takeover")
 
 
+# A toy leaves no sign of life to its node.
+_NOT_DRAWN = {"protocol": "one rank stopped", "ranks": "other number of ranks"}
+
+
+def kinds_of(level: str) -> list[str]:
+    """What befalls runs of a level: seed n is of the n-th kind."""
+    return [kind for kind in KINDS if kind != _NOT_DRAWN[level]]
+
+
 def draw_case(level: str, seed: int) -> Case:
     """The case of a seed; kinds take turns."""
-    kinds = [kind for kind in KINDS if level == "protocol" or kind != "other number of ranks"]
+    kinds = kinds_of(level)
     draw, kind = _Draw(level, seed), kinds[seed % len(kinds)]
     strikes = KINDS[kind](draw)
     lives = [Life(draw.num_ranks, strike) for strike in strikes]

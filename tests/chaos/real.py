@@ -41,7 +41,7 @@ def run_rank(number: int, ranks: Ranks) -> None:
 
 def _tell_points(ranks: Ranks) -> None:
     faults, board = ranks.faults, ranks.board
-    restore_or_start, train_step = train.restore_or_start, train.train_step
+    restore_or_start, train_step, save_due = train.restore_or_start, train.train_step, train.save_due
     save, copy = Checkpointer.save, Snapshot._copy
 
     def restore_and_tell(job: Job) -> None:
@@ -53,6 +53,15 @@ def _tell_points(ranks: Ranks) -> None:
         board.first_step_at = board.first_step_at or time.monotonic()
         board.step = step + 1
         faults.at("step", "", "before")
+
+    def save_due_in_time(job: Job) -> bool:
+        """Steps are much quicker here than saves: let no step pass at which a save could begin."""
+        job.checkpoints.wait()
+        while not save_due(job):
+            if job.progress.step % job.config.optimizer.round_steps:
+                return False
+            time.sleep(0.01)
+        return True
 
     def save_or_not(checkpoints: Checkpointer, step: int, timesteps: dict[str, Tensor]) -> None:
         checkpoints.wait()
@@ -69,4 +78,5 @@ def _tell_points(ranks: Ranks) -> None:
         return copy(snapshot, state, stretches, rest, slots)
 
     train.restore_or_start, train.train_step = restore_and_tell, step_and_tell
+    train.save_due = save_due_in_time
     Checkpointer.save, Snapshot._copy = save_or_not, copy_or_not  # type: ignore[method-assign]
