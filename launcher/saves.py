@@ -95,8 +95,8 @@ def plan_saves(train: TrainConfig, tokens_per_s: float, checkpoint_bytes: int, w
     save = Save(num_bytes, num_bytes / rate, _STALL_S + checkpoint_bytes / world_size / _SNAPSHOT_BYTES_PER_S)
     rates = rates_of(offer, store)
     found = interval_of(config, save, gap_s, rates, losses_per_hour(rates, History(0, 0.0)))
-    # See `trainer.retention.tidy_finished`.
-    num_kept = (train.steps // config.every_steps if config.every_steps else 0) + (not config.stays(train.steps))
+    num_stay = train.steps // config.every_steps if config.every_steps else 0
+    num_kept = num_stay + (not config.stays(train.steps))  # see `trainer.retention.tidy_finished`
     price = store_price(store) if store else None
     return SavesPlan(num_bytes=num_bytes, num_kept=num_kept,
                      kept_usd_per_month=price.kept_usd_per_month(num_kept * num_bytes) if price else None,
