@@ -21,11 +21,11 @@ from launcher.local_engine import LocalEngine
 from launcher.run_record import load_record
 from launcher.runs import find_run, store_of
 from launcher.store_prices import OWN_DISK, store_price
-from launcher.unfinished_uploads import UnfinishedUpload, abort_uploads, unfinished_uploads, what_remains
 from trainer.contract import Name
 from trainer.run_folder import RunFolder
 from trainer.run_parts import Amount, Part, objects_by_part
 from trainer.store import StoredObject
+from trainer.unfinished_uploads import UnfinishedUpload, abort_uploads, unfinished_uploads, what_remains
 
 
 class Doomed(NamedTuple):

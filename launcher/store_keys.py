@@ -82,8 +82,10 @@ def policy(store_url: str, needs: Needs, partition: str = "aws") -> dict[str, An
     return {"Version": "2012-10-17", "Statement": [
         {"Effect": "Allow", "Action": "s3:ListBucket",
          "Resource": sorted({f"{s3}{bucket}" for bucket, _ in places})},
+        {"Effect": "Allow", "Action": "s3:ListBucketMultipartUploads", "Resource": f"{s3}{bucket}"},
         {"Effect": "Allow", "Action": "s3:GetObject", "Resource": [s3 + _below(*place) for place in places]},
-        {"Effect": "Allow", "Action": ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"],
+        {"Effect": "Allow", "Action": ["s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload",
+                                       "s3:ListMultipartUploadParts"],
          "Resource": s3 + _below(bucket, f"{prefix}{needs.run_id}/")},
         # Of buckets whose objects are encrypted by a key of the user's own.
         {"Effect": "Allow", "Action": ["kms:Decrypt", "kms:GenerateDataKey"], "Resource": "*",

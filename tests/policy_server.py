@@ -57,9 +57,12 @@ def action_of(method: str, path: str, query: Mapping[str, list[str]]) -> tuple[s
     """What a request to S3 asks for, in the words of policies: the action, and on what."""
     bucket, _, key = unquote(path).lstrip("/").partition("/")
     if not key:
-        return "s3:ListBucket", f"arn:aws:s3:::{bucket}"
-    verb = {"GET": "GetObject", "HEAD": "GetObject", "PUT": "PutObject", "POST": "PutObject",
-            "DELETE": "AbortMultipartUpload" if "uploadId" in query else "DeleteObject"}[method]
+        verb = "ListBucketMultipartUploads" if "uploads" in query else "ListBucket"
+        return f"s3:{verb}", f"arn:aws:s3:::{bucket}"
+    is_of_upload = "uploadId" in query
+    verb = {"GET": "ListMultipartUploadParts" if is_of_upload else "GetObject", "HEAD": "GetObject",
+            "PUT": "PutObject", "POST": "PutObject",
+            "DELETE": "AbortMultipartUpload" if is_of_upload else "DeleteObject"}[method]
     return f"s3:{verb}", f"arn:aws:s3:::{bucket}/{key}"
 
 

@@ -22,7 +22,8 @@ OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "traine
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
                     "trainer.services", "trainer.shards", "trainer.sizes", "trainer.spent",
                     "trainer.store",
-                    "trainer.text_checks", "trainer.text_files", "trainer.wandb_options"}
+                    "trainer.text_checks", "trainer.text_files", "trainer.unfinished_uploads",
+                    "trainer.wandb_options"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",

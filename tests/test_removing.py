@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 from cli_lab import Terminal, files_below, ldlm, refused
+from killed_upload import killed_upload
 from run_stories import Story, every_fate, preempted_once
 from s3_server import KEYS, S3Server, running_s3_server
 
@@ -19,20 +17,14 @@ from launcher.errors import RunRecordError
 from launcher.kept import a_month
 from launcher.removing import check_not_alive, find_doomed, remove, show
 from launcher.store_prices import store_price
-from launcher.unfinished_uploads import unfinished_uploads, what_remains
+from trainer import unfinished_uploads as unfinished_uploads_module
 from trainer.contract import Name
 from trainer.run_folder import RunFolder
 from trainer.run_parts import Part
 from trainer.store import Store, StoredObject, local_store_url, open_store
+from trainer.unfinished_uploads import unfinished_uploads, what_remains
 
-KILLED_UPLOAD = """
-import sys, time
-from trainer.store import open_store
-def parts():
-    yield from [b"x" * 2**20] * 40
-    time.sleep(60)
-open_store(sys.argv[1]).stream("story-1/checkpoints/step-00000500/a9-rank-0000.bin", parts())
-"""
+SHARD = "story-1/checkpoints/step-00000500/a9-rank-0000.bin"
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +53,6 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def names(address: str) -> set[str]:
     """First folder of every object of the run."""
     return {found.key.split("/")[1] for found in open_store(address).objects("story-1")}
-
-
-def killed_upload(address: str) -> None:
-    """Begin to upload a shard, and be killed in the middle."""
-    process = subprocess.Popen([sys.executable, "-c", KILLED_UPLOAD, address], cwd=Path(__file__).parents[1])
-    while not sum(upload.num_bytes for upload in unfinished_uploads(open_store(address), "story-1")):
-        assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def test_the_checkpoints_go_and_what_the_run_was_and_cost_stays(address):
@@ -102,7 +85,7 @@ def test_with_all_nothing_of_the_run_is_left(address, tmp_path):
 
 def test_what_killed_uploads_have_left_is_counted_and_goes_too(address):
     every_fate(address)
-    killed_upload(address)
+    killed_upload(address, SHARD)
     left = unfinished_uploads(open_store(address), "story-1")
     assert len(left) == 1 and left[0].num_bytes > 0
     assert not unfinished_uploads(open_store(address), "story")
@@ -119,6 +102,24 @@ def test_an_upload_of_another_run_whose_name_begins_the_same_is_left_alone(bucke
     client.create_multipart_upload(Bucket=name, Key="my runs/story-10/checkpoints/step-00000001/a.bin")
     assert ldlm("rm", "story-1", "--all", "--yes", "--store", bucket).returncode == 0
     assert len(unfinished_uploads(store, "story-10")) == 1
+
+
+def test_an_upload_that_ends_while_it_is_counted_takes_nothing_and_hides_no_other(bucket, monkeypatch):
+    every_fate(bucket)
+    store = open_store(bucket)
+    client = boto3.client("s3", endpoint_url=bucket.partition("endpoint=")[2].partition("&")[0])
+    name = store.url.split("/")[2]
+    made = [client.create_multipart_upload(Bucket=name, Key=f"my runs/story-1/checkpoints/{key}")
+            for key in ("a", "b")]
+    counted = unfinished_uploads_module._num_bytes
+
+    def count(store, client, upload):
+        client.abort_multipart_upload(Bucket=name, Key=made[0]["Key"], UploadId=made[0]["UploadId"])
+        monkeypatch.setattr(unfinished_uploads_module, "_num_bytes", counted)
+        return counted(store, client, upload)
+
+    monkeypatch.setattr(unfinished_uploads_module, "_num_bytes", count)
+    assert [upload.key[-1] for upload in unfinished_uploads(store, "story-1")] == ["a", "b"]
 
 
 class DyingStore(Store):

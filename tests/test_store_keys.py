@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import boto3
 import pytest
 from policy_server import MADE, Aws, is_allowed, running_aws
 
@@ -14,7 +15,10 @@ from launcher.node_secrets import node_secrets, own_keys_warning
 from launcher.refusals import refusals
 from launcher.store_keys import Needs, policy
 from trainer.contract import StoreError
+from trainer.retention import abort_killed
+from trainer.run_folder import RunFolder
 from trainer.store import NotFoundError, open_store
+from trainer.unfinished_uploads import unfinished_uploads
 
 STORE = "s3://lab/team/ldlm"
 OWN = {"AWS_ACCESS_KEY_ID": "AKIAOFTHEUSER0000000", "AWS_SECRET_ACCESS_KEY": "the-secret-of-the-user"}
@@ -120,6 +124,8 @@ ARN = "arn:aws:s3:::"
     ("s3:PutObject", "lab/team/ldlm/a-run/checkpoints/step-00000010/rank-0.pt", True),
     ("s3:DeleteObject", "lab/team/ldlm/a-run/outcome.json", True),
     ("s3:AbortMultipartUpload", "lab/team/ldlm/a-run/x", True),
+    ("s3:AbortMultipartUpload", "lab/team/ldlm/b-run/x", False),
+    ("s3:ListBucketMultipartUploads", "lab", True), ("s3:ListBucketMultipartUploads", "texts", False),
     ("s3:GetObject", "lab/team/ldlm/data/books/manifest.json", True),
     ("s3:GetObject", "lab/team/ldlm/weights/x/config.json", True),
     ("s3:GetObject", "texts/shards*/part", True), ("s3:GetObject", "texts/shardsX/part", False),
@@ -156,6 +162,11 @@ def test_a_node_s_store_does_all_its_work_with_them_and_none_on_other_runs(aws: 
                                                             "a-run/checkpoints/rank-0.pt"]
     with pytest.raises(NotFoundError):
         store.get("a-run/outcome.json")
+    client = boto3.client("s3", endpoint_url=aws.endpoint, region_name="us-east-1")
+    client.create_multipart_upload(Bucket="lab",
+                                   Key="team/ldlm/a-run/checkpoints/step-00000010/a1-rank-0000.bin")
+    abort_killed(RunFolder(store, "a-run"), attempt=2)
+    assert unfinished_uploads(store, "a-run") == []
     store.delete(["a-run/attempts/1/attempt.json", "a-run/never"])
     assert store.folders("a-run") == ["checkpoints"]
     for refused in (lambda: store.put("b-run/x", b""), lambda: store.delete(["b-run/x"]),

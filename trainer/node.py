@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
@@ -53,6 +54,7 @@ from trainer.programs import kill_tree
 from trainer.relay import relayed
 from trainer.rental_terms import RentalTerms, terms_here
 from trainer.rented import Rented, await_store, code_without_store
+from trainer.retention import abort_killed
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
 from trainer.spent import controller_usd, spent_usd
@@ -117,6 +119,8 @@ def main(argv: list[str]) -> int:
             folder.write(attempt_file(attempt.number, Name.MACHINE),
                          seen.model_copy(update={"key_files": keys}))
         if attempt:
+            threading.Thread(target=abort_killed, args=(folder, attempt.number), daemon=True,
+                             name="killed uploads").start()  # nothing waits for it
             check_progress(attempts, attempt, resumed_at(events))
         until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
         check_in_time(None, until, now)

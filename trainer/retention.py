@@ -10,10 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.contract import Name, checkpoint_folder
+from trainer.contract import LdlmError, Name, checkpoint_folder
 from trainer.manifest import Manifest, complete_checkpoints
 from trainer.run_folder import RunFolder
 from trainer.store import DamagedError, NotFoundError, is_draft
+from trainer.unfinished_uploads import abort_uploads, unfinished_uploads
 
 _STEP = re.compile(r"step-(\d{8,})$")
 _OF_ATTEMPT = re.compile(r"a(\d+)-")  # begins the name of a file
@@ -86,6 +87,20 @@ def withdraw(folder: RunFolder, attempt: int, keep: Keep) -> None:
         for path in (folder.store.local_folder / folder.key(Name.CHECKPOINTS)).glob("*"):
             with suppress(OSError):  # not empty
                 path.rmdir()
+
+
+def abort_killed(folder: RunFolder, attempt: int) -> None:
+    """Abort the uploads of checkpoints in which attempts before this one were killed, which a bucket bills.
+    They have lost the run, so none of these can come to count; those of later ones stay. Raises nothing: keys
+    that may not do it are named, and training needs no others.
+    """
+    if folder.store.local_folder is not None:
+        return  # `retain` finds what they have left on a disk
+    try:
+        found = unfinished_uploads(folder.store, folder.key(Name.CHECKPOINTS))
+        abort_uploads(folder.store, [upload for upload in found if 0 < _attempt_of(upload.key) < attempt])
+    except LdlmError as error:
+        print(f"note: uploads of attempts that were killed stay, if there are any: {error}", flush=True)
 
 
 def _attempt_of_manifest(folder: RunFolder, key: str) -> int:
