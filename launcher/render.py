@@ -19,6 +19,7 @@ from launcher.offers import WITH_LIST_PRICES, Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
 from launcher.saves import rates_of
+from launcher.store_prices import request_usd_per_gb
 from launcher.vast_search import IMAGE, KEY, settings_of
 from trainer.config import TrainConfig
 from trainer.contract import Document, Env, TaskOffer
@@ -131,6 +132,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         # One process: the benchmark is of one GPU.
         Env.RANKS_PER_NODE: str(plan.ranks_per_node if which is Document.TRAIN else 1),
         **told[0],
+        Env.REQUESTS_PRICE: f"{request_usd_per_gb(recipe.store):g}",
         Env.MAX_COST: str(plan.max_cost_usd - plan.uncounted_usd),
         Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
         Env.DEADLINE: deadline.isoformat() if deadline else "",

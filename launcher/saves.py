@@ -23,10 +23,12 @@ _UPLOAD_BYTES_PER_S = {"azure": 250e6, "gcp": 250e6, "slurm": 125e6, "k8s": 125e
 # frequent; less would leave few hosts (guess).
 _OF_PROMISE = 1 / 3
 _MOST_UP_MBIT_S = 1000  # that is asked of a host on Vast: few have more (guess)
-# Hours until a machine is lost, where others bid for it and where nobody does. Spot: between the 2.2 h of
-# public traces (AWS, V100 and K80, 2022 and 2023) and the 20 h of Azure's lowest band, 0 to 5 % an hour; a
-# guess, as is the other. A run that has seen some hours goes by what it has seen.
-_HOURS_TO_LOSS = {True: 7.0, False: 500.0}
+# Hours until a machine is lost that its cloud may take back, all guesses; a run that has seen some hours goes
+# by what it has seen. Vast names no rate, and whoever bids more takes the machine: between the 2.2 h of public
+# traces (AWS spot, V100 and K80, 2022 and 2023) and the 20 h of Azure's lowest band, 0 to 5 % an hour. Azure:
+# the middle of its bands, 10 %. Google names none: half the day that its preemptible machines lived at most.
+_SPOT_HOURS_TO_LOSS = {"vast": 7.0, "azure": 10.0, "gcp": 12.0}
+_HOURS_TO_LOSS = 500.0  # of any other: a fault of the machine (guess)
 
 
 class SavesPlan(Frozen):
@@ -93,7 +95,8 @@ def plan_saves(config: CheckpointConfig, steps: int, checkpoint_bytes: int, worl
 def rates_of(offer: Offer, store: str | None) -> Rates:
     """What time and bytes cost on an offer, as its nodes are told."""
     gigabyte = sent_usd_per_gb(offer.cloud, store) + request_usd_per_gb(store)
-    return Rates(float(offer.price_usd_per_hour or 0), float(gigabyte), _HOURS_TO_LOSS[offer.spot])
+    hours_to_loss = _SPOT_HOURS_TO_LOSS[offer.cloud] if offer.spot else _HOURS_TO_LOSS
+    return Rates(float(offer.price_usd_per_hour or 0), float(gigabyte), hours_to_loss)
 
 
 def check_promise(recipe: Recipe, offer: Offer, saves: SavesPlan) -> None:

@@ -226,6 +226,7 @@ def test_a_task_says_once_what_its_candidates_share_and_lints_clean():
         {"infra": "azure", "spot": True, "envs": {}},
         {"infra": "vast", "spot": True, "envs": {"LDLM_PRICE_USD_PER_HOUR": "1.6",
                                                  "LDLM_UPLOAD_USD_PER_GB": "0.0103",
+                                                 "LDLM_HOURS_TO_LOSS": "7",
                                                  "LDLM_OFFER": "H100:1 on vast (interruptible)"}},
         {"infra": "azure", "spot": False, "envs": {"LDLM_PRICE_USD_PER_HOUR": "6.98",
                                                    "LDLM_HOURS_TO_LOSS": "500",

@@ -8,8 +8,8 @@ import pytest
 
 from launcher.rental_cost import node_terms, total_usd
 from launcher.rentals import Price, Rental, Terms
-from trainer.contract import Document
-from trainer.rental_terms import TERMS, RentalTerms, terms_here
+from trainer.contract import Document, Env
+from trainer.rental_terms import TERMS, RentalTerms, own_upload_price, terms_here
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Traffic
 from trainer.spent import charged_until, spent_usd
 
@@ -82,3 +82,11 @@ def test_a_run_of_the_same_name_before_it_is_not_this_run_s_and_a_torn_note_says
     assert [rented_at for rented_at, _ in told.since(at(30)).earlier] == [at(60)]
     (tmp_path / TERMS).write_text("{")
     assert terms_here(tmp_path) is None and terms_here(tmp_path / "nowhere") is None
+
+
+def test_uploads_cost_what_this_machine_asks_and_the_requests_of_its_store(tmp_path: Path) -> None:
+    guessed = {Env.UPLOAD_PRICE: "0.0103", Env.REQUESTS_PRICE: "0.0003"}
+    assert own_upload_price(guessed, tmp_path) == {}
+    (tmp_path / TERMS).write_text(node_terms(rental(0, None), []).model_dump_json())
+    assert own_upload_price(guessed, tmp_path) == {Env.UPLOAD_PRICE: "0.0203"}
+    assert own_upload_price({}, tmp_path) == {Env.UPLOAD_PRICE: "0.02"}  # of a store that bills no requests

@@ -7,6 +7,7 @@ import pytest
 from launch_examples import example_plan, example_task
 
 from launcher.errors import NoOfferError
+from launcher.saves import rates_of
 from launcher.store_prices import request_usd_per_gb, sent_usd_per_gb
 from trainer.contract import Document, Env
 
@@ -81,8 +82,17 @@ def test_requests_cost_something_where_a_store_bills_them() -> None:
     assert request_usd_per_gb("file:///store") == request_usd_per_gb(None) == 0
 
 
+@pytest.mark.parametrize(("cloud", "spot", "hours"), [
+    ("vast", True, 7), ("azure", True, 10), ("gcp", True, 12), ("vast", False, 500), ("azure", False, 500),
+    ("slurm", False, 500), ("local", False, 500)])
+def test_how_often_a_machine_is_lost_is_guessed_by_whose_it_is(cloud: str, spot: bool, hours: float) -> None:
+    offer = example_plan("local").offers[Document.TRAIN].model_copy(update={"infra": cloud, "spot": spot})
+    assert rates_of(offer, None).hours_to_loss == hours
+
+
 def test_nodes_are_told_what_their_bytes_and_hours_cost() -> None:
     envs = example_task("azure", *BIG).document(Document.TRAIN)["envs"]
-    assert (envs[Env.UPLOAD_PRICE], envs[Env.HOURS_TO_LOSS]) == ("0.0873", "7")  # to S3, from Azure's spot
+    assert (envs[Env.UPLOAD_PRICE], envs[Env.HOURS_TO_LOSS]) == ("0.0873", "10")  # to S3, from Azure's spot
+    assert envs[Env.REQUESTS_PRICE] == "0.0003"
     local = example_task("local").document(Document.TRAIN)["envs"]
     assert (local[Env.UPLOAD_PRICE], local[Env.HOURS_TO_LOSS]) == ("0.0003", "500")

@@ -2,6 +2,8 @@
 
 import re
 import time
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.contract import ExitCode  # noqa: E402
+from trainer.rental_terms import TERMS, RentalTerms  # noqa: E402
 
 SLOW_SAVE = Path(__file__).parent / "slow_save"
 
@@ -88,3 +91,16 @@ def test_a_promise_sets_the_pace_and_what_is_saved_after_so_many_steps_stays(tmp
     assert re.search(r"a checkpoint every 1\.\d+ s: no more than 1\.2 s may be lost, and a save takes "
                      r"0\.\d+ s; \d.* would cost least; a lost machine costs at most 1\.2 s of work",
                      output), output
+
+
+def test_a_node_saves_by_the_price_of_its_own_machine_s_uploads(tmp_path: Path) -> None:
+    """At the price of the plan, a checkpoint of this size would be saved every minute or two."""
+    (tmp_path / TERMS).write_text(RentalTerms(rented_at=datetime.now(UTC),
+                                              sent_usd_per_gb=Decimal(1000)).model_dump_json())
+    config = tiny_config(write_text(tmp_path / "prose.txt"), checkpoint={
+        "every_steps": 4, "max_lost_minutes": 100_000})
+    run = TrainerRun(config, tmp_path / "store", num_ranks=1)
+    code, output = run.finish(HOME=str(tmp_path), LDLM_PRICE_USD_PER_HOUR="2", LDLM_HOURS_TO_LOSS="7",
+                              LDLM_UPLOAD_USD_PER_GB="0.01")
+    assert code == ExitCode.FINISHED, output
+    assert run.folder.attempt(1).heartbeat.pace.interval_s > 1800

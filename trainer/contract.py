@@ -136,6 +136,7 @@ class Env:
     DISK = "LDLM_DISK_GIB"  # that must be free for what is installed and fetched; empty: not asked for
     PRICE = "LDLM_PRICE_USD_PER_HOUR"  # of the whole node group
     UPLOAD_PRICE = "LDLM_UPLOAD_USD_PER_GB"  # to the store, its requests included
+    REQUESTS_PRICE = "LDLM_REQUESTS_USD_PER_GB"  # of it, what does not depend on the machine
     HOURS_TO_LOSS = "LDLM_HOURS_TO_LOSS"  # until such a machine is lost, before the run has seen any
     PEAK_TFLOPS = "LDLM_PEAK_TFLOPS"  # of all its GPUs in the precision of the run; empty: not known
     MAX_COST = "LDLM_MAX_COST_USD"

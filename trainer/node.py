@@ -52,7 +52,7 @@ from trainer.overdue import bench_until, check_in_time, overdue_at
 from trainer.own_offer import own_envs
 from trainer.programs import kill_tree
 from trainer.relay import relayed
-from trainer.rental_terms import RentalTerms, terms_here
+from trainer.rental_terms import RentalTerms, own_upload_price, terms_here
 from trainer.rented import Rented, await_store, code_without_store
 from trainer.retention import abort_killed
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
@@ -83,7 +83,9 @@ def main(argv: list[str]) -> int:
     try:
         document = read_document(argv)
         config = read_config()
-        os.environ.update(own_envs(os.environ))  # before anything is counted, and for the ranks too
+        # Before anything is counted, and for the ranks too.
+        os.environ.update(own_envs(os.environ))
+        os.environ.update(own_upload_price(os.environ, Path.home()))
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
         if managed:
             await_store(folder, lambda: stop.received)

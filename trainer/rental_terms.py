@@ -4,11 +4,14 @@ Who rents a machine for a run writes this onto it (`launcher/sky_plugin.py`), fo
 of a run is about all that is billed, and no key of the account lies there.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainer.contract import Env
 
 TERMS = ".ldlm_rental.json"  # in the home folder of a machine of Vast
 _GB = 10**9
@@ -44,6 +47,18 @@ class RentalTerms(BaseModel):
     def since(self, moment: datetime) -> "RentalTerms":
         """The same without machines that were rented before: a run of the same name may have had them."""
         return self.model_copy(update={"earlier": tuple(one for one in self.earlier if one[0] >= moment)})
+
+
+def own_upload_price(environ: Mapping[str, str], home: Path) -> dict[str, str]:
+    """What the task's envs should say of uploads from this machine; nothing where its terms are not known.
+
+    Args:
+        environ: Of this process.
+        home: See `terms_here`.
+    """
+    if (terms := terms_here(home)) is None:
+        return {}
+    return {Env.UPLOAD_PRICE: str(terms.sent_usd_per_gb + Decimal(environ.get(Env.REQUESTS_PRICE) or 0))}
 
 
 def terms_here(home: Path) -> RentalTerms | None:
