@@ -30,7 +30,8 @@ def kept_facts(record: RunRecord) -> list[tuple[str, str]]:
         gone = [("kept", "no checkpoint is left in the store")] if _durable_step(record) else []
         return gone + rented
     price = store_price(record.store_address)
-    month = "" if price is OWN_DISK else f", {a_month(price, kept.num_bytes)}"
+    month = ("" if price is OWN_DISK else
+             f", {a_month(price, kept.num_bytes)}, until `ldlm rm {record.run_id}`")
     return [("kept", f"{console.data_size(kept.num_bytes)} of checkpoints{month}"), *rented]
 
 

@@ -24,7 +24,7 @@ _UPLOAD_BYTES_PER_S = {"azure": 250e6, "gcp": 250e6, "slurm": 125e6, "k8s": 125e
 _OF_PROMISE = 1 / 3
 _MOST_UP_MBIT_S = 1000  # that is asked of a host on Vast: few have more (guess)
 # Hours until a machine is lost that its cloud may take back, all guesses; a run that has seen some hours goes
-# by what it has seen. Vast names no rate, and whoever bids more takes the machine: between the 2.2 h of public
+# by what it has seen. Vast names no rate, and who bids more takes the machine: between the 2.2 h of public
 # traces (AWS spot, V100 and K80, 2022 and 2023) and the 20 h of Azure's lowest band, 0 to 5 % an hour. Azure:
 # the middle of its bands, 10 %. Google names none: half the day that its preemptible machines lived at most.
 _SPOT_HOURS_TO_LOSS = {"vast": 7.0, "azure": 10.0, "gcp": 12.0}
@@ -82,7 +82,8 @@ def plan_saves(config: CheckpointConfig, steps: int, checkpoint_bytes: int, worl
     save = Save(num_bytes, num_bytes / rate, _STALL_S + checkpoint_bytes / world_size / _SNAPSHOT_BYTES_PER_S)
     rates = rates_of(offer, store)
     found = interval_of(config, save, rates, losses_per_hour(rates, History(0, 0.0)))
-    num_kept = config.keep + (steps // config.every_steps if config.every_steps else 0)
+    # See `trainer.retention.tidy_finished`.
+    num_kept = (steps // config.every_steps if config.every_steps else 0) + (not config.stays(steps))
     price = store_price(store) if store else None
     return SavesPlan(num_bytes=num_bytes, num_kept=num_kept,
                      kept_usd_per_month=price.kept_usd_per_month(num_kept * num_bytes) if price else None,

@@ -10,8 +10,8 @@ from trainer.contract import Name, StoreError
 
 
 def check_room(plan: Plan, recipe: Recipe) -> None:
-    """Compare what a run that trains here keeps, and one more that is being written, with the free disk and
-    what its checkpoints take already.
+    """Compare what a run that trains here has at most, while its last checkpoint is written, with the free
+    disk and what its checkpoints take already.
 
     Raises:
         StoreError: It would be full before the run has ended.
@@ -21,12 +21,13 @@ def check_room(plan: Plan, recipe: Recipe) -> None:
         return
     folder = Path(unquote(urlsplit(url).path))
     nearest = next(found for found in (folder, *folder.parents) if found.exists())
-    most = plan.saves.num_kept + 1
+    keep, stay = recipe.train.checkpoint.keep, plan.saves.num_kept
+    most = stay + keep
     room, needed = _room(nearest, folder / plan.run_id / Name.CHECKPOINTS), most * plan.sizes.checkpoint_bytes
     if room < needed:
         fewer = "every_steps=null" if recipe.train.checkpoint.every_steps else "keep=1"
         raise StoreError(f"{room / 2**30:,.1f} GiB are free there, and {most:,} checkpoints take "
-                         f"{needed / 2**30:,.1f}: {plan.saves.num_kept:,} stay, one more is written",
+                         f"{needed / 2**30:,.1f}: {stay:,} stay, {keep:,} more are there while it trains",
                          place=str(folder), fix="free some, name another store: --store, or keep fewer: "
                                                 f"--set train.checkpoint.{fewer}")
 

@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from trainer.contract import ExitCode, StoreError, checkpoint_folder
+from trainer.contract import ExitCode, Name, Outcome, StoreError, checkpoint_folder
 from trainer.manifest import (
     CheckpointError,
     Manifest,
@@ -18,8 +19,8 @@ from trainer.manifest import (
     quarantine,
     read_rest,
 )
-from trainer.retention import Keep, retain
-from trainer.run_folder import RunFolder
+from trainer.retention import Keep, retain, tidy_finished
+from trainer.run_folder import RunFolder, RunOutcome
 from trainer.store import Store, local_store_url, open_store
 
 
@@ -170,6 +171,20 @@ def test_a_checkpoint_whose_step_stays_is_deleted_neither_as_an_old_one_nor_inst
     retain(folder, step=14, keep=Keep(2, lambda step: step % 8 == 0), attempt=1)
 
     assert [manifest.step for manifest in complete_checkpoints(folder, lambda _: None)] == [14, 12, 8]
+
+
+@pytest.mark.parametrize(("outcome", "left"), [
+    (Outcome.FINISHED, [14, 8]), (Outcome.LIMIT, [14, 12, 10, 8]), (Outcome.STOPPED, [14, 12, 10, 8]),
+    (None, [14, 12, 10, 8])])
+def test_of_a_run_that_has_finished_the_newest_stays_and_those_of_every_steps(
+        folder: RunFolder, outcome: Outcome | None, left: list[int]) -> None:
+    commit(folder, 8, 10, 12, 14)
+    if outcome:
+        folder.write(Name.OUTCOME, RunOutcome(outcome=outcome, at=datetime.now(UTC), step=14, reason=""))
+
+    tidy_finished(folder, 1, stays=lambda step: step % 8 == 0)
+
+    assert [manifest.step for manifest in complete_checkpoints(folder, lambda _: None)] == left
 
 
 def test_retention_keeps_the_newest_good_one_although_a_damaged_one_has_a_later_step(

@@ -206,7 +206,8 @@ def test_a_bucket_says_under_the_bill_that_it_goes_on_and_how_that_ends(bucket, 
     said = " ".join(ldlm("cost", "story-1", "--store", bucket).stdout.split())
     assert said.endswith("! its checkpoints stay in the bucket: 4.0 KiB, price not known, until `ldlm rm "
                          "story-1`; to have them at home first: `ldlm pull story-1`")
-    assert "4.0 KiB of checkpoints, price not known" in ldlm("status", "story-1", "--store", bucket).stdout
+    status = " ".join(ldlm("status", "story-1", "--store", bucket).stdout.split())
+    assert "4.0 KiB of checkpoints, price not known, until `ldlm rm story-1`" in status
     at_home = local_store_url(tmp_path / "store")
     every_fate(at_home)
     assert "checkpoints stay" not in ldlm("cost", "story-1", "--store", at_home).stdout

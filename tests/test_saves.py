@@ -60,6 +60,12 @@ def test_a_promise_that_costs_much_says_what_would_cost_least() -> None:
     assert dollars == sorted(dollars, reverse=True) and dollars[0] > dollars[2] + 10
 
 
+def test_what_stays_in_the_store_is_the_newest_one_and_those_of_every_steps() -> None:
+    assert saves("vast").num_kept == 1
+    assert saves("vast", "train.checkpoint.every_steps=15000").num_kept == 3
+    assert saves("vast", "train.checkpoint.every_steps=20000").num_kept == 2  # the newest is one of them
+
+
 def test_uploads_are_part_of_the_estimate() -> None:
     """By hand: 30.96 h of training, a save every 20 min, 11.44 GB at $0.0103 each; standing still 2.2 s."""
     plan = example_plan("vast", *BIG)

@@ -104,3 +104,10 @@ def test_a_node_saves_by_the_price_of_its_own_machine_s_uploads(tmp_path: Path) 
                               LDLM_UPLOAD_USD_PER_GB="0.01")
     assert code == ExitCode.FINISHED, output
     assert run.folder.attempt(1).heartbeat.pace.interval_s > 1800
+
+
+def test_of_timed_saves_the_newest_alone_stays_once_a_run_has_finished(run: TrainerRun) -> None:
+    run.config = run.config.model_copy(update={"steps": 40, "evaluate_every_steps": 40})
+    code, output = run.finish()
+    assert code == ExitCode.FINISHED and output.count(" is durable") > 1, output
+    assert [manifest.step for manifest in run.checkpoints()] == [40]

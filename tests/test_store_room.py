@@ -49,7 +49,7 @@ def test_a_disk_that_would_be_full_of_checkpoints_is_refused_before_the_run(tmp_
 
 def test_those_of_every_steps_stay_and_take_room_too(tmp_path: Path) -> None:
     many = twice_as_many(tmp_path)
-    with pytest.raises(StoreError, match="stay, one more is written") as caught:
+    with pytest.raises(StoreError, match="stay, 2 more are there while it trains") as caught:
         room(tmp_path, *many)
     assert "--set train.checkpoint.every_steps=null" in str(caught.value.fix)
     room(tmp_path, *many, "train.checkpoint.every_steps=null")

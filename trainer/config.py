@@ -182,7 +182,8 @@ class CheckpointConfig(Section):
                           "costs least (trainer/interval.py)")
     every_steps: PositiveInt | None = Field(None, description="saves besides, after so many steps; they stay")
     keep: Annotated[int, Field(ge=1)] = Field(
-        2, description="newest complete checkpoints to keep, besides those of every_steps")
+        2, description="newest complete checkpoints to keep while it trains, besides those of every_steps; "
+                       "of a run that has finished, the newest")
 
     @property
     def most_lost_s(self) -> float:

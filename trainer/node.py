@@ -54,7 +54,7 @@ from trainer.programs import kill_tree
 from trainer.relay import relayed
 from trainer.rental_terms import RentalTerms, own_upload_price, terms_here
 from trainer.rented import Rented, await_store, code_without_store
-from trainer.retention import abort_killed
+from trainer.retention import abort_killed, tidy_finished
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
 from trainer.spent import controller_usd, spent_usd
@@ -140,6 +140,8 @@ def main(argv: list[str]) -> int:
     if attempt:
         record_end(folder, attempt, end, wrong_machine=is_wrong, hung=is_hung,
                    preempted=end.code == ExitCode.RECOVER and stop.is_taken)
+        if document is Document.TRAIN and end.code == ExitCode.FINISHED:
+            tidy_finished(folder, attempt.number, config.checkpoint.stays)
     if follower:
         follower.end(end.code)
     print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)

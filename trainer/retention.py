@@ -10,9 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from trainer.contract import LdlmError, Name, checkpoint_folder
+from trainer.contract import LdlmError, Name, Outcome, checkpoint_folder
 from trainer.manifest import Manifest, complete_checkpoints
-from trainer.run_folder import RunFolder
+from trainer.run_folder import RunFolder, RunOutcome
 from trainer.store import DamagedError, NotFoundError, is_draft
 from trainer.unfinished_uploads import abort_uploads, unfinished_uploads
 
@@ -68,6 +68,20 @@ def retain(folder: RunFolder, step: int, keep: Keep, attempt: int) -> None:
         folder.store.delete(sorted(superfluous, key=_manifest_first))
     if folder.store.local_folder is not None:
         _tidy(folder.store.local_folder / folder.key(""), step, attempt)
+
+
+def tidy_finished(folder: RunFolder, attempt: int, stays: Callable[[int], bool]) -> None:
+    """Of a run that has finished keep the newest checkpoint and those that stay: a bucket bills for ever.
+
+    One that has come to a limit or was stopped may go on, and keeps what it may fall back on. Raises nothing:
+    where this fails, more stays.
+    """
+    try:
+        found = folder.find(Name.OUTCOME, RunOutcome)
+        if found and found.outcome is Outcome.FINISHED:
+            retain(folder, found.step, Keep(1, stays), attempt)
+    except LdlmError as error:
+        print(f"warning: old checkpoints not deleted: {error}", flush=True)
 
 
 def withdraw(folder: RunFolder, attempt: int, keep: Keep) -> None:
