@@ -26,7 +26,7 @@ from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
 from launcher.verdict import Follows, Verdict, judge, limit_reached
 from trainer.contract import STOP_GRACE_S, Document, Env, ExitCode, Name, Outcome, attempt_file
-from trainer.lease import START_S, SupersededError, await_free
+from trainer.lease import START_S, SupersededError, await_free, machine_here
 from trainer.run_folder import (
     Attempt,
     AttemptEnd,
@@ -129,7 +129,7 @@ class Supervisor:
         attempt = patiently(lambda: self._run.claim_attempt(
             document.document, billed_from=datetime.now(UTC), price_usd_per_hour=document.price_usd_per_hour,
             offer=document.envs.get(Env.OFFER, "local"), host=socket.gethostname(),
-            owner=socket.gethostname(), lease_until=datetime.now(UTC) + timedelta(seconds=START_S)),
+            owner=machine_here(), lease_until=datetime.now(UTC) + timedelta(seconds=START_S)),
             "claim an attempt")
         self._show(document=document.document, attempt=attempt.number, detail=f"{document.document} runs")
         return attempt
@@ -208,7 +208,7 @@ class Supervisor:
 
     def _close_open_attempts(self) -> None:
         """Also another machine's, once its lease is over."""
-        patiently(lambda: await_free(self._run, socket.gethostname(), self._say_that_it_waits),
+        patiently(lambda: await_free(self._run, machine_here(), self._say_that_it_waits),
                   "see who trains this run")
         attempts = patiently(self._run.attempts, "read the attempts")
         self._try(lambda: self._run.close_open_attempts(

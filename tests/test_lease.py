@@ -1,6 +1,7 @@
 """One attempt at a time: who waits, who is refused, and what becomes of one that slept through its end."""
 
 import signal
+import socket
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -9,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from trainer import lease
 from trainer.contract import Document, ExitCode
-from trainer.lease import LeaseError, SupersededError, await_free, check_own, renewed
+from trainer.lease import LeaseError, SupersededError, await_free, check_own, machine_here, renewed
 from trainer.run_folder import AttemptEnd, Heartbeat, Phases, RunFolder
 from trainer.store import open_store
 
@@ -66,6 +68,19 @@ def test_nobody_waits_where_no_attempt_is_open(folder: RunFolder) -> None:
 def test_who_has_started_the_attempt_before_does_not_wait_for_it(folder: RunFolder) -> None:
     claim(folder, "job 1")
     assert waited(folder, "job 1", Clock()) == (0, [])
+
+
+def test_a_machine_of_the_same_name_waits_and_this_one_does_not(
+        folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(folder, machine_here(), lease_s=50)
+    assert waited(folder, machine_here(), Clock()) == (0, [])
+    other = tmp_path / "boot_id"
+    other.write_text("0f0f0f0f-1111-2222-3333-444444444444\n")
+    monkeypatch.setattr(lease, "_BOOT_ID", other)
+    assert machine_here() == f"{socket.gethostname()} (boot 0f0f0f0f)"
+    assert waited(folder, machine_here(), Clock())[0] == 50
+    monkeypatch.setattr(lease, "_BOOT_ID", tmp_path / "no Linux")
+    assert machine_here() == socket.gethostname()
 
 
 def test_the_lease_of_a_machine_that_vanished_is_waited_for_and_said_once(folder: RunFolder) -> None:

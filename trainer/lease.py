@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from trainer.contract import ExitCode, LdlmError, attempt_file
@@ -23,6 +24,7 @@ from trainer.store import NotFoundError
 START_S = 300.0  # from the claim of a number to the first heartbeat (guess)
 _LEAST_S, _HEARTBEATS = 60.0, 4  # a store may be slow for a minute, or refuse a few writes (guess)
 _LOOK_EVERY_S = 5.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class LeaseError(LdlmError):
@@ -98,5 +100,15 @@ def check_own(folder: RunFolder, number: int) -> None:
 
 
 def owner_here() -> str:
-    """Who starts attempts on this node: a managed job by its id, or a person or engine on a host."""
-    return os.environ.get("SKYPILOT_TASK_ID") or socket.gethostname()
+    """Who starts attempts on this node: a managed job by its id, or a person or engine on a machine."""
+    return os.environ.get("SKYPILOT_TASK_ID") or machine_here()
+
+
+def machine_here() -> str:
+    """This machine from one start of it to the next: clones of an image have the same name, and what ran
+    before a start is gone. Its name alone where the system is not Linux."""
+    name = socket.gethostname()
+    try:
+        return f"{name} (boot {_BOOT_ID.read_text()[:8]})"
+    except OSError:
+        return name
