@@ -17,6 +17,7 @@ from launcher.errors import RunRecordError
 from launcher.kept import a_month
 from launcher.removing import check_not_alive, find_doomed, remove, show
 from launcher.store_prices import store_price
+from trainer import unfinished_uploads as unfinished_uploads_module
 from trainer.contract import Name
 from trainer.run_folder import RunFolder
 from trainer.run_parts import Part
@@ -101,6 +102,24 @@ def test_an_upload_of_another_run_whose_name_begins_the_same_is_left_alone(bucke
     client.create_multipart_upload(Bucket=name, Key="my runs/story-10/checkpoints/step-00000001/a.bin")
     assert ldlm("rm", "story-1", "--all", "--yes", "--store", bucket).returncode == 0
     assert len(unfinished_uploads(store, "story-10")) == 1
+
+
+def test_an_upload_that_ends_while_it_is_counted_takes_nothing_and_hides_no_other(bucket, monkeypatch):
+    every_fate(bucket)
+    store = open_store(bucket)
+    client = boto3.client("s3", endpoint_url=bucket.partition("endpoint=")[2].partition("&")[0])
+    name = store.url.split("/")[2]
+    made = [client.create_multipart_upload(Bucket=name, Key=f"my runs/story-1/checkpoints/{key}")
+            for key in ("a", "b")]
+    counted = unfinished_uploads_module._num_bytes
+
+    def count(store, client, upload):
+        client.abort_multipart_upload(Bucket=name, Key=made[0]["Key"], UploadId=made[0]["UploadId"])
+        monkeypatch.setattr(unfinished_uploads_module, "_num_bytes", counted)
+        return counted(store, client, upload)
+
+    monkeypatch.setattr(unfinished_uploads_module, "_num_bytes", count)
+    assert [upload.key[-1] for upload in unfinished_uploads(store, "story-1")] == ["a", "b"]
 
 
 class DyingStore(Store):

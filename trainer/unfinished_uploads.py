@@ -45,7 +45,7 @@ def unfinished_uploads(store: Store, folder: str) -> list[UnfinishedUpload]:
         client = _client(store)
         pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket,
                                                                         Prefix=f"{prefix}{folder}/")
-        return [UnfinishedUpload(found["Key"], _num_bytes(client, bucket, found), found["UploadId"])
+        return [UnfinishedUpload(found["Key"], _num_bytes(store, client, found), found["UploadId"])
                 for page in pages for found in page.get("Uploads", ())]
 
 
@@ -76,10 +76,14 @@ def _drafts(folder: Path) -> Iterator[UnfinishedUpload]:
             yield UnfinishedUpload(str(path), path.stat().st_size, "")
 
 
-def _num_bytes(client: Any, bucket: str, upload: Any) -> int:
+def _num_bytes(store: Store, client: Any, upload: Any) -> int:
+    """Of its parts; 0 for one that has ended since it was listed."""
+    bucket, _ = _place(store)
     pages = client.get_paginator("list_parts").paginate(Bucket=bucket, Key=upload["Key"],
                                                         UploadId=upload["UploadId"])
-    return sum(part["Size"] for page in pages for part in page.get("Parts", ()))
+    with _told(store, "list the parts of an unfinished upload", passes="NoSuchUpload"):
+        return sum(part["Size"] for page in pages for part in page.get("Parts", ()))
+    return 0
 
 
 def _client(store: Store) -> Any:
