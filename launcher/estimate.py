@@ -18,11 +18,9 @@ from launcher.starts import StartPlan, plan_start
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
+from trainer.interval import evaluation_s
 
 _BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
-# Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
-# runs at eight times and the decoder twice.
-_EVALUATION_SHARE = 1.3
 
 
 @dataclass(frozen=True)
@@ -112,8 +110,8 @@ def estimate_of(case: Case) -> Estimate:
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
                            same_speeds(recipe.train, train, case.history))
     sizes = plan_sizes(fitted, shape, train, case.mirrors, recipe.store) if shape else None
-    saves = plan_saves(recipe.train.checkpoint, recipe.train.steps, sizes.checkpoint_bytes, fitted.world_size,
-                       train, recipe.store) if sizes else None
+    saves = plan_saves(recipe.train, speed.tokens_per_s, sizes.checkpoint_bytes, fitted.world_size, train,
+                       recipe.store) if sizes else None
     measuring_s = statistics_s(fitted.config, shape, train, fitted.world_size) if shape else 0.0
     start = plan_start(train, recipe.store, sizes, saves, measuring_s)
     parts = _parts(case, speed, start, saves)
@@ -148,10 +146,9 @@ def _training_parts(case: Case, speed: Speed, start: StartPlan, saves: SavesPlan
     from_step, _ = behind(config, case.done)
     training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
     evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
-    evaluated = evaluations * config.evaluate_sequences * config.data.sequence_length * _EVALUATION_SHARE
     num_saves = _num_saves(config, from_step, float(training.mid), saves)
     saving_s = num_saves * saves.stall_s if saves else 0.0
-    beside = Range.around((evaluated / rate + saving_s) / 3600, *GUESS_FACTORS)
+    beside = Range.around((evaluations * evaluation_s(config, rate) + saving_s) / 3600, *GUESS_FACTORS)
     uploads = Range.around(num_saves * float(saves.upload_usd), *GUESS_FACTORS) if saves else total([])
     setup = Range.around((start.again_s if from_step else start.first_s) / 3600, *GUESS_FACTORS)
     return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),

@@ -9,8 +9,17 @@ from launcher.offers import Offer
 from launcher.recipe import Recipe
 from launcher.store_prices import request_usd_per_gb, sent_usd_per_gb, store_price
 from launcher.vast_search import UP_MBIT_S
-from trainer.config import CheckpointConfig
-from trainer.interval import History, Rates, Save, interval_of, losses_per_hour, minutes
+from trainer.config import TrainConfig
+from trainer.interval import (
+    History,
+    Rates,
+    Save,
+    evaluation_s,
+    interval_of,
+    longest_gap_s,
+    losses_per_hour,
+    minutes,
+)
 
 # What compression leaves of a checkpoint: 8.02 of 11 bytes a parameter (measured, recipes/LOG.md).
 _STORED = 0.75
@@ -37,7 +46,8 @@ class SavesPlan(Frozen):
         upload_bytes_per_s: On Vast, what is asked of the host.
         save_s: From the beginning of a save until it is durable.
         stall_s: In which training stands still.
-        every_s: From one to the next.
+        gap_s: From one step after which a save by time may begin to the next, at most.
+        every_s: From one to the next, at most.
         every_steps: After so many steps there is one besides; None: there is none.
         lost_s: The most work that a lost machine costs.
         reason: Of the interval.
@@ -51,6 +61,7 @@ class SavesPlan(Frozen):
     upload_bytes_per_s: float
     save_s: float
     stall_s: float
+    gap_s: float
     every_s: float
     every_steps: int | None
     lost_s: float
@@ -66,26 +77,28 @@ class SavesPlan(Frozen):
         return round(self.upload_bytes_per_s * 8 / 1e6)
 
 
-def plan_saves(config: CheckpointConfig, steps: int, checkpoint_bytes: int, world_size: int, offer: Offer,
+def plan_saves(train: TrainConfig, tokens_per_s: float, checkpoint_bytes: int, world_size: int, offer: Offer,
                store: str | None) -> SavesPlan:
     """How a run saves on an offer.
 
     Args:
-        steps: Of the run.
+        train: Of the run.
+        tokens_per_s: At which it trains there.
         checkpoint_bytes: Before compression, of all ranks.
         store: URL of the run's store.
     """
-    num_bytes = int(_STORED * checkpoint_bytes)
-    rate = _upload_bytes_per_s(offer, store, num_bytes, config.most_lost_s)
+    config, num_bytes = train.checkpoint, int(_STORED * checkpoint_bytes)
+    gap_s = longest_gap_s(train, train.tokens_per_step / tokens_per_s, evaluation_s(train, tokens_per_s))
+    rate = _upload_bytes_per_s(offer, store, num_bytes, _for_a_save_s(config.most_lost_s, gap_s))
     save = Save(num_bytes, num_bytes / rate, _STALL_S + checkpoint_bytes / world_size / _SNAPSHOT_BYTES_PER_S)
     rates = rates_of(offer, store)
-    found = interval_of(config, save, rates, losses_per_hour(rates, History(0, 0.0)))
-    num_kept = config.keep + (steps // config.every_steps if config.every_steps else 0)
+    found = interval_of(config, save, gap_s, rates, losses_per_hour(rates, History(0, 0.0)))
+    num_kept = config.keep + (train.steps // config.every_steps if config.every_steps else 0)
     price = store_price(store) if store else None
     return SavesPlan(num_bytes=num_bytes, num_kept=num_kept,
                      kept_usd_per_month=price.kept_usd_per_month(num_kept * num_bytes) if price else None,
                      upload_bytes_per_s=rate, save_s=save.seconds, stall_s=save.stall_s,
-                     every_s=found.seconds, every_steps=config.every_steps, lost_s=found.lost_s,
+                     gap_s=gap_s, every_s=found.seconds, every_steps=config.every_steps, lost_s=found.lost_s,
                      reason=found.reason, hours_to_loss=rates.hours_to_loss,
                      upload_usd=Decimal(num_bytes) / 10**9 * Decimal(str(rates.upload_usd_per_gb)))
 
@@ -109,14 +122,20 @@ def check_promise(recipe: Recipe, offer: Offer, saves: SavesPlan) -> None:
     size, rate = saves.num_bytes / 1e9, saves.upload_bytes_per_s / 1e6
     raise NoOfferError(
         f"on {offer.label} a lost machine can cost {minutes(saves.lost_s)} of work, and the recipe promises "
-        f"{minutes(most_s)}: a checkpoint of {size:.1f} GB takes {minutes(saves.save_s)} at {rate:.0f} MB/s",
+        f"{minutes(most_s)}: a checkpoint of {size:.1f} GB takes {minutes(saves.save_s)} at {rate:.0f} MB/s, "
+        f"and the next may begin up to {minutes(saves.gap_s)} later",
         place=recipe.place("train", "checkpoint", "max_lost_minutes"),
         changes={"train.checkpoint.max_lost_minutes": attainable})
 
 
-def _upload_bytes_per_s(offer: Offer, store: str | None, num_bytes: int, most_lost_s: float) -> float:
+def _for_a_save_s(most_lost_s: float, gap_s: float) -> float:
+    """How long a save may take where two of them and a gap keep the promise; 0: none is quick enough."""
+    return max(0.0, min(_OF_PROMISE * most_lost_s, (most_lost_s - gap_s) / 2))
+
+
+def _upload_bytes_per_s(offer: Offer, store: str | None, num_bytes: int, save_s: float) -> float:
     if offer.cloud == "vast":
-        needed = math.ceil(num_bytes * 8 / 1e6 / (_OF_PROMISE * most_lost_s))
+        needed = math.ceil(num_bytes * 8 / 1e6 / save_s) if save_s else _MOST_UP_MBIT_S
         return min(max(UP_MBIT_S, needed), _MOST_UP_MBIT_S) * 1e6 / 8
     if offer.is_local:
         return _DISK_BYTES_PER_S if not store or store.startswith("file:") else _HOME_BYTES_PER_S

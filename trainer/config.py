@@ -289,6 +289,11 @@ class TrainConfig(Section):
         """Tokens that one optimizer step sees."""
         return self.global_batch_size * self.data.sequence_length
 
+    def num_evaluations(self, after: int, until: int) -> int:
+        """Evaluations at the steps after one and up to another; the last step of all has one, too."""
+        is_odd_end = after < self.steps <= until and self.steps % self.evaluate_every_steps != 0
+        return until // self.evaluate_every_steps - after // self.evaluate_every_steps + is_odd_end
+
     @property
     def num_latents(self) -> int:
         """K, resolved."""

@@ -4,23 +4,32 @@ A save costs dollars: training stands still, and bytes are uploaded. A lost mach
 newest durable step: half an interval on average, and the d hours of a save. With C dollars a save, L losses
 and P dollars an hour, an interval of t hours costs C/t + L P (t/2 + d) an hour, least at sqrt(2 C / (L P)):
 the interval of J. W. Young (Comm. ACM 17, 1974), in dollars. Storage costs the same whatever the interval.
+
+A save by time begins after a step that rounds the state (`trainer/train_state.py`), and none while one is
+under way. It begins at the last such step before the interval is over: where steps are long, that is early.
 """
 
 import math
 import os
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple, Self
 
-from trainer.config import CheckpointConfig
+from trainer.config import CheckpointConfig, TrainConfig
 from trainer.contract import Document, Env, ExitCode
-from trainer.run_folder import AttemptFiles, SavePace
+from trainer.run_folder import AttemptFiles, Phases, SavePace
 from trainer.spent import charged_until
 
 _FIRST_BYTES_PER_S = 12.5e6  # before any save was measured: 100 Mbit/s, the least that is asked for (guess)
 # Of losses that a machine of this kind gives notice of, so many come without one all the same (guess).
 _UNTOLD = 0.25
+# Measured with smoke: cost of a held-out token over that of a trained one. No backward, but the denoiser
+# runs at eight times and the decoder twice.
+_EVALUATION_SHARE = 1.3
+_WINDOW = 51  # that medians are taken of (guess)
 _NEWS = 1.25  # an interval that has changed by less is not told again
 _TENTH_OF_A_CENT = 0.001
 _GB = 1e9
@@ -64,7 +73,7 @@ class Interval(NamedTuple):
     """From the beginning of one save to that of the next.
 
     Attributes:
-        seconds: Of it.
+        seconds: Of it, at most, wherever the next may begin by then.
         lost_s: The most work that a lost machine costs: it goes just before the next save is durable.
         reason: Why it is not another one, in words.
     """
@@ -72,6 +81,15 @@ class Interval(NamedTuple):
     seconds: float
     lost_s: float
     reason: str
+
+    def is_due(self, passed_s: float, gap_s: float) -> bool:
+        """Whether a save has to begin now, since the next chance would be too late.
+
+        Args:
+            passed_s: Since the last one began.
+            gap_s: Until the next step after which one may begin.
+        """
+        return passed_s + gap_s > self.seconds
 
 
 class History(NamedTuple):
@@ -92,18 +110,31 @@ class History(NamedTuple):
         return cls(losses, hours)
 
 
-def interval_of(config: CheckpointConfig, save: Save, rates: Rates, losses_per_hour: float) -> Interval:
-    """What a recipe fixes; else the interval that costs least under its promise."""
+def evaluation_s(config: TrainConfig, tokens_per_s: float) -> float:
+    """Seconds of one held-out evaluation (guess), from those of training."""
+    return _EVALUATION_SHARE * config.evaluate_sequences * config.data.sequence_length / tokens_per_s
+
+
+def longest_gap_s(config: TrainConfig, step_s: float, evaluation_s: float) -> float:
+    """From one step after which a save by time may begin to the next, with the evaluations in between."""
+    steps = config.optimizer.round_steps
+    return steps * step_s + math.ceil(steps / config.evaluate_every_steps) * evaluation_s
+
+
+def interval_of(config: CheckpointConfig, save: Save, gap_s: float, rates: Rates,
+                losses_per_hour: float) -> Interval:
+    """What a recipe fixes; else the interval that costs least under its promise. See `cheapest`."""
     if not config.every_minutes:
-        return cheapest(save, rates, losses_per_hour, config.most_lost_s)
+        return cheapest(save, gap_s, rates, losses_per_hour, config.most_lost_s)
     seconds = max(60 * config.every_minutes, save.seconds)
-    return Interval(seconds, seconds + save.seconds, "the recipe says so")
+    return Interval(seconds, _lost_s(seconds, save, gap_s), "the recipe says so")
 
 
-def cheapest(save: Save, rates: Rates, losses_per_hour: float, most_lost_s: float) -> Interval:
+def cheapest(save: Save, gap_s: float, rates: Rates, losses_per_hour: float, most_lost_s: float) -> Interval:
     """The interval that costs least among those that lose no more than is promised.
 
     Args:
+        gap_s: See `longest_gap_s`: a save that ends just after a chance waits so long for the next.
         most_lost_s: See `Interval.lost_s`. Where not even saves one after the other keep it, they are what is
             left to do; inf: nothing is promised.
     """
@@ -112,15 +143,21 @@ def cheapest(save: Save, rates: Rates, losses_per_hour: float, most_lost_s: floa
     best_s = 3600 * math.sqrt(2 * usd / risk) if risk else math.inf
     bound_s = most_lost_s - save.seconds
     seconds = max(min(best_s, bound_s), save.seconds)
-    if seconds == best_s:
+    if seconds <= save.seconds + gap_s:
+        reason = f"a save takes {minutes(save.seconds)}"
+        reason += f", and the next may begin up to {minutes(gap_s)} later" if gap_s else ""
+    elif seconds == best_s:
         price = f"${usd:.4f} a save" if usd >= _TENTH_OF_A_CENT else "a save costs next to nothing"
         reason = f"it costs least: {price}, a machine is lost every {1 / losses_per_hour:.3g} h"
-    elif seconds == bound_s:
+    else:
         reason = f"no more than {minutes(most_lost_s)} may be lost, and a save takes {minutes(save.seconds)}"
         reason += f"; {minutes(best_s)} would cost least" if best_s < math.inf else ""
-    else:
-        reason = f"a save takes {minutes(save.seconds)}"
-    return Interval(seconds, seconds + save.seconds, reason)
+    return Interval(seconds, _lost_s(seconds, save, gap_s), reason)
+
+
+def _lost_s(interval_s: float, save: Save, gap_s: float) -> float:
+    """The next save begins by the end of the interval, or at the first chance once this one is durable."""
+    return max(interval_s, save.seconds + gap_s) + save.seconds
 
 
 def save_usd(save: Save, rates: Rates) -> float:
@@ -143,6 +180,54 @@ def minutes(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
+class Gaps:
+    """How long it is from one step after which a save by time may begin to the next, as an attempt measures.
+
+    By medians, so that one step that waits for its text does not count.
+
+    Args:
+        config: Of the run.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._steps_s, self._evaluations_s = deque[float](maxlen=_WINDOW), deque[float](maxlen=_WINDOW)
+        self.begin(0, Phases())
+
+    def begin(self, step: int, phases: Phases) -> None:
+        """Measure from here on, where training is at a step and has taken so long."""
+        self._step, self._phases = step, phases
+
+    def note(self, step: int, phases: Phases) -> None:
+        """Training has come to a step, its evaluation included."""
+        trained_s, evaluated_s = (phases.train_s - self._phases.train_s,
+                                  phases.evaluate_s - self._phases.evaluate_s)
+        self._steps_s.append(trained_s / (step - self._step))
+        if num_evaluations := self._config.num_evaluations(self._step, step):
+            self._evaluations_s.append(evaluated_s / num_evaluations)
+        self.begin(step, phases)
+
+    def after(self, step: int) -> float:
+        """Seconds from a step after which a save by time may begin to the next."""
+        until = step + self._config.optimizer.round_steps
+        return (until - step) * self._step_s + self._config.num_evaluations(step, until) * self._evaluation_s
+
+    @property
+    def longest_s(self) -> float:
+        """See `longest_gap_s`; 0 before a step was measured."""
+        return longest_gap_s(self._config, self._step_s, self._evaluation_s)
+
+    @property
+    def _step_s(self) -> float:
+        return statistics.median(self._steps_s) if self._steps_s else 0.0
+
+    @property
+    def _evaluation_s(self) -> float:
+        if self._evaluations_s or not self._step_s:
+            return statistics.median(self._evaluations_s or [0.0])
+        return evaluation_s(self._config, self._config.tokens_per_step / self._step_s)
+
+
 class Pace:
     """The interval of an attempt, which follows what is measured.
 
@@ -161,16 +246,17 @@ class Pace:
         self._config, self._rates, self._seen = config, rates, seen
         self.save = (Save(before.num_bytes, before.save_s, before.stall_s) if before
                      else Save(num_bytes, num_bytes / _FIRST_BYTES_PER_S, 0.0))
-        self._told_s, self._is_measured = math.inf, False
+        self._told_s, self._is_kept, self._is_measured = math.inf, True, False
 
     def measured(self, save: Save) -> None:
         """A save is durable."""
         self.save, self._is_measured = save, True
 
-    def interval(self, *, is_told: bool) -> Interval:
+    def interval(self, gap_s: float, *, is_told: bool) -> Interval:
         """What it is now.
 
         Args:
+            gap_s: See `longest_gap_s`.
             is_told: A last checkpoint fits the notice that such a machine gives of its end.
         """
         save = self.save
@@ -178,7 +264,7 @@ class Pace:
             save = save._replace(seconds=0.0)  # a guess does not change what is fixed
         hours = self._seen.hours + (self._clock() - self._began_s) / 3600
         rate = losses_per_hour(self._rates, self._seen._replace(hours=hours)) * (_UNTOLD if is_told else 1.0)
-        return interval_of(self._config, save, self._rates, rate)
+        return interval_of(self._config, save, gap_s, self._rates, rate)
 
     def record(self, interval: Interval) -> SavePace | None:
         """What a heartbeat says of it; None before a save was measured."""
@@ -189,15 +275,14 @@ class Pace:
                         save_s=save_s, stall_s=stall_s)
 
     def news(self, interval: Interval) -> str | None:
-        """What a person should know of it, once, and again when it has changed clearly; None: nothing new."""
-        change = interval.seconds / self._told_s
-        if not self._is_measured or 1 / _NEWS < change < _NEWS:
+        """What a person should know of it, once, and again when it has changed clearly or the promise is kept
+        no longer, or again; None: nothing new."""
+        most, change = self._config.most_lost_s, interval.seconds / self._told_s
+        # A second of slack: a promise is not broken by the time that a sum takes to round.
+        is_kept = interval.lost_s <= most + 1
+        if not self._is_measured or (is_kept == self._is_kept and 1 / _NEWS < change < _NEWS):
             return None
-        self._told_s = interval.seconds
-        most = self._config.most_lost_s
+        self._told_s, self._is_kept = interval.seconds, is_kept
         told = (f"a checkpoint every {minutes(interval.seconds)}: {interval.reason}; a lost machine costs "
                 f"at most {minutes(interval.lost_s)} of work")
-        # A second of slack: a promise is not broken by the time that a sum takes to round.
-        if interval.lost_s > most + 1:
-            return f"warning: {told}, and the recipe promises {minutes(most)}"
-        return told
+        return told if is_kept else f"warning: {told}, and the recipe promises {minutes(most)}"

@@ -24,7 +24,7 @@ from trainer.evaluate import Evaluation
 from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
 from trainer.identity import Identity
-from trainer.interval import Pace, Rates
+from trainer.interval import Gaps, Pace, Rates
 from trainer.last_save import LastSave
 from trainer.limits import Limits
 from trainer.local_cache import cache_folder
@@ -75,6 +75,7 @@ class Job:
     checkpoints: Checkpointer
     last_save: LastSave
     pace: Pace
+    gaps: Gaps
     watch: DivergenceWatch
     stop: StopSignal
     clock: PhaseClock
@@ -211,6 +212,7 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
         state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),
         # By time, saves are of steps whose state is rounded, as that of step 0 is.
         pace=Pace(config.checkpoint, Rates.of_environment(), own.history(), state.saved_bytes(0), own.pace),
+        gaps=Gaps(config),
     )
 
 

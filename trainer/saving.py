@@ -28,6 +28,7 @@ def save_due(job: Job) -> bool:
             job.checkpoints.wait(_MOMENT_S)
     elif step % job.config.optimizer.round_steps:
         return False
+    job.gaps.note(step, job.clock.phases())
     is_asked = job.owed_step is not None or (dist.get_rank() == 0 and _is_time(job))
     told = torch.tensor([int(is_asked), int(job.checkpoints.is_saving)])
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
@@ -39,12 +40,14 @@ def save_due(job: Job) -> bool:
 
 def _is_time(job: Job) -> bool:
     """After a save that failed, the next begins as soon as that makes sense."""
-    interval_s = _interval(job).seconds
-    return job.saves.since_last_s >= (min(_RETRY_S, interval_s) if job.saves.is_failing else interval_s)
+    interval, passed_s = _interval(job), job.saves.since_last_s
+    if job.saves.is_failing:
+        return passed_s >= min(_RETRY_S, interval.seconds)
+    return interval.is_due(passed_s, job.gaps.after(job.progress.step))
 
 
 def _interval(job: Job) -> Interval:
-    return job.pace.interval(is_told=job.last_save.forecast().fits)
+    return job.pace.interval(job.gaps.longest_s, is_told=job.last_save.forecast().fits)
 
 
 def save(job: Job) -> None:
@@ -127,12 +130,12 @@ def at_risk(job: Job) -> str:
 
 
 def _say_that_it_waits(job: Job) -> None:
+    interval_s = _interval(job).seconds
     if job.owed_step == job.progress.step:
         job.say(f"warning: no checkpoint of step {job.owed_step}: the one before it is not durable yet; the "
                 "next one stays in its place")
-    elif job.owed_step is None and not job.is_late_told:
+    elif job.owed_step is None and not job.is_late_told and job.saves.since_last_s >= interval_s:
         job.is_late_told = True
-        interval_s = _interval(job).seconds
         job.say(f"warning: the store takes longer for a checkpoint than the {minutes(interval_s)} between "
                 "two: the next one begins when this one is durable")
 

@@ -74,7 +74,7 @@ def train(job: Job) -> RankEnd:
             tell_start(job)
         if progress.step % config.log_every_steps == 0 or progress.step == config.steps:
             log_step(job, speed)
-        if progress.step % config.evaluate_every_steps == 0 or progress.step == config.steps:
+        if config.num_evaluations(progress.step - 1, progress.step):
             run_evaluation(job)
         if progress.step < config.steps and save_due(job):
             save(job)
@@ -85,6 +85,7 @@ def tell_start(job: Job) -> None:
     """The first step of this attempt is done: say where the time before it went, and keep it."""
     job.wait_for_device()
     job.start.end()
+    job.gaps.begin(job.progress.step, job.clock.phases())  # the first step takes longer than any other
     job.say(str(job.start))
     job.progress.start_s = {part: round(seconds, 3) for part, seconds in job.start.seconds.items()}
     if job.recorder is not None:
