@@ -204,15 +204,17 @@ def test_when_every_checkpoint_is_damaged_the_run_stops_and_deletes_nothing(trai
     assert after.keys() == before.keys() | marks and before.items() <= after.items()
 
 
-def test_a_full_disk_loses_no_durable_step_and_with_room_the_run_goes_on(
+def test_a_full_disk_loses_no_durable_step_and_with_room_the_last_one_is_saved(
         text: Path, tmp_path: Path, trained_once: TrainerRun) -> None:
     size = trained_once.checkpoints()[0].num_bytes
     run = new_run(text, tmp_path, heartbeat_s=30.0)
     run.store.mkdir()
     words = on_a_disk_of(run.store, f"size={size * 3 // 2}")
-    program = (f'"$@" && exit 99; cp -r {run.store} {tmp_path}/full; '
-               f"mount -o remount,size={size * 8} {run.store}; "
-               f'echo ROOM AGAIN; "$@"; cp -r {run.store} {tmp_path}/after')
+    log = tmp_path / "log"
+    program = (f'"$@" > {log} 2>&1 & until grep -q "it is tried again while there is time" {log}; '
+               f"do sleep 0.1; done; cat {log}; cp -r {run.store} {tmp_path}/full; "
+               f"mount -o remount,size={size * 8} {run.store}; echo ROOM AGAIN; "
+               f"wait $!; code=$?; cat {log}; cp -r {run.store} {tmp_path}/after; exit $code")
 
     code, output = run.finish(prefix=(*words, "sh", "-c", program, "sh"))
 
@@ -221,9 +223,9 @@ def test_a_full_disk_loses_no_durable_step_and_with_room_the_run_goes_on(
     assert "Traceback" not in output
     assert "No space left on device" in first and "free disk space, or name another store" in first
     assert f"{local_store_url(run.store)}/run/checkpoints/step-00000008/" in first
-    assert "could not be saved; step 4 is durable" in first
+    assert "step 4 is the newest durable one" in first
     assert load_averaged_weights(folder_at(tmp_path / "full"), lambda _: None)[0].step == 4
-    assert "resumed from step 4 of 12" in second
+    assert "checkpoint of step 12 is durable" in second
     assert load_averaged_weights(folder_at(tmp_path / "after"), lambda _: None)[0].step == 12
 
 

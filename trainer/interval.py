@@ -199,7 +199,9 @@ class Gaps:
         self._step, self._phases = step, phases
 
     def note(self, step: int, phases: Phases) -> None:
-        """Training has come to a step, its evaluation included."""
+        """Training has come to a step, its evaluation included. To tell of one step twice changes nothing."""
+        if step == self._step:
+            return
         trained_s, evaluated_s = (phases.train_s - self._phases.train_s,
                                   phases.evaluate_s - self._phases.evaluate_s)
         self._steps_s.append(trained_s / (step - self._step))

@@ -26,6 +26,7 @@ from trainer.host_copies import to_device
 from trainer.identity import Identity
 from trainer.interval import Gaps, Pace, Rates
 from trainer.last_save import LastSave
+from trainer.lease import SupersededError
 from trainer.limits import Limits
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
@@ -98,6 +99,11 @@ class Job:
     def model(self) -> LatentDiffusionLM:
         """The module behind the engine."""
         return self.engine.module  # type: ignore[no-any-return]
+
+    @property
+    def superseded(self) -> SupersededError | None:
+        """Set on rank 0 once another attempt owns the run."""
+        return self.recorder.superseded if self.recorder is not None else None
 
     def next_batch(self) -> torch.Tensor:
         """Token ids of this rank's share of the next step: int64 (accumulation steps, B, L) on the device.

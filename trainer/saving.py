@@ -1,16 +1,27 @@
 """When a run saves, and what becomes of a save: durable, late, or failed while the store is away."""
 
+import os
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
 import torch
 from torch import distributed as dist
 
+from trainer.contract import Document, Env
 from trainer.divergence import diverged_error
 from trainer.interval import Interval, Save, minutes
 from trainer.job import Job
+from trainer.notices import SPARE_S, Notice
+from trainer.preemption import Verdict, agree
 
 # Work that a store does not take is paid for all the same, and may be lost: enough is enough (guess).
 _STORE_PATIENCE_S = 2 * 3600
 _MOMENT_S = 5.0  # that a step of `every_steps` waits for the save before it, so as to have its own (guess)
 _RETRY_S = 60.0  # after a save that failed; the store has tried for as long itself (guess)
+_LAST_RETRY_S = 10.0  # after the last one has: the machine does nothing else (guess)
+# What an end at a limit may take beyond it: a store that answers within minutes keeps hours of work (guess).
+_PAST_LIMIT_S = 300.0
 
 
 def save_due(job: Job) -> bool:
@@ -80,8 +91,65 @@ def stop_if_diverged(job: Job) -> None:
     raise diverged_error(*found, job.progress.durable_step, job.config.precision)
 
 
-def note_finished_save(job: Job) -> None:
-    """Take over what the background save has come to: a newer durable step, or a failure to count."""
+def save_last(job: Job, verdict: Verdict) -> Verdict:
+    """Save the newest step, as often as it takes while there is time: nobody gives it up. A collective.
+
+    Args:
+        verdict: Why training is over.
+
+    Returns:
+        CONTINUE: it is durable. FAIL: it is not, and time is over. SUPERSEDED: another attempt owns the run.
+    """
+    began_s = time.monotonic()
+    while True:
+        _await_save(job)
+        if verdict is not Verdict.SUPERSEDED and has_unsaved_step(job):
+            save(job)
+            _await_save(job)
+        found = agree(Verdict.SUPERSEDED if job.superseded
+                      else Verdict.AWAY if job.saves.is_failing else Verdict.CONTINUE)
+        if found is Verdict.AWAY:
+            is_over = verdict is Verdict.FAIL or _is_time_over(job, time.monotonic() - began_s)
+            found = agree(Verdict.FAIL if is_over else Verdict.AWAY)
+        if found is not Verdict.AWAY:
+            return found
+        time.sleep(_LAST_RETRY_S)
+
+
+def _await_save(job: Job) -> None:
+    job.checkpoints.wait()
+    note_finished_save(job, then="it is tried again while there is time")
+
+
+def _is_time_over(job: Job, waited_s: float) -> bool:
+    notice, now = Notice.find(Path(os.environ[Env.END_FOLDER])), datetime.now(UTC)  # it may be a new one
+    measured = job.checkpoints.measured
+    # The whole cap: what is kept for the benchmark is of no use without something to measure.
+    limit = job.recorder and job.limits.reached(Document.BENCH, now, job.recorder.spent_usd(now))
+    return last_try_over(waited_s, measured.seconds if measured else 0.0, notice.left_s if notice else None,
+                         is_past_limit=bool(limit))
+
+
+def last_try_over(waited_s: float, save_s: float, left_s: float | None, *, is_past_limit: bool) -> bool:
+    """True when one more try of the last save would come too late, or cost too much (pure).
+
+    Args:
+        waited_s: Since the first one.
+        save_s: That a save takes; 0: not known.
+        left_s: Until the machine is gone; None: not known.
+        is_past_limit: The run's cap or deadline is reached.
+    """
+    if left_s is not None and left_s - SPARE_S < _LAST_RETRY_S + save_s:
+        return True
+    return waited_s + _LAST_RETRY_S > (_PAST_LIMIT_S if is_past_limit else _STORE_PATIENCE_S)
+
+
+def note_finished_save(job: Job, then: str = "training goes on, and the next save is tried soon") -> None:
+    """Take over what the background save has come to: a newer durable step, or a failure to count.
+
+    Args:
+        then: What follows a failure, in words.
+    """
     if taken := job.saves.became_durable(job.checkpoints.durable_step):
         job.progress.durable_step = taken.step
         job.progress.durable_train_s, job.progress.durable_evaluate_s = taken.train_s, taken.evaluate_s
@@ -96,7 +164,7 @@ def note_finished_save(job: Job) -> None:
         if dist.get_rank() == 0:  # it hears of every rank's failure, and only it hears of success
             job.saves.failed()
         print(f"warning: rank {dist.get_rank()}: checkpoint not saved: {error}", flush=True)
-        job.say(f"warning: {at_risk(job)}; training goes on, and the next save is tried soon")
+        job.say(f"warning: {at_risk(job)}; {then}")
 
 
 def _follow(job: Job) -> None:

@@ -22,7 +22,6 @@ from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
 from trainer.last_save import Leaving
-from trainer.lease import SupersededError
 from trainer.metrics import TrainingSpeed
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
@@ -36,6 +35,7 @@ from trainer.saving import (
     note_finished_save,
     save,
     save_due,
+    save_last,
     say_news_of_notices,
     stop_if_diverged,
 )
@@ -135,7 +135,7 @@ def measure_hidden_states(job: Job) -> None:
 def own_verdict(job: Job) -> Verdict:
     """What this rank would do before the next step."""
     note_finished_save(job)
-    if superseded(job):
+    if job.superseded:
         return Verdict.SUPERSEDED
     if is_store_lost(job):
         return Verdict.FAIL
@@ -229,22 +229,15 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
     """Commit the last state, write the outcome, and say how the node should exit."""
     why = "asked to stop"
     job.enter_together("checkpoint_s")
-    is_unsaved = has_unsaved_step(job)
     if verdict is Verdict.RECOVER:
         leaving = job.last_save.leave(Path(os.environ[Env.END_FOLDER]),
-                                      job.progress.step if is_unsaved else None)
+                                      job.progress.step if has_unsaved_step(job) else None)
         why = leaving.notice.why
         if not leaving.last.fits:
             return leave_without(job, leaving)
-    if verdict < Verdict.FAIL and is_unsaved:
-        save(job)
-    job.checkpoints.wait()
-    note_finished_save(job)
-    saved = agree(Verdict.SUPERSEDED if superseded(job)
-                  else Verdict.FAIL if job.saves.is_failing else Verdict.CONTINUE)
+    saved = save_last(job, verdict)
     if saved is Verdict.SUPERSEDED:
-        told = superseded(job)
-        if told:
+        if told := job.superseded:
             job.checkpoints.withdraw()
         return RankEnd(ExitCode.SUPERSEDED, told.problem if told else "a later attempt owns the run")
     if saved is Verdict.FAIL:
@@ -262,11 +255,6 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
         job.folder.write(Name.OUTCOME, RunOutcome(outcome=outcome, at=datetime.now(UTC),
                                                   step=job.progress.step, reason=reason))
     return RankEnd(ExitCode.FINISHED, f"{outcome}: {reason}")
-
-
-def superseded(job: Job) -> SupersededError | None:
-    """Set on rank 0 once another attempt owns the run."""
-    return job.recorder.superseded if job.recorder is not None else None
 
 
 def main() -> None:

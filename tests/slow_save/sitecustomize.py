@@ -1,5 +1,5 @@
-"""Put on PYTHONPATH by a test: every shard takes some seconds more to write, two or `TEST_SAVE_S`, and none is
-written before the file `TEST_SAVE_GATE` is there."""
+"""Put on PYTHONPATH by a test: every shard takes some seconds more to write, two or `TEST_SAVE_S`, and none
+is written before the file `TEST_SAVE_GATE` is there."""
 
 import os
 import sys
