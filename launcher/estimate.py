@@ -145,10 +145,10 @@ def _training_parts(case: Case, speed: Speed, start: StartPlan, saves: SavesPlan
     config, offer, rate = case.recipe.train, case.offers[Document.TRAIN], speed.tokens_per_s
     from_step, _ = behind(config, case.done)
     training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
-    evaluating_s = config.num_evaluations(from_step, config.steps) * evaluation_s(config, rate)
+    evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
     num_saves = _num_saves(config, from_step, float(training.mid), saves)
     saving_s = num_saves * saves.stall_s if saves else 0.0
-    beside = Range.around((evaluating_s + saving_s) / 3600, *GUESS_FACTORS)
+    beside = Range.around((evaluations * evaluation_s(config, rate) + saving_s) / 3600, *GUESS_FACTORS)
     uploads = Range.around(num_saves * float(saves.upload_usd), *GUESS_FACTORS) if saves else total([])
     setup = Range.around((start.again_s if from_step else start.first_s) / 3600, *GUESS_FACTORS)
     return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),

@@ -161,6 +161,19 @@ def test_a_promise_that_the_store_does_not_let_it_keep_is_told_with_what_holds_i
         "and the recipe promises 5 min")
 
 
+def test_a_promise_that_is_kept_after_all_is_told_although_the_interval_is_the_same() -> None:
+    """The first steps of an attempt were slow."""
+    pace = Pace(CheckpointConfig(max_lost_minutes=10), SPOT, History(0, 0.0), 10**9)
+    pace.measured(Save(8e9, 60.0, 0.5))
+    assert pace.news(pace.interval(560.0, is_told=False)) == (
+        "warning: a checkpoint every 9 min: a save takes 1 min, and the next may begin up to 9.33 min later; "
+        "a lost machine costs at most 11.3 min of work, and the recipe promises 10 min")
+    assert pace.news(pace.interval(20.0, is_told=False)) == (
+        "a checkpoint every 9 min: no more than 10 min may be lost, and a save takes 1 min; 45 min would "
+        "cost least; a lost machine costs at most 10 min of work")
+    assert pace.news(pace.interval(20.0, is_told=False)) is None
+
+
 def test_an_attempt_begins_with_what_the_one_before_has_measured() -> None:
     before = SavePace(interval_s=1.0, lost_s=2.0, num_bytes=8_000_000_000, save_s=60.0, stall_s=0.5)
     config = CheckpointConfig(max_lost_minutes=10)

@@ -248,7 +248,7 @@ class Pace:
         self._config, self._rates, self._seen = config, rates, seen
         self.save = (Save(before.num_bytes, before.save_s, before.stall_s) if before
                      else Save(num_bytes, num_bytes / _FIRST_BYTES_PER_S, 0.0))
-        self._told_s, self._is_measured = math.inf, False
+        self._told_s, self._is_kept, self._is_measured = math.inf, True, False
 
     def measured(self, save: Save) -> None:
         """A save is durable."""
@@ -277,15 +277,14 @@ class Pace:
                         save_s=save_s, stall_s=stall_s)
 
     def news(self, interval: Interval) -> str | None:
-        """What a person should know of it, once, and again when it has changed clearly; None: nothing new."""
-        change = interval.seconds / self._told_s
-        if not self._is_measured or 1 / _NEWS < change < _NEWS:
+        """What a person should know of it, once, and again when it has changed clearly or the promise is kept
+        no longer, or again; None: nothing new."""
+        most, change = self._config.most_lost_s, interval.seconds / self._told_s
+        # A second of slack: a promise is not broken by the time that a sum takes to round.
+        is_kept = interval.lost_s <= most + 1
+        if not self._is_measured or (is_kept == self._is_kept and 1 / _NEWS < change < _NEWS):
             return None
-        self._told_s = interval.seconds
-        most = self._config.most_lost_s
+        self._told_s, self._is_kept = interval.seconds, is_kept
         told = (f"a checkpoint every {minutes(interval.seconds)}: {interval.reason}; a lost machine costs "
                 f"at most {minutes(interval.lost_s)} of work")
-        # A second of slack: a promise is not broken by the time that a sum takes to round.
-        if interval.lost_s > most + 1:
-            return f"warning: {told}, and the recipe promises {minutes(most)}"
-        return told
+        return told if is_kept else f"warning: {told}, and the recipe promises {minutes(most)}"

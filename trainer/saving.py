@@ -198,12 +198,12 @@ def at_risk(job: Job) -> str:
 
 
 def _say_that_it_waits(job: Job) -> None:
+    interval_s = _interval(job).seconds
     if job.owed_step == job.progress.step:
         job.say(f"warning: no checkpoint of step {job.owed_step}: the one before it is not durable yet; the "
                 "next one stays in its place")
-    elif job.owed_step is None and not job.is_late_told:
+    elif job.owed_step is None and not job.is_late_told and job.saves.since_last_s >= interval_s:
         job.is_late_told = True
-        interval_s = _interval(job).seconds
         job.say(f"warning: the store takes longer for a checkpoint than the {minutes(interval_s)} between "
                 "two: the next one begins when this one is durable")
 

@@ -85,6 +85,7 @@ def tell_start(job: Job) -> None:
     """The first step of this attempt is done: say where the time before it went, and keep it."""
     job.wait_for_device()
     job.start.end()
+    job.gaps.begin(job.progress.step, job.clock.phases())  # the first step takes longer than any other
     job.say(str(job.start))
     job.progress.start_s = {part: round(seconds, 3) for part, seconds in job.start.seconds.items()}
     if job.recorder is not None:
