@@ -52,11 +52,11 @@ if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
         time.sleep(float(value) if len(taken) == 1 else 0)
         return quick_write(*args)
 
-    def save_slowly(self: checkpoint.Checkpointer) -> None:
+    def save_slowly(self: checkpoint.Checkpointer, timeout_s: float | None = None) -> None:
         """Let the others wait for a save."""
         taken.append(1)
         time.sleep(float(value) if len(taken) == 1 else 0)
-        quick_wait(self)
+        quick_wait(self, timeout_s)
 
     if how == "stopped" and is_last:
         batches.Batches.next = stop_and_take
