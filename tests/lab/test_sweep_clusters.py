@@ -4,6 +4,7 @@ Nodes of the lab's Slurm cluster; `make lab` starts and ends what they need.
 """
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,7 +68,8 @@ def test_a_cluster_without_a_live_job_is_taken_down_and_one_with_it_or_another_n
     assert done.returncode == 0 and "gave back 1 machine, $" in done.stdout, done.stderr
     wait_for(lambda: "train-99" not in slurm_jobs(), "Slurm to end it")
     assert "my-notebook" in slurm_jobs() and "RUNNING" in sky("jobs queue")
-    assert "no cluster is without a run; 1 machine is in use" in ldlm("sweep").stdout
+    # "no machine" where this server was asked about Vast, too: by tests before this one.
+    assert re.search("no (cluster|machine) is without a run; 1 machine is in use", ldlm("sweep").stdout)
     sky("jobs cancel -y -n sweep-live")
     sky("down -y my-notebook")
     wait_for(lambda: not slurm_jobs(), "the cluster to be empty")
