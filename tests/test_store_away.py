@@ -5,7 +5,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -60,7 +59,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             "LDLM_STORE": f"s3://runs/x?endpoint=http://127.0.0.1:{found.http.server_port}&region=us-east-1",
             "LDLM_RANKS_PER_NODE": "1", "LDLM_TRAIN_CONFIG": config.model_dump_json()}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(store, "_RETRY", {"max_retries": 0, "retry_timeout": timedelta(seconds=5)})
+    monkeypatch.setattr(store, "_MAX_RETRIES", 0)
     monkeypatch.setattr(rented, "_ASK_AGAIN_S", 0.05)
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield found

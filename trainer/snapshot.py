@@ -94,13 +94,16 @@ class Snapshot:
         memory = torch.empty(num_bytes, dtype=torch.uint8)
         if self._stream is not None:
             # Not torch's pinned memory: that is rounded up to a power of two, and kept when it is given back
-            # (2.11: 5.3 GiB take 8, and 4.7 s instead of 1.7).
-            _check(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0))
+            # (2.11: 5.3 GiB take 8, and 4.7 s instead of 1.7). A thread begins on the first device, where a
+            # rank of another one would take memory for a context.
+            with torch.cuda.device(self._stream.device):
+                _check(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0))
         self._memory = memory
 
     def _release_memory(self) -> None:
         if self._stream is not None and len(self._memory):
-            _check(torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr()))
+            with torch.cuda.device(self._stream.device):
+                _check(torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr()))
         self._memory = torch.empty(0, dtype=torch.uint8)
 
 
