@@ -109,7 +109,8 @@ def estimate_of(case: Case) -> Estimate:
     fitted = fit(recipe, shape, train)
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
                            same_speeds(recipe.train, train, case.history))
-    sizes = plan_sizes(fitted, shape, train, case.mirrors, recipe.store) if shape else None
+    sizes = plan_sizes(fitted, shape, train, speed.tokens_per_s, case.mirrors,
+                       recipe.store) if shape else None
     saves = plan_saves(recipe.train, speed.tokens_per_s, sizes.checkpoint_bytes, fitted.world_size, train,
                        recipe.store) if sizes else None
     measuring_s = statistics_s(fitted.config, shape, train, fitted.world_size) if shape else 0.0

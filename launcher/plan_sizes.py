@@ -14,6 +14,7 @@ from launcher.offers import Offer
 from launcher.speed import packing_s
 from trainer.config import Placement, TokenEncoderConfig, TrainConfig, WeightFormat
 from trainer.encoder_shape import EncoderShape
+from trainer.interval import chance_steps, evaluation_s
 from trainer.memory import GIB, STAGES, Memory, memory_per_gpu, needed_bytes
 from trainer.sizes import checkpoint_bytes, encoder_bytes, flops_per_token, trained_parameters
 
@@ -130,19 +131,21 @@ class Sizes(Frozen):
     host_memory: HostMemoryPlan | None = None
 
 
-def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer, mirrors: Mirrors,
+def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer, tokens_per_s: float, mirrors: Mirrors,
                store: str | None = None) -> Sizes:
     """Sizes of a fitted config on an offer.
 
     Args:
+        tokens_per_s: At which it trains there.
         store: URL of the run's store; what lies in a folder of this machine is not fetched.
     """
     config, flops = fitted.config, flops_per_token(fitted.config, shape)
+    chances = chance_steps(config, config.tokens_per_step / tokens_per_s, evaluation_s(config, tokens_per_s))
     by_kind = FlopsPerToken(encoder=flops.encoder, trained=flops.trained, recomputed=flops.recomputed,
                             self_conditioning=flops.self_conditioning, total=flops.total)
     return Sizes(parameters=trained_parameters(config, shape), flops_per_token=by_kind,
                  flops=flops.total * config.steps * config.tokens_per_step,
-                 checkpoint_bytes=checkpoint_bytes(config, shape),
+                 checkpoint_bytes=checkpoint_bytes(config, shape, chances),
                  encoder=_encoder(config, shape, offer, mirrors or {}, (store or "").startswith("file:")),
                  memory=_memory(fitted, fitted.memory, shape, offer) if fitted.memory else None,
                  host_memory=_host_memory(fitted) if fitted.host_memory else None)

@@ -171,6 +171,22 @@ def test_a_promise_sets_the_pace_and_what_is_saved_after_so_many_steps_stays(tmp
                      r"\d.* would cost least; a lost machine costs at most 6 s of work", output), output
 
 
+def test_where_roundings_lie_too_far_apart_a_save_begins_after_any_step(tmp_path: Path) -> None:
+    """2,000 steps take minutes on two ranks, and 12 s may be lost."""
+    run = small_run(tmp_path, steps=100_000, num_ranks=2, every_minutes=None, max_lost_minutes=0.2)
+    run.config = run.config.model_copy(update={
+        "optimizer": run.config.optimizer.model_copy(update={"round_steps": 2000})})
+    node = run.start(LDLM_PRICE_USD_PER_HOUR="2", LDLM_HOURS_TO_LOSS="7")
+    run.wait_for(node, 1, durable=20)
+    node.terminate()
+    output, _ = node.communicate(timeout=run.deadline_s)
+
+    assert node.returncode == ExitCode.RECOVER, output
+    assert run.folder.attempt(1).heartbeat.durable_step < 2000
+    assert "a lost machine costs at most 12 s of work" in output, output
+    assert "the recipe promises" not in output, output
+
+
 def test_a_node_saves_by_the_price_of_its_own_machine_s_uploads(tmp_path: Path) -> None:
     """At the price of the plan, a checkpoint of this size would be saved every minute or two."""
     (tmp_path / TERMS).write_text(RentalTerms(rented_at=datetime.now(UTC),

@@ -5,8 +5,9 @@ newest durable step: half an interval on average, and the d hours of a save. Wit
 and P dollars an hour, an interval of t hours costs C/t + L P (t/2 + d) an hour, least at sqrt(2 C / (L P)):
 the interval of J. W. Young (Comm. ACM 17, 1974), in dollars. Storage costs the same whatever the interval.
 
-A save by time begins after a step that rounds the state (`trainer/train_state.py`), and none while one is
-under way. It begins at the last such step before the interval is over: where steps are long, that is early.
+A save by time begins after a step that rounds the state (`trainer/train_state.py`), or after any where those
+lie too far apart for the promise, and none while one is under way. It begins at the last such step before the
+interval is over: where steps are long, that is early.
 """
 
 import math
@@ -30,6 +31,9 @@ _UNTOLD = 0.25
 # runs at eight times and the decoder twice.
 _EVALUATION_SHARE = 1.3
 _WINDOW = 51  # that medians are taken of (guess)
+# Of what may be lost, for the wait from one step after which a save may begin to the next. Saves of any step
+# would take twice the bytes, and two saves have to fit as well (guess).
+_WAIT_OF_PROMISE = 1 / 3
 _NEWS = 1.25  # an interval that has changed by less is not told again
 _TENTH_OF_A_CENT = 0.001
 _GB = 1e9
@@ -115,9 +119,23 @@ def evaluation_s(config: TrainConfig, tokens_per_s: float) -> float:
     return _EVALUATION_SHARE * config.evaluate_sequences * config.data.sequence_length / tokens_per_s
 
 
+def chance_steps(config: TrainConfig, step_s: float, evaluation_s: float) -> int:
+    """Steps from one after which a save by time may begin to the next.
+
+    Those from one rounding to the next; or one, where that would take too much of what may be lost: a save
+    between two roundings is larger.
+    """
+    steps = config.optimizer.round_steps
+    waited_s = _gap_s(config, steps, step_s, evaluation_s)
+    return steps if waited_s <= _WAIT_OF_PROMISE * config.checkpoint.most_lost_s else 1
+
+
 def longest_gap_s(config: TrainConfig, step_s: float, evaluation_s: float) -> float:
     """From one step after which a save by time may begin to the next, with the evaluations in between."""
-    steps = config.optimizer.round_steps
+    return _gap_s(config, chance_steps(config, step_s, evaluation_s), step_s, evaluation_s)
+
+
+def _gap_s(config: TrainConfig, steps: int, step_s: float, evaluation_s: float) -> float:
     return steps * step_s + math.ceil(steps / config.evaluate_every_steps) * evaluation_s
 
 
@@ -211,8 +229,13 @@ class Gaps:
 
     def after(self, step: int) -> float:
         """Seconds from a step after which a save by time may begin to the next."""
-        until = step + self._config.optimizer.round_steps
+        until = step + self.chance_steps - step % self.chance_steps
         return (until - step) * self._step_s + self._config.num_evaluations(step, until) * self._evaluation_s
+
+    @property
+    def chance_steps(self) -> int:
+        """See `chance_steps`; one before a step was measured."""
+        return chance_steps(self._config, self._step_s, self._evaluation_s) if self._steps_s else 1
 
     @property
     def longest_s(self) -> float:

@@ -59,6 +59,7 @@ class Job:
         evaluation: The newest one of this attempt.
         saves: What has become of those of this attempt.
         stall_s: In which training stood still for the newest save.
+        chance_steps: From one step after which a save by time may begin to the next; same on all ranks.
         owed_step: Its checkpoint was to be one that stays, and has not begun; None: there is no such step.
         is_late_told: It was said that the store is slower than the interval.
     """
@@ -87,6 +88,7 @@ class Job:
     batches: Batches | None = None
     saves: SaveHistory = field(default_factory=SaveHistory)
     stall_s: float = 0.0
+    chance_steps: int = 1
     owed_step: int | None = None
     is_late_told: bool = False
     stop_reason: str = ""

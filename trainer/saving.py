@@ -25,7 +25,7 @@ _PAST_LIMIT_S = 300.0
 
 
 def save_due(job: Job) -> bool:
-    """True at the same step on every rank: by count, or by rank 0's clock where the state is rounded.
+    """True at the same step on every rank: by count, or by rank 0's clock at a chance (`trainer.interval`).
 
     No save begins while one is under way, or training would stand still for its upload. Where the store is
     slower than the interval, the interval grows; for a save of `every_steps` another one stays, of the first
@@ -37,16 +37,19 @@ def save_due(job: Job) -> bool:
         job.owed_step = step
         with job.together("checkpoint_s"):
             job.checkpoints.wait(_MOMENT_S)
-    elif step % job.config.optimizer.round_steps:
+    elif step % job.chance_steps:
         return False
     job.gaps.note(step, job.clock.phases())
     is_asked = job.owed_step is not None or (dist.get_rank() == 0 and _is_time(job))
-    told = torch.tensor([int(is_asked), int(job.checkpoints.is_saving)])
+    chance_steps = job.gaps.chance_steps if dist.get_rank() == 0 else 0
+    told = torch.tensor([int(is_asked), int(job.checkpoints.is_saving), chance_steps])
     dist.all_reduce(told, op=dist.ReduceOp.MAX)
-    is_asked, is_saving = map(bool, told.tolist())
+    is_asked, is_saving, chance_steps = told.tolist()
+    if step % job.config.optimizer.round_steps == 0:  # a first few steps alone may mislead
+        job.chance_steps = chance_steps
     if is_asked and is_saving:
         _say_that_it_waits(job)
-    return is_asked and not is_saving
+    return bool(is_asked and not is_saving)
 
 
 def _is_time(job: Job) -> bool:

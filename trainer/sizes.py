@@ -4,6 +4,7 @@ Counts are of the very modules in `trainer/latents.py`, `denoiser.py` and `promp
 positions included; a test builds those without memory and compares. No torch.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -251,14 +252,17 @@ def _perceiver_flops(num_inputs: int, num_outputs: int, model: ModelConfig) -> f
     return 2 * width**2 * (own * num_outputs + 2 * num_inputs) + 4 * num_outputs * read * width
 
 
-def checkpoint_bytes(config: TrainConfig, shape: EncoderShape) -> int:
+def checkpoint_bytes(config: TrainConfig, shape: EncoderShape, chance_steps: int) -> int:
     """Bytes of one checkpoint at most, all ranks together: float32 weights, two moments, average.
 
     What is stored is a quarter smaller (see `trainer/piece_codec.py`). Once rounded, the variance takes three
     bytes, momentum and average two each; otherwise all take four.
+
+    Args:
+        chance_steps: From one step after which a save by time may begin to the next (`trainer.interval`).
     """
-    every_steps = config.checkpoint.every_steps
-    is_rounded = every_steps is None or every_steps % config.optimizer.round_steps == 0
+    every_steps = math.gcd(chance_steps, config.checkpoint.every_steps or chance_steps)
+    is_rounded = every_steps % config.optimizer.round_steps == 0
     return num_trained(config, shape) * (11 if is_rounded else 16)
 
 
