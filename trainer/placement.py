@@ -1,8 +1,6 @@
 """Where the frozen weights of a token encoder lie, and how they come to where they compute."""
 
-import mmap
 import os
-import weakref
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +12,7 @@ from trainer.config import Placement, WeightFormat
 from trainer.contract import ConfigError, set_option
 from trainer.encoder_weights import Weights
 from trainer.packed_blocks import Layout, bind, pack, packed_layout, parameter_shapes
+from trainer.page_locked import page_locked
 from trainer.trunk import build_trunk, family_of
 
 
@@ -86,7 +85,7 @@ class _OnHost:
         self._device = device
 
     def keep(self, packed: Tensor) -> Tensor:
-        return _page_locked(packed) if self._device.type == "cuda" else packed.cpu()
+        return _page_locked(packed, self._device) if self._device.type == "cuda" else packed.cpu()
 
     def feed(self, held: list[Tensor]) -> Feed:
         return HostFeed(held, self._device)
@@ -103,20 +102,14 @@ class _OnRanks:
         return ShardedFeed(held, self._group, self._device)
 
 
-def _page_locked(packed: Tensor) -> Tensor:
-    """A copy in host memory that the GPU reads by itself."""
-    # Not pin_memory(): its allocator rounds sizes up to powers of two. Pages of its own: two neighbours
-    # on one page cannot both be locked.
-    held = torch.frombuffer(mmap.mmap(-1, packed.numel()), dtype=torch.uint8)
-    held.copy_(packed)
-    runtime, address = torch.cuda.cudart(), held.data_ptr()
-    failed = int(runtime.cudaHostRegister(address, held.numel(), 0))
-    if failed:
-        raise ConfigError(f"the host gives no page-locked memory for weights: CUDA error {failed}",
+def _page_locked(packed: Tensor, device: torch.device) -> Tensor:
+    try:
+        held = page_locked(packed.numel(), device)
+    except MemoryError as error:
+        raise ConfigError(f"the host gives no page-locked memory for weights: {error}",
                           place="token_encoder.placement: host",
-                          fix="allow it (ulimit -l unlimited; --ulimit memlock=-1 for containers)")
-    weakref.finalize(held, runtime.cudaHostUnregister, address).atexit = False
-    return held
+                          fix="allow it (ulimit -l unlimited; --ulimit memlock=-1 for containers)") from error
+    return held.copy_(packed)
 
 
 def _keeper(placement: Placement, device: torch.device) -> _Keeper:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.page_locked import page_locked
 from trainer.piece_codec import Copied, Raw
 from trainer.pieces import ITEM_BYTES, Stretch
 from trainer.train_state import TrainState
@@ -82,7 +83,7 @@ class Snapshot:
         self._taking.join()
         begins = np.cumsum([0, *(-(-size // _ALIGNED) * _ALIGNED for size in sizes)]).tolist()
         if begins[-1] > len(self._memory):
-            self._release_memory()  # before the larger one is there
+            self._memory = torch.empty(0, dtype=torch.uint8)  # given back before the larger one is there
             self._take_memory(begins[-1])
         return [self._memory[begin:begin + size] for begin, size in zip(begins, sizes, strict=False)]
 
@@ -91,21 +92,5 @@ class Snapshot:
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._stream is not None).numpy()
 
     def _take_memory(self, num_bytes: int) -> None:
-        memory = torch.empty(num_bytes, dtype=torch.uint8)
-        if self._stream is not None:
-            # Not torch's pinned memory: that is rounded up to a power of two, and kept when it is given back
-            # (2.11: 5.3 GiB take 8, and 4.7 s instead of 1.7). A thread begins on the first device, where a
-            # rank of another one would take memory for a context.
-            with torch.cuda.device(self._stream.device):
-                _check(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), num_bytes, 0))
-        self._memory = memory
-
-    def _release_memory(self) -> None:
-        if self._stream is not None and len(self._memory):
-            with torch.cuda.device(self._stream.device):
-                _check(torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr()))
-        self._memory = torch.empty(0, dtype=torch.uint8)
-
-
-def _check(status: object) -> None:
-    torch.cuda.check_error(int(status))
+        self._memory = (page_locked(num_bytes, self._stream.device) if self._stream is not None
+                        else torch.empty(num_bytes, dtype=torch.uint8))
