@@ -7,6 +7,7 @@ other file runs in `.venv`. A file named on the command line always runs.
 import os
 import re
 import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +39,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 def _own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test sees or changes what the user keeps."""
     monkeypatch.setenv("LDLM_HOME", str(tmp_path_factory.mktemp("ldlm-home")))
+
+
+@pytest.fixture(autouse=True)
+def _no_node_outlives_its_test() -> Iterator[None]:
+    yield
+    from tests.trainer_runs import end_nodes
+
+    end_nodes()
 
 
 @pytest.fixture

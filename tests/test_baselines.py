@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 
 import nltk.lm  # noqa: E402
 import numpy as np  # noqa: E402
-from trainer_runs import tiny_config, write_text  # noqa: E402
+
+from tests.trainer_runs import tiny_config, write_text  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent / "baselines"))
 import autoregressive  # noqa: E402

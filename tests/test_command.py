@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from trainer_runs import ROOT
+from tests.trainer_runs import ROOT
 
 ANSWER = "from trainer.command import carry_out; import sys; sys.exit(carry_out(lambda: 'text\\n' * 100_000))"
 

@@ -12,8 +12,8 @@ import yaml
 
 torch = pytest.importorskip("torch")
 from random_mirrors import write_random_mirror  # noqa: E402
-from trainer_runs import ROOT, TrainerRun  # noqa: E402
 
+from tests.trainer_runs import ROOT, TrainerRun  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.encoder_shape import encoder_shape  # noqa: E402
 from trainer.memory import GIB, memory_per_gpu  # noqa: E402

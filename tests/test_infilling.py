@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import tiny_ldlm  # noqa: E402
-from trainer_runs import TrainerRun, finished_run  # noqa: E402
 
+from tests.trainer_runs import TrainerRun, finished_run  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.export import write_export  # noqa: E402
 from trainer.generate import Generator, decode  # noqa: E402

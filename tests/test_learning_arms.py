@@ -14,7 +14,8 @@ import yaml
 torch = pytest.importorskip("torch")
 
 from random_encoders import save_model  # noqa: E402
-from trainer_runs import tiny_config, write_text  # noqa: E402
+
+from tests.trainer_runs import tiny_config, write_text  # noqa: E402
 
 sys.path[:0] = [str(Path(__file__).parent / "learning"), str(Path(__file__).parent / "baselines")]
 import arms  # noqa: E402

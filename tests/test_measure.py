@@ -14,8 +14,8 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from random_encoders import save_model  # noqa: E402
 from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
-from trainer_runs import TrainerRun, finished_run  # noqa: E402
 
+from tests.trainer_runs import TrainerRun, finished_run  # noqa: E402
 from trainer import measure, quality_plot  # noqa: E402
 from trainer.completions import beginnings, complete, sample_completions  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402

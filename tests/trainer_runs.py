@@ -45,6 +45,18 @@ def write_text(path: Path) -> Path:
     return path
 
 
+_started: list["subprocess.Popen[str]"] = []
+
+
+def end_nodes() -> None:
+    """Kill the nodes that a test has left, as one that fails does: their ranks end with them."""
+    while _started:
+        node = _started.pop()
+        if node.poll() is None:
+            node.kill()
+            node.communicate()
+
+
 @dataclass
 class TrainerRun:
     """One run in a store of its own; `start` begins an attempt."""
@@ -68,9 +80,11 @@ class TrainerRun:
                Env.RANKS_PER_NODE: str(self.num_ranks), Env.TRAIN_CONFIG: self.config.model_dump_json(),
                "XDG_CACHE_HOME": str(self.store.parent / "cache")}
         env = os.environ | own | self.environment | environment
-        return subprocess.Popen([*prefix, sys.executable, "-m", "trainer.node", document], cwd=ROOT, env=env,
+        node = subprocess.Popen([*prefix, sys.executable, "-m", "trainer.node", document], cwd=ROOT, env=env,
                                 text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                 start_new_session=True)
+        _started.append(node)
+        return node
 
     def finish(self, document: str = "train", prefix: tuple[str, ...] = (),
                **environment: str) -> tuple[int, str]:
