@@ -1,5 +1,6 @@
 """S3 servers in a process of their own, all in memory: moto for tests, `plain_s3.py` for benchmarks."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -28,6 +29,12 @@ class S3Server:
     def make_bucket(self, bucket: str) -> None:
         """Make a bucket; no error if it is there."""
         self._ask("PUT", f"/{bucket}", b"")
+
+    def bucket_of_its_own(self, folder: Path) -> str:
+        """Make a bucket for a test, known by its folder. Returns its name."""
+        name = f"b{os.getpid()}-{abs(hash(folder))}"
+        self.make_bucket(name)
+        return name
 
     def trust_nobody(self) -> None:
         """From now on, refuse every key."""

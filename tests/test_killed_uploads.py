@@ -1,6 +1,5 @@
 """What attempts that were killed in a save have left in a bucket: the next attempt of the run aborts it."""
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -33,9 +32,7 @@ def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """Address of a store in a bucket of its own."""
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    name = f"b{os.getpid()}-{abs(hash(tmp_path))}"
-    server.make_bucket(name)
-    return server.url(name, "my runs")
+    return server.url(server.bucket_of_its_own(tmp_path), "my runs")
 
 
 def left(address: str) -> list[str]:

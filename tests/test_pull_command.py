@@ -52,8 +52,7 @@ def gate(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
 @pytest.fixture
 def store(server: S3Server, gate: Gate, tmp_path: Path) -> str:
     """Address of a store with a run that has ended and has one checkpoint, of step 400."""
-    bucket = f"b{os.getpid()}-{abs(hash(tmp_path))}"
-    server.make_bucket(bucket)
+    bucket = server.bucket_of_its_own(tmp_path)
     direct = server.url(bucket, "my runs")
     folder = every_fate(direct).folder
     folder.store.delete(found.key for found in folder.store.objects(folder.key("checkpoints")))

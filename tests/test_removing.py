@@ -1,7 +1,6 @@
 """`ldlm rm`: what it shows, what it deletes, what it leaves, from a disk and from a bucket."""
 
 import json
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +37,7 @@ def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     """Address of a store in a bucket of its own."""
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
-    name = f"b{os.getpid()}-{abs(hash(tmp_path))}"
-    server.make_bucket(name)
-    return server.url(name, "my runs")
+    return server.url(server.bucket_of_its_own(tmp_path), "my runs")
 
 
 @pytest.fixture(params=["file", "s3"])

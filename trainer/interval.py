@@ -229,7 +229,8 @@ class Gaps:
 
     def after(self, step: int) -> float:
         """Seconds from a step after which a save by time may begin to the next."""
-        until = step + self.chance_steps - step % self.chance_steps
+        steps = self.chance_steps
+        until = step + steps - step % steps
         return (until - step) * self._step_s + self._config.num_evaluations(step, until) * self._evaluation_s
 
     @property

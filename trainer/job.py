@@ -219,7 +219,7 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
         state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),
-        # By time, saves are of steps whose state is rounded, as that of step 0 is.
+        # By time, saves are of steps whose state is rounded, as a rule, and as that of step 0 is.
         pace=Pace(config.checkpoint, Rates.of_environment(), own.history(), state.saved_bytes(0), own.pace),
         gaps=Gaps(config),
     )
