@@ -27,6 +27,7 @@ from launcher.cli_options import (
     RecipeName,
     RunId,
     Sets,
+    StopNow,
     StoreUrl,
     WandbEntity,
     WandbProject,
@@ -160,12 +161,17 @@ def logs(run: RunId, follow: Follow = False, store: StoreUrl = None) -> None:
 
 
 @app.command()
-def stop(run: RunId, store: StoreUrl = None) -> None:
-    """Save a checkpoint and stop a run; `resume` continues it. Twice: stop at once."""
+def stop(run: RunId, store: StoreUrl = None, now: StopNow = False) -> None:
+    """Save a checkpoint and stop a run; `resume` continues it."""
     from launcher import console
     from launcher.runs import find_engine
+    from launcher.stopping import stop_now
 
-    find_engine(run, store).cancel(run)
+    engine = find_engine(run, store)
+    if now:
+        stop_now(engine, run)
+        return
+    engine.cancel(run)
     console.answer(f"asked {run} to save and stop; see it happen: ldlm logs -f {run}")
 
 

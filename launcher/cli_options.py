@@ -44,6 +44,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the SkyPilot task
 Follow = Annotated[bool, typer.Option("--follow", "-f", help="Wait for more.")]
 PreemptAtText = Annotated[str | None, typer.Option(
     "--preempt-at", help="local: kill the machine at step:N or time:SECONDS, to see the recovery.")]
+StopNow = Annotated[bool, typer.Option("--now", help="Save nothing; wait until all of it has ended.")]
 Detach = Annotated[bool, typer.Option("--detach", "-d", help="Return at once; the run goes on.")]
 WandbProject = Annotated[str | None, typer.Option(
     "--wandb-project", callback=not_empty, help="Project of runs on W&B.")]

@@ -67,6 +67,12 @@ class Engine(Protocol):
     def cancel(self, run_id: str) -> None:
         """Ask a run to commit a checkpoint and stop. Returns at once; `state` tells the rest."""
 
+    def resources(self, run_id: str) -> list[str]:
+        """What a run holds now, a few words each: processes here, machines elsewhere. Empty: nothing."""
+
+    def tear_down(self, run_id: str) -> None:
+        """End a run at once, without a last checkpoint; `resources` tells when nothing of it is left."""
+
 
 @dataclass(frozen=True)
 class _Cloud:

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from launcher.attempt_runner import ENGINE_FOLDER
 from launcher.engine import EnginePhase, EngineState
@@ -20,11 +22,12 @@ from launcher.errors import EngineError
 from launcher.follow_logs import follow_logs
 from launcher.home import write_atomically
 from launcher.preempt_at import PreemptAt
-from launcher.process_tree import identify
+from launcher.process_tree import identify, processes_with
 from launcher.task_documents import parse_task
 
 # Python, pydantic and obstore start in about 1 s; a loaded machine takes its time (guess).
 _START_TIMEOUT_S = 60.0
+_TEAR_DOWN_S = 60.0  # a supervisor kills for 30 s at most, and has a store to tell (guess)
 
 
 class LocalEngine:
@@ -100,12 +103,48 @@ class LocalEngine:
         folder = self._folder(run_id)
         found = folder.read_supervisor() if folder.is_locked() else None
         if found is None:
-            raise EngineError(f"run {run_id} is not running on this machine", place="engine",
-                              fix=f"see how it ended: ldlm status {run_id}")
+            raise _not_running(run_id)
         _signal_if_same(*found, signal.SIGTERM)
+
+    def resources(self, run_id: str) -> list[str]:
+        """Its supervisor and every process of its attempts, whether or not that supervisor lives."""
+        folder = self._folder(run_id)
+        found = folder.read_supervisor() if folder.is_locked() else None
+        return [*([f"supervisor {found[0]}"] if found else []),
+                *(f"process {process.pid}" for process in _processes(folder))]
+
+    def tear_down(self, run_id: str) -> None:
+        """End a run at once, without a last checkpoint, and what a killed supervisor has left of it.
+
+        Raises:
+            EngineError: It holds nothing here, or will not end.
+        """
+        folder = self._folder(run_id)
+        if not self.resources(run_id):
+            raise _not_running(run_id)
+        deadline = time.monotonic() + _TEAR_DOWN_S
+        while folder.is_locked():  # the second SIGTERM that it sees ends all at once; two may arrive as one
+            if time.monotonic() > deadline:
+                raise EngineError(f"the supervisor of run {run_id} does not end", place="engine",
+                                  fix=f"read {folder.supervisor_log}")
+            if found := folder.read_supervisor():
+                _signal_if_same(*found, signal.SIGTERM)
+            time.sleep(0.1)
+        for process in _processes(folder):
+            with suppress(psutil.Error):
+                process.kill()
 
     def _folder(self, run_id: str) -> EngineFolder:
         return EngineFolder(self._home / run_id)
+
+
+def _processes(folder: EngineFolder) -> list[psutil.Process]:
+    return processes_with(ENGINE_FOLDER, str(folder.path))
+
+
+def _not_running(run_id: str) -> EngineError:
+    return EngineError(f"run {run_id} is not running on this machine", place="engine",
+                       fix=f"see how it ended: ldlm status {run_id}")
 
 
 def _start_supervisor(folder: EngineFolder, lock: int,

@@ -144,21 +144,54 @@ class SkyEngine:
         Raises:
             EngineError: Nothing of this run is running there.
         """
-        state, folder = self.ask(run_id), RunFolder(self._store, run_id)
-        if state.phase in OVER:
-            raise EngineError(f"run {run_id} is not running on SkyPilot ({state.detail or 'no such job'})",
-                              place="SkyPilot", fix=f"see how it ended: ldlm status {run_id}")
+        state, folder = self._ask_alive(run_id), RunFolder(self._store, run_id)
         wish = folder.find(Name.STOP, StopWish)
         attempts = folder.attempts()
         is_saving = bool(attempts) and attempts[-1].end is None
         is_new = wish is None or any(event.at > wish.at for event in folder.events()
                                      if event.kind in STARTS)
+        self._wish_to_stop(folder)
+        if not is_new or not is_saving or state.word != "RUNNING":
+            self._cancel_job(run_id)
+        self._seen.pop(run_id, None)
+
+    def resources(self, run_id: str) -> list[str]:
+        """Machines that the API server has for a run now, at Vast and elsewhere.
+
+        Raises:
+            EngineError: It does not answer, or has no plugin of ours.
+        """
+        found = self.rentals(run_id)
+        rented = [rental.instance_id for rental in found.rentals if not rental.ended_at] if found else []
+        return [*(f"instance {name} at Vast" for name in rented),
+                *(f"cluster {name}" for name in self._clusters_of(run_id))]
+
+    def tear_down(self, run_id: str) -> None:
+        """Have SkyPilot end a run and its machines at once, without a last checkpoint.
+
+        Raises:
+            EngineError: Nothing of this run is running there: what is left of it all the same, `sweep` ends.
+        """
+        self._ask_alive(run_id)
+        self._wish_to_stop(RunFolder(self._store, run_id))
+        self._cancel_job(run_id)
+        self._seen.pop(run_id, None)
+
+    def _ask_alive(self, run_id: str) -> EngineState:
+        state = self.ask(run_id)
+        if state.phase in OVER:
+            raise EngineError(f"run {run_id} is not running on SkyPilot ({state.detail or 'no such job'})",
+                              place="SkyPilot", fix=f"see how it ended: ldlm status {run_id}")
+        return state
+
+    @staticmethod
+    def _wish_to_stop(folder: RunFolder) -> None:
         folder.write(Name.STOP, StopWish(at=datetime.now(UTC)))
         folder.add_event("stop_requested", datetime.now(UTC))
-        if not is_new or not is_saving or state.word != "RUNNING":
-            with sky_sdk(self._say) as sky:
-                sky.get(sky.jobs.cancel(job_ids=[self._job_id(sky, run_id)]))
-        self._seen.pop(run_id, None)
+
+    def _cancel_job(self, run_id: str) -> None:
+        with sky_sdk(self._say) as sky:
+            sky.get(sky.jobs.cancel(job_ids=[self._job_id(sky, run_id)]))
 
     def rentals(self, run_id: str) -> Rentals | None:
         """What the API server has rented for a run; None where our plugin is not in it.
@@ -190,13 +223,16 @@ class SkyEngine:
         if found and found.rentals and not found.rentals[-1].ended_at:
             self.give_back(found.rentals[-1].instance_id)
             return
-        with sky_sdk(self._say) as sky:
-            jobs = {row["job_id"] for row in self._newest(sky, run_id)}
-        names = [machine.instance_id for machine in self.clusters().machines if machine.job in jobs]
+        names = self._clusters_of(run_id)
         if not names:
             raise EngineError(f"SkyPilot has no machine for run {run_id} now", place="SkyPilot",
                               fix=f"see where it is: ldlm status {run_id}")
         self.take_down(names[0])
+
+    def _clusters_of(self, run_id: str) -> list[str]:
+        with sky_sdk(self._say) as sky:
+            jobs = {row["job_id"] for row in self._newest(sky, run_id)}
+        return [machine.instance_id for machine in self.clusters().machines if machine.job in jobs]
 
     def machines(self) -> Machines:
         """Every machine that the account has at Vast now.

@@ -73,6 +73,9 @@ class EngineContract:
             list(place.engine.logs(run_id))
         with pytest.raises(EngineError):
             place.engine.cancel(run_id)
+        assert place.engine.resources(run_id) == []
+        with pytest.raises(EngineError):
+            place.engine.tear_down(run_id)
 
     def test_what_a_run_prints_is_told_while_it_runs_and_its_end_is_known(self, place: Place) -> None:
         run_id = new_run()
@@ -94,3 +97,15 @@ class EngineContract:
         place.wait(lambda: not processes_of(run_id), "its processes are gone")
         place.submit(run_id, "true")
         place.wait_for_end(run_id)
+
+    def test_what_a_run_holds_is_known_and_a_tear_down_leaves_none_of_it(self, place: Place) -> None:
+        run_id = new_run()
+        place.submit(run_id, f"trap '' TERM; bash -c 'trap : TERM; sleep 3000; true' sleep-of-{run_id}; true")
+        place.wait(lambda: processes_of(run_id), "it runs")
+        assert place.engine.resources(run_id)
+        place.engine.tear_down(run_id)
+        place.wait_for_end(run_id)
+        place.wait(lambda: not place.engine.resources(run_id), "it holds nothing")
+        place.wait(lambda: not processes_of(run_id), "its processes are gone")
+        with pytest.raises(EngineError, match=run_id):
+            place.engine.tear_down(run_id)

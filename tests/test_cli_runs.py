@@ -156,6 +156,21 @@ def test_a_run_whose_store_was_deleted_can_still_be_stopped(tmp_path, store):
     wait_until(lambda: phase() is EnginePhase.ENDED, "the run was stopped")
 
 
+def test_a_run_that_would_save_for_long_is_ended_now_with_all_that_it_holds(tmp_path, store):
+    checkout = Checkout(tmp_path, f"trap '' TERM; {FAKE_NODE} beat:7,5 sleep:3000")
+    assert checkout.ldlm(*RUN, "--yes", "--detach", "--store", store).returncode == 0
+    wait_until(lambda: "did beat:7,5" in ldlm("logs", "r1").stdout, "the node has beaten")
+    held = [psutil.Process(int(words.split()[-1])) for words in LocalEngine().resources("r1")]
+    done = ldlm("stop", "r1", "--now")
+    assert done.returncode == 0, done.stderr
+    assert f"ending r1 at once: supervisor {held[0].pid}, process {held[1].pid}" in done.stderr
+    assert done.stdout == ("r1 has ended and holds nothing any more; go on from its newest checkpoint: "
+                           "ldlm resume r1\n")
+    assert {process.status() for process in held if process.is_running()} <= {psutil.STATUS_ZOMBIE}
+    assert phase() is EnginePhase.ENDED
+    assert "not running on this machine" in refused(5, "stop", "r1", "--now")
+
+
 def test_ctrl_c_while_attached_ends_only_the_watching(tmp_path, store):
     checkout = Checkout(tmp_path, f"{FAKE_NODE} beat:7,5 sleep:60")
     terminal = Terminal(*RUN, "--yes", "--store", store, cwd=checkout.folder)

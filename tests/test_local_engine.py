@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
+import psutil
 import pytest
 from engine_lab import ROOT, RUN_ID, TIMEOUT_S, Lab, has_ended, supervise, wait_until
 
@@ -124,6 +125,19 @@ def test_a_pid_that_now_belongs_to_another_process_is_not_signalled(lab: Lab) ->
         os.close(lock)
         stranger.kill()
         stranger.wait()
+
+
+def test_what_a_killed_supervisor_has_left_is_named_and_ended(lab: Lab) -> None:
+    lab.submit("trap '' TERM; echo deaf; while true; do sleep 0.1; done")
+    wait_until(lambda: "deaf" in lab.log(1), "it hears no SIGTERM")
+    found = lab.folder.read_supervisor()
+    assert found and f"supervisor {found[0]}" in lab.engine.resources(RUN_ID)
+    os.kill(found[0], signal.SIGKILL)
+    wait_until(lambda: not lab.folder.is_locked(), "the supervisor is dead")
+    left = [int(words.removeprefix("process ")) for words in lab.engine.resources(RUN_ID)]
+    assert left and all(psutil.pid_exists(pid) for pid in left)
+    lab.engine.tear_down(RUN_ID)
+    wait_until(lambda: not lab.engine.resources(RUN_ID), "it holds nothing")
 
 
 # -- logs -------------------------------------------------------------------------------------
