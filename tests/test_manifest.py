@@ -240,6 +240,20 @@ def test_retention_deletes_nothing_by_a_listing_that_lacks_the_newest_one(
     assert store.deleted == []
 
 
+def test_what_a_finished_run_leaves_is_tidied_though_the_store_lists_its_last_checkpoint_late(
+        folder: RunFolder, store: RecordingStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit(folder, 4, 8, 12)
+    folder.write(Name.OUTCOME, RunOutcome(outcome=Outcome.FINISHED, at=datetime.now(UTC), step=12, reason=""))
+    whole = store.objects("run/checkpoints")
+    lagging = [[found for found in whole if "step-00000012" not in found.key] for _ in range(2)]
+    monkeypatch.setattr(store, "objects", lambda _: lagging.pop() if lagging else whole)
+    monkeypatch.setattr("trainer.retention.time.sleep", lambda _: None)
+
+    tidy_finished(folder, 1, stays=lambda _: False)
+
+    assert {key.split("/")[2] for key in store.deleted} == {"step-00000004", "step-00000008"}
+
+
 def test_retention_leaves_what_a_later_attempt_writes_to_that_one(
         folder: RunFolder, store: RecordingStore) -> None:
     commit(folder, 4, 8)

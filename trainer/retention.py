@@ -5,6 +5,7 @@ finish have left behind, and what is in quarantine, goes with the first good che
 """
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from trainer.store import DamagedError, NotFoundError, is_draft
 from trainer.unfinished_uploads import abort_uploads, unfinished_uploads
 
 _STEP = re.compile(r"step-(\d{8,})$")
+_LISTS_WITHIN_S = (0.0, 1.0, 4.0, 15.0)  # pauses before each look of a store that lags (guess)
 _OF_ATTEMPT = re.compile(r"a(\d+)-")  # begins the name of a file
 
 
@@ -39,8 +41,11 @@ class Keep(NamedTuple):
                 or any(map(self.stays, range(manifest.step, steps_before[place], -1)))]
 
 
-def retain(folder: RunFolder, step: int, keep: Keep, attempt: int) -> None:
+def retain(folder: RunFolder, step: int, keep: Keep, attempt: int) -> bool:
     """Delete complete checkpoints that need not stay, and debris up to `step`.
+
+    Returns:
+        False where the store does not list the checkpoint of `step` yet, so that nothing was deleted.
 
     Args:
         folder: The run.
@@ -56,8 +61,10 @@ def retain(folder: RunFolder, step: int, keep: Keep, attempt: int) -> None:
     listed = folder.store.objects(folder.key(Name.CHECKPOINTS))
     complete = [manifest for manifest in complete_checkpoints(folder, lambda _: None, listed)
                 if manifest.step <= step]
-    if not complete or complete[0].step != step or any(manifest.attempt > attempt for manifest in complete):
-        return  # the listing lags; or this attempt has lost the run
+    if any(manifest.attempt > attempt for manifest in complete):
+        return True  # this attempt has lost the run
+    if not complete or complete[0].step != step:
+        return False
     kept = {manifest.step: manifest for manifest in keep.of(complete)}
     by_step: dict[int, list[str]] = {}
     for found in listed:
@@ -70,18 +77,22 @@ def retain(folder: RunFolder, step: int, keep: Keep, attempt: int) -> None:
         folder.store.delete(sorted(superfluous, key=_manifest_first))
     if folder.store.local_folder is not None:
         _tidy(folder.store.local_folder / folder.key(""), step, attempt)
+    return True
 
 
 def tidy_finished(folder: RunFolder, attempt: int, stays: Callable[[int], bool]) -> None:
     """Of a run that has finished keep the newest checkpoint and those that stay: a bucket bills for ever.
 
-    One that has come to a limit or was stopped may go on, and keeps what it may fall back on. Raises nothing:
-    where this fails, more stays.
+    One that has come to a limit or was stopped may go on, and keeps what it may fall back on. Nobody tidies
+    after this, so a listing that lags is asked for again. Raises nothing: where this fails, more stays.
     """
     try:
         found = folder.find(Name.OUTCOME, RunOutcome)
         if found and found.outcome is Outcome.FINISHED:
-            retain(folder, found.step, Keep(1, stays), attempt)
+            for pause_s in _LISTS_WITHIN_S:
+                time.sleep(pause_s)
+                if retain(folder, found.step, Keep(1, stays), attempt):
+                    return
     except LdlmError as error:
         print(f"warning: old checkpoints not deleted: {error}", flush=True)
 

@@ -17,4 +17,8 @@ FAILED = {
     "the draft of an attempt's end stayed for ever when training was over": Case(
         "protocol", 129, "killed at a record",
         (Life(2, Strike("put", "end", 1, "during", NODE, "machine")),)),
+    "a checkpoint stayed for ever where the last listing of a finished run lagged": Case(
+        "protocol", 144, "listing stale",
+        (Life(1, Strike("step", "", 11, "before", 0, "machine")),
+         Life(1, Strike("objects", "checkpoints", 3, "before", 0, "stale", 1))), keeps_promise=False),
 }
