@@ -80,7 +80,7 @@ def _environment(config: TrainConfig, store: Path, num_ranks: int) -> dict[str, 
 def _toy_environment(case: Case, store: Path, num_ranks: int) -> Mapping[str, str]:
     # A batch that every number of ranks divides: the node looks at it.
     config = tiny_config(Path("unused"), steps=NUM_STEPS["protocol"], global_batch_size=12,
-                         heartbeat_s=_HEARTBEAT_S, checkpoint={"every_steps": INTERVAL, "keep": _NEWEST})
+                         heartbeat_s=_HEARTBEAT_S, checkpoint={"keep": _NEWEST})
     return os.environ | _environment(config, store, num_ranks)
 
 

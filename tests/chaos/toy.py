@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tests.chaos.machine import Ranks
+from tests.chaos.plan import INTERVAL
 from trainer import commit, piece_codec, store
 from trainer.commit import Committer, Content
 from trainer.config import TrainConfig
@@ -151,7 +152,7 @@ class Trainee:
             board.first_step_at = board.first_step_at or time.monotonic()
             board.step = progress.step
             self.ranks.faults.at("step", "", "before")
-            if progress.step % config.checkpoint.every_steps == 0 and progress.step < config.steps:
+            if progress.step % INTERVAL == 0 and progress.step < config.steps:
                 self.save()
         if any(self.peers.gather(progress.durable_step < progress.step and self.peers.rank == 0)):
             self.save()
