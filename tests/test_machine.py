@@ -102,6 +102,14 @@ def test_a_machine_must_have_the_cards_that_are_paid_for(nvidia_smi: Path, torch
         assert refusal(GPU=wanted) == f"the plan pays for {wanted}, this machine has {A100}, {A100}"
 
 
+def test_cards_that_are_hidden_from_cuda_are_none(
+        nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed would be told to use what torch does not find."""
+    shows(nvidia_smi, f"{A100}, 81920, 81000, 580.95.05")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+
+
 @pytest.mark.parametrize("program", ["#!/bin/sh\necho 'NVIDIA-SMI has failed'; exit 9\n", "not a program"])
 def test_a_driver_that_does_not_answer_is_no_card(nvidia_smi: Path, program: str) -> None:
     nvidia_smi.write_text(program)

@@ -5,6 +5,7 @@ cost a minute of rent, found later hours.
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -258,8 +259,8 @@ def _stands_in(name: str, part: str, *, whole: bool) -> bool:
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs that the driver shows; none without one, and none where it hangs."""
-    if not shutil.which("nvidia-smi"):
+    """The GPUs that the driver shows; none without one, where it hangs, or where all are hidden from CUDA."""
+    if not shutil.which("nvidia-smi") or os.environ.get("CUDA_VISIBLE_DEVICES") == "":
         return []
     try:
         asked = _asked(_NVIDIA_SMI, _DRIVER_S)

@@ -89,6 +89,8 @@ def tidy_finished(folder: RunFolder, attempt: int, stays: Callable[[int], bool])
     try:
         found = folder.find(Name.OUTCOME, RunOutcome)
         if found and found.outcome is Outcome.FINISHED:
+            if (root := folder.store.local_folder) is not None:  # it stands: nobody writes it any more
+                _delete_drafts((root / folder.key("")).glob(f"{Name.OUTCOME}*"))
             for pause_s in _LISTS_WITHIN_S:
                 time.sleep(pause_s)
                 if retain(folder, found.step, Keep(1, stays), attempt):
