@@ -96,7 +96,7 @@ def survived(seed: int) -> Result:
 
 @pytest.mark.parametrize("name", FAILED)
 def test_what_has_failed_once_does_not_fail_again(name: str) -> None:
-    assert outcome(name) == (1, [])
+    assert outcome(name) == (sum(life.strike is not None for life in FAILED[name].lives), [])
 
 
 def test_every_kind_of_fault_ends_in_the_bits_of_the_run_that_nobody_interrupts(tmp_path: Path) -> None:
