@@ -100,8 +100,7 @@ class LocalEngine:
         Raises:
             EngineError: Nothing of this run is running here.
         """
-        folder = self._folder(run_id)
-        found = folder.read_supervisor() if folder.is_locked() else None
+        found = _supervisor(self._folder(run_id))
         if found is None:
             raise _not_running(run_id)
         _signal_if_same(*found, signal.SIGTERM)
@@ -109,7 +108,7 @@ class LocalEngine:
     def resources(self, run_id: str) -> list[str]:
         """Its supervisor and every process of its attempts, whether or not that supervisor lives."""
         folder = self._folder(run_id)
-        found = folder.read_supervisor() if folder.is_locked() else None
+        found = _supervisor(folder)
         return [*([f"supervisor {found[0]}"] if found else []),
                 *(f"process {process.pid}" for process in _processes(folder))]
 
@@ -136,6 +135,11 @@ class LocalEngine:
 
     def _folder(self, run_id: str) -> EngineFolder:
         return EngineFolder(self._home / run_id)
+
+
+def _supervisor(folder: EngineFolder) -> tuple[int, str] | None:
+    """Pid and identity of the one that lives."""
+    return folder.read_supervisor() if folder.is_locked() else None
 
 
 def _processes(folder: EngineFolder) -> list[psutil.Process]:

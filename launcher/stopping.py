@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 
 from launcher import console
-from launcher.engine import OVER, Engine
+from launcher.engine import ALIVE, Engine
 from launcher.errors import EngineError
 
 PATIENCE_S = 300.0  # SkyPilot notices within half a minute, ending a machine takes up to two (guess)
@@ -22,9 +22,11 @@ def stop_now(engine: Engine, run_id: str, patience_s: float = PATIENCE_S) -> Non
     engine.tear_down(run_id)
     console.talk(f"ending {run_id} at once: {_words(held)}")
     give_up = time.monotonic() + patience_s
-    while (left := engine.resources(run_id)) or engine.state(run_id).phase not in OVER:
+    # One whose supervisor was killed stays `unknown`, whatever is ended of it.
+    while (left := engine.resources(run_id)) or engine.state(run_id).phase in ALIVE:
         if time.monotonic() > give_up:
-            raise EngineError(f"{run_id} still holds {_words(left)}", place="engine",
+            problem = f"{run_id} still holds {_words(left)}" if left else f"{run_id} does not end"
+            raise EngineError(problem, place="engine",
                               fix=f"look again: ldlm status {run_id}; machines that stay: ldlm sweep")
         time.sleep(_POLL_S)
     console.answer(f"{run_id} has ended and holds nothing any more; go on from its newest checkpoint: "

@@ -171,6 +171,17 @@ def test_a_run_that_would_save_for_long_is_ended_now_with_all_that_it_holds(tmp_
     assert "not running on this machine" in refused(5, "stop", "r1", "--now")
 
 
+def test_what_a_killed_supervisor_has_left_is_ended_now_and_nobody_waits_for_its_word(tmp_path, store):
+    checkout = Checkout(tmp_path, f"trap '' TERM; {FAKE_NODE} beat:7,5 sleep:3000")
+    assert checkout.ldlm(*RUN, "--yes", "--detach", "--store", store).returncode == 0
+    wait_until(lambda: "did beat:7,5" in ldlm("logs", "r1").stdout, "the node has beaten")
+    os.kill(int(LocalEngine().resources("r1")[0].split()[-1]), signal.SIGKILL)
+    wait_until(lambda: phase() is EnginePhase.UNKNOWN, "the supervisor is dead")
+    done = ldlm("stop", "r1", "--now")
+    assert done.returncode == 0 and "holds nothing any more" in done.stdout, done.stderr
+    assert LocalEngine().resources("r1") == []
+
+
 def test_ctrl_c_while_attached_ends_only_the_watching(tmp_path, store):
     checkout = Checkout(tmp_path, f"{FAKE_NODE} beat:7,5 sleep:60")
     terminal = Terminal(*RUN, "--yes", "--store", store, cwd=checkout.folder)
