@@ -52,7 +52,7 @@ def cut_back_to(run: TrainerRun, step: int) -> None:
                 found.key for found in run.folder.store.objects(f"run/checkpoints/step-{manifest.step:08d}"))
 
 
-@pytest.mark.parametrize("ranks", [(8, 4, 1, 2), (1, 4)])
+@pytest.mark.parametrize("ranks", [(8, 4, 1, 2), (1, 4), (2, 1)])
 def test_losses_stay_those_of_the_uninterrupted_run_on_any_number_of_ranks(
         ranks: tuple[int, ...], straight: TrainerRun, text: Path, tmp_path: Path) -> None:
     run = TrainerRun(config_of(text), tmp_path / "store")
