@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
-                    "trainer.deadman",
+OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
+                    "trainer.deadman", "trainer.guard", "trainer.limits",
                     "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
                     "trainer.humaneval_options",
                     "trainer.measure_options", "trainer.memory", "trainer.mirror_format",

@@ -21,6 +21,7 @@ import psutil
 from pydantic import ValidationError
 
 from trainer import encoder_fetch, node_watch
+from trainer.at_most import standing_of
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import (
     AwayError,
@@ -35,7 +36,8 @@ from trainer.contract import (
 )
 from trainer.hang import HangWatch, HungError
 from trainer.lease import START_S, owner_here
-from trainer.limits import LimitError, check_limits
+from trainer.limit_watch import LateClock, check_again, check_limits
+from trainer.limits import LimitError
 from trainer.machine import (
     MachineError,
     booted_at,
@@ -57,7 +59,6 @@ from trainer.rented import Rented, await_store, code_without_store
 from trainer.retention import abort_killed, tidy_finished
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
-from trainer.spent import controller_usd, spent_usd
 from trainer.stop_request import SaveTime, StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.stuck import check_progress, resumed_at
@@ -108,12 +109,12 @@ def main(argv: list[str]) -> int:
         if attempt and rented:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
             check_clock(datetime.now(UTC), folder.store.written_at(written))
-        now, attempts, events = datetime.now(UTC), folder.attempts(), folder.events()
-        spent = spent_usd(attempts, now, traffic()) + controller_usd(events, now)
+        clock, attempts, events = LateClock(), folder.attempts(), folder.events()
+        standing = standing_of(attempts, events, clock(), traffic())
         if rented:
             note = LATE_NOTE.expanduser()
             if document is Document.TRAIN or note.exists():  # a benchmark that can begin times one text
-                check_limits(document, now, spent)
+                check_limits(document, standing)
             check_set_up(note)
         seen = check_machine(os.environ)
         if attempt:
@@ -127,9 +128,11 @@ def main(argv: list[str]) -> int:
                              name="killed uploads").start()  # nothing waits for it
             check_progress(attempts, attempt, resumed_at(events))
         until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
-        check_in_time(None, until, now)
-        end = run_document(document, attempt, stop, config, overdue_at(now, spent, until), until)
-        check_in_time(end, until, datetime.now(UTC))
+        check_in_time(None, until, standing.now)
+        end = run_document(document, attempt, stop, config, overdue_at(standing, until), until)
+        check_in_time(end, until, clock())
+        if rented:
+            check_again(document, end, standing_of(attempts, events, clock(), traffic()))
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
     except LimitError as error:
@@ -292,10 +295,10 @@ def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
              overdue: datetime | None = None, watch: HangWatch | None = None) -> None:
     """Wait for the program; end it when one rank has failed or died and its peers do not follow, when it is
     there from `overdue` on, and when it hangs. Raises HungError."""
-    failed_at: float | None = None
+    failed_at, clock = None, LateClock()
     while child.poll() is None:
         time.sleep(0.2)
-        if overdue and datetime.now(UTC) >= overdue:
+        if overdue and clock() >= overdue:
             print("warning: it is far past its limits and has not ended: it hangs and is killed", flush=True)
             break
         stop.pass_on(ends)
