@@ -114,7 +114,8 @@ def node_terms(rental: Rental, known: Iterable[Rental]) -> RentalTerms:
         rented_at=now, disk_usd_per_hour=_short(terms.disk_gb * terms.disk_usd_per_gb_month / HOURS_OF_MONTH),
         received_usd_per_gb=terms.received_usd_per_gb, sent_usd_per_gb=terms.sent_usd_per_gb,
         earlier=tuple((one.told_at or one.rented_at, _short(alone_usd(one, now)))
-                      for one in before[-_MOST_TOLD:]))
+                      for one in before[-_MOST_TOLD:]),
+        older_usd=sum((_short(alone_usd(one, now)) for one in before[:-_MOST_TOLD]), Decimal(0)))
 
 
 def _short(usd: Decimal) -> Decimal:

@@ -56,15 +56,22 @@ def _unknown(files: AttemptFiles, dearest: Decimal) -> Decimal:
 def _most_s(files: AttemptFiles, next_from: datetime | None, now: datetime) -> float:
     """The longest that an attempt may be billed for."""
     attempt, beat, end = files.attempt, files.heartbeat, files.end
-    until = end.at if end else next_from or now
-    if attempt.cloud not in UNBILLED and end is not None:
-        later = until + timedelta(seconds=SHUTDOWN_S)
-        if end.exit_code is None:  # it vanished: as long as nobody could know, it may have lived
-            later = max(later, (beat and beat.lease_until) or attempt.lease_until or until)
-        until = max(until, min(later, next_from or now))
+    if end is None and (next_from is None or attempt.cloud in UNBILLED):
+        until = next_from or now
+    else:
+        seen = end.at if end else beat.at if beat else attempt.billed_from
+        until = seen if attempt.cloud in UNBILLED else max(seen, min(_given_back(files, seen), next_from or now))
     # By a clock that never goes back; what was written by another one may say less.
     told_s = sum(beat.phases.model_dump().values()) if beat else 0.0
     return max((until - attempt.billed_from).total_seconds(), told_s)
+
+
+def _given_back(files: AttemptFiles, seen: datetime) -> datetime:
+    """When a rented machine was billed no more, at the latest. One that vanished may have lived for as long
+    as its lease: a node that cannot reach the store goes on."""
+    is_told = files.end is not None and files.end.exit_code is not None
+    lease = (files.heartbeat and files.heartbeat.lease_until) or files.attempt.lease_until
+    return max(seen + timedelta(seconds=SHUTDOWN_S), seen if is_told or lease is None else lease)
 
 
 def _by_machine(attempts: Sequence[AttemptFiles], usd: Sequence[Decimal], seconds: Sequence[float],
@@ -76,7 +83,10 @@ def _by_machine(attempts: Sequence[AttemptFiles], usd: Sequence[Decimal], second
             on.setdefault(terms.rented_at, []).append(index)
         else:
             total += usd[index]
-    told = dict(_newest_terms(attempts).earlier) if on else {}
+    if not on:
+        return total
+    newest = _newest_terms(attempts)
+    told, older_usd = dict(newest.earlier), Decimal(0)
     for rented_at, indices in on.items():
         here = [attempts[index] for index in indices]
         terms, is_newest = here[-1].attempt.terms, indices[-1] == len(attempts) - 1
@@ -84,9 +94,12 @@ def _by_machine(attempts: Sequence[AttemptFiles], usd: Sequence[Decimal], second
         until = now if is_newest else here[-1].attempt.billed_from + timedelta(seconds=seconds[indices[-1]])
         by_nodes = sum((usd[index] for index in indices), terms.disk_usd(until))
         traffic = _most_traffic(here, [seconds[index] for index in indices], seen if is_newest else None)
-        total += max(by_nodes, told.pop(rented_at, Decimal(0)))
         total += terms.network_usd(traffic.received_bytes, traffic.sent_bytes)
-    return total + sum(told.values(), Decimal(0))
+        if rented_at in told or terms is newest:
+            total += max(by_nodes, told.pop(rented_at, Decimal(0)))
+        else:
+            older_usd += by_nodes
+    return total + max(older_usd, newest.older_usd) + sum(told.values(), Decimal(0))
 
 
 def _newest_terms(attempts: Sequence[AttemptFiles]) -> RentalTerms:

@@ -4,7 +4,8 @@ Standard library only: both halves, and the node supervisor that must start befo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -174,6 +175,12 @@ class TaskOffer(NamedTuple):
     def write_all(cls, offers: Sequence[Self]) -> str:
         """Text for `Env.OFFERS`."""
         return json.dumps([offer._asdict() for offer in offers])
+
+    @classmethod
+    def prices(cls, environ: Mapping[str, str]) -> list[Decimal]:
+        """Dollars an hour of all places where a task may run, as far as it tells them. Raises ValueError."""
+        told = [one.envs.get(Env.PRICE) for one in cls.read_all(environ.get(Env.OFFERS) or "[]")]
+        return [Decimal(price) for price in (environ.get(Env.PRICE), *told) if price]
 
     @classmethod
     def read_all(cls, text: str) -> list[Self]:

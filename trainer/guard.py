@@ -18,6 +18,8 @@ from trainer.limits import Limits
 # From a node's last word until its machine is not billed any more: SkyPilot looks every 15 s, then asks its
 # cloud to end the machine (guess).
 SHUTDOWN_S = 90.0
+# From the start of a machine until it looks at the limits of its run, before torch is downloaded (guess).
+IN_VAIN_S = 300.0
 # What an end at a limit may take beyond all that was kept back for it: a store that answers within minutes
 # keeps hours of work (guess). Then its programs are killed.
 PAST_LIMIT_S = 300.0

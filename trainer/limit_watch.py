@@ -11,8 +11,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from trainer.at_most import UNBILLED, controller_usd_per_hour, standing_of
-from trainer.contract import Document, Env, ExitCode, RankEnd
-from trainer.guard import SHUTDOWN_S, Ending, Headroom, Standing, headroom, is_near_cap
+from trainer.contract import Document, Env, ExitCode, RankEnd, TaskOffer
+from trainer.guard import IN_VAIN_S, SHUTDOWN_S, Ending, Headroom, Standing, headroom, is_near_cap
 from trainer.limits import LimitError, Limits
 from trainer.machine import traffic
 from trainer.metrics import OwnAttempt
@@ -94,12 +94,12 @@ class LimitWatch:
         return str(self._limits.max_cost_usd) in told
 
     def _in_vain_usd(self, environ: Mapping[str, str]) -> Decimal:
-        """Dollars until another machine of this kind would have looked at the limits: of its set-up, and of
-        supervision while it is waited for."""
-        standing, waits_h = self.standing(), Decimal(environ.get(Env.WAIT) or 0)
-        set_up_s = max(0.0, (standing.now - self._own.attempt.billed_from).total_seconds())
-        return (standing.usd_per_hour * Decimal(set_up_s) / 3600
-                + controller_usd_per_hour(self._own.events) * waits_h)
+        """Dollars of another machine until it has looked at the limits, by the dearest that the task may
+        rent, and of supervision while it is waited for."""
+        supervision = controller_usd_per_hour(self._own.events)
+        price = max([self._own.attempt.price_usd_per_hour, *TaskOffer.prices(environ)])
+        waits_h = Decimal(environ.get(Env.WAIT) or 0)
+        return (price + supervision) * Decimal(IN_VAIN_S) / 3600 + supervision * waits_h
 
 
 def check_limits(document: Document, standing: Standing, environ: Mapping[str, str] = os.environ) -> None:

@@ -14,7 +14,6 @@ import threading
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 
 import psutil
@@ -40,7 +39,6 @@ from trainer.limit_watch import LateClock, check_again, check_limits
 from trainer.limits import LimitError
 from trainer.machine import (
     MachineError,
-    booted_at,
     check_clock,
     check_machine,
     check_set_up,
@@ -51,10 +49,11 @@ from trainer.machine import (
 )
 from trainer.notices import cloud_named, listen
 from trainer.overdue import bench_until, check_in_time, overdue_at
+from trainer.own_bill import billed_from, own_price, terms_of_run
 from trainer.own_offer import own_envs
 from trainer.programs import kill_tree
 from trainer.relay import relayed
-from trainer.rental_terms import RentalTerms, own_upload_price, terms_here
+from trainer.rental_terms import own_upload_price
 from trainer.rented import Rented, await_store, code_without_store
 from trainer.retention import abort_killed, tidy_finished
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
@@ -70,7 +69,6 @@ _PEER_GRACE_S = 20
 # All nodes of a run see within seconds that it hangs: to the last of them, the ranks of the first must not
 # look as if they had crashed (guess).
 _OTHER_NODES_S = 5
-_SKEW = timedelta(minutes=1)  # of the clock of who rents machines against that of who started the run
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
 
 
@@ -187,28 +185,12 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
     number = os.environ.get(Env.ATTEMPT)
     if number:
         return folder.attempt(int(number)).attempt
-    return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at),
+    return folder.claim_attempt(document, billed_from=billed_from(folder, started_at),
                                 host=socket.gethostname(), owner=owner_here(),
                                 lease_until=started_at + timedelta(seconds=START_S),
-                                price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
-                                offer=os.environ.get(Env.OFFER, ""), terms=_terms(folder),
+                                price_usd_per_hour=own_price(),
+                                offer=os.environ.get(Env.OFFER, ""), terms=terms_of_run(folder),
                                 cloud=cluster_info(os.environ).get("cloud", ""))
-
-
-def _terms(folder: RunFolder) -> RentalTerms | None:
-    """By which this machine is billed beside its hours, as far as that is known."""
-    terms = terms_here(Path.home())
-    if terms is None:
-        return None
-    events = folder.events()
-    return terms.since(events[0].at - _SKEW) if events else terms
-
-
-def _billed_from(folder: RunFolder, started_at: datetime) -> datetime:
-    """When the bill of this attempt begins, see `Attempt`."""
-    booted = booted_at(os.environ)
-    ends = [files.end.at for files in folder.attempts() if files.end]
-    return min(started_at, max([booted, *ends])) if booted else started_at
 
 
 def refuse(rented: Rented | None, error: MachineError) -> RankEnd:

@@ -25,6 +25,7 @@ class RentalTerms(BaseModel):
         received_usd_per_gb, sent_usd_per_gb: By 10^9 bytes.
         earlier: The machines that the run had before: when each was rented, and the dollars of its disk, and
             of its GPUs while it ran. For those on which no attempt began, nothing else tells.
+        older_usd: Of those before these, all together.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -34,6 +35,7 @@ class RentalTerms(BaseModel):
     received_usd_per_gb: Decimal = Decimal(0)
     sent_usd_per_gb: Decimal = Decimal(0)
     earlier: tuple[tuple[datetime, Decimal], ...] = ()
+    older_usd: Decimal = Decimal(0)
 
     def disk_usd(self, until: datetime) -> Decimal:
         """Dollars of its disk since it was rented, unrounded."""
@@ -46,7 +48,9 @@ class RentalTerms(BaseModel):
 
     def since(self, moment: datetime) -> "RentalTerms":
         """The same without machines that were rented before: a run of the same name may have had them."""
-        return self.model_copy(update={"earlier": tuple(one for one in self.earlier if one[0] >= moment)})
+        earlier = tuple(one for one in self.earlier if one[0] >= moment)
+        older_usd = self.older_usd if earlier == self.earlier else Decimal(0)
+        return self.model_copy(update={"earlier": earlier, "older_usd": older_usd})
 
 
 def own_upload_price(environ: Mapping[str, str], home: Path) -> dict[str, str]:

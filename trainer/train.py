@@ -256,7 +256,10 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
                           f"step {job.progress.durable_step} is durable (see the warnings above)")
     if verdict is Verdict.RECOVER:
         return RankEnd(ExitCode.RECOVER, f"{why}; step {job.progress.step} is durable")
-    if job.progress.step and (job.evaluation is None or job.evaluation.step < job.progress.step):
+    # A machine that has found the limit reached before its first step spends nothing on scores.
+    is_in_vain = verdict is Verdict.LIMIT and job.progress.step == job.progress.resumed_from_step
+    is_scored = job.evaluation is not None and job.evaluation.step == job.progress.step
+    if job.progress.step and not (is_scored or is_in_vain):
         run_evaluation(job)
     outcome = Outcome.LIMIT if verdict is Verdict.LIMIT else Outcome.FINISHED
     reason = job.stop_reason if verdict is Verdict.LIMIT else f"{job.progress.step} steps"
