@@ -60,15 +60,17 @@ def _most_s(files: AttemptFiles, next_from: datetime | None, now: datetime) -> f
         until = next_from or now
     else:
         seen = end.at if end else beat.at if beat else attempt.billed_from
-        until = seen if attempt.cloud in UNBILLED else max(seen, min(_given_back(files, seen), next_from or now))
+        until = max(seen, min(_given_back(files, seen), next_from or now))
     # By a clock that never goes back; what was written by another one may say less.
     told_s = sum(beat.phases.model_dump().values()) if beat else 0.0
     return max((until - attempt.billed_from).total_seconds(), told_s)
 
 
 def _given_back(files: AttemptFiles, seen: datetime) -> datetime:
-    """When a rented machine was billed no more, at the latest. One that vanished may have lived for as long
+    """When a machine was billed no more, at the latest. A rented one that vanished may have lived for as long
     as its lease: a node that cannot reach the store goes on."""
+    if files.attempt.cloud in UNBILLED:
+        return seen
     is_told = files.end is not None and files.end.exit_code is not None
     lease = (files.heartbeat and files.heartbeat.lease_until) or files.attempt.lease_until
     return max(seen + timedelta(seconds=SHUTDOWN_S), seen if is_told or lease is None else lease)
