@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("torch")  # the environment that may have it
 pytest.importorskip("matplotlib")
 
 from trainer.cost_plot import main  # noqa: E402
@@ -15,7 +16,8 @@ FIGURES = {
     "spent": [["2026-11-23T12:00:00+00:00", "0.000000"], ["2026-11-23T13:00:00+00:00", "1.500000"]],
     "report": {
         "run_id": "story-1", "spent_usd": "1.500000", "price_is_simulated": True,
-        "planned_usd": ["1.0", "2.0", "4.0"], "usd_by_category": {"useful": "1.000000", "waiting": "0.500000"},
+        "planned_usd": ["1.0", "2.0", "4.0"],
+        "usd_by_category": {"useful": "1.000000", "waiting": "0.500000"},
         "attempts": [
             {"attempt": 1, "began_at": "2026-11-23T12:00:00+00:00", "ended_at": "2026-11-23T12:30:00+00:00",
              "end": "preempted", "seconds_by_category": {"useful": 1800.0}},
