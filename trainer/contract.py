@@ -143,6 +143,7 @@ class Env:
     MAX_COST = "LDLM_MAX_COST_USD"
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
     MAX_HOURS = "LDLM_MAX_HOURS"  # paid for, over all attempts; empty: no such limit
+    BENCH_RESERVE_HOURS = "LDLM_BENCH_RESERVE_HOURS"  # part of them that is kept for the benchmark
     DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
     WAIT = "LDLM_WAIT_HOURS"  # how long the task may be without a machine
     BENCH_HOURS = "LDLM_BENCH_HOURS"  # how long the benchmark may take, all its attempts together

@@ -80,7 +80,7 @@ def headroom(limits: Limits, document: Document, standing: Standing,
     Args:
         document: That runs: the benchmark may spend what is kept for it, training not.
     """
-    found = [*_deadline(limits, standing, ending), *_hours(limits, standing, ending),
+    found = [*_deadline(limits, standing, ending), *_hours(limits, document, standing, ending),
              *_cost(limits, document, standing, ending)]
     return min(found, key=lambda one: one.left_s, default=None)
 
@@ -91,10 +91,12 @@ def _deadline(limits: Limits, standing: Standing, ending: Ending) -> Iterator[He
         yield Headroom(left_s, f"deadline {limits.deadline:%Y-%m-%d %H:%M} UTC")
 
 
-def _hours(limits: Limits, standing: Standing, ending: Ending) -> Iterator[Headroom]:
+def _hours(limits: Limits, document: Document, standing: Standing, ending: Ending) -> Iterator[Headroom]:
     if limits.max_hours is not None:
-        left_s = float(limits.max_hours) * 3600 - standing.paid_s - ending.seconds
-        yield Headroom(left_s, f"{standing.paid_s / 3600:.2f} of {limits.max_hours:g} paid hours")
+        bench_h = limits.bench_reserve_hours if document is Document.TRAIN else Decimal(0)
+        left_s = float(limits.max_hours - bench_h) * 3600 - standing.paid_s - ending.seconds
+        yield Headroom(left_s, f"{standing.paid_s / 3600:.2f} of {limits.max_hours:g} paid hours"
+                               + (f" ({bench_h:.2f} kept for the benchmark)" if bench_h else ""))
 
 
 def _cost(limits: Limits, document: Document, standing: Standing, ending: Ending) -> Iterator[Headroom]:

@@ -25,12 +25,14 @@ class Limits:
         max_cost_usd: Over all attempts and the benchmark.
         bench_reserve_usd: Part of it that training leaves for the benchmark.
         max_hours: Paid for, over all attempts.
+        bench_reserve_hours: Part of them that training leaves for the benchmark.
     """
 
     deadline: datetime | None = None
     max_cost_usd: Decimal | None = None
     bench_reserve_usd: Decimal = Decimal(0)
     max_hours: Decimal | None = None
+    bench_reserve_hours: Decimal = Decimal(0)
 
     @classmethod
     def of(cls, environ: Mapping[str, str] = os.environ) -> Self:
@@ -42,4 +44,5 @@ class Limits:
             max_cost_usd=Decimal(cap) if cap else None,
             bench_reserve_usd=Decimal(environ.get(Env.BENCH_RESERVE) or 0),
             max_hours=Decimal(hours) if hours else None,
+            bench_reserve_hours=Decimal(environ.get(Env.BENCH_RESERVE_HOURS) or 0),
         )
