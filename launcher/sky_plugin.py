@@ -30,6 +30,7 @@ from launcher.sky_ready import KEYS
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
 from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
+from launcher.vast_credit import check_lasts, credit_at_vast
 from launcher.vast_looks import Instances, in_words_of_skypilot, learn
 from launcher.vast_onstart import first_commands, without_mark
 from launcher.vast_rent import rent
@@ -207,9 +208,11 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         if not offers:  # as SkyPilot says it
             raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
         told_at, run_id, known = datetime.now(UTC), settings.get("run_id"), rental_log.read().values()
+        credit = credit_at_vast(sdk())
+        check_lasts(credit, rental_of(offers[0], "", run_id, bid, disk_size, told_at).prices[0].usd_per_hour)
 
         def note(offer: dict[str, Any]) -> str:
-            terms = node_terms(rental_of(offer, "", run_id, bid, contract["disk"], told_at), known)
+            terms = node_terms(rental_of(offer, "", run_id, bid, contract["disk"], told_at), known, credit)
             return f"printf %s {shlex.quote(terms.model_dump_json())} > ~/{TERMS}"
 
         offer, instance_id = rent(sdk(), offers, contract, note)

@@ -26,6 +26,8 @@ class RentalTerms(BaseModel):
         earlier: The machines that the run had before: when each was rented, and the dollars of its disk, and
             of its GPUs while it ran. For those on which no attempt began, nothing else tells.
         older_usd: Of those before these, all together.
+        credit_usd: What its account had prepaid when it was rented; None: not known.
+        others_usd_per_hour: At which other machines of the account used that up then.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -36,6 +38,8 @@ class RentalTerms(BaseModel):
     sent_usd_per_gb: Decimal = Decimal(0)
     earlier: tuple[tuple[datetime, Decimal], ...] = ()
     older_usd: Decimal = Decimal(0)
+    credit_usd: Decimal | None = None
+    others_usd_per_hour: Decimal = Decimal(0)
 
     def disk_usd(self, until: datetime) -> Decimal:
         """Dollars of its disk since it was rented, unrounded."""
@@ -45,6 +49,20 @@ class RentalTerms(BaseModel):
     def network_usd(self, received_bytes: int, sent_bytes: int) -> Decimal:
         """Dollars of what went over its network, unrounded."""
         return (received_bytes * self.received_usd_per_gb + sent_bytes * self.sent_usd_per_gb) / _GB
+
+    def credit_left_s(self, usd_per_hour: Decimal, network_usd: Decimal, now: datetime) -> float | None:
+        """Seconds until the account's credit is used up, if nobody adds to it; None where that is not known.
+
+        Args:
+            usd_per_hour: Of this machine's GPUs, which are counted from when it was rented.
+            network_usd: Of its network until now.
+            now: UTC.
+        """
+        rate = usd_per_hour + self.disk_usd_per_hour + self.others_usd_per_hour
+        if self.credit_usd is None or not rate > 0:
+            return None
+        held_h = Decimal(max(0.0, (now - self.rented_at) / timedelta(hours=1)))
+        return float((self.credit_usd - network_usd - rate * held_h) / rate) * 3600
 
     def since(self, moment: datetime) -> "RentalTerms":
         """The same without machines that were rented before: a run of the same name may have had them."""
