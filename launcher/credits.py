@@ -56,10 +56,12 @@ class Payment:
 
     @property
     def words(self) -> str:
-        """One line for a plan."""
+        """For a plan."""
+        if not self.parts:
+            return "none pay for this: they are at other clouds, used up or end too soon"
         paid = [f"~${usd:.2f} of the ${wallet.amount_usd:.2f} at {wallet.cloud} until "
                 f"{wallet.expires:%Y-%m-%d}" for wallet, usd in self.parts]
-        return f"credits pay {' and '.join(paid)}; ~${self.out_of_pocket_usd:.2f} are yours to pay"
+        return f"pay {' and '.join(paid)}; ~${self.out_of_pocket_usd:.2f} are yours to pay"
 
 
 def out_of_pocket(charges: Sequence[Charge], wallets: Sequence[Wallet]) -> Payment:

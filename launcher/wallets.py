@@ -1,4 +1,4 @@
-"""Credits that the user has at clouds, as they write them down once: `gcp 300 2027-01-15, azure 100 2026-12-31`.
+"""Credits that the user has at clouds, as they are written down: `gcp 300 2027-01-15, azure 100 2026-12-31`.
 
 Dollars are those that are left when it is written down; what runs spend there from then on is taken off
 (`launcher/credits.py`). Standard library only: settings are read before anything slow.
