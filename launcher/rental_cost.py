@@ -133,7 +133,8 @@ def node_terms(rental: Rental, known: Iterable[Rental]) -> RentalTerms:
     terms, now = rental.terms, rental.rented_at
     before = [one for one in known if rental.run_id and one.run_id == rental.run_id]
     return RentalTerms(
-        rented_at=now, disk_usd_per_hour=_short(terms.disk_gb * terms.disk_usd_per_gb_month / HOURS_OF_MONTH),
+        rented_at=now, gpu_usd_per_hour=_short(rental.prices[-1].usd_per_hour).normalize(),
+        disk_usd_per_hour=_short(terms.disk_gb * terms.disk_usd_per_gb_month / HOURS_OF_MONTH),
         received_usd_per_gb=terms.received_usd_per_gb, sent_usd_per_gb=terms.sent_usd_per_gb,
         earlier=tuple((one.told_at or one.rented_at, _short(alone_usd(one, now)))
                       for one in before[-_MOST_TOLD:]))
