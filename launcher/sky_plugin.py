@@ -21,10 +21,10 @@ from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
 from launcher.plugin_version import plugin_version
-from launcher.reconcile import CHARGES
+from launcher.reconcile import CHARGES, COSTS
 from launcher.rental_cost import node_terms
 from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
-from launcher.sky_clusters import clusters
+from launcher.sky_clusters import clusters, costs
 from launcher.sky_places import within_price
 from launcher.sky_ready import KEYS
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
@@ -71,6 +71,7 @@ class LdlmPlugin(plugins.BasePlugin):
             app.add_api_route(CLUSTERS, clusters, methods=["GET"])
             app.add_api_route(MARKET, look_at_market, methods=["POST"])
             app.add_api_route(CHARGES, charges, methods=["GET"])
+            app.add_api_route(COSTS, costs, methods=["GET"])
             app.add_api_route(KEYS, keys_that_travel, methods=["GET"])
             app.add_api_route(MACHINES, machines, methods=["GET"])
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
