@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from launcher import console
@@ -17,6 +18,7 @@ from launcher.server_health import plugins_here
 from launcher.settings import Settings, api_server, read_settings, settings_path, settings_text
 from launcher.sky_ready import PLUGIN, RESTART
 from launcher.sky_setup import Change, carry_out, sky_changes
+from launcher.wallets import written_down
 from trainer.store import open_store, store_url
 from trainer.store_words import NoBucketError
 
@@ -167,7 +169,10 @@ _QUESTIONS = {
 
 
 # What `ldlm config` sets, and `ldlm init` does not ask for.
-_UNASKED = {"monthly_cap_usd": _Question("monthly_cap", "Dollars of a calendar month", _month_dollars)}
+_UNASKED = {
+    "monthly_cap_usd": _Question("monthly_cap", "Dollars of a calendar month", _month_dollars),
+    "wallets": _Question("wallets", "Credits at clouds",
+                         lambda typed: written_down(typed, datetime.now(UTC)))}
 
 
 def _changes(old: Settings, new: Settings) -> list[Change]:
