@@ -6,11 +6,13 @@ makes offers of a recipe of it.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from launcher.frozen import Frozen
 from launcher.infra import is_within
@@ -20,8 +22,6 @@ from launcher.rentals import HOURS_OF_MONTH
 Terms = Literal["spot", "bid", "on-demand"]
 HIGHEST_USD_PER_HOUR = 1000  # of one machine; the dearest with eight GPUs is at 150 in 2026 (guess)
 _HIGHEST_USD_PER_GB = 10  # kept for a month, or sent; a cent or two as a rule (guess)
-# Clouds of ours whose machines can be taken back, by what that is called there.
-TAKEN_BACK: dict[str, Terms] = {"vast": "bid", "azure": "spot", "gcp": "spot"}
 
 _UsdPerHour = Annotated[Decimal, Field(gt=0, le=HIGHEST_USD_PER_HOUR)]
 _UsdPerGb = Annotated[Decimal, Field(ge=0, le=_HIGHEST_USD_PER_GB)]
@@ -101,6 +101,46 @@ class PricedOffer(Frozen):
     def age(self, now: datetime) -> timedelta:
         """How old its price is; never negative."""
         return max(timedelta(0), now - self.seen_at)
+
+
+def read_offer(row: object, where: str) -> PricedOffer | str:
+    """An offer as somebody has written it down; of one that is none, what is wrong with it.
+
+    Args:
+        row: By field; dollars as decimal text.
+        where: Names it, `offers[3]`.
+    """
+    try:
+        return PricedOffer.model_validate(row)
+    except ValidationError as error:
+        return f"{where}: {_wrong(error.errors(include_url=False)[0])}"
+
+
+def _wrong(detail: ErrorDetails) -> str:
+    """What is wrong with a field, and how it has to be."""
+    name = ".".join(map(str, detail["loc"])) or "it"
+    if detail["type"] == "extra_forbidden":
+        return f"{name} is no field that ldlm knows"
+    if detail["type"] in ("missing", "string_too_short"):
+        return f"it has no {name}"
+    return f"{name} is {detail['input']!s:.40}, and {detail['msg'].replace('Input', 'it', 1)}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What somebody who names prices has said.
+
+    Attributes:
+        offers: In no order.
+        problems: Why there are none of a cloud, or what was passed over: a sentence each, with what to do.
+    """
+
+    offers: tuple[PricedOffer, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __add__(self, other: "Found") -> "Found":
+        """Both."""
+        return Found(self.offers + other.offers, self.problems + other.problems)
 
 
 def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[PricedOffer]:
