@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from launcher.carry_out import INTERRUPTED, approve, carry_out
+from launcher.cli_offers import offers as list_offers
 from launcher.cli_options import (
     AllowDirty,
     ApiServer,
@@ -21,6 +22,7 @@ from launcher.cli_options import (
     Json,
     MaxCost,
     NewRunId,
+    OffersFile,
     PreemptAtText,
     PullCheckpoints,
     PullTo,
@@ -54,6 +56,7 @@ weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror 
 app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
+app.command("offers", rich_help_panel=ADVANCED)(list_offers)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
@@ -90,7 +93,8 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-         deadline: Deadline = None, sets: Sets = None, as_json: Json = False) -> None:
+         deadline: Deadline = None, sets: Sets = None, offers: OffersFile = None,
+         as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
     from launcher import console, plan_screen
     from launcher.ask_market import with_market
@@ -98,7 +102,7 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
     from launcher.next_steps import after_plan
     from launcher.refusals import refusals
 
-    proposal = with_market(propose(recipe, _options(infra, store, None, max_cost, deadline, sets)))
+    proposal = with_market(propose(recipe, _options(infra, store, None, max_cost, deadline, sets, offers)))
     reasons = list(refusals(proposal))
     if as_json:
         console.answer_json(plan_screen.plan_json(proposal, reasons))
@@ -111,7 +115,7 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
 def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
            deadline: Deadline = None, sets: Sets = None, run_id: NewRunId = None, yes: Yes = False,
            dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False,
-           allow_dirty: AllowDirty = False) -> None:
+           allow_dirty: AllowDirty = False, offers: OffersFile = None) -> None:
     """Plan, ask, train, benchmark, bill."""
     from launcher import commands, plan_screen
     from launcher.ask_market import with_market
@@ -119,7 +123,7 @@ def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_
 
     preemption = _preemption(preempt_at)
     proposal = with_market(
-        commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets)))
+        commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets, offers)))
     if dry_run:
         reasons = list(refusals(proposal, allow_dirty=allow_dirty, preempt_at=preemption))
         plan_screen.show_dry_run(proposal, reasons)
@@ -359,11 +363,11 @@ def _in_trainer(module: str, arguments: list[str]) -> NoReturn:
 
 
 def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,
-             deadline: str | None, sets: list[str] | None) -> "PlanOptions":
+             deadline: str | None, sets: list[str] | None, offers: str | None = None) -> "PlanOptions":
     from launcher.commands import PlanOptions
 
     return PlanOptions(infra=infra, store=store, run_id=run_id, max_cost=max_cost, deadline=deadline,
-                       overrides=sets or ())
+                       overrides=sets or (), offers=offers)
 
 
 def _go_on(proposal: "Proposal", yes: bool, detach: bool, allow_dirty: bool,

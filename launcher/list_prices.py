@@ -51,13 +51,13 @@ def list_prices(cloud: str, gpus: Collection[str]) -> Found:
     path = catalog_path(cloud)
     if path is None:
         first = next(iter(gpus), "H100").partition(":")[0]
-        return Found(problems=(f"{cloud}: SkyPilot's catalog is not here; fetch it: "
-                               f".venv/bin/sky gpus list {first} --infra {cloud} --all-regions",))
+        return Found(down={cloud: "SkyPilot's catalog is not here; fetch it: "
+                                  f".venv/bin/sky gpus list {first} --infra {cloud} --all-regions"})
     try:
         rows = _read(path)
     except (OSError, ValueError, csv.Error) as error:
-        return Found(problems=(f"{cloud}: {path} is no catalog of SkyPilot's ({error}); delete it, and "
-                               "SkyPilot fetches it again",))
+        return Found(down={cloud: f"{path} is no catalog of SkyPilot's ({error}); delete it, and SkyPilot "
+                                  "fetches it again"})
     seen_at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return _Catalog(cloud, rows, seen_at).found(gpus)
 

@@ -14,7 +14,7 @@ from launcher.errors import NoOfferError, UsageError
 from launcher.priced_offers import Found, PricedOffer, read_offer
 
 VERSION = 1
-_KEYS = ("version", "currency", "offers", "problems")
+_KEYS = ("version", "currency", "offers", "problems", "down")
 _ANEW = "make it anew: ldlm offers --gpu NAME --json > {}"
 # From when on a price is called old, and when nothing is rented by it any more (guesses): a bid on Vast lasts
 # minutes to hours, SkyPilot fetches lists every 7 hours, and GCP changes spot prices once a month.
@@ -28,7 +28,7 @@ _CLOCKS_DIFFER = timedelta(minutes=5)
 def as_json(found: Found) -> dict[str, Any]:
     """What the file says."""
     return {"version": VERSION, "currency": "USD", "problems": list(found.problems),
-            "offers": [one.model_dump(mode="json") for one in found.offers]}
+            "down": dict(found.down), "offers": [one.model_dump(mode="json") for one in found.offers]}
 
 
 def read_offers(text: str, shown: str, now: datetime) -> Found:
@@ -52,7 +52,9 @@ def read_offers(text: str, shown: str, now: datetime) -> Found:
                                 "this machine's clock right? Passed over")
             else:
                 offers.append(one)
-    return Found(*_without_doubles(offers, shown, problems))
+    down = document.get("down")
+    return Found(*_without_doubles(offers, shown, problems),
+                 {name: str(why) for name, why in down.items()} if isinstance(down, dict) else {})
 
 
 def _document(text: str, shown: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@ SkyPilot's catalogs of Azure and GCP (`launcher/list_prices.py`), Vast's live ma
 makes offers of a recipe of it.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
@@ -93,6 +93,13 @@ class PricedOffer(Frozen):
         """What makes it another offer: two of one place are the same machine, seen twice."""
         return self.cloud, self.region, self.accelerators, self.terms, self.instance_type, self.machine_id
 
+    def is_at(self, infra: str) -> bool:
+        """True for `gcp`, its region, and a zone of that; in SkyPilot's language a region of Vast has a
+        continent behind it, which offers do not name."""
+        if self.cloud == "vast" and infra.lower().startswith(self.infra.lower()):
+            return True
+        return is_within(self.infra, infra) or is_within(infra, self.infra)
+
     def with_disk_usd_per_hour(self, disk_gib: int) -> Decimal:
         """Price of the machine with a disk, as far as the disk's price is known."""
         disk = (self.disk_usd_per_gb_month or Decimal(0)) * disk_gib / HOURS_OF_MONTH
@@ -132,15 +139,17 @@ class Found:
 
     Attributes:
         offers: In no order.
-        problems: Why there are none of a cloud, or what was passed over: a sentence each, with what to do.
+        problems: What was passed over: a sentence each.
+        down: By cloud, why there is nothing of it, and what to do.
     """
 
     offers: tuple[PricedOffer, ...] = ()
     problems: tuple[str, ...] = ()
+    down: Mapping[str, str] = field(default_factory=dict)
 
     def __add__(self, other: "Found") -> "Found":
         """Both."""
-        return Found(self.offers + other.offers, self.problems + other.problems)
+        return Found(self.offers + other.offers, self.problems + other.problems, {**self.down, **other.down})
 
 
 def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[PricedOffer]:
@@ -157,15 +166,5 @@ def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[
         return one.price_usd_per_hour if one.can_be_taken else one.with_disk_usd_per_hour(candidate.disk_gib)
 
     found = [one for one in priced if one.accelerators == candidate.gpu and one.can_be_taken == wants_spot
-             and _is_there(candidate.infra, one) and (most is None or price(one) <= most)]
+             and one.is_at(candidate.infra) and (most is None or price(one) <= most)]
     return sorted(found, key=lambda one: (price(one), one.region, one.machine_id or 0))
-
-
-def _is_there(infra: str, one: PricedOffer) -> bool:
-    """A zone lies in its region; a region of Vast has a continent behind it, which offers do not name."""
-    cloud, _, place = infra.partition("/")
-    if cloud != one.cloud:
-        return False
-    if one.cloud == "vast":
-        return not place or place.lower().startswith(one.region.lower())
-    return is_within(one.infra, infra) or is_within(infra, one.infra)

@@ -40,24 +40,24 @@ def vast_prices(gpus: Collection[str]) -> Found:
         gpus: `H100` for any number of it in a machine, `H100:8`.
     """
     if not has_credentials("vast"):
-        return Found(problems=(f"vast: its key is not here; write it to {_KEY_FILE} ({_KEYS})",))
+        return Found(down={"vast": f"its key is not here; write it to {_KEY_FILE} ({_KEYS})"})
     try:
         sdk: Any = importlib.import_module("vastai").VastAI(retry=1, quiet=True)
         return soon(lambda: sum((_of_card(sdk, gpu) for gpu in gpus), Found()))
     except ImportError:
-        return Found(problems=("vast: its package is not installed; make .venv",))
+        return Found(down={"vast": "its package is not installed; make .venv"})
     except StoreError as error:
-        return Found(problems=(f"vast: {error.problem}; repeat it later",))
+        return Found(down={"vast": f"{error.problem}; repeat it later"})
     except Exception as error:  # noqa: BLE001  requests' own text may hold the key
-        return Found(problems=(_silence(error),))
+        return Found(down={"vast": _silence(error)})
 
 
 def _silence(error: Exception) -> str:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403):
-        return f"vast: it does not take the key (HTTP {status}); write a new one to {_KEY_FILE} ({_KEYS})"
+        return f"it does not take the key (HTTP {status}); write a new one to {_KEY_FILE} ({_KEYS})"
     why = f"HTTP {status}" if status else type(error).__name__
-    return f"vast: it did not answer ({why}); repeat it later"
+    return f"it did not answer ({why}); repeat it later"
 
 
 def _of_card(sdk: Any, gpu: str) -> Found:

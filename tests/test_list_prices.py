@@ -72,19 +72,19 @@ def test_a_card_without_a_number_is_wanted_in_any(home: Path) -> None:
 
 def test_a_catalog_that_is_not_here_is_named_with_what_to_type(home: Path) -> None:
     catalog(home, "gcp").unlink()
-    assert list_prices("gcp", ["A100:1"]) == Found(problems=(
-        "gcp: SkyPilot's catalog is not here; fetch it: .venv/bin/sky gpus list A100 --infra gcp "
-        "--all-regions",))
+    assert list_prices("gcp", ["A100:1"]) == Found(down={
+        "gcp": "SkyPilot's catalog is not here; fetch it: .venv/bin/sky gpus list A100 --infra gcp "
+               "--all-regions"})
 
 
 def test_a_torn_catalog_is_named_with_what_is_wrong(home: Path) -> None:
     path = catalog(home, "azure")
     path.write_text("InstanceType,AcceleratorName,AcceleratorCount,Price\n")
-    (problem,) = list_prices("azure", ["H100"]).problems
-    assert problem == (f"azure: {path} is no catalog of SkyPilot's (it has no column SpotPrice); delete it, "
-                       "and SkyPilot fetches it again")
+    assert list_prices("azure", ["H100"]).down["azure"] == (
+        f"{path} is no catalog of SkyPilot's (it has no column SpotPrice); delete it, and SkyPilot "
+        "fetches it again")
     path.write_bytes(b"\xff\xfe\x00")
-    assert "is no catalog of SkyPilot's" in list_prices("azure", ["H100"]).problems[0]
+    assert "is no catalog of SkyPilot's" in list_prices("azure", ["H100"]).down["azure"]
 
 
 @pytest.mark.parametrize(("price", "spot", "said", "left"), [

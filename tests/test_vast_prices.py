@@ -97,26 +97,26 @@ def test_a_machine_that_is_rented_is_not_offered_and_a_new_bid_is_seen(fake: Vas
 
 def test_without_a_key_it_says_where_one_goes(home: Path) -> None:
     (home / ".config/vastai/vast_api_key").unlink()
-    assert vast_prices(["H100"]).problems == (
-        "vast: its key is not here; write it to ~/.config/vastai/vast_api_key "
-        "(https://cloud.vast.ai/manage-keys)",)
+    assert vast_prices(["H100"]).down == {
+        "vast": "its key is not here; write it to ~/.config/vastai/vast_api_key "
+                "(https://cloud.vast.ai/manage-keys)"}
 
 
 @pytest.mark.parametrize(("status", "said"), [
-    (401, "vast: it does not take the key (HTTP 401); write a new one to ~/.config/vastai/vast_api_key "
+    (401, "it does not take the key (HTTP 401); write a new one to ~/.config/vastai/vast_api_key "
           "(https://cloud.vast.ai/manage-keys)"),
-    (500, "vast: it did not answer (HTTP 500); repeat it later")])
+    (500, "it did not answer (HTTP 500); repeat it later")])
 def test_what_vast_refuses_is_one_line_without_the_key(
         status: int, said: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with answering(status, {}, monkeypatch):
         found = vast_prices(["H100"])
-    assert found.offers == () and found.problems == (said,)
+    assert found.offers == () and found.down == {"vast": said}
     assert KEY not in said
 
 
 def test_where_nobody_listens_it_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "server_url_default", "http://127.0.0.1:9")
-    assert vast_prices(["H100"]).problems == ("vast: it did not answer (ConnectionError); repeat it later",)
+    assert vast_prices(["H100"]).down == {"vast": "it did not answer (ConnectionError); repeat it later"}
 
 
 def test_machines_without_place_or_sense_are_passed_over_and_the_others_shown(
