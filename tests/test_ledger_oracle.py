@@ -108,7 +108,8 @@ class World:
     def train(self, fate: str, name: str, phases: Counter) -> tuple[int, Counter]:
         """Steps, saves, evaluations and waits; what no save has kept is booked by how it was lost."""
         step, kept, pending = self.durable, Counter(), Counter()
-        others = self.chance.choices(["step"] * 8 + ["save", "evaluate", "wait"], k=self.chance.randrange(120))
+        kinds = ["step"] * 8 + ["save", "evaluate", "wait"]
+        others = self.chance.choices(kinds, k=self.chance.randrange(120))
         for what in ["step", *others, *(["save"] if fate == "done" else [])]:
             if what == "step":
                 step += 1

@@ -7,9 +7,10 @@ from decimal import Decimal
 import pytest
 
 from launcher import rental_log
-from launcher.rental_cost import alone_usd, on_rentals, total_usd, unused_rentals
+from launcher.rental_cost import alone_usd, on_rentals, rental_of, total_usd, unused_rentals
 from launcher.rentals import Price, Rental, Terms, merged
 from trainer.contract import Document
+from trainer.rental_terms import RentalTerms
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases, Traffic
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -118,6 +119,16 @@ def test_each_attempt_is_on_the_machine_that_was_rented_before_it():
         Decimal("0.60"), Decimal("1.60")]
     # 0.60 + 1.60 for GPUs, 45 + 50 minutes of disk at 3 cents.
     assert total_usd(attempts, ends(attempts), rentals, at(500)) == Decimal("2.2475")
+
+
+def test_a_short_attempt_is_not_billed_by_the_contract_that_was_made_seconds_later():
+    rentals = [rental(0, 10.5), rental(10.7, None)]
+    short = attempt(1, 10, 10.4)
+    assert rental_of(short, rentals) == rentals[0]
+    # A machine that says when it was rented is that one, whatever its clock says.
+    terms = RentalTerms(rented_at=at(10.7))
+    late = short.model_copy(update={"attempt": short.attempt.model_copy(update={"terms": terms})})
+    assert rental_of(late, rentals) == rentals[1]
 
 
 def test_a_machine_that_never_came_to_an_attempt_costs_its_disk_and_what_it_ran():
