@@ -8,7 +8,7 @@ import pytest
 
 from launcher import rental_log
 from launcher.rental_cost import alone_usd, on_rentals, rental_of, total_usd, unused_rentals
-from launcher.rentals import Price, Rental, Terms, merged
+from launcher.rentals import Price, Rental, Rentals, Terms, merged
 from trainer.contract import Document
 from trainer.rental_terms import RentalTerms
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases, Traffic
@@ -85,8 +85,9 @@ def test_an_attempt_on_another_cloud_is_not_billed_by_the_contract_that_ended_se
 
 def test_what_one_server_tells_does_not_make_what_another_told_forgotten():
     first, second, late = rental(0, 50), rental(60, None), rental(60, 90)
-    assert merged([first, second], [late], at(-1)).rentals == (first, late)
-    assert merged([], [rental(-9, -5), first], at(-1)).rentals == (first,)  # of an earlier run of this name
+    assert merged([first, second], Rentals.of([late]), at(-1)).rentals == (first, late)
+    earlier = rental(-9, -5)  # of another run of this name
+    assert merged([], Rentals.of([earlier, first], num_torn=2), at(-1)) == Rentals.of([first], num_torn=2)
 
 
 def test_a_machine_that_is_given_back_later_is_paid_until_then():
@@ -196,3 +197,4 @@ def test_a_torn_line_hides_no_other(log):
     rental_log.gone("never-rented", at(20))
     log.write_text(log.read_text() + '[1]\n{}\n{"instance_id": "i9", "machine_id": 3}\n' + json.dumps("x"))
     assert rental_log.read() == {"i0": rental(0, 20)}
+    assert rental_log.read_all()[1] == 4  # and those are counted
