@@ -17,8 +17,8 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
-# What the user has for W&B: no test may send there.
-for _name in [name for name in os.environ if name.startswith("WANDB_")]:
+# What the user has for W&B and as webhook: no test may send there.
+for _name in [name for name in os.environ if name.startswith("WANDB_") or name == "LDLM_WEBHOOK_URL"]:
     del os.environ[_name]
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
