@@ -26,7 +26,8 @@ def show_plan(proposal: Proposal, quote: Quote | None = None) -> None:
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
     holds = [("holds", quote.words)] if quote else []
-    console.answer_facts([*_plan_facts(plan, store), *holds, *_market_facts(proposal), *model_facts(plan)])
+    console.answer_facts([*_plan_facts(plan, store), *holds, *_bid_facts(plan), *_market_facts(proposal),
+                          *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
@@ -118,8 +119,15 @@ def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
     return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
 
 
+def _bid_facts(plan: Plan) -> list[tuple[str, str]]:
+    """What is advised of bids at Vast, once for offers of which the same is."""
+    told = [f"advised: {offer.advice.reason}" for which in Document for offer in plan.candidates(which)
+            if offer.advice and not (which is Document.TRAIN and plan.only_benchmark)]
+    return [("bid" if not index else "", text) for index, text in enumerate(dict.fromkeys(told))]
+
+
 def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
-    """What there is now, and how long it waits for machines, where it has to ask for them."""
+    """Who pays, what there is now, and how long it waits for machines, where it has to ask for them."""
     limits, plan = proposal.recipe.limits, proposal.plan
     names = {Document.TRAIN: "to train", Document.BENCH: "to benchmark"}
     asks = [which for which in Document
@@ -128,7 +136,8 @@ def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
     markets += [proposal.market_problem] if proposal.market_problem else []
     waits = [f"{limits.wait_hours_for(which):g} h {names[which]}"
              + (" (never past the deadline)" if plan.deadline_of(which) else "") for which in asks]
-    return [*zip(("market", ""), markets, strict=False),
+    credits = [("credits", proposal.payment.words)] if proposal.payment else []
+    return [*credits, *zip(("market", ""), markets, strict=False),
             *([("waits", f"for a machine up to {', '.join(waits)}")] if waits else [])]
 
 
@@ -152,6 +161,7 @@ def plan_json(proposal: Proposal, quote: Quote, reasons: Sequence[LdlmError]) ->
             "market": {document: market.model_dump(mode="json")
                        for document, market in proposal.markets.items()},
             "market_problem": proposal.market_problem,
+            "out_of_pocket_usd": str(proposal.payment.out_of_pocket_usd) if proposal.payment else None,
             "refusals": [{"place": reason.place, "problem": reason.problem, "fix": reason.fix}
                          for reason in reasons]}
 
