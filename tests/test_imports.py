@@ -22,8 +22,8 @@ OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "traine
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
                     "trainer.services", "trainer.shards", "trainer.sizes", "trainer.spent",
                     "trainer.store", "trainer.store_words",
-                    "trainer.text_checks", "trainer.text_files", "trainer.unfinished_uploads",
-                    "trainer.wandb_options"}
+                    "trainer.tell", "trainer.text_checks", "trainer.text_files", "trainer.unfinished_uploads",
+                    "trainer.wandb_options", "trainer.webhook"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
