@@ -37,6 +37,7 @@ from launcher.cli_options import (
 )
 from launcher.cli_panels import ADVANCED, TwoPanels
 from launcher.controller_cli import app as controller
+from launcher.simulate_cli import simulate
 from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror 
 app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
+app.command(rich_help_panel=ADVANCED)(simulate)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
