@@ -81,7 +81,8 @@ def test_what_simple_policies_cost_can_be_worked_out_by_hand():
 
 @pytest.mark.parametrize("setting", [
     SETTING, replace(SETTING, deadline_h=3.2), replace(SETTING, overhead_h=0.02),
-    replace(SETTING, overhead_h=0), replace(SETTING, spot_usd_per_hour=2.9), replace(SETTING, deadline_h=4.25, overhead_h=0.35)])
+    replace(SETTING, overhead_h=0), replace(SETTING, spot_usd_per_hour=2.9),
+    replace(SETTING, deadline_h=4.25, overhead_h=0.35)])
 @pytest.mark.parametrize("num_places", [1, 2])
 def test_no_policy_beats_the_clairvoyant_and_none_but_spot_alone_is_late(setting, num_places):
     up = windows_of(num_places, seed=9, num_windows=200)
