@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from launcher.carry_out import INTERRUPTED
+from launcher.cli_offers import offers as list_offers
 from launcher.cli_options import (
     AllowDirty,
     ApiServer,
@@ -23,6 +24,7 @@ from launcher.cli_options import (
     Json,
     MaxCost,
     NewRunId,
+    OffersFile,
     OneRun,
     PlanDigest,
     PngFile,
@@ -42,8 +44,8 @@ from launcher.cli_options import (
     Yes,
 )
 from launcher.cli_panels import ADVANCED, TwoPanels
+from launcher.cli_simulate import simulate
 from launcher.controller_cli import app as controller
-from launcher.simulate_cli import simulate
 from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
 app.command(rich_help_panel=ADVANCED)(simulate)
+app.command("offers", rich_help_panel=ADVANCED)(list_offers)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
@@ -99,7 +102,8 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-         deadline: Deadline = None, sets: Sets = None, as_json: Json = False) -> None:
+         deadline: Deadline = None, sets: Sets = None, offers: OffersFile = None,
+         as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
     from launcher import console, launching, plan_screen
     from launcher.next_steps import after_plan
@@ -107,7 +111,7 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
     from launcher.refusals import refusals
 
     order = Order(command="launch", what=recipe,
-                  options=_options(infra, store, None, max_cost, deadline, sets))
+                  options=_options(infra, store, None, max_cost, deadline, sets, offers))
     proposal = launching.propose(order)
     quote, reasons = launching.quoted(order, proposal), list(refusals(proposal))
     if as_json:
@@ -121,11 +125,12 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
 def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra = None,
            store: StoreUrl = None, max_cost: MaxCost = None, deadline: Deadline = None, sets: Sets = None,
            run_id: NewRunId = None, yes: Yes = False, dry_run: DryRun = False,
-           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
+           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False,
+           offers: OffersFile = None) -> None:
     """Plan, ask, train, benchmark, bill."""
     from launcher.launching import start
 
-    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets), plan,
+    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets, offers), plan,
           _manner(yes, detach, allow_dirty, preempt_at, dry_run=dry_run))
 
 
@@ -349,11 +354,11 @@ def _in_trainer(module: str, arguments: list[str]) -> NoReturn:
 
 
 def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,
-             deadline: str | None, sets: list[str] | None) -> "PlanOptions":
+             deadline: str | None, sets: list[str] | None, offers: str | None = None) -> "PlanOptions":
     from launcher.commands import PlanOptions
 
     return PlanOptions(infra=infra, store=store, run_id=run_id, max_cost=max_cost, deadline=deadline,
-                       overrides=sets or ())
+                       overrides=sets or (), offers=offers)
 
 
 def _manner(yes: bool, detach: bool, allow_dirty: bool, preempt_at: str | None, *,

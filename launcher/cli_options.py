@@ -45,6 +45,8 @@ StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
 Infra = Annotated[str | None, typer.Option(
     "--infra", callback=known_infra, help="local, vast, azure, gcp, gcp/us-central1, …")]
+OffersFile = Annotated[str | None, typer.Option(
+    "--offers", callback=not_empty, metavar="FILE", help="Prices of a file, as `ldlm offers --json` prints.")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
 Deadline = Annotated[str | None, typer.Option(
     "--deadline", help="Hours from now after which it stops itself.")]
