@@ -46,6 +46,7 @@ from launcher.cli_options import (
     Yes,
 )
 from launcher.cli_panels import ADVANCED, TwoPanels
+from launcher.cli_simulate import simulate
 from launcher.controller_cli import app as controller
 from trainer.contract import LdlmError
 
@@ -65,6 +66,7 @@ weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror 
 app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
+app.command(rich_help_panel=ADVANCED)(simulate)
 app.command("offers", rich_help_panel=ADVANCED)(list_offers)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
