@@ -4,8 +4,9 @@
 
 The whole trainer, one rank, on a GPU at the recipe's sizes or here at small ones (`--recipe paper-gpt2`):
 first a few steps with a checkpoint, its encoder a mirror of random weights read where it lies; then the same
-run on a machine that has nothing, whose store is a server (`plain_s3.py`) behind a line. FOLDER holds the
-store; the second machine's copy lies among temporary files.
+run on a machine that has nothing, whose store is a server (`plain_s3.py`) behind a line. The checkpoint is of
+a step that is rounded, as those are that a run saves by time. FOLDER holds the store; the second machine's
+copy lies among temporary files.
 """
 
 import argparse
@@ -29,11 +30,13 @@ from trainer.store import open_store
 
 DEADLINE_S = 900.0
 BUCKET = "bench"
+SAVED_STEP = 10
 SHORT: dict[str, Any] = {
     "steps": 1000, "log_every_steps": 1, "evaluate_every_steps": 1000, "evaluate_sequences": 4,
     "heartbeat_s": 0.5, "data": {"source": "python-docs"},
     "token_encoder": {"statistics_tokens": 16_384, "placement": "gpu"},
-    "checkpoint": {"every_steps": 2, "every_minutes": None}}
+    "optimizer": {"round_steps": SAVED_STEP},
+    "checkpoint": {"every_steps": SAVED_STEP, "every_minutes": None}}
 
 ON_A_CPU: dict[str, Any] = {
     "precision": "fp32", "data": {"sequence_length": 16}, "token_encoder": {"statistics_tokens": 256},
@@ -56,7 +59,7 @@ def configured(recipe: str, weights: str) -> TrainConfig:
 def begin(run: TrainerRun) -> None:
     """An attempt that ends, without a word, when a checkpoint is durable."""
     process = run.start()
-    run.wait_for(process, 1, durable=2)
+    run.wait_for(process, 1, durable=SAVED_STEP)
     kill_tree(process)
 
 

@@ -29,10 +29,10 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
     "candidates", "market",
-    "self_end")]
+    "self_end", "policies_known")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
-          "obstore", "numpy", "tempfile"}
+          "obstore", "tempfile"}
 HEAVY = {"torch", "deepspeed", "transformers", "sky", "pandas", "pydantic", "obstore", "boto3", "botocore",
          "azure", "google", "vastai", "numpy"}
 
