@@ -8,7 +8,7 @@ from launcher.course import Course, Place
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.store_prices import sent_usd_per_gb, store_price
-from trainer.contract import Document
+from trainer.contract import Document, Env
 
 _HOUR_S = 3600.0
 # Between two decisions: what `simulate` looks at, ten minutes, and of short runs a 150th (guess).
@@ -24,32 +24,37 @@ def course_of(plan: Plan, store: str | None, envs_of: Callable[[Offer], dict[str
         envs_of: What nodes are told of the offer that they are.
     """
     offers = _both_kinds(plan.candidates(Document.TRAIN))
-    if plan.deadline is None or plan.start is None or len({offer.spot for offer in offers}) < 2 or any(
-            offer.price_usd_per_hour is None for offer in offers):
+    if plan.deadline is None or plan.start is None or len({is_spot for _, is_spot in offers}) < 2 or any(
+            offer.price_usd_per_hour is None for offer, _ in offers):
         return None
     hours = sum(float(part.hours.mid) for part in plan.parts
                 if part.document is Document.TRAIN and part.name != "set-up")
     whole_h = (plan.deadline - plan.planned_at) / timedelta(hours=1)
-    lost_s = plan.saves.lost_s / 2 if plan.saves else 0.0  # on average half of the most
+    lost_s = min(plan.saves.lost_s, hours * _HOUR_S) / 2 if plan.saves else 0.0  # on average half of the most
     overhead_h = min((plan.start.again_s + lost_s) / _HOUR_S, max(0.0, whole_h - hours))
     tick_s = min(_LONGEST_TICK_S, max(1.0, whole_h * _HOUR_S / _TICKS))
-    resources = [_rented_as(offer) for offer in rented_apart(offers)]
+    resources = [_rented_as(offer) for offer in rented_apart([offer for offer, _ in offers])]
     places = tuple(Place(
-        infra=offer.infra, spot=offer.spot, resource=resources.index(_rented_as(offer)),
+        infra=offer.infra, spot=is_spot, resource=resources.index(_rented_as(offer)),
         usd_per_hour=offer.price_usd_per_hour or Decimal(0), move_usd=_move_usd(plan, offer, store),
-        envs=envs_of(offer)) for offer in offers)
+        envs=envs_of(offer) | _label(offer, is_spot)) for offer, is_spot in offers)
     return Course(begins_at=plan.planned_at, ends_at=plan.deadline, work_h=round(hours, 6),
                   overhead_h=round(overhead_h, 6), tick_s=round(tick_s, 3), from_step=plan.done_steps,
                   to_step=plan.steps, places=places)
 
 
-def _both_kinds(offers: Sequence[Offer]) -> list[Offer]:
-    """Of this machine both kinds are played, where the recipe has a price of each."""
+def _both_kinds(offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:
+    """Each with whether it is spot. This machine plays both, where the recipe has a price of each."""
     local = offers[0]
     if not local.is_local or local.on_demand_usd_per_hour is None:
-        return list(offers)
-    return [local.model_copy(update={"spot": True}),
-            local.model_copy(update={"price_usd_per_hour": local.on_demand_usd_per_hour})]
+        return [(offer, offer.spot) for offer in offers]
+    return [(local, True),
+            (local.model_copy(update={"price_usd_per_hour": local.on_demand_usd_per_hour}), False)]
+
+
+def _label(offer: Offer, is_spot: bool) -> dict[str, str]:
+    """Offers of clouds say in their label which of both they are."""
+    return {Env.OFFER: f"{offer.label} ({'spot' if is_spot else 'on-demand'})"} if offer.is_local else {}
 
 
 def rented_apart(offers: Sequence[Offer]) -> list[Offer]:
@@ -62,7 +67,7 @@ def rented_apart(offers: Sequence[Offer]) -> list[Offer]:
 
 def _rented_as(offer: Offer) -> tuple[object, ...]:
     """What tells the candidates of a task apart; whether Vast is bid for stands elsewhere in it."""
-    return offer.infra, offer.accelerators, offer.spot and offer.cloud not in ("vast", "local"), offer.image
+    return offer.infra, offer.accelerators, offer.spot and offer.cloud != "vast", offer.image
 
 
 def _move_usd(plan: Plan, offer: Offer, store: str | None) -> Decimal:
