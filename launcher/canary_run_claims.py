@@ -126,7 +126,7 @@ def benchmarked(evidence: Evidence) -> Found:
 
 def set_up_timed(evidence: Evidence) -> Found:
     """Seconds from the bill's begin to the first step."""
-    trained = [files.heartbeat.phases.setup_s for files in evidence.record.attempts
+    trained = [files.heartbeat.phases.until_training_s for files in evidence.record.attempts
                if files.heartbeat and has_trained(files)]
     if not trained:
         return Found(Mark.FAIL, "no attempt has trained")

@@ -81,7 +81,7 @@ def _judge_canary(run_id: str, store: str | None) -> None:
 
 
 def _show_end(run_id: str, store: str | None) -> None:
-    from launcher import commands, console, kept, learning_screen, runs, screens
+    from launcher import commands, console, cost_screen, kept, learning_screen, runs, screens
     from launcher.learning import learned
     from launcher.report import cost_report
 
@@ -89,7 +89,7 @@ def _show_end(run_id: str, store: str | None) -> None:
     learning_screen.show_learning(learned(view.record), with_samples=view.record.bench is None)
     screens.show_bench(view.record)
     console.answer()
-    screens.show_cost(cost_report(view))
+    cost_screen.show_cost(cost_report(view))
     kept.show_bill_goes_on(view)
     console.answer()
     console.answer(commands.end_words(view), "title")

@@ -191,7 +191,7 @@ def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: Ma
 @app.command()
 def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where the money of a run went."""
-    from launcher import console, kept, screens
+    from launcher import console, cost_screen, kept
     from launcher.report import cost_report
     from launcher.runs import view_run
 
@@ -200,7 +200,7 @@ def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
     if as_json:
         console.answer_json(report.to_json() | kept.kept_json(view.record))
     else:
-        screens.show_cost(report)
+        cost_screen.show_cost(report)
         kept.show_bill_goes_on(view)
 
 

@@ -83,7 +83,7 @@ def _show_news(files: AttemptFiles, line: console.ProgressLine, shown: set[tuple
 
 def _say_first_step(number: int, beat: Heartbeat, line: console.ProgressLine) -> None:
     line.restart()
-    setup = console.duration(beat.phases.setup_s)
+    setup = console.duration(beat.phases.until_training_s)
     if beat.resumed_from_step:
         line.say(f"attempt {number}: resumed from step {beat.resumed_from_step}, set-up took {setup}", "fix")
     else:

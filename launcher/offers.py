@@ -1,21 +1,24 @@
 """What can be rented now, as offers: one hardware choice with price and place.
 
-Live prices of clouds are not asked for: a cloud offer carries a price only where the recipe says one.
+A cloud's price is what its list or market says (`launcher/priced_offers.py`), within the recipe's; where
+nobody was asked, or nothing is listed, what the recipe says.
 """
 
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 
 from launcher.frozen import Frozen
 from launcher.gpu_kinds import GPU_KINDS
+from launcher.priced_offers import PricedOffer, priced_for
 from launcher.recipe import OWN, Candidate
 
 DEFAULT_CPU_RANKS = 2
 WITH_LIST_PRICES = ("azure", "gcp")  # SkyPilot's catalogs have them; of Vast they are no price list
+_MOST_REGIONS = 5  # of a candidate that leaves them open: a task names each, and more are a wall of text
 _USABLE = 0.985  # of the memory that the driver names, what CUDA offers (guess: 31.4 of 31.8 GiB)
 _NVIDIA_SMI = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader,nounits")
 
@@ -90,10 +93,16 @@ class Offer(Frozen):
         lacks: What this machine lacks of the local hardware that the recipe names: it can be planned for,
             and not be launched here. None if nothing is lacking.
         spot: The machine can be taken back: spot on Azure and GCP, interruptible on Vast.
-        price_usd_per_hour: All nodes together; None when it is not known here.
+        price_usd_per_hour: All nodes together; None when it is not known here. What nodes count; of a bid
+            the most that the GPUs can cost.
+        on_demand_usd_per_hour: All nodes together, of the same hardware there; None: not known.
         price_is_simulated: Nobody sends a bill of this price.
         torch_index: Of wheels, beside pip's own; None: the locked torch as it is.
         seen_at: UTC, when the price was true.
+        listed: The list's or market's own word on it, with all else that it says; None: nobody was asked, or
+            has it. On Vast the cheapest machine that fits.
+        limit_usd_per_hour: The most that a machine is rented for on demand at Vast, with its disk; None: its
+            price.
     """
 
     infra: str
@@ -113,6 +122,13 @@ class Offer(Frozen):
     torch_index: str | None = None
     disk_gib: int
     seen_at: datetime
+    listed: PricedOffer | None = None
+    limit_usd_per_hour: Decimal | None = None
+
+    @property
+    def most_usd_per_hour(self) -> Decimal | None:
+        """What an hour of all nodes can cost at most; None when that is not known."""
+        return self.price_usd_per_hour if self.limit_usd_per_hour is None else self.limit_usd_per_hour
 
     @property
     def cloud(self) -> str:
@@ -148,13 +164,41 @@ class Offer(Frozen):
         return f"{self.hardware} on {self.infra} ({taken if self.spot else 'on-demand'})"
 
 
-def make_offers(candidates: Iterable[Candidate], machine: Machine, now: datetime) -> tuple[Offer, ...]:
-    """The offers behind candidates, in their order."""
-    return tuple(make_offer(candidate, machine, now) for candidate in candidates)
+def make_offers(candidates: Iterable[Candidate], machine: Machine, now: datetime,
+                priced: Sequence[PricedOffer] = ()) -> tuple[Offer, ...]:
+    """The offers behind candidates, in their order; of one that leaves its region open the cheapest regions.
+
+    Args:
+        priced: What clouds list, and markets have.
+    """
+    return tuple(offer for candidate in candidates
+                 for offer in _listed_offers(candidate, priced, now)
+                 or [make_offer(candidate, machine, now)])
+
+
+def _listed_offers(candidate: Candidate, priced: Sequence[PricedOffer], now: datetime) -> list[Offer]:
+    """The offers behind a candidate that somebody has priced: of Vast one, of other clouds one a region."""
+    by_region: dict[str, PricedOffer] = {}
+    for one in priced_for(candidate, priced):
+        by_region.setdefault("" if one.cloud == "vast" else one.region, one)
+    return [_listed_offer(candidate, one, now) for one in list(by_region.values())[:_MOST_REGIONS]]
+
+
+def _listed_offer(candidate: Candidate, listed: PricedOffer, now: datetime) -> Offer:
+    is_at_vast, nodes = listed.cloud == "vast", candidate.num_nodes
+    each = listed.with_disk_usd_per_hour(candidate.disk_gib) if is_at_vast else listed.price_usd_per_hour
+    on_demand = listed.on_demand_usd_per_hour if listed.can_be_taken else each
+    is_narrower = not is_at_vast and len(listed.infra) > len(candidate.infra)  # a zone stays a zone
+    return cloud_offer(candidate, now).model_copy(update={
+        "infra": listed.infra if is_narrower else candidate.infra,
+        "price_usd_per_hour": candidate.bid_usd_per_hour or each * nodes,
+        "on_demand_usd_per_hour": None if on_demand is None else on_demand * nodes,
+        "limit_usd_per_hour": candidate.price_usd_per_hour if is_at_vast else None,
+        "listed": listed, "seen_at": listed.seen_at})
 
 
 def make_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
-    """The offer behind a candidate, on this machine or in a cloud."""
+    """The offer behind a candidate, on this machine or in a cloud, by the recipe's word alone."""
     return local_offer(candidate, machine, now) if candidate.is_local else cloud_offer(candidate, now)
 
 

@@ -163,7 +163,7 @@ def _wait_hours(recipe: Recipe, which: Document, course: Course | None) -> float
 
 def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[str, str]:
     """What nodes are told of the offer that they are."""
-    price, rates = offer.price_usd_per_hour, rates_of(offer, recipe.store)
+    price, rates = offer.most_usd_per_hour, rates_of(offer, recipe.store)
     return {
         Env.GPU: offer.accelerators or "",
         Env.GPU_MEMORY: f"{offer.gpu_memory_gib:g}" if offer.accelerators and offer.gpu_memory_gib else "",

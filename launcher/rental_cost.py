@@ -67,7 +67,8 @@ def total_usd(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rent
     Args:
         events: Of the run: they tell what its supervision costs.
     """
-    total = unused_usd(attempts, rentals, now) + controller_usd(events, now)
+    unused = sum((alone_usd(rental, now) for rental in unused_rentals(attempts, rentals)), Decimal(0))
+    total = unused + controller_usd(events, now)
     for files, held in zip(attempts, on_rentals(attempts, untils, rentals, now), strict=True):
         by_the_second = price_for(held.until - files.attempt.billed_from, files.attempt.price_usd_per_hour)
         total += (by_the_second if held.gpu_usd is None else held.gpu_usd) + held.disk_usd + held.network_usd
@@ -87,19 +88,16 @@ def usd_by_instance(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]
     return found
 
 
-def unused_usd(attempts: Sequence[AttemptFiles], rentals: Sequence[Rental], now: datetime) -> Decimal:
-    """Dollars of machines on which no attempt has begun: they did not start, or were taken before."""
+def unused_rentals(attempts: Sequence[AttemptFiles], rentals: Sequence[Rental]) -> list[Rental]:
+    """Machines on which no attempt has begun: they did not start, or were taken before."""
     used = [rental_of(files, rentals) for files in attempts]
     newest = rentals[-1] if rentals else None  # while it is there, its attempt may still come
-    return sum((alone_usd(rental, now) for rental in rentals
-                if rental not in used and (rental is not newest or rental.ended_at)), Decimal(0))
+    return [rental for rental in rentals if rental not in used and (rental is not newest or rental.ended_at)]
 
 
 def alone_usd(rental: Rental, now: datetime) -> Decimal:
     """Dollars of a machine on which no attempt has begun: of its disk, and of its GPUs while it ran."""
-    end = rental.ended_at or now
-    gpu_usd = rental.gpu_usd(rental.running_at, end) if rental.running_at else Decimal(0)
-    return rental.disk_usd(now) + gpu_usd
+    return rental.disk_usd(now) + rental.alone_gpu_usd(now)
 
 
 def node_terms(rental: Rental, known: Iterable[Rental]) -> RentalTerms:

@@ -75,6 +75,10 @@ class Rental(Frozen):
         spans = zip(self.prices, starts, starts[1:], strict=False)
         return sum((price_for(end - start, price.usd_per_hour) for price, start, end in spans), Decimal(0))
 
+    def alone_gpu_usd(self, now: datetime) -> Decimal:
+        """Dollars of its GPUs since it was first seen running, until it ended or `now`."""
+        return self.gpu_usd(self.running_at, self.ended_at or now) if self.running_at else Decimal(0)
+
     def disk_usd(self, now: datetime) -> Decimal:
         """Dollars of its disk until it was given back, or `now`: it is billed while it stands still, too."""
         held_s = Decimal(((self.ended_at or now) - self.rented_at).total_seconds())

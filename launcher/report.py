@@ -1,87 +1,31 @@
-"""Where the money of a run went, to the cent: by attempt, by category, planned beside spent (pure).
+"""Where the money of a run went, to the cent: by category, by attempt, planned beside spent (pure)."""
 
-Every second that a machine is billed belongs to exactly one category, so that the categories of a
-report add up to its total.
-"""
-
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import ROUND_DOWN, Decimal
-from enum import StrEnum
 from typing import Any
 
+from launcher.attempt_cost import (
+    DONE,
+    EXACT,
+    STARTING,
+    WASTED,
+    AttemptCost,
+    Category,
+    Fate,
+    attempt_cost,
+)
 from launcher.cost import Range
-from launcher.rental_cost import OnRental, on_rentals, unused_usd
+from launcher.ledger_doubts import doubts
+from launcher.rental_cost import on_rentals, unused_rentals
 from launcher.run_record import PlannedOffer, RunRecord, RunView, Status
 from trainer.contract import Document, Outcome
 from trainer.run_folder import AttemptFiles, Heartbeat
 from trainer.spent import charged_until, controller_usd
 
-# To a millionth of a millionth of a dollar: what is rounded here adds up exactly from here on.
-_EXACT = Decimal("1e-12")
 _MICRO = Decimal("1e-6")
-
-
-class Category(StrEnum):
-    """What a billed second went into."""
-
-    USEFUL = "useful"  # training steps that are in a durable checkpoint
-    SETUP = "set-up"  # install, start-up, restore, shut-down
-    CHECKPOINT = "checkpointing"  # training stood still for a save
-    EVALUATION = "evaluation"
-    LOST = "lost to preemption"  # paid after the last durable checkpoint of a machine that was taken
-    CRASHED = "lost to a crash"  # the same of an attempt that broke; shown only when there is some
-    STOPPED = "lost to a stop"  # of one that its user stopped before it could save
-    UNSAVED = "not yet saved"  # of a running attempt: useful once the next checkpoint is durable
-    BENCHMARK = "benchmark"
-    DISK = "disk"  # of rented machines, from their contract on until they are given back
-    NETWORK = "network"
-    UNUSED = "machines that did not start"  # rented, and no attempt began on them
-    CONTROLLER = "controller"  # who supervises the run, from each submission to its end
-
-
-_DONE = "done"
-_ONLY_IF_ANY = (Category.CRASHED, Category.STOPPED, Category.UNSAVED, Category.DISK, Category.NETWORK,
-                Category.UNUSED, Category.CONTROLLER)
-_WASTED = (Category.LOST, Category.CRASHED, Category.STOPPED)
-
-
-@dataclass(frozen=True)
-class AttemptCost:
-    """One attempt of the report.
-
-    Attributes:
-        price_usd_per_hour: Of its machines; where the price has changed meanwhile, its mean.
-        beside: Dollars that are not by the second.
-        start_s: Seconds to the first step, by part; empty where there was none.
-    """
-
-    number: int
-    document: Document
-    seconds: dict[Category, float]
-    price_usd_per_hour: Decimal
-    beside: dict[Category, Decimal]
-    from_step: int
-    durable_step: int
-    end: str
-    start_s: Mapping[str, float]
-
-    @property
-    def usd_by_category(self) -> dict[Category, Decimal]:
-        """Dollars of each category."""
-        return {category: (self.price_usd_per_hour * Decimal(seconds) / 3600).quantize(_EXACT)
-                for category, seconds in self.seconds.items()} | self.beside
-
-    @property
-    def usd(self) -> Decimal:
-        """Dollars of the whole attempt."""
-        return sum(self.usd_by_category.values(), Decimal(0))
-
-    @property
-    def wasted_s(self) -> float:
-        """Seconds of work that has to be done again."""
-        return sum(self.seconds.get(category, 0.0) for category in _WASTED)
+_BILLION = 10**9
 
 
 @dataclass(frozen=True)
@@ -89,37 +33,34 @@ class CostReport:
     """The bill of a run, in our own arithmetic; the provider's bill is the provider's word.
 
     Attributes:
+        status: Where the run is.
         planned_usd: Of the plan; None if it had no prices.
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
         tokens: Seen by durable training steps.
-        unused_usd: Of machines on which no attempt has begun.
-        controller_usd: Of who supervises the run.
+        beside: Dollars of no attempt: machines on which none has begun, and who supervises the run.
         has_finished: All that was planned is done, so that planned and spent can be compared.
+        doubts: What in the record contradicts itself, a sentence each.
     """
 
     run_id: str
+    status: Status
     attempts: Sequence[AttemptCost]
     planned_usd: Range | None
     on_demand_usd: Decimal | None
     price_is_simulated: bool
     tokens: int
-    unused_usd: Decimal
-    controller_usd: Decimal
+    beside: Mapping[Category, Decimal]
     has_finished: bool
+    doubts: Sequence[str]
 
     @property
     def spent_usd(self) -> Decimal:
         """Total of the run."""
-        return sum((attempt.usd for attempt in self.attempts), self.unused_usd + self.controller_usd)
+        return sum((attempt.usd for attempt in self.attempts), sum(self.beside.values(), Decimal(0)))
 
     def by_category(self) -> dict[Category, Decimal]:
-        """Dollars by category over all attempts; adds up to `spent_usd`, exactly."""
-        parts = [attempt.usd_by_category for attempt in self.attempts]
-        beside = {Category.UNUSED: self.unused_usd, Category.CONTROLLER: self.controller_usd}
-        parts.append({category: usd for category, usd in beside.items() if usd})
-        return {category: sum((part.get(category, Decimal(0)) for part in parts), Decimal(0))
-                for category in Category
-                if category not in _ONLY_IF_ANY or any(category in part for part in parts)}
+        """Dollars of every category, zeros included; adds up to `spent_usd`, exactly."""
+        return added_up([*(attempt.usd_by_category for attempt in self.attempts), self.beside])
 
     @property
     def goodput(self) -> float | None:
@@ -129,59 +70,144 @@ class CostReport:
         useful = sum(attempt.seconds.get(Category.USEFUL, 0.0) for attempt in training)
         return useful / paid if paid else None
 
+    @property
+    def usd_per_billion_tokens(self) -> Decimal | None:
+        """All that was spent, by 10^9 useful tokens; None before there are any."""
+        return self.spent_usd / self.tokens * _BILLION if self.tokens else None
+
+    @property
+    def unsaved_usd(self) -> Decimal:
+        """What losing the machine now would cost."""
+        return sum((attempt.unsaved_usd for attempt in self.attempts), Decimal(0))
+
+    @property
+    def preemptions_usd(self) -> Decimal:
+        """What machines that were taken have cost: work done again, and the starts after each.
+
+        Saves, which such losses make necessary, are not in it: they are `checkpoint stall`.
+        """
+        total, was_taken = Decimal(0), False
+        for cost in self.attempts:
+            usd = cost.usd_by_category
+            total += usd.get(Category.RECOMPUTED, Decimal(0))
+            if cost.document is Document.BENCH:
+                total += usd.get(Category.BENCHMARK, Decimal(0)) if cost.was_taken else 0
+            elif was_taken:
+                total += sum((usd.get(category, Decimal(0)) for category in STARTING), Decimal(0))
+            was_taken = cost.was_taken or (was_taken and not cost.has_trained)
+        return total
+
+    def rows(self) -> list[dict[Category, Decimal]]:
+        """Dollars of each attempt, and last those of none, by category, in millionths.
+
+        What is made of them adds up as it stands, by rows, by columns and in all.
+        """
+        parts = [*(attempt.usd_by_category for attempt in self.attempts), self.beside]
+        cells = [part.get(category, Decimal(0)) for part in parts for category in Category]
+        shown = iter(amounts_that_add_up(cells, _MICRO))
+        return [{category: next(shown) for category in Category} for _ in parts]
+
     def to_json(self) -> dict[str, Any]:
-        """Stable form for `--json`: dollars as text with six decimals, which add up as they stand."""
-        categories, plan = self.by_category(), self.planned_usd
-        shown = amounts_that_add_up([*categories.values()], _MICRO)
-        of_attempts = amounts_that_add_up([attempt.usd for attempt in self.attempts], _MICRO)
+        """The stable form that `ldlm cost RUN --json` prints. Dollars are text with six decimals.
+
+        run_id, status: text
+        spent_usd: total; both `usd_by_category`, and `usd` of attempts with `beside_attempts_usd`, add up to
+            it exactly as they stand
+        planned_usd: [p10, p50, p90] of the plan, or null
+        on_demand_usd: the same work undisturbed, or null
+        preemptions_usd: what machines that were taken have cost, of what was spent
+        unsaved_usd: what losing the machine now would cost, of what was spent
+        usd_per_billion_tokens, goodput (in [0, 1]): or null before there is any training
+        tokens: useful ones
+        price_is_simulated: nobody sends a bill
+        usd_by_category: all categories of `launcher.attempt_cost.Category`, zeros included
+        beside_attempts_usd: by category, of machines on which no attempt began and of supervision
+        attempts: number, document (`train`, `bench`), cloud, region, hardware, price_usd_per_hour (text, not
+            rounded), began_at, ended_at (ISO 8601, UTC; null while it runs), end (a word), reason,
+            from_step, durable_step, usd, usd_by_category (those with seconds or dollars),
+            seconds_by_category, start_s (seconds to the first step, by part)
+        doubts: sentences about records that contradict each other
+        """
+        *rows, beside = self.rows()
+        plan = self.planned_usd
         return {
-            "run_id": self.run_id,
-            "spent_usd": _text(sum(shown, Decimal(0))),
+            "run_id": self.run_id, "status": self.status.value,
+            "spent_usd": _text(sum(added_up([*rows, beside]).values(), Decimal(0))),
             "planned_usd": [_text(value) for value in (plan.low, plan.mid, plan.high)] if plan else None,
-            "on_demand_usd": _text(self.on_demand_usd) if self.on_demand_usd is not None else None,
-            "price_is_simulated": self.price_is_simulated,
-            "goodput": self.goodput,
-            "tokens": self.tokens,
-            "usd_by_category": {name.value: _text(usd) for name, usd in zip(categories, shown, strict=True)},
-            "attempts": [_attempt_json(cost, usd)
-                         for cost, usd in zip(self.attempts, of_attempts, strict=True)],
+            "on_demand_usd": _text_or_none(self.on_demand_usd),
+            "preemptions_usd": _text(self.preemptions_usd), "unsaved_usd": _text(self.unsaved_usd),
+            "usd_per_billion_tokens": _text_or_none(self.usd_per_billion_tokens), "goodput": self.goodput,
+            "tokens": self.tokens, "price_is_simulated": self.price_is_simulated,
+            "usd_by_category": _texts(added_up([*rows, beside])),
+            "beside_attempts_usd": _texts({name: beside[name] for name in self.beside}),
+            "attempts": [_attempt_json(cost, row) for cost, row in zip(self.attempts, rows, strict=True)],
+            "doubts": list(self.doubts),
         }
 
 
-def _attempt_json(cost: AttemptCost, usd: Decimal) -> dict[str, Any]:
-    return {"attempt": cost.number, "document": cost.document.value, "end": cost.end,
-            "from_step": cost.from_step, "durable_step": cost.durable_step, "usd": _text(usd),
-            "price_usd_per_hour": str(cost.price_usd_per_hour),
-            "start_s": dict(cost.start_s),
-            "seconds_by_category": {name.value: round(value, 3) for name, value in cost.seconds.items()}}
+def _attempt_json(cost: AttemptCost, usd: Mapping[Category, Decimal]) -> dict[str, Any]:
+    ended = cost.ended_at.isoformat() if cost.ended_at else None
+    return {"attempt": cost.number, "document": cost.document.value, "cloud": cost.cloud,
+            "region": cost.region, "hardware": cost.hardware,
+            "price_usd_per_hour": f"{cost.price_usd_per_hour:f}", "began_at": cost.began_at.isoformat(),
+            "ended_at": ended, "end": cost.end, "reason": cost.reason, "from_step": cost.from_step,
+            "durable_step": cost.durable_step, "usd": _text(sum(usd.values(), Decimal(0))),
+            "usd_by_category": _texts({name: usd[name] for name in cost.usd_by_category}),
+            "seconds_by_category": {name.value: round(value, 3) for name, value in cost.seconds.items()},
+            "start_s": dict(cost.start_s)}
 
 
-def cost_report(view: RunView) -> CostReport:
-    """Compute the bill of a run; an open attempt is charged as the view says."""
+def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
+    """Compute the bill of a run; an open attempt is charged as the view says.
+
+    Args:
+        view: Of the run.
+        since: Leave out attempts that began before, machines that were rented before, and supervision.
+    """
     record, plan = view.record, view.record.plan
     open_number = record.open_attempt.attempt.number if record.open_attempt else None
     is_live = view.status not in (Status.ENDED, Status.UNKNOWN)
     stopped = {event.detail.get("attempt") for event in record.events if event.kind == "stop_requested"}
-    held = on_rentals(record.attempts, charged_until(record.attempts, view.charged_to), record.rentals,
-                      view.charged_to)
-    costs = [attempt_cost(files, on_rental, running=is_live and files.attempt.number == open_number,
-                          stopped=files.attempt.number in stopped)
-             for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)]
+    untils = charged_until(record.attempts, view.charged_to)
+    held = on_rentals(record.attempts, untils, record.rentals, view.charged_to)
+    costs = [attempt_cost(files, on_rental, Fate(running=is_live and files.attempt.number == open_number,
+                                                 stopped=files.attempt.number in stopped))
+             for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)
+             if since is None or files.attempt.billed_from >= since]
     offer = plan.offers.get(Document.TRAIN, PlannedOffer()) if plan else PlannedOffer()
     beat = record.training.heartbeat if record.training else None
     return CostReport(
-        run_id=record.run_id, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
+        run_id=record.run_id, status=view.status, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
         planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
         tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0,
-        unused_usd=unused_usd(record.attempts, record.rentals, view.charged_to).quantize(_EXACT),
-        controller_usd=controller_usd(record.events, view.charged_to).quantize(_EXACT),
-        has_finished=view.status is Status.ENDED and _is_all_done(record))
+        beside=_beside(view, since), has_finished=view.status is Status.ENDED and _is_all_done(record),
+        doubts=list(doubts(record, untils)))
+
+
+def _beside(view: RunView, since: datetime | None) -> dict[Category, Decimal]:
+    """Dollars of no attempt, where there are some."""
+    record, now = view.record, view.charged_to
+    unused = [rental for rental in unused_rentals(record.attempts, record.rentals)
+              if since is None or rental.rented_at >= since]
+    supervised = controller_usd(record.events, now)
+    if since is not None and since < now:
+        supervised -= controller_usd([event for event in record.events if event.at < since], since)
+    found = {Category.PROVISIONING: sum((rental.alone_gpu_usd(now) for rental in unused), Decimal(0)),
+             Category.DISK: sum((rental.disk_usd(now) for rental in unused), Decimal(0)),
+             Category.CONTROLLER: supervised}
+    return {category: usd.quantize(EXACT) for category, usd in found.items() if usd}
 
 
 def _is_all_done(record: RunRecord) -> bool:
     """False for a run that was stopped half-way, or that came to no benchmark."""
     trained = record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
     return trained and record.bench_end is None
+
+
+def added_up(parts: Sequence[Mapping[Category, Decimal]]) -> dict[Category, Decimal]:
+    """Every category over all parts, zeros included."""
+    return {category: sum((part.get(category, Decimal(0)) for part in parts), Decimal(0))
+            for category in Category}
 
 
 def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal) -> list[Decimal]:
@@ -200,21 +226,6 @@ def amounts_that_add_up(amounts: Sequence[Decimal], places: Decimal) -> list[Dec
     for index in by_remainder[:missing]:
         rounded[index] += places
     return rounded
-
-
-def attempt_cost(files: AttemptFiles, on_rental: OnRental, *, running: bool, stopped: bool) -> AttemptCost:
-    """Split one attempt's billed seconds into categories; `stopped`: its user asked it to end."""
-    total_s = max(0.0, (on_rental.until - files.attempt.billed_from).total_seconds())
-    beat, price = files.heartbeat, files.attempt.price_usd_per_hour
-    if on_rental.gpu_usd is not None and total_s:
-        price = (on_rental.gpu_usd * 3600 / Decimal(total_s)).quantize(_EXACT).normalize()
-    beside = {Category.DISK: on_rental.disk_usd, Category.NETWORK: on_rental.network_usd}
-    return AttemptCost(
-        number=files.attempt.number, document=files.attempt.document, price_usd_per_hour=price,
-        seconds=_split(files, total_s, _rest_category(files, running=running, stopped=stopped)),
-        beside={category: usd.quantize(_EXACT) for category, usd in beside.items() if usd},
-        from_step=beat.resumed_from_step if beat else 0, durable_step=beat.durable_step if beat else 0,
-        end=_end_words(files, running=running, stopped=stopped), start_s=beat.start_s if beat else {})
 
 
 def _with_later_knowledge(attempts: Sequence[AttemptFiles]) -> list[AttemptFiles]:
@@ -246,70 +257,30 @@ def _durable_at(beat: Heartbeat, step: int) -> Heartbeat:
     return beat.model_copy(update={"durable_step": step, "durable_train_s": kept_s})
 
 
-def _split(files: AttemptFiles, total_s: float, rest: Category) -> dict[Category, float]:
-    if files.attempt.document is Document.BENCH:
-        return {Category.BENCHMARK: total_s}
-    beat = files.heartbeat
-    if beat is None or beat.phases.train_s == 0:
-        return {Category.SETUP: total_s}
-    left_s = total_s
-    seconds: dict[Category, float] = {}
-    for category, claimed_s in ((Category.SETUP, beat.phases.setup_s),
-                                (Category.CHECKPOINT, beat.phases.checkpoint_s),
-                                (Category.USEFUL, beat.durable_train_s),
-                                (Category.EVALUATION, beat.durable_evaluate_s)):
-        # No category may claim more than was billed, whatever a skewed clock says.
-        seconds[category] = min(claimed_s, left_s)
-        left_s -= seconds[category]
-    seconds[rest] = seconds.get(rest, 0.0) + left_s
-    return seconds
-
-
-def _rest_category(files: AttemptFiles, *, running: bool, stopped: bool) -> Category:
-    """What the time is that no durable checkpoint covers."""
-    if running:
-        return Category.UNSAVED
-    if files.end is None or files.end.preempted or files.end.exit_code is None:
-        return Category.LOST
-    if files.end.exit_code in (0, 75) and not files.end.hung:
-        return Category.SETUP
-    return Category.STOPPED if stopped else Category.CRASHED
-
-
-def _end_words(files: AttemptFiles, *, running: bool, stopped: bool) -> str:
-    if running:
-        return "running"
-    if files.end and files.end.preempted:
-        return "preempted"
-    if files.end and files.end.wrong_machine:
-        return "wrong machine"
-    if files.end and files.end.hung:
-        return "hung"
-    if files.end is None or files.end.exit_code is None:
-        return "vanished"
-    code = files.end.exit_code
-    saved = "saved" if files.attempt.document is Document.TRAIN else "stopped"  # a benchmark saves nothing
-    names = {0: _DONE, 75: saved, 78: "bad recipe", 70: "broke"}
-    if stopped and code not in names:
-        return "stopped at once" if code == 128 + signal.SIGKILL else "stopped"
-    return names.get(code, f"crashed ({code})")
-
-
 def _on_demand_usd(costs: Sequence[AttemptCost], offer: PlannedOffer) -> Decimal | None:
-    """One undisturbed life: one set-up, the useful work with its saves and evaluations, one benchmark.
+    """One undisturbed life: one start, the useful work with its saves and evaluations, one benchmark.
 
-    The set-up is that of the first attempt that reached training, the benchmark the one that succeeded.
+    The start is that of the first attempt that reached training, the benchmark the one that succeeded.
     None before any training: there is no work to compare.
     """
     price = offer.on_demand_usd_per_hour
-    trained = [cost.seconds for cost in costs if Category.USEFUL in cost.seconds]
+    trained = [cost.seconds for cost in costs if cost.has_trained]
     if price is None or not trained:
         return None
+    start = sum(trained[0].get(category, 0.0) for category in (Category.PROVISIONING, Category.SETUP))
     work = sum(value for seconds in trained for category, value in seconds.items()
-               if category is not Category.SETUP and category not in _WASTED)
-    benchmarks = [cost.seconds for cost in costs if cost.document is Document.BENCH and cost.end == _DONE]
-    benchmark = benchmarks[-1][Category.BENCHMARK] if benchmarks else 0.0
-    return price * Decimal(trained[0][Category.SETUP] + work + benchmark) / 3600
+               if category not in (*STARTING, *WASTED))
+    done = [cost.seconds for cost in costs if cost.document is Document.BENCH and cost.end == DONE]
+    benchmark = sum(done[-1].values()) if done else 0.0
+    return price * Decimal(start + work + benchmark) / 3600
+
+
+def _texts(usd: Mapping[Category, Decimal]) -> dict[str, str]:
+    return {category.value: _text(amount) for category, amount in usd.items()}
+
+
+def _text_or_none(usd: Decimal | None) -> str | None:
+    return None if usd is None else _text(usd)
 
 
 def _text(usd: Decimal) -> str:

@@ -2,12 +2,10 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from typing import Any
 
 from launcher import console
 from launcher.commands import resume_command
-from launcher.cost import Range
 from launcher.engine import EnginePhase
 from launcher.engines import cannot_tell, is_hidden
 from launcher.follow import describe
@@ -15,13 +13,10 @@ from launcher.learning import Learned
 from launcher.learning_screen import show_learning
 from launcher.model_screen import pace_words
 from launcher.recipe import RecipeSummary
-from launcher.report import AttemptCost, Category, CostReport, amounts_that_add_up
 from launcher.run_record import RunRecord, RunView, Scores, Status, ending_words
 from trainer.contract import Document, Outcome
 from trainer.run_folder import IdleGpu
 
-_BAR_WIDTH = 24
-_PARTS_SHOWN = 4  # of the longest set-up
 _FAILED = {Outcome.LOST: "failed: crashed", Outcome.DIVERGED: "failed: diverged",
            Outcome.BAD_CONFIG: "failed: bad recipe", Outcome.NO_CAPACITY: "failed: no machine"}
 
@@ -179,84 +174,6 @@ def _bench_notes(speed: dict[str, Any]) -> Iterator[str]:
         yield "a few CPU minutes do not make language: the samples show that the path works, no more"
     if not speed["is_rtx5090"]:
         yield "this is not an RTX 5090 figure"
-
-
-def show_cost(report: CostReport) -> None:
-    """The bill: by category, by attempt, planned beside spent."""
-    simulated = " (simulated price)" if report.price_is_simulated else ""
-    digits = 2 if report.spent_usd >= 10 else 4
-    console.answer(f"Cost of {report.run_id}{simulated}", "title")
-    if report.attempts:
-        console.answer()
-        _show_categories(report, digits)
-        console.answer()
-        _show_attempts(report, digits)
-        console.answer()
-    else:
-        console.answer("No attempt has begun, so nothing was spent.")
-    console.answer_facts(_comparisons(report, digits))
-
-
-def _show_categories(report: CostReport, digits: int) -> None:
-    categories, spent = report.by_category(), report.spent_usd
-    shown = amounts_that_add_up([*categories.values()], Decimal(1).scaleb(-digits))
-    shares = [usd / spent * 100 if spent else Decimal(0) for usd in categories.values()]
-    percents = amounts_that_add_up(shares, Decimal(1))
-    rows = [[category, console.dollars(usd, digits), f"{percent}%", console.bar(percent / 100, _BAR_WIDTH)]
-            for category, usd, percent in zip(categories, shown, percents, strict=True)]
-    console.answer_table(["where it went", "dollars", "share", ""], rows, right=[1, 2], spare=[3, 2],
-                         total=["total", console.dollars(sum(shown, Decimal(0)), digits), "", ""])
-
-
-def _show_attempts(report: CostReport, digits: int) -> None:
-    shown = amounts_that_add_up([cost.usd for cost in report.attempts], Decimal(1).scaleb(-digits))
-    console.answer_table(["attempt", "", "steps kept", "set-up", "lost", "dollars", "end"], [
-        [str(cost.number), cost.document, _kept(cost), console.duration(cost.seconds.get(Category.SETUP, 0)),
-         console.duration(cost.wasted_s), console.dollars(usd, digits), cost.end]
-        for cost, usd in zip(report.attempts, shown, strict=True)], right=[0, 2, 3, 4, 5], spare=[3, 4, 2])
-    slowest = max(report.attempts, key=lambda cost: sum(cost.start_s.values()))
-    longest = sorted(slowest.start_s.items(), key=lambda part: -part[1])[:_PARTS_SHOWN]
-    if parts := [f"{part} {console.duration(seconds)}" for part, seconds in longest if seconds >= 1]:
-        console.answer()
-        console.answer_text(f"Most of the longest set-up, of attempt {slowest.number}: {', '.join(parts)}")
-
-
-def _kept(cost: AttemptCost) -> str:
-    if cost.document is not Document.TRAIN or cost.durable_step <= cost.from_step:
-        return "-"
-    return f"{cost.from_step} - {cost.durable_step}"
-
-
-def _comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
-    """Planned, spent, what on-demand would have cost, and what the money did."""
-    spent, planned, facts = report.spent_usd, report.planned_usd, []
-    if planned:
-        low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))
-        facts.append(("planned", f"~{mid} (p10 - p90: {low} - {high})"))
-    if report.attempts:
-        beside = f", {_against(spent, planned)}" if planned and report.has_finished else ""
-        facts.append(("spent", console.dollars(spent, digits) + beside))
-    if report.on_demand_usd is not None:
-        undisturbed = f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed"
-        facts.append(("on demand", undisturbed + _saved(spent, report.on_demand_usd)))
-    if report.goodput is not None:
-        facts.append(("goodput", f"{report.goodput:.0%} of the training time moved training forward"))
-    if report.tokens:
-        facts.append(("price", f"${spent / report.tokens * 10**9:,.2f} per B tokens"))
-    return facts
-
-
-def _against(spent: Decimal, planned: Range) -> str:
-    if planned.low <= spent <= planned.high:
-        return "within the planned range"
-    return f"{'above' if spent > planned.high else 'below'} the planned range"
-
-
-def _saved(spent: Decimal, on_demand: Decimal) -> str:
-    if not on_demand:
-        return ""
-    percent = round((1 - spent / on_demand) * 100)
-    return f": {percent}% saved" if percent >= 0 else f": {-percent}% more was paid"
 
 
 def _steps(record: RunRecord) -> tuple[str, str]:

@@ -52,8 +52,8 @@ def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None,
     found: dict[str, Any] = {"filters": filters}
     if run_id:
         found["run_id"] = run_id
-    if offer.price_usd_per_hour is not None:
-        found["usd_per_hour"] = float(offer.price_usd_per_hour)
+    if offer.most_usd_per_hour is not None:
+        found["usd_per_hour"] = float(offer.most_usd_per_hour)
     if "/" in offer.infra:
         found["in_region"] = True
     return found

@@ -90,14 +90,15 @@ def test_text_that_never_comes_is_a_hang_and_three_in_a_row_end_the_run(text: Pa
 def test_text_that_its_store_does_not_give_for_longer_than_a_hang_stops_training_and_not_the_attempt(
         text: Path, tmp_path: Path) -> None:
     """Of one rank of two; a run that waits hears that it is to stop, and saves."""
-    straight = new_run(text, tmp_path / "straight")
+    straight = new_run(text, tmp_path / "straight", steps=60)
     assert straight.finish()[0] == ExitCode.FINISHED
-    run, away = new_run(text, tmp_path, heartbeat_s=0.2), tmp_path / "away"
+    # Long enough not to be over before its text is taken away again.
+    run, away = new_run(text, tmp_path, heartbeat_s=0.2, steps=60), tmp_path / "away"
     away.touch()
     node = run.start(**hung(f"away:{away}"))
     run.wait_for(node, 1, step=0)
     give_up = time.monotonic() + run.deadline_s
-    while run.folder.attempt(1).heartbeat.phases.checkpoint_s < 2 * HANG_S:
+    while run.folder.attempt(1).heartbeat.phases.waiting_s < 2 * HANG_S:
         assert node.poll() is None and time.monotonic() < give_up
         time.sleep(0.1)
     away.unlink()
@@ -200,8 +201,8 @@ def test_one_slow_step_and_an_evaluation_between_steps_do_not_move_the_median(ra
     assert "where a step takes 20.00 s" in ranks.wait(200)
 
 
-@pytest.mark.parametrize("phase", ["setup_s", "checkpoint_s"])
-def test_set_up_and_saves_may_take_for_ever(ranks: Ranks, phase: str) -> None:
+@pytest.mark.parametrize("phase", ["setup_s", "restore_s", "checkpoint_s", "waiting_s"])
+def test_set_up_saves_and_waiting_for_text_may_take_for_ever(ranks: Ranks, phase: str) -> None:
     ranks.train(3, 1)
     ranks.enter(phase)
     assert ranks.wait(10**5, look_every_s=20) is None

@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 
 import psutil  # noqa: E402
 
+from launcher.attempt_cost import Category, Fate, attempt_cost  # noqa: E402
 from launcher.rental_cost import OnRental  # noqa: E402
-from launcher.report import Category, attempt_cost  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.contract import Document, ExitCode, Name, Outcome, RankEnd  # noqa: E402
 from trainer.node import node_end  # noqa: E402
@@ -103,7 +103,7 @@ def test_wrong_machines_cost_seconds_are_in_the_bill_and_three_of_them_end_the_r
     assert "wrong machine (1 of 3): " in tries[0][1] and tries[2][1].count("error: ") == 1
     ends = [files.end for files in run.folder.attempts()]
     assert [end.wrong_machine for end in ends] == [True, True, True]
-    costs = [attempt_cost(files, OnRental(files.end.at), running=False, stopped=False)
+    costs = [attempt_cost(files, OnRental(files.end.at), Fate())
              for files in run.folder.attempts()]
     assert [(cost.end, list(cost.seconds)) for cost in costs] == 3 * [("wrong machine", [Category.SETUP])]
     assert all(0 < cost.usd < 60 for cost in costs)  # at a dollar a second

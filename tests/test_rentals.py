@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from launcher import rental_log
-from launcher.rental_cost import on_rentals, total_usd, unused_usd
+from launcher.rental_cost import alone_usd, on_rentals, total_usd, unused_rentals
 from launcher.rentals import Price, Rental, Terms, merged
 from trainer.contract import Document
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases, Traffic
@@ -42,6 +42,10 @@ def attempt(number: int, start: float, end: float | None, code: int | None = 0, 
                         price_usd_per_hour=Decimal("1.20")),
         heartbeat=beat, end=None if end is None else AttemptEnd(
             at=at(end), exit_code=code, preempted=preempted, reason=""))
+
+
+def unused_usd(attempts: list[AttemptFiles], rentals: list[Rental], now: datetime) -> list[Decimal]:
+    return [alone_usd(one, now) for one in unused_rentals(attempts, rentals)]
 
 
 def ends(attempts: list[AttemptFiles]) -> list[datetime]:
@@ -120,9 +124,9 @@ def test_a_machine_that_never_came_to_an_attempt_costs_its_disk_and_what_it_ran(
     rentals = [rental(0, 20), rental(30, 50, running=40), rental(60, 110)]
     attempts = [attempt(1, 70, 110)]
     # 20 minutes of disk; 20 more and 10 minutes of GPUs.
-    assert unused_usd(attempts, rentals, at(500)) == Decimal("0.01") + Decimal("0.01") + Decimal("0.20")
-    assert unused_usd([], [rental(0, None)], at(10)) == 0  # its attempt may still come
-    assert unused_usd([], [rental(0, 20)], at(500)) == Decimal("0.01")
+    assert unused_usd(attempts, rentals, at(500)) == [Decimal("0.01"), Decimal("0.01") + Decimal("0.20")]
+    assert unused_usd([], [rental(0, None)], at(10)) == []  # its attempt may still come
+    assert unused_usd([], [rental(0, 20)], at(500)) == [Decimal("0.01")]
 
 
 def test_without_contracts_time_at_the_price_of_the_attempt_counts():

@@ -29,8 +29,8 @@ def test_every_fate_of_an_attempt_is_billed_to_the_cent(store_url):
     report = report_of(every_fate(store_url), ENDED)
     # By hand, at $0.001 a second: 300 + 200 + 100 + 500 useful seconds, and so on.
     assert dollars(report) == {
-        "useful": "1.1000", "set-up": "0.2600", "checkpointing": "0.0600", "evaluation": "0.0600",
-        "lost to preemption": "0.4900", "lost to a crash": "0.1300", "benchmark": "0.2400"}
+        "set-up": "0.2600", "useful": "1.1000", "recomputed": "0.4900", "checkpoint stall": "0.0600",
+        "evaluation": "0.0600", "crashed or stopped": "0.1300", "benchmark": "0.2400"}
     assert report.spent_usd == Decimal("2.34")
     assert [cost.end for cost in report.attempts] == ["preempted", "vanished", "crashed (1)", "done", "done"]
     assert [f"{cost.usd:.2f}" for cost in report.attempts] == ["0.60", "0.60", "0.30", "0.60", "0.24"]
@@ -44,7 +44,7 @@ def test_time_in_which_a_run_hung_is_lost_although_it_asks_to_be_run_again(store
     story.end(1, 400, 75, hung=True)
     report = report_of(story, ENDED)
     assert [cost.end for cost in report.attempts] == ["hung"]
-    assert dollars(report) == {"useful": "0.0500", "set-up": "0.0400", "lost to a crash": "0.3100"}
+    assert dollars(report) == {"set-up": "0.0400", "useful": "0.0500", "crashed or stopped": "0.3100"}
 
 
 def test_what_on_demand_would_have_cost_leaves_out_what_only_spot_pays(store_url):
@@ -88,7 +88,7 @@ def test_steps_that_the_next_attempt_found_durable_are_kept_in_the_bill(store_ur
     first = report.attempts[0]
     assert (first.from_step, first.durable_step) == (0, resumed)
     assert dollars(report)["useful"] == useful
-    assert dollars(report)["lost to preemption"] == lost
+    assert dollars(report)["recomputed"] == lost
 
 
 def test_what_a_user_stopped_at_once_is_not_called_a_crash(store_url):
@@ -105,7 +105,7 @@ def test_what_a_user_stopped_at_once_is_not_called_a_crash(store_url):
     story.end(3, 120, 75)
     report = report_of(story, ENDED)
     assert dollars(report) == {
-        "useful": "0.0200", "set-up": "0.0500", "lost to a stop": "0.0400", "benchmark": "0.0100"}
+        "set-up": "0.0500", "useful": "0.0200", "crashed or stopped": "0.0400", "benchmark": "0.0100"}
     assert [cost.end for cost in report.attempts] == ["stopped at once", "stopped", "stopped"]
 
 
@@ -116,15 +116,16 @@ def test_before_any_training_there_is_nothing_to_compare_with_on_demand(store_ur
     assert report_of(story, ENDED).on_demand_usd is None
 
 
-def test_a_running_attempt_is_charged_until_now_and_its_last_steps_are_not_yet_saved(store_url):
+def test_a_running_attempt_is_charged_until_now_and_what_is_not_yet_saved_is_said(store_url):
     story = preempted_once(store_url)
     story.attempt(2, 600)
     story.beat(2, 800, step=160, durable=150, resumed=100, setup=50, train=140, durable_train=90,
                checkpoint=10)
     report = report_of(story, RUNNING, at(900))
     assert dollars(report) == {
-        "useful": "0.3900", "set-up": "0.1500", "checkpointing": "0.0300", "evaluation": "0.0300",
-        "lost to preemption": "0.1500", "not yet saved": "0.1500"}
+        "set-up": "0.1500", "useful": "0.5400", "recomputed": "0.1500", "checkpoint stall": "0.0300",
+        "evaluation": "0.0300"}
+    assert report.unsaved_usd == Decimal("0.15")  # 50 s since its checkpoint, 100 since its heartbeat
     assert report.spent_usd == Decimal("0.90")
     assert report.attempts[-1].end == "running"
 

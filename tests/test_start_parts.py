@@ -49,4 +49,4 @@ def test_a_run_tells_the_parts_of_each_start_and_they_are_its_set_up(tmp_path: P
     assert "first step after " in output
     for beat in (first, second):
         before_s = sum(beat.start_s.values()) - beat.start_s["first step"]
-        assert before_s == pytest.approx(beat.phases.setup_s, abs=0.5)
+        assert before_s == pytest.approx(beat.phases.until_training_s, abs=0.5)

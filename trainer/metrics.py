@@ -35,7 +35,7 @@ from trainer.run_folder import (
 )
 from trainer.spent import beside_hours_usd, charged_until, controller_usd, hours_usd
 
-Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s"]
+Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s", "restore_s", "waiting_s"]
 
 
 class PhaseClock:

@@ -182,15 +182,15 @@ def read_config() -> TrainConfig:
 
 def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> Attempt:
     """The attempt that the engine has numbered, or the next free one."""
-    number = os.environ.get(Env.ATTEMPT)
+    number, place = os.environ.get(Env.ATTEMPT), cluster_info(os.environ)
     if number:
         return folder.attempt(int(number)).attempt
     return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at),
-                                host=socket.gethostname(), owner=owner_here(),
+                                host=socket.gethostname(), began_at=started_at, owner=owner_here(),
                                 lease_until=started_at + timedelta(seconds=START_S),
                                 price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
                                 offer=os.environ.get(Env.OFFER, ""), terms=_terms(folder),
-                                cloud=cluster_info(os.environ).get("cloud", ""))
+                                cloud=place.get("cloud", ""), region=place.get("region", ""))
 
 
 def _terms(folder: RunFolder) -> RentalTerms | None:

@@ -29,7 +29,9 @@ class Attempt(_Record):
     Attributes:
         billed_from: When its program started; on a rented machine, when the machine did, or when the attempt
             before this one on it ended.
-        cloud: Of its machine, as SkyPilot names it, in small letters; empty where SkyPilot did not start it.
+        began_at: When its node's program started on a rented machine; None: with `billed_from`.
+        cloud, region: Of its machine, as SkyPilot names them, in small letters; empty where SkyPilot did not
+            start it.
         owner: Who has started it, see `trainer/lease.py`.
         lease_until: No other owner starts an attempt before; a heartbeat may say a later time.
         terms: Of its machine; None where they are not known.
@@ -41,7 +43,9 @@ class Attempt(_Record):
     price_usd_per_hour: Decimal
     offer: str
     host: str
+    began_at: datetime | None = None
     cloud: str = ""
+    region: str = ""
     owner: str = ""
     lease_until: datetime | None = None
     terms: RentalTerms | None = None
@@ -57,11 +61,18 @@ class Traffic(_Record):
 class Phases(_Record):
     """Seconds of one attempt by what they went into. They add up to its age at the heartbeat."""
 
-    setup_s: float = 0.0  # from billed_from to the first step: install, start-up, restore
+    setup_s: float = 0.0  # from billed_from to the first step: install, start-up
     train_s: float = 0.0
     checkpoint_s: float = 0.0  # training stood still for a save
     evaluate_s: float = 0.0
     bench_s: float = 0.0
+    restore_s: float = 0.0  # of the start: the newest checkpoint was looked for, fetched and loaded
+    waiting_s: float = 0.0  # training stood still for text that its store did not give
+
+    @property
+    def until_training_s(self) -> float:
+        """From `billed_from` to the first step."""
+        return self.setup_s + self.restore_s
 
 
 class IdleGpu(_Record):
@@ -310,7 +321,8 @@ class RunFolder:
         )
 
     def claim_attempt(self, document: Document, *, billed_from: datetime, price_usd_per_hour: Decimal,
-                      offer: str, host: str, cloud: str = "", owner: str = "",
+                      offer: str, host: str, began_at: datetime | None = None, cloud: str = "",
+                      region: str = "", owner: str = "",
                       lease_until: datetime | None = None, terms: RentalTerms | None = None) -> Attempt:
         """Take the next attempt number; safe against a second claimer.
 
@@ -320,8 +332,9 @@ class RunFolder:
         first = max(self._numbers(), default=0) + 1
         for number in range(first, first + 10):
             attempt = Attempt(number=number, document=document, billed_from=billed_from,
-                              price_usd_per_hour=price_usd_per_hour, offer=offer, host=host, cloud=cloud,
-                              owner=owner, lease_until=lease_until, terms=terms)
+                              price_usd_per_hour=price_usd_per_hour, offer=offer, host=host,
+                              began_at=began_at, cloud=cloud, region=region, owner=owner,
+                              lease_until=lease_until, terms=terms)
             try:
                 self.write(attempt_file(number, "attempt.json"), attempt, create=True)
             except AlreadyExistsError:

@@ -98,7 +98,8 @@ def restore_or_start(job: Job) -> None:
     The encoder is loaded last, since a mirror of its weights is on its way here from the beginning: all that
     can be done meanwhile has been, and the checkpoint has come beside it.
     """
-    found = job.checkpoints.restore(job.say)
+    with job.clock.during("restore_s"):
+        found = job.checkpoints.restore(job.say)
     job.start.done("checkpoint")
     job.encoder.load()
     job.start.done("encoder")
@@ -157,7 +158,7 @@ def own_verdict(job: Job) -> Verdict:
 
 def stand_still(job: Job) -> None:
     """Wait a moment, all ranks alike: what was fetched ahead is used up. It is no hang."""
-    with job.clock.during("checkpoint_s"):
+    with job.clock.during("waiting_s"):
         time.sleep(_LOOK_AGAIN_S)
 
 

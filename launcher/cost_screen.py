@@ -1,0 +1,122 @@
+"""What `ldlm cost` shows of one run: from its bill to tables of 80 columns. Decides nothing."""
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+from launcher import console
+from launcher.attempt_cost import AttemptCost, Category
+from launcher.cost import Range
+from launcher.report import CostReport, amounts_that_add_up
+from trainer.contract import Document
+
+_BAR_WIDTH = 24
+_PARTS_SHOWN = 4  # of the longest start
+
+
+def show_cost(report: CostReport) -> None:
+    """The bill: by category, by attempt, planned beside spent."""
+    simulated = " (simulated price)" if report.price_is_simulated else ""
+    digits = digits_of(report.spent_usd)
+    console.answer(f"Cost of {report.run_id}{simulated}", "title")
+    if report.attempts or report.spent_usd:
+        console.answer()
+        show_categories(report.by_category(), digits)
+        console.answer()
+    if report.attempts:
+        _show_attempts(report, digits)
+        console.answer()
+        _show_machines(report)
+        console.answer()
+    else:
+        console.answer("No attempt has begun, so nothing was spent on one.")
+    console.answer_facts(_comparisons(report, digits))
+    if report.doubts:
+        console.answer()
+        console.answer_notes(report.doubts)
+
+
+def digits_of(usd: Decimal) -> int:
+    """Cents; below ten dollars hundredths of them, since a demo costs cents."""
+    return 2 if usd >= 10 else 4
+
+
+def show_categories(usd_by_category: Mapping[Category, Decimal], digits: int) -> None:
+    """Every category with its share; they add up to the total as they are shown."""
+    spent = sum(usd_by_category.values(), Decimal(0))
+    shown = amounts_that_add_up([*usd_by_category.values()], Decimal(1).scaleb(-digits))
+    shares = [usd / spent * 100 if spent else Decimal(0) for usd in usd_by_category.values()]
+    percents = amounts_that_add_up(shares, Decimal(1))
+    rows = [[category, console.dollars(usd, digits), f"{percent}%", console.bar(percent / 100, _BAR_WIDTH)]
+            for category, usd, percent in zip(usd_by_category, shown, percents, strict=True)]
+    console.answer_table(["where it went", "dollars", "share", ""], rows, right=[1, 2], spare=[3, 2],
+                         total=["total", console.dollars(sum(shown, Decimal(0)), digits), "", ""])
+
+
+def _show_attempts(report: CostReport, digits: int) -> None:
+    beside = sum(report.beside.values(), Decimal(0))
+    shown = amounts_that_add_up([*(cost.usd for cost in report.attempts), beside],
+                                Decimal(1).scaleb(-digits))
+    rows = [[str(cost.number), cost.document, _kept(cost), console.duration(cost.starting_s),
+             console.duration(cost.wasted_s), console.dollars(usd, digits), cost.end]
+            for cost, usd in zip(report.attempts, shown, strict=False)]
+    if beside:
+        rows.append(["-", "", "-", "", "", console.dollars(shown[-1], digits), "beside attempts"])
+    console.answer_table(["attempt", "", "steps kept", "start", "lost", "dollars", "end"], rows,
+                         right=[0, 2, 3, 4, 5], spare=[3, 4, 2])
+    slowest = max(report.attempts, key=lambda cost: sum(cost.start_s.values()))
+    longest = sorted(slowest.start_s.items(), key=lambda part: -part[1])[:_PARTS_SHOWN]
+    if parts := [f"{part} {console.duration(seconds)}" for part, seconds in longest if seconds >= 1]:
+        console.answer()
+        console.answer_text(f"Most of the longest start, of attempt {slowest.number}: {', '.join(parts)}")
+
+
+def _show_machines(report: CostReport) -> None:
+    rows = [[str(cost.number), cost.where or "-", cost.hardware or "-", f"${cost.price_usd_per_hour:.2f}",
+             f"{cost.began_at:%m-%d %H:%M:%S}", f"{cost.ended_at:%H:%M:%S}" if cost.ended_at else "-"]
+            for cost in report.attempts]
+    console.answer_table(["attempt", "where", "hardware", "an hour", "from (UTC)", "to"], rows,
+                         right=[0, 3], spare=[5, 4])
+
+
+def _kept(cost: AttemptCost) -> str:
+    if cost.document is not Document.TRAIN or cost.durable_step <= cost.from_step:
+        return "-"
+    return f"{cost.from_step} - {cost.durable_step}"
+
+
+def _comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
+    """Planned, spent, what on-demand would have cost, and what the money did."""
+    spent, planned, facts = report.spent_usd, report.planned_usd, []
+    if planned:
+        low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))
+        facts.append(("planned", f"~{mid} (p10 - p90: {low} - {high})"))
+    if report.attempts:
+        beside = f", {_against(spent, planned)}" if planned and report.has_finished else ""
+        facts.append(("spent", console.dollars(spent, digits) + beside))
+    if report.unsaved_usd:
+        unsaved = console.dollars(report.unsaved_usd, digits)
+        facts.append(("at risk", f"{unsaved} of it is in no checkpoint yet"))
+    if report.on_demand_usd is not None:
+        undisturbed = f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed"
+        facts.append(("on demand", undisturbed + _saved(spent, report.on_demand_usd)))
+    if report.preemptions_usd:
+        facts.append(("preemptions", f"{console.dollars(report.preemptions_usd, digits)}: work done again, "
+                                     "and starts after a loss"))
+    if report.goodput is not None:
+        facts.append(("goodput", f"{report.goodput:.0%} of the training time moved training forward"))
+    if (price := report.usd_per_billion_tokens) is not None:
+        facts.append(("price", f"${price:,.2f} per B tokens"))
+    return facts
+
+
+def _against(spent: Decimal, planned: Range) -> str:
+    if planned.low <= spent <= planned.high:
+        return "within the planned range"
+    return f"{'above' if spent > planned.high else 'below'} the planned range"
+
+
+def _saved(spent: Decimal, on_demand: Decimal) -> str:
+    if not on_demand:
+        return ""
+    percent = round((1 - spent / on_demand) * 100)
+    return f": {percent}% saved" if percent >= 0 else f": {-percent}% more was paid"

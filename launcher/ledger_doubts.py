@@ -1,0 +1,57 @@
+"""Where the records that a bill is made of contradict each other, and what the bill makes of it. Pure.
+
+A bill is made of what several machines have written, each by its own clock. What cannot be true is still
+billed, never more than was paid for and never twice to hide it, and said.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import pairwise
+
+from launcher.run_record import RunRecord
+from trainer.run_folder import STARTS, AttemptFiles
+
+_MOMENT_S = 5.0  # a heartbeat takes to write, or clocks of one network differ by (guess)
+
+
+def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
+    """A sentence for each contradiction.
+
+    Args:
+        record: Of the run.
+        untils: Until when each attempt is charged.
+    """
+    yield from _of_attempts(record.attempts, untils)
+    for files, until in zip(record.attempts, untils, strict=True):
+        yield from _of_one(files, until)
+    starts = [event.at for event in record.events if event.kind in STARTS]
+    if any(event.kind == "ended" and (not starts or event.at < starts[0]) for event in record.events):
+        yield ("the run's end is dated before its start: a clock was wrong, and its supervision is charged "
+               "until now")
+
+
+def _of_attempts(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]) -> Iterator[str]:
+    for (one, until), (other, _) in pairwise(zip(attempts, untils, strict=True)):
+        first, second = one.attempt.number, other.attempt.number
+        begins = other.attempt.billed_from
+        if begins < one.attempt.billed_from:
+            early_s = (one.attempt.billed_from - begins).total_seconds()
+            yield (f"attempt {second} begins {early_s:.0f} s before attempt {first}: their clocks disagree; "
+                   "each is billed by its own")
+        elif (both_s := (until - begins).total_seconds()) > _MOMENT_S:
+            yield (f"attempts {first} and {second} overlap by {both_s:.0f} s: both are billed, since two "
+                   "machines were paid at once")
+
+
+def _of_one(files: AttemptFiles, until: datetime) -> Iterator[str]:
+    beat, number = files.heartbeat, files.attempt.number
+    if beat is None:
+        return
+    told_s = sum(beat.phases.model_dump().values())
+    billed_s = (until - files.attempt.billed_from).total_seconds()
+    if told_s - billed_s > _MOMENT_S:
+        yield (f"attempt {number} tells of {told_s - billed_s:.0f} s more than it is billed for: its clock "
+               "was set; no more than was billed is shown")
+    if files.end and (late_s := (beat.at - files.end.at).total_seconds()) > _MOMENT_S:
+        yield (f"attempt {number} gave a sign of life {late_s:.0f} s after its end: who ended it has another "
+               "clock, or it lived on; it is billed to that end")

@@ -1,0 +1,131 @@
+"""What can be rented where and at which price: one list over clouds, whoever has named the prices. Pure.
+
+SkyPilot's catalogs of Azure and GCP (`launcher/list_prices.py`), Vast's live market
+(`launcher/vast_prices.py`) and saved files (`launcher/offers_file.py`) all end here; `launcher/offers.py`
+makes offers of a recipe of it.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field
+
+from launcher.frozen import Frozen
+from launcher.infra import is_within
+from launcher.recipe import Candidate
+from launcher.rentals import HOURS_OF_MONTH
+
+Terms = Literal["spot", "bid", "on-demand"]
+HIGHEST_USD_PER_HOUR = 1000  # of one machine; the dearest with eight GPUs is at 150 in 2026 (guess)
+_HIGHEST_USD_PER_GB = 10  # kept for a month, or sent; a cent or two as a rule (guess)
+# Clouds of ours whose machines can be taken back, by what that is called there.
+TAKEN_BACK: dict[str, Terms] = {"vast": "bid", "azure": "spot", "gcp": "spot"}
+
+_UsdPerHour = Annotated[Decimal, Field(gt=0, le=HIGHEST_USD_PER_HOUR)]
+_UsdPerGb = Annotated[Decimal, Field(ge=0, le=_HIGHEST_USD_PER_GB)]
+
+
+class PricedOffer(Frozen):
+    """One machine of a market, or one kind of machine in one region of a cloud, at a price.
+
+    Attributes:
+        cloud: `vast`, `azure` or `gcp`.
+        region: As SkyPilot spells it; of Vast place and country, `Texas, US`.
+        gpu: SkyPilot's name.
+        terms: `spot` (Azure, GCP) and `bid` (Vast) can be taken back.
+        price_usd_per_hour: Of the whole machine without its disk; of a bid the lowest that wins now.
+        on_demand_usd_per_hour: Of the same machine in the same region, to compare with; None: not known.
+        instance_type: The cloud's own name; None on Vast.
+        machine_id: Vast's; None elsewhere.
+        reliability: 0 to 1, as the market rates the host.
+        cuda: The newest that the host's driver takes.
+        sent_usd_per_gb, received_usd_per_gb: Of network, by 10^9 bytes; None: nobody has said.
+        upload_mbit_s, download_mbit_s: Of the host.
+        disk_usd_per_gb_month: Of a disk beside the price.
+        seen_at: UTC, when the price was true.
+        source: Who has said so: `SkyPilot's catalog`, `Vast`.
+    """
+
+    cloud: Literal["vast", "azure", "gcp"]
+    region: Annotated[str, Field(min_length=1)]
+    gpu: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$")]
+    num_gpus: Annotated[int, Field(ge=1, le=64)]
+    gpu_memory_gib: Annotated[float, Field(gt=0, le=1000)] | None = None
+    terms: Terms
+    price_usd_per_hour: _UsdPerHour
+    on_demand_usd_per_hour: _UsdPerHour | None = None
+    instance_type: str | None = None
+    machine_id: int | None = None
+    reliability: Annotated[float, Field(ge=0, le=1)] | None = None
+    cuda: Annotated[float, Field(gt=0, le=100)] | None = None
+    sent_usd_per_gb: _UsdPerGb | None = None
+    received_usd_per_gb: _UsdPerGb | None = None
+    upload_mbit_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    download_mbit_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    disk_usd_per_gb_month: _UsdPerGb | None = None
+    seen_at: AwareDatetime
+    source: Annotated[str, Field(min_length=1)]
+
+    @property
+    def infra(self) -> str:
+        """In SkyPilot's language: `gcp/us-central1`."""
+        return f"{self.cloud}/{self.region}"
+
+    @property
+    def accelerators(self) -> str:
+        """`H100:8`."""
+        return f"{self.gpu}:{self.num_gpus}"
+
+    @property
+    def can_be_taken(self) -> bool:
+        """True for spot machines and bids."""
+        return self.terms != "on-demand"
+
+    @property
+    def usd_per_gpu_hour(self) -> Decimal:
+        """Of one of its GPUs."""
+        return self.price_usd_per_hour / self.num_gpus
+
+    @property
+    def place(self) -> tuple[object, ...]:
+        """What makes it another offer: two of one place are the same machine, seen twice."""
+        return self.cloud, self.region, self.accelerators, self.terms, self.instance_type, self.machine_id
+
+    def with_disk_usd_per_hour(self, disk_gib: int) -> Decimal:
+        """Price of the machine with a disk, as far as the disk's price is known."""
+        disk = (self.disk_usd_per_gb_month or Decimal(0)) * disk_gib / HOURS_OF_MONTH
+        return self.price_usd_per_hour + disk.quantize(Decimal("0.000001"))
+
+    def age(self, now: datetime) -> timedelta:
+        """How old its price is; never negative."""
+        return max(timedelta(0), now - self.seen_at)
+
+
+def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[PricedOffer]:
+    """What a candidate of a recipe may be: of its card, terms and place, within its price, cheapest first.
+
+    The candidate's price is of all its nodes, and a limit; so is its bid. On Vast a price on demand is one
+    with the disk, as its search there has it.
+    """
+    limit = candidate.price_usd_per_hour or candidate.bid_usd_per_hour
+    most = None if limit is None else limit / candidate.num_nodes
+    wants_spot = candidate.spot or candidate.bid_usd_per_hour is not None
+
+    def price(one: PricedOffer) -> Decimal:
+        return one.price_usd_per_hour if one.can_be_taken else one.with_disk_usd_per_hour(candidate.disk_gib)
+
+    found = [one for one in priced if one.accelerators == candidate.gpu and one.can_be_taken == wants_spot
+             and _is_there(candidate.infra, one) and (most is None or price(one) <= most)]
+    return sorted(found, key=lambda one: (price(one), one.region, one.machine_id or 0))
+
+
+def _is_there(infra: str, one: PricedOffer) -> bool:
+    """A zone lies in its region; a region of Vast has a continent behind it, which offers do not name."""
+    cloud, _, place = infra.partition("/")
+    if cloud != one.cloud:
+        return False
+    if one.cloud == "vast":
+        return not place or place.lower().startswith(one.region.lower())
+    return is_within(one.infra, infra) or is_within(infra, one.infra)
