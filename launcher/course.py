@@ -62,6 +62,11 @@ class Course(Frozen):
         return cls.model_validate_json(text) if text else None
 
     @property
+    def hours(self) -> float:
+        """From its begin to the deadline."""
+        return (self.ends_at - self.begins_at) / timedelta(hours=1)
+
+    @property
     def spot(self) -> list[int]:
         """Which places are spot."""
         return [index for index, place in enumerate(self.places) if place.spot]

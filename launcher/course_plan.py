@@ -13,19 +13,21 @@ from trainer.contract import Document, Env
 _HOUR_S = 3600.0
 # Between two decisions: what `simulate` looks at, ten minutes, and of short runs a 150th (guess).
 _LONGEST_TICK_S, _TICKS = 600.0, 150
+_UNKNOWN = Decimal("Infinity")
 
 
 def course_of(plan: Plan, store: str | None, envs_of: Callable[[Offer], dict[str, str]]) -> Course | None:
-    """The course of a planned run; None where there is nothing to decide by time: no deadline, no spot, no
-    on demand, or a price that is not known.
+    """The course of a planned run; None where there is nothing to decide by time: no deadline, or no spot
+    that is cheaper than on demand by prices that are known.
 
     Args:
         store: URL of the run's store.
         envs_of: What nodes are told of the offer that they are.
     """
     offers = _both_kinds(plan.candidates(Document.TRAIN))
-    if plan.deadline is None or plan.start is None or len({is_spot for _, is_spot in offers}) < 2 or any(
-            offer.price_usd_per_hour is None for offer, _ in offers):
+    spot, on_demand = (min((_price(offer) for offer, is_spot in offers
+                            if is_spot == kind), default=_UNKNOWN) for kind in (True, False))
+    if plan.deadline is None or plan.start is None or not spot < on_demand < _UNKNOWN:
         return None
     hours = sum(float(part.hours.mid) for part in plan.parts
                 if part.document is Document.TRAIN and part.name != "set-up")
@@ -55,6 +57,10 @@ def _both_kinds(offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:
 def _label(offer: Offer, is_spot: bool) -> dict[str, str]:
     """Offers of clouds say in their label which of both they are."""
     return {Env.OFFER: f"{offer.label} ({'spot' if is_spot else 'on-demand'})"} if offer.is_local else {}
+
+
+def _price(offer: Offer) -> Decimal:
+    return _UNKNOWN if offer.price_usd_per_hour is None else offer.price_usd_per_hour
 
 
 def rented_apart(offers: Sequence[Offer]) -> list[Offer]:

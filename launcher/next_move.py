@@ -78,8 +78,8 @@ class Move(Frozen):
 
     @property
     def leaves(self) -> bool:
-        """True if the machine that is held has to be left for another place."""
-        return self.seen.place is not None and self.place not in (None, self.seen.place)
+        """True if the machine that is held has to be left, for another or for none."""
+        return self.seen.place is not None and self.place != self.seen.place
 
 
 def next_move(policy: Policy, course: Course, seen: Seen, progress: Progress, before: Move | None) -> Move:
@@ -114,12 +114,12 @@ def _measured(seen: Seen, progress: Progress, before: Move | None) -> float | No
 
 
 def _setting(course: Course, each_h: float, overhead_h: float | None) -> Setting:
-    """Of what is known now. A run that turns out to be too slow for its deadline is hurried all the same."""
+    """Of what is known now. A run that turns out to be too slow for its deadline gets a later one, of which
+    the same is left as of its own: it is hurried."""
     work_h = max(_LEAST_H, (course.to_step - course.from_step) * each_h)
     overhead_h = course.overhead_h if overhead_h is None else overhead_h
-    deadline_h = (course.ends_at - course.begins_at) / timedelta(hours=1)
     spot = min(course.places[index].usd_per_hour for index in course.spot)
-    return Setting(work_h=work_h, deadline_h=max(deadline_h, work_h + overhead_h), overhead_h=overhead_h,
+    return Setting(work_h=work_h, deadline_h=max(course.hours, work_h + overhead_h), overhead_h=overhead_h,
                    spot_usd_per_hour=float(spot), tick_h=course.tick_s / 3600,
                    on_demand_usd_per_hour=float(course.places[course.on_demand[0]].usd_per_hour))
 
@@ -131,7 +131,8 @@ def _situation(course: Course, setting: Setting, seen: Seen, left_h: float, is_w
     since = seen.held_since or seen.at
     starting_h = max(0.0, setting.overhead_h - (seen.at - since) / timedelta(hours=1))
     return Situation(
-        elapsed_h=max(0.0, (seen.at - course.begins_at) / timedelta(hours=1)),
+        elapsed_h=max(0.0, (seen.at - course.begins_at) / timedelta(hours=1)
+                      + setting.deadline_h - course.hours),
         work_left_h=left_h, held=action,
         place=course.spot.index(held) if is_spot and held is not None else None,
         overhead_left_h=0.0 if held is None or is_working else starting_h,

@@ -158,7 +158,7 @@ def _wait_hours(recipe: Recipe, which: Document, course: Course | None) -> float
     """How long a document may be without a machine; one on a course, as long as the policy lets it."""
     if course is None:
         return recipe.limits.wait_hours_for(which)
-    return math.ceil((course.ends_at - course.begins_at).total_seconds() / 36) / 100
+    return math.ceil(course.hours * 100) / 100
 
 
 def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[str, str]:

@@ -79,13 +79,18 @@ class CourseStrategy(recovery_strategy.EagerFailoverStrategyExecutor):
         task.update_envs(envs)
 
     async def _take_way(self, course: Course, *, recovery: bool) -> float:
-        """Hold a machine in the end. What is not known is taken to be there: to find out is to try."""
+        """Hold a machine in the end. Spot that cannot be seen is taken to be there: to find out is to try.
+
+        Returns: When the job was submitted to it, in Unix seconds.
+        """
         if recovery:
             await asyncio.to_thread(self._cleanup_cluster)
         missing: set[int] = set()
         while True:
+            looks = {place: place not in missing and is_there is not False for place, is_there
+                     in (await asyncio.to_thread(self._looks, course)).items()}
             asked_at = datetime.now(UTC)
-            move = await self._ask(Seen(at=asked_at, looks={one: one not in missing for one in course.spot}))
+            move = await self._ask(Seen(at=asked_at, looks=looks))
             place = None if move is None else _first(course, move, missing)
             if place is None:
                 await asyncio.sleep(_until(move) if move and move.place is None else _NOTHING_S)
@@ -120,7 +125,10 @@ class CourseStrategy(recovery_strategy.EagerFailoverStrategyExecutor):
                 await asyncio.sleep(_until(move) if move else course.tick_s)
                 if await self._has_ended():
                     return
-                looks = await asyncio.to_thread(self._looks, course, place)
+                looks = {index: is_there for index, is_there
+                         in (await asyncio.to_thread(self._looks, course)).items() if is_there is not None}
+                if course.places[place].spot:
+                    looks[place] = True
                 move = await self._ask(Seen(at=datetime.now(UTC), place=place, held_since=since, looks=looks))
                 if move is None:
                     return
@@ -140,14 +148,11 @@ class CourseStrategy(recovery_strategy.EagerFailoverStrategyExecutor):
         status = await state.get_job_status_with_task_id_async(job_id=self.job_id, task_id=self.task_id)
         return status is None or bool(status.is_terminal())
 
-    def _looks(self, course: Course, held: int) -> dict[int, bool]:
-        """What can be seen without renting: Vast's offers. Of other clouds nothing is learnt while a machine
-        is held: the policy goes by what was there before."""
+    def _looks(self, course: Course) -> dict[int, bool | None]:
+        """Whether each spot place would give a machine now; None: that cannot be seen without renting."""
         resources = self._as_rendered[0]
-        found = {index: is_offered(resources[place.resource], place)
-                 for index, place in enumerate(course.places)
-                 if place.spot and place.infra.partition("/")[0] == "vast" and index != held}
-        return found | ({held: True} if course.places[held].spot else {})
+        return {index: is_offered(resources[course.places[index].resource], course.places[index])
+                for index in course.spot}
 
     async def _ask(self, seen: Seen) -> Move | None:
         text = await self._call("", seen.model_dump_json())
@@ -187,13 +192,19 @@ def rented_as(machine: Any, place: Place) -> Any:
     return found
 
 
-def is_offered(machine: Any, place: Place) -> bool:
-    """Whether Vast would rent out a machine of a place now."""
+def is_offered(machine: Any, place: Place) -> bool | None:
+    """Whether Vast would rent out a machine of a place now; None where nobody tells."""
+    if place.infra.partition("/")[0] != "vast":
+        return None
     wishes = rented_as(machine, place).cluster_config_overrides["vast"]["create_instance_kwargs"]
     (name, number), = machine.accelerators.items()
     wish = Wish(gpu=f"{name}:{number:g}", settings=wishes[KEY], disk_gib=machine.disk_size,
                 region=machine.region, bid_usd_per_hour=wishes.get("bid_price"))
-    return Market.model_validate(look_at_market(wish)).num_fit > 0
+    try:
+        return Market.model_validate(look_at_market(wish)).num_fit > 0
+    except Exception as error:  # of any kind: Vast does not answer, or not as it should
+        _log.warning(f"Vast does not tell what it offers: {type(error).__name__}")
+        return None
 
 
 def _first(course: Course, move: Move, missing: Collection[int]) -> int | None:
