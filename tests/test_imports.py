@@ -29,7 +29,7 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
     "candidates", "market", "priced_offers",
-    "self_end", "policies_known")]
+    "self_end", "policies_known", "course", "course_plan", "next_move")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "tempfile"}
@@ -75,7 +75,7 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 @pytest.mark.parametrize(("package", "homes"), [
     ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search",
-             "sky_places"}),
+             "sky_places", "sky_strategy"}),
     ("rich", {"console"}),
     ("typer", {"cli", "cli_options", "cli_panels", "controller_cli"}),
 ])
