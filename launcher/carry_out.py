@@ -9,14 +9,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # exit code, as shells count
 
 
-def approve(proposal: "Proposal", yes: bool) -> None:
-    """Show a plan and ask whether to start it. Raises Refused."""
-    from launcher import plan_screen
-
-    plan_screen.show_plan(proposal)
-    ask("Start it?", yes)
-
-
 def ask(question: str, yes: bool) -> None:
     """Ask on the terminal unless `yes`. Raises Refused, or SystemExit after Ctrl-C."""
     from launcher import console

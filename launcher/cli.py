@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from launcher.carry_out import INTERRUPTED, approve, carry_out
+from launcher.carry_out import INTERRUPTED
 from launcher.cli_options import (
     AllowDirty,
     ApiServer,
@@ -21,10 +21,12 @@ from launcher.cli_options import (
     Json,
     MaxCost,
     NewRunId,
+    PlanDigest,
     PreemptAtText,
     PullCheckpoints,
     PullTo,
     RecipeName,
+    RecipeToLaunch,
     RunId,
     Sets,
     StopNow,
@@ -39,8 +41,7 @@ from trainer.contract import LdlmError
 
 if TYPE_CHECKING:
     from launcher.commands import PlanOptions
-    from launcher.preempt_at import PreemptAt
-    from launcher.proposal import Proposal
+    from launcher.launching import Manner
 
 app = typer.Typer(
     cls=TwoPanels, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
@@ -92,41 +93,32 @@ def recipes(as_json: Json = False) -> None:
 def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
          deadline: Deadline = None, sets: Sets = None, as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
-    from launcher import console, plan_screen
-    from launcher.ask_market import with_market
-    from launcher.commands import propose
+    from launcher import console, launching, plan_screen
     from launcher.next_steps import after_plan
+    from launcher.quotes import Order
     from launcher.refusals import refusals
 
-    proposal = with_market(propose(recipe, _options(infra, store, None, max_cost, deadline, sets)))
-    reasons = list(refusals(proposal))
+    order = Order(command="launch", what=recipe,
+                  options=_options(infra, store, None, max_cost, deadline, sets))
+    proposal = launching.propose(order)
+    quote, reasons = launching.quoted(order, proposal), list(refusals(proposal))
     if as_json:
-        console.answer_json(plan_screen.plan_json(proposal, reasons))
+        console.answer_json(plan_screen.plan_json(proposal, quote, reasons))
         return
-    plan_screen.show_plan(proposal)
+    plan_screen.show_plan(proposal, quote)
     plan_screen.show_next(reasons, *after_plan(proposal.plan, sys.argv[2:], is_refused=bool(reasons)))
 
 
 @app.command()
-def launch(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-           deadline: Deadline = None, sets: Sets = None, run_id: NewRunId = None, yes: Yes = False,
-           dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False,
-           allow_dirty: AllowDirty = False) -> None:
+def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra = None,
+           store: StoreUrl = None, max_cost: MaxCost = None, deadline: Deadline = None, sets: Sets = None,
+           run_id: NewRunId = None, yes: Yes = False, dry_run: DryRun = False,
+           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
     """Plan, ask, train, benchmark, bill."""
-    from launcher import commands, plan_screen
-    from launcher.ask_market import with_market
-    from launcher.refusals import check_usable, refusals
+    from launcher.launching import start
 
-    preemption = _preemption(preempt_at)
-    proposal = with_market(
-        commands.propose(recipe, _options(infra, store, run_id, max_cost, deadline, sets)))
-    if dry_run:
-        reasons = list(refusals(proposal, allow_dirty=allow_dirty, preempt_at=preemption))
-        plan_screen.show_dry_run(proposal, reasons)
-        return
-    check_usable(proposal, allow_dirty=allow_dirty, preempt_at=preemption)
-    approve(proposal, yes)
-    carry_out(proposal, lambda: commands.submit(proposal, preemption), detach)
+    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets), plan,
+          _manner(yes, detach, allow_dirty, preempt_at, dry_run=dry_run))
 
 
 @app.command()
@@ -176,16 +168,14 @@ def stop(run: RunId, store: StoreUrl = None, now: StopNow = False) -> None:
 
 
 @app.command()
-def resume(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-           deadline: Deadline = None, yes: Yes = False, preempt_at: PreemptAtText = None,
-           detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
+def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
+           max_cost: MaxCost = None, deadline: Deadline = None, yes: Yes = False,
+           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
     """Continue a run from its newest durable checkpoint."""
-    from launcher import commands, runs
+    from launcher.launching import start
 
-    preemption = _preemption(preempt_at)
-    opened, _ = runs.open_run(run, store)
-    proposal = commands.propose_resume(opened, run, _options(infra, None, None, max_cost, deadline, None))
-    _go_on(proposal, yes, detach, allow_dirty, preemption)
+    start("resume", run, _options(infra, store, None, max_cost, deadline, None), plan,
+          _manner(yes, detach, allow_dirty, preempt_at))
 
 
 @app.command()
@@ -232,15 +222,14 @@ def canary(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
 
 
 @app.command(rich_help_panel=ADVANCED)
-def bench(run: RunId, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-          deadline: Deadline = None, yes: Yes = False, detach: Detach = False,
+def bench(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
+          max_cost: MaxCost = None, deadline: Deadline = None, yes: Yes = False, detach: Detach = False,
           allow_dirty: AllowDirty = False) -> None:
     """Benchmark a trained run that found no machine for it."""
-    from launcher import commands, runs
+    from launcher.launching import start
 
-    opened, _ = runs.open_run(run, store)
-    proposal = commands.propose_bench(opened, run, _options(infra, None, None, max_cost, deadline, None))
-    _go_on(proposal, yes, detach, allow_dirty)
+    start("bench", run, _options(infra, store, None, max_cost, deadline, None), plan,
+          _manner(yes, detach, allow_dirty, None))
 
 
 @app.command(rich_help_panel=ADVANCED, **_PASSED_ON)
@@ -366,23 +355,13 @@ def _options(infra: str | None, store: str | None, run_id: str | None, max_cost:
                        overrides=sets or ())
 
 
-def _go_on(proposal: "Proposal", yes: bool, detach: bool, allow_dirty: bool,
-           preemption: "PreemptAt | None" = None) -> None:
-    """Carry out what is left of a run, once it is approved."""
-    from launcher import commands
-    from launcher.ask_market import with_market
-    from launcher.refusals import check_usable
-
-    proposal = with_market(proposal)
-    check_usable(proposal, resuming=True, allow_dirty=allow_dirty, preempt_at=preemption)
-    approve(proposal, yes)
-    carry_out(proposal, lambda: commands.resume(proposal, preemption), detach)
-
-
-def _preemption(text: str | None) -> "PreemptAt | None":
+def _manner(yes: bool, detach: bool, allow_dirty: bool, preempt_at: str | None, *,
+            dry_run: bool = False) -> "Manner":
+    from launcher.launching import Manner
     from launcher.preempt_at import parse_preempt_at
 
-    return parse_preempt_at(text) if text is not None else None
+    preemption = parse_preempt_at(preempt_at) if preempt_at is not None else None
+    return Manner(yes=yes, detach=detach, allow_dirty=allow_dirty, preempt_at=preemption, dry_run=dry_run)
 
 
 def _list_runs(store_url: str | None, as_json: bool) -> None:

@@ -25,6 +25,10 @@ def known_infra(param: typer.CallbackParam, value: str | None) -> str | None:
 
 RecipeName = Annotated[str, typer.Argument(
     help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
+RecipeToLaunch = Annotated[str | None, typer.Argument(
+    help="The same; none beside --plan.", metavar="[RECIPE]")]
+PlanDigest = Annotated[str | None, typer.Option(
+    "--plan", callback=not_empty, metavar="DIGEST", help="Carry out exactly this plan, which was shown.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]

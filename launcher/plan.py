@@ -1,7 +1,5 @@
 """Recipe + offers -> Plan: hardware, hours, dollars as a range, warnings. Pure, spends nothing."""
 
-import hashlib
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -117,11 +115,6 @@ class Plan(Frozen):
         """What the event with which the run starts says of who supervises it: the price, if there is one."""
         price = self.controller_usd_per_hour
         return {} if price is None else {CONTROLLER_PRICE: str(price)}
-
-    def digest(self) -> str:
-        """SHA-256 over everything in the plan, as 64 hex digits."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Sequence[Offer]],

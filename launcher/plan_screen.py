@@ -10,18 +10,24 @@ from launcher.model_screen import model_facts, show_memory
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.proposal import Proposal
+from launcher.quotes import Quote
 from trainer.contract import Document
 
 
-def show_plan(proposal: Proposal) -> None:
-    """Hardware, model, memory, time, dollars as ranges, limits and warnings."""
+def show_plan(proposal: Proposal, quote: Quote | None = None) -> None:
+    """Hardware, model, memory, time, dollars as ranges, limits and warnings.
+
+    Args:
+        quote: As it is kept; None: it is not.
+    """
     plan = proposal.plan
     console.answer(f"Plan for {plan.recipe}", "title")
     console.answer_text(proposal.recipe.summary)
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
-    console.answer_facts([*_plan_facts(plan, store), *_course_facts(proposal), *_market_facts(proposal),
-                          *model_facts(plan)])
+    holds = [("holds", quote.words)] if quote else []
+    console.answer_facts([*_plan_facts(plan, store), *_course_facts(proposal), *holds,
+                          *_market_facts(proposal), *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
@@ -143,14 +149,15 @@ def _offer_words(offer: Offer) -> str:
     return f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
 
 
-def plan_json(proposal: Proposal, reasons: Sequence[LdlmError]) -> dict[str, Any]:
+def plan_json(proposal: Proposal, quote: Quote, reasons: Sequence[LdlmError]) -> dict[str, Any]:
     """Stable form of `plan --json`.
 
     Args:
+        quote: Of the proposal.
         reasons: Why a launch would be refused now.
     """
     return {**proposal.plan.model_dump(mode="json"), "store": proposal.recipe.store,
-            "plan_digest": proposal.plan.digest(),
+            "plan_digest": quote.digest, "holds_until": quote.holds_until.isoformat(),
             "task_digest": proposal.task.digest if proposal.recipe.store else None,
             "market": {document: market.model_dump(mode="json")
                        for document, market in proposal.markets.items()},

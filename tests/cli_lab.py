@@ -57,9 +57,10 @@ def check_golden(name: str, text: str) -> None:
 
 
 def without_names(text: str, *known: tuple[str, str]) -> str:
-    """A screen with run ids, moments and the given texts replaced by fixed words."""
+    """A screen with run ids, moments, digests and the given texts replaced by fixed words."""
     for found, word in known:
         text = text.replace(found, word)
+    text = re.sub(r"--plan [0-9a-f]{12}\b", "--plan DIGEST", text)
     text = re.sub(r"\b([a-z-]+)-\d{4}-\d{4}-[0-9a-f]{4}\b", r"\1-RUN", text)
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", "MOMENT UTC", text)
 
@@ -67,6 +68,11 @@ def without_names(text: str, *known: tuple[str, str]) -> str:
 def files_below(folder: Path) -> list[str]:
     """Every file and folder below a folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def without_quotes(home: Path) -> list[str]:
+    """The same of a home, but for the plans that were shown, which are kept there."""
+    return [name for name in files_below(home) if name.partition("/")[0] != "quotes"]
 
 
 class Checkout:
@@ -108,10 +114,10 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def wait_for(self, text: str) -> None:
-        """Read until a text has appeared."""
+    def wait_for(self, text: str, times: int = 1) -> None:
+        """Read until a text has appeared so many times."""
         deadline = time.monotonic() + TIMEOUT_S
-        while text not in self.plain():
+        while self.plain().count(text) < times:
             assert time.monotonic() < deadline, f"waited in vain for {text!r} in:\n{self.text}"
             assert self._read(), f"ended without {text!r}:\n{self.text}"
 

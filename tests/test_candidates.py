@@ -172,10 +172,8 @@ def test_the_price_that_the_recipe_says_of_a_cloud_is_not_simulated_and_told_as_
     assert told in plan.warnings
 
 
-def test_the_digest_covers_the_others_and_so_does_the_record():
+def test_the_record_covers_the_others():
     alone, together = plan_of(AZURE), plan_of(AZURE, VAST)
-    assert alone.digest() != together.digest()
-    assert alone.digest() == plan_of(AZURE).digest()
     recorded = RecordedPlan.model_validate_json(together.model_dump_json())
     assert recorded.clouds == together.clouds == {"azure", "vast"}
     older = json.loads(alone.model_dump_json())

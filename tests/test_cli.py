@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_lab import LDLM, RECIPE, ROOT, check_golden, environment, files_below, ldlm, refused, without_names
+from cli_lab import (
+    LDLM,
+    RECIPE,
+    ROOT,
+    check_golden,
+    environment,
+    files_below,
+    ldlm,
+    refused,
+    without_names,
+    without_quotes,
+)
 from launch_examples import example_recipe
 from run_stories import NOON, every_fate, preempted_once
 
@@ -94,7 +105,7 @@ def test_bad_input_gets_one_message_with_place_and_fix_and_starts_nothing(home, 
     said = refused(code, *args)
     assert place in said
     assert fix in said.split("fix:", 1)[1]
-    assert [name for name in files_below(home) if name != "store"] == []
+    assert [name for name in without_quotes(home) if name != "store"] == []
     assert files_below(home / "store") == []
 
 
@@ -121,13 +132,13 @@ def test_a_command_line_that_cannot_be_parsed_is_a_usage_error(args):
 def test_without_a_terminal_and_without_yes_nothing_is_started(home):
     said = refused(1, "launch", RECIPE, "--store", str(home / "store"))
     assert "nobody is here to answer, so nothing was done" in said
-    assert files_below(home) == []
+    assert without_quotes(home) == []
 
 
-def test_a_plan_writes_nothing(home):
+def test_a_plan_writes_nothing_but_its_quote(home):
     done = ldlm("plan", RECIPE, "--store", str(home / "store"))
     assert done.returncode == 0, done.stderr
-    assert files_below(home) == []
+    assert without_quotes(home) == []
 
 
 def test_a_home_that_cannot_be_written_is_told_before_the_store_holds_a_run(tmp_path):
@@ -294,7 +305,7 @@ def test_a_home_recipe_is_planned_anywhere_and_launched_only_where_its_card_is(h
     assert printed.returncode == 0
     assert f"this machine has no {card}" in printed.stderr.split("a launch would be refused now:\n")[1]
     assert f"LDLM_GPU: {gpu}" in printed.stdout
-    assert files_below(home) == []
+    assert without_quotes(home) == []
 
 
 NOTHING_DONE = "dry run: nothing was rented, started or written\n"

@@ -359,12 +359,10 @@ def test_the_deadline_counts_from_now():
     assert example_plan(None, "limits.deadline_hours=").deadline is None
 
 
-def test_a_plan_survives_json_and_its_digest_tells_plans_apart():
+def test_a_plan_survives_json():
     plan = example_plan("vast")
     again = Plan.model_validate_json(plan.model_dump_json())
     assert again == plan
-    assert again.digest() == plan.digest()
-    assert plan.digest() != example_plan("vast", "train.steps=401").digest()
     assert plan.model_dump(mode="json")["usd"]["mid"] == str(plan.usd.mid)
 
 
