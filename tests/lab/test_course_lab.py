@@ -2,7 +2,7 @@
 demand when the policy says so, and back when spot is there again. What it decided, its record replays.
 """
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -19,7 +19,8 @@ RUN_ID = "on-course"
 H100 = (4102, 4103, 4104)  # those that fit: bids from $1.30, 1.45 and 1.60, on demand $3.10, 3.60 and 4.20
 BID = "{infra: vast, gpu: 'H100:2', bid_usd_per_hour: 1.60, disk_gib: 40}"
 RENT = "{infra: vast, gpu: 'H100:2', price_usd_per_hour: 4.50, disk_gib: 40}"
-STEPS = 1000
+STEPS, DEADLINE_H = 600, 0.75
+AHEAD = timedelta(minutes=3)  # of a straight line to the deadline, when spot is withdrawn: there is time to wait
 
 
 def moves(store: str) -> list[Move]:
@@ -33,10 +34,13 @@ def is_on_demand(vast: FakeVast) -> bool:
 def test_it_waits_pays_and_comes_back_as_the_policy_says(store: str, vast: FakeVast) -> None:
     done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--allow-dirty", "--infra", "vast", "--store",
                 store, "--run-id", RUN_ID, "--yes", "--detach", "--set", f"hardware.train=[{BID}, {RENT}]",
-                "--set", f"train.steps={STEPS}", "--set", "train.checkpoint.every_steps=100",
-                "--deadline", "0.7", "--max-cost", "9")
+                "--set", f"train.steps={STEPS}", "--set", "train.checkpoint.every_steps=30",
+                "--set", f"train.evaluate_every_steps={STEPS}", "--deadline", str(DEADLINE_H),
+                "--max-cost", "9")
     assert done.returncode == 0, done.stderr
-    wait_for(lambda: durable(store, RUN_ID) >= 100, "a checkpoint")
+    planned_at = datetime.now(UTC)
+    wait_for(lambda: durable(store, RUN_ID) / STEPS * timedelta(hours=DEADLINE_H)
+             > datetime.now(UTC) - planned_at + AHEAD, "a checkpoint that is early")
     (first,) = vast.instances()
     assert first["is_bid"]
     for machine_id in H100:
