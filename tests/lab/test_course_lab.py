@@ -20,7 +20,7 @@ H100 = (4102, 4103, 4104)  # those that fit: bids from $1.30, 1.45 and 1.60, on 
 BID = "{infra: vast, gpu: 'H100:2', bid_usd_per_hour: 1.60, disk_gib: 40}"
 RENT = "{infra: vast, gpu: 'H100:2', price_usd_per_hour: 4.50, disk_gib: 40}"
 STEPS, DEADLINE_H = 600, 0.75
-AHEAD = timedelta(minutes=3)  # of a straight line to the deadline, when spot is withdrawn: there is time to wait
+AHEAD = timedelta(minutes=3)  # of a straight line to the deadline, when spot is withdrawn: it can wait
 
 
 def moves(store: str) -> list[Move]:
