@@ -118,7 +118,7 @@ def _course_facts(proposal: Proposal) -> list[tuple[str, str]]:
     """Between spot and on demand, where a deadline decides."""
     course = proposal.course
     return [] if course is None else [
-        ("course", f"spot; on-demand from {course.on_demand_at:%H:%M} UTC at the latest")]
+        ("course", f"spot; on-demand from {course.on_demand_at:%Y-%m-%d %H:%M} UTC at the latest")]
 
 
 def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
