@@ -12,16 +12,20 @@ from launcher.cli_options import (
     AllowDirty,
     ApiServer,
     ControllerPrice,
+    Csv,
     Deadline,
     Detach,
     DryRun,
     Everything,
     Follow,
+    HtmlFile,
     Infra,
     Json,
     MaxCost,
     NewRunId,
+    OneRun,
     PlanDigest,
+    PngFile,
     PreemptAtText,
     PullCheckpoints,
     PullTo,
@@ -29,6 +33,7 @@ from launcher.cli_options import (
     RecipeToLaunch,
     RunId,
     Sets,
+    Since,
     StopNow,
     StoreUrl,
     WandbEntity,
@@ -122,9 +127,7 @@ def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra 
 
 
 @app.command()
-def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.",
-                                                     metavar="[RUN]")] = None,
-           store: StoreUrl = None, as_json: Json = False) -> None:
+def status(run: OneRun = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where one run is and whether it learns, or list all."""
     from launcher import console, kept, learning_screen, screens
     from launcher.learning import learned
@@ -179,19 +182,12 @@ def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: Stor
 
 
 @app.command()
-def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show where the money of a run went."""
-    from launcher import console, cost_screen, kept
-    from launcher.report import cost_report
-    from launcher.runs import view_run
+def cost(run: OneRun = None, since: Since = None, store: StoreUrl = None, as_json: Json = False,
+         as_csv: Csv = False, html: HtmlFile = None, png: PngFile = None) -> None:
+    """Show where the money of a run went, or of all runs."""
+    from launcher.cost_command import Asked, run_cost
 
-    view = view_run(run, store)
-    report = cost_report(view)
-    if as_json:
-        console.answer_json(report.to_json() | kept.kept_json(view.record))
-    else:
-        cost_screen.show_cost(report)
-        kept.show_bill_goes_on(view)
+    run_cost(run, store, Asked(since, as_json=as_json, as_csv=as_csv, html=html, png=png))
 
 
 @app.command(**_PASSED_ON)

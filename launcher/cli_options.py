@@ -1,5 +1,6 @@
 """Options that several commands share: how they are typed, and what their help says."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,14 @@ RecipeToLaunch = Annotated[str | None, typer.Argument(
 PlanDigest = Annotated[str | None, typer.Option(
     "--plan", callback=not_empty, metavar="DIGEST", help="Carry out exactly this plan, which was shown.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
+OneRun = Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.", metavar="[RUN]")]
+Since = Annotated[str | None, typer.Option(
+    "--since", metavar="DATE", help="Only attempts that began then or later: 2026-11-01 (UTC).")]
+Csv = Annotated[bool, typer.Option("--csv", help="One row an attempt.")]
+HtmlFile = Annotated[Path | None, typer.Option(
+    "--html", metavar="FILE", help="One page with charts, of one run.", dir_okay=False)]
+PngFile = Annotated[Path | None, typer.Option(
+    "--png", metavar="FILE", help="The charts as a picture; after `make evaluation-tools`.", dir_okay=False)]
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
 Infra = Annotated[str | None, typer.Option(

@@ -57,6 +57,11 @@ def answer_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
+def answer_plain(text: str) -> None:
+    """Print an answer that is a file by itself, as it stands."""
+    print(text, end="")
+
+
 @contextmanager
 def aside() -> Iterator[None]:
     """Print what would be an answer on stderr, beside another answer on stdout that programs may read."""

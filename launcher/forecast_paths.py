@@ -1,0 +1,264 @@
+"""Some hundred ways in which a run may go: losses, waits and speeds drawn at random. Pure, and seeded.
+
+Where nothing but one kind of machine is to be had, a run is followed from loss to loss. Where it may go on
+demand to be in time, it is followed from tick to tick, and the policy that decides for runs decides here.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+
+from launcher.availability import Availability
+from launcher.policies_known import UNIFORM_PROGRESS
+from launcher.policy import Action, Bools, Floats, Ints, Moment, Policy, Setting
+
+NUM_PATHS = 400
+_SEED = 7
+_MOST_LOSSES = 3000  # of one path; what is left then goes on undisturbed, which is far over any limit
+_TICK_H, _FEWEST_TICKS, _MOST_TICKS = 1 / 6, 60, 1000
+_SHORTEST_H = 1e-9
+_Z90 = statistics.NormalDist().inv_cdf(0.9)
+Factors = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run has to do on one offer: hours as medians.
+
+    Attributes:
+        training_h: The steps alone.
+        speed_factors: On it: 10th and 90th percentile over the median.
+        beside_h: Evaluating and saving.
+        first_h, again_h: From a machine to its first step: of a first start, and of one after a loss.
+        bench_h: The benchmark.
+        guess_factors: On these four.
+        interval_h: From one save to the next.
+        save_h: Until one is durable.
+        deadline_h: Until training has to have ended; None: there is none.
+        usd_per_hour: All nodes; 0 where it is not known.
+        on_demand_usd_per_hour: Of the same machines where nobody takes them back, for what is late; None:
+            none are to be had, or these are such.
+    """
+
+    training_h: float
+    speed_factors: Factors
+    beside_h: float
+    first_h: float
+    again_h: float
+    bench_h: float
+    guess_factors: Factors
+    interval_h: float
+    save_h: float
+    availability: Availability
+    deadline_h: float | None = None
+    usd_per_hour: float = 0.0
+    on_demand_usd_per_hour: float | None = None
+
+
+@dataclass
+class Paths:
+    """N runs, each with its hours by kind.
+
+    Attributes:
+        restarts_h: Of all starts but the first.
+        redone_h: Work that was lost and done again.
+        on_demand_h: Of all but the waiting, those that were paid on demand.
+        num_losses, num_starts: Times.
+        bench_h: Not part of the training's deadline.
+    """
+
+    training_h: Floats
+    beside_h: Floats
+    bench_h: Floats
+    first_h: Floats
+    restarts_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
+    redone_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
+    waiting_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
+    on_demand_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
+    num_losses: Ints = field(default_factory=lambda: np.zeros(NUM_PATHS, dtype=np.intp))
+    num_starts: Ints = field(default_factory=lambda: np.ones(NUM_PATHS, dtype=np.intp))
+
+    @property
+    def work_h(self) -> Floats:
+        """(N,) that has to be done once."""
+        return self.training_h + self.beside_h
+
+    @property
+    def held_h(self) -> Floats:
+        """(N,) with machines that train."""
+        return self.work_h + self.first_h + self.restarts_h + self.redone_h
+
+    @property
+    def trained_after_h(self) -> Floats:
+        """(N,) from the start until training has ended."""
+        return self.held_h + self.waiting_h
+
+
+def paths_of(job: Job, policy: Policy = UNIFORM_PROGRESS) -> Paths:
+    """N ways in which a job may go; the same each time that it is asked."""
+    rng = np.random.default_rng(_SEED)
+    speed, start, bench = (_factor(rng, factors) for factors in
+                           (job.speed_factors, job.guess_factors, job.guess_factors))
+    paths = Paths(training_h=job.training_h * speed, beside_h=job.beside_h * speed,
+                  bench_h=job.bench_h * bench, first_h=job.first_h * start)
+    life_h, wait_h = _means(rng, job.availability)
+    again_h = job.again_h * start
+    if job.deadline_h is not None and _fits(job) and job.on_demand_usd_per_hour is not None:
+        _follow_policy(rng, job, paths, again_h, life_h, wait_h, policy)
+    else:
+        _follow_losses(rng, job, paths, again_h, life_h, wait_h)
+    return paths
+
+
+def _fits(job: Job) -> bool:
+    """On demand it would end in time; else no policy can help."""
+    work_h, deadline_h = job.training_h + job.beside_h, job.deadline_h or 0.0
+    return work_h > 0 and work_h + _overhead_h(job) <= deadline_h
+
+
+def _overhead_h(job: Job) -> float:
+    """What a loss costs on average."""
+    return job.again_h + job.interval_h / 2 + job.save_h
+
+
+def _means(rng: np.random.Generator, availability: Availability) -> tuple[Floats, Floats]:
+    life_h = availability.hours_to_loss * np.exp(availability.loss_spread * _normal(rng))
+    wait_h = availability.hours_to_machine * np.exp(availability.wait_spread * _normal(rng))
+    return life_h, wait_h
+
+
+def _normal(rng: np.random.Generator) -> Floats:
+    """(N,) normal numbers, one from each N-th of the distribution: percentiles of them are not random."""
+    return rng.permutation(_normal_quantiles())
+
+
+@cache
+def _normal_quantiles() -> Floats:
+    normal = statistics.NormalDist()
+    return np.array([normal.inv_cdf((index + 0.5) / NUM_PATHS) for index in range(NUM_PATHS)])
+
+
+def _factor(rng: np.random.Generator, factors: Factors) -> Floats:
+    """(N,) with median 1 and these as 10th and 90th percentiles; logarithms of each half are normal."""
+    drawn, (low, high) = _normal(rng), np.log(factors)
+    return np.asarray(np.exp(np.where(drawn < 0, -low, high) * drawn / _Z90))
+
+
+def _lost_h(rng: np.random.Generator, job: Job, progress_h: Floats) -> Floats:
+    """(N,) work since the newest durable step: anything up to an interval, and the time of a save."""
+    return np.minimum(progress_h, job.interval_h * rng.random(NUM_PATHS) + job.save_h)
+
+
+def _follow_losses(rng: np.random.Generator, job: Job, paths: Paths, again_h: Floats, life_h: Floats,
+                   wait_h: Floats) -> None:
+    left_h, start_h = paths.work_h.copy(), paths.first_h.copy()
+    paths.waiting_h += np.where(rng.random(NUM_PATHS) * (life_h + wait_h) < wait_h,
+                                wait_h * rng.exponential(size=NUM_PATHS), 0.0)
+    for _ in range(_MOST_LOSSES):
+        lives_h = life_h * rng.exponential(size=NUM_PATHS)
+        is_lost = lives_h < start_h + left_h
+        if not is_lost.any():
+            return
+        progress_h = np.maximum(lives_h - start_h, 0.0)
+        lost_h = _lost_h(rng, job, progress_h)
+        paths.num_losses += is_lost
+        paths.num_starts += is_lost
+        paths.redone_h += np.where(is_lost, lost_h, 0.0)
+        # What a start that was cut short has taken is taken again; the last start is whole.
+        paths.restarts_h += np.where(is_lost, np.minimum(lives_h, start_h) + again_h - start_h, 0.0)
+        paths.waiting_h += np.where(is_lost, wait_h * rng.exponential(size=NUM_PATHS), 0.0)
+        left_h = np.where(is_lost, left_h - progress_h + lost_h, 0.0)
+        start_h = np.where(is_lost, again_h, 0.0)
+
+
+def _follow_policy(rng: np.random.Generator, job: Job, paths: Paths, again_h: Floats, life_h: Floats,
+                   wait_h: Floats, policy: Policy) -> None:
+    deadline_h = job.deadline_h or 0.0
+    num_ticks = int(np.clip(deadline_h / _TICK_H, _FEWEST_TICKS, _MOST_TICKS))
+    setting = Setting(
+        work_h=job.training_h + job.beside_h, deadline_h=deadline_h, overhead_h=_overhead_h(job),
+        spot_usd_per_hour=job.usd_per_hour or 1.0, tick_h=deadline_h / num_ticks,
+        on_demand_usd_per_hour=job.on_demand_usd_per_hour or job.usd_per_hour or 1.0)
+    runs = _Runs(job, setting, paths, again_h, policy)
+    is_up = rng.random(NUM_PATHS) * (life_h + wait_h) < life_h
+    leaves, returns = (1 - np.exp(-setting.tick_h / np.maximum(hours, _SHORTEST_H))
+                       for hours in (life_h, wait_h))
+    for tick in range(num_ticks):
+        if runs.have_ended:
+            return
+        runs.step(rng, tick * setting.tick_h, is_up)
+        is_up = np.where(is_up, rng.random(NUM_PATHS) >= leaves, rng.random(NUM_PATHS) < returns)
+    runs.finish_late()
+
+
+class _Runs:
+    """N runs on their way through the ticks of a policy.
+
+    Args:
+        paths: They are written into these.
+    """
+
+    def __init__(self, job: Job, setting: Setting, paths: Paths, again_h: Floats, policy: Policy) -> None:
+        self._job, self._setting, self._paths, self._again_h = job, setting, paths, again_h
+        self._course = policy.begin(setting, NUM_PATHS, 1)
+        self._left_h = paths.work_h.copy()
+        self._start_left_h, self._progress_h = np.zeros(NUM_PATHS), np.zeros(NUM_PATHS)
+        self._held = np.full(NUM_PATHS, int(Action.WAIT))
+        self._num_starts = np.zeros(NUM_PATHS, dtype=np.intp)
+        self._spot_usd = np.full((NUM_PATHS, 1), setting.spot_usd_per_hour)
+        self._started_h = np.zeros(NUM_PATHS)
+
+    @property
+    def have_ended(self) -> bool:
+        """All of them."""
+        return not (self._left_h > _SHORTEST_H).any()
+
+    def step(self, rng: np.random.Generator, elapsed_h: float, is_up: Bools) -> None:
+        """One look, one decision, and what is held until the next."""
+        is_on = self._left_h > _SHORTEST_H
+        self._lose(rng, is_on & (self._held == Action.SPOT) & ~is_up)
+        self._course.see(is_up[:, None])
+        chosen, _ = self._course.choose(Moment(
+            elapsed_h=elapsed_h, work_left_h=self._left_h, held=self._held,
+            place=np.zeros(NUM_PATHS, dtype=np.intp), overhead_left_h=self._start_left_h,
+            is_up=is_up[:, None], spot_usd_per_hour=self._spot_usd, move_usd=np.zeros((NUM_PATHS, 1))))
+        self._take(np.where(is_on, chosen, int(Action.WAIT)))
+        self._advance(is_on, self._setting.tick_h)
+
+    def finish_late(self) -> None:
+        """What the deadline has cut off goes on, on demand, so that it can be said what it would take."""
+        is_on = self._left_h > _SHORTEST_H
+        self._take(np.where(is_on, int(Action.ON_DEMAND), int(Action.WAIT)))
+        self._advance(is_on, np.inf)
+
+    def _lose(self, rng: np.random.Generator, is_lost: Bools) -> None:
+        lost_h = np.where(is_lost, _lost_h(rng, self._job, self._progress_h), 0.0)
+        self._paths.num_losses += is_lost
+        self._paths.redone_h += lost_h
+        self._left_h = self._left_h + lost_h
+        self._held = np.where(is_lost, int(Action.WAIT), self._held)
+
+    def _take(self, actions: Ints) -> None:
+        begins = (actions != self._held) & (actions != Action.WAIT)
+        first_h = np.where(self._num_starts == 0, self._paths.first_h, self._again_h)
+        self._start_left_h = np.where(begins, first_h, self._start_left_h)
+        self._progress_h = np.where(begins, 0.0, self._progress_h)
+        self._num_starts = self._num_starts + begins
+        self._held = actions
+
+    def _advance(self, is_on: Bools, tick_h: float) -> None:
+        is_held = is_on & (self._held != Action.WAIT)
+        paid_h = np.where(is_held, np.minimum(tick_h, self._start_left_h + self._left_h), 0.0)
+        starting_h = np.minimum(paid_h, self._start_left_h)
+        worked_h = paid_h - starting_h
+        self._start_left_h = self._start_left_h - starting_h
+        self._left_h = self._left_h - worked_h
+        self._progress_h = self._progress_h + worked_h
+        self._started_h += starting_h
+        paths = self._paths
+        paths.restarts_h = np.maximum(self._started_h - paths.first_h, 0.0)
+        paths.on_demand_h = paths.on_demand_h + np.where(self._held == Action.ON_DEMAND, paid_h, 0.0)
+        paths.waiting_h = paths.waiting_h + np.where(is_on & (self._held == Action.WAIT), tick_h, 0.0)
+        paths.num_starts = self._num_starts

@@ -1,0 +1,145 @@
+"""Forecasts fitted on traces before a date, beside what runs after it truly cost.
+
+`python tests/calibration_table.py TRACES` prints one line a date and source; then how often a chance that was
+told came true: to end by a deadline with spot machines alone, and to stay within a cap. Replayed on AWS, V100
+and K80, 2022 and 2023.
+"""
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from spot_traces import Window, by_zone, counted, read_windows, true_costs
+
+from launcher.availability import Availability, Seen, learned
+from launcher.forecast_paths import Job, Paths, paths_of
+from launcher.policies_known import SPOT_ONLY, UNIFORM_PROGRESS
+from launcher.policy import Setting
+
+SPOT_USD, ON_DEMAND_USD = 0.97, 3.06
+# Hours of work, until the deadline, and of each start.
+SETTINGS = ((20, 26, 0.2), (20, 40, 0.2), (20, 21, 0.2), (40, 50, 0.2), (10, 14, 0.2), (20, 26, 0.02))
+# Hours since the first of February 2023, and since the beginning of the trace.
+DATES = (("multi", 600.0), ("multi", 720.0), ("multi", 864.0), ("single", 96.0), ("single", 120.0),
+         ("single", 144.0))
+_LEAST_H = 20.0  # of a window before the date, or it says too little
+_CENT = 0.01
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was said of one run, and what came.
+
+    Attributes:
+        usd: 10th, 50th and 90th percentile.
+        chances: (what was said, whether it came true), of deadlines or caps.
+    """
+
+    source: str
+    setting: tuple[float, float, float]
+    usd: tuple[float, float, float]
+    true_usd: float
+    chances: tuple[tuple[float, bool], ...]
+
+    @property
+    def is_inside(self) -> bool:
+        """Between the ends, to the cent."""
+        return self.usd[0] - _CENT <= self.true_usd <= self.usd[2] + _CENT
+
+
+def fitted(windows: Sequence[Window], date_h: float) -> Availability | None:
+    """From what windows of one zone show before a date; None: too little."""
+    seen = [Seen(*counted(part)) for window in windows
+            if (part := window.before(date_h)).end_h - part.start_h >= _LEAST_H]
+    return learned(None, seen) if len(seen) > 1 else None
+
+
+def told(windows: Sequence[Window], date_h: float, settings: Sequence[tuple[float, float, float]] = SETTINGS
+         ) -> Iterator[Told]:
+    """Forecasts for all runs that begin with a window after a date."""
+    for (source, _), of_zone in by_zone(windows).items():
+        later, belief = [one for one in of_zone if one.start_h >= date_h], fitted(of_zone, date_h)
+        if later and belief:
+            for each in settings:
+                yield from _of_zone(source, belief, later, each)
+
+
+def _of_zone(source: str, belief: Availability, later: Sequence[Window], each: tuple[float, float, float]
+             ) -> Iterator[Told]:
+    tick_h = later[0].tick_h
+    work_h, deadline_h, overhead_h = each
+    deadline_h = round(deadline_h / tick_h) * tick_h
+    setting = Setting(work_h, deadline_h, overhead_h, SPOT_USD, ON_DEMAND_USD, tick_h)
+    paths, waits = forecast(belief, setting), forecast(belief, setting, on_demand=False)
+    usd = usd_of(paths)
+    low, mid, high = (float(np.quantile(usd, share)) for share in (0.1, 0.5, 0.9))
+    in_time = float((waits.trained_after_h <= setting.deadline_h).mean())
+    caps = [(cap, float((usd <= cap).mean())) for cap in
+            (work_h * (SPOT_USD + share * (ON_DEMAND_USD - SPOT_USD)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))]
+    costs, ends = (true_costs(policy, setting, later) for policy in (UNIFORM_PROGRESS, SPOT_ONLY))
+    for (true_usd, _), (_, ended_h) in zip(costs, ends, strict=True):
+        is_in_time = ended_h is not None and ended_h <= setting.deadline_h + 1e-6
+        yield Told(source, each, (low, mid, high), true_usd,
+                   ((in_time, is_in_time), *((chance, true_usd <= cap) for cap, chance in caps)))
+
+
+def forecast(belief: Availability, setting: Setting, *, on_demand: bool = True) -> Paths:
+    """Of a run whose speed is known."""
+    return paths_of(Job(
+        training_h=setting.work_h, speed_factors=(1, 1), beside_h=0.0, first_h=setting.overhead_h,
+        again_h=setting.overhead_h, bench_h=0.0, guess_factors=(1, 1), interval_h=0.0, save_h=0.0,
+        availability=belief, deadline_h=setting.deadline_h, usd_per_hour=setting.spot_usd_per_hour,
+        on_demand_usd_per_hour=setting.on_demand_usd_per_hour if on_demand else None))
+
+
+def usd_of(paths: Paths) -> np.ndarray:
+    """(N,) dollars at the prices of the replay."""
+    return np.asarray(paths.held_h * SPOT_USD + paths.on_demand_h * (ON_DEMAND_USD - SPOT_USD))
+
+
+def coverage(found: Sequence[Told]) -> tuple[float, float, float]:
+    """Shares of runs inside the range, below it and above it."""
+    inside = sum(one.is_inside for one in found)
+    below = sum(one.true_usd < one.usd[0] - _CENT for one in found)
+    return inside / len(found), below / len(found), 1 - (inside + below) / len(found)
+
+
+def reliability(chances: Sequence[tuple[float, bool]], num_bins: int = 5
+                ) -> Iterator[tuple[float, float, int]]:
+    """By fifths of what was said: its mean, how often it came true, and of how many."""
+    for index in range(num_bins):
+        of_bin = [(said, came) for said, came in chances
+                  if index <= said * num_bins < index + 1 or (said == 1.0 and index == num_bins - 1)]
+        if of_bin:
+            yield (sum(said for said, _ in of_bin) / len(of_bin),
+                   sum(came for _, came in of_bin) / len(of_bin), len(of_bin))
+
+
+def main(path: Path) -> None:
+    """Print the tables."""
+    windows, everything = list(read_windows(path)), list[Told]()
+    print("| source | fitted before, h | runs | inside p10 - p90 | below | above |")
+    print("|---|---|---|---|---|---|")
+    for source, date_h in DATES:
+        found = list(told([one for one in windows if one.source == source], date_h))
+        inside, below, above = coverage(found)
+        print(f"| {source} | {date_h:g} | {len(found)} | {inside:.1%} | {below:.1%} | {above:.1%} |")
+        everything += found
+    print("\n| work, deadline, start (h) | runs | inside |\n|---|---|---|")
+    for setting in SETTINGS:
+        of_setting = [one for one in everything if one.setting == setting]
+        print(f"| {', '.join(f'{value:g}' for value in setting)} | {len(of_setting)} | "
+              f"{coverage(of_setting)[0]:.1%} |")
+    for name, which in (("ends by the deadline on spot alone", slice(0, 1)),
+                        ("stays within a cap", slice(1, None))):
+        print(f"\n| {name}: told | came true | of |\n|---|---|---|")
+        said = list(itertools.chain.from_iterable(one.chances[which] for one in everything))
+        for mean, came, number in reliability(said):
+            print(f"| {mean:.0%} | {came:.0%} | {number} |")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
