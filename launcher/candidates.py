@@ -151,8 +151,8 @@ def _why_not(recipe: Recipe, taken: Sequence[Offer], other: Offer) -> str | None
 
 def _of_kind(taken: Offer, other: Offer) -> Offer:
     """A machine that is taken, as it would be rented at the price of another and in its way."""
-    return taken.model_copy(update={"spot": other.spot, "bid_usd_per_hour": other.bid_usd_per_hour,
-                                    "price_usd_per_hour": other.price_usd_per_hour})
+    names = ("spot", "bid_usd_per_hour", "bid_from_usd_per_hour", "price_usd_per_hour", "limit_usd_per_hour")
+    return taken.model_copy(update={name: getattr(other, name) for name in names})
 
 
 def _wish(offer: Offer) -> tuple[object, ...]:

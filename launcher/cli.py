@@ -31,6 +31,7 @@ from launcher.cli_options import (
     PullTo,
     RecipeName,
     RecipeToLaunch,
+    Reconcile,
     RunId,
     Sets,
     Since,
@@ -183,11 +184,13 @@ def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: Stor
 
 @app.command()
 def cost(run: OneRun = None, since: Since = None, store: StoreUrl = None, as_json: Json = False,
-         as_csv: Csv = False, html: HtmlFile = None, png: PngFile = None) -> None:
+         as_csv: Csv = False, html: HtmlFile = None, png: PngFile = None,
+         reconcile: Reconcile = False) -> None:
     """Show where the money of a run went, or of all runs."""
     from launcher.cost_command import Asked, run_cost
 
-    run_cost(run, store, Asked(since, as_json=as_json, as_csv=as_csv, html=html, png=png))
+    run_cost(run, store, Asked(since, as_json=as_json, as_csv=as_csv, reconciles=reconcile, html=html,
+                               png=png))
 
 
 @app.command(**_PASSED_ON)

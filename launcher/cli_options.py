@@ -39,6 +39,8 @@ HtmlFile = Annotated[Path | None, typer.Option(
     "--html", metavar="FILE", help="One page with charts, of one run.", dir_okay=False)]
 PngFile = Annotated[Path | None, typer.Option(
     "--png", metavar="FILE", help="The charts as a picture; after `make evaluation-tools`.", dir_okay=False)]
+Reconcile = Annotated[bool, typer.Option(
+    "--reconcile", help="Beside Vast's record of charges, and SkyPilot's cost report.")]
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
 Infra = Annotated[str | None, typer.Option(

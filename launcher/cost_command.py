@@ -1,7 +1,7 @@
 """`ldlm cost`: the bill of one run, or of all, in the form that was asked for."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,11 +11,12 @@ from launcher import bills_screen, console, cost_screen, kept
 from launcher.bills import Bills, is_over_before
 from launcher.errors import LdlmError, UsageError
 from launcher.history import newest_limits, recorded_recipe
+from launcher.reconciling import show_sides, sides_of
 from launcher.report import cost_report
 from launcher.report_csv import as_csv
 from launcher.report_html import Page, as_html
 from launcher.report_png import draw
-from launcher.run_record import RunRecord
+from launcher.run_record import RunRecord, RunView
 from launcher.runs import open_default_store, view_all_runs, view_run
 from trainer.run_folder import RunFolder
 from trainer.store import open_store
@@ -29,12 +30,14 @@ class Asked:
 
     Attributes:
         since: As typed.
+        reconciles: Beside what others have on record.
         html, png: Files for a page and a picture of one run.
     """
 
     since: str | None = None
     as_json: bool = False
     as_csv: bool = False
+    reconciles: bool = False
     html: Path | None = None
     png: Path | None = None
 
@@ -54,6 +57,9 @@ def run_cost(run_id: str | None, store: str | None, asked: Asked) -> None:
         raise UsageError("--json and --csv are two forms of one answer", fix="give one of them")
     if run_id is None and (asked.html or asked.png):
         raise UsageError("--html and --png are about one run", fix="name it: ldlm cost RUN --html FILE")
+    if asked.reconciles and (asked.as_csv or asked.since is not None or asked.html or asked.png):
+        raise UsageError("--reconcile compares whole runs, on the screen or as --json",
+                         fix="leave out --since, --csv, --html and --png")
     since = _moment(asked.since, datetime.now(UTC)) if asked.since is not None else None
     if run_id is None:
         _show_all(store, asked, since)
@@ -63,6 +69,9 @@ def run_cost(run_id: str | None, store: str | None, asked: Asked) -> None:
 
 def _show_one(run_id: str, store: str | None, asked: Asked, since: datetime | None) -> None:
     view = view_run(run_id, store)
+    if asked.reconciles:
+        _reconcile([view], asked)
+        return
     report = cost_report(view, since)
     page = Page(report, _cap_usd(view.record), datetime.now(UTC))
     if asked.html:
@@ -85,6 +94,10 @@ def _show_all(store: str | None, asked: Asked, since: datetime | None) -> None:
     with console.progress_line() as line:
         views, problems = view_all_runs(
             opened, lambda folder: since is None or not is_over_before(folder, since), _progress(line))
+    if asked.reconciles:
+        _reconcile(views, asked)
+        _tell_of(problems)
+        return
     reports = [cost_report(view, since) for view in views]
     if since is not None:
         reports = [report for report in reports if report.attempts or report.spent_usd]
@@ -95,8 +108,21 @@ def _show_all(store: str | None, asked: Asked, since: datetime | None) -> None:
         console.answer_json(found.to_json())
     else:
         bills_screen.show_bills(found, opened.url)
-    for problem in found.unreadable:
+    _tell_of(problems)
+
+
+def _tell_of(problems: Sequence[LdlmError]) -> None:
+    for problem in problems:
         console.talk(f"not in it, since it cannot be read: {problem}", "note")
+
+
+def _reconcile(views: Sequence[RunView], asked: Asked) -> None:
+    found = {view.record.run_id: sides_of(view) for view in views}
+    if asked.as_json:
+        console.answer_json([{"run_id": run_id, "records": [side.to_json() for side in sides]}
+                             for run_id, sides in found.items()])
+    else:
+        show_sides([side for sides in found.values() for side in sides])
 
 
 def _cap_usd(record: RunRecord) -> Decimal | None:

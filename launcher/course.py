@@ -7,6 +7,7 @@ It travels in the task (`LDLM_COURSE`), for the laptop may be off when it is ask
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from launcher.frozen import Frozen
 from trainer.contract import Env
@@ -24,6 +25,7 @@ class Place(Frozen):
         resource: Which of the task's candidates it is, from 0: one of Vast is rented either way.
         move_usd: To bring checkpoint and encoder there.
         envs: What the nodes there are told of their machine.
+        wishes: What Vast is asked for there, a bid among it or none; None on other clouds.
     """
 
     infra: str
@@ -32,6 +34,7 @@ class Place(Frozen):
     usd_per_hour: Decimal
     move_usd: Decimal
     envs: dict[str, str]
+    wishes: dict[str, Any] | None = None
 
 
 class Course(Frozen):

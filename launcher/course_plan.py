@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 from launcher.course import Course, Place
 from launcher.offers import Offer
@@ -16,13 +17,15 @@ _LONGEST_TICK_S, _TICKS = 600.0, 150
 _UNKNOWN = Decimal("Infinity")
 
 
-def course_of(plan: Plan, store: str | None, envs_of: Callable[[Offer], dict[str, str]]) -> Course | None:
+def course_of(plan: Plan, store: str | None, envs_of: Callable[[Offer], dict[str, str]],
+              wishes_of: Callable[[Offer], dict[str, Any] | None]) -> Course | None:
     """The course of a planned run; None where there is nothing to decide by time: no deadline, or no spot
     that is cheaper than on demand by prices that are known.
 
     Args:
         store: URL of the run's store.
         envs_of: What nodes are told of the offer that they are.
+        wishes_of: What Vast is asked for where an offer is there.
     """
     offers = _both_kinds(plan.candidates(Document.TRAIN))
     spot, on_demand = (min((_price(offer) for offer, is_spot in offers
@@ -39,7 +42,7 @@ def course_of(plan: Plan, store: str | None, envs_of: Callable[[Offer], dict[str
     places = tuple(Place(
         infra=offer.infra, spot=is_spot, resource=resources.index(_rented_as(offer)),
         usd_per_hour=offer.price_usd_per_hour or Decimal(0), move_usd=_move_usd(plan, offer, store),
-        envs=envs_of(offer) | _label(offer, is_spot)) for offer, is_spot in offers)
+        envs=envs_of(offer) | _label(offer, is_spot), wishes=wishes_of(offer)) for offer, is_spot in offers)
     return Course(begins_at=plan.planned_at, ends_at=plan.deadline, work_h=round(hours, 6),
                   overhead_h=round(overhead_h, 6), tick_s=round(tick_s, 3), from_step=plan.done_steps,
                   to_step=plan.steps, places=places)

@@ -26,7 +26,7 @@ def show_plan(proposal: Proposal, quote: Quote | None = None) -> None:
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
     holds = [("holds", quote.words)] if quote else []
-    console.answer_facts([*_plan_facts(plan, store), *_course_facts(proposal), *holds,
+    console.answer_facts([*_plan_facts(plan, store), *_course_facts(proposal), *holds, *_bid_facts(plan),
                           *_market_facts(proposal), *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
@@ -124,6 +124,13 @@ def _course_facts(proposal: Proposal) -> list[tuple[str, str]]:
 def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
     """Where something may run: the first choice, and where SkyPilot goes when that has no machine."""
     return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
+
+
+def _bid_facts(plan: Plan) -> list[tuple[str, str]]:
+    """What is advised of bids at Vast, once for offers of which the same is."""
+    told = [f"advised: {offer.advice.reason}" for which in Document for offer in plan.candidates(which)
+            if offer.advice and not (which is Document.TRAIN and plan.only_benchmark)]
+    return [("bid" if not index else "", text) for index, text in enumerate(dict.fromkeys(told))]
 
 
 def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:

@@ -109,9 +109,9 @@ def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[
     The candidate's price is of all its nodes, and a limit; so is its bid. On Vast a price on demand is one
     with the disk, as its search there has it.
     """
-    limit = candidate.price_usd_per_hour or candidate.bid_usd_per_hour
+    limit = candidate.price_usd_per_hour or candidate.most_bid_usd_per_hour or candidate.bid_usd_per_hour
     most = None if limit is None else limit / candidate.num_nodes
-    wants_spot = candidate.spot or candidate.bid_usd_per_hour is not None
+    wants_spot = candidate.spot or candidate.takes_bids
 
     def price(one: PricedOffer) -> Decimal:
         return one.price_usd_per_hour if one.can_be_taken else one.with_disk_usd_per_hour(candidate.disk_gib)

@@ -140,7 +140,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
         Env.DEADLINE: deadline.isoformat() if deadline else "",
         Env.WAIT: f"{_wait_hours(recipe, which, course):g}",
-        Env.COURSE: course.model_dump_json() if course else None,
+        Env.COURSE: course.model_dump_json(exclude_none=True) if course else None,
         Env.BENCH_HOURS: f"{recipe.limits.bench_hours:g}",
         Env.TORCH_INDEX: offers[0].torch_index,
         Env.OFFERS: TaskOffer.write_all(places) if places[1:] else None,
@@ -151,7 +151,9 @@ def _course(plan: Plan, recipe: Recipe, which: Document) -> Course | None:
     """Of training alone: what it has come to by the deadline is benchmarked, in hours of its own."""
     if which is Document.BENCH or plan.only_benchmark:
         return None
-    return course_of(plan, recipe.store, lambda offer: _envs_of(plan, recipe, which, offer))
+    needs = _needs(plan)
+    return course_of(plan, recipe.store, lambda offer: _envs_of(plan, recipe, which, offer),
+                     lambda offer: _wishes(offer, plan.run_id, needs) if offer.cloud == "vast" else None)
 
 
 def _wait_hours(recipe: Recipe, which: Document, course: Course | None) -> float:
@@ -286,10 +288,13 @@ def _memory(offer: Offer, needed_gib: int | None) -> str | None:
 def _config(offers: Sequence[Offer], run_id: str | None, needs: Needs) -> dict[str, Any] | None:
     """Of a task, and so of all its candidates: those on Vast are asked for in the same words."""
     offer = next((offer for offer in offers if offer.cloud == "vast"), None)
-    if offer is None:
-        return None
+    return {"vast": {"create_instance_kwargs": _wishes(offer, run_id, needs)}} if offer else None
+
+
+def _wishes(offer: Offer, run_id: str | None, needs: Needs) -> dict[str, Any]:
+    """What Vast is asked for."""
     bid = {} if offer.bid_usd_per_hour is None else {"bid_price": float(offer.bid_usd_per_hour)}
-    return {"vast": {"create_instance_kwargs": bid | {KEY: settings_of(offer, run_id, *needs)}}}
+    return bid | {KEY: settings_of(offer, run_id, *needs)}
 
 
 def leftover_nulls(value: Any, path: str = "") -> Iterator[str]:

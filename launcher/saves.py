@@ -113,8 +113,9 @@ def rates_of(offer: Offer, store: str | None) -> Rates:
 
 
 def hours_to_loss(offer: Offer) -> float:
-    """Until such a machine is lost, before any was seen (guess)."""
-    return _SPOT_HOURS_TO_LOSS[offer.cloud] if offer.spot else _HOURS_TO_LOSS
+    """Until such a machine is lost, before any was seen (guess); of a bid by its margin (a model)."""
+    of_cloud = _SPOT_HOURS_TO_LOSS[offer.cloud] if offer.spot else _HOURS_TO_LOSS
+    return offer.hours_to_outbid or of_cloud
 
 
 def check_promise(recipe: Recipe, offer: Offer, saves: SavesPlan) -> None:

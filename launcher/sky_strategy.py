@@ -178,28 +178,21 @@ class CourseStrategy(recovery_strategy.EagerFailoverStrategyExecutor):
 
 
 def rented_as(machine: Any, place: Place) -> Any:
-    """SkyPilot's `Resources` of a place: at Vast the bid makes a machine spot, its absence on demand."""
+    """SkyPilot's `Resources` of a place: at Vast a bid makes a machine spot, its absence on demand."""
     found = machine.copy()
-    overrides = deepcopy(dict(found.cluster_config_overrides))
-    wishes = overrides.get("vast", {}).get("create_instance_kwargs")
-    if place.infra.partition("/")[0] != "vast" or wishes is None:
-        return found
-    wishes.pop("bid_price", None)
-    if place.spot:
-        wishes["bid_price"] = float(place.usd_per_hour)
-    wishes[KEY] = {**wishes[KEY], "usd_per_hour": float(place.usd_per_hour)}
-    found._cluster_config_overrides = overrides  # `copy` adds to what is there, and a bid has to go
+    if place.wishes is not None:  # `copy` adds to what is there, and a bid has to go
+        found._cluster_config_overrides = {**found.cluster_config_overrides,
+                                           "vast": {"create_instance_kwargs": deepcopy(place.wishes)}}
     return found
 
 
 def is_offered(machine: Any, place: Place) -> bool | None:
     """Whether Vast would rent out a machine of a place now; None where nobody tells."""
-    if place.infra.partition("/")[0] != "vast":
+    if place.wishes is None:
         return None
-    wishes = rented_as(machine, place).cluster_config_overrides["vast"]["create_instance_kwargs"]
     (name, number), = machine.accelerators.items()
-    wish = Wish(gpu=f"{name}:{number:g}", settings=wishes[KEY], disk_gib=machine.disk_size,
-                region=machine.region, bid_usd_per_hour=wishes.get("bid_price"))
+    wish = Wish(gpu=f"{name}:{number:g}", settings=place.wishes[KEY], disk_gib=machine.disk_size,
+                region=machine.region, bid_usd_per_hour=place.wishes.get("bid_price"))
     try:
         return Market.model_validate(look_at_market(wish)).num_fit > 0
     except Exception as error:  # of any kind: Vast does not answer, or not as it should

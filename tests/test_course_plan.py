@@ -43,8 +43,11 @@ def test_vast_is_one_candidate_of_the_task_and_two_places_of_the_course():
     assert train["resources"]["infra"] == "vast" and "ordered" not in train["resources"]
     assert Env.OFFERS not in train["envs"]
     assert train["config"]["vast"]["create_instance_kwargs"]["bid_price"] == 1.6
-    assert [(place.spot, place.resource, place.usd_per_hour) for place in course(train).places] == [
-        (True, 0, Decimal("1.6")), (False, 0, Decimal("2.9"))]
+    spot, on_demand = course(train).places
+    assert (spot.spot, spot.resource, spot.usd_per_hour) == (True, 0, Decimal("1.6"))
+    assert (on_demand.spot, on_demand.resource, on_demand.usd_per_hour) == (False, 0, Decimal("2.9"))
+    assert spot.wishes == train["config"]["vast"]["create_instance_kwargs"]
+    assert on_demand.wishes == {"ldlm": spot.wishes["ldlm"] | {"usd_per_hour": 2.9}}
 
 
 def test_places_keep_their_candidate_where_vast_stands_between_others():
