@@ -134,7 +134,7 @@ def _bid_facts(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
-    """What there is now, and how long it waits for machines, where it has to ask for them."""
+    """Who pays, what there is now, and how long it waits for machines, where it has to ask for them."""
     limits, plan = proposal.recipe.limits, proposal.plan
     names = {Document.TRAIN: "to train", Document.BENCH: "to benchmark"}
     asks = [which for which in Document
@@ -145,7 +145,8 @@ def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
         asks = [which for which in asks if which is Document.BENCH]  # to train it waits as its course says
     waits = [f"{limits.wait_hours_for(which):g} h {names[which]}"
              + (" (never past the deadline)" if plan.deadline_of(which) else "") for which in asks]
-    return [*zip(("market", ""), markets, strict=False),
+    credits = [("credits", proposal.payment.words)] if proposal.payment else []
+    return [*credits, *zip(("market", ""), markets, strict=False),
             *([("waits", f"for a machine up to {', '.join(waits)}")] if waits else [])]
 
 
@@ -169,6 +170,7 @@ def plan_json(proposal: Proposal, quote: Quote, reasons: Sequence[LdlmError]) ->
             "market": {document: market.model_dump(mode="json")
                        for document, market in proposal.markets.items()},
             "market_problem": proposal.market_problem,
+            "out_of_pocket_usd": str(proposal.payment.out_of_pocket_usd) if proposal.payment else None,
             "refusals": [{"place": reason.place, "problem": reason.problem, "fix": reason.fix}
                          for reason in reasons]}
 

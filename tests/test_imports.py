@@ -28,7 +28,7 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
-    "candidates", "market", "bids", "stale", "priced_offers",
+    "candidates", "market", "bids", "stale", "credits", "priced_offers",
     "self_end", "policies_known", "course", "course_plan", "next_move")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
