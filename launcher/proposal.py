@@ -4,11 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-<<<<<<< HEAD
 from launcher.course import Course
-=======
 from launcher.credits import Payment
->>>>>>> main
 from launcher.errors import LdlmError
 from launcher.market import Market
 from launcher.plan import Plan
