@@ -22,6 +22,7 @@ from launcher.cli_options import (
     HtmlFile,
     Infra,
     Json,
+    KeepWebhook,
     MaxCost,
     NewRunId,
     OffersFile,
@@ -39,11 +40,13 @@ from launcher.cli_options import (
     Since,
     StopNow,
     StoreUrl,
+    TryWebhook,
     WandbEntity,
     WandbProject,
     Yes,
 )
 from launcher.cli_panels import ADVANCED, TwoPanels
+from launcher.cli_simulate import simulate
 from launcher.controller_cli import app as controller
 from trainer.contract import LdlmError
 
@@ -63,6 +66,7 @@ weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror 
 app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
+app.command(rich_help_panel=ADVANCED)(simulate)
 app.command("offers", rich_help_panel=ADVANCED)(list_offers)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
@@ -71,12 +75,13 @@ _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
 
 @app.command()
 def doctor(recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="What would run.")] = None,
-           infra: Infra = None, store: StoreUrl = None, as_json: Json = False) -> None:
+           infra: Infra = None, store: StoreUrl = None, webhook: TryWebhook = False,
+           as_json: Json = False) -> None:
     """Check that everything is there before money is spent."""
     from launcher import console
     from launcher import doctor as examination
 
-    findings = examination.examine(recipe, infra, store)
+    findings = examination.examine(recipe, infra, store, try_webhook=webhook)
     if as_json:
         console.answer_json(examination.as_json(findings))
     else:
@@ -207,14 +212,14 @@ def sample(ctx: typer.Context) -> None:
 @app.command(rich_help_panel=ADVANCED)
 def init(store: StoreUrl = None, max_cost: MaxCost = None,
          wandb_project: WandbProject = None, wandb_entity: WandbEntity = None, api_server: ApiServer = None,
-         usd_per_hour: ControllerPrice = None, yes: Yes = False) -> None:
+         usd_per_hour: ControllerPrice = None, webhook: KeepWebhook = False, yes: Yes = False) -> None:
     """Settle store, cap, W&B and SkyPilot for every run, once."""
     from launcher.set_up import run_init
     from launcher.settings import Settings
+    from launcher.webhook_setting import keep_webhook
 
-    run_init(Settings(store=store, max_cost_usd=max_cost, wandb_project=wandb_project,
-                      wandb_entity=wandb_entity, api_server=api_server,
-                      controller_usd_per_hour=usd_per_hour), yes)
+    given = Settings(store, max_cost, wandb_project, wandb_entity, api_server, usd_per_hour)
+    keep_webhook() if webhook else run_init(given, yes)
 
 
 @app.command(rich_help_panel=ADVANCED)

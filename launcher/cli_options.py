@@ -69,6 +69,9 @@ WandbEntity = Annotated[str | None, typer.Option(
     "--wandb-entity", callback=not_empty, help="Its team or user.")]
 ApiServer = Annotated[str | None, typer.Option(
     "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")]
+KeepWebhook = Annotated[bool, typer.Option(
+    "--webhook", help="Only ask for an address that is told what happens to runs; it is kept secret.")]
+TryWebhook = Annotated[bool, typer.Option("--webhook", help="Send a message to the webhook, for a try.")]
 ControllerPrice = Annotated[str | None, typer.Option(
     "--controller-usd-per-hour", callback=not_empty, help="What its machine costs.")]
 PullTo = Annotated[str, typer.Option(
