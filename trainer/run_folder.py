@@ -89,6 +89,13 @@ class IdleGpu(_Record):
     idle_s: float
 
 
+class PriceFrom(_Record):
+    """What an hour of an attempt's machines costs from a moment on."""
+
+    at: datetime
+    usd_per_hour: Decimal
+
+
 class SavePace(_Record):
     """How a run saves, as its newest durable save has shown.
 
@@ -122,6 +129,7 @@ class Heartbeat(_Record):
             hangs are the ones it waits for.
         pace: None before this attempt's first durable save.
         start_s: Seconds from `billed_from` to the first step, by part; empty before it.
+        prices: Where the attempt's has changed since it began, oldest first.
     """
 
     at: datetime
@@ -139,6 +147,7 @@ class Heartbeat(_Record):
     idle_gpus: tuple[IdleGpu, ...] = ()
     pace: SavePace | None = None
     start_s: dict[str, float] = {}
+    prices: tuple[PriceFrom, ...] = ()
     metrics: dict[str, float] = {}
 
 
@@ -191,7 +200,7 @@ class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
     at: datetime
-    # submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested,
+    # bid_raised, submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested,
     # taken_on_purpose, ended
     kind: str
     detail: dict[str, Any] = {}
@@ -213,15 +222,42 @@ class StopWish(_Record):
 
 
 class AttemptFiles(_Record):
-    """All that the store knows of one attempt."""
+    """All that the store knows of one attempt, or its own node.
+
+    Attributes:
+        prices: Later ones that no heartbeat tells yet.
+    """
 
     attempt: Attempt
     heartbeat: Heartbeat | None = None
     end: AttemptEnd | None = None
+    prices: tuple[PriceFrom, ...] = ()
+
+    @property
+    def later_prices(self) -> tuple[PriceFrom, ...]:
+        """Where its price has changed since it began, oldest first."""
+        return self.prices or (self.heartbeat.prices if self.heartbeat else ())
+
+    @property
+    def price_usd_per_hour(self) -> Decimal:
+        """The newest."""
+        later = self.later_prices
+        return later[-1].usd_per_hour if later else self.attempt.price_usd_per_hour
+
+    def hours_usd(self, seconds: float) -> Decimal:
+        """Dollars of so many seconds from `billed_from` on, each at the price of its time; unrounded."""
+        usd, price, left_s = Decimal(0), self.attempt.price_usd_per_hour, seconds
+        for later in self.later_prices:
+            since_s = min(seconds, max(0.0, (later.at - self.attempt.billed_from).total_seconds()))
+            passed_s = max(0.0, since_s - (seconds - left_s))
+            usd += price * Decimal(passed_s) / 3600
+            price, left_s = later.usd_per_hour, left_s - passed_s
+        return usd + price * Decimal(left_s) / 3600
 
 
 EVENT_STAMP = "%Y%m%dT%H%M%S.%fZ"  # UTC; with it the name of an event begins
 STARTS = ("submitted", "resumed")  # kinds of events with which a run is given to an engine
+BID_RAISED = "bid_raised"  # the kind of the event with a later price of an attempt
 CONTROLLER_PRICE = "controller_usd_per_hour"  # in their detail, as text: of who supervises from then on
 _T = TypeVar("_T", bound=BaseModel)
 

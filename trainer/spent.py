@@ -60,7 +60,7 @@ def hours_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
         if seconds < 0:
             raise LdlmError(f"attempt {files.attempt.number} ends {-seconds:.0f} s before it begins",
                             fix="set the clock of the machine that wrote it (chronyc, ntpdate)")
-        total += files.attempt.price_usd_per_hour * Decimal(seconds) / 3600
+        total += files.hours_usd(seconds)
     return total
 
 
