@@ -22,6 +22,7 @@ from launcher.cli_options import (
     Infra,
     Json,
     MaxCost,
+    MaxHours,
     NewRunId,
     OneRun,
     PlanDigest,
@@ -42,6 +43,7 @@ from launcher.cli_options import (
     Yes,
 )
 from launcher.cli_panels import ADVANCED, TwoPanels
+from launcher.config_cli import app as config
 from launcher.controller_cli import app as controller
 from trainer.contract import LdlmError
 
@@ -61,6 +63,7 @@ weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror 
 app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
+app.add_typer(config, name="config", rich_help_panel=ADVANCED)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
@@ -97,7 +100,8 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-         deadline: Deadline = None, sets: Sets = None, as_json: Json = False) -> None:
+         deadline: Deadline = None, max_hours: MaxHours = None, sets: Sets = None,
+         as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
     from launcher import console, launching, plan_screen
     from launcher.next_steps import after_plan
@@ -105,7 +109,7 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
     from launcher.refusals import refusals
 
     order = Order(command="launch", what=recipe,
-                  options=_options(infra, store, None, max_cost, deadline, sets))
+                  options=_options(infra, store, None, max_cost, deadline, sets, max_hours))
     proposal = launching.propose(order)
     quote, reasons = launching.quoted(order, proposal), list(refusals(proposal))
     if as_json:
@@ -117,13 +121,14 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
 
 @app.command()
 def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra = None,
-           store: StoreUrl = None, max_cost: MaxCost = None, deadline: Deadline = None, sets: Sets = None,
-           run_id: NewRunId = None, yes: Yes = False, dry_run: DryRun = False,
-           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
+           store: StoreUrl = None, max_cost: MaxCost = None, deadline: Deadline = None,
+           max_hours: MaxHours = None, sets: Sets = None, run_id: NewRunId = None, yes: Yes = False,
+           dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False,
+           allow_dirty: AllowDirty = False) -> None:
     """Plan, ask, train, benchmark, bill."""
     from launcher.launching import start
 
-    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets), plan,
+    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets, max_hours), plan,
           _manner(yes, detach, allow_dirty, preempt_at, dry_run=dry_run))
 
 
@@ -173,12 +178,12 @@ def stop(run: RunId, store: StoreUrl = None, now: StopNow = False) -> None:
 
 @app.command()
 def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
-           max_cost: MaxCost = None, deadline: Deadline = None, yes: Yes = False,
+           max_cost: MaxCost = None, deadline: Deadline = None, max_hours: MaxHours = None, yes: Yes = False,
            preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
     """Continue a run from its newest durable checkpoint."""
     from launcher.launching import start
 
-    start("resume", run, _options(infra, store, None, max_cost, deadline, None), plan,
+    start("resume", run, _options(infra, store, None, max_cost, deadline, None, max_hours), plan,
           _manner(yes, detach, allow_dirty, preempt_at))
 
 
@@ -347,11 +352,11 @@ def _in_trainer(module: str, arguments: list[str]) -> NoReturn:
 
 
 def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,
-             deadline: str | None, sets: list[str] | None) -> "PlanOptions":
+             deadline: str | None, sets: list[str] | None, max_hours: str | None = None) -> "PlanOptions":
     from launcher.commands import PlanOptions
 
     return PlanOptions(infra=infra, store=store, run_id=run_id, max_cost=max_cost, deadline=deadline,
-                       overrides=sets or ())
+                       max_hours=max_hours, overrides=sets or ())
 
 
 def _manner(yes: bool, detach: bool, allow_dirty: bool, preempt_at: str | None, *,

@@ -47,7 +47,9 @@ Infra = Annotated[str | None, typer.Option(
     "--infra", callback=known_infra, help="local, vast, azure, gcp, gcp/us-central1, …")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
 Deadline = Annotated[str | None, typer.Option(
-    "--deadline", help="Hours from now after which it stops itself.")]
+    "--deadline", help="Hours from now, or a date and time (UTC), at which it stops itself.")]
+MaxHours = Annotated[str | None, typer.Option(
+    "--max-hours", help="Paid hours, over all attempts, after which it stops itself.")]
 Sets = Annotated[list[str] | None, typer.Option(
     "--set", help="Change the recipe: train.steps=100. Repeatable.")]
 NewRunId = Annotated[str | None, typer.Option("--run-id", callback=not_empty, help="Name the run yourself.")]

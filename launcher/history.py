@@ -9,6 +9,7 @@ from launcher.plan import Plan
 from launcher.recipe import Limits, Recipe, read_recorded
 from launcher.run_record import RunRecord, RunView, list_run_ids
 from launcher.speed import MeasuredSpeed, config_fingerprint
+from trainer.at_most import standing_of
 from trainer.contract import Document, Name, Outcome
 from trainer.run_folder import RunFolder
 from trainer.store import Store
@@ -83,4 +84,5 @@ def done_so_far(view: RunView) -> Done:
     durable = [files.heartbeat.durable_step for files in view.record.attempts
                if files.heartbeat and files.attempt.document is Document.TRAIN]
     return Done(step=max(durable, default=0), spent_usd=view.spent_usd,
-                has_trained=outcome is not None and outcome.outcome is Outcome.FINISHED)
+                has_trained=outcome is not None and outcome.outcome is Outcome.FINISHED,
+                paid_h=standing_of(view.record.attempts, (), view.charged_to).paid_s / 3600)

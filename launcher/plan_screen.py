@@ -111,6 +111,9 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
         price = console.dollars(plan.controller_usd_per_hour)
         facts.append(("controller", f"elsewhere, always on, {price}/h"))
     facts.append(("stops at", stops))
+    if plan.max_hours is not None:
+        facts.append(("", f"{plan.max_hours:g} paid hours, of which ~{plan.bench_reserve_hours:.2f} are kept "
+                          "for the benchmark"))
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
 
 

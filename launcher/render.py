@@ -134,7 +134,10 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         **told[0],
         Env.REQUESTS_PRICE: f"{request_usd_per_gb(recipe.store):g}",
         Env.MAX_COST: str(plan.max_cost_usd - plan.uncounted_usd),
-        Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
+        # The benchmark may spend what training leaves for it.
+        Env.BENCH_RESERVE: str(plan.bench_reserve_usd) if which is Document.TRAIN else "0",
+        Env.MAX_HOURS: "" if plan.max_hours is None else f"{plan.max_hours:g}",
+        Env.BENCH_RESERVE_HOURS: f"{plan.bench_reserve_hours if which is Document.TRAIN else 0:g}",
         Env.DEADLINE: deadline.isoformat() if deadline else "",
         Env.WAIT: f"{recipe.limits.wait_hours_for(which):g}",
         Env.BENCH_HOURS: f"{recipe.limits.bench_hours:g}",

@@ -30,6 +30,7 @@ from launcher.sky_ready import KEYS
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
 from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
+from launcher.vast_credit import check_lasts, credit_at_vast
 from launcher.vast_looks import Instances, in_words_of_skypilot, learn
 from launcher.vast_onstart import first_commands, without_mark
 from launcher.vast_raise import raise_bids
@@ -213,8 +214,11 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
             own = bid_for(offer, settings, bid)
             return rental_of(offer, instance_id, settings, own, contract["disk"], now)
 
+        credit = credit_at_vast(sdk())
+        check_lasts(credit, rental(offers[0], "", told_at).prices[0].usd_per_hour)
+
         def of_offer(offer: dict[str, Any]) -> dict[str, Any]:
-            terms = node_terms(rental(offer, "", told_at), known).model_dump_json()
+            terms = node_terms(rental(offer, "", told_at), known, credit).model_dump_json()
             onstart = f"printf %s {shlex.quote(terms)} > ~/{TERMS};{contract['onstart_cmd']}"
             own = bid_for(offer, settings, bid)
             return {"onstart_cmd": onstart} | ({} if own is None else {"price": own})

@@ -24,9 +24,12 @@ from launcher.errors import EngineError, LdlmError, StoreError
 from launcher.preempt_at import PreemptAt, parse_preempt_at
 from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
-from launcher.verdict import Follows, Verdict, judge, limit_reached
+from launcher.verdict import Follows, Verdict, judge
+from trainer.at_most import standing_of
 from trainer.contract import STOP_GRACE_S, Document, Env, ExitCode, Name, Outcome, attempt_file
+from trainer.guard import headroom
 from trainer.lease import START_S, SupersededError, await_free, machine_here
+from trainer.limits import Limits
 from trainer.run_folder import (
     Attempt,
     AttemptEnd,
@@ -35,7 +38,6 @@ from trainer.run_folder import (
     RunFolder,
     RunOutcome,
 )
-from trainer.spent import controller_usd, spent_usd
 from trainer.store import AlreadyExistsError, open_store
 
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)
@@ -122,8 +124,8 @@ class Supervisor:
         now = datetime.now(UTC)
         attempts = self._try(self._run.attempts, "read the attempts") or []
         events = self._try(self._run.events, "read the events") or []
-        spent = spent_usd(attempts, now) + controller_usd(events, now)
-        return limit_reached(document.document, document.envs, spent, now)
+        found = headroom(Limits.of(document.envs), document.document, standing_of(attempts, events, now))
+        return found.words if found and found.is_reached else None
 
     def _claim(self, document: TaskDocument) -> Attempt:
         attempt = patiently(lambda: self._run.claim_attempt(

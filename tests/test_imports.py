@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
-                    "trainer.deadman",
+OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
+                    "trainer.deadman", "trainer.guard", "trainer.limits",
                     "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
                     "trainer.live_price",
                     "trainer.humaneval_options",
@@ -78,7 +78,7 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
     ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search",
              "sky_places"}),
     ("rich", {"console"}),
-    ("typer", {"cli", "cli_options", "cli_panels", "controller_cli"}),
+    ("typer", {"cli", "cli_options", "cli_panels", "config_cli", "controller_cli"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes

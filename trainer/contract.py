@@ -4,7 +4,8 @@ Standard library only: both halves, and the node supervisor that must start befo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -141,6 +142,8 @@ class Env:
     PEAK_TFLOPS = "LDLM_PEAK_TFLOPS"  # of all its GPUs in the precision of the run; empty: not known
     MAX_COST = "LDLM_MAX_COST_USD"
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
+    MAX_HOURS = "LDLM_MAX_HOURS"  # paid for, over all attempts; empty: no such limit
+    BENCH_RESERVE_HOURS = "LDLM_BENCH_RESERVE_HOURS"  # part of them that is kept for the benchmark
     DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
     WAIT = "LDLM_WAIT_HOURS"  # how long the task may be without a machine
     BENCH_HOURS = "LDLM_BENCH_HOURS"  # how long the benchmark may take, all its attempts together
@@ -173,6 +176,12 @@ class TaskOffer(NamedTuple):
     def write_all(cls, offers: Sequence[Self]) -> str:
         """Text for `Env.OFFERS`."""
         return json.dumps([offer._asdict() for offer in offers])
+
+    @classmethod
+    def prices(cls, environ: Mapping[str, str]) -> list[Decimal]:
+        """Dollars an hour of all places where a task may run, as far as it tells them. Raises ValueError."""
+        told = [one.envs.get(Env.PRICE) for one in cls.read_all(environ.get(Env.OFFERS) or "[]")]
+        return [Decimal(price) for price in (environ.get(Env.PRICE), *told) if price]
 
     @classmethod
     def read_all(cls, text: str) -> list[Self]:
