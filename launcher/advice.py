@@ -60,6 +60,8 @@ def changed_offer(offer: Offer, changes: Mapping[str, Any]) -> Offer:
             told[kind] = float(value)
         elif kind == "bid_usd_per_hour":
             told |= {kind: value, "price_usd_per_hour": value}
+        elif kind == "most_bid_usd_per_hour":  # the dearest counts, for other GPUs have another market
+            told |= {"bid_usd_per_hour": value, "price_usd_per_hour": value, "limit_usd_per_hour": value}
     return offer.model_copy(update=told)
 
 
