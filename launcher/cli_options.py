@@ -45,6 +45,8 @@ StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
 Infra = Annotated[str | None, typer.Option(
     "--infra", callback=known_infra, help="local, vast, azure, gcp, gcp/us-central1, …")]
+OffersFile = Annotated[str | None, typer.Option(
+    "--offers", callback=not_empty, metavar="FILE", help="Prices of a file, as `ldlm offers --json` prints.")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
 Deadline = Annotated[str | None, typer.Option(
     "--deadline", help="Hours from now, or a date and time (UTC), at which it stops itself.")]
@@ -69,6 +71,9 @@ WandbEntity = Annotated[str | None, typer.Option(
     "--wandb-entity", callback=not_empty, help="Its team or user.")]
 ApiServer = Annotated[str | None, typer.Option(
     "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")]
+KeepWebhook = Annotated[bool, typer.Option(
+    "--webhook", help="Only ask for an address that is told what happens to runs; it is kept secret.")]
+TryWebhook = Annotated[bool, typer.Option("--webhook", help="Send a message to the webhook, for a try.")]
 ControllerPrice = Annotated[str | None, typer.Option(
     "--controller-usd-per-hour", callback=not_empty, help="What its machine costs.")]
 PullTo = Annotated[str, typer.Option(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from itertools import chain
 
 from launcher import console
 from launcher.ask_market import with_market
@@ -37,8 +38,10 @@ from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
+from launcher.offers_file import too_old
 from launcher.plan import Plan, make_plan
 from launcher.preempt_at import PreemptAt
+from launcher.price_sources import price_warnings, prices_of
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
 from launcher.refusals import market_refusals
@@ -85,6 +88,7 @@ class PlanOptions:
     deadline: str | None = None
     max_hours: str | None = None
     overrides: Sequence[str] = ()
+    offers: str | None = None  # a file of them; None: whoever names prices is asked
 
     def limits(self) -> dict[str, Decimal | datetime | None]:
         """What --max-cost, --max-hours and --deadline say, by their names in a recipe. Raises UsageError."""
@@ -145,7 +149,9 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     check_run_id(run_id, "--run-id")
     machine = probe_machine()
     candidates = choose(recipe, options.infra, machine)
-    offers = {document: make_offers(found, machine, now) for document, found in candidates.items()}
+    prices = prices_of(chain(*candidates.values()), options.offers, now)
+    offers = {document: make_offers(found, machine, now, prices.offers)
+              for document, found in candidates.items()}
     train = offers[Document.TRAIN][0]
     url = options.store or usual_store_url() or recipe.store
     if url is None and train.is_local:
@@ -167,10 +173,11 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
                           fix="lower train.steps and the sizes") from error
     warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
     if not train.is_local:
-        warnings += tuple(_of_rented(recipe, plan))
+        warnings += (*_of_rented(recipe, plan), *price_warnings(plan, prices))
     elif not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
-    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
+    stale = too_old(plan.listed, options.offers, now) if options.offers else None
+    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal or stale)
 
 
 def _of_rented(recipe: Recipe, plan: Plan) -> Iterator[str]:

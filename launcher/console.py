@@ -306,6 +306,14 @@ def rough_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if 60 <= seconds < 3570 else duration(seconds)
 
 
+def age(length: timedelta) -> str:
+    """`0 min`, `12 min`, `7 h`, `3 d`: how old something is, rounded down."""
+    minutes = int(length.total_seconds() // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // (24 * 60)} d"
+
+
 def bar(share: Decimal, width: int) -> str:
     """A bar of up to `width` blocks for a share between 0 and 1."""
     block = "█" if _out.encoding.startswith("utf") else "#"

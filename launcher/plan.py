@@ -22,6 +22,7 @@ from launcher.offers import Offer
 from launcher.past_limits import past_limit, refuse_over_hours, refuse_past_deadline
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
+from launcher.priced_offers import PricedOffer
 from launcher.recipe import Recipe
 from launcher.saves import SavesPlan, check_promise
 from launcher.speed import MeasuredSpeed
@@ -113,6 +114,12 @@ class Plan(Frozen):
     def candidates(self, document: Document) -> tuple[Offer, ...]:
         """Everything that a document may run on, the first choice first."""
         return (self.offers[document], *self.others.get(document, ()))
+
+    @property
+    def listed(self) -> tuple[PricedOffer, ...]:
+        """What lists and markets have said of what it may run on."""
+        return tuple(offer.listed for document in self.offers for offer in self.candidates(document)
+                     if offer.listed)
 
     @property
     def clouds(self) -> set[str]:

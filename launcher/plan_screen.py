@@ -1,6 +1,7 @@
 """What a plan looks like: hardware, model, time, dollars as ranges, and why it could not be launched."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from launcher import console
@@ -98,9 +99,9 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
         stops += (f" and ~{console.dollars(plan.uncounted_usd)} for disk and uploads (list prices), which "
                   "nodes there cannot count")
     training = [("training", "done: no machine is taken for it")] if plan.only_benchmark else _places(
-        "training", plan.candidates(Document.TRAIN))
+        "training", plan.candidates(Document.TRAIN), plan.planned_at)
     facts = [("run", plan.run_id), ("store", store), *training,
-             *_places("benchmark", plan.candidates(Document.BENCH)),
+             *_places("benchmark", plan.candidates(Document.BENCH), plan.planned_at),
              ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens")]
     if plan.done_steps or plan.spent_usd:
         facts.append(("so far", f"already spent {console.dollars(plan.spent_usd)}, "
@@ -117,9 +118,9 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
 
 
-def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
+def _places(name: str, offers: Sequence[Offer], now: datetime) -> list[tuple[str, str]]:
     """Where something may run: the first choice, and where SkyPilot goes when that has no machine."""
-    return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
+    return [("or" if index else name, _offer_words(offer, now)) for index, offer in enumerate(offers)]
 
 
 def _bid_facts(plan: Plan) -> list[tuple[str, str]]:
@@ -144,11 +145,17 @@ def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
             *([("waits", f"for a machine up to {', '.join(waits)}")] if waits else [])]
 
 
-def _offer_words(offer: Offer) -> str:
+def _offer_words(offer: Offer, now: datetime) -> str:
     price = offer.price_usd_per_hour
     if price is None:
         return f"{offer.label}, price not known"
-    return f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
+    said = f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
+    if offer.listed is None:
+        return said
+    listed, instead = offer.listed, offer.on_demand_usd_per_hour if offer.spot else None
+    least = "" if offer.bid_usd_per_hour is None else f", wins from ${listed.price_usd_per_hour:,.2f}"
+    beside = "" if instead is None else f", on demand ${instead:,.2f}"
+    return f"{said}{least}{beside} ({listed.source}, {console.age(listed.age(now))} old)"
 
 
 def plan_json(proposal: Proposal, quote: Quote, reasons: Sequence[LdlmError]) -> dict[str, Any]:

@@ -150,16 +150,21 @@ def _short(usd: Decimal) -> Decimal:
 
 
 def rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
-    """A run has one machine at a time: the last that was rented when the attempt began.
+    """The machine that says of itself, on the attempt's side, when it was rented; else, since a run has one
+    at a time, the last that was rented when the attempt began.
 
     None at home, and on other clouds, whose machines nobody has noted down.
     """
     if files.attempt.cloud not in ("", RENTED_AT):
         return None
-    began = files.attempt.billed_from
-    held = [rental for rental in rentals if rental.rented_at <= began + _SKEW
+    began, terms = files.attempt.billed_from, files.attempt.terms
+    told = [rental for rental in rentals
+            if terms and (rental.told_at or rental.rented_at) == terms.rented_at]
+    held = [rental for rental in rentals if rental.held(began)]
+    # The next one may have been rented within that minute: an attempt can be short.
+    near = [rental for rental in rentals if rental.rented_at <= began + _SKEW
             and (rental.ended_at is None or began - _SKEW < rental.ended_at)]
-    return held[-1] if held else None
+    return next(reversed(told or held or near), None)
 
 
 def _ended_by_itself(files: AttemptFiles) -> bool:

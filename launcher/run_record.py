@@ -55,6 +55,7 @@ class RunRecord:
         store_address: Opens its store again.
         plan: `plan.json` as written at launch; None while the launch is writing.
         rentals: Machines that were rented for it, as far as their provider's side was asked.
+        num_torn: See `launcher.rentals.Rentals`.
         bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
     """
 
@@ -67,6 +68,7 @@ class RunRecord:
     outcome: RunOutcome | None
     bench: dict[str, Any] | None
     rentals: Sequence[Rental] = ()
+    num_torn: int = 0
 
     @property
     def infra(self) -> str:
@@ -238,11 +240,12 @@ def load_record(store: Store, run_id: str) -> RunRecord:
 
 def read_record(folder: RunFolder) -> RunRecord:
     """Read a run that is known to exist. Raises StoreError as `load_record`."""
+    rentals = folder.find(Name.RENTALS, Rentals) or Rentals(rentals=())
     return RunRecord(run_id=folder.run_id, url=folder.url, store_address=folder.store.address,
                      plan=_find(folder, Name.PLAN, RecordedPlan),
                      attempts=folder.attempts(), events=folder.events(),
                      outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder),
-                     rentals=found.rentals if (found := folder.find(Name.RENTALS, Rentals)) else ())
+                     rentals=rentals.rentals, num_torn=rentals.num_torn)
 
 
 def list_run_ids(store: Store) -> list[str]:

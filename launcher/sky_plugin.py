@@ -88,8 +88,9 @@ class LdlmPlugin(plugins.BasePlugin):
 
 def rentals_of(run_id: str) -> dict[str, Any]:
     """What this server has rented for a run, as the launcher asks for it."""
-    mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
-    return Rentals.of(mine).model_dump(mode="json")
+    found, num_torn = rental_log.read_all()
+    mine = (rental for rental in found.values() if rental.run_id == run_id)
+    return Rentals.of(mine, num_torn).model_dump(mode="json")
 
 
 def keys_that_travel(kept: str) -> dict[str, list[str]]:

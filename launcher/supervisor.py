@@ -39,6 +39,7 @@ from trainer.run_folder import (
     RunOutcome,
 )
 from trainer.store import AlreadyExistsError, open_store
+from trainer.tell import tell_end
 
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)
 _HEARTBEAT_POLL_S = 0.25
@@ -244,6 +245,7 @@ class Supervisor:
         self._event("ended", outcome=str(found.outcome), reason=verdict.reason, **bench)
         self._show(phase=EnginePhase.ENDED, detail=detail)
         say(detail)
+        self._try(lambda: tell_end(self._run, found, os.environ), "tell of the end")
 
     def _write_outcome(self, verdict: Verdict) -> RunOutcome:
         """Write outcome.json unless the trainer did; returns the one that stands."""

@@ -23,14 +23,15 @@ OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.config", "trainer
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
                     "trainer.services", "trainer.shards", "trainer.sizes", "trainer.spent",
                     "trainer.store", "trainer.store_words",
-                    "trainer.text_checks", "trainer.text_files", "trainer.unfinished_uploads",
-                    "trainer.wandb_options"}
+                    "trainer.tell", "trainer.text_checks", "trainer.text_files", "trainer.unfinished_uploads",
+                    "trainer.wandb_options", "trainer.webhook"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
-    "candidates", "market", "bids", "stale", "credits", "priced_offers",
-    "self_end", "policies_known")]
+    "candidates", "market", "bids", "stale", "credits", "priced_offers", "offers_file", "offer_list",
+    "self_end", "policies_known", "policy_values", "regimes", "clairvoyant", "attempt_cost", "report",
+    "ledger_doubts", "report_csv", "report_svg", "report_html", "reconcile")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "tempfile"}
@@ -78,7 +79,8 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
     ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search",
              "sky_places"}),
     ("rich", {"console"}),
-    ("typer", {"cli", "cli_options", "cli_panels", "config_cli", "controller_cli"}),
+    ("typer", {"cli", "cli_options", "cli_panels", "cli_offers", "cli_simulate", "config_cli",
+               "controller_cli"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes

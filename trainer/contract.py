@@ -157,6 +157,7 @@ class Env:
     BENCH_UNTIL = "LDLM_BENCH_UNTIL"  # UTC, ISO 8601: when these hours are over
     # Of the user, and never in a task: a node has it in its environment or not at all.
     WANDB_KEY = "WANDB_API_KEY"
+    WEBHOOK = "LDLM_WEBHOOK_URL"  # who knows it can write there
 
 
 class TaskOffer(NamedTuple):
@@ -217,6 +218,7 @@ class Name:
     STACKS = "stacks"  # of an attempt that hung: a text for each rank
     EVALUATION = "evaluation/result.json"  # of the end of training
     EVENTS = "events"
+    NEWS = "news"  # what was told to who does not watch, by start of the run
     ATTEMPTS = "attempts"
     CHECKPOINTS = "checkpoints"
     MANIFEST = "manifest.json"

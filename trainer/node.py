@@ -61,6 +61,7 @@ from trainer.set_up import LATE_NOTE
 from trainer.stop_request import SaveTime, StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.stuck import check_progress, resumed_at
+from trainer.tell import Teller, Watch, Webhook
 from trainer.wandb_node import Follower
 from trainer.wrong_machine import say_wrong
 
@@ -70,6 +71,7 @@ _PEER_GRACE_S = 20
 # look as if they had crashed (guess).
 _OTHER_NODES_S = 5
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
+_LAST = (ExitCode.FINISHED, ExitCode.STOPPED, ExitCode.BROKEN, ExitCode.BAD_CONFIG)  # no attempt follows
 
 
 def main(argv: list[str]) -> int:
@@ -102,12 +104,15 @@ def main(argv: list[str]) -> int:
         stop.is_wished = rented.is_stop_wished
     if document is Document.TRAIN:
         stop.save_s = SaveTime(folder)
-    follower, is_wrong, is_hung = None, False, False
+    follower, teller, is_wrong, is_hung = None, None, False, False
     try:
         if attempt and rented:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
             check_clock(datetime.now(UTC), folder.store.written_at(written))
         clock, attempts, events = LateClock(), folder.attempts(), folder.events()
+        if attempt:
+            teller = Teller(Watch(folder, attempt, attempts, events, config, os.environ), folder,
+                            Webhook(os.environ), config.heartbeat_s)
         standing = standing_of(attempts, events, clock(), traffic())
         if rented:
             note = LATE_NOTE.expanduser()
@@ -145,10 +150,13 @@ def main(argv: list[str]) -> int:
                    preempted=end.code == ExitCode.RECOVER and stop.is_taken)
         if document is Document.TRAIN and end.code == ExitCode.FINISHED:
             tidy_finished(folder, attempt.number, config.checkpoint.stays)
+    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
+    code = rented.conclude(end) if rented else end.code
+    if teller:
+        teller.end(is_last=code in _LAST)
     if follower:
         follower.end(end.code)
-    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
-    return rented.conclude(end) if rented else end.code
+    return code
 
 
 def read_document(argv: list[str]) -> Document:
