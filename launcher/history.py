@@ -41,9 +41,11 @@ def _measured_speed(folder: RunFolder) -> MeasuredSpeed | None:
     plan = Plan.model_validate_json(folder.read_bytes(Name.PLAN))
     # Several places may have trained it: the newest counts, and what ran on the same hardware.
     hardware = {offer.label: offer.hardware for offer in plan.candidates(Document.TRAIN)}
-    trained = [(hardware[files.attempt.offer], files.heartbeat) for files in folder.attempts()
-               if files.heartbeat and files.attempt.document is Document.TRAIN
-               and files.attempt.offer in hardware]
+    # On a course, this machine has played spot and on demand, as its label then says.
+    named = [(files.attempt.offer if files.attempt.offer in hardware else
+              files.attempt.offer.rpartition(" (")[0], files) for files in folder.attempts()]
+    trained = [(hardware[label], files.heartbeat) for label, files in named
+               if files.heartbeat and files.attempt.document is Document.TRAIN and label in hardware]
     beats = [beat for where, beat in trained if where == trained[-1][0]]
     steps = sum(beat.step - beat.resumed_from_step for beat in beats)
     seconds = sum(beat.phases.train_s for beat in beats)

@@ -8,6 +8,7 @@ Where no machine is to be had at all, on any cloud, `launcher/capacity_watch.py`
 """
 
 import json
+import logging
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import Any
 from sky.server import plugins
 
 from launcher import capacity_watch, rental_log, rental_watch
+from launcher.course import ELSEWHERE, ON_COURSE
 from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
@@ -61,8 +63,10 @@ class LdlmPlugin(plugins.BasePlugin):
         from sky.adaptors import vast
         from sky.provision import vast as provisioner
         from sky.provision.vast import utils
-        from sky.utils import resources_utils
+        from sky.utils import registry, resources_utils
 
+        if ON_COURSE.lower() not in registry.JOBS_RECOVERY_STRATEGY_REGISTRY:  # every context knows its name
+            registry.JOBS_RECOVERY_STRATEGY_REGISTRY.type_register(name=ON_COURSE)(_strategy())
         if extension_context.context is plugins.PluginContext.MAIN:
             capacity_watch.start()
             rental_watch.start(lambda: utils.list_instances())  # as it is then, below
@@ -84,6 +88,18 @@ class LdlmPlugin(plugins.BasePlugin):
         utils.list_instances = list_through(utils.list_instances, vast.vast)
         utils.remove = remove_through(utils.remove)
         provisioner.run_instances = wait_through(provisioner.run_instances)  # type: ignore[attr-defined]
+
+
+def _strategy() -> Any:
+    """Ours; where it cannot even be loaded SkyPilot's own, for a task without a strategy cannot recover."""
+    try:
+        from launcher.sky_strategy import CourseStrategy
+    except Exception:
+        logging.getLogger("sky.ldlm").exception(f"ldlm's strategy cannot be loaded: {ELSEWHERE} stands in")
+        from sky.jobs.recovery_strategy import EagerFailoverStrategyExecutor
+
+        return EagerFailoverStrategyExecutor
+    return CourseStrategy
 
 
 def rentals_of(run_id: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from launcher.attempt_runner import ENGINE_FOLDER, AttemptResult, AttemptRunner,
 from launcher.engine import EnginePhase, EngineState
 from launcher.engine_folder import EngineFolder
 from launcher.errors import EngineError, LdlmError, StoreError
+from launcher.local_course import LocalCourse
 from launcher.preempt_at import PreemptAt, parse_preempt_at
 from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
@@ -98,11 +99,13 @@ class Supervisor:
     def _run_document(self, document: TaskDocument) -> Verdict:
         retries_used = 0
         durable_step = self._durable_step()
+        course = LocalCourse(document, self._run, say)
         while True:
+            here = course.next_document(lambda: bool(self._stop.count), self._say_that_it_waits)
             if self._stop.count:
                 return Verdict(Follows.END, Outcome.STOPPED, f"stopped on request before {document.document}")
-            attempt = self._claim(document)
-            result = self._run_attempt(document, attempt)
+            attempt = self._claim(here)
+            result = self._run_attempt(here, attempt, course)
             if result.exit_code == ExitCode.SUPERSEDED:  # what the store holds is another's now
                 raise SupersededError(f"attempt {attempt.number} was superseded by a later one elsewhere")
             if self._is_record_gone:
@@ -137,13 +140,14 @@ class Supervisor:
         self._show(document=document.document, attempt=attempt.number, detail=f"{document.document} runs")
         return attempt
 
-    def _run_attempt(self, document: TaskDocument, attempt: Attempt) -> AttemptResult:
+    def _run_attempt(self, document: TaskDocument, attempt: Attempt, course: LocalCourse) -> AttemptResult:
         try:
             with self._folder.attempt_log(attempt.number).open("ab", buffering=0) as log:
                 injection = Injection(self._preempt_at, lambda: self._heartbeat(attempt.number), log)
                 env = attempt_env(document, attempt.number, self._folder.path)
                 result = AttemptRunner(document, env, log, self._stop, on_poll=self._look_for_record,
-                                       on_stop=self._stop_was_requested, is_preempted=injection.is_due).run()
+                                       on_stop=self._stop_was_requested, is_preempted=injection.is_due,
+                                       is_to_move=course.is_to_move).run()
                 if result.in_setup:
                     say(f"setup failed with exit code {result.exit_code}", log)
         except OSError as error:
@@ -151,6 +155,7 @@ class Supervisor:
                               place=str(self._folder.path),
                               fix="free disk space, or make the folder and bash usable") from error
         if result.preempted:
+            course.withdraw_spot(self._preempt_at.away_s if self._preempt_at else 0.0)
             self._preempt_at = None  # once per run
         return result
 

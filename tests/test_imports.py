@@ -31,7 +31,8 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
     "candidates", "market", "bids", "stale", "credits", "priced_offers", "offers_file", "offer_list",
     "self_end", "policies_known", "policy_values", "regimes", "clairvoyant", "attempt_cost", "report",
-    "ledger_doubts", "report_csv", "report_svg", "report_html", "reconcile")]
+    "ledger_doubts", "report_csv", "report_svg", "report_html", "reconcile",
+    "course", "course_plan", "next_move")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "tempfile"}
@@ -77,7 +78,7 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 @pytest.mark.parametrize(("package", "homes"), [
     ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search",
-             "sky_places"}),
+             "sky_places", "sky_strategy"}),
     ("rich", {"console"}),
     ("typer", {"cli", "cli_options", "cli_panels", "cli_offers", "cli_simulate", "config_cli",
                "controller_cli"}),

@@ -149,6 +149,7 @@ class Env:
     BENCH_HOURS = "LDLM_BENCH_HOURS"  # how long the benchmark may take, all its attempts together
     OFFER = "LDLM_OFFER"  # where and what, for the record
     OFFERS = "LDLM_OFFERS"  # of a task that may run in several places: each as a `TaskOffer`, as JSON
+    COURSE = "LDLM_COURSE"  # of a run with a deadline: what decides between spot and on demand, as JSON
     TORCH_INDEX = "PIP_EXTRA_INDEX_URL"  # pip's own name: where a torch of another CUDA comes from
     # Set by the local engine, which starts attempts itself; elsewhere the node claims a number.
     ATTEMPT = "LDLM_ATTEMPT"
@@ -210,6 +211,8 @@ class Name:
     PLAN = "plan.json"
     TASK = "task.yaml"
     STOP = "stop.json"  # somebody asks the nodes of a rented run to save and stop
+    MOVE = "move.json"  # who supervises a run asks its nodes to save and go on on another machine
+    COURSE = "course"  # what was seen on the way and decided on it
     RENTALS = "rentals.json"  # what the side that rents the machines knows of them
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"

@@ -90,7 +90,8 @@ def main(argv: list[str]) -> int:
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
         if managed:
             await_store(folder, lambda: stop.received)
-        rented = Rented(folder, document, node=node_rank()) if managed else None
+        rented = Rented(folder, document, node=node_rank(),
+                        has_course=bool(os.environ.get(Env.COURSE))) if managed else None
         if rented and rented.has_finished_before():
             print("training had finished before", flush=True)
             return ExitCode.FINISHED
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> int:
             return error.node_exit_code
         return ExitCode.RECOVER if stop.received else code_without_store()
     if rented:
-        stop.is_wished = rented.is_stop_wished
+        stop.wish = rented.wish
     if document is Document.TRAIN:
         stop.save_s = SaveTime(folder)
     follower, teller, is_wrong, is_hung = None, None, False, False

@@ -95,6 +95,7 @@ class Notice(NamedTuple):
 
 
 ASKED = Notice("asked to stop")
+MOVED = Notice("asked to go on on another machine")
 
 
 class Cloud(NamedTuple):
