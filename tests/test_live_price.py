@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from trainer.contract import Document
 from trainer.live_price import ROW, LivePrice
-from trainer.run_folder import Attempt, AttemptFiles, Heartbeat, Phases, PriceFrom
-from trainer.spent import spent_usd
+from trainer.rental_terms import PriceFrom
+from trainer.run_folder import Attempt, AttemptFiles, Heartbeat, Phases
+from trainer.spent import attempt_usd, price_now, spent_usd
 
 NOON = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 
@@ -83,13 +84,13 @@ def files(*prices: tuple[float, str], live: bool = False) -> AttemptFiles:
 ])
 @pytest.mark.parametrize("live", [False, True])
 def test_every_second_is_counted_at_the_price_of_its_time(prices, seconds, usd, live):
-    assert files(*prices, live=live).hours_usd(seconds) == Decimal(usd)
+    assert attempt_usd(files(*prices, live=live), seconds) == Decimal(usd)
 
 
 def test_a_run_has_spent_by_its_later_prices():
     assert spent_usd([files((500, "7.20"))], at(1000)) == Decimal("1.5")
-    assert files((500, "7.20")).price_usd_per_hour == Decimal("7.20")
-    assert files().price_usd_per_hour == Decimal("3.60")
+    assert price_now(files((500, "7.20"))) == Decimal("7.20")
+    assert price_now(files()) == Decimal("3.60")
 
 
 @given(st.lists(st.tuples(st.floats(0, 5000), st.decimals("0.01", "50", places=3)), max_size=6),
@@ -102,4 +103,4 @@ def test_it_is_the_sum_over_seconds_by_an_oracle_that_asks_each(changes, seconds
     for begin, end in zip(edges, edges[1:], strict=False):
         prices = [float(price) for began, price in changes if began <= begin]
         total += (end - begin) * (prices[-1] if prices else 3.6) / 3600
-    assert float(found.hours_usd(seconds)) == pytest.approx(total, abs=1e-6)
+    assert float(attempt_usd(found, seconds)) == pytest.approx(total, abs=1e-6)

@@ -11,8 +11,10 @@ from hands import Hands
 from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError
+from trainer.live_price import BID_RAISED
 from trainer.metrics import Before, OwnAttempt, PhaseClock, Progress, Recorder, TrainingSpeed
-from trainer.run_folder import BID_RAISED, Attempt, Heartbeat, PriceFrom, RunFolder
+from trainer.rental_terms import PriceFrom
+from trainer.run_folder import Attempt, Heartbeat, RunFolder
 from trainer.store import Store, local_store_url, open_store
 
 

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
-from trainer.run_folder import PriceFrom
+from trainer.rental_terms import PriceFrom
 
+BID_RAISED = "bid_raised"  # the kind of the event that tells a later price
 ROW = ".ldlm_instance.json"  # in the home folder
 
 

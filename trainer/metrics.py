@@ -22,22 +22,21 @@ from trainer.contract import Document, StoreError, attempt_file
 from trainer.idle_gpus import IdleGpus
 from trainer.interval import History
 from trainer.lease import SupersededError, check_own, renewed
-from trainer.live_price import LivePrice
+from trainer.live_price import BID_RAISED, LivePrice
 from trainer.machine import traffic
+from trainer.rental_terms import PriceFrom
 from trainer.run_folder import (
-    BID_RAISED,
     Attempt,
     AttemptFiles,
     Event,
     Heartbeat,
     IdleGpu,
     Phases,
-    PriceFrom,
     RunFolder,
     SavePace,
     newest_pace,
 )
-from trainer.spent import beside_hours_usd, charged_until, controller_usd, hours_usd
+from trainer.spent import attempt_usd, beside_hours_usd, charged_until, controller_usd, hours_usd
 
 Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s", "restore_s", "waiting_s"]
 
@@ -246,7 +245,7 @@ class Recorder:
     def spent_usd(self, now: datetime) -> Decimal:
         """What the run has cost up to `now`: hours, disks, networks, unused machines, supervision."""
         seconds = max(0.0, (now - self._attempt.billed_from).total_seconds())
-        own = AttemptFiles(attempt=self._attempt, prices=self._prices()).hours_usd(seconds)
+        own = attempt_usd(AttemptFiles(attempt=self._attempt, prices=self._prices()), seconds)
         all_attempts = [*self._before.attempts, AttemptFiles(attempt=self._attempt)]
         # Asked before every step: counters are read only where somebody bills them.
         beside = beside_hours_usd(all_attempts, now, traffic() if self._attempt.terms else None)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
-from trainer.rental_terms import RentalTerms
+from trainer.rental_terms import PriceFrom, RentalTerms
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
 
 
@@ -87,13 +87,6 @@ class IdleGpu(_Record):
     number: int
     name: str
     idle_s: float
-
-
-class PriceFrom(_Record):
-    """What an hour of an attempt's machines costs from a moment on."""
-
-    at: datetime
-    usd_per_hour: Decimal
 
 
 class SavePace(_Record):
@@ -234,31 +227,9 @@ class AttemptFiles(_Record):
     end: AttemptEnd | None = None
     prices: tuple[PriceFrom, ...] = ()
 
-    @property
-    def later_prices(self) -> tuple[PriceFrom, ...]:
-        """Where its price has changed since it began, oldest first."""
-        return self.prices or (self.heartbeat.prices if self.heartbeat else ())
-
-    @property
-    def price_usd_per_hour(self) -> Decimal:
-        """The newest."""
-        later = self.later_prices
-        return later[-1].usd_per_hour if later else self.attempt.price_usd_per_hour
-
-    def hours_usd(self, seconds: float) -> Decimal:
-        """Dollars of so many seconds from `billed_from` on, each at the price of its time; unrounded."""
-        usd, price, left_s = Decimal(0), self.attempt.price_usd_per_hour, seconds
-        for later in self.later_prices:
-            since_s = min(seconds, max(0.0, (later.at - self.attempt.billed_from).total_seconds()))
-            passed_s = max(0.0, since_s - (seconds - left_s))
-            usd += price * Decimal(passed_s) / 3600
-            price, left_s = later.usd_per_hour, left_s - passed_s
-        return usd + price * Decimal(left_s) / 3600
-
 
 EVENT_STAMP = "%Y%m%dT%H%M%S.%fZ"  # UTC; with it the name of an event begins
 STARTS = ("submitted", "resumed")  # kinds of events with which a run is given to an engine
-BID_RAISED = "bid_raised"  # the kind of the event with a later price of an attempt
 CONTROLLER_PRICE = "controller_usd_per_hour"  # in their detail, as text: of who supervises from then on
 _T = TypeVar("_T", bound=BaseModel)
 
