@@ -217,7 +217,6 @@ class Recorder:
         self._idle_gpus = idle_gpus
         self._rows: list[dict[str, float]] = []
         self._files: dict[str, BaseModel] = {}
-        self._events: list[tuple[str, dict[str, str]]] = []
         self._num_chunks = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # heartbeats and checkpoints both write
@@ -256,12 +255,6 @@ class Recorder:
         """Put a record among the files of this attempt; it reaches the store as rows do."""
         with self._lock:
             self._files[name] = record
-
-    def tell(self, kind: str, detail: dict[str, str]) -> None:
-        """Add an event to the run; it reaches the store as rows do."""
-        with self._lock:
-            self._events.append((kind, detail))
-        self.write_soon()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Keep one row of metrics; it reaches the store with the next heartbeat."""
@@ -304,10 +297,6 @@ class Recorder:
             self._folder.write(attempt_file(self._attempt.number, name), record)
             with self._lock:
                 del self._files[name]
-        while self._events:
-            kind, detail = self._events[0]
-            self._folder.add_event(kind, datetime.now(UTC), **detail)
-            del self._events[0]
 
     def _write_rows(self) -> None:
         now = datetime.now(UTC)
