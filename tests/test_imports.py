@@ -29,7 +29,7 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
     "candidates", "market", "bids", "stale", "credits", "priced_offers", "offers_file", "offer_list",
-    "self_end", "policies_known", "policy_values", "regimes", "clairvoyant")]
+    "self_end", "policies_known", "policy_ours", "policy_values", "regimes", "clairvoyant")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "tempfile"}
