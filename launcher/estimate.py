@@ -31,11 +31,13 @@ class Done:
         step: Newest step whose checkpoint is durable.
         spent_usd: Over all attempts.
         has_trained: Training has finished: only the benchmark is left.
+        paid_h: Hours that its machines were paid for.
     """
 
     step: int
     spent_usd: Decimal
     has_trained: bool
+    paid_h: float = 0.0
 
 
 class Part(Frozen):

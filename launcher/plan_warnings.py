@@ -126,11 +126,13 @@ def _is_only_said(offer: Offer) -> bool:
 
 
 def _of_limits(recipe: Recipe, hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:
-    cap, deadline = recipe.limits.max_cost_usd, recipe.limits.deadline_hours
+    cap, deadline, most = recipe.limits.max_cost_usd, recipe.limits.deadline_hours, recipe.limits.max_hours
     if usd is not None and spent_usd + usd.high > cap:
         yield f"may stop at its cap of ${cap}: the high estimate is ${spent_usd + usd.high:.2f}"
     if deadline is not None and float(hours.high) > deadline:
         yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"
+    if most is not None and float(hours.high) > most:
+        yield f"may stop at its {most:g} paid hours: the high estimate is {hours.high:.2f} h"
 
 
 def _of_warm_ups(config: TrainConfig) -> Iterator[str]:

@@ -97,7 +97,7 @@ class _Solver:
 
     def _work_h(self, left: int) -> Table:
         """(steps,) hours of work that are left with so many ticks left."""
-        return np.maximum(np.float32(left * self.tick_h) - self.spare_h, np.float32(0))
+        return np.asarray(np.maximum(np.float32(left * self.tick_h) - self.spare_h, np.float32(0)))
 
     def _go(self, left: int, usd_per_hour: float, held: list[Table]) -> Table:
         """Keep what runs for a tick."""

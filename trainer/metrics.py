@@ -143,17 +143,20 @@ class OwnAttempt:
     Attributes:
         attempt: Itself.
         earlier: Those before it, in order.
+        events: Of the run, oldest first.
     """
 
     attempt: Attempt
     earlier: list[AttemptFiles]
+    events: tuple[Event, ...] = ()
 
     @classmethod
     def find(cls, folder: RunFolder, number: int) -> Self:
         """By its number, which the engine or the node has claimed."""
         attempts = folder.attempts()
         own = next(files.attempt for files in attempts if files.attempt.number == number)
-        return cls(own, [files for files in attempts if files.attempt.number < number])
+        earlier = [files for files in attempts if files.attempt.number < number]
+        return cls(own, earlier, tuple(folder.events()))
 
     @property
     def durable_step(self) -> int:
@@ -175,15 +178,15 @@ class OwnAttempt:
         gpus = IdleGpus(os.environ)
         gpus.watch()
         return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
-                        before=self._before(tuple(folder.events())), idle_gpus=gpus.found)
+                        before=self._before(), idle_gpus=gpus.found)
 
-    def _before(self, events: tuple[Event, ...]) -> Before:
+    def _before(self) -> Before:
         now, useful_s, paid_s = self.attempt.billed_from, 0.0, 0.0
         for files, until in zip(self.earlier, charged_until(self.earlier, now), strict=True):
             if files.attempt.document is Document.TRAIN:
                 paid_s += (until - files.attempt.billed_from).total_seconds()
                 useful_s += files.heartbeat.durable_train_s if files.heartbeat else 0.0
-        return Before(hours_usd(self.earlier, now), useful_s, paid_s, events, tuple(self.earlier))
+        return Before(hours_usd(self.earlier, now), useful_s, paid_s, self.events, tuple(self.earlier))
 
 
 class Recorder:

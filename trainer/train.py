@@ -16,7 +16,7 @@ from torch import distributed as dist
 
 from trainer.batches import Batches
 from trainer.config import TrainConfig
-from trainer.contract import Document, Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
+from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
 from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
 from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
@@ -143,10 +143,9 @@ def own_verdict(job: Job) -> Verdict:
         return Verdict.FAIL
     if job.stop.received:
         return Verdict.RECOVER
-    if job.recorder is not None:
-        now = datetime.now(UTC)
-        job.stop_reason = job.limits.reached(Document.TRAIN, now, job.recorder.spent_usd(now)) or ""
-    if job.stop_reason:
+    found = job.limits.look() if job.limits is not None else None
+    if found and found.is_reached:
+        job.stop_reason = found.words
         return Verdict.LIMIT
     assert job.batches is not None, "the attempt has begun"
     # No rank begins a step before all can: one that waits in it for text would keep the others from hearing
@@ -247,7 +246,10 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
                           f"step {job.progress.durable_step} is durable (see the warnings above)")
     if verdict is Verdict.RECOVER:
         return RankEnd(ExitCode.RECOVER, f"{why}; step {job.progress.step} is durable")
-    if job.progress.step and (job.evaluation is None or job.evaluation.step < job.progress.step):
+    # A machine that has found the limit reached before its first step spends nothing on scores.
+    is_in_vain = verdict is Verdict.LIMIT and job.progress.step == job.progress.resumed_from_step
+    is_scored = job.evaluation is not None and job.evaluation.step == job.progress.step
+    if job.progress.step and not (is_scored or is_in_vain):
         run_evaluation(job)
     outcome = Outcome.LIMIT if verdict is Verdict.LIMIT else Outcome.FINISHED
     reason = job.stop_reason if verdict is Verdict.LIMIT else f"{job.progress.step} steps"
