@@ -45,7 +45,7 @@ def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Ite
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
     spent_usd = case.done.spent_usd if case.done else Decimal(0)
-    yield from _of_limits(recipe, estimate.hours, estimate.usd, spent_usd)
+    yield from _of_limits(recipe, estimate.training_hours, estimate.usd, spent_usd)
     yield from _of_warm_ups(recipe.train)
     yield from _of_memory(recipe, train, fitted, instead)
     if shape is not None and fitted.memory is not None:
