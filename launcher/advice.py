@@ -56,6 +56,8 @@ def changed_offer(offer: Offer, changes: Mapping[str, Any]) -> Offer:
             name, _, number = value.partition(":")
             memory = offer.gpu_memory_gib if name == offer.gpu else gpu_kind(name).memory_gib
             told |= {"gpu": name, "num_gpus": int(number), "gpu_memory_gib": memory}
+            if offer.listed:  # which is of another machine
+                told |= {"listed": None, "price_usd_per_hour": None, "on_demand_usd_per_hour": None}
         elif kind == "gpu_memory_gib":
             told[kind] = float(value)
         elif kind == "bid_usd_per_hour":

@@ -23,7 +23,7 @@ from launcher.errors import EngineError, LdlmError, RunRecordError
 from launcher.history import newest_limits, recorded_recipe
 from launcher.node_secrets import node_secrets
 from launcher.plan import Plan
-from launcher.reconcile import Charges, reconcile
+from launcher.reconcile import Charges, charges_path, reconcile
 from launcher.rental_cost import usd_by_instance
 from launcher.report import cost_report
 from launcher.run_record import RunView
@@ -138,7 +138,7 @@ def _ask_vast(view: RunView, store: Store) -> tuple[Charges | None, tuple[str, .
     try:
         left = tuple(machine.instance_id for machine in engine.machines().machines
                      if machine.rental and machine.rental.run_id == record.run_id)
-        return engine.charges(record.rentals), left
+        return engine.charges(charges_path(record.rentals)), left
     except EngineError as error:
         console.talk(f"Vast could not be asked: {error}", "note")
         return None, None

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from launcher.canary_evidence import Evidence, Found, Mark, has_trained, judged
 from launcher.offers import Gpu
-from launcher.run_record import Throughput, ending_words
+from launcher.recorded import Throughput
+from launcher.run_record import ending_words
 from launcher.sky_ready import RENTED
 from trainer.contract import Document, Outcome
 from trainer.run_folder import AttemptFiles, SeenGpu

@@ -8,27 +8,35 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from launcher.carry_out import INTERRUPTED
+from launcher.cli_offers import offers as list_offers
 from launcher.cli_options import (
     AllowDirty,
     ApiServer,
     ControllerPrice,
+    Csv,
     Deadline,
     Detach,
     DryRun,
     Everything,
     Follow,
+    HtmlFile,
     Infra,
     Json,
     MaxCost,
     NewRunId,
+    OffersFile,
+    OneRun,
     PlanDigest,
+    PngFile,
     PreemptAtText,
     PullCheckpoints,
     PullTo,
     RecipeName,
     RecipeToLaunch,
+    Reconcile,
     RunId,
     Sets,
+    Since,
     StopNow,
     StoreUrl,
     WandbEntity,
@@ -55,6 +63,7 @@ weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror 
 app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
+app.command("offers", rich_help_panel=ADVANCED)(list_offers)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
     "ignore_unknown_options": True, "allow_extra_args": True}}
@@ -91,7 +100,8 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-         deadline: Deadline = None, sets: Sets = None, as_json: Json = False) -> None:
+         deadline: Deadline = None, sets: Sets = None, offers: OffersFile = None,
+         as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
     from launcher import console, launching, plan_screen
     from launcher.next_steps import after_plan
@@ -99,7 +109,7 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
     from launcher.refusals import refusals
 
     order = Order(command="launch", what=recipe,
-                  options=_options(infra, store, None, max_cost, deadline, sets))
+                  options=_options(infra, store, None, max_cost, deadline, sets, offers))
     proposal = launching.propose(order)
     quote, reasons = launching.quoted(order, proposal), list(refusals(proposal))
     if as_json:
@@ -113,18 +123,17 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
 def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra = None,
            store: StoreUrl = None, max_cost: MaxCost = None, deadline: Deadline = None, sets: Sets = None,
            run_id: NewRunId = None, yes: Yes = False, dry_run: DryRun = False,
-           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
+           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False,
+           offers: OffersFile = None) -> None:
     """Plan, ask, train, benchmark, bill."""
     from launcher.launching import start
 
-    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets), plan,
+    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets, offers), plan,
           _manner(yes, detach, allow_dirty, preempt_at, dry_run=dry_run))
 
 
 @app.command()
-def status(run: Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.",
-                                                     metavar="[RUN]")] = None,
-           store: StoreUrl = None, as_json: Json = False) -> None:
+def status(run: OneRun = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where one run is and whether it learns, or list all."""
     from launcher import console, kept, learning_screen, screens
     from launcher.learning import learned
@@ -179,19 +188,14 @@ def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: Stor
 
 
 @app.command()
-def cost(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
-    """Show where the money of a run went."""
-    from launcher import console, cost_screen, kept
-    from launcher.report import cost_report
-    from launcher.runs import view_run
+def cost(run: OneRun = None, since: Since = None, store: StoreUrl = None, as_json: Json = False,
+         as_csv: Csv = False, html: HtmlFile = None, png: PngFile = None,
+         reconcile: Reconcile = False) -> None:
+    """Show where the money of a run went, or of all runs."""
+    from launcher.cost_command import Asked, run_cost
 
-    view = view_run(run, store)
-    report = cost_report(view)
-    if as_json:
-        console.answer_json(report.to_json() | kept.kept_json(view.record))
-    else:
-        cost_screen.show_cost(report)
-        kept.show_bill_goes_on(view)
+    run_cost(run, store, Asked(since, as_json=as_json, as_csv=as_csv, reconciles=reconcile, html=html,
+                               png=png))
 
 
 @app.command(**_PASSED_ON)
@@ -348,11 +352,11 @@ def _in_trainer(module: str, arguments: list[str]) -> NoReturn:
 
 
 def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,
-             deadline: str | None, sets: list[str] | None) -> "PlanOptions":
+             deadline: str | None, sets: list[str] | None, offers: str | None = None) -> "PlanOptions":
     from launcher.commands import PlanOptions
 
     return PlanOptions(infra=infra, store=store, run_id=run_id, max_cost=max_cost, deadline=deadline,
-                       overrides=sets or ())
+                       overrides=sets or (), offers=offers)
 
 
 def _manner(yes: bool, detach: bool, allow_dirty: bool, preempt_at: str | None, *,

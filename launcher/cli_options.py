@@ -1,5 +1,6 @@
 """Options that several commands share: how they are typed, and what their help says."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,10 +31,22 @@ RecipeToLaunch = Annotated[str | None, typer.Argument(
 PlanDigest = Annotated[str | None, typer.Option(
     "--plan", callback=not_empty, metavar="DIGEST", help="Carry out exactly this plan, which was shown.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
+OneRun = Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.", metavar="[RUN]")]
+Since = Annotated[str | None, typer.Option(
+    "--since", metavar="DATE", help="Only attempts that began then or later: 2026-11-01 (UTC).")]
+Csv = Annotated[bool, typer.Option("--csv", help="One row an attempt.")]
+HtmlFile = Annotated[Path | None, typer.Option(
+    "--html", metavar="FILE", help="One page with charts, of one run.", dir_okay=False)]
+PngFile = Annotated[Path | None, typer.Option(
+    "--png", metavar="FILE", help="The charts as a picture; after `make evaluation-tools`.", dir_okay=False)]
+Reconcile = Annotated[bool, typer.Option(
+    "--reconcile", help="Beside Vast's record of charges, and SkyPilot's cost report.")]
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
 Infra = Annotated[str | None, typer.Option(
     "--infra", callback=known_infra, help="local, vast, azure, gcp, gcp/us-central1, …")]
+OffersFile = Annotated[str | None, typer.Option(
+    "--offers", callback=not_empty, metavar="FILE", help="Prices of a file, as `ldlm offers --json` prints.")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
 Deadline = Annotated[str | None, typer.Option(
     "--deadline", help="Hours from now after which it stops itself.")]

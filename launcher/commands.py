@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from itertools import chain
 
 from launcher import console
 from launcher.ask_market import with_market
@@ -28,7 +29,7 @@ from launcher.errors import (
     RunRecordError,
     UsageError,
 )
-from launcher.estimate import Done
+from launcher.estimate import Done, case_of
 from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.kept import check_has_checkpoint
@@ -37,8 +38,10 @@ from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
-from launcher.plan import Plan, make_plan
+from launcher.offers_file import too_old
+from launcher.plan import Plan, best_plan
 from launcher.preempt_at import PreemptAt
+from launcher.price_sources import price_warnings, prices_of
 from launcher.proposal import Proposal
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe, check_files, checkout_folder, load_recipe
 from launcher.refusals import market_refusals
@@ -84,6 +87,7 @@ class PlanOptions:
     max_cost: str | None = None
     deadline: str | None = None
     overrides: Sequence[str] = ()
+    offers: str | None = None  # a file of them; None: whoever names prices is asked
 
     def limits(self) -> dict[str, Decimal]:
         """What --max-cost and --deadline say, by their names in a recipe. Raises UsageError."""
@@ -126,7 +130,9 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     check_run_id(run_id, "--run-id")
     machine = probe_machine()
     candidates = choose(recipe, options.infra, machine)
-    offers = {document: make_offers(found, machine, now) for document, found in candidates.items()}
+    prices = prices_of(chain(*candidates.values()), options.offers, now)
+    offers = {document: make_offers(found, machine, now, prices.offers)
+              for document, found in candidates.items()}
     train = offers[Document.TRAIN][0]
     url = options.store or usual_store_url() or recipe.store
     if url is None and train.is_local:
@@ -141,17 +147,18 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
         text, weights = look_at_text(recipe), look_for_mirrors(recipe)
         price = None if train.is_local else controller_usd_per_hour()
-        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done, weights.mirrors,
-                         price)
+        case = case_of(text.priced(recipe), shape, offers, history, done, weights.mirrors, price)
+        plan = best_plan(case, now, run_id)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
     warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
     if not train.is_local:
-        warnings += tuple(_of_rented(recipe, plan))
+        warnings += (*_of_rented(recipe, plan), *price_warnings(plan, prices))
     elif not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
-    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal)
+    stale = too_old(plan.listed, options.offers, now) if options.offers else None
+    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal or stale)
 
 
 def _of_rented(recipe: Recipe, plan: Plan) -> Iterator[str]:

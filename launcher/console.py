@@ -57,6 +57,11 @@ def answer_json(value: Any) -> None:
     print(json.dumps(value, indent=2, default=str))
 
 
+def answer_plain(text: str) -> None:
+    """Print an answer that is a file by itself, as it stands."""
+    print(text, end="")
+
+
 @contextmanager
 def aside() -> Iterator[None]:
     """Print what would be an answer on stderr, beside another answer on stdout that programs may read."""
@@ -299,6 +304,14 @@ def duration(length: timedelta | float) -> str:
 def rough_duration(seconds: float) -> str:
     """The same for what is a guess: `2 h 05 min`, `3 min`, `12 s`."""
     return f"{seconds / 60:.0f} min" if 60 <= seconds < 3570 else duration(seconds)
+
+
+def age(length: timedelta) -> str:
+    """`0 min`, `12 min`, `7 h`, `3 d`: how old something is, rounded down."""
+    minutes = int(length.total_seconds() // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h" if minutes < 48 * 60 else f"{minutes // (24 * 60)} d"
 
 
 def bar(share: Decimal, width: int) -> str:

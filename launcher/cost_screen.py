@@ -29,7 +29,7 @@ def show_cost(report: CostReport) -> None:
         console.answer()
     else:
         console.answer("No attempt has begun, so nothing was spent on one.")
-    console.answer_facts(_comparisons(report, digits))
+    console.answer_facts(comparisons(report, digits))
     if report.doubts:
         console.answer()
         console.answer_notes(report.doubts)
@@ -56,7 +56,7 @@ def _show_attempts(report: CostReport, digits: int) -> None:
     beside = sum(report.beside.values(), Decimal(0))
     shown = amounts_that_add_up([*(cost.usd for cost in report.attempts), beside],
                                 Decimal(1).scaleb(-digits))
-    rows = [[str(cost.number), cost.document, _kept(cost), console.duration(cost.starting_s),
+    rows = [[str(cost.number), cost.document, kept_words(cost), console.duration(cost.starting_s),
              console.duration(cost.wasted_s), console.dollars(usd, digits), cost.end]
             for cost, usd in zip(report.attempts, shown, strict=False)]
     if beside:
@@ -78,14 +78,15 @@ def _show_machines(report: CostReport) -> None:
                          right=[0, 3], spare=[5, 4])
 
 
-def _kept(cost: AttemptCost) -> str:
+def kept_words(cost: AttemptCost) -> str:
+    """From which step to which it has trained for good."""
     if cost.document is not Document.TRAIN or cost.durable_step <= cost.from_step:
         return "-"
     return f"{cost.from_step} - {cost.durable_step}"
 
 
-def _comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
-    """Planned, spent, what on-demand would have cost, and what the money did."""
+def comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
+    """Planned, spent, what on-demand would have cost, and what the money did: names and words."""
     spent, planned, facts = report.spent_usd, report.planned_usd, []
     if planned:
         low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from launcher.engine import ALIVE, Engine, EnginePhase, EngineState
 from launcher.errors import EngineError, RunRecordError
 from launcher.local_engine import LocalEngine
-from launcher.rentals import merged
+from launcher.rentals import Rentals, merged
 from launcher.run_record import RunRecord, RunView, is_alive_elsewhere, load_record, look_at
 from launcher.server_health import start_words
 from launcher.settle import settle
@@ -123,9 +123,9 @@ def _learn_rentals(record: RunRecord, store: Store) -> bool:
     if not record.may_have_rentals and all(rental.is_settled(now) for rental in record.rentals):
         return False
     with suppress(EngineError):  # the bill is then made of what the nodes have written
-        found = sky_engine(store).rentals(record.run_id)
-        known = merged(record.rentals, found.rentals if found else (), _created_at(record))
-        if known.rentals != tuple(record.rentals):
+        found = sky_engine(store).rentals(record.run_id) or Rentals(rentals=(), num_torn=record.num_torn)
+        known = merged(record.rentals, found, _created_at(record))
+        if (known.rentals, known.num_torn) != (tuple(record.rentals), record.num_torn):
             RunFolder(store, record.run_id).write(Name.RENTALS, known)
             return True
     return False

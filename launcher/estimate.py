@@ -83,6 +83,15 @@ class Case:
                        offers={**self.offers, Document.TRAIN: train})
 
 
+def case_of(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Sequence[Offer]],
+            history: Sequence[MeasuredSpeed], done: Done | None = None, mirrors: Mirrors = None,
+            controller_usd_per_hour: Decimal | None = None) -> Case:
+    """The case of the first offer of each document, with the others behind it. See `Case`."""
+    return Case(recipe, shape, {document: found[0] for document, found in offers.items()}, history, done,
+                mirrors, controller_usd_per_hour,
+                {document: tuple(found[1:]) for document, found in offers.items()})
+
+
 @dataclass(frozen=True)
 class Estimate:
     """What is left of a run to do, whatever its limits are: undisturbed, until it is forecast.

@@ -176,7 +176,8 @@ def _usd(usd: "Floats | None") -> Range | None:
 def _range(values: "Floats", digits: int) -> Range:
     import numpy as np
 
-    low, mid, high = (_decimal(float(value), digits) for value in np.quantile(values, _PERCENTILES))
+    found = np.quantile(values, _PERCENTILES, method="hazen")
+    low, mid, high = (_decimal(float(value), digits) for value in found)
     return Range(low=low, mid=mid, high=high)
 
 

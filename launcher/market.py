@@ -95,8 +95,9 @@ def refusal(recipe: Recipe, document: Document, wish: Wish, market: Market, *,
 def _too_cheap(wish: Wish, market: Market, place: str, key: str, resuming: bool) -> NoOfferError:
     number, least = market.num_at_any_price, _cents_up(market.from_usd_per_hour or Decimal(0))
     is_bid = wish.bid_usd_per_hour is not None
-    ours = wish.bid_usd_per_hour if is_bid else wish.settings.get("usd_per_hour")
-    change = set_option(f"{key}.{'bid_usd_per_hour' if is_bid else 'price_usd_per_hour'}", least)
+    ours, follows = wish.settings.get("usd_per_hour"), "bid_from" in wish.settings
+    name = "most_bid_usd_per_hour" if follows else "bid_usd_per_hour" if is_bid else "price_usd_per_hour"
+    change = set_option(f"{key}.{name}", least)
     return NoOfferError(
         f"no machine at Vast fits {wish.gpu} at {'a bid of ' if is_bid else ''}${ours:.2f}/h: "
         f"{number} would from ${least}/h on", place=place,

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 
+from launcher.bids import BidAdvice, advise, losses_per_hour
 from launcher.frozen import Frozen
 from launcher.gpu_kinds import GPU_KINDS
 from launcher.priced_offers import PricedOffer, priced_for
@@ -101,8 +102,11 @@ class Offer(Frozen):
         seen_at: UTC, when the price was true.
         listed: The list's or market's own word on it, with all else that it says; None: nobody was asked, or
             has it. On Vast the cheapest machine that fits.
-        limit_usd_per_hour: The most that a machine is rented for on demand at Vast, with its disk; None: its
-            price.
+        limit_usd_per_hour: The most that a machine is rented for on demand at Vast, with its disk, or that is
+            bid for it; None: its price.
+        bid_from_usd_per_hour: Of a bid that follows the market up to the limit: no less is bid; None: it
+            stays as it is.
+        advice: On a bid at Vast, by the market; None: nobody was asked, or no bid up to the limit wins.
     """
 
     infra: str
@@ -124,11 +128,20 @@ class Offer(Frozen):
     seen_at: datetime
     listed: PricedOffer | None = None
     limit_usd_per_hour: Decimal | None = None
+    bid_from_usd_per_hour: Decimal | None = None
+    advice: BidAdvice | None = None
 
     @property
     def most_usd_per_hour(self) -> Decimal | None:
         """What an hour of all nodes can cost at most; None when that is not known."""
         return self.price_usd_per_hour if self.limit_usd_per_hour is None else self.limit_usd_per_hour
+
+    @property
+    def hours_to_outbid(self) -> float | None:
+        """Until a bid loses its machine, by the model of `launcher/bids.py`; None: no market is known."""
+        if self.bid_usd_per_hour is None or self.listed is None:
+            return None
+        return 1 / losses_per_hour(self.bid_usd_per_hour, self.listed.price_usd_per_hour)
 
     @property
     def cloud(self) -> str:
@@ -185,16 +198,36 @@ def _listed_offers(candidate: Candidate, priced: Sequence[PricedOffer], now: dat
 
 
 def _listed_offer(candidate: Candidate, listed: PricedOffer, now: datetime) -> Offer:
+    if candidate.takes_bids:
+        return _bid_offer(candidate, listed, now)
     is_at_vast, nodes = listed.cloud == "vast", candidate.num_nodes
     each = listed.with_disk_usd_per_hour(candidate.disk_gib) if is_at_vast else listed.price_usd_per_hour
     on_demand = listed.on_demand_usd_per_hour if listed.can_be_taken else each
     is_narrower = not is_at_vast and len(listed.infra) > len(candidate.infra)  # a zone stays a zone
     return cloud_offer(candidate, now).model_copy(update={
         "infra": listed.infra if is_narrower else candidate.infra,
-        "price_usd_per_hour": candidate.bid_usd_per_hour or each * nodes,
+        "price_usd_per_hour": each * nodes,
         "on_demand_usd_per_hour": None if on_demand is None else on_demand * nodes,
         "limit_usd_per_hour": candidate.price_usd_per_hour if is_at_vast else None,
         "listed": listed, "seen_at": listed.seen_at})
+
+
+def _bid_offer(candidate: Candidate, listed: PricedOffer, now: datetime) -> Offer:
+    """The offer behind a candidate that bids: at its own bid; with `bid: auto` at the one that is advised, or
+    on demand where that is."""
+    offer, on_demand = cloud_offer(candidate, now), listed.on_demand_usd_per_hour
+    advice = advise(listed.price_usd_per_hour, on_demand, offer.most_usd_per_hour or Decimal(0))
+    offer = offer.model_copy(update={"listed": listed, "seen_at": listed.seen_at, "advice": advice,
+                                     "on_demand_usd_per_hour": on_demand})
+    if not candidate.bid or advice is None:
+        return offer
+    if advice.bid_usd_per_hour is None and on_demand is not None:
+        whole = listed.model_copy(update={"price_usd_per_hour": on_demand})
+        return offer.model_copy(update={
+            "spot": False, "bid_usd_per_hour": None, "bid_from_usd_per_hour": None,
+            "price_usd_per_hour": whole.with_disk_usd_per_hour(candidate.disk_gib)})
+    return offer.model_copy(update={"bid_usd_per_hour": advice.bid_usd_per_hour,
+                                    "price_usd_per_hour": advice.bid_usd_per_hour})
 
 
 def make_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:
@@ -230,14 +263,18 @@ def known_memory(candidate: Candidate) -> float | None:
 def cloud_offer(candidate: Candidate, now: datetime) -> Offer:
     """A machine that is rented, or of a cluster of the user's own. Its price is the bid, the most that its
     hour can cost, or what the recipe says."""
-    own = candidate.price_usd_per_hour
+    own, most = candidate.price_usd_per_hour, candidate.most_bid_usd_per_hour
+    # The dearest, where no market tells.
+    bid = candidate.bid_usd_per_hour or (most if candidate.bid else None)
     name, _, number = (candidate.gpu or "").partition(":")
     return Offer(infra=candidate.infra, gpu=name or None,
                  gpu_memory_gib=known_memory(candidate), num_gpus=int(number or 0),
                  num_nodes=candidate.num_nodes, cpu_ranks=candidate.cpu_ranks or DEFAULT_CPU_RANKS,
-                 spot=candidate.spot or candidate.bid_usd_per_hour is not None,
-                 price_usd_per_hour=own if own is not None else candidate.bid_usd_per_hour,
+                 spot=candidate.spot or bid is not None,
+                 price_usd_per_hour=own if own is not None else bid,
                  on_demand_usd_per_hour=None, price_is_simulated=own is not None and candidate.cloud in OWN,
-                 bid_usd_per_hour=candidate.bid_usd_per_hour, image=candidate.image,
+                 bid_usd_per_hour=bid, limit_usd_per_hour=most,
+                 bid_from_usd_per_hour=None if most is None else candidate.bid_usd_per_hour or Decimal(0),
+                 image=candidate.image,
                  torch_index=candidate.torch_index,
                  disk_gib=candidate.disk_gib, seen_at=now)

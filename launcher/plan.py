@@ -14,13 +14,14 @@ from launcher.candidates import Others, other_than_planned, others_for_benchmark
 from launcher.cheaper import better, cheaper_choice
 from launcher.cost import Range, total, usd_range
 from launcher.errors import DoesNotFitError, NoOfferError, OverCapError, RecipeError
-from launcher.estimate import Case, Done, Estimate, Part, behind, estimate_of
+from launcher.estimate import Case, Done, Estimate, Part, behind, case_of, estimate_of
 from launcher.fit import is_copied_from_host
 from launcher.forecast import Odds, forecast
 from launcher.frozen import Frozen
 from launcher.offers import Offer
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
+from launcher.priced_offers import PricedOffer
 from launcher.ranking import Ranked, best_first, ranked, reason_of
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
 from launcher.saves import SavesPlan, check_promise
@@ -45,7 +46,7 @@ class Plan(Frozen):
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
         controller_usd: The same for these hours.
         usd: All together; None when a price is not known. Its percentiles are not sums of those of the parts.
-        ranking: Of all that could train it, the best first; empty where training is done.
+        ranking: Of all that could train it, the best first; empty where nothing was compared.
         choice: Why the first of it, in one line; None where there was nothing to choose.
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
         uncounted_usd: Part of it that is left for what no node counts, see `launcher/uncounted.py`.
@@ -111,6 +112,12 @@ class Plan(Frozen):
         return (self.offers[document], *self.others.get(document, ()))
 
     @property
+    def listed(self) -> tuple[PricedOffer, ...]:
+        """What lists and markets have said of what it may run on."""
+        return tuple(offer.listed for document in self.offers for offer in self.candidates(document)
+                     if offer.listed)
+
+    @property
     def clouds(self) -> set[str]:
         """Where anything may be rented: `{"vast", "gcp"}`."""
         return {offer.cloud for document in self.offers for offer in self.candidates(document)}
@@ -122,34 +129,36 @@ class Plan(Frozen):
         return {} if price is None else {CONTROLLER_PRICE: str(price)}
 
 
+def best_plan(case: Case, now: datetime, run_id: str) -> Plan:
+    """The plan of what is best to train on, of all the candidates of a case. Raises as `make_plan`."""
+    rows = () if case.done and case.done.has_trained else ranked(case)
+    if rows and rows[0].problem is None:
+        case = best_first(case, rows)
+    return _of_first(case, now, run_id).model_copy(update={"ranking": rows, "choice": reason_of(rows)})
+
+
 def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Sequence[Offer]],
               history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None,
               mirrors: Mirrors = None, controller_usd_per_hour: Decimal | None = None) -> Plan:
-    """Work out what a run would take and cost, or what is left of one that is resumed.
+    """Work out what a run would take and cost on the first of its offers, or what is left of a resumed one.
 
     Args:
-        shape: Of the recipe's token encoder; None when it is not known, and then not counted.
-        offers: Per document those that it may run on, in order: the plan is of the benchmark's first and of
-            the best for training; of the others those stand behind it that one task can hold together.
-        history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         now: Current time, UTC; deadlines count from it.
-        done: Of the run that is resumed; None for a new one.
-        mirrors: Bytes of the encoder's mirrors in the recipe's store, by format; None: nobody has looked.
-        controller_usd_per_hour: Of who would supervise it; None: nobody asks money for that.
+        recipe, shape, offers, history, done, mirrors, controller_usd_per_hour: See `case_of`. Of the other
+            offers those stand behind the first that one task can hold together.
 
     Raises:
         RecipeError: The batch does not divide over the ranks of this offer.
         NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
             is already over the cap; or past the deadline.
     """
-    firsts = {document: found[0] for document, found in offers.items()}
-    case = Case(recipe, shape, firsts, history, done, mirrors, controller_usd_per_hour,
-                {document: tuple(found[1:]) for document, found in offers.items()})
-    rows = () if done and done.has_trained else ranked(case)
-    if rows and rows[0].problem is None:
-        case = best_first(case, rows)
+    return _of_first(case_of(recipe, shape, offers, history, done, mirrors, controller_usd_per_hour), now,
+                     run_id)
+
+
+def _of_first(case: Case, now: datetime, run_id: str) -> Plan:
     try:
-        return _planned(case, now, run_id).model_copy(update={"ranking": rows, "choice": reason_of(rows)})
+        return _planned(case, now, run_id)
     except (RecipeError, NoOfferError) as error:
         if error.changes or isinstance(error, DoesNotFitError):
             error.fix = _fix(case, error, lambda changes: _planned(case.changed(changes), now, run_id))

@@ -1,7 +1,7 @@
 """What a plan looks like: hardware, model, time, dollars as ranges, and why it could not be launched."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from launcher import console
@@ -30,7 +30,8 @@ def show_plan(proposal: Proposal, quote: Quote | None = None) -> None:
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
     holds = [("holds", quote.words)] if quote else []
-    console.answer_facts([*_plan_facts(plan, store), *holds, *_market_facts(proposal), *model_facts(plan)])
+    console.answer_facts([*_plan_facts(plan, store), *holds, *_bid_facts(plan), *_market_facts(proposal),
+                          *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
@@ -102,9 +103,9 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
         stops += (f" and ~{console.dollars(plan.uncounted_usd)} for disk and uploads (list prices), which "
                   "nodes there cannot count")
     training = [("training", "done: no machine is taken for it")] if plan.only_benchmark else _places(
-        "training", plan.candidates(Document.TRAIN))
+        "training", plan.candidates(Document.TRAIN), plan.planned_at)
     facts = [("run", plan.run_id), ("store", store), *training,
-             *_places("benchmark", plan.candidates(Document.BENCH)),
+             *_places("benchmark", plan.candidates(Document.BENCH), plan.planned_at),
              ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens")]
     if plan.done_steps or plan.spent_usd:
         facts.append(("so far", f"already spent {console.dollars(plan.spent_usd)}, "
@@ -134,13 +135,20 @@ def _expected(plan: Plan) -> list[tuple[str, str]]:
     return [("expected", "; ".join(words)), *([("chosen", plan.choice)] if plan.choice else [])]
 
 
-def _places(name: str, offers: Sequence[Offer]) -> list[tuple[str, str]]:
+def _places(name: str, offers: Sequence[Offer], now: datetime) -> list[tuple[str, str]]:
     """Where something may run: the first choice, and where SkyPilot goes when that has no machine."""
-    return [("or" if index else name, _offer_words(offer)) for index, offer in enumerate(offers)]
+    return [("or" if index else name, _offer_words(offer, now)) for index, offer in enumerate(offers)]
+
+
+def _bid_facts(plan: Plan) -> list[tuple[str, str]]:
+    """What is advised of bids at Vast, once for offers of which the same is."""
+    told = [f"advised: {offer.advice.reason}" for which in Document for offer in plan.candidates(which)
+            if offer.advice and not (which is Document.TRAIN and plan.only_benchmark)]
+    return [("bid" if not index else "", text) for index, text in enumerate(dict.fromkeys(told))]
 
 
 def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
-    """What there is now, and how long it waits for machines, where it has to ask for them."""
+    """Who pays, what there is now, and how long it waits for machines, where it has to ask for them."""
     limits, plan = proposal.recipe.limits, proposal.plan
     names = {Document.TRAIN: "to train", Document.BENCH: "to benchmark"}
     asks = [which for which in Document
@@ -149,15 +157,22 @@ def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
     markets += [proposal.market_problem] if proposal.market_problem else []
     waits = [f"{limits.wait_hours_for(which):g} h {names[which]}"
              + (" (never past the deadline)" if plan.deadline_of(which) else "") for which in asks]
-    return [*zip(("market", ""), markets, strict=False),
+    credits = [("credits", proposal.payment.words)] if proposal.payment else []
+    return [*credits, *zip(("market", ""), markets, strict=False),
             *([("waits", f"for a machine up to {', '.join(waits)}")] if waits else [])]
 
 
-def _offer_words(offer: Offer) -> str:
+def _offer_words(offer: Offer, now: datetime) -> str:
     price = offer.price_usd_per_hour
     if price is None:
         return f"{offer.label}, price not known"
-    return f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
+    said = f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
+    if offer.listed is None:
+        return said
+    listed, instead = offer.listed, offer.on_demand_usd_per_hour if offer.spot else None
+    least = "" if offer.bid_usd_per_hour is None else f", wins from ${listed.price_usd_per_hour:,.2f}"
+    beside = "" if instead is None else f", on demand ${instead:,.2f}"
+    return f"{said}{least}{beside} ({listed.source}, {console.age(listed.age(now))} old)"
 
 
 def plan_json(proposal: Proposal, quote: Quote, reasons: Sequence[LdlmError]) -> dict[str, Any]:
@@ -173,6 +188,7 @@ def plan_json(proposal: Proposal, quote: Quote, reasons: Sequence[LdlmError]) ->
             "market": {document: market.model_dump(mode="json")
                        for document, market in proposal.markets.items()},
             "market_problem": proposal.market_problem,
+            "out_of_pocket_usd": str(proposal.payment.out_of_pocket_usd) if proposal.payment else None,
             "refusals": [{"place": reason.place, "problem": reason.problem, "fix": reason.fix}
                          for reason in reasons]}
 

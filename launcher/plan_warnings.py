@@ -116,12 +116,13 @@ def _of_drivers(offers: Mapping[Document, Offer]) -> Iterator[str]:
 
 def _is_most_on_demand(offer: Offer) -> bool:
     """Vast is searched for nothing dearer."""
-    return offer.cloud == "vast" and not offer.spot and offer.price_usd_per_hour is not None
+    return (offer.cloud == "vast" and not offer.spot and offer.price_usd_per_hour is not None
+            and offer.listed is None)
 
 
 def _is_only_said(offer: Offer) -> bool:
     return (offer.price_usd_per_hour is not None and offer.cloud != "vast"
-            and not offer.price_is_simulated)
+            and not offer.price_is_simulated and offer.listed is None)
 
 
 def _of_limits(recipe: Recipe, hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:

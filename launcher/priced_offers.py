@@ -5,12 +5,14 @@ SkyPilot's catalogs of Azure and GCP (`launcher/list_prices.py`), Vast's live ma
 makes offers of a recipe of it.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from launcher.frozen import Frozen
 from launcher.infra import is_within
@@ -20,8 +22,6 @@ from launcher.rentals import HOURS_OF_MONTH
 Terms = Literal["spot", "bid", "on-demand"]
 HIGHEST_USD_PER_HOUR = 1000  # of one machine; the dearest with eight GPUs is at 150 in 2026 (guess)
 _HIGHEST_USD_PER_GB = 10  # kept for a month, or sent; a cent or two as a rule (guess)
-# Clouds of ours whose machines can be taken back, by what that is called there.
-TAKEN_BACK: dict[str, Terms] = {"vast": "bid", "azure": "spot", "gcp": "spot"}
 
 _UsdPerHour = Annotated[Decimal, Field(gt=0, le=HIGHEST_USD_PER_HOUR)]
 _UsdPerGb = Annotated[Decimal, Field(ge=0, le=_HIGHEST_USD_PER_GB)]
@@ -93,6 +93,13 @@ class PricedOffer(Frozen):
         """What makes it another offer: two of one place are the same machine, seen twice."""
         return self.cloud, self.region, self.accelerators, self.terms, self.instance_type, self.machine_id
 
+    def is_at(self, infra: str) -> bool:
+        """True for `gcp`, its region, and a zone of that; in SkyPilot's language a region of Vast has a
+        continent behind it, which offers do not name."""
+        if self.cloud == "vast" and infra.lower().startswith(self.infra.lower()):
+            return True
+        return is_within(self.infra, infra) or is_within(infra, self.infra)
+
     def with_disk_usd_per_hour(self, disk_gib: int) -> Decimal:
         """Price of the machine with a disk, as far as the disk's price is known."""
         disk = (self.disk_usd_per_gb_month or Decimal(0)) * disk_gib / HOURS_OF_MONTH
@@ -103,29 +110,61 @@ class PricedOffer(Frozen):
         return max(timedelta(0), now - self.seen_at)
 
 
+def read_offer(row: object, where: str) -> PricedOffer | str:
+    """An offer as somebody has written it down; of one that is none, what is wrong with it.
+
+    Args:
+        row: By field; dollars as decimal text.
+        where: Names it, `offers[3]`.
+    """
+    try:
+        return PricedOffer.model_validate(row)
+    except ValidationError as error:
+        return f"{where}: {_wrong(error.errors(include_url=False)[0])}"
+
+
+def _wrong(detail: ErrorDetails) -> str:
+    """What is wrong with a field, and how it has to be."""
+    name = ".".join(map(str, detail["loc"])) or "it"
+    if detail["type"] == "extra_forbidden":
+        return f"{name} is no field that ldlm knows"
+    if detail["type"] in ("missing", "string_too_short"):
+        return f"it has no {name}"
+    return f"{name} is {detail['input']!s:.40}, and {detail['msg'].replace('Input', 'it', 1)}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What somebody who names prices has said.
+
+    Attributes:
+        offers: In no order.
+        problems: What was passed over: a sentence each.
+        down: By cloud, why there is nothing of it, and what to do.
+    """
+
+    offers: tuple[PricedOffer, ...] = ()
+    problems: tuple[str, ...] = ()
+    down: Mapping[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: "Found") -> "Found":
+        """Both."""
+        return Found(self.offers + other.offers, self.problems + other.problems, {**self.down, **other.down})
+
+
 def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[PricedOffer]:
     """What a candidate of a recipe may be: of its card, terms and place, within its price, cheapest first.
 
     The candidate's price is of all its nodes, and a limit; so is its bid. On Vast a price on demand is one
     with the disk, as its search there has it.
     """
-    limit = candidate.price_usd_per_hour or candidate.bid_usd_per_hour
+    limit = candidate.price_usd_per_hour or candidate.most_bid_usd_per_hour or candidate.bid_usd_per_hour
     most = None if limit is None else limit / candidate.num_nodes
-    wants_spot = candidate.spot or candidate.bid_usd_per_hour is not None
+    wants_spot = candidate.spot or candidate.takes_bids
 
     def price(one: PricedOffer) -> Decimal:
         return one.price_usd_per_hour if one.can_be_taken else one.with_disk_usd_per_hour(candidate.disk_gib)
 
     found = [one for one in priced if one.accelerators == candidate.gpu and one.can_be_taken == wants_spot
-             and _is_there(candidate.infra, one) and (most is None or price(one) <= most)]
+             and one.is_at(candidate.infra) and (most is None or price(one) <= most)]
     return sorted(found, key=lambda one: (price(one), one.region, one.machine_id or 0))
-
-
-def _is_there(infra: str, one: PricedOffer) -> bool:
-    """A zone lies in its region; a region of Vast has a continent behind it, which offers do not name."""
-    cloud, _, place = infra.partition("/")
-    if cloud != one.cloud:
-        return False
-    if one.cloud == "vast":
-        return not place or place.lower().startswith(one.region.lower())
-    return is_within(one.infra, infra) or is_within(infra, one.infra)

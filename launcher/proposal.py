@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from launcher.credits import Payment
 from launcher.errors import LdlmError
 from launcher.market import Market
 from launcher.plan import Plan
@@ -20,6 +21,7 @@ class Proposal:
         refusal: Why it can be planned and not be launched: its text is not there.
         markets: What there is at Vast for its documents now; nothing of those that nobody has asked about.
         market_problem: Why it was not asked, or has not answered.
+        payment: Who pays for it; None: there are no credits, or a price is not known.
     """
 
     recipe: Recipe
@@ -27,6 +29,7 @@ class Proposal:
     refusal: LdlmError | None = None
     markets: Mapping[Document, Market] = field(default_factory=dict)
     market_problem: str | None = None
+    payment: Payment | None = None
 
     @cached_property
     def task(self) -> Task:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -81,6 +81,11 @@ class Candidate(Section):
     num_nodes: PositiveInt = 1
     spot: bool = Field(False, description="azure and gcp; on vast a bid says so instead")
     bid_usd_per_hour: PositiveUsd | None = Field(None, description="vast: rent interruptible, up to this")
+    bid: Literal["auto"] | None = Field(
+        None, description="vast: bid what `launcher/bids.py` advises by the market, at each rental anew")
+    most_bid_usd_per_hour: PositiveUsd | None = Field(
+        None, description="vast: a bid follows the market up to this, also while it holds a machine; with "
+                          "bid: auto the most of an hour on demand, too")
     cpu_ranks: PositiveInt | None = Field(
         None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
     price_usd_per_hour: Usd | None = Field(
@@ -103,7 +108,8 @@ class Candidate(Section):
     @model_validator(mode="after")
     def _belongs(self) -> Self:
         for clouds, names in ((OWN, ("cpu_ranks",)), (_PRICED, ("price_usd_per_hour",)),
-                              (("local",), ("on_demand_usd_per_hour",)), (("vast",), ("bid_usd_per_hour",))):
+                              (("local",), ("on_demand_usd_per_hour",)),
+                              (("vast",), ("bid_usd_per_hour", "bid", "most_bid_usd_per_hour"))):
             given = [name for name in names if getattr(self, name) is not None]
             if given and self.cloud not in clouds:
                 raise ValueError(f"{given[0]} is for infra {' and '.join(clouds)}, not {self.infra}: "
@@ -111,6 +117,7 @@ class Candidate(Section):
         if self.bid_usd_per_hour is not None and self.price_usd_per_hour is not None:
             raise ValueError("bid_usd_per_hour rents an interruptible machine, price_usd_per_hour one on "
                              "demand: set one of them to null")
+        self._check_bid()
         if self.price_usd_per_hour == 0 and self.cloud not in OWN:
             raise ValueError(f"price_usd_per_hour is 0 on {self.cloud}, which bills: add --set "
                              "{where}.price_usd_per_hour=USD, the most that an hour may cost; credits are "
@@ -126,6 +133,24 @@ class Candidate(Section):
             raise ValueError(f"{self.infra} needs a gpu: set gpu to something like RTX5090:1")
         self._check_gpu()
         return self
+
+    def _check_bid(self) -> None:
+        """Refuse what leaves open how much may be bid."""
+        own, most = self.bid_usd_per_hour, self.most_bid_usd_per_hour
+        if self.bid and (own is not None or self.price_usd_per_hour is not None):
+            raise ValueError("bid: auto says what is paid, and so does another price: set one to null")
+        if self.bid and most is None:
+            raise ValueError("bid: auto needs a limit: add --set {where}.most_bid_usd_per_hour=USD")
+        if most is not None and not self.takes_bids:
+            raise ValueError("most_bid_usd_per_hour is for bids: add --set {where}.bid=auto")
+        if most is not None and own is not None and most < own:
+            raise ValueError(f"most_bid_usd_per_hour is {most}, below the bid of {own}: set it to {own} or "
+                             "more")
+
+    @property
+    def takes_bids(self) -> bool:
+        """True where an interruptible machine of Vast is rented."""
+        return self.bid is not None or self.bid_usd_per_hour is not None
 
     def _check_gpu(self) -> None:
         """Refuse a slip of the finger: it is no card whose memory could be guessed."""

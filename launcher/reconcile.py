@@ -1,4 +1,4 @@
-"""Our ledger beside a provider's own record of what it charged, machine by machine. Pure.
+"""Our ledger beside another's own record of what was charged, machine by machine. Pure.
 
 Read in Vast's documentation of `GET /api/v0/charges/` (2026-11): one row a contract, `source` is
 `instance-ID`, `amount` in dollars, `items` of the kinds gpu, disk, bwd and bwu. Read in programs that use it:
@@ -7,13 +7,31 @@ amounts have three decimals, and what a machine has cost shows up some time afte
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
 from launcher.frozen import Frozen
+from launcher.rentals import Rental
 
-CHARGES = "/plugins/api/ldlm/charges"  # where SkyPilot's server tells of them
+CHARGES = "/plugins/api/ldlm/charges"  # where SkyPilot's server tells of Vast's
+COSTS = "/plugins/api/ldlm/costs"  # and of its own cost report
 _CENT = Decimal("0.01")
+
+
+def charges_path(rentals: Sequence[Rental]) -> str:
+    """What to ask SkyPilot's server about machines at Vast; one or more."""
+    since = min(rental.rented_at for rental in rentals)
+    return f"{CHARGES}?instance_ids={','.join(one.instance_id for one in rentals)}&since={_stamp(since)}"
+
+
+def costs_path(run_id: str, since: datetime) -> str:
+    """What to ask it about the clusters that a run has had on other clouds since a moment."""
+    return f"{COSTS}?run_id={run_id}&since={_stamp(since)}"
+
+
+def _stamp(moment: datetime) -> str:
+    return f"{moment.timestamp():.0f}"
 
 
 class Charge(Frozen):

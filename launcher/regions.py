@@ -79,13 +79,17 @@ def _unknown(where: str, name: str, known: list[str], place: str | None, *, is_o
                       fix=f"{meant}leave the {kind} out{has}{listed + newer if is_long or is_ours else ''}")
 
 
+def catalog_path(cloud: str) -> Path | None:
+    """SkyPilot's list of a cloud's machines, the newest that lies here; None where there is none."""
+    found = Path(_CATALOGS).expanduser().glob(f"*/{cloud}/vms.csv")
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
 def _catalog(cloud: str) -> Mapping[str, set[str]]:
     """Zones by region; empty where SkyPilot has no list of this cloud here."""
-    found = list(Path(_CATALOGS).expanduser().glob(f"*/{cloud}/vms.csv"))
-    zones: dict[str, set[str]] = {}
-    if found:
-        newest = max(found, key=lambda path: path.stat().st_mtime)
-        with newest.open(encoding="utf-8", newline="") as file:
+    path, zones = catalog_path(cloud), dict[str, set[str]]()
+    if path:
+        with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if region := row.get("Region"):
                     zones.setdefault(region, set()).add(row.get("AvailabilityZone") or "")

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import NamedTuple
 
 from launcher.cost import price_for
 from launcher.rentals import HOURS_OF_MONTH, RENTED_AT, Rental
@@ -75,17 +76,40 @@ def total_usd(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rent
     return total
 
 
-def usd_by_instance(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],
-                    now: datetime) -> dict[str, Decimal]:
+class Parts(NamedTuple):
+    """Dollars of one machine by what its provider bills them for."""
+
+    gpu_usd: Decimal = Decimal(0)
+    disk_usd: Decimal = Decimal(0)
+    network_usd: Decimal = Decimal(0)
+
+    @property
+    def usd(self) -> Decimal:
+        """All of it."""
+        return self.gpu_usd + self.disk_usd + self.network_usd
+
+    def __add__(self, other: "Parts") -> "Parts":  # type: ignore[override]
+        """Sum, part by part."""
+        return Parts(*(one + two for one, two in zip(self, other, strict=True)))
+
+
+def parts_by_instance(attempts: Sequence[AttemptFiles], untils: Sequence[datetime],
+                      rentals: Sequence[Rental], now: datetime) -> dict[str, Parts]:
     """Dollars of each machine that was rented, by its provider's id of the contract: they add up to
     `total_usd` where every attempt was on one of them; unrounded."""
     owners = [rental_of(files, rentals) for files in attempts]
-    found = {rental.instance_id: Decimal(0) if rental in owners else alone_usd(rental, now)
-             for rental in rentals}
+    found = {rental.instance_id: Parts() if rental in owners
+             else Parts(rental.alone_gpu_usd(now), rental.disk_usd(now)) for rental in rentals}
     for owner, held in zip(owners, on_rentals(attempts, untils, rentals, now), strict=True):
         if owner:
-            found[owner.instance_id] += (held.gpu_usd or Decimal(0)) + held.disk_usd + held.network_usd
+            found[owner.instance_id] += Parts(held.gpu_usd or Decimal(0), held.disk_usd, held.network_usd)
     return found
+
+
+def usd_by_instance(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],
+                    now: datetime) -> dict[str, Decimal]:
+    """The sums of `parts_by_instance`."""
+    return {name: parts.usd for name, parts in parts_by_instance(attempts, untils, rentals, now).items()}
 
 
 def unused_rentals(attempts: Sequence[AttemptFiles], rentals: Sequence[Rental]) -> list[Rental]:
@@ -109,7 +133,8 @@ def node_terms(rental: Rental, known: Iterable[Rental]) -> RentalTerms:
     terms, now = rental.terms, rental.rented_at
     before = [one for one in known if rental.run_id and one.run_id == rental.run_id]
     return RentalTerms(
-        rented_at=now, disk_usd_per_hour=_short(terms.disk_gb * terms.disk_usd_per_gb_month / HOURS_OF_MONTH),
+        rented_at=now, gpu_usd_per_hour=_short(rental.prices[-1].usd_per_hour).normalize(),
+        disk_usd_per_hour=_short(terms.disk_gb * terms.disk_usd_per_gb_month / HOURS_OF_MONTH),
         received_usd_per_gb=terms.received_usd_per_gb, sent_usd_per_gb=terms.sent_usd_per_gb,
         earlier=tuple((one.told_at or one.rented_at, _short(alone_usd(one, now)))
                       for one in before[-_MOST_TOLD:]))
@@ -120,16 +145,21 @@ def _short(usd: Decimal) -> Decimal:
 
 
 def rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
-    """A run has one machine at a time: the last that was rented when the attempt began.
+    """The machine that says of itself, on the attempt's side, when it was rented; else, since a run has one
+    at a time, the last that was rented when the attempt began.
 
     None at home, and on other clouds, whose machines nobody has noted down.
     """
     if files.attempt.cloud not in ("", RENTED_AT):
         return None
-    began = files.attempt.billed_from
-    held = [rental for rental in rentals if rental.rented_at <= began + _SKEW
+    began, terms = files.attempt.billed_from, files.attempt.terms
+    told = [rental for rental in rentals
+            if terms and (rental.told_at or rental.rented_at) == terms.rented_at]
+    held = [rental for rental in rentals if rental.held(began)]
+    # The next one may have been rented within that minute: an attempt can be short.
+    near = [rental for rental in rentals if rental.rented_at <= began + _SKEW
             and (rental.ended_at is None or began - _SKEW < rental.ended_at)]
-    return held[-1] if held else None
+    return next(reversed(told or held or near), None)
 
 
 def _ended_by_itself(files: AttemptFiles) -> bool:

@@ -66,23 +66,35 @@ def returned(instance_id: str, at: datetime) -> None:
 
 def read() -> dict[str, Rental]:
     """Every rental that is remembered, by its instance id, oldest first."""
+    return read_all()[0]
+
+
+def read_all() -> tuple[dict[str, Rental], int]:
+    """The same, and how many lines are torn or make no sense: what they told is not known."""
     rows: dict[str, dict[str, Any]] = {}
-    try:
-        lines = _PATH.expanduser().read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return {}
-    for line in lines:
+    num_torn = 0
+    for line in _lines():
         try:
             _take_in(rows, json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except KeyError:  # of a machine that was not rented through us
             continue
+        except (ValueError, TypeError, AttributeError):
+            num_torn += 1
     found = {}
     for instance_id, row in rows.items():
         try:
             found[instance_id] = Rental.model_validate_json(json.dumps(row))
         except ValidationError:
-            continue
-    return found
+            num_torn += 1
+    return found, num_torn
+
+
+def _lines() -> list[str]:
+    try:
+        text = _PATH.expanduser().read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    return [line for line in text.splitlines() if line]
 
 
 def _take_in(rows: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:

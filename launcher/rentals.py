@@ -52,6 +52,7 @@ class Rental(Frozen):
         unpulled: The image that it could not pull, whose fault that was.
         told_at: When it was rented by what was written onto it, see `trainer/rental_terms.py`.
         given_up: Why it was given back before it had ever run; None: it was not.
+        most_bid_usd_per_hour: Up to which its bid follows the market; None: it stays, or there is none.
     """
 
     run_id: str | None = None
@@ -68,6 +69,7 @@ class Rental(Frozen):
     unpulled: str | None = None
     told_at: datetime | None = None
     given_up: str | None = None
+    most_bid_usd_per_hour: Decimal | None = None
 
     def gpu_usd(self, since: datetime, until: datetime) -> Decimal:
         """Dollars that its GPUs cost between two moments at which it was running, unrounded."""
@@ -104,17 +106,22 @@ class Rental(Frozen):
 
 
 class Rentals(Frozen):
-    """`rentals.json` of a run."""
+    """`rentals.json` of a run.
+
+    Attributes:
+        num_torn: Lines of the server's log that cannot be read: of whatever run, something is not known.
+    """
 
     rentals: tuple[Rental, ...]
+    num_torn: int = 0
 
     @classmethod
-    def of(cls, found: Iterable[Rental]) -> "Rentals":
+    def of(cls, found: Iterable[Rental], num_torn: int = 0) -> "Rentals":
         """In the order in which they were rented."""
-        return cls(rentals=tuple(sorted(found, key=lambda rental: rental.rented_at)))
+        return cls(rentals=tuple(sorted(found, key=lambda rental: rental.rented_at)), num_torn=num_torn)
 
 
-def merged(known: Iterable[Rental], told: Iterable[Rental], since: datetime) -> Rentals:
+def merged(known: Iterable[Rental], told: Rentals, since: datetime) -> Rentals:
     """What is known of a run's machines after somebody has told of some.
 
     Args:
@@ -122,5 +129,5 @@ def merged(known: Iterable[Rental], told: Iterable[Rental], since: datetime) -> 
         told: As the server that is asked now remembers them.
         since: When the run was created: an earlier one of the same name had machines of its own.
     """
-    newest = {rental.instance_id: rental for rental in (*known, *told) if rental.rented_at >= since}
-    return Rentals.of(newest.values())
+    newest = {rental.instance_id: rental for rental in (*known, *told.rentals) if rental.rented_at >= since}
+    return Rentals.of(newest.values(), told.num_torn)

@@ -18,8 +18,9 @@ from launcher.attempt_cost import (
 )
 from launcher.cost import Range
 from launcher.ledger_doubts import doubts
+from launcher.recorded import PlannedOffer
 from launcher.rental_cost import on_rentals, unused_rentals
-from launcher.run_record import PlannedOffer, RunRecord, RunView, Status
+from launcher.run_record import RunRecord, RunView, Status
 from trainer.contract import Document, Outcome
 from trainer.run_folder import AttemptFiles, Heartbeat
 from trainer.spent import charged_until, controller_usd
@@ -175,13 +176,19 @@ def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
              for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)
              if since is None or files.attempt.billed_from >= since]
     offer = plan.offers.get(Document.TRAIN, PlannedOffer()) if plan else PlannedOffer()
-    beat = record.training.heartbeat if record.training else None
     return CostReport(
         run_id=record.run_id, status=view.status, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
         planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
-        tokens=beat.durable_step * plan.tokens_per_step if beat and plan else 0,
-        beside=_beside(view, since), has_finished=view.status is Status.ENDED and _is_all_done(record),
+        tokens=_num_steps(record, costs) * plan.tokens_per_step if plan else 0, beside=_beside(view, since),
+        has_finished=since is None and view.status is Status.ENDED and _is_all_done(record),
         doubts=list(doubts(record, untils)))
+
+
+def _num_steps(record: RunRecord, costs: Sequence[AttemptCost]) -> int:
+    """Durable steps that these attempts have added."""
+    beat = record.training.heartbeat if record.training else None
+    begins = next((cost.from_step for cost in costs if cost.has_trained), None)
+    return max(0, beat.durable_step - begins) if beat and begins is not None else 0
 
 
 def _beside(view: RunView, since: datetime | None) -> dict[Category, Decimal]:

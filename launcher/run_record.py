@@ -13,11 +13,11 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from launcher.cost import Range
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
+from launcher.recorded import Bench, Recorded, RecordedPlan
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from trainer.contract import FIX, Document, Name, Outcome
@@ -47,69 +47,6 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
-class _Recorded(BaseModel):
-    """The part of a JSON object that reports need; another version may have written more."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class PlannedOffer(_Recorded):
-    """What reports need of an offer."""
-
-    infra: str = ""
-    price_is_simulated: bool = False
-    on_demand_usd_per_hour: Decimal | None = None
-
-
-class RecordedPlan(_Recorded):
-    """What reports need of `plan.json`."""
-
-    tokens_per_step: int
-    usd: Range | None
-    offers: dict[Document, PlannedOffer]
-    others: dict[Document, tuple[PlannedOffer, ...]] = {}
-
-    @property
-    def clouds(self) -> set[str]:
-        """Where anything may have been rented."""
-        behind = [offer for offers in self.others.values() for offer in offers]
-        return {offer.infra.partition("/")[0] for offer in (*self.offers.values(), *behind)}
-
-
-class Scores(_Recorded):
-    """What reports need of the scores of a benchmark, over held-out text; None where it was no number."""
-
-    reconstruction_accuracy: float | None = None
-    reconstruction_accuracy_noisy: float | None = None
-    diffusion_loss: float | None = None
-    diffusion_loss_trivial: float | None = None
-    diffusion_loss_linear: float | None = None
-
-
-class Throughput(_Recorded):
-    """What reports need of the speed of a benchmark."""
-
-    device: str
-    is_rtx5090: bool
-    dtype: str
-    denoiser_steps: int
-    tokens: int
-    num_generations: int
-    seconds_p10: float
-    seconds_p90: float
-    tokens_per_s: float
-
-
-class Bench(_Recorded):
-    """What reports need of `bench/result.json`; `reconstructions` are pairs of text and guess."""
-
-    step: int
-    scores: Scores
-    throughput: Throughput
-    reconstructions: list[tuple[str, str]]
-    samples: list[str]
-
-
 @dataclass(frozen=True)
 class RunRecord:
     """Everything the store knows of one run, at one moment.
@@ -118,6 +55,7 @@ class RunRecord:
         store_address: Opens its store again.
         plan: `plan.json` as written at launch; None while the launch is writing.
         rentals: Machines that were rented for it, as far as their provider's side was asked.
+        num_torn: See `launcher.rentals.Rentals`.
         bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
     """
 
@@ -130,6 +68,7 @@ class RunRecord:
     outcome: RunOutcome | None
     bench: dict[str, Any] | None
     rentals: Sequence[Rental] = ()
+    num_torn: int = 0
 
     @property
     def infra(self) -> str:
@@ -296,12 +235,17 @@ def load_record(store: Store, run_id: str) -> RunRecord:
         RunRecordError: There is no such run.
         StoreError: Something in its folder cannot be read or understood.
     """
-    folder = find_folder(store, run_id)
-    return RunRecord(run_id=run_id, url=folder.url, store_address=store.address,
+    return read_record(find_folder(store, run_id))
+
+
+def read_record(folder: RunFolder) -> RunRecord:
+    """Read a run that is known to exist. Raises StoreError as `load_record`."""
+    rentals = folder.find(Name.RENTALS, Rentals) or Rentals(rentals=())
+    return RunRecord(run_id=folder.run_id, url=folder.url, store_address=folder.store.address,
                      plan=_find(folder, Name.PLAN, RecordedPlan),
                      attempts=folder.attempts(), events=folder.events(),
                      outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder),
-                     rentals=found.rentals if (found := folder.find(Name.RENTALS, Rentals)) else ())
+                     rentals=rentals.rentals, num_torn=rentals.num_torn)
 
 
 def list_run_ids(store: Store) -> list[str]:
@@ -365,7 +309,7 @@ def ending_words(record: RunRecord) -> str:
             f"ldlm {'bench' if is_trained else 'resume'} {record.run_id}")
 
 
-_T = TypeVar("_T", bound=_Recorded)
+_T = TypeVar("_T", bound=Recorded)
 
 
 def _find(folder: RunFolder, name: str, kind: type[_T]) -> _T | None:

@@ -108,13 +108,16 @@ def plan_saves(train: TrainConfig, tokens_per_s: float, checkpoint_bytes: int, w
 
 def rates_of(offer: Offer, store: str | None) -> Rates:
     """What time and bytes cost on an offer, as its nodes are told."""
-    gigabyte = sent_usd_per_gb(offer.cloud, store) + request_usd_per_gb(store)
+    listed = offer.listed.sent_usd_per_gb if offer.listed else None
+    sent = sent_usd_per_gb(offer.cloud, store) if listed is None else listed
+    gigabyte = sent + request_usd_per_gb(store)
     return Rates(float(offer.price_usd_per_hour or 0), float(gigabyte), hours_to_loss(offer))
 
 
 def hours_to_loss(offer: Offer) -> float:
-    """Until such a machine is lost, before any was seen (guess)."""
-    return _SPOT_HOURS_TO_LOSS[offer.cloud] if offer.spot else _HOURS_TO_LOSS
+    """Until such a machine is lost, before any was seen (guess); of a bid by its margin (a model)."""
+    of_cloud = _SPOT_HOURS_TO_LOSS[offer.cloud] if offer.spot else _HOURS_TO_LOSS
+    return offer.hours_to_outbid or of_cloud
 
 
 def check_promise(recipe: Recipe, offer: Offer, saves: SavesPlan) -> None:

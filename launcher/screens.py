@@ -13,7 +13,8 @@ from launcher.learning import Learned
 from launcher.learning_screen import show_learning
 from launcher.model_screen import pace_words
 from launcher.recipe import RecipeSummary
-from launcher.run_record import RunRecord, RunView, Scores, Status, ending_words
+from launcher.recorded import Scores
+from launcher.run_record import RunRecord, RunView, Status, ending_words
 from trainer.contract import Document, Outcome
 from trainer.run_folder import IdleGpu
 

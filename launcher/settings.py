@@ -8,14 +8,17 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, UsageError
 from launcher.home import ldlm_home
+from launcher.wallets import Wallet, read_wallets
 from trainer.contract import Env
 
 API_SERVER = "SKYPILOT_API_SERVER_ENDPOINT"  # a server of SkyPilot's elsewhere, by its URL
+_EVER = datetime(1970, 1, 1, tzinfo=UTC)
 _told: set[str] = set()  # what stands in that variable because of the settings, and nobody has said
 
 
@@ -31,6 +34,7 @@ class Settings:
         api_server: Where SkyPilot's API server is: its URL, or `ssh://USER@HOST` for one that listens only to
             its own machine; None: on this machine.
         controller_usd_per_hour: What the machine of that server costs.
+        wallets: Credits, see `launcher/wallets.py`.
     """
 
     store: str | None = None
@@ -39,6 +43,7 @@ class Settings:
     wandb_entity: str | None = None
     api_server: str | None = None
     controller_usd_per_hour: str | None = None
+    wallets: str | None = None
 
     def overrides(self, recipe_cap_usd: Decimal) -> dict[str, str]:
         """What they change of a recipe: YAML by dotted name.
@@ -112,6 +117,12 @@ def controller_usd_per_hour() -> Decimal | None:
     return Decimal(price) if price and api_server() == settings.api_server else None
 
 
+def own_wallets() -> tuple[Wallet, ...]:
+    """The user's credits as they were written down; what was ever spent is taken off where no moment is."""
+    text = read_settings().wallets
+    return read_wallets(text, _EVER) if text else ()
+
+
 def _checked(found: object) -> Settings:
     names = {field.name for field in fields(Settings)}
     if not isinstance(found, Mapping) or not all(isinstance(value, str) for value in found.values()):
@@ -123,4 +134,9 @@ def _checked(found: object) -> Settings:
         raise ValueError(f"max_cost_usd is {settings.max_cost_usd}")
     if settings.controller_usd_per_hour and not Decimal(settings.controller_usd_per_hour) >= 0:
         raise ValueError(f"controller_usd_per_hour is {settings.controller_usd_per_hour}")
+    try:
+        if settings.wallets:
+            read_wallets(settings.wallets, _EVER)
+    except UsageError as error:
+        raise ValueError(f"wallets: {error.problem}") from error
     return settings

@@ -1,11 +1,15 @@
-"""Clusters of ours that SkyPilot's API server has, as `ldlm sweep` asks for them. Part of our plugin in it.
+"""Clusters of ours that SkyPilot's API server has, or had: for `ldlm sweep`, and for `ldlm cost --reconcile`.
+Part of our plugin in it.
 
 SkyPilot names the cluster of a managed job after its task, or after the job where that has only one, and the
 job's number, and tells clients nothing of such clusters. That one is ours is seen by the task that it was
 made for: it carries variables of `Env`.
 """
 
+import math
 import re
+import time
+from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -14,9 +18,11 @@ from typing import Any
 
 import yaml
 
+from launcher.reconcile import Charge, Charges
 from launcher.sweep import PREPARE, Machines, RentedMachine
 from trainer.contract import Document, Env
 
+_DAY_S = 24 * 3600
 _NAME = re.compile(r"(.+)-(\d+)")
 
 
@@ -39,6 +45,30 @@ def clusters(refresh: str = "") -> dict[str, Any]:
                                          _include_is_managed=True)
     found = [_cluster(record) for record in records]
     return Machines(machines=tuple(one for one in found if one)).model_dump(mode="json")
+
+
+def costs(run_id: str, since: int) -> dict[str, Any]:
+    """What SkyPilot's cost report says of the clusters of a run, those at Vast left out: there its catalogs
+    know no price of a bid.
+
+    A cluster that was lost and made again has one name, and its costs add up.
+
+    Args:
+        run_id: As in the task that a cluster was made for.
+        since: In Unix seconds: what was last used before is left out.
+    """
+    from sky import core
+
+    days = math.ceil((time.time() - since) / _DAY_S) + 1
+    # Tasks, by which clusters are told apart, come only where names are asked for.
+    names = sorted({record["name"] for record in core.cost_report(days=days)})
+    mine = [record for record in core.cost_report(days=days, cluster_names=names)
+            if _envs(record).get(Env.RUN_ID) == run_id and record.get("cloud") != "Vast"]
+    totals: dict[str, Decimal] = defaultdict(Decimal)
+    for record in mine:
+        totals[record["name"]] += Decimal(str(round(record["total_cost"], 6)))
+    return Charges(charges=tuple(Charge(instance_id=name, usd=usd, usd_by_kind={})
+                                 for name, usd in totals.items())).model_dump(mode="json")
 
 
 def _cluster(record: Mapping[str, Any]) -> RentedMachine | None:

@@ -24,8 +24,8 @@ from launcher.errors import EngineError
 from launcher.frozen import Frozen
 from launcher.market import MARKET, Market, Wish
 from launcher.node_secrets import node_secrets, service_keys
-from launcher.reconcile import CHARGES, Charges
-from launcher.rentals import RENTALS, Rental, Rentals
+from launcher.reconcile import Charges
+from launcher.rentals import RENTALS, Rentals
 from launcher.server_health import forget_health, start_words
 from launcher.settings import API_SERVER, api_server, tell_sky
 from launcher.sky_errors import gateway_s_reason, not_understood, refusal
@@ -202,15 +202,15 @@ class SkyEngine:
         answer = self._ask_plugin("GET", f"{RENTALS}/{run_id}")
         return _read(Rentals, answer) if answer.ok else None
 
-    def charges(self, rentals: Sequence[Rental]) -> Charges:
-        """What Vast's own record says that machines have cost; one that is not in it yet is left out.
+    def charges(self, path: str) -> Charges:
+        """What others' records say that machines have cost; one that is not in them yet is left out.
+
+        Args:
+            path: Of `launcher/reconcile.py`.
 
         Raises:
             EngineError: As `machines`.
         """
-        ids = ",".join(rental.instance_id for rental in rentals)
-        since = min(rental.rented_at for rental in rentals)
-        path = f"{CHARGES}?instance_ids={ids}&since={since.timestamp():.0f}"
         return _read(Charges, self._insist("GET", path))
 
     def take_machines(self, run_id: str) -> None:

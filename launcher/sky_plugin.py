@@ -21,10 +21,10 @@ from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
 from launcher.plugin_version import plugin_version
-from launcher.reconcile import CHARGES
+from launcher.reconcile import CHARGES, COSTS
 from launcher.rental_cost import node_terms
 from launcher.rentals import HOURS_OF_MONTH, RENTALS, Rental, Rentals
-from launcher.sky_clusters import clusters
+from launcher.sky_clusters import clusters, costs
 from launcher.sky_places import within_price
 from launcher.sky_ready import KEYS
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
@@ -32,8 +32,9 @@ from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
 from launcher.vast_looks import Instances, in_words_of_skypilot, learn
 from launcher.vast_onstart import first_commands, without_mark
+from launcher.vast_raise import raise_bids
 from launcher.vast_rent import rent
-from launcher.vast_search import KEY, rental_of
+from launcher.vast_search import KEY, bid_for, rental_of
 from launcher.vast_start import Hopeless, hopeless
 from launcher.vast_wait import awaits, hear, wait_through
 from trainer.rental_terms import TERMS
@@ -70,6 +71,7 @@ class LdlmPlugin(plugins.BasePlugin):
             app.add_api_route(CLUSTERS, clusters, methods=["GET"])
             app.add_api_route(MARKET, look_at_market, methods=["POST"])
             app.add_api_route(CHARGES, charges, methods=["GET"])
+            app.add_api_route(COSTS, costs, methods=["GET"])
             app.add_api_route(KEYS, keys_that_travel, methods=["GET"])
             app.add_api_route(MACHINES, machines, methods=["GET"])
             app.add_api_route(f"{MACHINES}/{{instance_id}}", give_back, methods=["DELETE"])
@@ -85,8 +87,9 @@ class LdlmPlugin(plugins.BasePlugin):
 
 def rentals_of(run_id: str) -> dict[str, Any]:
     """What this server has rented for a run, as the launcher asks for it."""
-    mine = (rental for rental in rental_log.read().values() if rental.run_id == run_id)
-    return Rentals.of(mine).model_dump(mode="json")
+    found, num_torn = rental_log.read_all()
+    mine = (rental for rental in found.values() if rental.run_id == run_id)
+    return Rentals.of(mine, num_torn).model_dump(mode="json")
 
 
 def keys_that_travel(kept: str) -> dict[str, list[str]]:
@@ -200,21 +203,25 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
             "label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
             "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url, name),
             "login": more.get("login")} | wishes  # of a private registry
-        if bid is not None:
-            contract["price"] = bid
         query = query_at(settings, instance_type, region, disk_size, bids=bid is not None)
         offers = offers_of(sdk(), query, disk_size, bids=bid is not None)
         if not offers:  # as SkyPilot says it
             raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
-        told_at, run_id, known = datetime.now(UTC), settings.get("run_id"), rental_log.read().values()
+        told_at, known = datetime.now(UTC), rental_log.read().values()
 
-        def note(offer: dict[str, Any]) -> str:
-            terms = node_terms(rental_of(offer, "", run_id, bid, contract["disk"], told_at), known)
-            return f"printf %s {shlex.quote(terms.model_dump_json())} > ~/{TERMS}"
+        def rental(offer: dict[str, Any], instance_id: str, now: datetime) -> Rental:
+            own = bid_for(offer, settings, bid)
+            return rental_of(offer, instance_id, settings, own, contract["disk"], now)
 
-        offer, instance_id = rent(sdk(), offers, contract, note)
-        rental = rental_of(offer, instance_id, run_id, bid, contract["disk"], datetime.now(UTC))
-        rental_log.rented(rental.model_copy(update={"told_at": told_at}))
+        def of_offer(offer: dict[str, Any]) -> dict[str, Any]:
+            terms = node_terms(rental(offer, "", told_at), known).model_dump_json()
+            onstart = f"printf %s {shlex.quote(terms)} > ~/{TERMS};{contract['onstart_cmd']}"
+            own = bid_for(offer, settings, bid)
+            return {"onstart_cmd": onstart} | ({} if own is None else {"price": own})
+
+        offer, instance_id = rent(sdk(), offers, contract, of_offer)
+        rented = rental(offer, instance_id, datetime.now(UTC))
+        rental_log.rented(rented.model_copy(update={"told_at": told_at}))
         awaits(instance_id)
         return instance_id
 
@@ -235,6 +242,7 @@ def list_through(list_instances: Callable[[], Instances], sdk: Callable[[], Any]
     def known() -> Instances:
         asked_at, found = datetime.now(UTC), list_instances()
         learn(found, asked_at)
+        raise_bids(sdk(), found, asked_at)
         in_words_of_skypilot(found)
         for rental in rental_log.read().values():
             if rental.ended_at is None and (

@@ -22,13 +22,13 @@ Offer = dict[str, Any]
 
 
 def rent(sdk: Any, offers: list[Offer], contract: dict[str, Any],
-         note: Callable[[Offer], str]) -> tuple[Offer, str]:
+         of_offer: Callable[[Offer], dict[str, Any]]) -> tuple[Offer, str]:
     """Rent the first offer that is still there.
 
     Args:
         sdk: Vast's, 1.9.1.
-        contract: Words of its `create_instance`, with a `label` and an `onstart_cmd`.
-        note: The command that writes onto a machine what it is billed by, before all others.
+        contract: Words of its `create_instance`, with a `label`.
+        of_offer: More of them, which differ by the offer.
 
     Returns:
         The offer, and the id of the instance.
@@ -41,8 +41,7 @@ def rent(sdk: Any, offers: list[Offer], contract: dict[str, Any],
     once, unheard = _without_retries(sdk), list[Offer]()
     for offer in offers[:_MAX_TRIES]:
         try:
-            asked = contract | {"onstart_cmd": f"{note(offer)};{contract['onstart_cmd']}"}
-            return offer, str(_answer(once, offer, asked)["new_contract"])
+            return offer, str(_answer(once, offer, contract | of_offer(offer))["new_contract"])
         except (requests.RequestException, LookupError) as error:
             said = _in_words(error)
             if _is_refusal(error):

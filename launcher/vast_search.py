@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from launcher.bids import advise
 from launcher.offers import Offer
 from launcher.rentals import Price, Rental, Terms
 from trainer.cuda import cuda_of, cuda_of_torch
@@ -54,6 +55,8 @@ def settings_of(offer: Offer, run_id: str | None, host_memory_gib: int | None,
         found["run_id"] = run_id
     if offer.most_usd_per_hour is not None:
         found["usd_per_hour"] = float(offer.most_usd_per_hour)
+    if offer.bid_from_usd_per_hour is not None:
+        found["bid_from"] = float(offer.bid_from_usd_per_hour)
     if "/" in offer.infra:
         found["in_region"] = True
     return found
@@ -88,17 +91,34 @@ def query_of(settings: Mapping[str, Any], instance_type: str, disk_gib: int, *, 
     return query
 
 
-def rental_of(offer: Mapping[str, Any], instance_id: str, run_id: str | None, bid_usd_per_hour: float | None,
-              disk_gib: int, now: datetime) -> Rental:
+def bid_for(offer: Mapping[str, Any], settings: Mapping[str, Any], bid: float | None) -> float | None:
+    """What is bid for an offer as Vast's search gives it; None: it is rented on demand.
+
+    Args:
+        settings: See `settings_of`: whether a bid follows the market, from where on, and up to where.
+        bid: The task's.
+    """
+    if bid is None or "bid_from" not in settings:
+        return bid
+    advice = advise(Decimal(str(offer["min_bid"])), None, Decimal(str(settings["usd_per_hour"])))
+    wanted = advice.bid_usd_per_hour if advice else None
+    return bid if wanted is None else max(float(wanted), settings["bid_from"])
+
+
+def rental_of(offer: Mapping[str, Any], instance_id: str, settings: Mapping[str, Any],
+              bid_usd_per_hour: float | None, disk_gib: int, now: datetime) -> Rental:
     """A rental by the terms of its offer, as Vast's search gives them.
 
     Args:
+        settings: Of its task.
         bid_usd_per_hour: None: its own price is paid.
         disk_gib: That was asked for; Vast counts in these.
     """
     price = offer["dph_base"] if bid_usd_per_hour is None else bid_usd_per_hour
     return Rental(
-        run_id=run_id, instance_id=instance_id, machine_id=offer["machine_id"], rented_at=now,
+        run_id=settings.get("run_id"), instance_id=instance_id, machine_id=offer["machine_id"],
+        most_bid_usd_per_hour=Decimal(str(settings["usd_per_hour"])) if "bid_from" in settings else None,
+        rented_at=now,
         prices=(Price(at=now, usd_per_hour=Decimal(str(price))),),
         terms=Terms(disk_gb=disk_gib, disk_usd_per_gb_month=Decimal(str(offer["storage_cost"])),
                     received_usd_per_gb=Decimal(str(offer["inet_down_cost"])),

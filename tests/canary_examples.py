@@ -15,10 +15,11 @@ from launcher.offers import Machine, make_offer
 from launcher.plan import Plan, make_plan
 from launcher.recipe import checkout_folder, load_recipe
 from launcher.reconcile import Charge, Reconciliation, reconcile
+from launcher.recorded import RecordedPlan
 from launcher.rental_cost import usd_by_instance
 from launcher.rentals import Price, Rental, Terms
 from launcher.report import cost_report
-from launcher.run_record import RecordedPlan, RunRecord, look_at
+from launcher.run_record import RunRecord, look_at
 from trainer.contract import Document, Outcome
 from trainer.encoder_shape import encoder_shape
 from trainer.run_folder import (

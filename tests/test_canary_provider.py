@@ -19,6 +19,7 @@ RTX_3060 = 6101
 __all__ = ["lab", "server"]  # fixtures
 ASK = """
 import sys
+from launcher.reconcile import charges_path
 from launcher.sky_engine import SkyEngine
 from trainer.store import open_store
 engine = SkyEngine(open_store(f"file://{sys.argv[1]}"))
@@ -56,7 +57,7 @@ def test_the_machine_of_a_run_is_taken_and_no_other(lab, server, rented, tmp_pat
 def test_what_vast_has_charged_for_a_run_comes_through_the_server(lab, server, rented, tmp_path) -> None:
     done = asked(server, tmp_path, """
 found = engine.rentals("one").rentals
-print(engine.charges(found).model_dump_json())
+print(engine.charges(charges_path(found)).model_dump_json())
 """)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"charges": [{"instance_id": rented, "usd": "0.104", "usd_by_kind": {
@@ -68,7 +69,7 @@ def test_a_provider_that_gives_no_charges_is_an_error_with_a_fix(lab, server, re
     done = asked(server, tmp_path, """
 from launcher.errors import EngineError
 try:
-    engine.charges(engine.rentals("one").rentals)
+    engine.charges(charges_path(engine.rentals("one").rentals))
 except EngineError as error:
     print(error)
 """)

@@ -10,7 +10,7 @@ from typed_plans import planned, profile
 from launcher.candidates import choose
 from launcher.estimate import Done
 from launcher.lint import lint
-from launcher.run_record import RecordedPlan
+from launcher.recorded import RecordedPlan
 from trainer.contract import Document
 
 TRAIN, BENCH = Document.TRAIN, Document.BENCH

@@ -27,7 +27,7 @@ from run_stories import NOON, every_fate, preempted_once
 from trainer.contract import Name, Outcome
 
 COMMANDS = ["doctor", "init", "recipes", "plan", "launch", "status", "logs", "stop", "resume", "cost", "rm",
-            "pull"]
+            "pull", "offers"]
 
 
 @pytest.fixture

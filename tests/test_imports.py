@@ -28,7 +28,7 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
-    "candidates", "market", "priced_offers",
+    "candidates", "market", "bids", "stale", "credits", "priced_offers", "offers_file", "offer_list",
     "self_end", "policies_known")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
@@ -77,7 +77,7 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
     ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search",
              "sky_places"}),
     ("rich", {"console"}),
-    ("typer", {"cli", "cli_options", "cli_panels", "controller_cli"}),
+    ("typer", {"cli", "cli_options", "cli_panels", "cli_offers", "controller_cli"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes

@@ -48,7 +48,8 @@ class Vast(Lab):
     def ldlm(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """A command of somebody whose SkyPilot server this is."""
         own = {"SKYPILOT_API_SERVER_ENDPOINT": self.url, "NO_PROXY": "127.0.0.1", "HOME": str(self.home),
-               "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "LDLM_HOME": str(self.home / "ldlm")}
+               "AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "LDLM_HOME": str(self.home / "ldlm"),
+               "VAST_URL": f"http://127.0.0.1:{self.fake.server_port}"}
         return ldlm(*words, "--infra", "vast", "--store", STORE, env=os.environ | own)
 
     def refusal(self, *words: str) -> str:

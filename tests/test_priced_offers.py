@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from launcher.offers import Machine, Offer, make_offers
 from launcher.priced_offers import PricedOffer, priced_for
 from launcher.recipe import Candidate
+from launcher.saves import rates_of
 
 NOW = datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
 SEEN = NOW - timedelta(hours=3)
@@ -109,6 +110,14 @@ def test_cards_and_counts_are_not_mixed() -> None:
 def test_what_nobody_can_mean_is_no_offer(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         PricedOffer.model_validate(MARKET[0].model_dump() | wrong)
+
+
+def test_what_a_machine_asks_for_uploads_is_what_the_plan_counts() -> None:
+    asks = [priced("vast", "Utah, US", "bid", "0.95", sent_usd_per_gb=Decimal("0.004"))]
+    said, guessed = (make_offers([Candidate(infra="vast", gpu="H100:1", bid_usd_per_hour=Decimal(2))],
+                                 TWO_CORES, NOW, market)[0] for market in (asks, ()))
+    assert rates_of(said, None).upload_usd_per_gb == pytest.approx(0.004)
+    assert rates_of(guessed, None).upload_usd_per_gb == pytest.approx(0.01)  # a guess of what hosts ask
 
 
 def test_ages_are_never_negative() -> None:

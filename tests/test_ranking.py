@@ -2,11 +2,13 @@ from dataclasses import replace
 from decimal import Decimal
 
 import pytest
-from launch_examples import NOW, example_plan, example_recipe
+from launch_examples import NOW, TWO_CORES, example_recipe
 
+from launcher.candidates import choose
 from launcher.errors import OverCapError
-from launcher.estimate import Case, Done
-from launcher.offers import Offer
+from launcher.estimate import Case, Done, case_of
+from launcher.offers import Offer, make_offers
+from launcher.plan import Plan, best_plan
 from launcher.ranking import ENOUGH, best_first, ranked, reason_of
 from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
@@ -17,9 +19,13 @@ GOOD = "{infra: azure, gpu: 'H100:1', spot: true, price_usd_per_hour: 1.55}"
 UNPRICED = "{infra: gcp, gpu: 'H100:1', spot: true}"
 
 
-def plan_of(*train: str, sets: tuple[str, ...] = ()):
+def plan_of(*train: str, sets: tuple[str, ...] = ()) -> Plan:
     hardware = f"hardware.train=[{', '.join(train)}]"
-    return example_plan(None, hardware, "train.global_batch_size=64", BENCH, *sets)
+    recipe = example_recipe(hardware, "train.global_batch_size=64", BENCH, *sets)
+    offers = {document: make_offers(found, TWO_CORES, NOW)
+              for document, found in choose(recipe, None, TWO_CORES).items()}
+    shape = encoder_shape(recipe.train.token_encoder.name)
+    return best_plan(case_of(recipe, shape, offers, ()), NOW, "run-1")
 
 
 def a_card(price: str, *, spot: bool, infra: str = "gcp") -> Offer:

@@ -7,9 +7,10 @@ from decimal import Decimal
 import pytest
 
 from launcher import rental_log
-from launcher.rental_cost import alone_usd, on_rentals, total_usd, unused_rentals
-from launcher.rentals import Price, Rental, Terms, merged
+from launcher.rental_cost import alone_usd, on_rentals, rental_of, total_usd, unused_rentals
+from launcher.rentals import Price, Rental, Rentals, Terms, merged
 from trainer.contract import Document
+from trainer.rental_terms import RentalTerms
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases, Traffic
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -84,8 +85,9 @@ def test_an_attempt_on_another_cloud_is_not_billed_by_the_contract_that_ended_se
 
 def test_what_one_server_tells_does_not_make_what_another_told_forgotten():
     first, second, late = rental(0, 50), rental(60, None), rental(60, 90)
-    assert merged([first, second], [late], at(-1)).rentals == (first, late)
-    assert merged([], [rental(-9, -5), first], at(-1)).rentals == (first,)  # of an earlier run of this name
+    assert merged([first, second], Rentals.of([late]), at(-1)).rentals == (first, late)
+    earlier = rental(-9, -5)  # of another run of this name
+    assert merged([], Rentals.of([earlier, first], num_torn=2), at(-1)) == Rentals.of([first], num_torn=2)
 
 
 def test_a_machine_that_is_given_back_later_is_paid_until_then():
@@ -118,6 +120,16 @@ def test_each_attempt_is_on_the_machine_that_was_rented_before_it():
         Decimal("0.60"), Decimal("1.60")]
     # 0.60 + 1.60 for GPUs, 45 + 50 minutes of disk at 3 cents.
     assert total_usd(attempts, ends(attempts), rentals, at(500)) == Decimal("2.2475")
+
+
+def test_a_short_attempt_is_not_billed_by_the_contract_that_was_made_seconds_later():
+    rentals = [rental(0, 10.5), rental(10.7, None)]
+    short = attempt(1, 10, 10.4)
+    assert rental_of(short, rentals) == rentals[0]
+    # A machine that says when it was rented is that one, whatever its clock says.
+    terms = RentalTerms(rented_at=at(10.7))
+    late = short.model_copy(update={"attempt": short.attempt.model_copy(update={"terms": terms})})
+    assert rental_of(late, rentals) == rentals[1]
 
 
 def test_a_machine_that_never_came_to_an_attempt_costs_its_disk_and_what_it_ran():
@@ -185,3 +197,4 @@ def test_a_torn_line_hides_no_other(log):
     rental_log.gone("never-rented", at(20))
     log.write_text(log.read_text() + '[1]\n{}\n{"instance_id": "i9", "machine_id": 3}\n' + json.dumps("x"))
     assert rental_log.read() == {"i0": rental(0, 20)}
+    assert rental_log.read_all()[1] == 4  # and those are counted

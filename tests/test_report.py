@@ -1,3 +1,4 @@
+import re
 from datetime import timedelta
 from decimal import Decimal
 
@@ -6,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_stories import ENDED, KILLED, NOON, RUN_ID, RUNNING, Story, at, every_fate, preempted_once
 
+from launcher.attempt_cost import Category
 from launcher.report import CostReport, amounts_that_add_up, cost_report
 from launcher.run_record import load_record, look_at
 from trainer.contract import Document
@@ -128,6 +130,52 @@ def test_a_running_attempt_is_charged_until_now_and_what_is_not_yet_saved_is_sai
     assert report.unsaved_usd == Decimal("0.15")  # 50 s since its checkpoint, 100 since its heartbeat
     assert report.spent_usd == Decimal("0.90")
     assert report.attempts[-1].end == "running"
+
+
+def test_what_the_preemptions_cost_is_work_done_again_and_the_starts_after_them(store_url):
+    # 150 + 340 s of work, the starts of attempts 2 and 3: 50 and 60 s; not the crash, nor the start after it.
+    assert report_of(every_fate(store_url), ENDED).preemptions_usd == Decimal("0.60")
+    story = Story(store_url, "taken-while-it-starts")
+    for number, ends in ((1, 100), (2, 200)):
+        story.attempt(number, ends - 100)
+        story.end(number, ends, None, preempted=True)
+    story.attempt(3, 200)
+    story.beat(3, 290, step=9, durable=9, setup=40, train=50, durable_train=50)
+    story.end(3, 290, 0)
+    story.attempt(4, 290, Document.BENCH)
+    story.end(4, 300, None, preempted=True)
+    found = cost_report(look_at(load_record(story.folder.store, "taken-while-it-starts"), ENDED, NOON))
+    # One start would have been: the second and the third, and the benchmark that was lost.
+    assert found.preemptions_usd == Decimal("0.15")
+
+
+def test_a_rented_machine_boots_starts_restores_and_waits_each_in_its_own_category(store_url):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    began = story.folder.attempt(1).attempt.model_copy(update={"began_at": at(25)})
+    story.folder.write("attempts/1/attempt.json", began)
+    story.beat(1, 200, step=60, durable=60, resumed=20, setup=60, train=70, durable_train=70)
+    beat = story.folder.attempt(1).heartbeat
+    phases = beat.phases.model_copy(update={"restore_s": 30, "waiting_s": 40})
+    story.folder.write("attempts/1/heartbeat.json", beat.model_copy(update={"phases": phases}))
+    story.end(1, 200, 0)
+    assert dollars(report_of(story, ENDED)) == {
+        "provisioning": "0.0250", "set-up": "0.0350", "restore": "0.0300", "useful": "0.0700",
+        "waiting": "0.0400"}
+
+
+def test_every_category_is_in_every_report_and_there_are_thirteen(store_url):
+    report = report_of(Story(store_url), RUNNING)
+    assert list(report.by_category()) == list(Category) and len(Category) == 13
+    assert report.to_json()["usd_by_category"] == dict.fromkeys(Category, "0.000000")
+
+
+def test_the_json_has_what_its_docstring_names(store_url):
+    said = report_of(every_fate(store_url), ENDED).to_json()
+    named = set(re.findall(r"^        (\w[\w, ]*?)(?: \(|:)", CostReport.to_json.__doc__, re.MULTILINE))
+    assert set(said) == {name for names in named for name in names.split(", ")}
+    of_attempts = CostReport.to_json.__doc__.partition("attempts: ")[2].partition("doubts:")[0]
+    assert all(name.replace("attempt", "number") in of_attempts for name in said["attempts"][0])
 
 
 def test_before_the_first_step_everything_is_set_up(store_url):

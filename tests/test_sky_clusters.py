@@ -4,6 +4,7 @@ As `sky_catalogs.py` does, it runs beside catalogs of our own: a program that wr
 """
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +38,49 @@ def test_only_clusters_that_were_made_for_tasks_of_ours_are_told_of(tmp_path: Pa
     assert 24 * float(two_nodes["usd_per_hour"]) == pytest.approx(2 * A_DAY_OF_H100_IN_GCP)
 
 
+def test_the_cost_report_of_a_run_has_its_clusters_also_those_that_are_gone(tmp_path: Path) -> None:
+    gcp = {"infra": "gcp/us-central1", "instance_type": "a3-highgpu-1g", "use_spot": True,
+           "accelerators": {"H100": 1}}
+    vast = {"infra": "vast", "instance_type": "1x-RTX_5090-32-65536"}
+    answer = run_beside_catalogs(__file__, {
+        "costs_of": "a-run", "gone": ["train-3"], "hours": 2, "clusters": [
+            ["train-3", gcp, 1, OURS], ["train-3", gcp, 2, OURS], ["bench-3", gcp, 1, OURS],
+            ["train-4", gcp, 1, OURS | {"LDLM_RUN_ID": "another"}], ["train-9", vast, 1, OURS],
+            ["my-notebook", gcp, 1, None]]}, tmp_path)
+    found = {one["instance_id"]: float(one["usd"]) for one in answer["charges"]}
+    # Two hours each at $6.33; train-3 was made twice, the second time of two nodes.
+    assert found == {"train-3": pytest.approx(6 * 6.33, rel=0.01),
+                     "bench-3": pytest.approx(2 * 6.33, rel=0.01)}
+
+
 def main() -> None:
     """Beside catalogs: write the clusters as SkyPilot does, ask for ours."""
     from sky.backends import cloud_vm_ray_backend
 
-    from launcher.sky_clusters import clusters
+    from launcher.sky_clusters import clusters, costs
     from sky import Resources, clouds, global_user_state
+
+    request = json.loads(Path("request.json").read_text())
+    since = int(time.time()) - 3600 * request.get("hours", 0)
 
     def resources_of(wanted: dict[str, Any]) -> Any:
         cloud, _, region = wanted.pop("infra").partition("/")
         return Resources(cloud=getattr(clouds, {"gcp": "GCP", "azure": "Azure", "vast": "Vast"}[cloud])(),
                          region=region or None, **wanted)
 
-    for name, wanted, num_nodes, envs in json.loads(Path("request.json").read_text())["clusters"]:
+    for name, wanted, num_nodes, envs in request["clusters"]:
+        if name in request.get("gone", ()) and global_user_state.get_cluster_from_name(name):
+            global_user_state.remove_cluster(name, terminate=True)
         handle = cloud_vm_ray_backend.CloudVmRayResourceHandle(
             cluster_name=name, cluster_name_on_cloud=f"{name}-0f3a9c", cluster_yaml=None,
             launched_nodes=num_nodes, launched_resources=resources_of(wanted))
         global_user_state.add_or_update_cluster(name, handle, None, ready=True, is_managed=True,
                                                 task_config={"envs": envs} if envs else None)
-    Path("answer.json").write_text(json.dumps(clusters()))
+        if "hours" in request:
+            number = global_user_state._get_hash_for_existing_cluster(name)
+            global_user_state._set_cluster_usage_intervals(number, [(since, None)])
+    answer = costs(request["costs_of"], since) if "costs_of" in request else clusters()
+    Path("answer.json").write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":

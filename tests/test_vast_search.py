@@ -54,8 +54,8 @@ def test_machines_of_other_runs_and_of_none_are_not_left_out():
 def test_a_rental_has_the_terms_of_its_offer():
     offer = {"machine_id": 8, "dph_base": 2.0, "dph_total": 2.03, "min_bid": 0.9, "storage_cost": 0.15,
              "inet_down_cost": 0.002, "inet_up_cost": 0.02}
-    bought = rental_of(offer, "5", "one", None, 120, NOON)
+    bought = rental_of(offer, "5", {"run_id": "one"}, None, 120, NOON)
     assert bought.prices == (Price(at=NOON, usd_per_hour=Decimal("2.0")),)
     assert bought.terms == Terms(disk_gb=120, disk_usd_per_gb_month=Decimal("0.15"),
                                  received_usd_per_gb=Decimal("0.002"), sent_usd_per_gb=Decimal("0.02"))
-    assert rental_of(offer, "5", "one", 1.1, 120, NOON).prices[0].usd_per_hour == Decimal("1.1")
+    assert rental_of(offer, "5", {}, 1.1, 120, NOON).prices[0].usd_per_hour == Decimal("1.1")

@@ -22,6 +22,7 @@ class RentalTerms(BaseModel):
 
     Attributes:
         rented_at: UTC. Its disk is billed from here.
+        gpu_usd_per_hour: Of its GPUs while they run, as it was rented; None: as the task says.
         received_usd_per_gb, sent_usd_per_gb: By 10^9 bytes.
         earlier: The machines that the run had before: when each was rented, and the dollars of its disk, and
             of its GPUs while it ran. For those on which no attempt began, nothing else tells.
@@ -30,6 +31,7 @@ class RentalTerms(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     rented_at: datetime
+    gpu_usd_per_hour: Decimal | None = None
     disk_usd_per_hour: Decimal = Decimal(0)
     received_usd_per_gb: Decimal = Decimal(0)
     sent_usd_per_gb: Decimal = Decimal(0)

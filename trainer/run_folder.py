@@ -220,6 +220,7 @@ class AttemptFiles(_Record):
     end: AttemptEnd | None = None
 
 
+EVENT_STAMP = "%Y%m%dT%H%M%S.%fZ"  # UTC; with it the name of an event begins
 STARTS = ("submitted", "resumed")  # kinds of events with which a run is given to an engine
 CONTROLLER_PRICE = "controller_usd_per_hour"  # in their detail, as text: of who supervises from then on
 _T = TypeVar("_T", bound=BaseModel)
@@ -371,7 +372,7 @@ class RunFolder:
 
     def add_event(self, kind: str, at: datetime, **detail: Any) -> None:
         """Record that something was done to this run. Names sort by time."""
-        stamp = at.astimezone(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        stamp = at.astimezone(UTC).strftime(EVENT_STAMP)
         self.write(f"{Name.EVENTS}/{stamp}-{kind}.json", Event(at=at, kind=kind, detail=detail))
 
     def events(self) -> list[Event]:

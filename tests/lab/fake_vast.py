@@ -62,6 +62,8 @@ _API: dict[tuple[str, str], Handler] = {
     ("GET", "/api/v1/instances"): _list,
     ("GET", r"/api/v0/instances/(\d+)"): lambda market, number, _: {"instances": market.row(int(number))},
     ("PUT", r"/api/v0/instances/(\d+)"): _then(lambda market, number, body: market.change(int(number), body)),
+    ("PUT", r"/api/v0/instances/bid_price/(\d+)"): _then(
+        lambda market, number, body: market.bid(int(number), body.get("price"))),
     ("DELETE", r"/api/v0/instances/(\d+)"): _then(lambda market, number, _: market.destroy(int(number))),
     ("GET", "/api/v0/ssh"): lambda market, _, body: market.ssh_keys,
     ("POST", "/api/v0/ssh"): _add_key,

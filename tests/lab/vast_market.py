@@ -165,6 +165,26 @@ class Market:
                 instance.is_wanted = body["state"] == "running"
                 self._settle(instance.machine)
 
+    def bid(self, instance_id: int, price: Any) -> None:
+        """Change what is bid for its machine, and paid from now on. Too little loses it, enough gets it back.
+
+        Args:
+            price: Dollars an hour; None: the lowest that wins, as Vast's own client says of `change bid`.
+
+        Raises:
+            Refused: No such instance, an on-demand one (the kind of a rental never changes), or no price.
+        """
+        with self._lock:
+            instance = self._find(instance_id)
+            if instance.bid is None:
+                raise Refused(400, "on_demand", f"instance {instance_id} is on-demand: it has no bid")
+            bid = instance.machine.min_bid if price is None else Decimal(str(price))
+            if not bid.is_finite() or bid <= 0:
+                raise Refused(400, "invalid_args", f"the bid {price} is no price")
+            instance.bid = bid
+            instance.account.costs(bid)
+            self._settle(instance.machine)
+
     def destroy(self, instance_id: int) -> None:
         """End it and its disk; the machine is for rent again. Raises Refused."""
         with self._lock:

@@ -1,0 +1,49 @@
+"""What `ldlm cost` shows of all runs. Decides nothing."""
+
+from decimal import Decimal
+
+from launcher import console
+from launcher.attempt_cost import Category
+from launcher.bills import Bills
+from launcher.cost_screen import digits_of, show_categories
+from launcher.report import CostReport, amounts_that_add_up
+
+
+def show_bills(bills: Bills, url: str) -> None:
+    """One line a run, then the categories of all."""
+    since = f" since {bills.since:%Y-%m-%d %H:%M} UTC" if bills.since else ""
+    if not bills.reports:
+        console.answer(f"no run in {url} has cost anything{since}")
+        return
+    digits = digits_of(bills.spent_usd)
+    console.answer(f"Cost of all runs{since}", "title")
+    console.answer()
+    _show_runs(bills, digits)
+    console.answer()
+    show_categories(bills.by_category(), digits)
+    console.answer()
+    simulated = (f", {console.dollars(bills.simulated_usd, digits)} of it at simulated prices"
+                 if bills.simulated_usd else "")
+    console.answer(f"{len(bills.reports)} run{'s' * (len(bills.reports) != 1)} in {url}{simulated}")
+
+
+def _show_runs(bills: Bills, digits: int) -> None:
+    shown = amounts_that_add_up([report.spent_usd for report in bills.reports], Decimal(1).scaleb(-digits))
+    rows = [[report.run_id, report.status.value, _began(report), _planned(report, digits), _useful(report),
+             console.dollars(usd, digits)] for report, usd in zip(bills.reports, shown, strict=True)]
+    total = ["total", "", "", "", "", console.dollars(sum(shown, Decimal(0)), digits)]
+    console.answer_table(["run", "status", "began (UTC)", "planned", "useful", "dollars"], rows,
+                         right=[3, 4, 5], total=total, spare=[2, 4, 3])
+
+
+def _began(report: CostReport) -> str:
+    return f"{report.attempts[0].began_at:%Y-%m-%d %H:%M}" if report.attempts else "-"
+
+
+def _planned(report: CostReport, digits: int) -> str:
+    return f"~{console.dollars(report.planned_usd.mid, digits)}" if report.planned_usd else "-"
+
+
+def _useful(report: CostReport) -> str:
+    useful = report.by_category()[Category.USEFUL]
+    return f"{useful / report.spent_usd:.0%}" if report.spent_usd else "-"

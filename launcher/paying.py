@@ -1,0 +1,89 @@
+"""The user's credits as they are now, after what earlier runs of a store have spent of them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+from decimal import Decimal
+
+from launcher.attempt_cost import Category
+from launcher.credits import Charge, balances, out_of_pocket
+from launcher.errors import LdlmError
+from launcher.estimate import Part
+from launcher.offers import Offer
+from launcher.proposal import Proposal
+from launcher.rentals import RENTED_AT
+from launcher.report import cost_report
+from launcher.run_record import RunView
+from launcher.runs import view_all_runs
+from launcher.settings import own_wallets
+from launcher.wallets import Wallet
+from trainer.contract import Document
+from trainer.store import may_exist, open_store
+
+_ELSEWHERE = "elsewhere"  # no cloud: whoever supervises is paid by nobody's credits
+
+
+def with_payment(proposal: Proposal) -> Proposal:
+    """The same with who pays for it, where its user has credits."""
+    plan = proposal.plan
+    if plan.usd is None:
+        return proposal
+    wallets, problems = wallets_now(proposal.recipe.store, plan.planned_at)
+    if not wallets:
+        return proposal
+    charges = expected(plan.parts, plan.offers, plan.usd.mid, plan.planned_at)
+    return replace(proposal, payment=out_of_pocket(charges, wallets),
+                   plan=plan.model_copy(update={"warnings": (*plan.warnings, *problems)}))
+
+
+def wallets_now(url: str | None, now: datetime) -> tuple[list[Wallet], list[str]]:
+    """The wallets that have not expired, with what is left in them.
+
+    Args:
+        url: Of the store whose runs have spent of them; None: of none.
+
+    Returns:
+        Also what keeps that from being known, a sentence each.
+    """
+    wallets = [wallet for wallet in own_wallets() if wallet.expires > now]
+    if not wallets or url is None:
+        return wallets, []
+    try:
+        views, problems = view_all_runs(open_store(url)) if may_exist(url) else ([], [])
+    except LdlmError as error:
+        return wallets, [f"what runs have spent of your credits is not known: {error.problem}"]
+    told = [f"what run records that cannot be read have spent of your credits is not known: {error.place}"
+            for error in problems]
+    return balances(wallets, [charge for view in views for charge in spent_by(view)]), told
+
+
+def spent_by(view: RunView) -> Iterator[Charge]:
+    """What a run has been charged for so far, by who charges it; nothing where no bill is sent (pure)."""
+    report = cost_report(view)
+    if report.price_is_simulated:
+        return
+    for attempt in report.attempts:
+        yield Charge(attempt.cloud, attempt.usd, attempt.began_at, attempt.ended_at or view.charged_to)
+    # Machines on which no attempt began: only those of Vast are noted down.
+    unused = sum((usd for name, usd in report.beside.items() if name is not Category.CONTROLLER), Decimal(0))
+    began = view.record.rentals[0].rented_at if view.record.rentals else view.charged_to
+    if unused > 0:
+        yield Charge(RENTED_AT, unused, began, view.charged_to)
+
+
+def expected(parts: Iterable[Part], offers: Mapping[Document, Offer], total_usd: Decimal,
+             now: datetime) -> list[Charge]:
+    """What a plan expects to be charged, one part after the other from now on, by middle estimates (pure).
+
+    Args:
+        parts: All priced, or with nothing to pay.
+        total_usd: What they do not name of it is paid to nobody with whom there are credits.
+    """
+    found, begins = [], now
+    for part in parts:
+        ends = begins + timedelta(hours=float(part.hours.mid))
+        if part.usd:
+            found.append(Charge(offers[part.document].cloud, part.usd.mid, begins, ends))
+        begins = ends
+    rest = total_usd - sum((charge.usd for charge in found), Decimal(0))
+    return [*found, Charge(_ELSEWHERE, rest, now, begins)] if rest > 0 else found

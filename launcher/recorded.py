@@ -1,0 +1,71 @@
+"""The parts of a run's plan and benchmark that reports read. Another version may have written more."""
+
+from decimal import Decimal
+
+from pydantic import BaseModel, ConfigDict
+
+from launcher.cost import Range
+from trainer.contract import Document
+
+
+class Recorded(BaseModel):
+    """The part of a JSON object that reports need; another version may have written more."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class PlannedOffer(Recorded):
+    """What reports need of an offer."""
+
+    infra: str = ""
+    price_is_simulated: bool = False
+    on_demand_usd_per_hour: Decimal | None = None
+
+
+class RecordedPlan(Recorded):
+    """What reports need of `plan.json`."""
+
+    tokens_per_step: int
+    usd: Range | None
+    offers: dict[Document, PlannedOffer]
+    others: dict[Document, tuple[PlannedOffer, ...]] = {}
+
+    @property
+    def clouds(self) -> set[str]:
+        """Where anything may have been rented."""
+        behind = [offer for offers in self.others.values() for offer in offers]
+        return {offer.infra.partition("/")[0] for offer in (*self.offers.values(), *behind)}
+
+
+class Scores(Recorded):
+    """What reports need of the scores of a benchmark, over held-out text; None where it was no number."""
+
+    reconstruction_accuracy: float | None = None
+    reconstruction_accuracy_noisy: float | None = None
+    diffusion_loss: float | None = None
+    diffusion_loss_trivial: float | None = None
+    diffusion_loss_linear: float | None = None
+
+
+class Throughput(Recorded):
+    """What reports need of the speed of a benchmark."""
+
+    device: str
+    is_rtx5090: bool
+    dtype: str
+    denoiser_steps: int
+    tokens: int
+    num_generations: int
+    seconds_p10: float
+    seconds_p90: float
+    tokens_per_s: float
+
+
+class Bench(Recorded):
+    """What reports need of `bench/result.json`; `reconstructions` are pairs of text and guess."""
+
+    step: int
+    scores: Scores
+    throughput: Throughput
+    reconstructions: list[tuple[str, str]]
+    samples: list[str]

@@ -1,0 +1,107 @@
+"""Records that cannot be true: the bill survives each, never bills more than was paid, and says so."""
+
+import dataclasses
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from cli_lab import ldlm
+from run_stories import ENDED, NOON, RUN_ID, Story, at, preempted_once
+
+from launcher.report import CostReport, cost_report
+from launcher.run_record import RunRecord, load_record, look_at
+from trainer.contract import Outcome
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    return Story(f"file://{tmp_path}/store")
+
+
+def report_of(record: RunRecord | Story) -> CostReport:
+    found = load_record(record.folder.store, RUN_ID) if isinstance(record, Story) else record
+    return cost_report(look_at(found, ENDED, NOON + timedelta(days=1)))
+
+
+def test_records_that_agree_raise_no_doubt(tmp_path):
+    assert report_of(preempted_once(f"file://{tmp_path}/store")).doubts == []
+
+
+def test_two_attempts_that_overlap_are_both_billed(story):
+    story.attempt(1, 0)
+    story.end(1, 130, 75)
+    story.attempt(2, 100)
+    story.end(2, 200, 0)
+    report = report_of(story)
+    assert report.doubts == ["attempts 1 and 2 overlap by 30 s: both are billed, since two machines were "
+                             "paid at once"]
+    assert report.spent_usd == Decimal("0.23")
+
+
+def test_attempts_in_another_order_than_their_numbers_are_each_billed_by_their_own_clock(story):
+    story.attempt(1, 500)
+    story.end(1, 600, 75)
+    story.attempt(2, 100)
+    story.end(2, 200, 0)
+    report = report_of(story)
+    assert report.doubts == ["attempt 2 begins 400 s before attempt 1: their clocks disagree; each is billed "
+                             "by its own"]
+    assert report.spent_usd == Decimal("0.20")
+
+
+def test_a_clock_that_was_set_back_fills_no_category_beyond_what_was_billed(story):
+    story.attempt(1, 0)
+    story.beat(1, 90, step=5, durable=5, setup=80, train=500, durable_train=500)
+    story.end(1, 100, 0)
+    report = report_of(story)
+    assert report.doubts == ["attempt 1 tells of 480 s more than it is billed for: its clock was set; no "
+                             "more than was billed is shown"]
+    assert report.spent_usd == Decimal("0.10") == sum(report.by_category().values())
+
+
+def test_a_sign_of_life_after_the_end_is_said(story):
+    story.attempt(1, 0)
+    story.beat(1, 300, step=5, durable=5, setup=10, train=20)
+    story.end(1, 100, None, preempted=True)
+    report = report_of(story)
+    assert report.doubts == ["attempt 1 gave a sign of life 200 s after its end: who ended it has another "
+                             "clock, or it lived on; it is billed to that end"]
+    assert report.spent_usd == Decimal("0.10")
+
+
+def test_an_end_that_is_dated_before_the_start_is_said(story):
+    story.outcome(Outcome.FINISHED, -3600, 0)
+    (doubt,) = report_of(story).doubts
+    assert doubt.startswith("the run's end is dated before its start: a clock was wrong")
+
+
+def test_torn_lines_of_the_log_of_rentals_are_told_of(story):
+    record = dataclasses.replace(load_record(story.folder.store, RUN_ID), num_torn=1)
+    (doubt,) = report_of(record).doubts
+    assert doubt.startswith("1 of the lines in which SkyPilot's server notes what it rents cannot be read")
+    assert doubt.endswith("compare: ldlm cost story-1 --reconcile")
+
+
+def test_doubts_stand_on_the_screen_and_an_attempt_that_ends_before_it_begins_is_refused(
+        tmp_path, monkeypatch):
+    monkeypatch.setenv("LDLM_HOME", str(tmp_path))
+    story = Story(f"file://{tmp_path}/store")
+    story.attempt(1, 0)
+    story.end(1, 130, 75)
+    story.attempt(2, 100)
+    assert "! attempts 1 and 2 overlap by 30 s" in ldlm("cost", RUN_ID).stdout
+    story.end(2, 50, 0)
+    done = ldlm("cost", RUN_ID)
+    assert done.returncode == 1 and "attempt 2 ends 50 s before it begins" in done.stderr
+
+
+def test_moments_of_an_attempt_may_be_in_any_order_and_no_second_is_billed_twice(story):
+    """Began, so says its node, before it was billed, and never heard of again."""
+    story.attempt(1, 0)
+    early = story.folder.attempt(1).attempt.model_copy(update={"began_at": at(-50)})
+    story.folder.write("attempts/1/attempt.json", early)
+    story.beat(1, 90, step=9, durable=9, setup=40, train=50, durable_train=50)
+    story.end(1, 100, 0)
+    seconds = report_of(story).attempts[0].seconds
+    assert {category.value: length for category, length in seconds.items()} == {"set-up": 50, "useful": 50}

@@ -1,0 +1,110 @@
+"""A saved list of offers: read as it was written, and everything that can be wrong with one."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from test_priced_offers import MARKET, NOW
+
+from launcher.errors import UsageError
+from launcher.offers_file import as_json, is_old, read_offers, too_old
+from launcher.priced_offers import Found
+
+
+def written(**changes: Any) -> str:
+    return json.dumps(as_json(Found(tuple(MARKET), ("something",), {"gcp": "is down"})) | changes)
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    found = MARKET[0].model_dump(mode="json") | changes
+    return {name: value for name, value in found.items() if value != "left out"}
+
+
+def test_what_is_written_is_read_again() -> None:
+    found = read_offers(written(problems=[]), "offers.json", NOW)
+    assert found == Found(tuple(MARKET), (), {"gcp": "is down"})
+
+
+@pytest.mark.parametrize(("text", "problem", "fix"), [
+    (written()[:-40], "is no whole JSON: ", "make it anew: ldlm offers --gpu NAME --json > offers.json"),
+    ("", "is no whole JSON: ", "make it anew"),
+    ("[]", "is no list of offers as ldlm writes them", "make it anew"),
+    (written(offers="many"), "is no list of offers", "make it anew"),
+    (written(version=2), "version is 2, and this ldlm reads 1", "make it anew"),
+    (written(version=None), "version is None, and this ldlm reads 1", "make it anew"),
+    (written(currency="EUR"), "currency is 'EUR', and ldlm counts in USD", "turn its prices into dollars"),
+    (written(prices=[]), "prices is no field that ldlm knows", "take it out")])
+def test_what_is_wrong_with_the_whole_file_is_refused(text: str, problem: str, fix: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read_offers(text, "offers.json", NOW)
+    assert caught.value.problem.startswith(problem) and caught.value.place == "offers.json"
+    assert str(caught.value.fix).startswith(fix)
+
+
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"price_usd_per_hour": "-1"}, "price_usd_per_hour is -1, and it should be greater than 0"),
+    ({"price_usd_per_hour": 0}, "price_usd_per_hour is 0, and it should be greater than 0"),
+    ({"price_usd_per_hour": float("nan")}, "price_usd_per_hour is NaN, and it should be a finite number"),
+    ({"price_usd_per_hour": 1e9},
+     "price_usd_per_hour is 1000000000.0, and it should be less than or equal to 1000"),
+    ({"price_usd_per_hour": "cheap"}, "price_usd_per_hour is cheap, and it should be a valid decimal"),
+    ({"price_usd_per_hour": None}, "price_usd_per_hour is None, and "),
+    ({"price_usd_per_hour": "left out"}, "it has no price_usd_per_hour"),
+    ({"sent_usd_per_gb": -0.01}, "sent_usd_per_gb is -0.01, and it should be greater than or equal to 0"),
+    ({"region": ""}, "it has no region"), ({"region": "left out"}, "it has no region"),
+    ({"currency": "EUR"}, "currency is no field that ldlm knows"),
+    ({"cloud": "aws"}, "cloud is aws, and it should be 'vast', 'azure' or 'gcp'"),
+    ({"seen_at": "2026-11-24T12:00:00"}, "seen_at is 2026-11-24T12:00:00, and it should have timezone info"),
+    ({"reliability": 99.5}, "reliability is 99.5, and it should be less than or equal to 1"),
+    ({"num_gpus": 0}, "num_gpus is 0, and it should be greater than or equal to 1")])
+def test_what_is_wrong_with_one_offer_is_named_and_the_others_are_read(
+        wrong: dict[str, Any], said: str) -> None:
+    text = written(offers=[row(region="us-east5"), row(**wrong)])
+    found = read_offers(text, "offers.json", NOW)
+    assert [one.region for one in found.offers] == ["us-east5"]
+    (problem,) = found.problems
+    assert problem.startswith(f"offers.json: offers[1]: {said}") and problem.endswith("; passed over")
+
+
+def test_what_is_no_offer_at_all_is_named() -> None:
+    found = read_offers(written(offers=[7, None]), "offers.json", NOW)
+    assert found.offers == () and len(found.problems) == 2
+
+
+def test_a_price_of_times_to_come_is_passed_over() -> None:
+    later = (NOW + timedelta(hours=2)).isoformat()
+    found = read_offers(written(offers=[row(seen_at=later)]), "offers.json", NOW)
+    assert found.offers == ()
+    assert found.problems == ("offers.json: offers[0] is seen at 2026-11-24 14:00 UTC, which is to come: is "
+                              "this machine's clock right? Passed over",)
+
+
+def test_of_two_that_are_the_same_the_newer_counts_and_of_equally_new_ones_the_dearer() -> None:
+    cheaper, dearer = row(price_usd_per_hour="5.00"), row(price_usd_per_hour="7.00")
+    newer = row(price_usd_per_hour="4.00", seen_at=NOW.isoformat())
+    for offers, price in (([cheaper, dearer], "7.00"), ([dearer, cheaper], "7.00"), ([newer, dearer], "4.00"),
+                          ([dearer, newer], "4.00")):
+        found = read_offers(written(offers=offers), "f", NOW)
+        assert [str(one.price_usd_per_hour) for one in found.offers] == [price]
+        assert found.problems == ("f: H100:1 on gcp/us-central1 (spot) stands there twice: the newer counts, "
+                                  "of equally new ones the dearer",)
+
+
+@pytest.mark.parametrize(("cloud", "old_after", "refused_after"), [
+    ("vast", timedelta(hours=1), timedelta(days=1)), ("gcp", timedelta(days=1), timedelta(days=7))])
+def test_old_prices_are_called_old_and_nothing_is_rented_by_older_ones(
+        cloud: str, old_after: timedelta, refused_after: timedelta) -> None:
+    one = next(one for one in MARKET if one.cloud == cloud)
+    second = timedelta(seconds=1)
+    assert not is_old(one, one.seen_at + old_after) and is_old(one, one.seen_at + old_after + second)
+    assert too_old([one], "f", one.seen_at + refused_after) is None
+    refusal = too_old([one], "f", one.seen_at + refused_after + second)
+    assert refusal is not None and f"older than {refused_after.days} d" in refusal.problem
+    assert refusal.fix == "make it anew: ldlm offers --gpu NAME --json > f; or leave --offers out"
+
+
+def test_the_moment_of_the_test_is_in_the_same_zone_whatever_is_written() -> None:
+    east = row(seen_at="2026-11-24T14:00:00+05:00")
+    (one,) = read_offers(written(offers=[east]), "f", NOW).offers
+    assert one.seen_at == datetime(2026, 11, 24, 9, 0, tzinfo=UTC)

@@ -1,0 +1,118 @@
+"""`ldlm offers` as it is typed: catalogs of ours, the lab's fake of Vast behind Vast's SDK, saved files."""
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli_lab import check_golden, environment, ldlm
+from sky_catalogs import CATALOGS
+from test_vast_market import Lab
+
+pytest.importorskip("vastai")
+from tests.lab.fake_vast import VastServer  # noqa: E402
+
+KEY = "the-key"
+PAPER = ("paper-gpt2", "--store", "s3://bucket/x", "--max-cost", "400")
+CARDS = ("--gpu", "H100:1", "--gpu", "RTX5090", "--gpu", "A100-80GB:1")
+
+
+class Clouds:
+    """A home with lists of Azure and GCP that are three hours old, and a key of the fake of Vast."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.fake = home, VastServer(Lab().market, KEY, 0)
+        shutil.copytree(CATALOGS, home / ".sky/catalogs")
+        for cloud in ("azure", "gcp"):
+            os.utime(self.catalog(cloud), (time.time() - 3 * 3600 - 60,) * 2)
+        (home / ".config/vastai").mkdir(parents=True)
+        self.key.write_text(KEY)
+
+    @property
+    def key(self) -> Path:
+        return self.home / ".config/vastai/vast_api_key"
+
+    def catalog(self, cloud: str) -> Path:
+        return self.home / f".sky/catalogs/v8/{cloud}/vms.csv"
+
+    def ldlm(self, *words: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        own = {"HOME": str(self.home), "VAST_URL": f"http://127.0.0.1:{self.fake.server_port}",
+               "NO_PROXY": "127.0.0.1", "COLUMNS": "80"}
+        kept = {name: value for name, value in environment().items() if name != "VAST_API_KEY"}
+        return ldlm(*words, env=kept | own | env)
+
+
+@pytest.fixture
+def clouds(tmp_path: Path) -> Iterator[Clouds]:
+    clouds = Clouds(tmp_path)
+    threading.Thread(target=clouds.fake.serve_forever, daemon=True).start()
+    yield clouds
+    clouds.fake.shutdown()
+    clouds.fake.server_close()
+
+
+def test_one_list_over_clouds_fits_eighty_columns(clouds: Clouds) -> None:
+    done = clouds.ldlm("offers", *CARDS)
+    assert done.returncode == 0 and done.stderr == ""
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    check_golden("screen-offers.txt", done.stdout)
+
+
+def test_with_one_cloud_down_the_others_are_shown_and_it_is_said_which_and_why(clouds: Clouds) -> None:
+    clouds.fake.key = "another"
+    clouds.catalog("gcp").unlink()
+    done = clouds.ldlm("offers", "--gpu", "A100-80GB:1")
+    assert done.returncode == 0
+    check_golden("screen-offers-down.txt", done.stdout)
+
+
+def test_a_saved_list_stands_for_all_who_name_prices_and_nothing_is_rented_by_an_old_one(
+        clouds: Clouds, tmp_path: Path) -> None:
+    saved = tmp_path / "offers.json"
+    listed = clouds.ldlm("offers", *CARDS, "--json").stdout
+    saved.write_text(listed)
+    num_requests = len(clouds.fake.requests)
+    shutil.rmtree(clouds.home / ".sky")
+    words = (*PAPER, "--infra", "gcp", "--offers", str(saved))
+    assert clouds.ldlm("offers", "--offers", str(saved), "--json").stdout == listed
+    plan = json.loads(clouds.ldlm("plan", *words, "--json").stdout)
+    assert len(clouds.fake.requests) == num_requests
+    train = plan["offers"]["train"]
+    assert (train["infra"], train["price_usd_per_hour"], train["on_demand_usd_per_hour"]) == (
+        "gcp/us-central1", "2.76", "5.07")
+    assert plan["usd"] is not None and plan["offers"]["bench"]["listed"]["price_usd_per_hour"] == "0.23"
+    saved.write_text(listed.replace(train["seen_at"][:10], "2026-01-01"))
+    said = " ".join(clouds.ldlm("launch", *words, "--dry-run").stderr.split())
+    assert "and nothing is rented by prices older than 7 d" in said
+    assert "the price of A100-80GB:1 on gcp/us-central1 is of 2026-01-01" in said
+
+
+def test_a_recipe_s_cloud_is_priced_by_its_list_region_by_region(clouds: Clouds) -> None:
+    said = " ".join(clouds.ldlm("plan", *PAPER, "--infra", "gcp").stdout.split())
+    assert ("A100-80GB:1 on gcp/us-central1 (spot), $2.76/h, on demand $5.07 (SkyPilot's catalog, 3 h old)"
+            ) in said
+    assert "on vast (interruptible), $0.60/h, wins from $0.23, on demand $0.51 (Vast, 0 min old)" in said
+    clouds.catalog("gcp").unlink()
+    said = " ".join(clouds.ldlm("plan", *PAPER, "--infra", "gcp").stdout.split())
+    assert ("gcp: SkyPilot's catalog is not here; fetch it: .venv/bin/sky gpus list A100-80GB --infra gcp "
+            "--all-regions") in said
+
+
+def test_the_task_pays_no_more_than_the_price_that_its_region_lists(clouds: Clouds) -> None:
+    done = clouds.ldlm("launch", *PAPER, "--infra", "azure", "--dry-run")
+    assert "infra: azure/eastus\n" in done.stdout and "max_hourly_cost: 1.1\n" in done.stdout
+    assert "PRICE_USD_PER_HOUR: '1.1'\n" in done.stdout
+
+
+def test_what_cannot_be_listed_is_refused_with_what_to_type(clouds: Clouds) -> None:
+    for words, code, said in (((), 2, "--gpu: names no GPU"), (("--gpu", "H10"), 2, "did you mean H100?"),
+                              (("--gpu", "L4", "--infra", "local"), 2, "nobody names prices for local"),
+                              (("--gpu", "L4", "--infra", "gcp", "--region", "mars"), 4, "no such offer"),
+                              (("--offers", "/no/such/file"), 2, "cannot be read: No such file")):
+        done = clouds.ldlm("offers", *words)
+        assert done.returncode == code and said in done.stderr and "fix:" in done.stderr
