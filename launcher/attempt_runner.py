@@ -63,8 +63,9 @@ class AttemptRunner:
 
     def __init__(self, document: TaskDocument, env: Mapping[str, str], log: BinaryIO, stop: StopRequests,
                  *, on_poll: Callable[[], None], on_stop: Callable[[bool], None],
-                 is_preempted: Callable[[], bool]) -> None:
-        """`on_stop` is told whether the stop came during setup."""
+                 is_preempted: Callable[[], bool], is_to_move: Callable[[], bool]) -> None:
+        """`on_stop` is told whether the stop came during setup; where it `is_to_move`, the node is asked to
+        save and to be run again."""
         self._document = document
         self._env = env
         self._log = log
@@ -72,8 +73,10 @@ class AttemptRunner:
         self._on_poll = on_poll
         self._on_stop = on_stop
         self._is_preempted = is_preempted
+        self._is_to_move = is_to_move
         self._in_setup = bool(document.setup)
-        self._stopping_since: float | None = None
+        self._leaving_since: float | None = None
+        self._is_stop_told = False
 
     def run(self) -> AttemptResult:
         """Run setup, then run.
@@ -109,20 +112,27 @@ class AttemptRunner:
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(_POLL_S)
             self._on_poll()
-            if self._stop.count:
+            if self._stop.count or self._leaving_since:
                 if self._must_kill(process):
                     return -signal.SIGKILL
             elif self._is_preempted():
                 return None
+            elif not self._in_setup and self._is_to_move():
+                self._leave(process)
 
     def _must_kill(self, process: subprocess.Popen[bytes]) -> bool:
         """Pass a stop on when it is new; True when its grace is over or a second one came."""
-        if self._stopping_since is None:
-            self._stopping_since = time.monotonic()
-            # Only the main process: the node tells its ranks itself, past torchrun.
-            process.send_signal(signal.SIGTERM)
+        leaving_since = self._leaving_since or self._leave(process)
+        if self._stop.count and not self._is_stop_told:
+            self._is_stop_told = True
             self._on_stop(self._in_setup)
-        return self._stop.count > 1 or time.monotonic() - self._stopping_since > STOP_GRACE_S
+        return self._stop.count > 1 or time.monotonic() - leaving_since > STOP_GRACE_S
+
+    def _leave(self, process: subprocess.Popen[bytes]) -> float:
+        # Only the main process: the node tells its ranks itself, past torchrun.
+        process.send_signal(signal.SIGTERM)
+        self._leaving_since = time.monotonic()
+        return self._leaving_since
 
 
 def attempt_env(document: TaskDocument, number: int, folder: Path) -> dict[str, str]:

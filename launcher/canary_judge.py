@@ -28,6 +28,7 @@ from launcher.rental_cost import usd_by_instance
 from launcher.report import cost_report
 from launcher.run_record import RunView
 from launcher.runs import view_run
+from launcher.webhook_setting import webhook_envs
 from trainer.contract import Document, Name, attempt_file
 from trainer.run_folder import RunFolder, SeenMachine
 from trainer.spent import charged_until
@@ -160,9 +161,9 @@ def _write(look: _Look, verdicts: Sequence[Verdict]) -> Path:
     record = look.evidence.record
     task = open_store(record.store_address).get(f"{record.run_id}/{Name.TASK}").decode()
     found = contents(look.evidence, verdicts, look.charges, task, _versions(look.evidence))
-    keys: Mapping[str, str] = {}
+    keys = webhook_envs(os.environ)
     with suppress(EngineError):
-        keys = node_secrets(record.store_address, os.environ)
+        keys |= node_secrets(record.store_address, os.environ)
     path = Path(f"canary-{record.run_id}.json")
     path.write_text(as_text(without_secrets(found, secrets_of(os.environ, keys.values()), _names())))
     return path

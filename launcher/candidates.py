@@ -138,13 +138,21 @@ def _why_not(recipe: Recipe, taken: Sequence[Offer], other: Offer) -> str | None
         return "a task has one place to take torch from"
     on_vast = [one for one in taken if one.cloud == other.cloud == "vast"]
     if any(one.spot != other.spot for one in on_vast):
-        return "on vast a task either bids or rents on demand"
+        if recipe.limits.deadline_hours is None:
+            return "without --deadline a task on vast either bids or rents on demand"
+        on_vast = [one for one in on_vast if one.spot == other.spot] or [_of_kind(on_vast[0], other)]
     if any(_wish(one) != _wish(other) for one in on_vast):
         return "a task has one price and one kind of machine on vast"
     is_file = (recipe.store or "").startswith("file:")
     if is_file and first.cloud in _OWN_CLUSTERS and other.cloud not in _OWN_CLUSTERS:
         return "the store is a folder, which a rented machine does not reach"
     return None
+
+
+def _of_kind(taken: Offer, other: Offer) -> Offer:
+    """A machine that is taken, as it would be rented at the price of another and in its way."""
+    names = ("spot", "bid_usd_per_hour", "bid_from_usd_per_hour", "price_usd_per_hour", "limit_usd_per_hour")
+    return taken.model_copy(update={name: getattr(other, name) for name in names})
 
 
 def _wish(offer: Offer) -> tuple[object, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from launcher import rental_log
+from launcher.tell_end import tell_end
 from launcher.waits import End, Waiting, end_of, waits_since
 from trainer.contract import Env
 
@@ -47,17 +48,18 @@ def look(now: datetime) -> dict[str, End]:
         row = next((one for one in rows if not one["status"].is_terminal()), None)
         if row is None or row["status"].value not in _WITHOUT_MACHINE:
             continue
-        envs = _envs(row)
+        envs = _block(row, "envs")
         if Env.WAIT in envs and (end := end_of(_waiting(row, envs), now)):
+            tell_end(envs | _block(row, "secrets"), end)
             _cancel(row, end)
             found[envs[Env.RUN_ID]] = end
     return found
 
 
-def _envs(row: Mapping[str, Any]) -> dict[str, str]:
+def _block(row: Mapping[str, Any], name: str) -> dict[str, str]:
     """Of the task of a row, as it was submitted: a header, then the job's tasks in their order."""
     documents = list(yaml.safe_load_all(row["dag_yaml_content"] or ""))[1:]
-    return dict(documents[row["task_id"]].get("envs") or {}) if row["task_id"] < len(documents) else {}
+    return dict(documents[row["task_id"]].get(name) or {}) if row["task_id"] < len(documents) else {}
 
 
 def _waiting(row: Mapping[str, Any], envs: Mapping[str, str]) -> Waiting:

@@ -22,7 +22,9 @@ from launcher.cli_options import (
     HtmlFile,
     Infra,
     Json,
+    KeepWebhook,
     MaxCost,
+    MaxHours,
     NewRunId,
     OffersFile,
     OneRun,
@@ -39,11 +41,14 @@ from launcher.cli_options import (
     Since,
     StopNow,
     StoreUrl,
+    TryWebhook,
     WandbEntity,
     WandbProject,
     Yes,
 )
 from launcher.cli_panels import ADVANCED, TwoPanels
+from launcher.cli_simulate import simulate
+from launcher.config_cli import app as config
 from launcher.controller_cli import app as controller
 from trainer.contract import LdlmError
 
@@ -63,6 +68,8 @@ weights = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Mirror 
 app.add_typer(data, name="data", rich_help_panel=ADVANCED)
 app.add_typer(weights, name="weights", rich_help_panel=ADVANCED)
 app.add_typer(controller, name="controller", rich_help_panel=ADVANCED)
+app.add_typer(config, name="config", rich_help_panel=ADVANCED)
+app.command(rich_help_panel=ADVANCED)(simulate)
 app.command("offers", rich_help_panel=ADVANCED)(list_offers)
 # The trainer's own parser knows the options, and has the help.
 _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
@@ -71,12 +78,13 @@ _PASSED_ON: dict[str, Any] = {"add_help_option": False, "context_settings": {
 
 @app.command()
 def doctor(recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help="What would run.")] = None,
-           infra: Infra = None, store: StoreUrl = None, as_json: Json = False) -> None:
+           infra: Infra = None, store: StoreUrl = None, webhook: TryWebhook = False,
+           as_json: Json = False) -> None:
     """Check that everything is there before money is spent."""
     from launcher import console
     from launcher import doctor as examination
 
-    findings = examination.examine(recipe, infra, store)
+    findings = examination.examine(recipe, infra, store, try_webhook=webhook)
     if as_json:
         console.answer_json(examination.as_json(findings))
     else:
@@ -100,7 +108,7 @@ def recipes(as_json: Json = False) -> None:
 
 @app.command()
 def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_cost: MaxCost = None,
-         deadline: Deadline = None, sets: Sets = None, offers: OffersFile = None,
+         deadline: Deadline = None, max_hours: MaxHours = None, sets: Sets = None, offers: OffersFile = None,
          as_json: Json = False) -> None:
     """Show what a run would take and cost. Never spends."""
     from launcher import console, launching, plan_screen
@@ -109,7 +117,7 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
     from launcher.refusals import refusals
 
     order = Order(command="launch", what=recipe,
-                  options=_options(infra, store, None, max_cost, deadline, sets, offers))
+                  options=_options(infra, store, None, max_cost, deadline, sets, offers, max_hours))
     proposal = launching.propose(order)
     quote, reasons = launching.quoted(order, proposal), list(refusals(proposal))
     if as_json:
@@ -121,14 +129,14 @@ def plan(recipe: RecipeName, infra: Infra = None, store: StoreUrl = None, max_co
 
 @app.command()
 def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra = None,
-           store: StoreUrl = None, max_cost: MaxCost = None, deadline: Deadline = None, sets: Sets = None,
-           run_id: NewRunId = None, yes: Yes = False, dry_run: DryRun = False,
-           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False,
-           offers: OffersFile = None) -> None:
+           store: StoreUrl = None, max_cost: MaxCost = None, deadline: Deadline = None,
+           max_hours: MaxHours = None, sets: Sets = None, run_id: NewRunId = None, yes: Yes = False,
+           dry_run: DryRun = False, preempt_at: PreemptAtText = None, detach: Detach = False,
+           allow_dirty: AllowDirty = False, offers: OffersFile = None) -> None:
     """Plan, ask, train, benchmark, bill."""
     from launcher.launching import start
 
-    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets, offers), plan,
+    start("launch", recipe, _options(infra, store, run_id, max_cost, deadline, sets, offers, max_hours), plan,
           _manner(yes, detach, allow_dirty, preempt_at, dry_run=dry_run))
 
 
@@ -178,12 +186,12 @@ def stop(run: RunId, store: StoreUrl = None, now: StopNow = False) -> None:
 
 @app.command()
 def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
-           max_cost: MaxCost = None, deadline: Deadline = None, yes: Yes = False,
+           max_cost: MaxCost = None, deadline: Deadline = None, max_hours: MaxHours = None, yes: Yes = False,
            preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
     """Continue a run from its newest durable checkpoint."""
     from launcher.launching import start
 
-    start("resume", run, _options(infra, store, None, max_cost, deadline, None), plan,
+    start("resume", run, _options(infra, store, None, max_cost, deadline, None, max_hours=max_hours), plan,
           _manner(yes, detach, allow_dirty, preempt_at))
 
 
@@ -207,14 +215,14 @@ def sample(ctx: typer.Context) -> None:
 @app.command(rich_help_panel=ADVANCED)
 def init(store: StoreUrl = None, max_cost: MaxCost = None,
          wandb_project: WandbProject = None, wandb_entity: WandbEntity = None, api_server: ApiServer = None,
-         usd_per_hour: ControllerPrice = None, yes: Yes = False) -> None:
+         usd_per_hour: ControllerPrice = None, webhook: KeepWebhook = False, yes: Yes = False) -> None:
     """Settle store, cap, W&B and SkyPilot for every run, once."""
     from launcher.set_up import run_init
     from launcher.settings import Settings
+    from launcher.webhook_setting import keep_webhook
 
-    run_init(Settings(store=store, max_cost_usd=max_cost, wandb_project=wandb_project,
-                      wandb_entity=wandb_entity, api_server=api_server,
-                      controller_usd_per_hour=usd_per_hour), yes)
+    given = Settings(store, max_cost, wandb_project, wandb_entity, api_server, usd_per_hour)
+    keep_webhook() if webhook else run_init(given, yes)
 
 
 @app.command(rich_help_panel=ADVANCED)
@@ -352,11 +360,12 @@ def _in_trainer(module: str, arguments: list[str]) -> NoReturn:
 
 
 def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,
-             deadline: str | None, sets: list[str] | None, offers: str | None = None) -> "PlanOptions":
+             deadline: str | None, sets: list[str] | None, offers: str | None = None,
+             max_hours: str | None = None) -> "PlanOptions":
     from launcher.commands import PlanOptions
 
     return PlanOptions(infra=infra, store=store, run_id=run_id, max_cost=max_cost, deadline=deadline,
-                       overrides=sets or (), offers=offers)
+                       max_hours=max_hours, overrides=sets or (), offers=offers)
 
 
 def _manner(yes: bool, detach: bool, allow_dirty: bool, preempt_at: str | None, *,

@@ -49,7 +49,9 @@ OffersFile = Annotated[str | None, typer.Option(
     "--offers", callback=not_empty, metavar="FILE", help="Prices of a file, as `ldlm offers --json` prints.")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]
 Deadline = Annotated[str | None, typer.Option(
-    "--deadline", help="Hours from now after which it stops itself.")]
+    "--deadline", help="Hours from now, or a date and time (UTC), at which it stops itself.")]
+MaxHours = Annotated[str | None, typer.Option(
+    "--max-hours", help="Paid hours, over all attempts, after which it stops itself.")]
 Sets = Annotated[list[str] | None, typer.Option(
     "--set", help="Change the recipe: train.steps=100. Repeatable.")]
 NewRunId = Annotated[str | None, typer.Option("--run-id", callback=not_empty, help="Name the run yourself.")]
@@ -69,6 +71,9 @@ WandbEntity = Annotated[str | None, typer.Option(
     "--wandb-entity", callback=not_empty, help="Its team or user.")]
 ApiServer = Annotated[str | None, typer.Option(
     "--api-server", callback=not_empty, help="URL of your SkyPilot API server.")]
+KeepWebhook = Annotated[bool, typer.Option(
+    "--webhook", help="Only ask for an address that is told what happens to runs; it is kept secret.")]
+TryWebhook = Annotated[bool, typer.Option("--webhook", help="Send a message to the webhook, for a try.")]
 ControllerPrice = Annotated[str | None, typer.Option(
     "--controller-usd-per-hour", callback=not_empty, help="What its machine costs.")]
 PullTo = Annotated[str, typer.Option(

@@ -86,17 +86,36 @@ class PlanOptions:
     run_id: str | None = None
     max_cost: str | None = None
     deadline: str | None = None
+    max_hours: str | None = None
     overrides: Sequence[str] = ()
     offers: str | None = None  # a file of them; None: whoever names prices is asked
 
-    def limits(self) -> dict[str, Decimal]:
-        """What --max-cost and --deadline say, by their names in a recipe. Raises UsageError."""
-        given = (("max_cost_usd", "dollars", self.max_cost), ("deadline_hours", "hours", self.deadline))
-        return {name: _positive(LIMIT_OPTIONS[name], unit, text) for name, unit, text in given
-                if text is not None}
+    def limits(self) -> dict[str, Decimal | datetime | None]:
+        """What --max-cost, --max-hours and --deadline say, by their names in a recipe. Raises UsageError."""
+        given = (("max_cost_usd", "dollars", self.max_cost), ("max_hours", "hours", self.max_hours))
+        found: dict[str, Decimal | datetime | None] = {
+            name: positive(LIMIT_OPTIONS[name], unit, text) for name, unit, text in given if text is not None}
+        if self.deadline is None:
+            return found
+        at = _moment(self.deadline)
+        hours = None if at else positive("--deadline", "hours", self.deadline)
+        return {**found, "deadline_hours": hours, "deadline": at}  # the other is replaced as well
 
 
-def _positive(option: str, unit: str, text: str) -> Decimal:
+def _moment(text: str) -> datetime | None:
+    """A date and time, UTC where it does not say; None: it is something else, such as hours."""
+    if "-" not in text[1:]:
+        return None
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise UsageError(f"{text!r} is neither hours nor a date and time", place="--deadline",
+                         fix="write it like --deadline 12.5, or --deadline 2026-12-01T08:00 (UTC)") from error
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def positive(option: str, unit: str, text: str) -> Decimal:
+    """An amount that was typed. Raises UsageError."""
     # The bound keeps a date within the calendar, and a slip of the finger from passing for a limit.
     try:
         if 0 < (value := Decimal(text)) <= HIGHEST_LIMIT:
@@ -166,7 +185,7 @@ def _of_rented(recipe: Recipe, plan: Plan) -> Iterator[str]:
     if "slurm" in plan.clouds and not (recipe.store or "file:").startswith("file:"):
         yield _KEYS_ON_SLURM
     needs = Needs.of(plan.run_id, plan.deadline, recipe.train.data.source)
-    if warning := own_keys_warning(recipe.store, os.environ, needs, recipe.limits.deadline_hours):
+    if warning := own_keys_warning(recipe.store, os.environ, needs, plan.deadline_hours):
         yield warning
     if api_server() is None:
         yield _STAY_AWAKE

@@ -15,7 +15,7 @@ from launcher.doctor_clouds import (
     look_at_renting,
     look_at_switch,
 )
-from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb
+from launcher.doctor_here import look_at_disk, look_at_store, look_at_wandb, look_at_webhook
 from launcher.doctor_search import look_at_search
 from launcher.doctor_sky import look_at_controller, look_at_sky, look_at_version
 from launcher.engine import has_credentials, is_known, no_engine
@@ -61,13 +61,15 @@ class _Scope:
         return offer, infras[0].split("/")[1] if infras else None
 
 
-def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Finding]:
+def examine(recipe: str | None, infra: str | None, store: str | None, *,
+            try_webhook: bool = False) -> list[Finding]:
     """Look at everything that a run would need; says that it does.
 
     Args:
         recipe: Its plan says what is needed; None: nothing in particular.
         infra: Where it would run; None: where the recipe says, without one at every cloud.
         store: As typed.
+        try_webhook: Send it a message.
 
     Raises:
         EngineError: There is no such infra.
@@ -86,10 +88,10 @@ def examine(recipe: str | None, infra: str | None, store: str | None) -> list[Fi
     named = needed | frozenset(proposal.plan.clouds if proposal else ())
     scope = _Scope(needed, named, infra, proposal)
     # A plan waits for a silent store, too.
-    return run_checks(_checks(scope, store), round(_TIMEOUT_S - (time.monotonic() - began)))
+    return run_checks(_checks(scope, store, try_webhook), round(_TIMEOUT_S - (time.monotonic() - began)))
 
 
-def _checks(scope: _Scope, store: str | None) -> list[Check]:
+def _checks(scope: _Scope, store: str | None, try_webhook: bool) -> list[Check]:
     recipe, plan = (scope.proposal.recipe, scope.proposal.plan) if scope.proposal else (None, None)
     url = recipe.store if recipe else store or usual_store_url()
     if url is None and scope.needed <= {"local"} and scope.needed:
@@ -97,7 +99,8 @@ def _checks(scope: _Scope, store: str | None) -> list[Check]:
     is_rented = bool(scope.named & set(RENTED))
     found = [Check("disk", look_at_disk),
              Check("store", partial(look_at_store, store_url(url) if url else None, is_rented=is_rented)),
-             Check("W&B", partial(look_at_wandb, recipe.train.wandb.mode if recipe else "auto"))]
+             Check("W&B", partial(look_at_wandb, recipe.train.wandb.mode if recipe else "auto")),
+             Check("webhook", partial(look_at_webhook, is_tried=try_webhook))]
     if not scope.clouds:
         return found
     found += [Check("SkyPilot", look_at_version), Check("controller", look_at_controller),

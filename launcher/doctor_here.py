@@ -1,4 +1,4 @@
-"""What the doctor looks at that has nothing to do with renting: disk, store, clock, W&B."""
+"""What the doctor looks at that has nothing to do with renting: disk, store, clock, W&B, webhook."""
 
 import os
 import secrets
@@ -12,6 +12,7 @@ from launcher.console import data_size
 from launcher.errors import StoreError
 from launcher.findings import Finding, Verdict
 from launcher.home import ldlm_home
+from launcher.webhook_setting import webhook_envs
 from trainer.contract import Env
 from trainer.store import Store, check_refuses, may_exist, open_store
 
@@ -106,3 +107,28 @@ def look_at_wandb(mode: str) -> Iterator[Finding]:
         yield Finding("W&B", Verdict.NOT_CHECKED,
                       f"{Env.WANDB_KEY} is not set: runs are not shown as they train",
                       f"export {Env.WANDB_KEY}=..., or later: ldlm wandb sync RUN")
+
+
+def look_at_webhook(*, is_tried: bool) -> Iterator[Finding]:
+    """Whether somebody would be told what happens to runs. Of the address only the host is shown.
+
+    Args:
+        is_tried: Send it a message.
+    """
+    from trainer.webhook import WebhookError, address_problem, host_of, post, test_payload
+
+    fix = f"ldlm init --webhook, or export {Env.WEBHOOK}=..."
+    if not (url := webhook_envs(os.environ).get(Env.WEBHOOK)):
+        yield Finding("webhook", Verdict.PROBLEM if is_tried else Verdict.NOT_CHECKED,
+                      "none is named: nobody is told when a run is preempted or ends", fix)
+    elif problem := address_problem(url):
+        yield Finding("webhook", Verdict.PROBLEM, f"its address cannot be used: {problem}", fix)
+    elif not is_tried:
+        yield Finding("webhook", Verdict.OK,
+                      f"{host_of(url)} is told; a message for a try: ldlm doctor --webhook")
+    else:
+        try:
+            post(url, test_payload())
+            yield Finding("webhook", Verdict.OK, f"{host_of(url)} has taken a message")
+        except WebhookError as error:
+            yield Finding("webhook", Verdict.PROBLEM, f"{error.place}: {error.problem}", fix)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
@@ -33,11 +34,13 @@ class Done:
         step: Newest step whose checkpoint is durable.
         spent_usd: Over all attempts.
         has_trained: Training has finished: only the benchmark is left.
+        paid_h: Hours that its machines were paid for.
     """
 
     step: int
     spent_usd: Decimal
     has_trained: bool
+    paid_h: float = 0.0
 
 
 class Part(Frozen):
@@ -60,6 +63,7 @@ class Case:
         done: Of the run that is resumed; None for a new one.
         mirrors: Of the encoder's weights, in the recipe's store.
         others: Per document what may stand behind its offer, in order.
+        now: UTC; None: a deadline that is a date counts for nothing.
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
     """
 
@@ -71,6 +75,16 @@ class Case:
     mirrors: Mirrors = None
     controller_usd_per_hour: Decimal | None = None
     others: Mapping[Document, Sequence[Offer]] = field(default_factory=dict)
+    now: datetime | None = None
+
+    @property
+    def deadline_h(self) -> float | None:
+        """Hours until training has to have ended, less than 0 where it had to before; None: no deadline."""
+        limits = self.recipe.limits
+        if self.now is None:
+            return limits.deadline_hours
+        deadline = limits.deadline_at(self.now)
+        return None if deadline is None else (deadline - self.now).total_seconds() / 3600
 
     def candidates(self, document: Document) -> tuple[Offer, ...]:
         """The offer of a document and what may stand behind it."""

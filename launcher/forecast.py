@@ -50,7 +50,7 @@ def forecast(case: Case, estimate: Estimate) -> tuple[Estimate, Odds]:
     job = _job(case, estimate)
     bill = _Bill(case, estimate, paths_of(job), costs)
     hours, training_h = bill.hours, bill.training_hours
-    deadline = case.recipe.limits.deadline_hours
+    deadline = case.deadline_h
     _, spent = behind(case.recipe.train, case.done)
     usd = bill.usd
     odds = Odds(
@@ -75,7 +75,7 @@ def _job(case: Case, estimate: Estimate) -> "Job":
         again_h=start.again_s / 3600, bench_h=by_name["benchmark"], guess_factors=GUESS_FACTORS,
         interval_h=saves.every_s / 3600 if saves else 0.0, save_h=saves.save_s / 3600 if saves else 0.0,
         availability=guessed(offer) if trains else CERTAIN,
-        deadline_h=case.recipe.limits.deadline_hours, usd_per_hour=float(price or 0),
+        deadline_h=case.deadline_h, usd_per_hour=float(price or 0),
         on_demand_usd_per_hour=float(on_demand) if trains and on_demand is not None else None)
 
 

@@ -9,6 +9,7 @@ from launcher.plan import Plan
 from launcher.recipe import Limits, Recipe, read_recorded
 from launcher.run_record import RunRecord, RunView, list_run_ids
 from launcher.speed import MeasuredSpeed, config_fingerprint
+from trainer.at_most import standing_of
 from trainer.contract import Document, Name, Outcome
 from trainer.run_folder import RunFolder
 from trainer.store import Store
@@ -40,9 +41,11 @@ def _measured_speed(folder: RunFolder) -> MeasuredSpeed | None:
     plan = Plan.model_validate_json(folder.read_bytes(Name.PLAN))
     # Several places may have trained it: the newest counts, and what ran on the same hardware.
     hardware = {offer.label: offer.hardware for offer in plan.candidates(Document.TRAIN)}
-    trained = [(hardware[files.attempt.offer], files.heartbeat) for files in folder.attempts()
-               if files.heartbeat and files.attempt.document is Document.TRAIN
-               and files.attempt.offer in hardware]
+    # On a course, this machine has played spot and on demand, as its label then says.
+    named = [(files.attempt.offer if files.attempt.offer in hardware else
+              files.attempt.offer.rpartition(" (")[0], files) for files in folder.attempts()]
+    trained = [(hardware[label], files.heartbeat) for label, files in named
+               if files.heartbeat and files.attempt.document is Document.TRAIN and label in hardware]
     beats = [beat for where, beat in trained if where == trained[-1][0]]
     steps = sum(beat.step - beat.resumed_from_step for beat in beats)
     seconds = sum(beat.phases.train_s for beat in beats)
@@ -83,4 +86,5 @@ def done_so_far(view: RunView) -> Done:
     durable = [files.heartbeat.durable_step for files in view.record.attempts
                if files.heartbeat and files.attempt.document is Document.TRAIN]
     return Done(step=max(durable, default=0), spent_usd=view.spent_usd,
-                has_trained=outcome is not None and outcome.outcome is Outcome.FINISHED)
+                has_trained=outcome is not None and outcome.outcome is Outcome.FINISHED,
+                paid_h=standing_of(view.record.attempts, (), view.charged_to).paid_s / 3600)

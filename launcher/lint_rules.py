@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
 
+from launcher.course import ELSEWHERE, ON_COURSE
 from launcher.lint_part import Found, TaskPart
 from launcher.lint_vast import VAST
 from launcher.render import NO_STORE, leftover_nulls
@@ -19,7 +20,6 @@ _SECRET_VALUE = re.compile(
     r"AKIA[0-9A-Z]{16}|hf_[A-Za-z0-9]{20}|-----BEGIN [A-Z ]*PRIVATE KEY|"
     r"\b[0-9a-f]{40}\b|"  # a W&B key
     r"://[^/\s]+:[^/\s]+@|[?&](secret|password|sig|access_key|secret_access_key)[^=&]*=")
-_ELSEWHERE = "EAGER_NEXT_REGION"
 _RENTED = (VAST, "azure", "gcp")
 _GEFORCE = re.compile(r"RTX[2-5]0\d0")
 _NEEDS_CUDA_12_8 = re.compile(r"RTX50\d0|RTXPRO\d|B[23]00|GB[23]00")  # Blackwell: sm_120, sm_100
@@ -101,12 +101,13 @@ def restarts_on_errors(part: TaskPart) -> Iterator[Found]:
 
 def same_machine_again(part: TaskPart) -> Iterator[Found]:
     """The strategy FAILOVER starts a task that asks for another machine once more on the one that it has."""
+    wanted = ON_COURSE if part.env(Env.COURSE) else ELSEWHERE
     for machine in part.machines():
         strategy = machine.recovery.get("strategy")
-        if part.name in list(Document) and machine.cloud not in ("", "local") and strategy != _ELSEWHERE:
+        if part.name in list(Document) and machine.cloud not in ("", "local") and strategy != wanted:
             yield (f"{machine.where('job_recovery')}.strategy",
                    f"by {strategy or 'its own choice'} SkyPilot may start the task again on a machine that "
-                   "is wrong", f"set it to {_ELSEWHERE}")
+                   "is wrong", f"set it to {wanted}")
 
 
 def spot_flag_missing(part: TaskPart) -> Iterator[Found]:

@@ -24,6 +24,7 @@ from launcher.home import write_atomically
 from launcher.preempt_at import PreemptAt
 from launcher.process_tree import identify, processes_with
 from launcher.task_documents import parse_task
+from launcher.webhook_setting import webhook_envs
 
 # Python, pydantic and obstore start in about 1 s; a loaded machine takes its time (guess).
 _START_TIMEOUT_S = 60.0
@@ -157,6 +158,7 @@ def _start_supervisor(folder: EngineFolder, lock: int,
     if preempt_at:
         command += ["--preempt-at", str(preempt_at)]
     env = {name: value for name, value in os.environ.items() if name != ENGINE_FOLDER}
+    env |= webhook_envs(os.environ)
     # -m looks in the current folder first; a PYTHONPATH would leak into the trainer's environment.
     root = Path(__file__).parents[1]
     with folder.supervisor_log.open("ab") as log:

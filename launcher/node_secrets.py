@@ -1,5 +1,5 @@
 """What the nodes of a rented run must know and nobody else may: keys of its store, of W&B, of the Hub,
-of the registry of its image.
+of the registry of its image, the address of the user's webhook.
 
 They travel as SkyPilot's secrets, which it keeps out of the task's text and of its logs; never in the task,
 the record or a command line.
@@ -14,6 +14,7 @@ from launcher.azure_keys import ACCOUNT_KEY, SIGNATURE, signature
 from launcher.errors import EngineError
 from launcher.registry_login import registry_login
 from launcher.store_keys import Needs, can_be_scoped, mint, too_long
+from launcher.webhook_setting import webhook_envs
 from trainer.aws import HOW_TO_SIGN_IN
 from trainer.config import TrainConfig
 from trainer.contract import Env
@@ -79,7 +80,7 @@ def own_keys_warning(store_url: str | None, environ: Mapping[str, str], needs: N
 
 
 def service_keys(envs: Mapping[str, str], store: Store, environ: Mapping[str, str]) -> dict[str, str]:
-    """Keys of W&B and of the Hub that one document's programs use, of those that there are.
+    """Keys of W&B and of the Hub that one document's programs use, of those that there are, and the webhook.
 
     Args:
         envs: Of the document; one that somebody has written by hand may have no train config.
@@ -92,7 +93,7 @@ def service_keys(envs: Mapping[str, str], store: Store, environ: Mapping[str, st
     """
     if not envs.get(Env.TRAIN_CONFIG):
         return {}
-    config, found = TrainConfig.model_validate_json(envs[Env.TRAIN_CONFIG]), {}
+    config, found = TrainConfig.model_validate_json(envs[Env.TRAIN_CONFIG]), webhook_envs(environ)
     if goes_online(config.wandb, environ):
         found[str(Env.WANDB_KEY)] = environ[Env.WANDB_KEY]
     if environ.get(HUB_KEY) and asks_hub(config.token_encoder, RunFolder(store, envs[Env.RUN_ID])):

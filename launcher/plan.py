@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
-from decimal import ROUND_UP, Decimal
+from datetime import datetime
+from decimal import Decimal
 from functools import partial
 from itertools import chain
-from typing import Any
 
 from launcher.advice import Changes, what_to_type
 from launcher.alternatives import Choice
@@ -19,11 +18,12 @@ from launcher.fit import is_copied_from_host
 from launcher.forecast import Odds, forecast
 from launcher.frozen import Frozen
 from launcher.offers import Offer
+from launcher.past_limits import past_limit, refuse_over_hours, refuse_past_deadline, up
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
 from launcher.priced_offers import PricedOffer
 from launcher.ranking import Ranked, best_first, ranked, reason_of
-from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
+from launcher.recipe import Recipe
 from launcher.saves import SavesPlan, check_promise
 from launcher.speed import MeasuredSpeed
 from launcher.starts import StartPlan
@@ -50,6 +50,8 @@ class Plan(Frozen):
         choice: Why the first of it, in one line; None where there was nothing to choose.
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
         uncounted_usd: Part of it that is left for what no node counts, see `launcher/uncounted.py`.
+        max_hours: Paid for, over all attempts; None: no such limit.
+        bench_reserve_hours: Part of them that training leaves for the benchmark.
         deadline: UTC; training stops itself before it.
         speed_source: Where tokens_per_s comes from, for the reader.
         encoder_placement: Resolved: where the frozen weights lie.
@@ -84,6 +86,8 @@ class Plan(Frozen):
     max_cost_usd: Decimal
     bench_reserve_usd: Decimal
     uncounted_usd: Decimal = Decimal(0)
+    max_hours: float | None = None
+    bench_reserve_hours: float = 0.0
     deadline: datetime | None
     warnings: tuple[str, ...]
     encoder_placement: Placement = "gpu"
@@ -106,6 +110,11 @@ class Plan(Frozen):
         """When a document stops itself. What training has come to by then is benchmarked, in hours of the
         benchmark's own."""
         return self.deadline if document is Document.TRAIN or self.only_benchmark else None
+
+    @property
+    def deadline_hours(self) -> float | None:
+        """From the plan to its deadline."""
+        return (self.deadline - self.planned_at).total_seconds() / 3600 if self.deadline else None
 
     def candidates(self, document: Document) -> tuple[Offer, ...]:
         """Everything that a document may run on, the first choice first."""
@@ -131,6 +140,7 @@ class Plan(Frozen):
 
 def best_plan(case: Case, now: datetime, run_id: str) -> Plan:
     """The plan of what is best to train on, of all the candidates of a case. Raises as `make_plan`."""
+    case = replace(case, now=now)
     rows = () if case.done and case.done.has_trained else ranked(case)
     if rows and rows[0].problem is None:
         case = best_first(case, rows)
@@ -152,8 +162,8 @@ def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Docume
         NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
             is already over the cap; or past the deadline.
     """
-    return _of_first(case_of(recipe, shape, offers, history, done, mirrors, controller_usd_per_hour), now,
-                     run_id)
+    case = case_of(recipe, shape, offers, history, done, mirrors, controller_usd_per_hour)
+    return _of_first(replace(case, now=now), now, run_id)
 
 
 def _of_first(case: Case, now: datetime, run_id: str) -> Plan:
@@ -181,8 +191,8 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
     if estimate.saves and not (case.done and case.done.has_trained):
         check_promise(recipe, case.offers[Document.TRAIN], estimate.saves)
     _refuse_over_cap(case, estimate)
-    _refuse_past_deadline(recipe, estimate.training_hours)
-    deadline_hours = recipe.limits.deadline_hours
+    refuse_past_deadline(recipe, estimate.training_hours, now)
+    refuse_over_hours(recipe, hours, case.done.paid_h if case.done else 0.0)
     others, left_usd = _others(case, estimate), recipe.limits.max_cost_usd - spent
     behind_first = {document: found.offers for document, found in others.items() if found.offers}
     return Plan(
@@ -198,7 +208,9 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
                                          left_usd),
         uncounted_usd=uncounted_usd([*case.offers.values(), *chain(*behind_first.values())], estimate.saves,
                                     hours.high, left_usd),
-        deadline=now + timedelta(hours=deadline_hours) if deadline_hours else None,
+        max_hours=recipe.limits.max_hours,
+        bench_reserve_hours=_bench_reserve_hours(case, parts[-1]),
+        deadline=recipe.limits.deadline_at(now),
         warnings=(*plan_warnings(case, estimate, _instead_of_copying(case, estimate)),
                   *_about_others(case, others)),
         without_encoder=case.shape is None,
@@ -266,6 +278,14 @@ def _bench_reserve(benchmark: Part, others: Sequence[Offer], left_usd: Decimal) 
     return max(Decimal(0), min(wanted, left_usd / 2))
 
 
+def _bench_reserve_hours(case: Case, benchmark: Part) -> float:
+    """The same in hours that are paid for, where these are limited."""
+    if case.recipe.limits.max_hours is None:
+        return 0.0
+    left_h = case.recipe.limits.max_hours - (case.done.paid_h if case.done else 0.0)
+    return round(max(0.0, min(float(benchmark.hours.high), left_h / 2)), 4)
+
+
 def _refuse_over_cap(case: Case, estimate: Estimate) -> None:
     done, cap = case.done, case.recipe.limits.max_cost_usd
     spent, needed = done.spent_usd if done else Decimal(0), estimate.usd or total([])
@@ -275,30 +295,6 @@ def _refuse_over_cap(case: Case, estimate: Estimate) -> None:
     copied = is_copied_from_host(estimate.fitted)
     problem = (f"this run {so_far} cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f})"
                f"{', its encoder copied from host memory for every micro-batch' if copied else ''}, "
-               "and {name} is " f"${cap}, ${_up(spent + needed.mid - cap)} too little")
-    raise OverCapError(**_past_limit(case.recipe, "max_cost_usd", problem, spent + needed.mid,
-                                     spent + needed.high))
-
-
-def _refuse_past_deadline(recipe: Recipe, hours: Range) -> None:
-    deadline = recipe.limits.deadline_hours
-    if deadline is not None and float(hours.mid) > deadline:
-        problem = (f"to train would take ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
-                   "and {name} is " f"{deadline:g}, {float(hours.mid) - deadline:.2f} h too little")
-        raise NoOfferError(**_past_limit(recipe, "deadline_hours", problem, hours.mid, hours.high))
-
-
-def _past_limit(recipe: Recipe, name: str, problem: str, needed: Decimal, at_most: Decimal) -> dict[str, Any]:
-    """Of a refusal: its change is the least limit that will do, for the middle estimate is what decides."""
-    place, option = recipe.place("limits", name), LIMIT_OPTIONS[name]
-    told = {"problem": problem.format(name=option if place.startswith(option) else f"limits.{name}"),
-            "place": place}
-    if needed > HIGHEST_LIMIT:
-        return {**told, "fix": "lower train.steps"}
-    return {**told, "changes": {f"limits.{name}": _up(needed)},
-            "note": f"{option} {_up(at_most)} for the p90"}
-
-
-def _up(value: Decimal) -> Decimal:
-    """Rounded up to two decimals: a fix that is rounded down would not help."""
-    return value.quantize(Decimal("0.01"), rounding=ROUND_UP)
+               "and {name} is " f"${cap}, ${up(spent + needed.mid - cap)} too little")
+    raise OverCapError(**past_limit(case.recipe, "max_cost_usd", problem, spent + needed.mid,
+                                    spent + needed.high))

@@ -30,8 +30,8 @@ def show_plan(proposal: Proposal, quote: Quote | None = None) -> None:
     console.answer()
     store = proposal.recipe.store or "not set: a launch needs --store"
     holds = [("holds", quote.words)] if quote else []
-    console.answer_facts([*_plan_facts(plan, store), *holds, *_bid_facts(plan), *_market_facts(proposal),
-                          *model_facts(plan)])
+    console.answer_facts([*_plan_facts(plan, store), *_course_facts(proposal), *holds, *_bid_facts(plan),
+                          *_market_facts(proposal), *model_facts(plan)])
     console.answer()
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
@@ -117,6 +117,9 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
         facts.append(("controller", f"elsewhere, always on, {price}/h"))
     facts += _expected(plan)
     facts.append(("stops at", stops))
+    if plan.max_hours is not None:
+        facts.append(("", f"{plan.max_hours:g} paid hours, of which ~{plan.bench_reserve_hours:.2f} are kept "
+                          "for the benchmark"))
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
 
 
@@ -133,6 +136,13 @@ def _expected(plan: Plan) -> list[tuple[str, str]]:
     words += [f"in time {odds.in_time:.0%}"] if plan.deadline else []
     words += [f"within the cap {odds.within_cap:.0%}"] if odds.within_cap is not None else []
     return [("expected", "; ".join(words)), *([("chosen", plan.choice)] if plan.choice else [])]
+
+
+def _course_facts(proposal: Proposal) -> list[tuple[str, str]]:
+    """Between spot and on demand, where a deadline decides."""
+    course = proposal.course
+    return [] if course is None else [
+        ("course", f"spot; on-demand from {course.on_demand_at:%Y-%m-%d %H:%M} UTC at the latest")]
 
 
 def _places(name: str, offers: Sequence[Offer], now: datetime) -> list[tuple[str, str]]:
@@ -155,6 +165,8 @@ def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
             if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
     markets = [f"{names[which]}: {market.words}" for which, market in proposal.markets.items()]
     markets += [proposal.market_problem] if proposal.market_problem else []
+    if proposal.course:
+        asks = [which for which in asks if which is Document.BENCH]  # to train it waits as its course says
     waits = [f"{limits.wait_hours_for(which):g} h {names[which]}"
              + (" (never past the deadline)" if plan.deadline_of(which) else "") for which in asks]
     credits = [("credits", proposal.payment.words)] if proposal.payment else []

@@ -9,13 +9,18 @@ from trainer.run_folder import Heartbeat
 
 @dataclass(frozen=True)
 class PreemptAt:
-    """A moment of an attempt: local step `value` done, or `value` seconds after its start."""
+    """A moment of an attempt: local step `value` done, or `value` seconds after its start.
+
+    Attributes:
+        away_s: For so long no other machine is to be had on spot.
+    """
 
     kind: Literal["step", "time"]
     value: float
+    away_s: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.value:g}"
+        return f"{self.kind}:{self.value:g}" + (f"+{self.away_s:g}" if self.away_s else "")
 
     def is_due(self, age_s: float, heartbeat: Heartbeat | None) -> bool:
         """True when the machine is to vanish now.
@@ -34,17 +39,21 @@ class PreemptAt:
 
 
 def parse_preempt_at(text: str) -> PreemptAt:
-    """Read `step:N` (N >= 1) or `time:SECONDS` (> 0).
+    """Read `step:N` (N >= 1) or `time:SECONDS` (> 0), and `+SECONDS` (> 0) for which there is no spot then.
 
     Raises:
         UsageError: It is neither.
     """
-    kind, _, value = text.partition(":")
+    kind, _, rest = text.partition(":")
+    value, plus, away = rest.partition("+")
     try:
-        if kind == "step" and int(value) >= 1:
-            return PreemptAt("step", int(value))
-        if kind == "time" and 0 < float(value) < float("inf"):
-            return PreemptAt("time", float(value))
+        away_s = float(away) if plus else 0.0
+        if (0 < away_s < float("inf")) == bool(plus):
+            if kind == "step" and int(value) >= 1:
+                return PreemptAt("step", int(value), away_s)
+            if kind == "time" and 0 < float(value) < float("inf"):
+                return PreemptAt("time", float(value), away_s)
     except ValueError:
         pass
-    raise UsageError(f"cannot preempt at {text!r}", place="--preempt-at", fix="use step:N or time:SECONDS")
+    raise UsageError(f"cannot preempt at {text!r}", place="--preempt-at",
+                     fix="use step:N or time:SECONDS; +SECONDS behind it keeps spot away for so long")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from launcher.course import Course
 from launcher.credits import Payment
 from launcher.errors import LdlmError
 from launcher.market import Market
@@ -35,6 +36,13 @@ class Proposal:
     def task(self) -> Task:
         """The task rendered from this very plan."""
         return render(self.plan, self.recipe, Templates.load(), checkout_folder())
+
+    @property
+    def course(self) -> Course | None:
+        """By which the run decides between spot and on demand; None: it does not."""
+        if self.plan.only_benchmark:
+            return None
+        return Course.of_task(self.task.document(Document.TRAIN)["envs"])
 
     @property
     def infra(self) -> str:

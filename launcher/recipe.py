@@ -7,6 +7,7 @@ Recipes are found in the checkout that this file lies in: nothing is shipped as 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -32,7 +33,8 @@ from trainer.contract import Document
 
 _MAX_PROBLEMS = 5  # more at once is a wall of text
 # The options of the command line behind which a limit stands.
-LIMIT_OPTIONS = {"max_cost_usd": "--max-cost", "deadline_hours": "--deadline"}
+LIMIT_OPTIONS = {"max_cost_usd": "--max-cost", "max_hours": "--max-hours", "deadline_hours": "--deadline",
+                 "deadline": "--deadline"}
 HIGHEST_LIMIT = 1_000_000  # of dollars and of hours: keeps a date within the calendar
 OWN = ("local", "slurm")  # machines of the user's own: they may have no GPU, and nobody sends a bill for them
 _PRICED = (*OWN, "vast", "azure", "gcp")  # where an hour's price is what the user says
@@ -64,6 +66,22 @@ def _spelled(gpu: str) -> str:
     return f"{known_name(name)}:{number}"
 
 
+def _utc(value: Any) -> Any:
+    """A date and time as UTC, which it is where it does not say; what is none stays as it is."""
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError as error:
+            raise ValueError(f"{value!r} is no date and time: write it like 2026-12-01T08:00Z") from error
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
+        return value
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# What a command line says of limits, by their names in a recipe; None: there is none.
+LimitChanges = Mapping[str, Decimal | datetime | None]
 GpuName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$"), AfterValidator(_spelled)]
 Usd = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0)]
 PositiveUsd = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0)]
@@ -183,7 +201,11 @@ class Limits(Section):
     """Where a run stops by itself."""
 
     max_cost_usd: PositiveUsd = Field(description="over all attempts and the benchmark")
+    max_hours: PositiveFloat | None = Field(
+        None, description="paid for, over all attempts and the benchmark; null: no such limit")
     deadline_hours: PositiveFloat | None = Field(None, description="from submission; null: none")
+    deadline: Annotated[datetime | None, BeforeValidator(_utc)] = Field(
+        None, description="a date and time, UTC, `2026-12-01T08:00Z`; of both deadlines the earlier counts")
     # All guesses: a night is too long to find nothing, and a benchmark can be made another day.
     wait_hours: PositiveFloat = Field(6, description="without a machine to train on, each time; then it ends")
     bench_wait_hours: PositiveFloat = Field(1, description="the same for the benchmark's machine")
@@ -193,10 +215,16 @@ class Limits(Section):
         """How long a document of the task may be without a machine."""
         return self.wait_hours if document is Document.TRAIN else self.bench_wait_hours
 
-    def changed(self, limits: Mapping[str, Decimal]) -> Self:
+    def deadline_at(self, now: datetime) -> datetime | None:
+        """When training stops itself, of a run that is submitted now."""
+        hours = self.deadline_hours
+        by_hours = now + timedelta(hours=hours) if hours else None
+        return min(filter(None, (by_hours, self.deadline)), default=None)
+
+    def changed(self, limits: LimitChanges) -> Self:
         """The same with some limits replaced, by name."""
-        return self.model_copy(update={name: float(value) if name == "deadline_hours" else value
-                                       for name, value in limits.items()})
+        return self.model_copy(update={name: float(value) if isinstance(value, Decimal) and "hours" in name
+                                       else value for name, value in limits.items()})
 
 
 class Recipe(Section):
@@ -244,7 +272,7 @@ def list_recipes(folder: Path | None = None) -> list[RecipeSummary]:
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
-                limits: Mapping[str, Decimal] | None = None,
+                limits: LimitChanges | None = None,
                 settings: Mapping[str, str] | None = None, settings_place: str = "") -> Recipe:
     """Load a recipe by its name (`smoke`) or by the path of a .yaml file.
 
@@ -267,7 +295,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (),
     for item in overrides:
         apply_override(source, text_from_here(item, checkout_folder()))
     for name, value in (limits or {}).items():
-        apply_override(source, f"limits.{name}={value:f}", f"{LIMIT_OPTIONS[name]} {value:f}")
+        text = f"{value:f}" if isinstance(value, Decimal) else value.isoformat() if value else "null"
+        apply_override(source, f"limits.{name}={text}", f"{LIMIT_OPTIONS[name]} {text}")
     problems, recipe = list(source.problems), None
     try:
         recipe = Recipe.model_validate(source.data)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from functools import partial
 
 from launcher.engine import has_skypilot, missing
@@ -12,6 +13,7 @@ from launcher.git_state import git_sha, uncommitted
 from launcher.lint import lint
 from launcher.market import refusal as market_refusal
 from launcher.market import wishes
+from launcher.month import check_month
 from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.node_secrets import node_secrets
 from launcher.patience import soon
@@ -57,6 +59,7 @@ def refusals(proposal: Proposal, *, resuming: bool = False, allow_dirty: bool = 
         yield from _of(_check_clean)
     yield from _of_store(proposal, resuming=resuming)
     if not proposal.is_local:
+        yield from _of(partial(check_month, proposal, datetime.now(UTC)))
         yield from _of_server(proposal)
 
 

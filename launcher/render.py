@@ -13,6 +13,8 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 
+from launcher.course import ELSEWHERE, ON_COURSE, Course
+from launcher.course_plan import course_of, rented_apart
 from launcher.errors import LdlmError
 from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import WITH_LIST_PRICES, Offer
@@ -120,7 +122,8 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
     Of several candidates the first one's envs are the task's own, and what differs elsewhere stands in one of
     its own; a node finds out where it is.
     """
-    offers, deadline = plan.candidates(which), plan.deadline_of(which)
+    offers, deadline = rented_apart(plan.candidates(which)), plan.deadline_of(which)
+    course = _course(plan, recipe, which)
     told = [_envs_of(plan, recipe, which, offer) for offer in offers]
     places = [TaskOffer(offer.infra, offer.spot,
                         {name: value for name, value in envs.items() if value != told[0][name]})
@@ -134,13 +137,33 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         **told[0],
         Env.REQUESTS_PRICE: f"{request_usd_per_gb(recipe.store):g}",
         Env.MAX_COST: str(plan.max_cost_usd - plan.uncounted_usd),
-        Env.BENCH_RESERVE: str(plan.bench_reserve_usd),
+        # The benchmark may spend what training leaves for it.
+        Env.BENCH_RESERVE: str(plan.bench_reserve_usd) if which is Document.TRAIN else "0",
+        Env.MAX_HOURS: "" if plan.max_hours is None else f"{plan.max_hours:g}",
+        Env.BENCH_RESERVE_HOURS: f"{plan.bench_reserve_hours if which is Document.TRAIN else 0:g}",
         Env.DEADLINE: deadline.isoformat() if deadline else "",
-        Env.WAIT: f"{recipe.limits.wait_hours_for(which):g}",
+        Env.WAIT: f"{_wait_hours(recipe, which, course):g}",
+        Env.COURSE: course.model_dump_json(exclude_none=True) if course else None,
         Env.BENCH_HOURS: f"{recipe.limits.bench_hours:g}",
         Env.TORCH_INDEX: offers[0].torch_index,
         Env.OFFERS: TaskOffer.write_all(places) if places[1:] else None,
     }
+
+
+def _course(plan: Plan, recipe: Recipe, which: Document) -> Course | None:
+    """Of training alone: what it has come to by the deadline is benchmarked, in hours of its own."""
+    if which is Document.BENCH or plan.only_benchmark:
+        return None
+    needs = _needs(plan)
+    return course_of(plan, recipe.store, lambda offer: _envs_of(plan, recipe, which, offer),
+                     lambda offer: _wishes(offer, plan.run_id, needs) if offer.cloud == "vast" else None)
+
+
+def _wait_hours(recipe: Recipe, which: Document, course: Course | None) -> float:
+    """How long a document may be without a machine; one on a course, as long as the policy lets it."""
+    if course is None:
+        return recipe.limits.wait_hours_for(which)
+    return math.ceil(course.hours * 100) / 100
 
 
 def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[str, str]:
@@ -194,9 +217,10 @@ def _fill(which: str, template: str, offers: Sequence[Offer], envs: Mapping[str,
     _put(document, {"workdir": str(workdir), "num_nodes": offers[0].num_nodes,
                     "config": _config(offers, run_id, needs)})
     _put(document["resources"],
-         _in_order([_resources(offer, needs.host_memory_gib, cpus) for offer in offers]))
+         _in_order([_resources(offer, needs.host_memory_gib, cpus) for offer in rented_apart(offers)]))
     _put(document["resources"]["job_recovery"],
-         {"max_restarts_on_errors": _LOCAL_RESTARTS if offers[0].is_local else 0})
+         {"strategy": ON_COURSE if envs.get(Env.COURSE) else ELSEWHERE,
+          "max_restarts_on_errors": _LOCAL_RESTARTS if offers[0].is_local else 0})
     _put(document.setdefault("envs", {}), envs)
     holes = list(leftover_nulls(document))
     if holes:
@@ -267,10 +291,13 @@ def _memory(offer: Offer, needed_gib: int | None) -> str | None:
 def _config(offers: Sequence[Offer], run_id: str | None, needs: Needs) -> dict[str, Any] | None:
     """Of a task, and so of all its candidates: those on Vast are asked for in the same words."""
     offer = next((offer for offer in offers if offer.cloud == "vast"), None)
-    if offer is None:
-        return None
+    return {"vast": {"create_instance_kwargs": _wishes(offer, run_id, needs)}} if offer else None
+
+
+def _wishes(offer: Offer, run_id: str | None, needs: Needs) -> dict[str, Any]:
+    """What Vast is asked for."""
     bid = {} if offer.bid_usd_per_hour is None else {"bid_price": float(offer.bid_usd_per_hour)}
-    return {"vast": {"create_instance_kwargs": bid | {KEY: settings_of(offer, run_id, *needs)}}}
+    return bid | {KEY: settings_of(offer, run_id, *needs)}
 
 
 def leftover_nulls(value: Any, path: str = "") -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from launcher.cost import price_for
 from launcher.rentals import HOURS_OF_MONTH, RENTED_AT, Rental
+from launcher.vast_credit import Credit
 from trainer.rental_terms import RentalTerms
 from trainer.run_folder import AttemptFiles, Event, Traffic
 from trainer.spent import controller_usd
@@ -124,11 +125,12 @@ def alone_usd(rental: Rental, now: datetime) -> Decimal:
     return rental.disk_usd(now) + rental.alone_gpu_usd(now)
 
 
-def node_terms(rental: Rental, known: Iterable[Rental]) -> RentalTerms:
+def node_terms(rental: Rental, known: Iterable[Rental], credit: Credit | None = None) -> RentalTerms:
     """What a machine that is being rented is to be told: the cap of its run is about this as well.
 
     Args:
         known: All that were rented before, in order; those of its run count.
+        credit: Of the account before it; None: not known.
     """
     terms, now = rental.terms, rental.rented_at
     before = [one for one in known if rental.run_id and one.run_id == rental.run_id]
@@ -137,7 +139,10 @@ def node_terms(rental: Rental, known: Iterable[Rental]) -> RentalTerms:
         disk_usd_per_hour=_short(terms.disk_gb * terms.disk_usd_per_gb_month / HOURS_OF_MONTH),
         received_usd_per_gb=terms.received_usd_per_gb, sent_usd_per_gb=terms.sent_usd_per_gb,
         earlier=tuple((one.told_at or one.rented_at, _short(alone_usd(one, now)))
-                      for one in before[-_MOST_TOLD:]))
+                      for one in before[-_MOST_TOLD:]),
+        older_usd=sum((_short(alone_usd(one, now)) for one in before[:-_MOST_TOLD]), Decimal(0)),
+        credit_usd=credit.usd if credit else None,
+        others_usd_per_hour=_short(credit.others_usd_per_hour) if credit else Decimal(0))
 
 
 def _short(usd: Decimal) -> Decimal:

@@ -19,7 +19,7 @@ from trainer.contract import Env
 from trainer.run_folder import RunFolder
 from trainer.store import Store, local_store_url, open_store, store_url
 
-_AT_ONCE = 16  # runs that are read beside each other (guess)
+_AT_ONCE = 32  # runs that are read beside each other: they wait, mostly
 
 
 def find_run(run_id: str, store_option: str | None) -> RunFolder:

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from launcher import console
 from launcher.carry_out import ask, end_interrupted
-from launcher.commands import PlanOptions
+from launcher.commands import positive
 from launcher.controller import SCHEME, dollars_an_hour, parse_address
 from launcher.errors import LdlmError, Refused, StoreError, UsageError
 from launcher.lint_rules import looks_secret
@@ -17,6 +18,7 @@ from launcher.server_health import plugins_here
 from launcher.settings import Settings, api_server, read_settings, settings_path, settings_text
 from launcher.sky_ready import PLUGIN, RESTART
 from launcher.sky_setup import Change, carry_out, sky_changes
+from launcher.wallets import written_down
 from trainer.store import open_store, store_url
 from trainer.store_words import NoBucketError
 
@@ -75,6 +77,16 @@ def _settled(old: Settings, given: Settings, *, asks: bool) -> Settings:
     return new if new.api_server else replace(new, **{_PRICE: None})
 
 
+def checked_setting(name: str, typed: str) -> str | None:
+    """The value of a setting as it is written; None: nothing is said. Raises UsageError.
+
+    Args:
+        name: Of its field in `Settings`.
+        typed: As a person types it, `none` included.
+    """
+    return _checked(_QUESTIONS.get(name) or _UNASKED[name], typed)
+
+
 def _asked(question: _Question, known: str | None) -> str | None:
     """Ask until the answer can be used."""
     while True:
@@ -120,7 +132,11 @@ def _look_at_bucket(url: str) -> None:
 
 
 def _dollars(typed: str) -> str:
-    return f"{PlanOptions(max_cost=typed).limits()['max_cost_usd']:f}"
+    return f"{positive('--max-cost', 'dollars', typed):f}"
+
+
+def _month_dollars(typed: str) -> str:
+    return f"{positive('monthly_cap', 'dollars', typed):f}"
 
 
 def _name(typed: str) -> str:
@@ -150,6 +166,13 @@ _QUESTIONS = {
     _PRICE: _Question("--controller-usd-per-hour", "Dollars an hour that its machine costs",
                       lambda typed: dollars_an_hour(typed, "--controller-usd-per-hour")),
 }
+
+
+# What `ldlm config` sets, and `ldlm init` does not ask for.
+_UNASKED = {
+    "monthly_cap_usd": _Question("monthly_cap", "Dollars of a calendar month", _month_dollars),
+    "wallets": _Question("wallets", "Credits at clouds",
+                         lambda typed: written_down(typed, datetime.now(UTC)))}
 
 
 def _changes(old: Settings, new: Settings) -> list[Change]:

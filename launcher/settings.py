@@ -29,6 +29,7 @@ class Settings:
     Attributes:
         store: URL of the object store of runs.
         max_cost_usd: No run may cost more unless `--max-cost` is typed.
+        monthly_cap_usd: What all runs of a store may cost in a calendar month (UTC), see `launcher/month.py`.
         wandb_project: Where runs are shown on W&B.
         wandb_entity: Its team or user.
         api_server: Where SkyPilot's API server is: its URL, or `ssh://USER@HOST` for one that listens only to
@@ -39,6 +40,7 @@ class Settings:
 
     store: str | None = None
     max_cost_usd: str | None = None  # dollars, as written: JSON has no decimals
+    monthly_cap_usd: str | None = None
     wandb_project: str | None = None
     wandb_entity: str | None = None
     api_server: str | None = None
@@ -130,8 +132,9 @@ def _checked(found: object) -> Settings:
     if unknown := sorted(set(found) - names):
         raise ValueError(f"it has a key that nobody knows: {unknown[0]}")
     settings = Settings(**found)
-    if settings.max_cost_usd and not Decimal(settings.max_cost_usd) > 0:
-        raise ValueError(f"max_cost_usd is {settings.max_cost_usd}")
+    for name in ("max_cost_usd", "monthly_cap_usd"):
+        if (cap := getattr(settings, name)) and not Decimal(cap) > 0:
+            raise ValueError(f"{name} is {cap}")
     if settings.controller_usd_per_hour and not Decimal(settings.controller_usd_per_hour) >= 0:
         raise ValueError(f"controller_usd_per_hour is {settings.controller_usd_per_hour}")
     try:

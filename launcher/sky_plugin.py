@@ -8,6 +8,7 @@ Where no machine is to be had at all, on any cloud, `launcher/capacity_watch.py`
 """
 
 import json
+import logging
 import shlex
 from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from typing import Any
 from sky.server import plugins
 
 from launcher import capacity_watch, rental_log, rental_watch
+from launcher.course import ELSEWHERE, ON_COURSE
 from launcher.engine import has_credentials
 from launcher.market import MARKET
 from launcher.market_search import look_at_market, offers_of, query_at
@@ -30,6 +32,7 @@ from launcher.sky_ready import KEYS
 from launcher.sweep import CLUSTERS, MACHINES, Machines, RentedMachine, is_left
 from launcher.vast_answers import silence_told
 from launcher.vast_charges import charges_at_vast
+from launcher.vast_credit import check_lasts, credit_at_vast
 from launcher.vast_looks import Instances, in_words_of_skypilot, learn
 from launcher.vast_onstart import first_commands, without_mark
 from launcher.vast_raise import raise_bids
@@ -60,8 +63,10 @@ class LdlmPlugin(plugins.BasePlugin):
         from sky.adaptors import vast
         from sky.provision import vast as provisioner
         from sky.provision.vast import utils
-        from sky.utils import resources_utils
+        from sky.utils import registry, resources_utils
 
+        if ON_COURSE.lower() not in registry.JOBS_RECOVERY_STRATEGY_REGISTRY:  # every context knows its name
+            registry.JOBS_RECOVERY_STRATEGY_REGISTRY.type_register(name=ON_COURSE)(_strategy())
         if extension_context.context is plugins.PluginContext.MAIN:
             capacity_watch.start()
             rental_watch.start(lambda: utils.list_instances())  # as it is then, below
@@ -83,6 +88,18 @@ class LdlmPlugin(plugins.BasePlugin):
         utils.list_instances = list_through(utils.list_instances, vast.vast)
         utils.remove = remove_through(utils.remove)
         provisioner.run_instances = wait_through(provisioner.run_instances)  # type: ignore[attr-defined]
+
+
+def _strategy() -> Any:
+    """Ours; where it cannot even be loaded SkyPilot's own, for a task without a strategy cannot recover."""
+    try:
+        from launcher.sky_strategy import CourseStrategy
+    except Exception:
+        logging.getLogger("sky.ldlm").exception(f"ldlm's strategy cannot be loaded: {ELSEWHERE} stands in")
+        from sky.jobs.recovery_strategy import EagerFailoverStrategyExecutor
+
+        return EagerFailoverStrategyExecutor
+    return CourseStrategy
 
 
 def rentals_of(run_id: str) -> dict[str, Any]:
@@ -213,8 +230,11 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
             own = bid_for(offer, settings, bid)
             return rental_of(offer, instance_id, settings, own, contract["disk"], now)
 
+        credit = credit_at_vast(sdk())
+        check_lasts(credit, rental(offers[0], "", told_at).prices[0].usd_per_hour)
+
         def of_offer(offer: dict[str, Any]) -> dict[str, Any]:
-            terms = node_terms(rental(offer, "", told_at), known).model_dump_json()
+            terms = node_terms(rental(offer, "", told_at), known, credit).model_dump_json()
             onstart = f"printf %s {shlex.quote(terms)} > ~/{TERMS};{contract['onstart_cmd']}"
             own = bid_for(offer, settings, bid)
             return {"onstart_cmd": onstart} | ({} if own is None else {"price": own})

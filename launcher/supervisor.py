@@ -21,12 +21,16 @@ from launcher.attempt_runner import ENGINE_FOLDER, AttemptResult, AttemptRunner,
 from launcher.engine import EnginePhase, EngineState
 from launcher.engine_folder import EngineFolder
 from launcher.errors import EngineError, LdlmError, StoreError
+from launcher.local_course import LocalCourse
 from launcher.preempt_at import PreemptAt, parse_preempt_at
 from launcher.process_tree import become_subreaper, processes_with
 from launcher.task_documents import TaskDocument, parse_task
-from launcher.verdict import Follows, Verdict, judge, limit_reached
+from launcher.verdict import Follows, Verdict, judge
+from trainer.at_most import standing_of
 from trainer.contract import STOP_GRACE_S, Document, Env, ExitCode, Name, Outcome, attempt_file
+from trainer.guard import headroom
 from trainer.lease import START_S, SupersededError, await_free, machine_here
+from trainer.limits import Limits
 from trainer.run_folder import (
     Attempt,
     AttemptEnd,
@@ -35,8 +39,8 @@ from trainer.run_folder import (
     RunFolder,
     RunOutcome,
 )
-from trainer.spent import controller_usd, spent_usd
 from trainer.store import AlreadyExistsError, open_store
+from trainer.tell import tell_end
 
 _STORE_PAUSES_S = (1.0, 2.0, 4.0)  # beyond what the store itself retries (guess)
 _HEARTBEAT_POLL_S = 0.25
@@ -95,11 +99,13 @@ class Supervisor:
     def _run_document(self, document: TaskDocument) -> Verdict:
         retries_used = 0
         durable_step = self._durable_step()
+        course = LocalCourse(document, self._run, say)
         while True:
+            here = course.next_document(lambda: bool(self._stop.count), self._say_that_it_waits)
             if self._stop.count:
                 return Verdict(Follows.END, Outcome.STOPPED, f"stopped on request before {document.document}")
-            attempt = self._claim(document)
-            result = self._run_attempt(document, attempt)
+            attempt = self._claim(here)
+            result = self._run_attempt(here, attempt, course)
             if result.exit_code == ExitCode.SUPERSEDED:  # what the store holds is another's now
                 raise SupersededError(f"attempt {attempt.number} was superseded by a later one elsewhere")
             if self._is_record_gone:
@@ -122,8 +128,8 @@ class Supervisor:
         now = datetime.now(UTC)
         attempts = self._try(self._run.attempts, "read the attempts") or []
         events = self._try(self._run.events, "read the events") or []
-        spent = spent_usd(attempts, now) + controller_usd(events, now)
-        return limit_reached(document.document, document.envs, spent, now)
+        found = headroom(Limits.of(document.envs), document.document, standing_of(attempts, events, now))
+        return found.words if found and found.is_reached else None
 
     def _claim(self, document: TaskDocument) -> Attempt:
         attempt = patiently(lambda: self._run.claim_attempt(
@@ -134,13 +140,14 @@ class Supervisor:
         self._show(document=document.document, attempt=attempt.number, detail=f"{document.document} runs")
         return attempt
 
-    def _run_attempt(self, document: TaskDocument, attempt: Attempt) -> AttemptResult:
+    def _run_attempt(self, document: TaskDocument, attempt: Attempt, course: LocalCourse) -> AttemptResult:
         try:
             with self._folder.attempt_log(attempt.number).open("ab", buffering=0) as log:
                 injection = Injection(self._preempt_at, lambda: self._heartbeat(attempt.number), log)
                 env = attempt_env(document, attempt.number, self._folder.path)
                 result = AttemptRunner(document, env, log, self._stop, on_poll=self._look_for_record,
-                                       on_stop=self._stop_was_requested, is_preempted=injection.is_due).run()
+                                       on_stop=self._stop_was_requested, is_preempted=injection.is_due,
+                                       is_to_move=course.is_to_move).run()
                 if result.in_setup:
                     say(f"setup failed with exit code {result.exit_code}", log)
         except OSError as error:
@@ -148,6 +155,7 @@ class Supervisor:
                               place=str(self._folder.path),
                               fix="free disk space, or make the folder and bash usable") from error
         if result.preempted:
+            course.withdraw_spot(self._preempt_at.away_s if self._preempt_at else 0.0)
             self._preempt_at = None  # once per run
         return result
 
@@ -242,6 +250,7 @@ class Supervisor:
         self._event("ended", outcome=str(found.outcome), reason=verdict.reason, **bench)
         self._show(phase=EnginePhase.ENDED, detail=detail)
         say(detail)
+        self._try(lambda: tell_end(self._run, found, os.environ), "tell of the end")
 
     def _write_outcome(self, verdict: Verdict) -> RunOutcome:
         """Write outcome.json unless the trainer did; returns the one that stands."""

@@ -1,14 +1,11 @@
 """What follows from the end of an attempt: the exit code table, as one pure function."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from decimal import Decimal
 from enum import StrEnum
 
 from launcher.attempt_runner import AttemptResult
 from launcher.task_documents import TaskDocument
-from trainer.contract import Document, Env, ExitCode, Outcome
+from trainer.contract import ExitCode, Outcome
 
 
 class Follows(StrEnum):
@@ -57,26 +54,6 @@ def judge(result: AttemptResult, document: TaskDocument, *, retries_used: int, s
         return Verdict(Follows.RECOVER, Outcome.LOST, f"{where} asks to be run again (exit code {code})")
     what = f"{where} failed with exit code {code}" + (f": {cause}" if cause else "")
     return _judge_crash(what, retries_used, document.max_restarts_on_errors)
-
-
-def limit_reached(document: Document, envs: Mapping[str, str], spent_usd: Decimal,
-                  now: datetime) -> str | None:
-    """Name the limit of a task that has been reached, or None (pure).
-
-    Args:
-        document: What would be started: training must leave the benchmark its reserve.
-        envs: Of that document.
-        spent_usd: Over all attempts, up to `now`.
-        now: Current time, UTC.
-    """
-    deadline, cap = envs.get(Env.DEADLINE), envs.get(Env.MAX_COST)
-    if deadline and now >= datetime.fromisoformat(deadline):
-        return f"deadline {deadline}"
-    reserve = Decimal(envs.get(Env.BENCH_RESERVE) or 0) if document is Document.TRAIN else Decimal(0)
-    if cap and spent_usd >= Decimal(cap) - reserve:
-        kept = f" (${reserve:.2f} kept for the benchmark)" if reserve else ""
-        return f"${spent_usd:.2f} of the cap of ${Decimal(cap):.2f}{kept}"
-    return None
 
 
 def _judge_crash(what: str, used: int, allowed: int) -> Verdict:

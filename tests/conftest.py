@@ -19,8 +19,8 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 # No test asks Vast itself, whoever's key lies here; those that speak with a stand-in name its address.
 os.environ.setdefault("VAST_URL", "http://127.0.0.1:9")
-# What the user has for W&B: no test may send there.
-for _name in [name for name in os.environ if name.startswith("WANDB_")]:
+# What the user has for W&B and as webhook: no test may send there.
+for _name in [name for name in os.environ if name.startswith("WANDB_") or name == "LDLM_WEBHOOK_URL"]:
     del os.environ[_name]
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -117,6 +117,7 @@ def test_csv_has_a_row_an_attempt_and_adds_up(store):
         ("4", "train", "done"), ("5", "bench", "done"), ("", "", "")]
     assert (rows[0]["cloud"], rows[0]["hardware"], rows[0]["began_at"], rows[0]["price_usd_per_hour"]) == (
         "local", "2 CPU cores", "2026-11-23T12:00:00+00:00", "3.60")
+    assert rows[2]["reason"] == "the machine was taken back"
     assert all(sum(Decimal(row[name]) for name in Category) == Decimal(row["usd"]) for row in rows)
     assert sum(Decimal(row["usd"]) for row in rows) == Decimal("2.358")
     assert rows[-1]["controller"] == rows[-1]["usd"] == "0.018000"

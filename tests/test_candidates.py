@@ -92,14 +92,23 @@ def test_what_is_named_twice_is_tried_once():
      "a task has one price and one kind of machine on vast"),
     ("{infra: vast, gpu: 'H100:1', bid_usd_per_hour: 1.60, image: 'nvidia/cuda:13.1.0-devel-ubuntu24.04'}",
      "a task has one price and one kind of machine on vast"),
-    ("{infra: vast, gpu: 'H100:1', price_usd_per_hour: 1.60}",
-     "on vast a task either bids or rents on demand"),
+    ("{infra: vast, gpu: 'RTX5090:1', price_usd_per_hour: 1.60}",
+     "a task has one price and one kind of machine on vast"),
 ])
 def test_a_candidate_that_differs_in_what_a_task_has_once_is_left_out_with_the_reason(other, reason):
     plan = plan_of(VAST, other, GCP)
     assert labels(plan) == ["H100:1 on vast (interruptible)", "A100-80GB:1 on gcp (spot)"]
     (told,) = left_out(plan)
     assert told.endswith(f" cannot stand in for H100:1 on vast (interruptible): {reason}")
+
+
+def test_vast_is_rented_on_demand_beside_a_bid_only_where_a_deadline_decides_between_them():
+    rent = VAST.replace("bid_usd_per_hour: 1.60", "price_usd_per_hour: 2.90")
+    assert labels(plan_of(VAST, rent)) == ["H100:1 on vast (interruptible)", "H100:1 on vast (on-demand)"]
+    without = plan_of(VAST, rent, limits__deadline_hours="null")
+    assert labels(without) == ["H100:1 on vast (interruptible)"]
+    (told,) = left_out(without)
+    assert told.endswith("without --deadline a task on vast either bids or rents on demand")
 
 
 def test_two_bids_are_never_of_one_task_wherever_they_stand():

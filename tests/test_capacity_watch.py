@@ -8,23 +8,27 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from webhook_server import webhook_server
 
 from launcher import rental_log
 from launcher.rentals import Price, Rental, Terms
 from trainer.contract import Outcome
+from trainer.store import local_store_url
 
 pytest.importorskip("sky.jobs.state")
 ROOT = Path(__file__).parents[1]
 NOW = datetime.now(UTC)
 
-# Reads {name: [wait in hours or null, deadline or null, words of the job's task]} and a clock; prints what a
-# look at them finds, what SkyPilot's queue then says of each, and which jobs are asked to end.
+# Reads {name: [wait in hours or null, deadline or null, words of the job's task]}, more envs and secrets of
+# every task of ours, and a clock; prints what a look at them finds, what SkyPilot's queue then says of each,
+# and which jobs are asked to end.
 PROGRAM = """
 import asyncio, json, os, pathlib, sys
 from datetime import datetime
@@ -38,7 +42,7 @@ async def no_callback(word): pass
 
 async def write(name, wait, deadline, words):
     tasks = [{"name": task, "envs": {"LDLM_RUN_ID": name, "LDLM_WAIT_HOURS": wait, "LDLM_DEADLINE": deadline}
-              if wait else {}} for task in ("train", "bench")]
+              | asked["envs"] if wait else {}, "secrets": asked["secrets"]} for task in ("train", "bench")]
     job = state.set_job_info_without_job_id(name, "default", "", None, None, "me")
     for number, task in enumerate(tasks):
         state.set_pending(job, number, task["name"], "", "{}")
@@ -86,14 +90,18 @@ print(json.dumps({
 """
 
 
-def look(home: Path, hours_later: float, jobs: dict[str, list[Any]]) -> dict[str, Any]:
+def look(home: Path, hours_later: float, jobs: dict[str, list[Any]], envs: Mapping[str, str] = {},
+         secrets: Mapping[str, str] = {}) -> dict[str, Any]:
     """What the watch does after some hours with jobs that have come as far as these words now."""
-    asked = {"now": (NOW + timedelta(hours=hours_later)).isoformat(), "jobs": jobs}
+    asked = {"now": (NOW + timedelta(hours=hours_later)).isoformat(), "jobs": jobs, "envs": dict(envs),
+             "secrets": dict(secrets)}
     env = os.environ | {"HOME": str(home), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     done = subprocess.run([sys.executable, "-c", PROGRAM], input=json.dumps(asked), env=env, cwd=ROOT,
                           text=True, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    # What tells outlives the server, and has its output: the run above has waited for it.
+    (found,) = (line for line in done.stdout.splitlines() if line.startswith('{"ends"'))
+    return dict(json.loads(found))
 
 
 def test_only_jobs_of_ours_that_wait_in_vain_are_ended_and_skypilot_s_queue_says_why(tmp_path: Path) -> None:
@@ -121,6 +129,20 @@ def test_only_jobs_of_ours_that_wait_in_vain_are_ended_and_skypilot_s_queue_says
     assert rows["benchmark", 0][0] == "SUCCEEDED"
     assert [rows[name, 0][0] for name in ("patient", "running", "not-begun", "of-others")] == [
         "STARTING", "RUNNING", "PENDING", "STARTING"]
+
+
+def test_a_run_that_is_ended_for_want_of_a_machine_tells_so_from_the_server_and_once(tmp_path: Path) -> None:
+    job = {"too-long": ["1", "", ["STARTING"]], "patient": ["9", "", ["STARTING"]]}
+    store = local_store_url(tmp_path / "store")
+    with webhook_server() as hook:
+        secrets = {"LDLM_WEBHOOK_URL": hook.url}
+        for server in ("one", "another"):  # as if it had died between telling and ending
+            (tmp_path / server).mkdir()
+            found = look(tmp_path / server, 2, job, {"LDLM_STORE": store}, secrets)
+            assert set(found["ends"]) == {"too-long"} and "a-secret" not in json.dumps(found)
+        (message,) = hook.messages
+    assert message["text"] == ("too-long: it has ended for want of a machine: no machine within 1 h, as long "
+                               "as it may wait ($0.0000, step 0)")
 
 
 def remember(run_id: str, machine_id: int, at: datetime, unpulled: str | None = None) -> None:

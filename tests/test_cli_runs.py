@@ -131,7 +131,7 @@ def test_a_run_that_the_engine_cannot_take_says_that_it_is_recorded_and_can_be_r
     assert done.returncode == 0, done.stderr
     (resumed,) = (Path(store) / "r1" / "events").glob("*-resumed.json")
     limits = json.loads(resumed.read_text())["detail"]["limits"]
-    assert limits == {"max_cost_usd": "2.5", "deadline_hours": 3.0,
+    assert limits == {"max_cost_usd": "2.5", "max_hours": None, "deadline_hours": 3.0, "deadline": None,
                       "wait_hours": 6.0, "bench_wait_hours": 1.0, "bench_hours": 1.0}
 
 

@@ -69,7 +69,8 @@ def test_on_this_machine_alone_neither_skypilot_nor_a_cloud_is_looked_at(home: P
     done = ldlm("doctor", "--infra", "local", "--store", str(home / "store"), "--json")
     assert done.returncode == 0, done.stderr
     found = {line["what"]: line["verdict"] for line in json.loads(done.stdout)["findings"]}
-    assert found == {"disk": "ok", "store": "ok", "clock": "ok", "W&B": "not checked"}
+    assert found == {"disk": "ok", "store": "ok", "clock": "ok", "W&B": "not checked",
+                     "webhook": "not checked"}
     assert files_below(home / "store") == []
 
 

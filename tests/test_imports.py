@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").glob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
-                    "trainer.deadman",
+OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
+                    "trainer.deadman", "trainer.guard", "trainer.limits",
                     "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
                     "trainer.humaneval_options",
                     "trainer.measure_options", "trainer.memory", "trainer.mirror_format",
@@ -22,14 +22,16 @@ OPEN_TO_LAUNCHER = {"trainer.aws", "trainer.config", "trainer.contract", "traine
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
                     "trainer.services", "trainer.shards", "trainer.sizes", "trainer.spent",
                     "trainer.store", "trainer.store_words",
-                    "trainer.text_checks", "trainer.text_files", "trainer.unfinished_uploads",
-                    "trainer.wandb_options"}
+                    "trainer.tell", "trainer.text_checks", "trainer.text_files", "trainer.unfinished_uploads",
+                    "trainer.wandb_options", "trainer.webhook"}
 PURE = [path for path in LAUNCHER if path.stem in (
     "plan", "plan_sizes", "plan_warnings", "estimate", "fit", "speed", "advice", "alternatives", "cheaper",
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
     "candidates", "market", "bids", "stale", "credits", "priced_offers", "offers_file", "offer_list",
-    "self_end", "policies_known")]
+    "self_end", "policies_known", "policy_values", "regimes", "clairvoyant", "attempt_cost", "report",
+    "ledger_doubts", "report_csv", "report_svg", "report_html", "reconcile",
+    "course", "course_plan", "next_move")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "tempfile"}
@@ -75,9 +77,10 @@ def test_the_launcher_reaches_into_the_trainer_by_its_torch_free_doors(path):
 
 @pytest.mark.parametrize(("package", "homes"), [
     ("sky", {"sky_engine", "sky_server", "sky_plugin", "sky_clusters", "capacity_watch", "market_search",
-             "sky_places"}),
+             "sky_places", "sky_strategy"}),
     ("rich", {"console"}),
-    ("typer", {"cli", "cli_options", "cli_panels", "cli_offers", "controller_cli"}),
+    ("typer", {"cli", "cli_options", "cli_panels", "cli_offers", "cli_simulate", "config_cli",
+               "controller_cli"}),
 ])
 def test_a_heavy_package_has_one_home(package, homes):
     assert {path.stem for path in LAUNCHER if package in top(imported(path))} <= homes

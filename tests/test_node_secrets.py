@@ -122,5 +122,17 @@ def test_an_encoder_in_a_folder_or_in_a_mirror_asks_no_hub(tmp_path: Path) -> No
     assert keys_of(tmp_path, "qwen3.6-35b-a3b", OFF, "train.token_encoder.layer=9") == {"HF_TOKEN"}
 
 
+def test_the_webhook_of_the_environment_or_of_its_file_goes_to_every_node(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {"LDLM_WEBHOOK_URL": "https://hooks.example.org/a-secret"}
+    assert keys_of(tmp_path, "canary", OFF, environ=environ) == set(environ)
+    monkeypatch.setenv("LDLM_HOME", str(tmp_path))
+    (tmp_path / "webhook").write_text("https://hooks.example.org/kept\n")
+    train = load_recipe("canary", []).train.model_dump_json()
+    envs, store = {"LDLM_RUN_ID": "a-run", "LDLM_TRAIN_CONFIG": train}, open_store(str(tmp_path / "store"))
+    assert service_keys(envs, store, {}) == {"LDLM_WEBHOOK_URL": "https://hooks.example.org/kept"}
+    assert service_keys(envs, store, environ) == environ
+
+
 def test_a_document_without_a_train_config_asks_no_service(tmp_path: Path) -> None:
     assert service_keys({}, open_store(str(tmp_path)), SERVICES) == {}

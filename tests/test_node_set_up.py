@@ -16,7 +16,9 @@ import pytest
 from tests.test_environment import CHECKOUT, Checkout
 from tests.trainer_runs import TrainerRun, tiny_config, write_text
 from trainer.contract import Document, ExitCode, Name, Outcome
-from trainer.limits import LimitError, check_limits
+from trainer.guard import Standing
+from trainer.limit_watch import check_limits
+from trainer.limits import LimitError
 from trainer.machine import MachineError, check_set_up
 from trainer.rental_terms import TERMS, RentalTerms
 from trainer.rented import Rented
@@ -115,10 +117,11 @@ def test_a_set_up_has_an_hour_and_no_longer_than_its_run(limits: dict[str, str],
 def test_what_set_up_has_spent_counts_towards_the_cap_before_anything_begins(
         document: Document, spent: str, limit: str | None) -> None:
     envs = {"LDLM_MAX_COST_USD": "2", "LDLM_BENCH_RESERVE_USD": "0.2", "LDLM_DEADLINE": ""}
+    standing = Standing(NOON, Decimal(spent))
     if limit is None:
-        return check_limits(document, NOON, Decimal(spent), envs)
+        return check_limits(document, standing, envs)
     with pytest.raises(LimitError, match=limit):
-        check_limits(document, NOON, Decimal(spent), envs)
+        check_limits(document, standing, envs)
 
 
 @pytest.mark.parametrize(("durable", "code"), [(0, ExitCode.STOPPED), (7, ExitCode.FINISHED)])

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from trainer.contract import Document, RankEnd
+from trainer.guard import Standing
 from trainer.node import node_end, wait_for
 from trainer.notices import cloud_named
 from trainer.overdue import OverTimeError, bench_until, check_in_time, overdue_at
@@ -26,23 +27,20 @@ FAMILY = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import 
 
 @pytest.mark.parametrize(("limits", "hours"), [
     ({}, None),
-    ({"LDLM_DEADLINE": "", "LDLM_MAX_COST_USD": "5", "LDLM_PRICE_USD_PER_HOUR": ""}, None),
-    ({"LDLM_MAX_COST_USD": "0.0001", "LDLM_PRICE_USD_PER_HOUR": "1e-30"}, None),
-    ({"LDLM_DEADLINE": "2026-11-23T20:00:00+00:00"}, 9),
-    ({"LDLM_DEADLINE": "2026-11-23T08:00:00+00:00"}, 1),
-    ({"LDLM_MAX_COST_USD": "5", "LDLM_PRICE_USD_PER_HOUR": "2"}, 3.5),
-    ({"LDLM_MAX_COST_USD": "5", "LDLM_PRICE_USD_PER_HOUR": "2",
-      "LDLM_DEADLINE": "2026-11-23T20:00:00+00:00"}, 3.5)])
-def test_a_program_has_an_hour_beyond_the_first_limit_that_it_can_reach(limits: dict[str, str],
-                                                                       hours: float | None) -> None:
-    assert overdue_at(NOON, Decimal(0), environ=limits) == (None if hours is None else NOON + hours * HOUR)
-
-
-@pytest.mark.parametrize(("spent", "hours"), [("3", 2), ("4.5", 1.25), ("7", 1)])
-def test_what_earlier_attempts_have_spent_of_the_cap_is_not_there_a_second_time(spent: str,
-                                                                                hours: float) -> None:
-    limits = {"LDLM_MAX_COST_USD": "5", "LDLM_PRICE_USD_PER_HOUR": "2"}
-    assert overdue_at(NOON, Decimal(spent), environ=limits) == NOON + hours * HOUR
+    ({"LDLM_DEADLINE": "", "LDLM_MAX_COST_USD": "", "LDLM_MAX_HOURS": ""}, None),
+    ({"LDLM_MAX_COST_USD": "1e30"}, None),
+    ({"LDLM_DEADLINE": "2026-11-23T20:00:00+00:00"}, 8),
+    ({"LDLM_DEADLINE": "2026-11-23T08:00:00+00:00"}, 0),
+    ({"LDLM_MAX_COST_USD": "5"}, 1),
+    ({"LDLM_MAX_COST_USD": "2"}, 0),
+    ({"LDLM_MAX_HOURS": "3"}, 0.5),
+    ({"LDLM_MAX_COST_USD": "5", "LDLM_DEADLINE": "2026-11-23T20:00:00+00:00"}, 1)])
+def test_a_program_has_five_minutes_beyond_the_first_limit_of_its_run(limits: dict[str, str],
+                                                                      hours: float | None) -> None:
+    """Three of five dollars are spent, in two and a half hours, and an hour costs two."""
+    standing = Standing(NOON, Decimal(3), 2.5 * 3600, Decimal(2))
+    found = overdue_at(standing, environ=limits)
+    assert found == (None if hours is None else NOON + hours * HOUR + timedelta(minutes=5))
 
 
 def bench(number: int, minute: float, end: float | None = None,
@@ -77,9 +75,9 @@ def test_training_and_a_task_without_such_a_limit_have_none() -> None:
 
 
 def test_a_benchmark_that_is_there_ten_minutes_after_its_hours_hangs() -> None:
-    limits = {"LDLM_MAX_COST_USD": "500", "LDLM_PRICE_USD_PER_HOUR": "0.5"}
-    assert overdue_at(NOON, Decimal(0), NOON + HOUR, limits) == NOON + timedelta(minutes=70)
-    assert overdue_at(NOON, Decimal(0), NOON + HOUR, {}) == NOON + timedelta(minutes=70)
+    standing = Standing(NOON, usd_per_hour=Decimal("0.5"))
+    assert overdue_at(standing, NOON + HOUR, {"LDLM_MAX_COST_USD": "500"}) == NOON + timedelta(minutes=70)
+    assert overdue_at(standing, NOON + HOUR, {}) == NOON + timedelta(minutes=70)
 
 
 @pytest.mark.parametrize(("end", "is_refused"), [

@@ -330,7 +330,8 @@ def test_skypilot_understands_what_was_meant(name, train, bench, tmp_path, monke
             # Eight ranks on a node count on more than the ordinary 32 GiB.
             assert resources.memory == ("35+" if task.num_nodes == 2 else None)
             assert resources.job_recovery == {
-                "strategy": "EAGER_NEXT_REGION", "max_restarts_on_errors": 0 if resources.cloud else 2,
+                "strategy": "LDLM" if name == "local" and task.name == "train" else "EAGER_NEXT_REGION",
+                "max_restarts_on_errors": 0 if resources.cloud else 2,
                 "recover_on_exit_codes": [75]}
             overrides = resources.cluster_config_overrides
             if RTX5090 in wanted:

@@ -10,6 +10,7 @@ import pytest
 
 from trainer.contract import Document, ExitCode, Name, Outcome, RankEnd
 from trainer.machine import MachineError
+from trainer.notices import ASKED, MOVED
 from trainer.rented import Rented, wrong_rentals
 from trainer.run_folder import Event, Heartbeat, Phases, RunFolder, RunOutcome, StopWish
 from trainer.store import open_store
@@ -92,6 +93,20 @@ def test_a_wish_to_stop_turns_a_saved_state_into_the_end_on_every_node(folder) -
     # The second has not looked yet; a signal has reached its ranks through the first one's.
     assert second.conclude(SAVED) == first.conclude(SAVED) == ExitCode.STOPPED == 77
     assert outcome(folder) is Outcome.STOPPED
+
+
+def test_who_supervises_may_have_a_run_with_a_course_save_and_go_on_elsewhere(folder) -> None:
+    folder.write(Name.MOVE, StopWish(at=datetime.now(UTC) - timedelta(seconds=1)))  # of the machine before
+    now = [0.0]
+    moving = Rented(folder, Document.TRAIN, node=0, has_course=True, clock=lambda: now[0])
+    assert moving.wish() is None
+    folder.write(Name.MOVE, StopWish(at=datetime.now(UTC)))
+    now[0] = 5.0
+    assert moving.wish() == MOVED and node(folder).wish() is None
+    assert moving.conclude(SAVED) == ExitCode.RECOVER and outcome(folder) is None
+    wish(folder, NOON + timedelta(hours=1))
+    now[0] = 10.0
+    assert moving.wish() == ASKED and moving.conclude(SAVED) == ExitCode.STOPPED
 
 
 def test_a_wish_from_before_the_run_was_resumed_says_nothing(folder) -> None:

@@ -295,7 +295,7 @@ def test_a_run_stops_itself_at_its_cap_with_its_last_step_durable_and_goes_on_un
     assert code == ExitCode.FINISHED, output
     outcome = run.folder.read("outcome.json", RunOutcome)
     assert outcome.outcome == "limit" and outcome.step < 12
-    assert "of the cap of $3.00 ($1.00 kept for the benchmark)" in outcome.reason
+    assert "of the cap of $3.00 ($1.00 kept for the benchmark" in outcome.reason
     assert [manifest.step for manifest in run.checkpoints()] == ([outcome.step] if outcome.step else [])
 
     code, output = run.finish(LDLM_MAX_COST_USD="100000", **price)

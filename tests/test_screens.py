@@ -21,6 +21,7 @@ def store(monkeypatch) -> Iterator[Path]:
     """The default store, under a name short enough that no screen folds it."""
     with tempfile.TemporaryDirectory(prefix="ldlm-", dir="/tmp") as home:
         monkeypatch.setenv("LDLM_HOME", home)
+        monkeypatch.setenv("HOME", home)  # whose catalogs of SkyPilot would price its plans
         yield Path(home) / "store"
 
 

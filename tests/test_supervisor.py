@@ -2,8 +2,6 @@
 
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -11,8 +9,7 @@ from engine_lab import NODE, RUN_ID, TIMEOUT_S, Lab, has_ended, supervise, wait_
 
 from launcher.engine import EnginePhase
 from launcher.errors import EngineError
-from launcher.verdict import limit_reached
-from trainer.contract import Document, Outcome
+from trainer.contract import Outcome
 from trainer.run_folder import RunOutcome
 
 
@@ -67,27 +64,6 @@ def test_past_its_limits_nothing_is_started_again(
     lab.wait_for_end()
     assert lab.ends() == [(code, False) for code in codes]
     assert lab.outcome() is (Outcome.FINISHED if run == "exit 0" else Outcome.LIMIT)
-
-
-@pytest.mark.parametrize(("spent", "minute", "limit"), [
-    ("2.49", 59, None),
-    ("2.50", 59, "$2.50 of the cap of $3.00 ($0.50 kept for the benchmark)"),
-    ("0", 60, "deadline 2026-11-23T13:00:00+00:00"),
-])
-def test_a_limit_is_reached_at_its_very_amount(spent: str, minute: int, limit: str | None) -> None:
-    envs = {"LDLM_MAX_COST_USD": "3", "LDLM_BENCH_RESERVE_USD": "0.50",
-            "LDLM_DEADLINE": "2026-11-23T13:00:00+00:00"}
-    now = datetime(2026, 11, 23, 12, tzinfo=UTC) + timedelta(minutes=minute)
-    assert limit_reached(Document.TRAIN, envs, Decimal(spent), now) == limit
-    none = {"LDLM_MAX_COST_USD": "", "LDLM_DEADLINE": ""}
-    assert limit_reached(Document.TRAIN, none, Decimal(spent), now) is None
-
-
-def test_the_benchmark_may_spend_what_was_kept_for_it() -> None:
-    envs = {"LDLM_MAX_COST_USD": "3", "LDLM_BENCH_RESERVE_USD": "0.50"}
-    now = datetime.now(UTC)
-    assert limit_reached(Document.BENCH, envs, Decimal("2.99"), now) is None
-    assert limit_reached(Document.BENCH, envs, Decimal("3"), now) == "$3.00 of the cap of $3.00"
 
 
 def test_a_failing_setup_is_called_so_and_retried_like_a_crash(lab: Lab) -> None:

@@ -23,8 +23,10 @@ from tests.trainer_runs import ROOT, TrainerRun, kill_tree, tiny_config, write_t
 from tests.wandb_files import wandb_rows  # noqa: E402
 from tests.wandb_records import add_attempt, new_folder  # noqa: E402
 from tests.wandb_server import WandbServer, wandb_server  # noqa: E402
-from trainer.contract import ExitCode, LdlmError  # noqa: E402
+from tests.webhook_server import WebhookServer, webhook_server  # noqa: E402
+from trainer.contract import ExitCode, LdlmError, Outcome  # noqa: E402
 from trainer.run_folder import RunFolder, RunOutcome  # noqa: E402
+from trainer.tell import tell_end  # noqa: E402
 from trainer.wandb_command import require_no_offline_run  # noqa: E402
 from trainer.wandb_panels import SECTIONS, workspace  # noqa: E402
 
@@ -35,6 +37,12 @@ STEPS = list(range(13))  # 0 has what was measured before training
 @pytest.fixture
 def server() -> Iterator[WandbServer]:
     with wandb_server() as found:
+        yield found
+
+
+@pytest.fixture
+def hook() -> Iterator[WebhookServer]:
+    with webhook_server() as found:
         yield found
 
 
@@ -101,10 +109,11 @@ def assert_shows(history: list[dict[str, Any]], run: TrainerRun) -> None:
 
 
 def test_a_run_that_was_killed_and_resumed_is_one_w_and_b_run_with_each_row_once(
-        server: WandbServer, tmp_path: Path) -> None:
+        server: WandbServer, hook: WebhookServer, tmp_path: Path) -> None:
     config = tiny_config(write_text(tmp_path / "prose.txt"), steps=600, checkpoint={"every_steps": 4},
                          evaluate_every_steps=600)
-    quick = environment(server, tmp_path, WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="0.5")
+    quick = environment(server, tmp_path, WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL="0.5",
+                        LDLM_WEBHOOK_URL=hook.url)
     run = TrainerRun(config, tmp_path / "store", num_ranks=1, environment=quick)
     node, give_up = run.start(), time.monotonic() + run.deadline_s
     while not history(server) and time.monotonic() < give_up:
@@ -112,6 +121,7 @@ def test_a_run_that_was_killed_and_resumed_is_one_w_and_b_run_with_each_row_once
     kill_tree(node)
     before = list(history(server))
     assert before and before[-1]["_step"] < 600
+    run.folder.close_open_attempts(run.folder.attempts(), "the machine was taken back", preempted=True)
 
     # A limit ends it before all the planned steps, yet after some: start-up takes 20 s on a busy machine.
     code, output = run.finish(LDLM_DEADLINE=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
@@ -133,6 +143,13 @@ def test_a_run_that_was_killed_and_resumed_is_one_w_and_b_run_with_each_row_once
     assert history(server)[-1]["time_density"]["_type"] == "histogram"
     assert any("media/table/eval/reconstructions" in name for name in shown.files)
     assert any("media/table/eval/samples" in name for name in shown.files)
+    # How far it comes decides whether a model of this size is called stuck.
+    told = {alert["title"]: alert["severity"] for alert in server.alerts if "learning" not in alert["title"]}
+    assert told == {"run: preempted 1": "WARN", "run: recovered 2": "INFO", "run: limit reached": "WARN"}
+    assert sorted(alert["title"].replace(": ", "/").replace(" ", "-") for alert in server.alerts) == sorted(
+        hook.ids)
+    kept = [run.folder.store.get(found.key) for found in run.folder.store.objects()]
+    assert not any(b"a-secret" in text for text in kept) and "a-secret" not in output
 
 
 def history(server: WandbServer) -> list[dict[str, Any]]:
@@ -224,6 +241,25 @@ def test_what_an_offline_run_holds_is_shown_once_however_often_it_is_written_and
     assert_shows(history(server), run)
 
 
+def test_an_alert_that_nobody_was_sent_is_kept_offline_and_arrives_once_with_the_sync(
+        server: WandbServer, tmp_path: Path) -> None:
+    folder = new_folder(tmp_path / "store")
+    add_attempt(folder, range(1, 4), durable=3, exit_code=0)
+    end = RunOutcome(outcome=Outcome.FINISHED, at=datetime.now(UTC), step=3, reason="3 steps")
+    tell_end(folder, end, {})
+    env = environment(server, tmp_path)
+    first = command(folder, "sync", "--out", str(tmp_path / "out"), env=env)
+    assert first.stdout.startswith("wrote 1 alerts; wrote 3 rows; "), first.stderr
+    assert server.alerts == []
+    typed = shlex.split(first.stdout.partition("network: ")[2])
+    sent = subprocess.run([Path(sys.executable).with_name("wandb"), *typed[1:]], cwd=tmp_path,
+                          env=os.environ | env, text=True, capture_output=True, timeout=120, check=False)
+    assert sent.returncode == 0, sent.stderr
+    assert "alerts" not in command(folder, "sync", env=env).stdout
+    assert [(alert["title"], alert["text"]) for alert in server.alerts] == [
+        ("run: finished", "it has finished: 3 steps ($1.00, step 3)")]
+
+
 def test_only_an_offline_run_of_the_same_run_is_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "wandb" / "offline-run-20260101_120000-other-run").mkdir(parents=True)
     require_no_offline_run(tmp_path, "run")
@@ -239,6 +275,7 @@ def test_what_was_trained_without_a_key_is_sent_later_and_only_once(
     assert "sent 13 rows, from step 0 on" in first.stdout
     again = command(run.folder, "sync", env=environment(server, tmp_path))
     assert "nothing new: W&B has all rows that are settled" in again.stdout, again.stderr
+    assert "alerts" not in again.stdout
     assert_shows(history(server), run)
     assert server.runs["ldlm/run"].summary["outcome"] == "finished: 12 steps"
     assert server.runs["ldlm/run"].summary["verdict"] == "too early"

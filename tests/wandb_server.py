@@ -45,6 +45,7 @@ class WandbServer:
         keys: The API keys that were presented.
         seen: Names of the GraphQL operations, in order.
         views: Workspaces that were saved.
+        alerts: That were to be sent to people.
         refused: Operations that are answered with an error, each once.
     """
 
@@ -54,6 +55,7 @@ class WandbServer:
         self.keys: set[str] = set()
         self.seen: list[str] = []
         self.views: list[dict[str, Any]] = []
+        self.alerts: list[dict[str, Any]] = []
         self.refused: set[str] = set()
         self.down = False
         self.lock = threading.Lock()
@@ -75,6 +77,9 @@ class WandbServer:
         if operation == "UpsertView2":
             self.views.append(variables)
             return {"upsertView": {"view": {"id": "v", "name": variables["name"]}, "inserted": True}}
+        if operation == "NotifyScriptableRunAlert":
+            self.alerts.append(variables)
+            return {"notifyScriptableRunAlert": {"success": True}}
         if operation == "GetDefaultEntity":
             return {"viewer": {"id": "v", "entity": ENTITY, "defaultEntity": {"id": "e", "name": ENTITY}}}
         if operation == "ArtifactType":

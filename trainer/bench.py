@@ -21,10 +21,10 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.averaged_weights import load_averaged_weights
 from trainer.config import TrainConfig
-from trainer.contract import Document, Env, ExitCode, LdlmError, Name, RankEnd
+from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
 from trainer.generate import Generator, Prompt, load_generator
-from trainer.limits import Limits
+from trainer.limit_watch import LimitWatch
 from trainer.manifest import CheckpointError, pinned
 from trainer.metrics import OwnAttempt, PhaseClock, Progress, Recorder
 from trainer.node_watch import end_with_node
@@ -190,14 +190,15 @@ def main() -> None:
 def bench(config: TrainConfig) -> RankEnd:
     """Run the benchmark under heartbeats and write its result."""
     folder = RunFolder(open_store(os.environ[Env.STORE]), os.environ[Env.RUN_ID])
-    recorder = open_recorder(config, folder, int(os.environ[Env.ATTEMPT]))
-    limits, until = Limits.of(), os.environ.get(Env.BENCH_UNTIL)
+    own = OwnAttempt.find(folder, int(os.environ[Env.ATTEMPT]))
+    recorder = open_recorder(config, folder, own)
+    limits, until = LimitWatch(own, lambda: (0.0, 0)), os.environ.get(Env.BENCH_UNTIL)
 
     def limit() -> str | None:
-        now = datetime.now(UTC)
-        if until and now >= datetime.fromisoformat(until):
+        if until and datetime.now(UTC) >= datetime.fromisoformat(until):
             return "its own time is over (limits.bench_hours)"
-        return limits.reached(Document.BENCH, now, recorder.spent_usd(now))
+        found = limits.look()
+        return found.words if found and found.is_reached else None
 
     try:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -221,9 +222,8 @@ def leave_when_asked(ends: Path) -> None:
     RankEnd.listen(ends, os.getpid())
 
 
-def open_recorder(config: TrainConfig, folder: RunFolder, number: int) -> Recorder:
+def open_recorder(config: TrainConfig, folder: RunFolder, own: OwnAttempt) -> Recorder:
     """Heartbeats of this attempt, all of its time booked on the benchmark from here on."""
-    own = OwnAttempt.find(folder, number)
     step, clock = own.durable_step, PhaseClock(own.attempt.billed_from)
     clock.enter("bench_s")
     return own.recorder(folder, config.heartbeat_s, clock, Progress(

@@ -4,7 +4,8 @@ Standard library only: both halves, and the node supervisor that must start befo
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Self
@@ -141,11 +142,14 @@ class Env:
     PEAK_TFLOPS = "LDLM_PEAK_TFLOPS"  # of all its GPUs in the precision of the run; empty: not known
     MAX_COST = "LDLM_MAX_COST_USD"
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
+    MAX_HOURS = "LDLM_MAX_HOURS"  # paid for, over all attempts; empty: no such limit
+    BENCH_RESERVE_HOURS = "LDLM_BENCH_RESERVE_HOURS"  # part of them that is kept for the benchmark
     DEADLINE = "LDLM_DEADLINE"  # UTC, ISO 8601
     WAIT = "LDLM_WAIT_HOURS"  # how long the task may be without a machine
     BENCH_HOURS = "LDLM_BENCH_HOURS"  # how long the benchmark may take, all its attempts together
     OFFER = "LDLM_OFFER"  # where and what, for the record
     OFFERS = "LDLM_OFFERS"  # of a task that may run in several places: each as a `TaskOffer`, as JSON
+    COURSE = "LDLM_COURSE"  # of a run with a deadline: what decides between spot and on demand, as JSON
     TORCH_INDEX = "PIP_EXTRA_INDEX_URL"  # pip's own name: where a torch of another CUDA comes from
     # Set by the local engine, which starts attempts itself; elsewhere the node claims a number.
     ATTEMPT = "LDLM_ATTEMPT"
@@ -154,6 +158,7 @@ class Env:
     BENCH_UNTIL = "LDLM_BENCH_UNTIL"  # UTC, ISO 8601: when these hours are over
     # Of the user, and never in a task: a node has it in its environment or not at all.
     WANDB_KEY = "WANDB_API_KEY"
+    WEBHOOK = "LDLM_WEBHOOK_URL"  # who knows it can write there
 
 
 class TaskOffer(NamedTuple):
@@ -173,6 +178,12 @@ class TaskOffer(NamedTuple):
     def write_all(cls, offers: Sequence[Self]) -> str:
         """Text for `Env.OFFERS`."""
         return json.dumps([offer._asdict() for offer in offers])
+
+    @classmethod
+    def prices(cls, environ: Mapping[str, str]) -> list[Decimal]:
+        """Dollars an hour of all places where a task may run, as far as it tells them. Raises ValueError."""
+        told = [one.envs.get(Env.PRICE) for one in cls.read_all(environ.get(Env.OFFERS) or "[]")]
+        return [Decimal(price) for price in (environ.get(Env.PRICE), *told) if price]
 
     @classmethod
     def read_all(cls, text: str) -> list[Self]:
@@ -200,6 +211,8 @@ class Name:
     PLAN = "plan.json"
     TASK = "task.yaml"
     STOP = "stop.json"  # somebody asks the nodes of a rented run to save and stop
+    MOVE = "move.json"  # who supervises a run asks its nodes to save and go on on another machine
+    COURSE = "course"  # what was seen on the way and decided on it
     RENTALS = "rentals.json"  # what the side that rents the machines knows of them
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"
@@ -208,6 +221,7 @@ class Name:
     STACKS = "stacks"  # of an attempt that hung: a text for each rank
     EVALUATION = "evaluation/result.json"  # of the end of training
     EVENTS = "events"
+    NEWS = "news"  # what was told to who does not watch, by start of the run
     ATTEMPTS = "attempts"
     CHECKPOINTS = "checkpoints"
     MANIFEST = "manifest.json"

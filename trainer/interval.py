@@ -244,6 +244,11 @@ class Gaps:
         return longest_gap_s(self._config, self._step_s, self._evaluation_s)
 
     @property
+    def ahead_s(self) -> float:
+        """Seconds of one more step and one more evaluation; 0 before a step was measured."""
+        return self._step_s + self._evaluation_s
+
+    @property
     def _step_s(self) -> float:
         return statistics.median(self._steps_s) if self._steps_s else 0.0
 

@@ -27,7 +27,7 @@ from trainer.identity import Identity
 from trainer.interval import Gaps, Pace, Rates
 from trainer.last_save import LastSave
 from trainer.lease import SupersededError
-from trainer.limits import Limits
+from trainer.limit_watch import LimitWatch
 from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
 from trainer.manifest import pinned_by_run
@@ -49,7 +49,7 @@ from trainer.weight_sources import EncoderSource
 
 @dataclass
 class Job:
-    """Everything one rank works with. `recorder` lives on rank 0 only.
+    """Everything one rank works with. `recorder` and `limits` live on rank 0 only.
 
     Attributes:
         batches: This rank's text, from the step where the attempt begins; None until that is known.
@@ -66,7 +66,7 @@ class Job:
 
     config: TrainConfig
     folder: RunFolder
-    limits: Limits
+    limits: LimitWatch | None
     device: torch.device
     corpus: Corpus
     encoder: TokenEncoder
@@ -211,17 +211,19 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
         pace=own.pace)
     start.done("model")
     cloud = cloud_named(cluster_info(os.environ).get("cloud", "") if recorder else "")  # rank 0 alone reckons
+    # By time, saves are of steps whose state is rounded, as a rule, and as that of step 0 is.
+    pace = Pace(config.checkpoint, Rates.of_environment(), own.history(), state.saved_bytes(0), own.pace)
+    gaps = Gaps(config)
+    limits = LimitWatch(own, lambda: (gaps.ahead_s + pace.save.seconds, int(pace.save.num_bytes)))
     return Job(
-        config=config, folder=folder, limits=Limits.of(), device=device,
+        config=config, folder=folder, limits=limits if recorder else None, device=device,
         corpus=corpus, encoder=encoder, engine=engine, average=average, stop=stop, clock=clock,
         progress=progress, recorder=recorder, life=life, start=start,
         watch=DivergenceWatch(list(engine.module.parts()), device),
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
         state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),
-        # By time, saves are of steps whose state is rounded, as a rule, and as that of step 0 is.
-        pace=Pace(config.checkpoint, Rates.of_environment(), own.history(), state.saved_bytes(0), own.pace),
-        gaps=Gaps(config),
+        pace=pace, gaps=gaps,
     )
 
 

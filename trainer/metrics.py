@@ -143,17 +143,20 @@ class OwnAttempt:
     Attributes:
         attempt: Itself.
         earlier: Those before it, in order.
+        events: Of the run, oldest first.
     """
 
     attempt: Attempt
     earlier: list[AttemptFiles]
+    events: tuple[Event, ...] = ()
 
     @classmethod
     def find(cls, folder: RunFolder, number: int) -> Self:
         """By its number, which the engine or the node has claimed."""
         attempts = folder.attempts()
         own = next(files.attempt for files in attempts if files.attempt.number == number)
-        return cls(own, [files for files in attempts if files.attempt.number < number])
+        earlier = [files for files in attempts if files.attempt.number < number]
+        return cls(own, earlier, tuple(folder.events()))
 
     @property
     def durable_step(self) -> int:
@@ -175,15 +178,15 @@ class OwnAttempt:
         gpus = IdleGpus(os.environ)
         gpus.watch()
         return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
-                        before=self._before(tuple(folder.events())), idle_gpus=gpus.found)
+                        before=self._before(), idle_gpus=gpus.found)
 
-    def _before(self, events: tuple[Event, ...]) -> Before:
+    def _before(self) -> Before:
         now, useful_s, paid_s = self.attempt.billed_from, 0.0, 0.0
         for files, until in zip(self.earlier, charged_until(self.earlier, now), strict=True):
             if files.attempt.document is Document.TRAIN:
                 paid_s += (until - files.attempt.billed_from).total_seconds()
                 useful_s += files.heartbeat.durable_train_s if files.heartbeat else 0.0
-        return Before(hours_usd(self.earlier, now), useful_s, paid_s, events, tuple(self.earlier))
+        return Before(hours_usd(self.earlier, now), useful_s, paid_s, self.events, tuple(self.earlier))
 
 
 class Recorder:
@@ -214,6 +217,7 @@ class Recorder:
         self._idle_gpus = idle_gpus
         self._rows: list[dict[str, float]] = []
         self._files: dict[str, BaseModel] = {}
+        self._events: list[tuple[str, dict[str, str]]] = []
         self._num_chunks = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # heartbeats and checkpoints both write
@@ -252,6 +256,12 @@ class Recorder:
         """Put a record among the files of this attempt; it reaches the store as rows do."""
         with self._lock:
             self._files[name] = record
+
+    def tell(self, kind: str, detail: dict[str, str]) -> None:
+        """Add an event to the run; it reaches the store as rows do."""
+        with self._lock:
+            self._events.append((kind, detail))
+        self.write_soon()
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Keep one row of metrics; it reaches the store with the next heartbeat."""
@@ -294,6 +304,10 @@ class Recorder:
             self._folder.write(attempt_file(self._attempt.number, name), record)
             with self._lock:
                 del self._files[name]
+        while self._events:
+            kind, detail = self._events[0]
+            self._folder.add_event(kind, datetime.now(UTC), **detail)
+            del self._events[0]
 
     def _write_rows(self) -> None:
         now = datetime.now(UTC)

@@ -14,13 +14,13 @@ import threading
 import time
 import zlib
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 
 import psutil
 from pydantic import ValidationError
 
 from trainer import encoder_fetch, node_watch
+from trainer.at_most import standing_of
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.contract import (
     AwayError,
@@ -35,10 +35,10 @@ from trainer.contract import (
 )
 from trainer.hang import HangWatch, HungError
 from trainer.lease import START_S, owner_here
-from trainer.limits import LimitError, check_limits
+from trainer.limit_watch import LateClock, check_again, check_limits
+from trainer.limits import LimitError
 from trainer.machine import (
     MachineError,
-    booted_at,
     check_clock,
     check_machine,
     check_set_up,
@@ -49,18 +49,19 @@ from trainer.machine import (
 )
 from trainer.notices import cloud_named, listen
 from trainer.overdue import bench_until, check_in_time, overdue_at
+from trainer.own_bill import billed_from, own_price, terms_of_run
 from trainer.own_offer import own_envs
 from trainer.programs import kill_tree
 from trainer.relay import relayed
-from trainer.rental_terms import RentalTerms, own_upload_price, terms_here
+from trainer.rental_terms import own_upload_price
 from trainer.rented import Rented, await_store, code_without_store
 from trainer.retention import abort_killed, tidy_finished
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
 from trainer.set_up import LATE_NOTE
-from trainer.spent import controller_usd, spent_usd
 from trainer.stop_request import SaveTime, StopRequest
 from trainer.store import AlreadyExistsError, open_store
 from trainer.stuck import check_progress, resumed_at
+from trainer.tell import Teller, Watch, Webhook
 from trainer.wandb_node import Follower
 from trainer.wrong_machine import say_wrong
 
@@ -69,8 +70,8 @@ _PEER_GRACE_S = 20
 # All nodes of a run see within seconds that it hangs: to the last of them, the ranks of the first must not
 # look as if they had crashed (guess).
 _OTHER_NODES_S = 5
-_SKEW = timedelta(minutes=1)  # of the clock of who rents machines against that of who started the run
 _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
+_LAST = (ExitCode.FINISHED, ExitCode.STOPPED, ExitCode.BROKEN, ExitCode.BAD_CONFIG)  # no attempt follows
 
 
 def main(argv: list[str]) -> int:
@@ -89,7 +90,8 @@ def main(argv: list[str]) -> int:
         folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
         if managed:
             await_store(folder, lambda: stop.received)
-        rented = Rented(folder, document, node=node_rank()) if managed else None
+        rented = Rented(folder, document, node=node_rank(),
+                        has_course=bool(os.environ.get(Env.COURSE))) if managed else None
         if rented and rented.has_finished_before():
             print("training had finished before", flush=True)
             return ExitCode.FINISHED
@@ -100,20 +102,23 @@ def main(argv: list[str]) -> int:
             return error.node_exit_code
         return ExitCode.RECOVER if stop.received else code_without_store()
     if rented:
-        stop.is_wished = rented.is_stop_wished
+        stop.wish = rented.wish
     if document is Document.TRAIN:
         stop.save_s = SaveTime(folder)
-    follower, is_wrong, is_hung = None, False, False
+    follower, teller, is_wrong, is_hung = None, None, False, False
     try:
         if attempt and rented:
             written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
             check_clock(datetime.now(UTC), folder.store.written_at(written))
-        now, attempts, events = datetime.now(UTC), folder.attempts(), folder.events()
-        spent = spent_usd(attempts, now, traffic()) + controller_usd(events, now)
+        clock, attempts, events = LateClock(), folder.attempts(), folder.events()
+        if attempt:
+            teller = Teller(Watch(folder, attempt, attempts, events, config, os.environ), folder,
+                            Webhook(os.environ), config.heartbeat_s)
+        standing = standing_of(attempts, events, clock(), traffic())
         if rented:
             note = LATE_NOTE.expanduser()
             if document is Document.TRAIN or note.exists():  # a benchmark that can begin times one text
-                check_limits(document, now, spent)
+                check_limits(document, standing)
             check_set_up(note)
         seen = check_machine(os.environ)
         if attempt:
@@ -127,9 +132,11 @@ def main(argv: list[str]) -> int:
                              name="killed uploads").start()  # nothing waits for it
             check_progress(attempts, attempt, resumed_at(events))
         until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
-        check_in_time(None, until, now)
-        end = run_document(document, attempt, stop, config, overdue_at(now, spent, until), until)
-        check_in_time(end, until, datetime.now(UTC))
+        check_in_time(None, until, standing.now)
+        end = run_document(document, attempt, stop, config, overdue_at(standing, until), until)
+        check_in_time(end, until, clock())
+        if rented:
+            check_again(document, end, standing_of(attempts, events, clock(), traffic()))
     except MachineError as error:
         is_wrong, end = True, refuse(rented, error)
     except LimitError as error:
@@ -144,10 +151,13 @@ def main(argv: list[str]) -> int:
                    preempted=end.code == ExitCode.RECOVER and stop.is_taken)
         if document is Document.TRAIN and end.code == ExitCode.FINISHED:
             tidy_finished(folder, attempt.number, config.checkpoint.stays)
+    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
+    code = rented.conclude(end) if rented else end.code
+    if teller:
+        teller.end(is_last=code in _LAST)
     if follower:
         follower.end(end.code)
-    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
-    return rented.conclude(end) if rented else end.code
+    return code
 
 
 def read_document(argv: list[str]) -> Document:
@@ -184,28 +194,12 @@ def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> 
     number, place = os.environ.get(Env.ATTEMPT), cluster_info(os.environ)
     if number:
         return folder.attempt(int(number)).attempt
-    return folder.claim_attempt(document, billed_from=_billed_from(folder, started_at),
+    return folder.claim_attempt(document, billed_from=billed_from(folder, started_at),
                                 host=socket.gethostname(), began_at=started_at, owner=owner_here(),
                                 lease_until=started_at + timedelta(seconds=START_S),
-                                price_usd_per_hour=Decimal(os.environ.get(Env.PRICE) or 0),
-                                offer=os.environ.get(Env.OFFER, ""), terms=_terms(folder),
+                                price_usd_per_hour=own_price(),
+                                offer=os.environ.get(Env.OFFER, ""), terms=terms_of_run(folder),
                                 cloud=place.get("cloud", ""), region=place.get("region", ""))
-
-
-def _terms(folder: RunFolder) -> RentalTerms | None:
-    """By which this machine is billed beside its hours, as far as that is known."""
-    terms = terms_here(Path.home())
-    if terms is None:
-        return None
-    events = folder.events()
-    return terms.since(events[0].at - _SKEW) if events else terms
-
-
-def _billed_from(folder: RunFolder, started_at: datetime) -> datetime:
-    """When the bill of this attempt begins, see `Attempt`."""
-    booted = booted_at(os.environ)
-    ends = [files.end.at for files in folder.attempts() if files.end]
-    return min(started_at, max([booted, *ends])) if booted else started_at
 
 
 def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
@@ -292,10 +286,10 @@ def wait_for(child: "subprocess.Popen[bytes]", ends: Path, stop: StopRequest,
              overdue: datetime | None = None, watch: HangWatch | None = None) -> None:
     """Wait for the program; end it when one rank has failed or died and its peers do not follow, when it is
     there from `overdue` on, and when it hangs. Raises HungError."""
-    failed_at: float | None = None
+    failed_at, clock = None, LateClock()
     while child.poll() is None:
         time.sleep(0.2)
-        if overdue and datetime.now(UTC) >= overdue:
+        if overdue and clock() >= overdue:
             print("warning: it is far past its limits and has not ended: it hangs and is killed", flush=True)
             break
         stop.pass_on(ends)

@@ -7,7 +7,7 @@
 | AWS | `spot/instance-action`, asked every five seconds | 2 minutes | on interruption notices |
 | Slurm | SIGTERM; the end of its time is known from the start | KillWait | slurm.conf(5) |
 | our own engine | SIGTERM | `STOP_GRACE_S` | |
-| Vast | nothing | | |
+| Vast | nothing of a lost bid; when its credit is used up is reckoned here | | |
 
 All of it is best effort: a machine may vanish without a word. So what counts is the checkpoint before, and a
 last one is a gain where it fits. Azure counts down to the time that it names. What is planned long before
@@ -24,14 +24,18 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.error import HTTPError
 
-from trainer.contract import STOP_GRACE_S
+from trainer.contract import STOP_GRACE_S, Env
+from trainer.machine import traffic
 from trainer.metadata import ANSWER_S, HEADERS, HOSTS, NO_ANSWER, Answer, read
+from trainer.rental_terms import terms_here
+from trainer.run_folder import Traffic
 
 SPARE_S = 5.0  # before a machine's end: for the record of how the attempt has ended (guess)
 _NO_NOTICE_S = 100  # what torchrun gives its ranks where nobody says how long they have (guess)
@@ -44,6 +48,7 @@ _LONG_POLL_S = 60.0
 _TOKEN_S = "21600"  # the longest that AWS gives
 _MOST_WAIT_S = 15.0  # between two questions that nobody answers (guess)
 _SILENT = 3  # questions in a row without an answer, after which it is said (guess)
+_LONG_S = 30 * 24 * 3600.0  # what is as far away says nothing yet
 _FILE = "notice.json"
 _MIB, _GIB = 2**20, 2**30
 
@@ -90,6 +95,7 @@ class Notice(NamedTuple):
 
 
 ASKED = Notice("asked to stop")
+MOVED = Notice("asked to go on on another machine")
 
 
 class Cloud(NamedTuple):
@@ -304,6 +310,33 @@ class SlurmTime:
         return _taken("Slurm", self._end_s - time.time(), "ends this job")._replace(is_taken=False)
 
 
+class VastCredit:
+    """The end of the prepaid credit that a machine of Vast lives on: at zero Vast stops it, then deletes it.
+
+    Told when it was rented, counted down since. Where somebody has added to it meanwhile, the next machine is
+    told of that, and little is lost; where nobody has, none is rented (`launcher/vast_credit.py`).
+    """
+
+    def __init__(self, home: Path | None = None, environ: Mapping[str, str] = os.environ,
+                 seen: Callable[[], Traffic] = traffic) -> None:
+        self._home, self._environ, self._seen = home or Path.home(), environ, seen
+
+    def __call__(self) -> Notice | None:
+        """Raises ValueError where the price of this machine cannot be read."""
+        if (terms := terms_here(self._home)) is None or terms.credit_usd is None:
+            return None
+        try:
+            price = Decimal(self._environ.get(Env.PRICE) or 0)
+        except InvalidOperation as error:
+            raise ValueError(f"{Env.PRICE} is no price") from error
+        seen = self._seen()
+        network_usd = terms.network_usd(seen.received_bytes, seen.sent_bytes)
+        left_s = terms.credit_left_s(price, network_usd, datetime.now(UTC))
+        if left_s is None or left_s > _LONG_S:
+            return None
+        return _taken("Vast", max(0.0, left_s), "stops this machine, for the credit is used up,")
+
+
 def _kill_wait_s(default_s: float = 30.0) -> float:
     """Between SIGTERM and SIGKILL, as this cluster is set up."""
     try:
@@ -317,4 +350,4 @@ def _kill_wait_s(default_s: float = 30.0) -> float:
 
 _CLOUDS = {"azure": Cloud("Azure", 30.0, 1.0, AzureEvents), "gcp": Cloud("Google", 30.0, 1.0, GoogleFlag),
            "aws": Cloud("AWS", 120.0, 5.0, AwsAction), "slurm": Cloud("Slurm", 30.0, 5.0),
-           "local": Cloud("the engine", STOP_GRACE_S), "vast": Cloud("Vast")}
+           "local": Cloud("the engine", STOP_GRACE_S), "vast": Cloud("Vast", 0.0, 30.0, VastCredit)}

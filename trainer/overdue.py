@@ -1,6 +1,6 @@
 """When programs of a run must have ended by themselves; one that is still there then hangs. No torch.
 
-Training looks at deadline and cap before every step, the benchmark after every text. A collective that waits
+Training looks at its limits before every step, the benchmark after every text. A collective that waits
 for a lost peer is ended by torch within half an hour. What nothing else ends is a rank that waits without
 end, on a GPU or a disk that does not answer: it would be billed until somebody looks.
 """
@@ -8,15 +8,13 @@ end, on a GPU or a disk that does not answer: it would be billed until somebody 
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from decimal import Decimal
 
 from trainer.contract import Document, Env, ExitCode, LdlmError, RankEnd
+from trainer.guard import PAST_LIMIT_S, Standing, headroom, moment
+from trainer.limits import Limits
 from trainer.run_folder import Attempt, AttemptFiles
 from trainer.spent import charged_until
 
-# A last checkpoint and a last evaluation take minutes. A kill too early would cost what is being saved, one
-# an hour late costs that hour (guess).
-_GRACE = timedelta(hours=1)
 _BENCH_GRACE = timedelta(minutes=10)  # it has one text to end, and nothing to save (guess)
 _LONGEST_H = 24 * 3650  # of which a moment can be computed
 
@@ -27,23 +25,19 @@ class OverTimeError(LdlmError):
     node_exit_code = ExitCode.BROKEN
 
 
-def overdue_at(started_at: datetime, spent_usd: Decimal, bench_until: datetime | None = None,
+def overdue_at(standing: Standing, bench_until: datetime | None = None,
                environ: Mapping[str, str] = os.environ) -> datetime | None:
     """The moment from which a program that is still there hangs; None: nothing limits this run.
 
     Args:
-        started_at: When this attempt began, UTC. One that begins after the deadline has the hour, too.
-        spent_usd: Of the whole run until then: the cap is not there a second time.
+        standing: Of the run when this program begins. One that begins past a limit has its minutes, too.
         bench_until: Of a benchmark, see `bench_until`.
         environ: Of this node; `Env` names what is read.
     """
-    deadline, price = environ.get(Env.DEADLINE), Decimal(environ.get(Env.PRICE) or 0)
-    cap = environ.get(Env.MAX_COST)
-    limits = [max(datetime.fromisoformat(deadline), started_at)] if deadline else []
-    if cap and price and (hours := float(max(Decimal(0), Decimal(cap) - spent_usd) / price)) < _LONGEST_H:
-        limits.append(started_at + timedelta(hours=hours))  # this attempt has spent what was left of the cap
-    ends = [limit + _GRACE for limit in limits] + ([bench_until + _BENCH_GRACE] if bench_until else [])
-    return min(ends, default=None)
+    # All of the limits: what training keeps back is for its end, and for a benchmark of what it has saved.
+    found = headroom(Limits.of(environ), Document.BENCH, standing)
+    limit = moment(standing.now, max(0.0, found.left_s) + PAST_LIMIT_S) if found else None
+    return min(filter(None, (limit, bench_until and bench_until + _BENCH_GRACE)), default=None)
 
 
 def bench_until(attempts: Sequence[AttemptFiles], own: Attempt, resumed: datetime | None,

@@ -26,6 +26,9 @@ class RentalTerms(BaseModel):
         received_usd_per_gb, sent_usd_per_gb: By 10^9 bytes.
         earlier: The machines that the run had before: when each was rented, and the dollars of its disk, and
             of its GPUs while it ran. For those on which no attempt began, nothing else tells.
+        older_usd: Of those before these, all together.
+        credit_usd: What its account had prepaid when it was rented; None: not known.
+        others_usd_per_hour: At which other machines of the account used that up then.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -36,6 +39,9 @@ class RentalTerms(BaseModel):
     received_usd_per_gb: Decimal = Decimal(0)
     sent_usd_per_gb: Decimal = Decimal(0)
     earlier: tuple[tuple[datetime, Decimal], ...] = ()
+    older_usd: Decimal = Decimal(0)
+    credit_usd: Decimal | None = None
+    others_usd_per_hour: Decimal = Decimal(0)
 
     def disk_usd(self, until: datetime) -> Decimal:
         """Dollars of its disk since it was rented, unrounded."""
@@ -46,9 +52,25 @@ class RentalTerms(BaseModel):
         """Dollars of what went over its network, unrounded."""
         return (received_bytes * self.received_usd_per_gb + sent_bytes * self.sent_usd_per_gb) / _GB
 
+    def credit_left_s(self, usd_per_hour: Decimal, network_usd: Decimal, now: datetime) -> float | None:
+        """Seconds until the account's credit is used up, if nobody adds to it; None where that is not known.
+
+        Args:
+            usd_per_hour: Of this machine's GPUs, which are counted from when it was rented.
+            network_usd: Of its network until now.
+            now: UTC.
+        """
+        rate = usd_per_hour + self.disk_usd_per_hour + self.others_usd_per_hour
+        if self.credit_usd is None or not rate > 0:
+            return None
+        held_h = Decimal(max(0.0, (now - self.rented_at) / timedelta(hours=1)))
+        return float((self.credit_usd - network_usd - rate * held_h) / rate) * 3600
+
     def since(self, moment: datetime) -> "RentalTerms":
         """The same without machines that were rented before: a run of the same name may have had them."""
-        return self.model_copy(update={"earlier": tuple(one for one in self.earlier if one[0] >= moment)})
+        earlier = tuple(one for one in self.earlier if one[0] >= moment)
+        older_usd = self.older_usd if earlier == self.earlier else Decimal(0)
+        return self.model_copy(update={"earlier": earlier, "older_usd": older_usd})
 
 
 def own_upload_price(environ: Mapping[str, str], home: Path) -> dict[str, str]:

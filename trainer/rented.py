@@ -24,10 +24,11 @@ from trainer.contract import (
 from trainer.lease import await_free, owner_here
 from trainer.limits import LimitError
 from trainer.machine import MachineError
+from trainer.notices import ASKED, MOVED, Notice
 from trainer.run_folder import STARTS, Event, RunFolder, RunOutcome, StopWish
 from trainer.wrong_machine import say_wrong
 
-_LOOK_EVERY_S = 5.0  # for a wish to stop: one small read, $0.007 a day on S3 (list price)
+_LOOK_EVERY_S = 5.0  # for a wish: one small read, $0.007 a day on S3 (list price)
 # A recovered run that ends has to be started again by hand; ten minutes of a machine are cheaper (guess).
 _STORE_S, _ASK_AGAIN_S = 600.0, 10.0
 # Nodes start together and see within seconds what they have been given; to give their machines back, rent
@@ -86,6 +87,29 @@ def wrong_rentals(events: Iterable[Event]) -> int:
     return num_rentals
 
 
+class _Wish:
+    """Somebody's wish in the run's record, of after a moment. It is looked for every five seconds."""
+
+    def __init__(self, folder: RunFolder, name: str, since: datetime, clock: Callable[[], float]) -> None:
+        self._folder, self._name, self._since, self._clock = folder, name, since, clock
+        self._looked, self._is_there = float("-inf"), False
+
+    def __call__(self) -> bool:
+        """True once it is there."""
+        if not self._is_there and self._clock() - self._looked >= _LOOK_EVERY_S:
+            self._looked = self._clock()
+            self._is_there = self.look()
+        return self._is_there
+
+    def look(self) -> bool:
+        """True if it is there now."""
+        try:
+            wish = self._folder.find(self._name, StopWish)
+        except LdlmError:  # a store that is away for a moment says nothing
+            return self._is_there
+        return self._is_there or (wish is not None and wish.at > self._since)
+
+
 class Rented:
     """One node of one attempt, seen from the run's record.
 
@@ -93,6 +117,7 @@ class Rented:
         folder: Of the run.
         document: That this node runs.
         node: Its number among its nodes, from 0. The first leads: it alone writes.
+        has_course: Who supervises the run may move it to another machine.
         clock: Seconds that never go back.
 
     Raises:
@@ -100,14 +125,14 @@ class Rented:
         StoreError: The record cannot be read or written.
     """
 
-    def __init__(self, folder: RunFolder, document: Document, *, node: int,
+    def __init__(self, folder: RunFolder, document: Document, *, node: int, has_course: bool = False,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self._folder, self._document, self._node, self._clock = folder, document, node, clock
-        self._looked = float("-inf")
-        self._is_wished = False
+        self._folder, self._document, self._node, self._has_course = folder, document, node, has_course
         self._outcome: Outcome | None = None  # where the exit code alone does not tell it
         self._started_at = max((event.at for event in folder.events() if event.kind in STARTS),
                                default=datetime.min.replace(tzinfo=UTC))
+        self.is_stop_wished = _Wish(folder, Name.STOP, self._started_at, clock)
+        self._is_move_wished = _Wish(folder, Name.MOVE, datetime.now(UTC), clock)
         if node == 0:
             self._take_over()
 
@@ -125,19 +150,11 @@ class Rented:
         found = self._folder.find(Name.OUTCOME, RunOutcome)
         return self._document is Document.TRAIN and found is not None and found.outcome is Outcome.FINISHED
 
-    def is_stop_wished(self) -> bool:
-        """True once somebody has asked this run to stop since it was started. Looks every five seconds."""
-        if not self._is_wished and self._clock() - self._looked >= _LOOK_EVERY_S:
-            self._looked = self._clock()
-            self._is_wished = self._look()
-        return self._is_wished
-
-    def _look(self) -> bool:
-        try:
-            wish = self._folder.find(Name.STOP, StopWish)
-        except LdlmError:  # a store that is away for a moment says nothing
-            return False
-        return wish is not None and wish.at > self._started_at
+    def wish(self) -> Notice | None:
+        """Why this machine is to be left, if somebody wants that: a person, or who supervises the run."""
+        if self.is_stop_wished():
+            return ASKED
+        return MOVED if self._has_course and self._is_move_wished() else None
 
     def refuse(self, error: MachineError) -> RankEnd:
         """How this attempt ends because of its machine: another one is asked for, three in all. Of several
@@ -177,7 +194,7 @@ class Rented:
         Raises nothing: an exit code that is told is worth more than a record.
         """
         code = end.code
-        if code == ExitCode.RECOVER and (self._is_wished or self._look()):  # another node may have seen it
+        if code == ExitCode.RECOVER and self.is_stop_wished.look():  # another node may have seen it
             code = ExitCode.STOPPED
         elif code not in list(ExitCode):
             return ExitCode.RECOVER

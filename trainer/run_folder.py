@@ -207,7 +207,8 @@ class RunOutcome(_Record):
 
 
 class StopWish(_Record):
-    """`stop.json`: a person wants the run to save and stop. One from before the last start says nothing."""
+    """`stop.json`: a person wants the run to save and stop. One from before the last start says nothing.
+    `move.json`: who supervises it wants the same of an attempt that has begun before, and goes on."""
 
     at: datetime
 

@@ -2,14 +2,14 @@
 
 import os
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from torch import distributed as dist
 
-from trainer.contract import Document, Env
+from trainer.contract import Env
 from trainer.divergence import diverged_error
+from trainer.guard import PAST_LIMIT_S
 from trainer.interval import Interval, Save, minutes
 from trainer.job import Job
 from trainer.notices import SPARE_S, Notice
@@ -20,8 +20,6 @@ _STORE_PATIENCE_S = 2 * 3600
 _MOMENT_S = 5.0  # that a step of `every_steps` waits for the save before it, so as to have its own (guess)
 _RETRY_S = 60.0  # after a save that failed; the store has tried for as long itself (guess)
 _LAST_RETRY_S = 10.0  # after the last one has: the machine does nothing else (guess)
-# What an end at a limit may take beyond it: a store that answers within minutes keeps hours of work (guess).
-_PAST_LIMIT_S = 300.0
 
 
 def save_due(job: Job) -> bool:
@@ -125,12 +123,12 @@ def _await_save(job: Job) -> None:
 
 
 def _is_time_over(job: Job, waited_s: float) -> bool:
-    notice, now = Notice.find(Path(os.environ[Env.END_FOLDER])), datetime.now(UTC)  # it may be a new one
+    notice = Notice.find(Path(os.environ[Env.END_FOLDER]))  # it may be a new one
     measured = job.checkpoints.measured
     # The whole cap: what is kept for the benchmark is of no use without something to measure.
-    limit = job.recorder and job.limits.reached(Document.BENCH, now, job.recorder.spent_usd(now))
+    is_past_limit = job.limits is not None and job.limits.is_past()
     return last_try_over(waited_s, measured.seconds if measured else 0.0, notice.left_s if notice else None,
-                         is_past_limit=bool(limit))
+                         is_past_limit=is_past_limit)
 
 
 def last_try_over(waited_s: float, save_s: float, left_s: float | None, *, is_past_limit: bool) -> bool:
@@ -144,7 +142,7 @@ def last_try_over(waited_s: float, save_s: float, left_s: float | None, *, is_pa
     """
     if left_s is not None and left_s - SPARE_S < _LAST_RETRY_S + save_s:
         return True
-    return waited_s + _LAST_RETRY_S > (_PAST_LIMIT_S if is_past_limit else _STORE_PATIENCE_S)
+    return waited_s + _LAST_RETRY_S > (PAST_LIMIT_S if is_past_limit else _STORE_PATIENCE_S)
 
 
 def note_finished_save(job: Job, then: str = "training goes on, and the next save is tried soon") -> None:

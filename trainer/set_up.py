@@ -28,17 +28,18 @@ LIMIT_S = 3600.0
 # where it was measured (guess).
 _NODE_S = 600.0
 LATE_NOTE = Path("~/.ldlm_set_up_late")
+TIME_LEFT = Path("~/.ldlm_time_left")  # seconds that the run's limits leave, by `trainer.first_look`
 _PYTHON = Path(".venv-train/bin/python")
 _STAMP = Path(".venv-train/ldlm-installed.json")  # of trainer.environment: with it, the node's program starts
 
 
 def limit_s(environ: Mapping[str, str], now: datetime) -> float:
-    """Seconds that set-up may take: an hour, and no longer than what is left of the run's deadline and cap.
+    """Seconds that set-up may take: an hour, and no longer than what is left of the run's limits.
 
-    What earlier attempts have spent of the cap is not known before the store can be read.
+    What earlier attempts have used up of them is not known before the store can be read, see `TIME_LEFT`.
 
     Args:
-        environ: The task's: its deadline, its cap and its price.
+        environ: The task's: its deadline, its cap, its hours and its price.
         now: UTC.
     """
     limits = [LIMIT_S]
@@ -49,6 +50,8 @@ def limit_s(environ: Mapping[str, str], now: datetime) -> float:
         limits.append((datetime.fromisoformat(deadline) - now).total_seconds())
     if cap and price:
         limits.append(float(cap) / price * 3600)
+    if hours := environ.get("LDLM_MAX_HOURS"):
+        limits.append(float(hours) * 3600)
     return max(0.0, min(limits))
 
 
@@ -57,6 +60,10 @@ class _Steps:
 
     def __init__(self, seconds: float, output: int) -> None:
         self._ends_at, self._output = time.monotonic() + seconds, output
+
+    def shorten(self, seconds: float) -> None:
+        """Let the steps that are left take no longer than so many seconds."""
+        self._ends_at = min(self._ends_at, time.monotonic() + seconds)
 
     def run(self, command: Sequence[str], at_least_s: float = 0.0) -> int:
         """Exit code of a command. Raises subprocess.TimeoutExpired once the time is over and it is killed."""
@@ -76,6 +83,9 @@ def set_up(steps: _Steps, options: Sequence[str]) -> int:
         return code
     if steps.run([str(_PYTHON), "-m", "trainer.first_look"]):
         return 0  # the node will say so, and count it
+    left = TIME_LEFT.expanduser()
+    if left.exists() and (seconds := left.read_text()):
+        steps.shorten(float(seconds))
     return steps.run([*environment, *options])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from trainer.contract import LdlmError, RankEnd
-from trainer.notices import ASKED, SPARE_S, Cloud, Notice
+from trainer.notices import SPARE_S, Cloud, Notice
 from trainer.run_folder import RunFolder
 
 _ASK_EVERY_S = 60.0
@@ -50,7 +50,7 @@ class StopRequest:
     """
 
     def __init__(self, cloud: Cloud) -> None:
-        self.is_wished: Callable[[], bool] = lambda: False  # asked for in another way
+        self.wish: Callable[[], Notice | None] = lambda: None  # asked for in another way
         self.save_s: Callable[[], float] = lambda: 0.0  # before the run is known, and of what saves nothing
         self.notice: Notice | None = None
         self._cloud = cloud
@@ -93,8 +93,8 @@ class StopRequest:
         Args:
             ends: Folder that this node shares with its ranks.
         """
-        if not self.received and self.is_wished():
-            self.hear(ASKED)
+        if not self.received and (wished := self.wish()):
+            self.hear(wished)
         self.learn(ends)
         if self.notice != self._written and self.notice:
             self._written = self.notice

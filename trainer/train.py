@@ -16,12 +16,13 @@ from torch import distributed as dist
 
 from trainer.batches import Batches
 from trainer.config import TrainConfig
-from trainer.contract import Document, Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
+from trainer.contract import Env, ExitCode, LdlmError, Name, Outcome, RankEnd, evaluation_file
 from trainer.evaluate import Evaluation, evaluate, reconstruct, write_samples
 from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
 from trainer.last_save import Leaving
+from trainer.limit_watch import NEAR_CAP
 from trainer.metrics import TrainingSpeed
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
@@ -143,9 +144,7 @@ def own_verdict(job: Job) -> Verdict:
         return Verdict.FAIL
     if job.stop.received:
         return Verdict.RECOVER
-    if job.recorder is not None:
-        now = datetime.now(UTC)
-        job.stop_reason = job.limits.reached(Document.TRAIN, now, job.recorder.spent_usd(now)) or ""
+    look_at_limits(job)
     if job.stop_reason:
         return Verdict.LIMIT
     assert job.batches is not None, "the attempt has begun"
@@ -154,6 +153,17 @@ def own_verdict(job: Job) -> Verdict:
     if job.batches.await_next(_MOMENT_S):
         return Verdict.CONTINUE
     return Verdict.AWAY if job.batches.is_away else Verdict.WAIT
+
+
+def look_at_limits(job: Job) -> None:
+    """Take the limit that is reached as the reason to stop, if one is; tell once that the cap is near."""
+    if job.limits is None or job.recorder is None:
+        return
+    found = job.limits.look()
+    job.stop_reason = found.words if found and found.is_reached else ""
+    if news := job.limits.news():
+        job.say(f"warning: ${news['spent_usd']} of the cap of ${news['max_cost_usd']} are spent")
+        job.recorder.tell(NEAR_CAP, news)
 
 
 def stand_still(job: Job) -> None:
@@ -247,7 +257,10 @@ def finish(job: Job, verdict: Verdict) -> RankEnd:
                           f"step {job.progress.durable_step} is durable (see the warnings above)")
     if verdict is Verdict.RECOVER:
         return RankEnd(ExitCode.RECOVER, f"{why}; step {job.progress.step} is durable")
-    if job.progress.step and (job.evaluation is None or job.evaluation.step < job.progress.step):
+    # A machine that has found the limit reached before its first step spends nothing on scores.
+    is_in_vain = verdict is Verdict.LIMIT and job.progress.step == job.progress.resumed_from_step
+    is_scored = job.evaluation is not None and job.evaluation.step == job.progress.step
+    if job.progress.step and not (is_scored or is_in_vain):
         run_evaluation(job)
     outcome = Outcome.LIMIT if verdict is Verdict.LIMIT else Outcome.FINISHED
     reason = job.stop_reason if verdict is Verdict.LIMIT else f"{job.progress.step} steps"

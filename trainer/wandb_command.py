@@ -2,16 +2,19 @@
 
 import os
 import shlex
+import socket
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from trainer.command import carry_out
 from trainer.config import WandbConfig
 from trainer.contract import Env, LdlmError, Name, attempt_file
+from trainer.deliveries import Channel, deliver
+from trainer.news import News, starts
 from trainer.run_folder import RunFolder
 from trainer.store import NotFoundError, open_store
 from trainer.wandb_node import QUIET
@@ -22,7 +25,7 @@ _FRESH = timedelta(minutes=5)
 
 
 def sync(folder: RunFolder, config: WandbConfig, out: Path | None) -> str:
-    """Send the rows that W&B does not have. May be repeated at any time.
+    """Send the rows that W&B does not have, and alerts that nobody was sent. May be repeated at any time.
 
     Args:
         folder: The run.
@@ -49,14 +52,27 @@ def sync(folder: RunFolder, config: WandbConfig, out: Path | None) -> str:
         view = View.open(Showing(folder), folder.run_id, config, out or Path(scratch),
                          mode="offline" if out else "online")
         first = view.first_step
-        num_rows = view.send()
+        num_rows, num_alerts = view.send(), _send_alerts(folder, view.alert)
         view.finish()
+    alerts = f"{'wrote' if out else 'sent'} {num_alerts} alerts; " if num_alerts else ""
     if out:
         written = shlex.quote(str(view.folder))
-        return f"wrote {num_rows} rows; on a machine with a network: wandb sync {written}"
+        return f"{alerts}wrote {num_rows} rows; on a machine with a network: wandb sync {written}"
     if not num_rows:
-        return f"nothing new: W&B has all rows that are settled ({view.url})"
-    return f"sent {num_rows} rows, from step {first} on: {view.url}"
+        return f"{alerts}nothing new: W&B has all rows that are settled ({view.url})"
+    return f"{alerts}sent {num_rows} rows, from step {first} on: {view.url}"
+
+
+def _send_alerts(folder: RunFolder, alert: Callable[[News], None]) -> int:
+    """What has happened since the last start and W&B was not told. Returns how many alerts that were."""
+    sent: list[News] = []
+
+    def send(news: News) -> None:
+        alert(news)
+        sent.append(news)
+
+    deliver(folder, Channel.WANDB, send, start=starts(folder.events()), by=socket.gethostname())
+    return len(sent)
 
 
 def require_key() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,8 @@ from pydantic import BaseModel
 from trainer import node_watch
 from trainer.config import TrainConfig
 from trainer.contract import Env, LdlmError, Name, attempt_file
+from trainer.deliveries import Channel, deliver
+from trainer.news import starts
 from trainer.run_folder import Heartbeat, RunFolder
 from trainer.store import open_store
 from trainer.wandb_rows import Showing
@@ -30,14 +33,18 @@ class _Sender:
 
     def __init__(self, folder: RunFolder, config: TrainConfig, attempt: int, scratch: Path) -> None:
         self._folder, self._config, self._attempt, self._scratch = folder, config, attempt, scratch
-        self._showing = Showing(folder, config)
+        self._showing, self._start = Showing(folder, config), starts(folder.events())
         self._view: View | None = None
         self._warned = ""
 
-    def pass_on(self, *, exit_code: int | None = None) -> bool:
-        """Send what is settled; with an exit code, end. False, and a warning, when that failed."""
+    def pass_on(self, *, has_rows: bool = True, exit_code: int | None = None) -> bool:
+        """Send what is settled, and alerts; with an exit code, end. False, and a warning, when that failed.
+
+        Args:
+            has_rows: False: look for alerts alone.
+        """
         try:
-            self._send(exit_code)
+            self._send(has_rows, exit_code)
         except LdlmError as error:
             if error.problem != self._warned:
                 print(f"warning: {error}", flush=True)
@@ -45,12 +52,14 @@ class _Sender:
             return False
         return True
 
-    def _send(self, exit_code: int | None) -> None:
+    def _send(self, has_rows: bool, exit_code: int | None) -> None:
         if self._view is None:
             self._view = View.open(self._showing, self._folder.run_id, self._config.wandb, self._scratch)
             print(f"W&B: {self._view.url}", flush=True)
             self._folder.write(attempt_file(self._attempt, Name.WANDB), Seen(url=self._view.url or ""))
-        self._view.send()
+        if has_rows:
+            self._view.send()
+        deliver(self._folder, Channel.WANDB, self._view.alert, start=self._start, by=socket.gethostname())
         if exit_code is not None:
             self._view.finish(exit_code)
 
@@ -68,8 +77,7 @@ def main() -> int:
     sender, durable, ok = _Sender(folder, config, number, scratch), -1, True
     while not stop.is_set():
         found = durable_step(folder, number)
-        if found != durable or not ok:
-            ok, durable = sender.pass_on(), found
+        ok, durable = sender.pass_on(has_rows=found != durable or not ok), found
         stop.wait(config.heartbeat_s if ok else _RETRY_S)
     end = folder.attempt(number).end
     return 0 if sender.pass_on(exit_code=end.exit_code or 0 if end else 0) else 1

@@ -19,15 +19,22 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import wandb
+from wandb import AlertLevel
 
 from trainer.config import WandbConfig
 from trainer.contract import LdlmError
+from trainer.deliveries import NotSentError
 from trainer.kept_rows import Row
+from trainer.news import Kind, News
 from trainer.wandb_rows import Showing, Texts
 
 STEP = "train/step"
 _DENSITY = "time_density/"
 _INIT_TIMEOUT_S = 60
+_TITLE = 63  # characters of an alert's title: W&B takes fewer than 64
+_NO_WAIT_S = 0.001  # between alerts of one title, of which each is told once anyhow; 0 means a minute
+_LEVELS = {Kind.RECOVERED: AlertLevel.INFO, Kind.FINISHED: AlertLevel.INFO, Kind.FAILED: AlertLevel.ERROR,
+           Kind.NOT_LEARNING: AlertLevel.ERROR, Kind.NO_CAPACITY: AlertLevel.ERROR}
 
 
 class ViewError(LdlmError):
@@ -99,6 +106,18 @@ class View:
             with _as_view_error():
                 self._run.summary.update(verdict)
         return len(rows)
+
+    def alert(self, news: News) -> None:
+        """Tell of something by e-mail or chat, as the user's settings at W&B say. Raises NotSentError.
+
+        Offline it is kept in the SDK's files, and sent with them.
+        """
+        title = f"{news.run_id}: {news.name.replace('-', ' ')}"
+        try:
+            self._run.alert(title[:_TITLE], f"{news.sentence} ({news.dollars}, step {news.step})",
+                            level=_LEVELS.get(news.kind, AlertLevel.WARN), wait_duration=_NO_WAIT_S)
+        except Exception as error:  # the SDK raises its own errors
+            raise NotSentError(f"W&B's SDK takes no alert: {type(error).__name__}: {error}") from error
 
     def finish(self, exit_code: int = 0) -> None:
         """Add what belongs to the end, and return when W&B has everything. Raises ViewError, StoreError."""

@@ -1,0 +1,106 @@
+"""List prices as they were, by machine type and region, and which window is replayed at which of them."""
+
+import csv
+import gzip
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from itertools import pairwise
+from pathlib import Path
+
+from launcher.errors import UsageError
+from launcher.policy import Setting
+from launcher.traces import Trace
+
+_COLUMNS = ("date", "machine_type", "region", "on_demand_usd_per_hour", "spot_usd_per_hour")
+
+
+@dataclass(frozen=True)
+class Price:
+    """What held from a day on, until the next price.
+
+    Attributes:
+        day: First day.
+    """
+
+    day: date
+    on_demand_usd_per_hour: float
+    spot_usd_per_hour: float
+
+
+def priced(setting: Setting, traces: Sequence[Trace], path: Path | None, machine_type: str | None,
+           region: str | None) -> Iterator[tuple[Setting, list[Trace]]]:
+    """Settings and the windows that are replayed in each: one without a history, else one per price.
+
+    No public data has both availability and prices of one place, so the windows are laid over the history in
+    the order of the file: each price gets so many as it held days.
+
+    Raises:
+        UsageError: The history cannot be read, or has no such type and region.
+    """
+    if path is None:
+        yield setting, list(traces)
+        return
+    prices = read_prices(path, machine_type, region)
+    ends = [price.day.toordinal() for price in prices[1:]] + [prices[-1].day.toordinal() + 30]
+    first, span = prices[0].day.toordinal(), ends[-1] - prices[0].day.toordinal()
+    bounds = [0, *(round(len(traces) * (end - first) / span) for end in ends)]
+    for price, (begin, end) in zip(prices, pairwise(bounds), strict=True):
+        if end > begin:
+            yield replace(setting, spot_usd_per_hour=price.spot_usd_per_hour,
+                          on_demand_usd_per_hour=price.on_demand_usd_per_hour), list(traces[begin:end])
+
+
+def read_prices(path: Path, machine_type: str | None, region: str | None) -> list[Price]:
+    """The prices of a machine type in a region, oldest first, without those that repeat the one before.
+
+    A month that is missing changes nothing: the price before it holds.
+
+    Raises:
+        UsageError: Names the line that cannot be, or what there is to choose from.
+    """
+    found: dict[date, Price] = {}
+    names: set[tuple[str, str]] = set()
+    for number, row in _rows(path):
+        names.add((row["machine_type"], row["region"]))
+        if (row["machine_type"], row["region"]) == (machine_type, region):
+            price = _price(row, f"{path}, line {number}")
+            found[price.day] = price
+    if not found:
+        some = ", ".join(f"--machine-type {kind} --region {where}" for kind, where in sorted(names)[:3])
+        raise UsageError(f"no price of {machine_type} in {region}", place=str(path),
+                         fix=f"for example {some}")
+    days = sorted(found)
+    prices = [found[days[0]]]
+    for day in days[1:]:
+        if replace(found[day], day=prices[-1].day) != prices[-1]:
+            prices.append(found[day])
+    return prices
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Lines of the file, gzipped or not, with their numbers."""
+    try:
+        raw = path.read_bytes()
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
+        reader = csv.DictReader(text.splitlines())
+        if set(_COLUMNS) - set(reader.fieldnames or ()):
+            raise UsageError("no history of prices", place=str(path), fix=f"columns {', '.join(_COLUMNS)}")
+        yield from enumerate(reader, start=2)
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"cannot be read: {error}", place=str(path), fix="copy it again") from error
+
+
+def _price(row: dict[str, str], place: str) -> Price:
+    try:
+        day = date.fromisoformat(row["date"])
+        on_demand, spot = float(row["on_demand_usd_per_hour"]), float(row["spot_usd_per_hour"])
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"no price: {error}", place=place,
+                         fix="a day and two numbers, or leave the line out") from error
+    if not all(math.isfinite(usd) and usd > 0 for usd in (on_demand, spot)):
+        raise UsageError(f"prices of ${on_demand:g} and ${spot:g} an hour", place=place,
+                         fix="dollars above 0, or leave the line out: the price before it holds")
+    return Price(day, on_demand, spot)

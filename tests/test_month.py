@@ -1,0 +1,133 @@
+"""What all runs of a store may cost in a month, and the settings that say so."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from cli_lab import ldlm, refused
+from launch_examples import example_plan
+from run_stories import ENDED, NOON, PLAN, RUNNING, Story
+
+from launcher.engine import EngineState
+from launcher.errors import LdlmError, Refused
+from launcher.history import recorded_recipe
+from launcher.month import Month, check_month, month_of, month_start, over_month
+from launcher.proposal import Proposal
+from launcher.run_record import RunView, load_record, look_at
+from launcher.settings import Settings, settings_path, settings_text
+from trainer.contract import Name, Outcome
+
+DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
+SECONDS = (DECEMBER - NOON).total_seconds()
+
+
+def rented(store: str, run_id: str, begins: float, ends: float | None) -> Story:
+    """A dollar for every thousand seconds, of which somebody sends a bill."""
+    story = Story(store, run_id)
+    offers = {"train": {"infra": "vast"}, "bench": {"infra": "vast"}}
+    story.folder.write_bytes(Name.PLAN, json.dumps(PLAN | {"offers": offers}).encode())
+    story.attempt(1, begins)
+    if ends is not None:
+        story.end(1, ends, 0)
+        story.outcome(Outcome.FINISHED, ends, 400)
+    return story
+
+
+def view(story: Story, engine: EngineState, now: datetime) -> RunView:
+    return look_at(load_record(story.folder.store, story.folder.run_id), engine, now)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> str:
+    return f"file://{tmp_path}/store"
+
+
+def test_a_month_is_what_its_runs_have_cost_in_it_and_what_running_ones_may_still_spend(store: str) -> None:
+    now = DECEMBER + timedelta(seconds=2000)
+    ended = rented(store, "ended-1", SECONDS + 100, SECONDS + 1100)
+    over_midnight = rented(store, "over-1", SECONDS - 3000, SECONDS + 1000)
+    runs = rented(store, "runs-1", SECONDS + 1500, None)
+    simulated = Story(store, "home-1")
+    simulated.attempt(1, SECONDS)
+    views = [view(ended, ENDED, now), view(over_midnight, ENDED, now), view(runs, RUNNING, now),
+             view(simulated, RUNNING, now)]
+    found = month_of([(one, Decimal(9)) for one in views], now)
+    # A dollar, one of four, and half a dollar of nine.
+    assert found == Month(pytest.approx(Decimal("2.5")), pytest.approx(Decimal("8.5")))
+
+
+def test_a_month_begins_at_midnight_of_greenwich() -> None:
+    assert month_start(datetime.fromisoformat("2026-12-01T00:30+01:00")) == datetime(2026, 11, 1, tzinfo=UTC)
+    assert month_start(DECEMBER) == DECEMBER
+
+
+@pytest.mark.parametrize(("cap", "over", "fix"), [
+    ("40", None, None),
+    ("37.50", "$2.50", "add --max-cost 7.50, or ldlm config set monthly_cap 40.00"),
+    ("20", "$20.00", "ldlm config set monthly_cap 40.00")])
+def test_one_run_more_is_refused_by_how_much_it_would_pass_the_cap(
+        cap: str, over: str | None, fix: str | None) -> None:
+    found = over_month(Month(Decimal("12.50"), Decimal("17.50")), Decimal(cap), Decimal(10))
+    if over is None:
+        assert found is None
+    else:
+        assert found is not None and found.fix == fix
+        assert found.problem == (
+            "runs of this month have cost $12.50, those that run may spend $17.50 more and this one $10.00: "
+            f"{over} over your monthly cap of ${Decimal(cap):.2f}")
+
+
+def proposal(store: str, cloud: str) -> Proposal:
+    story = Story(store, "recipe-of-1")
+    recipe = recorded_recipe(story.folder).model_copy(update={"store": store})
+    story.folder.store.delete([story.folder.key(Name.RECIPE)])
+    return Proposal(recipe, example_plan(cloud))
+
+
+def test_a_launch_looks_at_all_runs_of_its_store_and_at_home_at_none(
+        store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = NOON + timedelta(days=1)
+    # No server of SkyPilot is asked where these runs are.
+    monkeypatch.setattr("launcher.runs.view", lambda record, store: look_at(record, ENDED, now))
+    settings_path().write_text(settings_text(Settings(monthly_cap_usd="1.50")))
+    rented(store, "ended-1", 100, 1100)
+    with pytest.raises(Refused, match=r"have cost \$1.00, .* over your monthly cap of \$1.50"):
+        check_month(proposal(store, "vast"), now)
+    check_month(proposal(store, "local"), now)
+    settings_path().write_text(settings_text(Settings(monthly_cap_usd="2000")))
+    check_month(proposal(store, "vast"), now)
+    rented(store, "torn-1", 100, None).folder.write_bytes(Name.PLAN, b"{")
+    with pytest.raises(LdlmError, match="torn-1"):  # it may have cost anything
+        check_month(proposal(store, "vast"), now)
+    settings_path().unlink()
+    check_month(proposal(store, "vast"), now)
+
+
+def test_a_setting_is_set_and_shown_and_unset() -> None:
+    said = ldlm("config", "set", "monthly_cap", "200")
+    assert (said.returncode, said.stdout) == (0, "monthly_cap: none -> 200\n")
+    assert ldlm("config", "get", "monthly_cap").stdout == "200\n"
+    assert ldlm("config", "get", "monthly_cap_usd").stdout == "200\n"
+    assert json.loads(ldlm("config", "list", "--json").stdout)["monthly_cap"] == "200"
+    assert ldlm("config", "set", "monthly_cap", "200").stdout == (
+        "monthly_cap is 200 already: nothing was changed\n")
+    assert ldlm("config", "set", "monthly_cap", "none").stdout == "monthly_cap: 200 -> none\n"
+    assert json.loads(settings_path().read_text()) == {}
+
+
+@pytest.mark.parametrize(("name", "value", "words"), [
+    ("monthly_cap", "NaN", "'NaN' is no number of dollars"),
+    ("monthly_cap", "0", "'0' is no number of dollars"),
+    ("monthly_cap", "1e9", "'1e9' is no number of dollars"),
+    ("monthly_cup", "9", "did you mean monthly_cap?"),
+    ("store", "s3://key:secret@bucket/x", "key")])
+def test_what_is_no_setting_or_no_value_of_it_is_refused(name: str, value: str, words: str) -> None:
+    assert words in refused(2, "config", "set", name, value)
+    assert not settings_path().exists()
+
+
+def test_settings_that_were_damaged_are_no_cap() -> None:
+    settings_path().write_text('{"monthly_cap_usd": "-5"}')
+    assert "monthly_cap_usd is -5" in refused(3, "config", "get", "monthly_cap")

@@ -1,0 +1,191 @@
+"""Replays: against a replay written anew in plain Python, and through the command."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import synthetic_traces as made
+from typer.testing import CliRunner
+
+from launcher.cli import app
+from launcher.errors import UsageError
+from launcher.policies_known import GREEDY, KNOWN, ON_DEMAND, SPOT_ONLY, UNIFORM_PROGRESS
+from launcher.policy import Action, PlaceNow, Setting, Situation, add_look, decide
+from launcher.price_history import read_prices
+from launcher.simulate import replay, score_all
+from launcher.simulate_command import POLICIES
+from launcher.traces import flat_prices, one_by_one, read_traces, stack
+
+SETTING = Setting(3, 4.3, 0.2, 0.97, 3.06, tick_h=1 / 6)
+
+
+def one_run(policy, setting, up):
+    """A run alone, asked at every tick: dollars, hours or None, and what was held, tick by tick.
+
+    Args:
+        up: [tick][place]
+    """
+    usd, left, owed, held, place, seen = 0.0, setting.work_h, 0.0, Action.WAIT, None, [""] * len(up[0])
+    actions = []
+    for tick, is_up in enumerate(up):
+        elapsed = tick * setting.tick_h
+        seen = [add_look(text, bool(now)) for text, now in zip(seen, is_up, strict=True)]
+        if held is Action.SPOT and not is_up[place]:
+            held, place = Action.WAIT, None
+        places = tuple(PlaceNow(text, setting.spot_usd_per_hour) for text in seen)
+        choice = decide(policy, setting, Situation(elapsed, left, held, place, owed, places))
+        actions.append((choice.action, choice.place))
+        if choice.action is not Action.WAIT:
+            if (choice.action, choice.place) != (held, place):
+                owed = setting.overhead_h
+            price = {Action.SPOT: setting.spot_usd_per_hour,
+                     Action.ON_DEMAND: setting.on_demand_usd_per_hour}[choice.action]
+            used = min(setting.tick_h, setting.deadline_h - elapsed, owed + left)
+            usd, left, owed = usd + used * price, left - max(0.0, used - owed), max(0.0, owed - used)
+            if left < 1e-9:
+                return usd, elapsed + used, actions
+        held, place = choice.action, choice.place
+    return usd, None, actions
+
+
+def windows_of(num_places, seed, num_windows=12):
+    rng = np.random.default_rng(seed)
+    changes = rng.random((26, num_windows, num_places)) < 0.25
+    return (np.cumsum(changes, axis=0) + rng.integers(0, 2, (num_windows, num_places))) % 2 == 1
+
+
+@pytest.mark.parametrize("num_places", [1, 3])
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
+def test_a_run_alone_decides_and_pays_as_in_the_replay_tick_by_tick(policy, num_places):
+    up = windows_of(num_places, seed=num_places)
+    together = replay(policy, SETTING, flat_prices(600, up, SETTING))
+    for row in range(up.shape[1]):
+        usd, ended, actions = one_run(policy, SETTING, up[:, row].tolist())
+        assert together.usd[row] == pytest.approx(usd)
+        assert together.ended_h[row] == pytest.approx(ended, nan_ok=True) if ended else np.isnan(
+            together.ended_h[row])
+        held = [(Action(int(action)), int(place) if action == Action.SPOT else None)
+                for action, place in zip(together.actions[:, row], together.places[:, row], strict=True)]
+        assert held[:len(actions)] == actions
+
+
+def test_what_simple_policies_cost_can_be_worked_out_by_hand():
+    up = np.array([[True]] * 6 + [[False]] * 20)[:, :, None]
+    usd = {policy.name: replay(policy, SETTING, flat_prices(600, up, SETTING)).usd[0] for policy in KNOWN}
+    # An hour of spot, of which 0.2 h start; then on demand, from the last tick that is in time.
+    assert usd["on-demand"] == pytest.approx(3.2 * 3.06)
+    assert usd["spot-only"] == pytest.approx(1 * 0.97)
+    assert usd["greedy"] == pytest.approx(1 * 0.97 + (2.2 + 0.2) * 3.06)
+
+
+@pytest.mark.parametrize("setting", [
+    SETTING, replace(SETTING, deadline_h=3.2), replace(SETTING, overhead_h=0.02),
+    replace(SETTING, overhead_h=0), replace(SETTING, spot_usd_per_hour=2.9),
+    replace(SETTING, deadline_h=4.25, overhead_h=0.35)])
+@pytest.mark.parametrize("num_places", [1, 2])
+def test_no_policy_beats_the_clairvoyant_and_none_but_spot_alone_is_late(setting, num_places):
+    up = windows_of(num_places, seed=9, num_windows=200)
+    safe = [policy for policy in POLICIES if policy is not SPOT_ONLY]
+    scores = score_all(safe, setting, [flat_prices(600, up, setting)])
+    assert [score.missed for score in scores] == [0] * (len(safe) + 1)
+    assert scores[-1].ratio_to_clairvoyant == 1
+    for policy in safe:
+        outcome = replay(policy, setting, flat_prices(600, up, setting))
+        alone = score_all([policy], setting, [flat_prices(600, up[:, [0]], setting)])[-1].mean_usd
+        assert outcome.usd[0] >= alone * (1 - 1e-5)
+
+
+def test_an_hour_of_work_at_odds_with_the_tick_is_in_time_too():
+    setting = Setting(2.345, 3.1, 0.137, 0.97, 3.06, tick_h=195 / 3600)
+    up = np.repeat(windows_of(1, seed=3, num_windows=300), 3, axis=0)
+    scores = score_all([GREEDY, UNIFORM_PROGRESS, ON_DEMAND], setting, [flat_prices(195, up, setting)])
+    assert [score.missed for score in scores] == [0, 0, 0, 0]
+
+
+@pytest.fixture
+def traces(tmp_path):
+    return made.write(tmp_path / "made.jsonl.gz", made.rows(6, num_zones=2))
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, ["simulate", *map(str, arguments)], catch_exceptions=True)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.stdout
+
+
+def test_the_command_prints_a_row_per_policy_for_programs(traces):
+    rows = json.loads(run("--traces", traces, "--policy", "all", "--json"))
+    assert [row["policy"] for row in rows] == [*(policy.name for policy in POLICIES), "clairvoyant"]
+    assert rows[0]["setting"] == {"work_h": 20.0, "deadline_h": 26.0, "overhead_h": 0.2, "spot_usd": 0.97,
+                                  "on_demand_usd": 3.06}
+    assert rows[0] | {"setting": None, "ratio_to_clairvoyant": None} == {
+        "policy": "on-demand", "setting": None, "num_windows": 12, "mean_usd": pytest.approx(61.812),
+        "p95_usd": pytest.approx(61.812), "ratio_to_clairvoyant": None, "missed": 0}
+    assert rows[-1]["ratio_to_clairvoyant"] == 1
+
+
+def test_zones_of_one_start_are_open_at_once(traces):
+    rows = json.loads(run("--traces", traces, "--policy", "greedy,clairvoyant", "--zones", "together",
+                          "--json"))
+    assert [(row["policy"], row["num_windows"]) for row in rows] == [
+        ("greedy", 6), ("greedy, one place", 12), ("clairvoyant", 6)]
+
+
+def test_the_screen_ends_with_the_cheapest_policy_that_was_in_time(traces):
+    lines = run("--traces", traces, "--policy", "on-demand").splitlines()
+    assert lines[-1] == "cheapest without a missed deadline: on-demand, $61.81 on average (replayed)"
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    (["--policy", "best"], "no policy is called 'best'"),
+    (["--deadline-h", "19"], r"1\.20 h are missing, even on demand"),
+    (["--spot-usd", "nan"], "spot_usd_per_hour is nan"),
+    (["--work-h", "60", "--deadline-h", "70"], "no window is 70 h long"),
+    (["--zones", "all"], "zones are 'all'")])
+def test_what_cannot_be_replayed_is_refused(traces, arguments, problem):
+    with pytest.raises(Exception, match=problem):
+        run("--traces", traces, *arguments)
+
+
+HISTORY = """date,machine_type,region,on_demand_usd_per_hour,spot_usd_per_hour
+2025-01-01,a3,us,10.0,2.0
+2025-01-01,a3,eu,11.0,3.0
+2025-02-01,a3,us,10.0,2.0
+2025-05-01,a3,us,10.0,5.0
+"""
+
+
+def test_each_price_of_a_history_gets_windows_by_the_days_it_held(traces, tmp_path):
+    (tmp_path / "prices.csv").write_text(HISTORY)
+    rows = json.loads(run("--traces", traces, "--policy", "on-demand", "--prices", tmp_path / "prices.csv",
+                          "--machine-type", "a3", "--region", "us", "--json"))
+    # 120 days at $2, though a month is missing, then 30 at $5.
+    assert [(row["setting"]["spot_usd"], row["num_windows"]) for row in rows] == [(2.0, 10), (5.0, 2)]
+
+
+@pytest.mark.parametrize(("line", "problem"), [
+    ("2025-06-01,a3,us,nan,1.0", "prices of"), ("2025-06-01,a3,us,10,-1", r"prices of \$10 and \$-1 an hour"),
+    ("2025-06-01,a3,us,10,0", "prices of"), ("2025-13-01,a3,us,10,1", "no price"),
+    ("2025-06-01,a3,us,,1", "no price"), ("2025-06-01,a3,us", "no price")])
+def test_a_price_that_cannot_be_is_refused_by_its_line(tmp_path, line, problem):
+    path = tmp_path / "prices.csv"
+    path.write_text(HISTORY + line + "\n")
+    with pytest.raises(UsageError, match=problem) as refused:
+        read_prices(path, "a3", "us")
+    assert refused.value.place == f"{path}, line 6"
+
+
+def test_a_type_without_prices_is_refused_with_some_that_have(tmp_path):
+    path = tmp_path / "prices.csv"
+    path.write_text(HISTORY)
+    with pytest.raises(UsageError, match="no price of None in None") as refused:
+        read_prices(path, None, None)
+    assert refused.value.fix == "for example --machine-type a3 --region eu, --machine-type a3 --region us"
+
+
+def test_traces_of_the_command_line_are_those_of_the_reader(traces):
+    windows, _ = stack(one_by_one(read_traces(traces)[0]), SETTING)
+    assert sum(each.num_windows for each in windows) == 12

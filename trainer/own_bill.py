@@ -1,0 +1,70 @@
+"""By what, and since when, this machine is billed for its run. No torch."""
+
+import os
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+
+from trainer.at_most import UNBILLED, standing_of
+from trainer.contract import ConfigError, Document, Env, TaskOffer
+from trainer.guard import headroom
+from trainer.limits import Limits
+from trainer.machine import booted_at, cluster_info, traffic
+from trainer.rental_terms import RentalTerms, terms_here
+from trainer.run_folder import Attempt, AttemptFiles, RunFolder
+
+_SKEW = timedelta(minutes=1)  # of the clock of who rents machines against that of who started the run
+
+
+def terms_of_run(folder: RunFolder) -> RentalTerms | None:
+    """By which this machine is billed beside its hours, as far as that is known."""
+    terms = terms_here(Path.home())
+    if terms is None:
+        return None
+    events = folder.events()
+    return terms.since(events[0].at - _SKEW) if events else terms
+
+
+def billed_from(folder: RunFolder, started_at: datetime) -> datetime:
+    """When the bill of an attempt that begins now begins, see `Attempt`."""
+    booted = booted_at(os.environ)
+    ends = [files.end.at for files in folder.attempts() if files.end]
+    return min(started_at, max([booted, *ends])) if booted else started_at
+
+
+def own_price(environ: Mapping[str, str] = os.environ) -> Decimal:
+    """Dollars an hour of this machine. One whose price is missing is taken for the dearest that it may be.
+
+    Raises:
+        ConfigError: It has none, or one that is no amount, and the run has a cap.
+    """
+    try:
+        told = environ.get(Env.PRICE) or max(TaskOffer.prices(environ), default=None)
+        price = Decimal(told or 0)
+    except (ValueError, InvalidOperation):
+        told, price = None, Decimal("NaN")
+    is_rented = cluster_info(environ).get("cloud", "") not in UNBILLED
+    if not price.is_finite() or price < 0 or (told is None and is_rented and environ.get(Env.MAX_COST)):
+        raise ConfigError(f"the price of this machine is {environ.get(Env.PRICE) or 'missing'}, so the run "
+                          "could not stop at its cap", place=Env.PRICE,
+                          fix="start it through `ldlm launch`, which renders the task that tells it")
+    return price
+
+
+def set_up_left_s(folder: RunFolder, now: datetime, environ: Mapping[str, str] = os.environ) -> float | None:
+    """Seconds until a limit of the run is reached on this machine, which has no attempt yet; None: none is.
+
+    Args:
+        environ: Of this node, its own offer included.
+
+    Raises:
+        StoreError: The record of the run cannot be read.
+    """
+    attempts = folder.attempts()
+    own = Attempt(number=len(attempts) + 1, document=Document.TRAIN, billed_from=billed_from(folder, now),
+                  price_usd_per_hour=own_price(environ), offer="", host="",
+                  cloud=cluster_info(environ).get("cloud", ""), terms=terms_of_run(folder))
+    standing = standing_of([*attempts, AttemptFiles(attempt=own)], folder.events(), now, traffic())
+    found = headroom(Limits.of(environ), Document.TRAIN, standing)
+    return found.left_s if found else None
