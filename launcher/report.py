@@ -125,8 +125,8 @@ class CostReport:
         beside_attempts_usd: by category, of machines on which no attempt began and of supervision
         attempts: number, document (`train`, `bench`), cloud, region, hardware, market,
             price_usd_per_hour (text, not rounded), began_at, ended_at (ISO 8601, UTC; null while it
-            runs), end (a word), reason, from_step, durable_step, usd, usd_by_category (those with seconds or dollars),
-            seconds_by_category, start_s (seconds to the first step, by part)
+            runs), end (a word), reason, from_step, durable_step, usd, usd_by_category (those with seconds
+            or dollars), seconds_by_category, start_s (seconds to the first step, by part)
         doubts: sentences about records that contradict each other
         """
         *rows, beside = self.rows()
