@@ -1,6 +1,7 @@
 """`ldlm simulate`: reads files, replays, shows."""
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from launcher.policies_known import KNOWN
 from launcher.policy import Policy, Setting
 from launcher.policy_ours import OURS
 from launcher.price_history import priced
-from launcher.simulate import CLAIRVOYANT, Score, score_all
+from launcher.simulate import CLAIRVOYANT, Saves, Score, score_all
 from launcher.traces import Trace, one_by_one, read_traces, stack, together
 from launcher.trainer_commands import run_in_trainer
 
@@ -28,6 +29,7 @@ class Simulation:
         policy: A name, several with commas, or `all`.
         prices: History of prices, of which one machine type in one region is used.
         is_together: Windows of one start are places that are open at once.
+        saves: Intervals of saving to compare; none: nothing that was done is lost.
         plot: Where the picture goes.
     """
 
@@ -38,6 +40,7 @@ class Simulation:
     machine_type: str | None
     region: str | None
     is_together: bool
+    saves: tuple[Saves, ...]
     plot: Path | None
 
 
@@ -78,6 +81,19 @@ def chosen(names: str) -> list[Policy]:
     return [known[name] for name in wanted if name in known]
 
 
+def read_saves(minutes: str | None, save_s: float) -> tuple[Saves, ...]:
+    """Intervals of an option such as `5,15,60`. Raises UsageError for what is no number of minutes."""
+    try:
+        found = tuple(Saves(float(text) / 60, save_s / 3600) for text in (minutes or "").split(",") if minutes)
+    except ValueError:
+        found = (Saves(math.nan, 0),)
+    if not all(math.isfinite(saves.every_h + saves.stall_h) and saves.every_h > 0 and saves.stall_h >= 0
+               for saves in found):
+        raise UsageError(f"{minutes!r} and {save_s:g} s are no intervals of saving", place="--checkpoint-min",
+                         fix="minutes above 0 with commas: 5,15,60")
+    return found
+
+
 def _scored(policies: Sequence[Policy], setting: Setting, traces: Sequence[Trace], asked: Simulation,
             notes: list[str]) -> list[Score]:
     groups = together(traces) if asked.is_together else one_by_one(traces)
@@ -87,7 +103,7 @@ def _scored(policies: Sequence[Policy], setting: Setting, traces: Sequence[Trace
                          fix="a shorter deadline, or longer windows")
     if num_short:
         notes.append(f"{num_short} windows are shorter than {setting.deadline_h:g} h and left out")
-    return score_all(policies, setting, windows, adds_one_place=asked.is_together)
+    return score_all(policies, setting, windows, adds_one_place=asked.is_together, saves=asked.saves)
 
 
 def _plot(rows: list[dict[str, object]], path: Path) -> None:
