@@ -84,7 +84,8 @@ def chosen(names: str) -> list[Policy]:
 def read_saves(minutes: str | None, save_s: float) -> tuple[Saves, ...]:
     """Intervals of an option such as `5,15,60`. Raises UsageError for what is no number of minutes."""
     try:
-        found = tuple(Saves(float(text) / 60, save_s / 3600) for text in (minutes or "").split(",") if minutes)
+        hours = [float(text) / 60 for text in minutes.split(",")] if minutes else []
+        found = tuple(Saves(every_h, save_s / 3600) for every_h in hours)
     except ValueError:
         found = (Saves(math.nan, 0),)
     if not all(math.isfinite(saves.every_h + saves.stall_h) and saves.every_h > 0 and saves.stall_h >= 0
