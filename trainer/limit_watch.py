@@ -16,7 +16,7 @@ from trainer.guard import IN_VAIN_S, SHUTDOWN_S, Ending, Headroom, Standing, hea
 from trainer.limits import LimitError, Limits
 from trainer.machine import traffic
 from trainer.metrics import OwnAttempt
-from trainer.run_folder import AttemptFiles, Traffic
+from trainer.run_folder import Traffic
 
 RAISE = "raise the limit: ldlm resume RUN --max-cost DOLLARS, --max-hours HOURS, or --deadline HOURS"
 _GB = 10**9
@@ -57,14 +57,13 @@ class LimitWatch:
         self._own, self._ending, self._seen = own, ending, seen
         self._limits, self._clock = Limits.of(environ), clock or LateClock()
         self._upload_usd_per_gb = Decimal(environ.get(Env.UPLOAD_PRICE) or 0)
-        self._attempts = [*own.earlier, AttemptFiles(attempt=own.attempt)]
         self._is_rented = own.attempt.cloud not in UNBILLED
         self._again_usd = self._in_vain_usd(environ) if self._is_rented else Decimal(0)
 
     def standing(self) -> Standing:
         """Where the run stands now, by the dearest reading."""
         seen = self._seen() if self._own.attempt.terms else None
-        return standing_of(self._attempts, self._own.events, self._clock(), seen)
+        return standing_of([*self._own.earlier, self._own.files()], self._own.events, self._clock(), seen)
 
     def look(self) -> Headroom | None:
         """The nearest limit, beside what the end takes; None: there is none."""
