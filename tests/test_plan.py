@@ -208,7 +208,7 @@ def test_a_guess_says_that_it_is_one_and_is_wide():
     assert plan.speed_source.startswith("guess: ")
     training = plan.parts[1].hours
     assert float(training.mid) == pytest.approx(plan.tokens / plan.tokens_per_s / 3600, rel=1e-3)
-    assert float(training.high / training.low) == pytest.approx(4.0, rel=1e-3)
+    assert float(training.high / training.low) == pytest.approx(4.0, rel=0.02)
 
 
 def test_a_measured_speed_replaces_the_guess():
@@ -234,10 +234,13 @@ def test_steps_and_seed_do_not_change_the_fingerprint():
 
 def test_the_parts_add_up_to_the_whole():
     plan = example_plan()
-    assert [part.name for part in plan.parts] == ["set-up", "training", "evaluating and saving", "benchmark"]
-    assert plan.hours.mid == sum(part.hours.mid for part in plan.parts)
-    assert plan.usd.mid == sum(part.usd.mid for part in plan.parts)
-    assert float(plan.usd.mid) == pytest.approx(float(plan.hours.mid) * 0.5, abs=0.001)
+    assert [part.name for part in plan.parts] == [
+        "set-up", "training", "evaluating and saving", "disk, network, store", "benchmark"]
+    # Middles of what errs by itself: of their sum it is near the sum, and its ends are nearer than theirs.
+    assert float(plan.hours.mid) == pytest.approx(float(sum(part.hours.mid for part in plan.parts)), rel=0.1)
+    assert float(plan.usd.mid) == pytest.approx(float(sum(part.usd.mid for part in plan.parts)), rel=0.1)
+    assert sum(part.usd.low for part in plan.parts) < plan.usd.low < plan.usd.mid < plan.usd.high < sum(
+        part.usd.high for part in plan.parts)
     assert plan.bench_reserve_usd == plan.parts[-1].usd.high
 
 
@@ -269,9 +272,9 @@ def test_a_resumed_run_is_planned_for_what_is_left():
     whole = example_plan()
     half = example_plan(done=Done(step=200, spent_usd=Decimal("0.25"), has_trained=False))
     assert (half.steps, half.done_steps, half.spent_usd) == (400, 200, Decimal("0.25"))
-    assert [part.name for part in half.parts] == [part.name for part in whole.parts]
+    assert [part.name for part in half.parts[:3]] == [part.name for part in whole.parts[:3]]
     assert float(half.parts[1].hours.mid * 2) == pytest.approx(float(whole.parts[1].hours.mid), rel=1e-3)
-    assert half.parts[3] == whole.parts[3]
+    assert half.parts[-1] == whole.parts[-1]
     # Statistics of hidden states are in its checkpoint.
     assert half.parts[0].hours.mid < whole.parts[0].hours.mid
     assert (whole.done_steps, whole.spent_usd) == (0, 0)
