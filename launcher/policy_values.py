@@ -23,7 +23,7 @@ Table = NDArray[np.float32]
 WAIT, GO_ON_DEMAND, START_ON_DEMAND, GO_SPOT, START_SPOT = range(5)
 _NEVER = np.float32(1e6)  # dollars of what would miss the deadline, or is not to be had
 _TICK_H = 1 / 6  # of the table; finer ones decide no better (replayed)
-_MOST_TICKS, _MOST_STEPS, _STEPS_PER_TICK = 400, 650, 5
+_LEAST_TICKS, _MOST_TICKS, _MOST_STEPS, _STEPS_PER_TICK = 100, 400, 650, 5
 _ROUNDING = 1e-6
 
 
@@ -49,7 +49,7 @@ def values(setting: Setting, regimes: Regimes) -> Values:
     Args:
         setting: Its tick divides the table's.
     """
-    coarse_h = max(_TICK_H, setting.deadline_h / _MOST_TICKS)
+    coarse_h = max(min(_TICK_H, setting.deadline_h / _LEAST_TICKS), setting.deadline_h / _MOST_TICKS)
     tick_h = setting.tick_h * max(1, round(coarse_h / setting.tick_h))
     slack_h = setting.deadline_h - setting.work_h
     per_tick = max(1, min(_STEPS_PER_TICK, int(_MOST_STEPS * tick_h / max(slack_h, tick_h))))
