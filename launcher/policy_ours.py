@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from launcher.policies_known import must_pay
-from launcher.policy import Action, Bools, Course, Floats, Ints, Moment, Setting
+from launcher.policies_known import KNOWN, must_pay
+from launcher.policy import Action, Bools, Course, Floats, Ints, Moment, Policy, Setting
 from launcher.policy_values import GO_ON_DEMAND, GO_SPOT, START_ON_DEMAND, START_SPOT, WAIT, values
 from launcher.regimes import FITTED, Belief, Regimes
 
@@ -93,3 +93,4 @@ class _OurCourse:
 
 
 OURS = Ours()
+POLICIES: tuple[Policy, ...] = (*KNOWN, OURS)

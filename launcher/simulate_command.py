@@ -9,15 +9,12 @@ from pathlib import Path
 
 from launcher import console, simulate_screen
 from launcher.errors import UsageError
-from launcher.policies_known import KNOWN
 from launcher.policy import Policy, Setting
-from launcher.policy_ours import OURS
+from launcher.policy_ours import POLICIES
 from launcher.price_history import priced
 from launcher.simulate import CLAIRVOYANT, Saves, Score, score_all
 from launcher.traces import Trace, one_by_one, read_traces, stack, together
 from launcher.trainer_commands import run_in_trainer
-
-POLICIES: tuple[Policy, ...] = (*KNOWN, OURS)
 
 
 @dataclass(frozen=True)
