@@ -56,12 +56,15 @@ def changed_offer(offer: Offer, changes: Mapping[str, Any]) -> Offer:
             name, _, number = value.partition(":")
             memory = offer.gpu_memory_gib if name == offer.gpu else gpu_kind(name).memory_gib
             told |= {"gpu": name, "num_gpus": int(number), "gpu_memory_gib": memory}
-            if offer.listed:  # which is of another machine
-                told |= {"listed": None, "price_usd_per_hour": None, "on_demand_usd_per_hour": None}
+            if offer.listed:  # which is of another machine; a bid stays what it is
+                own = {} if offer.bid_usd_per_hour else {"price_usd_per_hour": None}
+                told |= {"listed": None, "advice": None, "on_demand_usd_per_hour": None, **own}
         elif kind == "gpu_memory_gib":
             told[kind] = float(value)
         elif kind == "bid_usd_per_hour":
             told |= {kind: value, "price_usd_per_hour": value}
+        elif kind == "most_bid_usd_per_hour":  # the dearest counts, for other GPUs have another market
+            told |= {"bid_usd_per_hour": value, "price_usd_per_hour": value, "limit_usd_per_hour": value}
     return offer.model_copy(update=told)
 
 

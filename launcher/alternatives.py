@@ -118,13 +118,21 @@ def hardware_changes(offer: Offer, index: int) -> Iterator[Changes]:
             if number < offer.num_gpus or (name, number) == (offer.gpu, offer.num_gpus):
                 continue
             bid = _bid(offer, name, number)
-            yield {f"{key}.gpu": f"{name}:{number}", **({f"{key}.bid_usd_per_hour": bid} if bid else {})}
+            bids = {f"{key}.{one}": bid for one in _bid_keys(offer)} if bid else {}
+            yield {f"{key}.gpu": f"{name}:{number}", **bids}
+
+
+def _bid_keys(offer: Offer) -> tuple[str, ...]:
+    """What a candidate names of its bid: of one that follows the market its limit, and where it begins."""
+    if offer.bid_from_usd_per_hour is None:
+        return ("bid_usd_per_hour",)
+    return ("most_bid_usd_per_hour", *(("bid_usd_per_hour",) if offer.bid_from_usd_per_hour else ()))
 
 
 def _bid(offer: Offer, name: str, number: int) -> Decimal | None:
-    """What to bid for other GPUs (guess); None where nothing is bid, or the bid as it is will do."""
-    bid = offer.bid_usd_per_hour
-    if bid is None or offer.gpu is None:
+    """What to bid for other GPUs (guess), at most; None where nothing is bid, or the bid as it is will do."""
+    bid = offer.most_usd_per_hour
+    if offer.bid_usd_per_hour is None or bid is None or offer.gpu is None:
         return None
     usual, usual_now = usual_usd_per_hour(name, number), usual_usd_per_hour(offer.gpu, offer.num_gpus)
     if usual and usual_now:

@@ -3,6 +3,7 @@
 Every second that a machine is billed belongs to exactly one category, so that categories add up.
 """
 
+import re
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Category(StrEnum):
     CONTROLLER = "controller"  # who supervises the run, from each submission to its end
 
 
+# `2x H100:8 on gcp (spot)`, `2 CPU cores here`: of `launcher/offers.py`.
+_LABEL = re.compile(r"(?P<hardware>.+?) (?P<place>here|on \S.*?)(?: \((?P<market>[\w-]+)\))?")
 STARTING = (Category.PROVISIONING, Category.SETUP, Category.RESTORE)
 WASTED = (Category.RECOMPUTED, Category.CRASHED)
 
@@ -49,6 +52,7 @@ class AttemptCost:
     Attributes:
         cloud, region: Of its machine; `local` at home, empty where it is not known.
         hardware: `H100:8`, `2 CPU cores`.
+        market: `spot`, `on-demand`, `interruptible`; empty where the label does not say.
         price_usd_per_hour: Of its machines; where the price has changed meanwhile, its mean.
         began_at: Since when it is billed.
         ended_at: Until when; None: it runs.
@@ -66,6 +70,7 @@ class AttemptCost:
     cloud: str
     region: str
     hardware: str
+    market: str
     price_usd_per_hour: Decimal
     began_at: datetime
     ended_at: datetime | None
@@ -99,6 +104,11 @@ class AttemptCost:
     def where(self) -> str:
         """`gcp/us-central1`, `local`."""
         return f"{self.cloud}/{self.region}" if self.region else self.cloud
+
+    @property
+    def machine(self) -> str:
+        """`H100:8 spot`."""
+        return f"{self.hardware} {self.market}".strip()
 
     @property
     def starting_s(self) -> float:
@@ -141,11 +151,13 @@ def attempt_cost(files: AttemptFiles, on_rental: OnRental, fate: Fate) -> Attemp
         price = (on_rental.gpu_usd * 3600 / Decimal(total_s)).quantize(EXACT).normalize()
     seconds = _seconds(files, total_s, fate)
     beside = {Category.DISK: on_rental.disk_usd, Category.NETWORK: on_rental.network_usd}
-    at_home = "local" if attempt.offer.endswith(" here") else ""
+    label = _LABEL.fullmatch(attempt.offer)
+    at_home = "local" if label and label["place"] == "here" else ""
     return AttemptCost(
         number=attempt.number, document=attempt.document, price_usd_per_hour=price,
         cloud=attempt.cloud or (RENTED_AT if on_rental.gpu_usd is not None else at_home),
-        region=attempt.region, hardware=attempt.offer.removesuffix(" here").partition(" on ")[0],
+        region=attempt.region, hardware=label["hardware"] if label else attempt.offer,
+        market=label["market"] or "" if label else "",
         began_at=attempt.billed_from, ended_at=None if fate.running else on_rental.until, seconds=seconds,
         beside={category: usd.quantize(EXACT) for category, usd in beside.items() if usd},
         unsaved_s=_unsaved_s(files, seconds) if fate.running else 0.0,

@@ -11,7 +11,7 @@ from launcher.saves import hours_to_loss
 # One standard deviation by which a place departs from what was seen there, as a logarithm: replayed traces of
 # AWS before a date were covered best by it before that date (recipes/LOG.md, calibration of forecasts).
 _DRIFT = 1.0
-_GUESS_SPREAD = 1.0  # of what nothing was seen of: between ten zones and GPUs of AWS it was 0.6 and 0.9
+_GUESS_SPREAD = 1.0  # of what nothing was seen of; between ten zones and GPUs of AWS it was 0.6 and 0.9
 _GUESS_WEIGHT = 1.0  # so many runs must have seen something else until the guess counts as little (guess)
 # Hours without a machine after a loss. Vast has many hosts (guess). Others: AWS, 2022 and 2023, 0.3 to 4 h,
 # 1.3 h in the middle; waits of half an hour to one are told of GCP.
@@ -53,14 +53,17 @@ class Availability(Frozen):
     wait_spread: float
 
 
+CERTAIN = Availability(hours_to_loss=1e9, loss_spread=0.0, hours_to_machine=0.0, wait_spread=0.0)
+
+
 def guessed(offer: Offer) -> Availability:
     """What is believed of an offer before any run of ours was there."""
     if offer.spot:
         waits_h = _SPOT_HOURS_TO_MACHINE[offer.cloud]
     else:
         waits_h = 0.0 if offer.is_local else _ON_DEMAND_HOURS_TO_MACHINE
-    return Availability(hours_to_loss=hours_to_loss(offer), loss_spread=math.hypot(_GUESS_SPREAD, _DRIFT),
-                        hours_to_machine=waits_h, wait_spread=math.hypot(_GUESS_SPREAD, _DRIFT))
+    return Availability(hours_to_loss=hours_to_loss(offer), loss_spread=_GUESS_SPREAD,
+                        hours_to_machine=waits_h, wait_spread=_GUESS_SPREAD)
 
 
 def learned(guess: Availability | None, seen: Sequence[Seen]) -> Availability:

@@ -1,6 +1,7 @@
 """What would fit, or cost much less, than what was asked for: the cheapest change, with its dollars. Pure."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 
 from launcher.advice import Changes, Refusal
@@ -16,6 +17,7 @@ from launcher.alternatives import (
 from launcher.cost import total
 from launcher.errors import NoOfferError, OverCapError, RecipeError
 from launcher.estimate import Case, Estimate, estimate_of
+from launcher.forecast import forecast
 from trainer.contract import Document
 
 # Below this share of the cost a change is worth its while; guesses differ by more than the rest (guess).
@@ -79,7 +81,14 @@ def _is_over_cap(case: Case, choice: Choice) -> bool:
 
 
 def _cheapest(case: Case, changes: Iterable[Changes]) -> Choice | None:
-    return cheapest(changes, lambda one: _cost_with(case, one))
+    """By what they take undisturbed, of which there are many; its cost is then what a plan of it will say."""
+    choice = cheapest(changes, lambda one: _cost_with(case, one))
+    if choice is None:
+        return None
+    changed = case.changed(choice.changes)
+    told, _ = forecast(changed, estimate_of(changed))
+    return replace(choice, cost=replace(choice.cost, usd=told.usd.mid if told.usd else None,
+                                        hours=told.hours.mid))
 
 
 def _cost_with(case: Case, changes: Changes) -> Cost | None:

@@ -221,7 +221,8 @@ def init(store: StoreUrl = None, max_cost: MaxCost = None,
     from launcher.settings import Settings
     from launcher.webhook_setting import keep_webhook
 
-    given = Settings(store, max_cost, wandb_project, wandb_entity, api_server, usd_per_hour)
+    given = Settings(store=store, max_cost_usd=max_cost, wandb_project=wandb_project,
+                     wandb_entity=wandb_entity, api_server=api_server, controller_usd_per_hour=usd_per_hour)
     keep_webhook() if webhook else run_init(given, yes)
 
 

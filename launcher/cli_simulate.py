@@ -24,14 +24,17 @@ def simulate(
                                                     help="History of prices, as CSV.")] = None,
         machine_type: Annotated[str | None, typer.Option(help="Of the history.")] = None,
         region: Annotated[str | None, typer.Option(help="Of the history.")] = None,
+        checkpoint_min: Annotated[str | None, typer.Option(help="Minutes between saves: 5,15,60. None: no "
+                                                           "work is lost.")] = None,
+        save_s: Annotated[float, typer.Option(help="Seconds that a save stops training.")] = 1.0,
         plot: Annotated[Path | None, typer.Option(dir_okay=False, help="A picture, as PNG.")] = None,
         as_json: Json = False) -> None:
     """Replay policies on recorded spot availability."""
     from launcher.policy import Setting
-    from launcher.simulate_command import Simulation, run_simulate
+    from launcher.simulate_command import Simulation, read_saves, run_simulate
 
     if zones not in ("alone", "together"):
         raise UsageError(f"zones are {zones!r}", place="--zones", fix="alone or together")
     setting = Setting(work_h, deadline_h, overhead_h, spot_usd, on_demand_usd)
-    run_simulate(Simulation(traces, setting, policy, prices, machine_type, region, zones == "together", plot),
-                 as_json=as_json)
+    run_simulate(Simulation(traces, setting, policy, prices, machine_type, region, zones == "together",
+                            read_saves(checkpoint_min, save_s), plot), as_json=as_json)

@@ -29,7 +29,7 @@ from launcher.errors import (
     RunRecordError,
     UsageError,
 )
-from launcher.estimate import Done
+from launcher.estimate import Done, case_of
 from launcher.git_state import git_sha
 from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
 from launcher.kept import check_has_checkpoint
@@ -39,7 +39,7 @@ from launcher.local_setup import setup_warnings
 from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
 from launcher.offers_file import too_old
-from launcher.plan import Plan, make_plan
+from launcher.plan import Plan, best_plan
 from launcher.preempt_at import PreemptAt
 from launcher.price_sources import price_warnings, prices_of
 from launcher.proposal import Proposal
@@ -166,8 +166,8 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
         text, weights = look_at_text(recipe), look_for_mirrors(recipe)
         price = None if train.is_local else controller_usd_per_hour()
-        plan = make_plan(text.priced(recipe), shape, offers, history, now, run_id, done, weights.mirrors,
-                         price)
+        case = case_of(text.priced(recipe), shape, offers, history, done, weights.mirrors, price)
+        plan = best_plan(case, now, run_id)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error

@@ -71,7 +71,7 @@ def _show_attempts(report: CostReport, digits: int) -> None:
 
 
 def _show_machines(report: CostReport) -> None:
-    rows = [[str(cost.number), cost.where or "-", cost.hardware or "-", f"${cost.price_usd_per_hour:.2f}",
+    rows = [[str(cost.number), cost.where or "-", cost.machine or "-", f"${cost.price_usd_per_hour:.2f}",
              f"{cost.began_at:%m-%d %H:%M:%S}", f"{cost.ended_at:%H:%M:%S}" if cost.ended_at else "-"]
             for cost in report.attempts]
     console.answer_table(["attempt", "where", "hardware", "an hour", "from (UTC)", "to"], rows,

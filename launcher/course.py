@@ -46,6 +46,7 @@ class Course(Frozen):
         overhead_h: From a machine that is asked for to new progress, work that is lost included; by the plan.
         tick_s: Between two decisions.
         from_step, to_step: What `work_h` is of.
+        policy: By which is decided, a name of `launcher/policy_ours.py` or `policies_known.py`.
         places: In the order of the recipe: spot and on demand, one of each at least.
     """
 
@@ -56,6 +57,7 @@ class Course(Frozen):
     tick_s: float
     from_step: int
     to_step: int
+    policy: str
     places: tuple[Place, ...]
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import Any
 from launcher.course import Course, Place
 from launcher.offers import Offer
 from launcher.plan import Plan
+from launcher.recipe import Recipe
 from launcher.store_prices import sent_usd_per_gb, store_price
 from trainer.contract import Document, Env
 
@@ -17,13 +18,12 @@ _LONGEST_TICK_S, _TICKS = 600.0, 150
 _UNKNOWN = Decimal("Infinity")
 
 
-def course_of(plan: Plan, store: str | None, envs_of: Callable[[Offer], dict[str, str]],
+def course_of(plan: Plan, recipe: Recipe, envs_of: Callable[[Offer], dict[str, str]],
               wishes_of: Callable[[Offer], dict[str, Any] | None]) -> Course | None:
     """The course of a planned run; None where there is nothing to decide by time: no deadline, or no spot
     that is cheaper than on demand by prices that are known.
 
     Args:
-        store: URL of the run's store.
         envs_of: What nodes are told of the offer that they are.
         wishes_of: What Vast is asked for where an offer is there.
     """
@@ -41,11 +41,11 @@ def course_of(plan: Plan, store: str | None, envs_of: Callable[[Offer], dict[str
     resources = [_rented_as(offer) for offer in rented_apart([offer for offer, _ in offers])]
     places = tuple(Place(
         infra=offer.infra, spot=is_spot, resource=resources.index(_rented_as(offer)),
-        usd_per_hour=offer.price_usd_per_hour or Decimal(0), move_usd=_move_usd(plan, offer, store),
+        usd_per_hour=offer.price_usd_per_hour or Decimal(0), move_usd=_move_usd(plan, offer, recipe.store),
         envs=envs_of(offer) | _label(offer, is_spot), wishes=wishes_of(offer)) for offer, is_spot in offers)
     return Course(begins_at=plan.planned_at, ends_at=plan.deadline, work_h=round(hours, 6),
                   overhead_h=round(overhead_h, 6), tick_s=round(tick_s, 3), from_step=plan.done_steps,
-                  to_step=plan.steps, places=places)
+                  to_step=plan.steps, policy=recipe.limits.policy, places=places)
 
 
 def _both_kinds(offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:

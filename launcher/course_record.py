@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from launcher.course import Course
-from launcher.errors import LdlmError
+from launcher.errors import LdlmError, UsageError
 from launcher.next_move import Move, Progress, Seen, next_move
-from launcher.policies_known import UNIFORM_PROGRESS as OURS
+from launcher.policy import Policy
+from launcher.policy_ours import POLICIES
 from trainer.contract import Document, Env, Name
 from trainer.run_folder import STARTS, AttemptFiles, RunFolder, RunOutcome, StopWish
 from trainer.store import open_store
@@ -57,9 +58,18 @@ def decide_next(folder: RunFolder, course: Course, seen: Seen) -> Move | None:
     before = record.newest()
     if before and before.seen.at < course.begins_at:  # a run that is resumed begins a new course
         before = None
-    move = next_move(OURS, course, seen, progress_of(attempts, seen), before)
+    move = next_move(policy_named(course.policy), course, seen, progress_of(attempts, seen), before)
     record.add(move)
     return move
+
+
+def policy_named(name: str) -> Policy:
+    """Of `launcher/policy_ours.py`. Raises UsageError."""
+    found = next((policy for policy in POLICIES if policy.name == name), None)
+    if found is None:
+        raise UsageError(f"there is no policy {name!r}", place="limits.policy",
+                         fix=f"one of: {', '.join(policy.name for policy in POLICIES)}")
+    return found
 
 
 def ask_to_move(folder: RunFolder, at: datetime) -> None:

@@ -4,14 +4,18 @@ Credits expire, so those that expire first pay first, and none pays for what is 
 dollars of a charge are taken as spent evenly over its time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import ROUND_DOWN, Decimal
 
+from launcher.estimate import Part
+from launcher.offers import Offer
 from launcher.wallets import Wallet
+from trainer.contract import Document
 
 _EXACT = Decimal("0.000001")
+_ELSEWHERE = "elsewhere"  # no cloud
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,30 @@ def out_of_pocket(charges: Sequence[Charge], wallets: Sequence[Wallet]) -> Payme
                   for before, after in zip(sorted(wallets, key=_first_out), left, strict=True)
                   if after.amount_usd < before.amount_usd)
     return Payment(sum((charge.usd for charge in charges), Decimal(0)), parts)
+
+
+def expected(parts: Sequence[Part], offers: Mapping[Document, Offer], total_usd: Decimal,
+             controller_usd: Decimal, now: datetime) -> list[Charge]:
+    """What a run expects to be charged from now on: training with all that belongs to it, then the benchmark.
+
+    Args:
+        parts: Hours and dollars by their middle estimates, in order.
+        offers: On which each document runs.
+        total_usd: Of everything; what the parts do not name of it is charged where training runs.
+        controller_usd: Of it, what is paid to who supervises, with whom there are no credits.
+    """
+    charges, begins, left_usd = list[Charge](), now, max(Decimal(0), total_usd - controller_usd)
+    benched = [part.usd.mid for part in parts if part.usd and part.document is Document.BENCH]
+    documents = [which for which in Document if any(part.document is which for part in parts)]
+    for which in documents:
+        hours = sum((part.hours.mid for part in parts if part.document is which), Decimal(0))
+        usd = left_usd if which is documents[-1] else max(Decimal(0), left_usd - sum(benched, Decimal(0)))
+        ends = begins + timedelta(hours=float(hours))
+        charges.append(Charge(offers[which].cloud, usd, begins, ends))
+        begins, left_usd = ends, left_usd - usd
+    if controller_usd:
+        charges.append(Charge(_ELSEWHERE, min(controller_usd, total_usd), now, begins))
+    return charges
 
 
 def balances(wallets: Iterable[Wallet], charges: Iterable[Charge]) -> list[Wallet]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from decimal import Decimal
 from typing import Literal
 
@@ -20,6 +21,8 @@ from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
 from trainer.interval import evaluation_s
 
+PartName = Literal["set-up", "training", "evaluating and saving", "after losses", "waiting",
+                   "disk, network, store", "benchmark"]
 _BENCH_S = {"local": 12.0, "cloud": 720.0}  # local: measured, smoke; cloud: guess, set-up included
 
 
@@ -43,7 +46,7 @@ class Done:
 class Part(Frozen):
     """One part of the bill."""
 
-    name: Literal["set-up", "training", "evaluating and saving", "benchmark"]
+    name: PartName
     document: Document
     hours: Range
     usd: Range | None
@@ -60,6 +63,7 @@ class Case:
         done: Of the run that is resumed; None for a new one.
         mirrors: Of the encoder's weights, in the recipe's store.
         others: Per document what may stand behind its offer, in order.
+        now: UTC; None: a deadline that is a date counts for nothing.
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
     """
 
@@ -71,6 +75,16 @@ class Case:
     mirrors: Mirrors = None
     controller_usd_per_hour: Decimal | None = None
     others: Mapping[Document, Sequence[Offer]] = field(default_factory=dict)
+    now: datetime | None = None
+
+    @property
+    def deadline_h(self) -> float | None:
+        """Hours until training has to have ended, less than 0 where it had to before; None: no deadline."""
+        limits = self.recipe.limits
+        if self.now is None:
+            return limits.deadline_hours
+        deadline = limits.deadline_at(self.now)
+        return None if deadline is None else (deadline - self.now).total_seconds() / 3600
 
     def candidates(self, document: Document) -> tuple[Offer, ...]:
         """The offer of a document and what may stand behind it."""
@@ -83,13 +97,24 @@ class Case:
                        offers={**self.offers, Document.TRAIN: train})
 
 
+def case_of(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Sequence[Offer]],
+            history: Sequence[MeasuredSpeed], done: Done | None = None, mirrors: Mirrors = None,
+            controller_usd_per_hour: Decimal | None = None) -> Case:
+    """The case of the first offer of each document, with the others behind it. See `Case`."""
+    return Case(recipe, shape, {document: found[0] for document, found in offers.items()}, history, done,
+                mirrors, controller_usd_per_hour,
+                {document: tuple(found[1:]) for document, found in offers.items()})
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """What is left of a run to do, whatever its limits are.
+    """What is left of a run to do, whatever its limits are: undisturbed, until it is forecast.
 
     Attributes:
         sizes, saves: None when the token encoder's size is not known.
         hours: Train and benchmark, one after the other.
+        training_hours: Of what the deadline is about: the benchmark has hours of its own, where anything is
+            left of training.
         controller_usd: Of who supervises the run for these hours; None: nobody asks money for that.
         usd: All together; None when a price is not known.
     """
@@ -101,6 +126,7 @@ class Estimate:
     start: StartPlan
     parts: tuple[Part, ...]
     hours: Range
+    training_hours: Range
     controller_usd: Range | None
     usd: Range | None
 
@@ -122,7 +148,8 @@ def estimate_of(case: Case) -> Estimate:
     controller = None if price is None else usd_range(hours, price)
     priced = [part.usd for part in parts if part.usd is not None]
     usd = total([*priced, *([controller] if controller else [])]) if len(priced) == len(parts) else None
-    return Estimate(fitted, speed, sizes, saves, start, parts, hours, controller, usd)
+    training = total(part.hours for part in parts[:-1] or parts)
+    return Estimate(fitted, speed, sizes, saves, start, parts, hours, training, controller, usd)
 
 
 def behind(config: TrainConfig, done: Done | None) -> tuple[int, Decimal]:
@@ -149,23 +176,23 @@ def _training_parts(case: Case, speed: Speed, start: StartPlan, saves: SavesPlan
     from_step, _ = behind(config, case.done)
     training = hours_range((config.steps - from_step) * config.tokens_per_step, rate, *speed.factors)
     evaluations = config.steps // config.evaluate_every_steps - from_step // config.evaluate_every_steps
-    num_saves = _num_saves(config, from_step, float(training.mid), saves)
-    saving_s = num_saves * saves.stall_s if saves else 0.0
+    number = num_saves(config, from_step, float(training.mid), saves)
+    saving_s = number * saves.stall_s if saves else 0.0
     beside = Range.around((evaluations * evaluation_s(config, rate) + saving_s) / 3600, *GUESS_FACTORS)
-    uploads = Range.around(num_saves * float(saves.upload_usd), *GUESS_FACTORS) if saves else total([])
+    uploads = Range.around(number * float(saves.upload_usd), *GUESS_FACTORS) if saves else total([])
     setup = Range.around((start.again_s if from_step else start.first_s) / 3600, *GUESS_FACTORS)
     return (_part("set-up", Document.TRAIN, setup, offer), _part("training", Document.TRAIN, training, offer),
             _part("evaluating and saving", Document.TRAIN, beside, offer, uploads))
 
 
-def _num_saves(config: TrainConfig, from_step: int, hours: float, saves: SavesPlan | None) -> float:
+def num_saves(config: TrainConfig, from_step: int, hours: float, saves: SavesPlan | None) -> float:
     """By time, and after so many steps."""
     every = config.checkpoint.every_steps
     by_step = config.steps // every - from_step // every if every else 0
     return by_step + (hours * 3600 / saves.every_s if saves else 0.0)
 
 
-def _part(name: Literal["set-up", "training", "evaluating and saving", "benchmark"], document: Document,
+def _part(name: PartName, document: Document,
           hours: Range, offer: Offer, besides: Range | None = None) -> Part:
     price = offer.price_usd_per_hour
     usd = None if price is None else total([usd_range(hours, price), *([besides] if besides else [])])

@@ -16,7 +16,7 @@ from launcher.policy import Action, Bools, Floats, Ints, Moment, Policy, Setting
 
 NUM_PATHS = 400
 _SEED = 7
-_MOST_LOSSES = 3000  # of one path; what is left then goes on undisturbed, which is far over any limit
+_MOST_LOSSES = 2000  # of one path; what is left then goes on undisturbed, which is far over any limit
 _TICK_H, _FEWEST_TICKS, _MOST_TICKS = 1 / 6, 60, 1000
 _SHORTEST_H = 1e-9
 _Z90 = statistics.NormalDist().inv_cdf(0.9)

@@ -6,14 +6,14 @@ read here.
 
 import csv
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import cached_property
 from pathlib import Path
 
-from launcher.priced_offers import HIGHEST_USD_PER_HOUR, Found, PricedOffer, Terms
+from launcher.priced_offers import HIGHEST_USD_PER_HOUR, Found, PricedOffer, Terms, read_offer
 from launcher.regions import catalog_path
 
 SOURCE = "SkyPilot's catalog"
@@ -81,7 +81,7 @@ class _Catalog:
     bad: list[str] = field(default_factory=list)  # what was wrong with rows, and where
 
     def found(self, gpus: Collection[str]) -> Found:
-        offers = tuple(offer for row in self.rows if _is_wanted(row, gpus) for offer in self._offers(row))
+        offers = _cheapest(offer for row in self.rows if _is_wanted(row, gpus) for offer in self._offers(row))
         shown = "; ".join(self.bad[:_MOST_LINES])
         more = f"; and {len(self.bad) - _MOST_LINES} more" if len(self.bad) > _MOST_LINES else ""
         problems = (f"{self.cloud}: passed over in SkyPilot's catalog: {shown}{more}; a newer one: delete "
@@ -90,22 +90,23 @@ class _Catalog:
 
     def _offers(self, row: Row) -> Iterator[PricedOffer]:
         """A row's offers; of prices that it lacks none."""
-        if not row["Region"]:
-            self.bad.append(f"line {row['line']} has no region")
-            return
         prices: dict[Terms, Decimal] = {}
         for terms, column in _PRICES.items():
             try:
                 if (price := self._price(row, column)) is not None:
                     prices[terms] = price
-            except _BadPriceError as error:
+            except ValueError as error:  # of what it costs, or how large it is
                 self.bad.append(f"line {row['line']}: {error}")
         for terms, price in prices.items():
-            yield PricedOffer.model_validate({
+            read = read_offer({
                 "cloud": self.cloud, "region": row["Region"], "gpu": row["AcceleratorName"],
                 "num_gpus": int(float(row["AcceleratorCount"])), "terms": terms, "price_usd_per_hour": price,
                 "on_demand_usd_per_hour": prices.get("on-demand"), "seen_at": self.seen_at, "source": SOURCE,
-                "instance_type": row["InstanceType"] or self._host(row)})
+                "instance_type": row["InstanceType"] or self._host(row)}, f"line {row['line']}")
+            if isinstance(read, PricedOffer):
+                yield read
+            else:
+                self.bad.append(read)
 
     def _price(self, row: Row, column: str) -> Decimal | None:
         """Of a row with what its machine costs beside it; None where one of them has none."""
@@ -121,6 +122,10 @@ class _Catalog:
         """Rows by type, region and zone."""
         return {(row["InstanceType"], *_place(row)): row for row in self.rows if row["InstanceType"]}
 
+    @cached_property
+    def _n1_rows(self) -> Sequence[Row]:
+        return [row for row in self.rows if row["InstanceType"].startswith("n1-")]
+
     def _host(self, row: Row) -> str:
         """The machine around GCP's cards; empty where there is none for so many."""
         name, number = row["AcceleratorName"], int(float(row["AcceleratorCount"]))
@@ -131,10 +136,19 @@ class _Catalog:
     def _n1(self, cpus: int | None) -> str:
         """The cheapest that has as many CPUs, and the memory that goes with them; empty: there is none."""
         fits = [] if cpus is None else [
-            (_usd(row, "Price") or Decimal(0), row["InstanceType"]) for row in self.rows
-            if row["InstanceType"].startswith("n1-") and float(row["vCPUs"]) >= cpus
-            and float(row["MemoryGiB"]) >= cpus * _GIB_PER_CPU]
+            (_usd(row, "Price") or Decimal(0), row["InstanceType"]) for row in self._n1_rows
+            if float(row["vCPUs"]) >= cpus and float(row["MemoryGiB"]) >= cpus * _GIB_PER_CPU]
         return min(fits, default=(Decimal(0), ""))[1]
+
+
+def _cheapest(offers: Iterable[PricedOffer]) -> tuple[PricedOffer, ...]:
+    """One a region: SkyPilot takes any of its zones that is within the price."""
+    found: dict[tuple[object, ...], PricedOffer] = {}
+    for offer in offers:
+        other = found.setdefault(offer.place, offer)
+        if offer.price_usd_per_hour < other.price_usd_per_hour:
+            found[offer.place] = offer
+    return tuple(found.values())
 
 
 def _is_wanted(row: Row, gpus: Collection[str]) -> bool:

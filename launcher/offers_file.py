@@ -60,7 +60,7 @@ def read_offers(text: str, shown: str, now: datetime) -> Found:
 def _document(text: str, shown: str) -> dict[str, Any]:
     try:
         document = json.loads(text, parse_float=Decimal, parse_constant=Decimal)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"is no whole JSON: {error}", place=shown, fix=_ANEW.format(shown)) from error
     if not isinstance(document, dict) or not isinstance(document.get("offers"), list):
         raise UsageError("is no list of offers as ldlm writes them", place=shown, fix=_ANEW.format(shown))

@@ -16,7 +16,7 @@ _MOST_SHOWN = 30  # on a screen
 _COLUMNS = ("GPUs", "where", "terms", "$/h", "per GPU", "on demand", "reliable", "CUDA", "up Mbit/s",
             "$/GB up", "$/GB in", "disk $/GB", "age")
 # Columns that a narrow terminal goes without, the first to go first.
-_SPARE = ("$/GB in", "disk $/GB", "up Mbit/s", "$/GB up", "CUDA", "per GPU", "reliable")
+_SPARE = ("$/GB in", "disk $/GB", "up Mbit/s", "$/GB up", "CUDA", "per GPU", "reliable", "on demand")
 _SORT_SHOWS = {"per-gpu": "per GPU", "reliability": "reliable", "upload": "up Mbit/s"}
 
 

@@ -13,7 +13,7 @@ def refuse_past_deadline(recipe: Recipe, hours: Range, now: datetime) -> None:
     """Refuse what the middle estimate says would not be done by its deadline.
 
     Args:
-        hours: Of what is left to do.
+        hours: Of what is left to train: the benchmark has hours of its own.
         now: UTC.
 
     Raises:
@@ -21,14 +21,15 @@ def refuse_past_deadline(recipe: Recipe, hours: Range, now: datetime) -> None:
     """
     limits, takes = recipe.limits, f"~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h)"
     if limits.deadline_hours is not None and float(hours.mid) > limits.deadline_hours:
-        problem = f"this run would take {takes}, and {{name}} is {limits.deadline_hours:g}"
+        problem = (f"to train would take {takes}, and {{name}} is {limits.deadline_hours:g}, "
+                   f"{float(hours.mid) - limits.deadline_hours:.2f} h too little")
         raise NoOfferError(**past_limit(recipe, "deadline_hours", problem, hours.mid, hours.high))
     if limits.deadline is None:
         return
     left_h = (limits.deadline - now).total_seconds() / 3600
     if float(hours.mid) > left_h:
         over = f"in {left_h:.2f} h" if left_h > 0 else f"{-left_h:.2f} h ago"
-        raise NoOfferError(f"this run would take {takes}, and its deadline is "
+        raise NoOfferError(f"to train would take {takes}, and its deadline is "
                            f"{limits.deadline:%Y-%m-%d %H:%M} UTC, {over}",
                            place=recipe.place("limits", "deadline"),
                            fix=f"add --deadline {up(hours.mid)} (hours from now; {up(hours.high)} is p90)")

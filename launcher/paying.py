@@ -1,15 +1,13 @@
 """The user's credits as they are now, after what earlier runs of a store have spent of them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 
 from launcher.attempt_cost import Category
-from launcher.credits import Charge, balances, out_of_pocket
+from launcher.credits import Charge, balances, expected, out_of_pocket
 from launcher.errors import LdlmError
-from launcher.estimate import Part
-from launcher.offers import Offer
 from launcher.proposal import Proposal
 from launcher.rentals import RENTED_AT
 from launcher.report import cost_report
@@ -17,10 +15,7 @@ from launcher.run_record import RunView
 from launcher.runs import view_all_runs
 from launcher.settings import own_wallets
 from launcher.wallets import Wallet
-from trainer.contract import Document
 from trainer.store import may_exist, open_store
-
-_ELSEWHERE = "elsewhere"  # no cloud: whoever supervises is paid by nobody's credits
 
 
 def with_payment(proposal: Proposal) -> Proposal:
@@ -31,7 +26,8 @@ def with_payment(proposal: Proposal) -> Proposal:
     wallets, problems = wallets_now(proposal.recipe.store, plan.planned_at)
     if not wallets:
         return proposal
-    charges = expected(plan.parts, plan.offers, plan.usd.mid, plan.planned_at)
+    controller = plan.controller_usd.mid if plan.controller_usd else Decimal(0)
+    charges = expected(plan.parts, plan.offers, plan.usd.mid, controller, plan.planned_at)
     return replace(proposal, payment=out_of_pocket(charges, wallets),
                    plan=plan.model_copy(update={"warnings": (*plan.warnings, *problems)}))
 
@@ -69,21 +65,3 @@ def spent_by(view: RunView) -> Iterator[Charge]:
     began = view.record.rentals[0].rented_at if view.record.rentals else view.charged_to
     if unused > 0:
         yield Charge(RENTED_AT, unused, began, view.charged_to)
-
-
-def expected(parts: Iterable[Part], offers: Mapping[Document, Offer], total_usd: Decimal,
-             now: datetime) -> list[Charge]:
-    """What a plan expects to be charged, one part after the other from now on, by middle estimates (pure).
-
-    Args:
-        parts: All priced, or with nothing to pay.
-        total_usd: What they do not name of it is paid to nobody with whom there are credits.
-    """
-    found, begins = [], now
-    for part in parts:
-        ends = begins + timedelta(hours=float(part.hours.mid))
-        if part.usd:
-            found.append(Charge(offers[part.document].cloud, part.usd.mid, begins, ends))
-        begins = ends
-    rest = total_usd - sum((charge.usd for charge in found), Decimal(0))
-    return [*found, Charge(_ELSEWHERE, rest, now, begins)] if rest > 0 else found

@@ -1,6 +1,5 @@
 """Recipe + offers -> Plan: hardware, hours, dollars as a range, warnings. Pure, spends nothing."""
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -14,15 +13,16 @@ from launcher.candidates import Others, other_than_planned, others_for_benchmark
 from launcher.cheaper import better, cheaper_choice
 from launcher.cost import Range, total, usd_range
 from launcher.errors import DoesNotFitError, NoOfferError, OverCapError, RecipeError
-from launcher.estimate import Case, Done, Estimate, Part, behind, estimate_of
+from launcher.estimate import Case, Done, Estimate, Part, behind, case_of, estimate_of
 from launcher.fit import is_copied_from_host
+from launcher.forecast import Odds, forecast
 from launcher.frozen import Frozen
-from launcher.infra import is_within
 from launcher.offers import Offer
-from launcher.past_limits import past_limit, refuse_over_hours, refuse_past_deadline
+from launcher.past_limits import past_limit, refuse_over_hours, refuse_past_deadline, up
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
 from launcher.priced_offers import PricedOffer
+from launcher.ranking import Ranked, best_first, ranked, reason_of
 from launcher.recipe import Recipe
 from launcher.saves import SavesPlan, check_promise
 from launcher.speed import MeasuredSpeed
@@ -45,7 +45,9 @@ class Plan(Frozen):
         hours: Train and benchmark, one after the other.
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
         controller_usd: The same for these hours.
-        usd: All together; None when a price is not known.
+        usd: All together; None when a price is not known. Its percentiles are not sums of those of the parts.
+        ranking: Of all that could train it, the best first; empty where nothing was compared.
+        choice: Why the first of it, in one line; None where there was nothing to choose.
         bench_reserve_usd: Part of the cap that training leaves for the benchmark.
         uncounted_usd: Part of it that is left for what no node counts, see `launcher/uncounted.py`.
         max_hours: Paid for, over all attempts; None: no such limit.
@@ -78,6 +80,9 @@ class Plan(Frozen):
     controller_usd_per_hour: Decimal | None = None
     controller_usd: Range | None = None
     usd: Range | None
+    odds: Odds
+    ranking: tuple[Ranked, ...] = ()
+    choice: str | None = None
     max_cost_usd: Decimal
     bench_reserve_usd: Decimal
     uncounted_usd: Decimal = Decimal(0)
@@ -133,36 +138,40 @@ class Plan(Frozen):
         return {} if price is None else {CONTROLLER_PRICE: str(price)}
 
 
+def best_plan(case: Case, now: datetime, run_id: str) -> Plan:
+    """The plan of what is best to train on, of all the candidates of a case. Raises as `make_plan`."""
+    case = replace(case, now=now)
+    rows = () if case.done and case.done.has_trained else ranked(case)
+    if rows and rows[0].problem is None:
+        case = best_first(case, rows)
+    return _of_first(case, now, run_id).model_copy(update={"ranking": rows, "choice": reason_of(rows)})
+
+
 def make_plan(recipe: Recipe, shape: EncoderShape | None, offers: Mapping[Document, Sequence[Offer]],
               history: Sequence[MeasuredSpeed], now: datetime, run_id: str, done: Done | None = None,
               mirrors: Mirrors = None, controller_usd_per_hour: Decimal | None = None) -> Plan:
-    """Work out what a run would take and cost, or what is left of one that is resumed.
+    """Work out what a run would take and cost on the first of its offers, or what is left of a resumed one.
 
     Args:
-        shape: Of the recipe's token encoder; None when it is not known, and then not counted.
-        offers: Per document those that it may run on, in order: the plan is of the first, and of the others
-            those stand behind it that one task can hold together.
-        history: Speeds of earlier runs, oldest first; those of the same hardware and config are used.
         now: Current time, UTC; deadlines count from it.
-        done: Of the run that is resumed; None for a new one.
-        mirrors: Bytes of the encoder's mirrors in the recipe's store, by format; None: nobody has looked.
-        controller_usd_per_hour: Of who would supervise it; None: nobody asks money for that.
+        recipe, shape, offers, history, done, mirrors, controller_usd_per_hour: See `case_of`. Of the other
+            offers those stand behind the first that one task can hold together.
 
     Raises:
         RecipeError: The batch does not divide over the ranks of this offer.
         NoOfferError: It does not fit the memory of this offer; or with what is spent, the middle estimate
             is already over the cap; or past the deadline.
     """
-    firsts = {document: found[0] for document, found in offers.items()}
-    case = Case(recipe, shape, firsts, history, done, mirrors, controller_usd_per_hour,
-                {document: tuple(found[1:]) for document, found in offers.items()})
+    case = case_of(recipe, shape, offers, history, done, mirrors, controller_usd_per_hour)
+    return _of_first(replace(case, now=now), now, run_id)
+
+
+def _of_first(case: Case, now: datetime, run_id: str) -> Plan:
     try:
         return _planned(case, now, run_id)
     except (RecipeError, NoOfferError) as error:
         if error.changes or isinstance(error, DoesNotFitError):
             error.fix = _fix(case, error, lambda changes: _planned(case.changed(changes), now, run_id))
-        if isinstance(error, OverCapError):
-            error.fix = f"{error.fix}{_or_elsewhere(case, lambda other: _planned(other, now, run_id))}"
         raise
 
 
@@ -175,29 +184,14 @@ def _fix(case: Case, error: RecipeError | NoOfferError, plan_with: Callable[[Cha
     return "a run keeps its recipe: resume it on other hardware, with --infra"
 
 
-def _or_elsewhere(case: Case, plan_of: Callable[[Case], Plan]) -> str:
-    """The end of a fix for a first choice that is too dear: the next of the recipe's that is not, if any."""
-    offers = case.candidates(Document.TRAIN)
-    for index, offer in enumerate(offers[1:], start=1):
-        try:
-            usd = plan_of(replace(case, offers={**case.offers, Document.TRAIN: offer})).usd
-        except (RecipeError, NoOfferError):
-            continue
-        if usd is not None:
-            is_found = not any(is_within(before.infra, offer.infra) for before in offers[:index])
-            how = f"--infra {shlex.quote(offer.infra)}" if is_found else "put it first in hardware.train"
-            return f"; or {offer.label}, which the recipe has too, for ~${usd.mid:.2f}: {how}"
-    return ""
-
-
 def _planned(case: Case, now: datetime, run_id: str) -> Plan:
-    recipe, estimate = case.recipe, estimate_of(case)
+    recipe, (estimate, odds) = case.recipe, forecast(case, estimate_of(case))
     fitted, parts, hours, usd = estimate.fitted, estimate.parts, estimate.hours, estimate.usd
     done_steps, spent = behind(recipe.train, case.done)
     if estimate.saves and not (case.done and case.done.has_trained):
         check_promise(recipe, case.offers[Document.TRAIN], estimate.saves)
     _refuse_over_cap(case, estimate)
-    refuse_past_deadline(recipe, hours, now)
+    refuse_past_deadline(recipe, estimate.training_hours, now)
     refuse_over_hours(recipe, hours, case.done.paid_h if case.done else 0.0)
     others, left_usd = _others(case, estimate), recipe.limits.max_cost_usd - spent
     behind_first = {document: found.offers for document, found in others.items() if found.offers}
@@ -209,7 +203,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
         speed_source=estimate.speed.source,
         parts=parts, hours=hours, controller_usd_per_hour=case.controller_usd_per_hour,
-        controller_usd=estimate.controller_usd, usd=usd, max_cost_usd=recipe.limits.max_cost_usd,
+        controller_usd=estimate.controller_usd, usd=usd, odds=odds, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], behind_first.get(Document.BENCH, ()),
                                          left_usd),
         uncounted_usd=uncounted_usd([*case.offers.values(), *chain(*behind_first.values())], estimate.saves,
@@ -241,7 +235,8 @@ def _too_dear(case: Case, which: Document, offer: Offer) -> str | None:
 
     A benchmark has to fit with its high estimate: that is kept back from training wherever it will be.
     """
-    estimate = estimate_of(replace(case, offers={**case.offers, which: offer}))
+    moved = replace(case, offers={**case.offers, which: offer})
+    estimate, _ = forecast(moved, estimate_of(moved))
     if which is Document.TRAIN and estimate.saves:
         try:
             check_promise(case.recipe, offer, estimate.saves)
@@ -300,6 +295,6 @@ def _refuse_over_cap(case: Case, estimate: Estimate) -> None:
     copied = is_copied_from_host(estimate.fitted)
     problem = (f"this run {so_far} cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f})"
                f"{', its encoder copied from host memory for every micro-batch' if copied else ''}, "
-               "and {name} is " f"${cap}")
+               "and {name} is " f"${cap}, ${up(spent + needed.mid - cap)} too little")
     raise OverCapError(**past_limit(case.recipe, "max_cost_usd", problem, spent + needed.mid,
-                                     spent + needed.high))
+                                    spent + needed.high))

@@ -1,7 +1,7 @@
 """What a plan looks like: hardware, model, time, dollars as ranges, and why it could not be launched."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from launcher import console
@@ -12,7 +12,10 @@ from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.proposal import Proposal
 from launcher.quotes import Quote
+from launcher.ranking_screen import show_ranking
 from trainer.contract import Document
+
+_WORTH_A_WORD = 0.05  # of losses: fewer are one in twenty runs
 
 
 def show_plan(proposal: Proposal, quote: Quote | None = None) -> None:
@@ -33,6 +36,7 @@ def show_plan(proposal: Proposal, quote: Quote | None = None) -> None:
     if plan.sizes and plan.sizes.memory:
         show_memory(plan.sizes.memory)
         console.answer()
+    show_ranking(plan.ranking)
     _show_estimate(plan)
     if plan.warnings:
         console.answer()
@@ -111,11 +115,27 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
     if plan.controller_usd_per_hour is not None:
         price = console.dollars(plan.controller_usd_per_hour)
         facts.append(("controller", f"elsewhere, always on, {price}/h"))
+    facts += _expected(plan)
     facts.append(("stops at", stops))
     if plan.max_hours is not None:
         facts.append(("", f"{plan.max_hours:g} paid hours, of which ~{plan.bench_reserve_hours:.2f} are kept "
                           "for the benchmark"))
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
+
+
+def _expected(plan: Plan) -> list[tuple[str, str]]:
+    """What offers are compared by, when it ends, and how likely it keeps within its limits."""
+    odds, ends = plan.odds, plan.planned_at + timedelta(hours=float(plan.hours.mid))
+    of_tokens = plan.ranking[0].usd_per_billion_tokens if plan.ranking else None
+    words = [f"ends ~{ends:%Y-%m-%d %H:%M} UTC"]
+    if odds.expected_usd is not None:
+        words.insert(0, f"~{console.dollars(odds.expected_usd)}" + (
+            f", ${of_tokens:,.2f} per B tokens" if of_tokens is not None else ""))
+    if odds.losses >= _WORTH_A_WORD:
+        words.append(f"~{odds.losses:.1f} machines lost")
+    words += [f"in time {odds.in_time:.0%}"] if plan.deadline else []
+    words += [f"within the cap {odds.within_cap:.0%}"] if odds.within_cap is not None else []
+    return [("expected", "; ".join(words)), *([("chosen", plan.choice)] if plan.choice else [])]
 
 
 def _course_facts(proposal: Proposal) -> list[tuple[str, str]]:
@@ -188,7 +208,10 @@ def plan_json(proposal: Proposal, quote: Quote, reasons: Sequence[LdlmError]) ->
 def _estimate_row(name: str, hours: Range, usd: Range | None, in_hours: bool, digits: int) -> list[str]:
     low, mid, high = (f"{float(value) * (1 if in_hours else 60):,.1f}"
                       for value in (hours.low, hours.mid, hours.high))
-    return [name, f"~{mid}", f"{low} - {high}", *(_usd_cells(usd, digits) if usd else ("not known", ""))]
+    time = [f"~{mid}", f"{low} - {high}"] if hours.high else ["", ""]
+    if usd is None:
+        return [name, *time, "not known", ""]
+    return [name, *time, *(_usd_cells(usd, digits) if usd.high else ("", ""))]
 
 
 def _usd_cells(usd: Range, digits: int) -> list[str]:

@@ -45,7 +45,7 @@ def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Ite
     if bench.gpu != "RTX5090":
         yield f"the benchmark runs on {bench.label}: its figures are not RTX 5090 figures"
     spent_usd = case.done.spent_usd if case.done else Decimal(0)
-    yield from _of_limits(recipe, estimate.hours, estimate.usd, spent_usd)
+    yield from _of_limits(recipe, estimate, spent_usd)
     yield from _of_warm_ups(recipe.train)
     yield from _of_memory(recipe, train, fitted, instead)
     if shape is not None and fitted.memory is not None:
@@ -125,12 +125,13 @@ def _is_only_said(offer: Offer) -> bool:
             and not offer.price_is_simulated and offer.listed is None)
 
 
-def _of_limits(recipe: Recipe, hours: Range, usd: Range | None, spent_usd: Decimal) -> Iterator[str]:
+def _of_limits(recipe: Recipe, estimate: Estimate, spent_usd: Decimal) -> Iterator[str]:
     cap, deadline, most = recipe.limits.max_cost_usd, recipe.limits.deadline_hours, recipe.limits.max_hours
+    usd, hours, training = estimate.usd, estimate.hours, estimate.training_hours
     if usd is not None and spent_usd + usd.high > cap:
         yield f"may stop at its cap of ${cap}: the high estimate is ${spent_usd + usd.high:.2f}"
-    if deadline is not None and float(hours.high) > deadline:
-        yield f"may stop at its deadline of {deadline:g} h: the high estimate is {hours.high:.2f} h"
+    if deadline is not None and float(training.high) > deadline:
+        yield f"may stop at its deadline of {deadline:g} h: the high estimate is {training.high:.2f} h"
     if most is not None and float(hours.high) > most:
         yield f"may stop at its {most:g} paid hours: the high estimate is {hours.high:.2f} h"
 

@@ -8,7 +8,7 @@ makes offers of a recipe of it.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, ValidationError
@@ -101,9 +101,12 @@ class PricedOffer(Frozen):
         return is_within(self.infra, infra) or is_within(infra, self.infra)
 
     def with_disk_usd_per_hour(self, disk_gib: int) -> Decimal:
-        """Price of the machine with a disk, as far as the disk's price is known."""
+        """Price of the machine with a disk, as far as the disk's price is known.
+
+        Rounded up: a search by a price that is rounded down would not find the machine.
+        """
         disk = (self.disk_usd_per_gb_month or Decimal(0)) * disk_gib / HOURS_OF_MONTH
-        return self.price_usd_per_hour + disk.quantize(Decimal("0.000001"))
+        return self.price_usd_per_hour + disk.quantize(Decimal("0.000001"), rounding=ROUND_UP)
 
     def age(self, now: datetime) -> timedelta:
         """How old its price is; never negative."""

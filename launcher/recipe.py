@@ -197,6 +197,9 @@ class Hardware(Section):
     bench: Candidates
 
 
+PolicyName = Literal["ours", "uniform-progress", "greedy", "on-demand", "spot-only"]
+
+
 class Limits(Section):
     """Where a run stops by itself."""
 
@@ -206,6 +209,8 @@ class Limits(Section):
     deadline_hours: PositiveFloat | None = Field(None, description="from submission; null: none")
     deadline: Annotated[datetime | None, BeforeValidator(_utc)] = Field(
         None, description="a date and time, UTC, `2026-12-01T08:00Z`; of both deadlines the earlier counts")
+    policy: PolicyName = Field("ours", description="between spot and on demand where a deadline decides: a "
+                                                   "name of `ldlm simulate --policy`")
     # All guesses: a night is too long to find nothing, and a benchmark can be made another day.
     wait_hours: PositiveFloat = Field(6, description="without a machine to train on, each time; then it ends")
     bench_wait_hours: PositiveFloat = Field(1, description="the same for the benchmark's machine")

@@ -155,7 +155,7 @@ def _course(plan: Plan, recipe: Recipe, which: Document) -> Course | None:
     if which is Document.BENCH or plan.only_benchmark:
         return None
     needs = _needs(plan)
-    return course_of(plan, recipe.store, lambda offer: _envs_of(plan, recipe, which, offer),
+    return course_of(plan, recipe, lambda offer: _envs_of(plan, recipe, which, offer),
                      lambda offer: _wishes(offer, plan.run_id, needs) if offer.cloud == "vast" else None)
 
 

@@ -123,10 +123,10 @@ class CostReport:
         price_is_simulated: nobody sends a bill
         usd_by_category: all categories of `launcher.attempt_cost.Category`, zeros included
         beside_attempts_usd: by category, of machines on which no attempt began and of supervision
-        attempts: number, document (`train`, `bench`), cloud, region, hardware, price_usd_per_hour (text, not
-            rounded), began_at, ended_at (ISO 8601, UTC; null while it runs), end (a word), reason,
-            from_step, durable_step, usd, usd_by_category (those with seconds or dollars),
-            seconds_by_category, start_s (seconds to the first step, by part)
+        attempts: number, document (`train`, `bench`), cloud, region, hardware, market,
+            price_usd_per_hour (text, not rounded), began_at, ended_at (ISO 8601, UTC; null while it
+            runs), end (a word), reason, from_step, durable_step, usd, usd_by_category (those with seconds
+            or dollars), seconds_by_category, start_s (seconds to the first step, by part)
         doubts: sentences about records that contradict each other
         """
         *rows, beside = self.rows()
@@ -149,7 +149,7 @@ class CostReport:
 def _attempt_json(cost: AttemptCost, usd: Mapping[Category, Decimal]) -> dict[str, Any]:
     ended = cost.ended_at.isoformat() if cost.ended_at else None
     return {"attempt": cost.number, "document": cost.document.value, "cloud": cost.cloud,
-            "region": cost.region, "hardware": cost.hardware,
+            "region": cost.region, "hardware": cost.hardware, "market": cost.market,
             "price_usd_per_hour": f"{cost.price_usd_per_hour:f}", "began_at": cost.began_at.isoformat(),
             "ended_at": ended, "end": cost.end, "reason": cost.reason, "from_step": cost.from_step,
             "durable_step": cost.durable_step, "usd": _text(sum(usd.values(), Decimal(0))),

@@ -8,8 +8,8 @@ from decimal import Decimal
 from launcher.attempt_cost import AttemptCost, Category
 from launcher.report import CostReport
 
-_COLUMNS = ("run_id", "attempt", "document", "cloud", "region", "hardware", "price_usd_per_hour", "began_at",
-            "ended_at", "end", "reason", "usd")
+_COLUMNS = ("run_id", "attempt", "document", "cloud", "region", "hardware", "market", "price_usd_per_hour",
+            "began_at", "ended_at", "end", "reason", "usd")
 
 
 def as_csv(reports: Iterable[CostReport]) -> str:
@@ -32,7 +32,7 @@ def _rows(report: CostReport) -> Iterator[list[str]]:
 
 
 def _words(cost: AttemptCost) -> list[str]:
-    return [str(cost.number), cost.document, cost.cloud, cost.region, cost.hardware,
+    return [str(cost.number), cost.document, cost.cloud, cost.region, cost.hardware, cost.market,
             f"{cost.price_usd_per_hour:f}", cost.began_at.isoformat(),
             cost.ended_at.isoformat() if cost.ended_at else "", cost.end, cost.reason]
 

@@ -108,7 +108,7 @@ def _table(report: CostReport, digits: int) -> str:
 def _cells(cost: AttemptCost, digits: int) -> list[str]:
     ended = f"{cost.ended_at:%m-%d %H:%M:%S}" if cost.ended_at else "-"
     why = f"{cost.end}: {cost.reason}" if cost.reason and cost.reason != cost.end else cost.end
-    return [str(cost.number), cost.document, cost.where, cost.hardware,
+    return [str(cost.number), cost.document, cost.where, cost.machine,
             f"${cost.price_usd_per_hour:.2f}", f"{cost.began_at:%m-%d %H:%M:%S}", ended, kept_words(cost),
             console.dollars(cost.usd, digits), why]
 

@@ -154,7 +154,7 @@ def _server(typed: str) -> str:
                      fix="write it like https://sky.example.org, or none for this machine")
 
 
-# In the order of Settings.
+# In the order in which they are asked.
 _QUESTIONS = {
     "store": _Question("--store", "Object store of all runs (s3://bucket/prefix, gs://, az://)", _store),
     "max_cost_usd": _Question("--max-cost", "Dollars that a run may cost unless --max-cost is typed",

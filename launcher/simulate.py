@@ -14,6 +14,28 @@ _DONE_H = 1e-9
 
 
 @dataclass(frozen=True)
+class Saves:
+    """How often a run saves: a machine that is lost takes with it what came after the newest save.
+
+    Attributes:
+        every_h: Hours of work from one save to the next, above 0.
+        stall_h: In which training stands still for one, at least 0.
+    """
+
+    every_h: float
+    stall_h: float
+
+    def stretched(self, setting: Setting) -> Setting:
+        """With the time that saves take in the work."""
+        return replace(setting, work_h=setting.work_h * (1 + self.stall_h / self.every_h))
+
+    def told(self, setting: Setting) -> Setting:
+        """What a policy is told: a loss may cost a whole interval besides, so that the deadline is safe."""
+        lost_h = self.every_h + self.stall_h
+        return replace(self.stretched(setting), overhead_h=setting.overhead_h + lost_h)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a policy paid and reached in N windows.
 
@@ -45,6 +67,7 @@ class Score:
     Attributes:
         ratio_to_clairvoyant: Mean over windows of dollars by the clairvoyant's dollars.
         missed: Windows in which the work was not done at the deadline.
+        checkpoint_minutes: Of work between two saves; None: nothing that was done is ever lost.
     """
 
     policy: str
@@ -54,6 +77,7 @@ class Score:
     p95_usd: float
     ratio_to_clairvoyant: float
     missed: int
+    checkpoint_minutes: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """As `ldlm simulate --json` prints it."""
@@ -63,14 +87,16 @@ class Score:
                             "overhead_h": setting.overhead_h, "spot_usd": setting.spot_usd_per_hour,
                             "on_demand_usd": setting.on_demand_usd_per_hour},
                 "num_windows": self.num_windows, "mean_usd": self.mean_usd, "p95_usd": self.p95_usd,
-                "ratio_to_clairvoyant": self.ratio_to_clairvoyant, "missed": self.missed}
+                "ratio_to_clairvoyant": self.ratio_to_clairvoyant, "missed": self.missed,
+                "checkpoint_minutes": self.checkpoint_minutes}
 
 
 class _Runs:
     """N runs on their way through their windows."""
 
-    def __init__(self, setting: Setting, num_windows: int) -> None:
-        self.setting = setting
+    def __init__(self, setting: Setting, num_windows: int, save_every_h: float) -> None:
+        self.setting, self.save_every_h = setting, save_every_h
+        self.unsaved_h = np.zeros(num_windows)
         self.work_left_h = np.full(num_windows, float(setting.work_h))
         self.overhead_left_h = np.zeros(num_windows)
         self.held = np.full(num_windows, int(Action.WAIT))
@@ -85,6 +111,8 @@ class _Runs:
         is_up = windows.is_up[tick]
         is_lost = (self.held == Action.SPOT) & ~is_up[self.rows, self.place]
         self.held = np.where(is_lost, int(Action.WAIT), self.held)
+        if self.save_every_h:
+            self.work_left_h = self.work_left_h + np.where(is_lost, self.unsaved_h, 0.0)
         spot = windows.spot_usd_per_hour[tick]
         return Moment(tick * windows.tick_s / 3600, self.work_left_h, self.held, self.place,
                       self.overhead_left_h, is_up, spot, np.zeros_like(spot))
@@ -104,20 +132,26 @@ class _Runs:
         self.num_starts += starts
         self.overhead_left_h = overhead_h - paid_h
         self.work_left_h = self.work_left_h - (used_h - paid_h)
+        if self.save_every_h:  # a machine that is left saves first
+            before_h = np.where((actions == self.held) & ~starts, self.unsaved_h, 0.0)
+            self.unsaved_h = np.mod(before_h + used_h - paid_h, self.save_every_h)
         ends = (actions != Action.WAIT) & (self.work_left_h <= _DONE_H)
         self.ended_h[ends] = tick * windows.tick_s / 3600 + used_h[ends]
         self.held, self.place = actions, np.where(is_spot, places, self.place)
         return actions
 
 
-def replay(policy: Policy, setting: Setting, windows: Windows) -> Outcome:
+def replay(policy: Policy, setting: Setting, windows: Windows, saves: Saves | None = None) -> Outcome:
     """Let a policy decide at every tick of every window, knowing only what was before.
 
     Args:
         setting: Its tick is the windows' own.
+        saves: None: nothing that was done is lost with a machine.
     """
-    course = policy.begin(setting, windows.num_windows, windows.num_places)
-    runs, length = _Runs(setting, windows.num_windows), num_ticks(setting, windows.tick_s)
+    course = policy.begin(saves.told(setting) if saves else setting, windows.num_windows, windows.num_places)
+    runs = _Runs(saves.stretched(setting) if saves else setting, windows.num_windows,
+                 saves.every_h + saves.stall_h if saves else 0.0)
+    length = num_ticks(setting, windows.tick_s)
     actions = np.zeros((length, windows.num_windows), dtype=np.intp)
     places = np.zeros_like(actions)
     for tick in range(length):
@@ -138,19 +172,21 @@ def _choice(course: Course, runs: _Runs, windows: Windows, tick: int) -> tuple[I
 
 
 def score_all(policies: Sequence[Policy], setting: Setting, windows: Iterable[Windows], *,
-              adds_one_place: bool = False) -> list[Score]:
-    """Every policy on the same windows, and the clairvoyant last.
+              adds_one_place: bool = False, saves: Sequence[Saves] = ()) -> list[Score]:
+    """Every policy on the same windows, and the clairvoyant last, who never saves.
 
     Args:
         windows: Of any ticks and numbers of places; a score is over all of them together.
+        saves: Intervals to score each policy with; none: nothing that was done is lost.
         adds_one_place: Score each policy once more, kept to one place, against the same clairvoyant.
     """
     tables = [(each, replace(setting, tick_h=each.tick_s / 3600)) for each in windows]
     least = [clairvoyant_usd(ticking, each) for each, ticking in tables]
     scores = []
     for policy in policies:
-        outcomes = [replay(policy, ticking, each) for each, ticking in tables]
-        scores.append(_score(policy.name, setting, outcomes, least))
+        for each_saves in saves or (None,):
+            outcomes = [replay(policy, ticking, each, each_saves) for each, ticking in tables]
+            scores.append(_score(policy.name, setting, outcomes, least, each_saves))
         if adds_one_place:
             alone = [replay(policy, ticking, one_place(each)) for each, ticking in tables]
             repeated = [np.repeat(usd, each.num_places) for usd, (each, _) in zip(least, tables, strict=True)]
@@ -159,9 +195,10 @@ def score_all(policies: Sequence[Policy], setting: Setting, windows: Iterable[Wi
     return [*scores, _score(CLAIRVOYANT, setting, known, least)]
 
 
-def _score(name: str, setting: Setting, outcomes: Sequence[Outcome], least: Sequence[Floats]) -> Score:
+def _score(name: str, setting: Setting, outcomes: Sequence[Outcome], least: Sequence[Floats],
+           saves: Saves | None = None) -> Score:
     usd = np.concatenate([outcome.usd for outcome in outcomes])
     missed = sum(int(np.isnan(outcome.ended_h).sum()) for outcome in outcomes)
     ratios = usd / np.concatenate(least)
     return Score(name, setting, usd.size, float(usd.mean()), float(np.percentile(usd, 95)),
-                 float(ratios.mean()), missed)
+                 float(ratios.mean()), missed, round(saves.every_h * 60, 6) if saves else None)

@@ -1,6 +1,7 @@
 """`ldlm simulate`: reads files, replays, shows."""
 
 import json
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +9,12 @@ from pathlib import Path
 
 from launcher import console, simulate_screen
 from launcher.errors import UsageError
-from launcher.policies_known import KNOWN
 from launcher.policy import Policy, Setting
+from launcher.policy_ours import POLICIES
 from launcher.price_history import priced
-from launcher.simulate import CLAIRVOYANT, Score, score_all
+from launcher.simulate import CLAIRVOYANT, Saves, Score, score_all
 from launcher.traces import Trace, one_by_one, read_traces, stack, together
 from launcher.trainer_commands import run_in_trainer
-
-POLICIES: tuple[Policy, ...] = KNOWN
 
 
 @dataclass(frozen=True)
@@ -27,6 +26,7 @@ class Simulation:
         policy: A name, several with commas, or `all`.
         prices: History of prices, of which one machine type in one region is used.
         is_together: Windows of one start are places that are open at once.
+        saves: Intervals of saving to compare; none: nothing that was done is lost.
         plot: Where the picture goes.
     """
 
@@ -37,6 +37,7 @@ class Simulation:
     machine_type: str | None
     region: str | None
     is_together: bool
+    saves: tuple[Saves, ...]
     plot: Path | None
 
 
@@ -77,6 +78,20 @@ def chosen(names: str) -> list[Policy]:
     return [known[name] for name in wanted if name in known]
 
 
+def read_saves(minutes: str | None, save_s: float) -> tuple[Saves, ...]:
+    """Intervals of an option such as `5,15,60`. Raises UsageError for what is no number of minutes."""
+    try:
+        hours = [float(text) / 60 for text in minutes.split(",")] if minutes else []
+        found = tuple(Saves(every_h, save_s / 3600) for every_h in hours)
+    except ValueError:
+        found = (Saves(math.nan, 0),)
+    if not all(math.isfinite(saves.every_h + saves.stall_h) and saves.every_h > 0 and saves.stall_h >= 0
+               for saves in found):
+        raise UsageError(f"{minutes!r} and {save_s:g} s are no intervals of saving", place="--checkpoint-min",
+                         fix="minutes above 0 with commas: 5,15,60")
+    return found
+
+
 def _scored(policies: Sequence[Policy], setting: Setting, traces: Sequence[Trace], asked: Simulation,
             notes: list[str]) -> list[Score]:
     groups = together(traces) if asked.is_together else one_by_one(traces)
@@ -86,7 +101,7 @@ def _scored(policies: Sequence[Policy], setting: Setting, traces: Sequence[Trace
                          fix="a shorter deadline, or longer windows")
     if num_short:
         notes.append(f"{num_short} windows are shorter than {setting.deadline_h:g} h and left out")
-    return score_all(policies, setting, windows, adds_one_place=asked.is_together)
+    return score_all(policies, setting, windows, adds_one_place=asked.is_together, saves=asked.saves)
 
 
 def _plot(rows: list[dict[str, object]], path: Path) -> None:

@@ -22,7 +22,10 @@ def show_scores(scores: Sequence[Score], notes: Sequence[str]) -> None:
 
 
 def _row(score: Score) -> list[str]:
-    return [score.policy, f"${score.mean_usd:.2f}", f"${score.p95_usd:.2f}",
+    name = score.policy
+    if score.checkpoint_minutes is not None:
+        name += f", saves every {score.checkpoint_minutes:g} min"
+    return [name, f"${score.mean_usd:.2f}", f"${score.p95_usd:.2f}",
             f"{score.ratio_to_clairvoyant:.3f}", str(score.missed), str(score.num_windows)]
 
 

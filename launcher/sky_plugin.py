@@ -218,7 +218,8 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
         bid = wishes.pop("bid_price", None)
         contract: dict[str, Any] = {
             "label": name, "image": image_name, "disk": disk_size, "env": {"__SOURCE": "skypilot"},
-            "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url, name),
+            "onstart_cmd": first_commands(ssh_public_key, sdk().client.server_url, name,
+                                          bid_follows=bid is not None and "bid_from" in settings),
             "login": more.get("login")} | wishes  # of a private registry
         query = query_at(settings, instance_type, region, disk_size, bids=bid is not None)
         offers = offers_of(sdk(), query, disk_size, bids=bid is not None)

@@ -51,7 +51,7 @@ _ENDPOINTS = {"amazonaws.com": _AWS, "r2.cloudflarestorage.com": _CLOUDFLARE,
 
 
 _OF_CLOUD = {"azure": _AZURE, "gcp": _GOOGLE}
-_SENT_FROM_VAST = Decimal("0.01")  # the host's own price, $0 to $0.02 as a rule (guess)
+_SENT_FROM_VAST = Decimal("0.01")  # the host's own price, each way, $0 to $0.02 as a rule (guess)
 # $0.005 for a thousand writes (S3, the same list), and 60 of them to a GB in parts of 16 MiB.
 _WRITES_USD_PER_GB = Decimal("0.0003")
 
@@ -67,6 +67,19 @@ def sent_usd_per_gb(cloud: str, address: str | None) -> Decimal:
         return _SENT_FROM_VAST
     price = _OF_CLOUD.get(cloud)
     return price.read_usd_per_gb if price and address and store_price(address) != price else Decimal(0)
+
+
+def received_usd_per_gb(cloud: str, address: str | None, said_by_host: Decimal | None = None) -> Decimal:
+    """Dollars for a GB that machines of a cloud fetch from the store at an address.
+
+    Args:
+        cloud: See `sent_usd_per_gb`; a store bills nothing for what stays within a cloud.
+        address: None: from elsewhere, where nobody bills for it.
+        said_by_host: Of Vast, its own price; None: nobody has said.
+    """
+    host = (_SENT_FROM_VAST if said_by_host is None else said_by_host) if cloud == "vast" else Decimal(0)
+    price = store_price(address) if address else None
+    return host + (price.read_usd_per_gb if price and _OF_CLOUD.get(cloud) != price else Decimal(0))
 
 
 def request_usd_per_gb(address: str | None) -> Decimal:

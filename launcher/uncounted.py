@@ -8,11 +8,9 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from launcher.offers import WITH_LIST_PRICES, Offer
+from launcher.running_costs import disk_usd_per_hour
 from launcher.saves import SavesPlan
 
-# The dearest of the disks that SkyPilot takes there: premium SSD and pd-ssd, list prices, rounded up (guess).
-_DISK_USD_PER_GIB_MONTH = Decimal("0.20")
-_HOURS_OF_MONTH = 720
 _MOST = Decimal("0.25")  # of what is left of the cap: a run must be able to start
 
 
@@ -29,8 +27,7 @@ def uncounted_usd(offers: Iterable[Offer], saves: SavesPlan | None, hours: Decim
     on = [offer for offer in offers if offer.cloud in WITH_LIST_PRICES]
     if not on:
         return Decimal(0)
-    gib = max(offer.disk_gib * offer.num_nodes for offer in on)
-    usd = gib * _DISK_USD_PER_GIB_MONTH * hours / _HOURS_OF_MONTH
+    usd = max(disk_usd_per_hour(offer) for offer in on) * hours
     if saves:
         usd += saves.upload_usd * hours * 3600 / Decimal(str(saves.every_s))
     return max(Decimal(0), min(usd, _MOST * left_usd)).quantize(Decimal("0.0001"))

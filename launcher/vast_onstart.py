@@ -4,13 +4,15 @@ The second part, a dead man's switch, needs neither SkyPilot nor this machine: w
 a rental has died, the rental ends all the same. Vast gives every machine a key that is good for itself alone
 (`CONTAINER_API_KEY`), so that no key of the account has to be there. By it the machine also says, in its
 label, that its node has found it to be the wrong one (`trainer/wrong_machine.py`): who rents for the run sees
-that, and needs no key of the run's store.
+that, and needs no key of the run's store. And by it the machine asks what its GPUs cost now, where its bid
+may be raised while it runs (`trainer/live_price.py`).
 """
 
 import json
 import shlex
 
 from trainer.contract import VAST_SWITCH, WRONG_MACHINE
+from trainer.live_price import ROW
 
 IDLE_LIMIT_S = 1800  # without a program of ours; before the first one SkyPilot installs itself (guess)
 _LOOK_EVERY_S = 5  # a node that has found its machine wrong waits for it
@@ -33,8 +35,8 @@ ask() {
 import os, sys
 from urllib.request import Request, urlopen
 key, kind = 'Bearer ' + os.environ['CONTAINER_API_KEY'], 'application/json'
-urlopen(Request('$to', sys.argv[2].encode(), {'Authorization': key, 'Content-Type': kind},
-                method=sys.argv[1]), timeout=60)" $1 "$2"
+print(urlopen(Request('$to', sys.argv[2].encode(), {'Authorization': key, 'Content-Type': kind},
+                      method=sys.argv[1]), timeout=60).read().decode())" $1 "$2"
     elif wget --version > /dev/null 2>&1; then
         (umask 077; printf "header = Authorization: Bearer %s\\n" "$CONTAINER_API_KEY" > ~/.ldlm_wgetrc)
         WGETRC=~/.ldlm_wgetrc wget -nv -O - -T 60 -t 1 --method=$1 --header="$json" --body-data="$2" $to
@@ -54,7 +56,7 @@ used() {
 idle_s=0
 while sleep LOOK_S; do
     [ -e ~/NOTE ] && ask PUT LABEL && rm ~/NOTE
-    if used; then idle_s=0; else idle_s=$((idle_s + LOOK_S)); fi
+PRICE    if used; then idle_s=0; else idle_s=$((idle_s + LOOK_S)); fi
     [ $idle_s -lt LIMIT_S ] && continue
     ask DELETE "" || ask PUT "{\\"state\\": \\"stopped\\"}"
     [ $? = $cannot_ask ] || continue
@@ -64,21 +66,29 @@ while sleep LOOK_S; do
 done
 """
 
+# Where the bid follows the market: what Vast says of this machine, once a minute, whole or not at all.
+_PRICE = """\
+    looks=$((${looks:-0} + 1))
+    [ $((looks % EVERY)) = 0 ] && (umask 077; ask GET "" > ~/ROW.new) && mv ~/ROW.new ~/ROW
+"""
+_PRICE_EVERY_S = 60
 
-def first_commands(ssh_public_key: str | None, url: str, label: str) -> str:
+
+def first_commands(ssh_public_key: str | None, url: str, label: str, *, bid_follows: bool = False) -> str:
     """One line of shell, run as root when the machine starts.
 
     Args:
         ssh_public_key: Of SkyPilot.
         url: Of Vast's API, without a path.
         label: Its name at Vast, by which SkyPilot finds it.
+        bid_follows: Its price may change while it runs, and its node should know.
     """
     commands = ["touch ~/.no_auto_tmux"]
     if ssh_public_key:
         commands += ["mkdir -p ~/.ssh", "chmod 700 ~/.ssh", 'echo "" >> ~/.ssh/authorized_keys',
                      f"echo {shlex.quote(ssh_public_key.strip())} >> ~/.ssh/authorized_keys",
                      "chmod 600 ~/.ssh/authorized_keys"]
-    commands += [f"printf %s {shlex.quote(deadman(url, label))} > {_FILE}",
+    commands += [f"printf %s {shlex.quote(deadman(url, label, bid_follows=bid_follows))} > {_FILE}",
                  f"(setsid sh {_FILE} > {_FILE}.log 2>&1 < /dev/null &)"]
     return ";".join(commands)
 
@@ -88,8 +98,11 @@ def without_mark(label: str | None) -> str | None:
     return label and label.removesuffix(_MARK)
 
 
-def deadman(url: str, label: str, look_s: int = _LOOK_EVERY_S, limit_s: int = IDLE_LIMIT_S) -> str:
+def deadman(url: str, label: str, look_s: int = _LOOK_EVERY_S, limit_s: int = IDLE_LIMIT_S, *,
+            bid_follows: bool = False) -> str:
     """The script that watches a machine from inside, in the language of any sh."""
     marked = shlex.quote(json.dumps({"label": label + _MARK}))
-    return (_DEADMAN.replace("URL", url).replace("LOOK_S", str(look_s)).replace("LIMIT_S", str(limit_s))
+    price = _PRICE.replace("EVERY", str(max(1, _PRICE_EVERY_S // look_s))).replace("ROW", ROW)
+    return (_DEADMAN.replace("PRICE", price if bid_follows else "").replace("URL", url)
+            .replace("LOOK_S", str(look_s)).replace("LIMIT_S", str(limit_s))
             .replace("NOTE", WRONG_MACHINE).replace("LABEL", marked))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from launcher.candidates import choose
 from launcher.estimate import Done
-from launcher.offers import Machine, make_offers
+from launcher.offers import Machine, make_offers, parse_gpus
 from launcher.plan import Plan, make_plan
 from launcher.recipe import Recipe, checkout_folder, load_recipe
 from launcher.render import Task, Templates, render
@@ -16,6 +16,8 @@ GOLDEN = Path(__file__).parent / "golden"
 RECIPE = GOLDEN / "example-recipe.yaml"
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
 TWO_CORES = Machine(num_cores=2, memory_gib=24.0)
+TWO_GPUS = Machine(num_cores=8, memory_gib=64.0, gpus=parse_gpus(
+    "NVIDIA H100 80GB HBM3, 81559, 570.86\nNVIDIA H100 80GB HBM3, 81559, 570.86\n"))
 
 
 def example_recipe(*overrides: str) -> Recipe:

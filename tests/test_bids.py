@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from launcher.alternatives import hardware_changes
 from launcher.bids import advise, losses_per_hour, raised
 from launcher.offers import Machine, Offer, make_offers
 from launcher.priced_offers import PricedOffer
@@ -175,3 +176,20 @@ def test_a_bid_of_the_recipe_stays_and_is_advised_on():
 ])
 def test_each_rental_bids_by_the_machine_that_it_gets(min_bid, settings, bid, paid):
     assert bid_for({"min_bid": min_bid}, settings, bid) == paid
+
+
+@pytest.mark.parametrize(("words", "keys"), [
+    (AUTO, {"most_bid_usd_per_hour"}),
+    ({"bid_usd_per_hour": "0.40", "most_bid_usd_per_hour": "0.60"},
+     {"most_bid_usd_per_hour", "bid_usd_per_hour"}),
+    ({"bid_usd_per_hour": "0.40"}, {"bid_usd_per_hour"}),
+])
+def test_what_is_advised_instead_of_a_card_names_the_bid_as_the_recipe_does(words, keys):
+    bids = [change for change in hardware_changes(offer([], **words), 0) if len(change) > 1]
+    assert bids
+    for change in bids:
+        named = {key.rpartition(".")[2] for key in change}
+        assert named == {"gpu", *keys}
+        gpu = change["hardware.train.0.gpu"]
+        told = {key.rpartition(".")[2]: value for key, value in change.items()}
+        assert candidate(**{**words, **told, "gpu": gpu})  # a recipe with it loads

@@ -1,13 +1,15 @@
 """Which candidates of a recipe one task holds, in which order, and what is said of those that it does not."""
 
 import json
+import re
 from decimal import Decimal
 
 import pytest
-from launch_examples import TWO_CORES, example_plan, example_recipe, example_task
+from launch_examples import TWO_CORES, TWO_GPUS, example_plan, example_recipe, example_task
 from typed_plans import planned, profile
 
 from launcher.candidates import choose
+from launcher.errors import NoOfferError
 from launcher.estimate import Done
 from launcher.lint import lint
 from launcher.recorded import RecordedPlan
@@ -31,6 +33,77 @@ def labels(plan, document=TRAIN) -> list[str]:
 
 def left_out(plan) -> list[str]:
     return [warning for warning in plan.warnings if "cannot stand in" in warning]
+
+
+# -- choosing
+
+
+def test_a_run_stays_here_unless_told_otherwise():
+    chosen = choose(example_recipe(), None, TWO_CORES)
+    assert chosen[Document.TRAIN][0].infra == "local"
+    assert chosen[Document.BENCH] == chosen[Document.TRAIN]
+
+
+@pytest.mark.parametrize(("infra", "train", "bench"), [
+    ("vast", "vast", "vast"), ("azure", "azure", "gcp/us-central1"),
+    ("gcp", "gcp/us-central1", "gcp/us-central1"),
+    ("gcp/us-east5", "gcp/us-east5", "gcp/us-central1"), ("slurm", "slurm/ldlm", "gcp/us-central1"),
+])
+def test_infra_picks_the_candidates_of_that_cloud_or_region(infra, train, bench):
+    chosen = choose(example_recipe(), infra, TWO_CORES)
+    assert (chosen[Document.TRAIN][0].infra, chosen[Document.BENCH][0].infra) == (train, bench)
+
+
+@pytest.mark.parametrize("infra", ["aws", "gc", "gcp/us-west1", "local/x"])
+def test_an_infra_that_the_recipe_lacks_is_no_offer_and_names_what_it_has(infra):
+    with pytest.raises(NoOfferError) as caught:
+        choose(example_recipe(), infra, TWO_CORES)
+    assert f"recipe example has no hardware on {infra}" in str(caught.value)
+    assert caught.value.fix.startswith("use --infra local (the recipe also has vast, azure, gcp/us-central1")
+    assert caught.value.place.endswith("example-recipe.yaml:16")
+
+
+def test_a_region_narrows_a_candidate_that_names_none():
+    assert choose(example_recipe(), "azure/westus", TWO_CORES)[Document.TRAIN][0].infra == "azure/westus"
+
+
+def test_a_recipe_without_a_local_candidate_takes_its_first():
+    recipe = example_recipe("hardware.train=[{infra: azure, gpu: 'L4:1'}, {infra: vast, gpu: 'L4:1'}]")
+    assert choose(recipe, None, TWO_CORES)[Document.TRAIN][0].infra == "azure"
+
+
+def test_a_local_candidate_whose_gpus_are_not_here_is_passed_over():
+    recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
+    assert choose(recipe, None, TWO_CORES)[Document.TRAIN][0].infra == "vast"
+    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN][0].infra == "local"
+
+
+def test_a_local_card_that_is_not_here_is_planned_for_when_asked_for_or_when_there_is_nothing_else():
+    recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
+    assert choose(recipe, "local", TWO_CORES)[Document.TRAIN][0].gpu == "H100:2"
+    only = example_recipe("hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
+    plan = example_plan(None, "hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
+    assert choose(only, None, TWO_CORES)[Document.BENCH][0].infra == "local"
+    assert plan.offers[Document.TRAIN].label == "RTX5090:1 on a machine of yours"
+    assert plan.offers[Document.TRAIN].gpu_memory_gib == 31.3
+    assert plan.offers[Document.TRAIN].host_memory_gib is None
+    assert plan.warnings[0].startswith("this machine has no RTX5090 (nor any other GPU); this plan is for")
+
+
+def test_a_local_card_that_is_here_comes_before_one_that_is_not():
+    cards = "{infra: local, gpu: 'RTX5090:1'}, {infra: local, gpu: 'H100:1'}"
+    recipe = example_recipe(f"hardware.train=[{cards}]")
+    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN][0].gpu == "H100:1"
+    assert choose(recipe, "local", TWO_GPUS)[Document.TRAIN][0].gpu == "H100:1"
+
+
+def test_a_rented_run_cannot_be_benchmarked_here():
+    recipe = example_recipe("hardware.bench=[{infra: local}]")
+    with pytest.raises(NoOfferError, match="a rented run cannot reach") as caught:
+        choose(recipe, "vast", TWO_CORES)
+    (typed,) = re.findall(r'--set "(.*)"', caught.value.fix)
+    mended = example_recipe("hardware.bench=[{infra: local}]", typed)
+    assert choose(mended, "vast", TWO_CORES)[Document.BENCH][0].gpu == "RTX5090:1"
 
 
 # -- which, and in which order

@@ -1,19 +1,16 @@
 """What is advised where a run does not fit or is over its cap: typed as printed, priced by an own count."""
 
 import re
-import shlex
 from collections.abc import Iterator
 
 import pytest
-from launch_examples import example_plan
 from typed_plans import ONE_3090, planned, profile, typed
 
-from launcher.errors import NoOfferError, OverCapError, RecipeError
+from launcher.errors import NoOfferError, RecipeError
 from launcher.gpu_kinds import ADVISED, GPU_KINDS
 from launcher.offers import Machine, parse_gpus
 from launcher.plan import Plan
 from launcher.recipe import list_recipes, load_recipe
-from trainer.contract import Document
 
 FREE = ["--max-cost", "1000000", "--deadline", "1000000"]
 # Dollars an hour and GiB, written down beside this test; more than one GPU costs as many times as much.
@@ -89,7 +86,7 @@ def test_the_advice_leads_to_a_plan_and_no_single_change_costs_half_as_much(name
 def test_where_the_encoder_is_copied_from_the_host_a_refusal_says_so_and_does_not_ask_for_money():
     words = ["qwen3.6-35b-a3b", "--set", "hardware.train.0.gpu=H100:1"]
     error = refusal(words)
-    assert re.search(r"would cost ~\$1[23]\d\d\.\d\d \(.*\), its encoder copied from host memory for every ",
+    assert re.search(r"would cost ~\$1[78]\d\d\.\d\d \(.*\), its encoder copied from host memory for every ",
                      error.problem)
     (told,) = re.findall(r"\(~\$([\d.]+)", error.fix)
     assert "--max-cost" not in error.fix
@@ -102,10 +99,10 @@ def test_where_the_encoder_is_copied_from_the_host_a_refusal_says_so_and_does_no
     (["seed-27b", "--set", "hardware.train.0.gpu=H100:1"],
      r"add --set hardware.train.0.gpu=H100:8 \(~\$1\d\d"),
     (["qwen3.6-35b-a3b", "--set", "train.token_encoder.placement=host"],
-     r"add --set train.token_encoder.placement=auto \(~\$11\d\.\d\d\)"),
+     r"add --set train.token_encoder.placement=auto \(~\$15\d\.\d\d\)"),
     (["home-5090", "--set", "train.token_encoder.weights=bf16"],
      r"add --set train.token_encoder.weights=nf4 \(~7\d.\d h\)"),
-    (["paper-gpt2", "--max-cost", "40"], r"add --max-cost 5\d\.\d\d \(--max-cost "),  # nothing is cheaper
+    (["paper-gpt2", "--max-cost", "40"], r"add --max-cost 6\d\.\d\d \(--max-cost "),  # nothing is cheaper
     (profile("paper-gpt2", "H100:1", "train.micro_batch_size=3000", "train.global_batch_size=9000",
              "limits.max_cost_usd=9999", "limits.deadline_hours="),
      r"add --set train.micro_batch_size=(60|50) \(~\$"),  # keeps the global batch divisible
@@ -126,10 +123,10 @@ def test_of_other_gpus_the_bid_is_named_and_called_a_guess_and_what_would_do_on_
 
 def test_other_gpus_under_the_cap_come_before_more_money_for_the_same():
     words = ["qwen3.6-27b", "--set", "hardware.train.0.gpu=L4:1", "--set", "train.data.sequence_length=4096",
-             "--set", "hardware.train.0.bid_usd_per_hour=0.25", "--max-cost", "300"]
+             "--set", "hardware.train.0.bid_usd_per_hour=0.25", "--max-cost", "330"]
     fix = refusal(words).fix
     assert "--max-cost" not in fix and "; on L4:1 --set train.micro_batch_size=1: ~$" in fix
-    assert planned([*words, *typed(fix)]).usd.mid < 300
+    assert planned([*words, *typed(fix)]).usd.mid < 330
 
 
 def test_a_plan_that_copies_the_encoder_from_the_host_by_itself_says_what_is_cheaper():
@@ -142,44 +139,6 @@ def test_a_plan_that_copies_the_encoder_from_the_host_by_itself_says_what_is_che
     assert cheaper.usd.mid * 5 < plan.usd.mid
     asked = planned([*words, "--set", "train.token_encoder.placement=host"])
     assert not any("copied" in found for found in asked.warnings)
-
-
-DEAR = "{infra: gcp, gpu: 'H100:8', spot: true, price_usd_per_hour: 50}"
-GOOD = "{infra: azure, gpu: 'H100:1', spot: true, price_usd_per_hour: 1.55}"
-SPAIN = "{infra: 'vast/Spain, ES, EU', gpu: 'H100:1', bid_usd_per_hour: 1.55}"
-
-
-def refused_with(*train: str) -> tuple[str, list[str]]:
-    """The fix of a recipe whose first choice is too dear, and its options."""
-    sets = (f"hardware.train=[{', '.join([DEAR, *train])}]", "train.global_batch_size=64",
-            "hardware.bench=[{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.6}]")
-    with pytest.raises(OverCapError) as caught:
-        example_plan(None, *sets)
-    return str(caught.value.fix), list(sets)
-
-
-@pytest.mark.parametrize(("others", "label", "infra"), [
-    ([GOOD], "H100:1 on azure (spot)", "azure"),
-    ([DEAR.replace("50", "60"), SPAIN], "H100:1 on vast/Spain, ES, EU (interruptible)",
-     "vast/Spain, ES, EU")])
-def test_where_the_first_choice_is_too_dear_the_next_that_is_not_is_named_with_its_dollars(
-        others, label, infra):
-    fix, sets = refused_with(*others)
-    said = re.search(r"; or (.*), which the recipe has too, for ~\$([\d.]+): (--infra .*)$", fix)
-    assert said and said[1] == label and shlex.split(said[3]) == ["--infra", infra]
-    plan = example_plan(infra, *sets)
-    assert plan.offers[Document.TRAIN].label == label and f"{plan.usd.mid:.2f}" == said[2]
-
-
-def test_another_choice_at_the_same_cloud_is_put_first_by_hand():
-    fix, _ = refused_with(GOOD.replace("azure", "gcp"))
-    assert re.search(r"; or H100:1 on gcp \(spot\), which .*: put it first in hardware\.train$", fix)
-
-
-@pytest.mark.parametrize("other", [
-    DEAR.replace("gcp", "azure"), GOOD.replace(", price_usd_per_hour: 1.55", "")])
-def test_a_choice_as_dear_or_without_a_price_is_not_named(other):
-    assert "which the recipe has too" not in refused_with(other)[0]
 
 
 def test_at_home_no_other_card_is_to_be_typed():

@@ -54,7 +54,7 @@ def test_a_launch_tells_what_happens_and_ends_with_the_bill(tmp_path, store):
     checkout = Checkout(tmp_path, f"{FAKE_NODE} beat:100,100 beat:400,400 exit:0")
     done = checkout.ldlm(*RUN, "--yes", "--store", store)
     assert done.returncode == 0, done.stderr
-    assert "attempt 1: training on 2 CPU cores here, setting up" in done.stderr
+    assert "attempt 1: training on 2 CPU cores here (spot), setting up" in done.stderr
     assert "attempt 2: benchmark on" in done.stderr
     assert done.stdout.index("Plan for example") < done.stdout.index("Cost of r1 (simulated price)")
     assert done.stdout.endswith("run r1: finished (train finished)\n")
@@ -132,7 +132,7 @@ def test_a_run_that_the_engine_cannot_take_says_that_it_is_recorded_and_can_be_r
     (resumed,) = (Path(store) / "r1" / "events").glob("*-resumed.json")
     limits = json.loads(resumed.read_text())["detail"]["limits"]
     assert limits == {"max_cost_usd": "2.5", "max_hours": None, "deadline_hours": 3.0, "deadline": None,
-                      "wait_hours": 6.0, "bench_wait_hours": 1.0, "bench_hours": 1.0}
+                      "policy": "ours", "wait_hours": 6.0, "bench_wait_hours": 1.0, "bench_hours": 1.0}
 
 
 def test_a_run_goes_on_detached_and_can_be_looked_at_listed_stopped_and_deleted(tmp_path, store):

@@ -2,11 +2,14 @@
 
 from datetime import timedelta
 from decimal import Decimal
+from typing import get_args
 
 import pytest
 from launch_examples import NOW, example_plan, example_task
 
 from launcher.course import Course
+from launcher.policy_ours import POLICIES
+from launcher.recipe import PolicyName
 from trainer.contract import Document, Env
 
 SPOT = "{infra: gcp, gpu: 'A100-80GB:1', spot: true, price_usd_per_hour: 1.20}"
@@ -82,3 +85,9 @@ def test_on_demand_is_due_when_work_and_a_start_are_all_that_fits():
     lost_h = min(plan.saves.lost_s / 3600, work_h) / 2
     due = NOW + timedelta(hours=2 - work_h - plan.start.again_s / 3600 - lost_h)
     assert abs(found.on_demand_at - due) < timedelta(seconds=1)
+
+
+def test_a_recipe_may_name_any_policy_that_is_simulated():
+    assert set(get_args(PolicyName)) == {policy.name for policy in POLICIES}
+    train = example_task("local", "limits.policy=greedy").document(Document.TRAIN)
+    assert (course(train).policy, course(train_of(SPOT, ON_DEMAND)).policy) == ("greedy", "ours")

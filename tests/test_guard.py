@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from trainer.at_most import standing_of
 from trainer.contract import ConfigError, Document, Env, ExitCode, RankEnd, TaskOffer
 from trainer.guard import PAST_LIMIT_S, SHUTDOWN_S, Ending, Standing, headroom
-from trainer.limit_watch import NEAR_CAP, LateClock, LimitWatch, check_again
+from trainer.limit_watch import LateClock, LimitWatch, check_again
 from trainer.limits import LimitError, Limits
 from trainer.metrics import OwnAttempt
 from trainer.own_bill import own_price
@@ -139,10 +139,9 @@ def test_a_clock_that_is_set_back_gives_no_hour_again() -> None:
     assert clock() == at(5)
 
 
-def watch(clock: Callable[[], datetime], *, told: tuple[str, ...] = (), **envs: str) -> LimitWatch:
+def watch(clock: Callable[[], datetime], **envs: str) -> LimitWatch:
     """Of an attempt that began at noon, on a machine of six dollars an hour; its end takes a minute."""
-    events = tuple(Event(at=NOON, kind=NEAR_CAP, detail={"max_cost_usd": cap}) for cap in told)
-    own = OwnAttempt(files(1, 0, cloud="").attempt, [], events)
+    own = OwnAttempt(files(1, 0, cloud="").attempt, [])
     return LimitWatch(own, lambda: (60.0, 10**9), envs, clock)
 
 
@@ -157,16 +156,6 @@ def test_a_run_may_go_on_until_its_end_would_not_fit() -> None:
     assert not own.is_past()
     now[0] = at(60)
     assert own.is_past()
-
-
-@pytest.mark.parametrize(("told", "is_news"), [((), True), (("4",), True), (("5",), False)])
-def test_a_person_hears_once_that_most_of_a_cap_is_spent(told: tuple[str, ...], is_news: bool) -> None:
-    now = [at(39)]
-    own = watch(lambda: now[0], told=told, LDLM_MAX_COST_USD="5")
-    assert own.news() is None
-    now[0] = at(40)
-    assert own.news() == ({"spent_usd": "4.0000", "max_cost_usd": "5"} if is_news else None)
-    assert own.news() is None
 
 
 @pytest.mark.parametrize(("code", "spent", "is_refused"), [

@@ -15,6 +15,7 @@ TRAINER = sorted((ROOT / "trainer").glob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
                     "trainer.deadman", "trainer.guard", "trainer.limits",
                     "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
+                    "trainer.live_price",
                     "trainer.humaneval_options",
                     "trainer.measure_options", "trainer.memory", "trainer.mirror_format",
                     "trainer.prepare_options", "trainer.profiles", "trainer.pull_plan",
@@ -29,7 +30,8 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "gpu_kinds", "sky_ready", "yaml_edit", "policy", "cost", "render", "lint", "simulate", "vast_search",
     "vast_onstart", "saves", "rentals", "rental_cost", "uncounted", "waits", "vast_start",
     "candidates", "market", "bids", "stale", "credits", "priced_offers", "offers_file", "offer_list",
-    "self_end", "policies_known", "policy_values", "regimes", "clairvoyant", "attempt_cost", "report",
+    "self_end", "policies_known", "policy_ours", "policy_values", "regimes", "clairvoyant",
+    "attempt_cost", "report",
     "ledger_doubts", "report_csv", "report_svg", "report_html", "reconcile",
     "course", "course_plan", "next_move")]
 # Clocks, chance and the outside world: pure modules get them as arguments.

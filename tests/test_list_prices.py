@@ -65,6 +65,15 @@ def test_an_offer_says_what_its_machine_costs_on_demand_and_when_the_list_was_fe
     assert {(one.seen_at, one.source) for one in spot} == {(SEEN_AT, "SkyPilot's catalog")}
 
 
+def test_the_zones_of_a_region_are_one_offer_at_the_cheapest(home: Path) -> None:
+    with catalog(home, "gcp").open("a") as file:
+        for zone, usd in (("b", "6.10"), ("c", "6.50")):
+            file.write(f"a3-highgpu-1g,26,234,,,,us-central1,us-central1-{zone},0,0\n"
+                       f",,,H100,1,,us-central1,us-central1-{zone},11.06,{usd}\n")
+    found = [one for one in list_prices("gcp", ["H100:1"]).offers if one.terms == "spot"]
+    assert [(one.region, str(one.price_usd_per_hour)) for one in found] == [("us-central1", "6.10")]
+
+
 def test_a_card_without_a_number_is_wanted_in_any(home: Path) -> None:
     found = list_prices("gcp", ["H100", "L4:2"]).offers
     assert {one.accelerators for one in found} == {"H100:1", "H100:8", "L4:2"}
@@ -105,6 +114,17 @@ def test_holes_are_passed_over_and_what_nobody_can_mean_is_named(
 
 def test_a_row_without_region_is_named_and_no_more_than_three_are(home: Path) -> None:
     with catalog(home, "azure").open("a") as file:
-        file.write("Odd,B200,1,96,1900,,7.0,2.0,,V2\n" * 5)
+        file.write("Odd,B200,1,96,1900,,7.0,,,V2\n" * 5)
     (problem,) = list_prices("azure", ["B200:1"]).problems
-    assert ("line 13 has no region; line 14 has no region; line 15 has no region; and 2 more" in problem)
+    assert "line 13: it has no region; line 14: it has no region; line 15: it has no region; and 2" in problem
+
+
+def test_a_machine_of_no_size_and_one_of_a_thousand_cards_are_named(home: Path) -> None:
+    with catalog(home, "gcp").open("a") as file:
+        file.write("n1-standard-8,,30,,,,us-west1,us-west1-a,0.38,0.08\n"
+                   ",,,T4,1,,us-west1,us-west1-a,0.35,0.14\n")
+    with catalog(home, "azure").open("a") as file:
+        file.write("Odd,B200,1000,96,1900,,7.0,,westus,V2\n")
+    assert "could not convert string to float" in list_prices("gcp", ["T4"]).problems[0]
+    assert "num_gpus is 1000, and it should be less than or equal to 64" in list_prices(
+        "azure", ["B200"]).problems[0]

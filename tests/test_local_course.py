@@ -10,8 +10,9 @@ import pytest
 from engine_lab import NODE, RUN_ID, Lab, wait_until
 
 from launcher.course import Course, Place
-from launcher.course_record import OURS, CourseRecord
+from launcher.course_record import CourseRecord
 from launcher.errors import UsageError
+from launcher.policies_known import UNIFORM_PROGRESS
 from launcher.preempt_at import PreemptAt, parse_preempt_at
 from trainer.contract import Env, Outcome
 
@@ -30,7 +31,8 @@ def course(*, seconds: float, work_s: float) -> str:
                          envs={Env.PRICE: usd, Env.OFFER: f"here ({'spot' if spot else 'on-demand'})"})
                    for spot, usd in ((True, "0.5"), (False, "1.2")))
     return Course(begins_at=now, ends_at=now + timedelta(seconds=seconds), work_h=work_s / 3600, from_step=0,
-                  overhead_h=0.1 / 3600, tick_s=0.5, to_step=100, places=places).model_dump_json()
+                  overhead_h=0.1 / 3600, tick_s=0.5, to_step=100, policy="uniform-progress",
+                  places=places).model_dump_json()
 
 
 def test_without_spot_it_waits_then_pays_more_and_goes_back(lab: Lab) -> None:
@@ -52,7 +54,7 @@ esac""", preempt_at="step:1+14", envs={Env.COURSE: course(seconds=24, work_s=12)
     paid = next(move for move in moves if move.action == "on_demand")
     assert 9.6 / 3600 <= paid.situation["elapsed_h"] < 14 / 3600
     for move in moves:
-        again = move.replayed(OURS)
+        again = move.replayed(UNIFORM_PROGRESS)
         assert (again.action.name.lower(), again.reason) == (move.action, move.reason)
 
 

@@ -11,7 +11,9 @@ from hands import Hands
 from pydantic import BaseModel
 
 from trainer.contract import Document, StoreError
+from trainer.live_price import BID_RAISED
 from trainer.metrics import Before, OwnAttempt, PhaseClock, Progress, Recorder, TrainingSpeed
+from trainer.rental_terms import PriceFrom
 from trainer.run_folder import Attempt, Heartbeat, RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -286,3 +288,24 @@ def test_writing_from_two_threads_at_once_loses_and_doubles_no_row(store: Unstea
     recording.close()
 
     assert [row["step"] for row in rows(store)] == list(range(200))
+
+
+def test_a_later_price_is_counted_and_told_once(store: UnsteadyStore) -> None:
+    began = datetime.now(UTC) - timedelta(seconds=1000)
+    attempt = Attempt(number=2, document=Document.TRAIN, offer="", host="h", billed_from=began,
+                      price_usd_per_hour=Decimal("3.60"))
+    known = [PriceFrom(at=began + timedelta(seconds=500), usd_per_hour=Decimal("7.20"))]
+    recording = Recorder(RunFolder(store, "run"), attempt, interval_s=3600, before=Before(),
+                         clock=PhaseClock(began), progress=Progress(total_steps=12),
+                         prices=lambda: tuple(known))
+    assert recording.spent_usd(began + timedelta(seconds=1000)) == Decimal("1.5")
+    store.broken = "events"
+    with pytest.raises(StoreError):
+        recording.write()
+    store.broken = None
+    recording.write()
+    recording.close()
+    folder = RunFolder(store, "run")
+    assert folder.read("attempts/2/heartbeat.json", Heartbeat).prices == tuple(known)
+    assert [(event.kind, event.at, event.detail) for event in folder.events()] == [
+        (BID_RAISED, known[0].at, {"attempt": 2, "usd_per_hour": "7.20"})]

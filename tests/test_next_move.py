@@ -7,8 +7,9 @@ import pytest
 
 from launcher.course import Course, Place
 from launcher.next_move import Move, Progress, Seen, next_move, run_lengths
-from launcher.policies_known import KNOWN, UNIFORM_PROGRESS
+from launcher.policies_known import UNIFORM_PROGRESS
 from launcher.policy import Policy
+from launcher.policy_ours import POLICIES
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 MINUTE_H = 1 / 60
@@ -22,7 +23,7 @@ def place(*, spot: bool, usd: str, infra: str = "vast", move_usd: str = "0.02") 
 def course(*places: Place, hours: float = 10, work_h: float = 4) -> Course:
     """400 steps; a start takes half an hour, by the plan; asked every ten minutes."""
     return Course(begins_at=NOON, ends_at=NOON + timedelta(hours=hours), work_h=work_h, overhead_h=0.5,
-                  tick_s=600, from_step=0, to_step=400,
+                  tick_s=600, from_step=0, to_step=400, policy="uniform-progress",
                   places=places or (place(spot=True, usd="1"), place(spot=False, usd="3")))
 
 
@@ -71,7 +72,7 @@ def test_spot_is_waited_for_until_on_demand_is_due_and_it_goes_back():
     assert (back.action, back.place, back.leaves) == ("spot", 0, True)
 
 
-@pytest.mark.parametrize("policy", KNOWN, ids=lambda policy: policy.name)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: policy.name)
 def test_what_was_recorded_gives_the_same_decisions_one_by_one(policy):
     run = Run(course(), policy)
     for minute in range(0, 540, 7):

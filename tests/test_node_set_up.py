@@ -20,10 +20,11 @@ from trainer.guard import Standing
 from trainer.limit_watch import check_limits
 from trainer.limits import LimitError
 from trainer.machine import MachineError, check_set_up
+from trainer.own_bill import set_up_left_s
 from trainer.rental_terms import TERMS, RentalTerms
 from trainer.rented import Rented
 from trainer.run_folder import Heartbeat, Phases, RunFolder, RunOutcome
-from trainer.set_up import limit_s
+from trainer.set_up import _Steps, limit_s
 from trainer.store import open_store
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -104,9 +105,30 @@ os._exit(it.main([], {"LDLM_MAX_COST_USD": "0", "LDLM_PRICE_USD_PER_HOUR": "1"})
     ({"LDLM_DEADLINE": "2026-11-01T11:00:00+00:00"}, 0),
     ({"LDLM_DEADLINE": "2026-11-02T12:00:00+00:00"}, 60),
     ({"LDLM_MAX_COST_USD": "1", "LDLM_PRICE_USD_PER_HOUR": "4"}, 15),
+    ({"LDLM_MAX_HOURS": "0.5"}, 30),
     ({"LDLM_MAX_COST_USD": "1", "LDLM_PRICE_USD_PER_HOUR": ""}, 60)])
 def test_a_set_up_has_an_hour_and_no_longer_than_its_run(limits: dict[str, str], minutes: float) -> None:
     assert limit_s(limits, NOON) == 60 * minutes
+
+
+@pytest.mark.parametrize(("cap", "left_s"), [("", None), ("4", 3600), ("2.50", 900), ("1", -1800)])
+def test_set_up_has_what_earlier_attempts_have_left_of_the_limits(tmp_path: Path, cap: str,
+                                                                  left_s: float | None) -> None:
+    """One before has taken an hour at two dollars, and vanished."""
+    folder = RunFolder(open_store(f"file://{tmp_path}/store"), "run")
+    folder.claim_attempt(Document.TRAIN, billed_from=NOON - timedelta(hours=3), host="", offer="",
+                         price_usd_per_hour=Decimal(2), cloud="gcp", lease_until=NOON - timedelta(hours=2))
+    envs = {"LDLM_MAX_COST_USD": cap, "LDLM_PRICE_USD_PER_HOUR": "2"}
+    found = set_up_left_s(folder, NOON, envs)
+    assert found == (None if left_s is None else pytest.approx(left_s))
+
+
+def test_a_set_up_is_killed_when_the_time_is_over_that_its_limits_leave() -> None:
+    steps = _Steps(600, subprocess.DEVNULL)
+    steps.shorten(0.5)
+    steps.shorten(500)
+    with pytest.raises(subprocess.TimeoutExpired):
+        steps.run(["sleep", "60"])
 
 
 @pytest.mark.parametrize(("document", "spent", "limit"), [

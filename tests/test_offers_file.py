@@ -5,11 +5,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_priced_offers import MARKET, NOW
 
 from launcher.errors import UsageError
 from launcher.offers_file import as_json, is_old, read_offers, too_old
-from launcher.priced_offers import Found
+from launcher.priced_offers import Found, PricedOffer
 
 
 def written(**changes: Any) -> str:
@@ -29,6 +31,7 @@ def test_what_is_written_is_read_again() -> None:
 @pytest.mark.parametrize(("text", "problem", "fix"), [
     (written()[:-40], "is no whole JSON: ", "make it anew: ldlm offers --gpu NAME --json > offers.json"),
     ("", "is no whole JSON: ", "make it anew"),
+    ("[" * 100_000, "is no whole JSON: ", "make it anew"),
     ("[]", "is no list of offers as ldlm writes them", "make it anew"),
     (written(offers="many"), "is no list of offers", "make it anew"),
     (written(version=2), "version is 2, and this ldlm reads 1", "make it anew"),
@@ -65,6 +68,19 @@ def test_what_is_wrong_with_one_offer_is_named_and_the_others_are_read(
     assert [one.region for one in found.offers] == ["us-east5"]
     (problem,) = found.problems
     assert problem.startswith(f"offers.json: offers[1]: {said}") and problem.endswith("; passed over")
+
+
+_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner))
+
+
+@settings(max_examples=200, deadline=None)
+@given(name=st.sampled_from([*PricedOffer.model_fields, "other"]), value=_JSON)
+def test_whatever_stands_in_a_field_is_read_or_named(name: str, value: Any) -> None:
+    found = read_offers(written(problems=[], offers=[row() | {name: value}]), "f", NOW)
+    assert len(found.offers) + len(found.problems) == 1
+    for one in found.offers:
+        assert 0 < one.price_usd_per_hour <= 1000 and one.region and one.seen_at <= NOW + timedelta(minutes=5)
 
 
 def test_what_is_no_offer_at_all_is_named() -> None:

@@ -63,6 +63,12 @@ def test_one_list_over_clouds_fits_eighty_columns(clouds: Clouds) -> None:
     check_golden("screen-offers.txt", done.stdout)
 
 
+def test_what_they_are_sorted_by_is_shown_and_nothing_is_folded(clouds: Clouds) -> None:
+    for sort, heading in (("reliability", "reliable"), ("upload", "up Mbit/s"), ("per-gpu", "per GPU")):
+        first, _, *rows = clouds.ldlm("offers", *CARDS, "--sort", sort).stdout.split("\n\n")[0].splitlines()
+        assert heading in first and len(rows) == 14 and max(map(len, rows)) <= 80
+
+
 def test_with_one_cloud_down_the_others_are_shown_and_it_is_said_which_and_why(clouds: Clouds) -> None:
     clouds.fake.key = "another"
     clouds.catalog("gcp").unlink()

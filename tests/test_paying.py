@@ -7,7 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from cli_lab import RECIPE
+from cli_lab import RECIPE, ldlm, refused
 from run_stories import PLAN, Story
 
 from launcher.commands import PlanOptions
@@ -119,3 +119,14 @@ def test_settings_keep_their_wallets(home):
     settings = Settings(store="s3://bucket/x", wallets=f"gcp 5 {LATER}")
     (home / "settings.json").write_text(settings_text(settings))
     assert read_settings() == settings
+
+
+def test_credits_are_set_by_a_command_and_refused_by_it(home):
+    said = ldlm("config", "set", "wallets", f"gcp 300 {SOON}")
+    assert said.returncode == 0 and f"wallets: none -> gcp 300 {SOON} since 2" in said.stdout
+    assert (read_settings().wallets or "").startswith(f"gcp 300 {SOON} since ")
+    before = read_settings()
+    assert "'-3' is no number of dollars" in refused(2, "config", "set", "wallets", f"gcp -3 {SOON}")
+    assert "has expired on 2026-01-01" in refused(2, "config", "set", "wallets", "gcp 3 2026-01-01")
+    assert read_settings() == before
+    assert ldlm("config", "set", "wallets", "none").returncode == 0 and read_settings().wallets is None

@@ -3,175 +3,23 @@ from datetime import timedelta
 from decimal import Decimal
 
 import pytest
-from launch_examples import NOW, TWO_CORES, example_plan, example_recipe, example_task
+from launch_examples import NOW, TWO_GPUS, example_plan, example_recipe, example_task
 from typed_plans import planned
 
-from launcher.candidates import choose
 from launcher.errors import NoOfferError, RecipeError
 from launcher.estimate import Done
-from launcher.offers import Gpu, Machine, Offer, local_offer, parse_gpus, probe_machine
+from launcher.offers import Machine
 from launcher.plan import Plan
 from launcher.recipe import list_recipes, load_recipe
 from launcher.run_weights import RunWeights
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.contract import Document
 
-TWO_GPUS = Machine(num_cores=8, memory_gib=64.0, gpus=parse_gpus(
-    "NVIDIA H100 80GB HBM3, 81559, 570.86\nNVIDIA H100 80GB HBM3, 81559, 570.86\n"))
-
 
 def measured(run_id: str, tokens_per_s: float, hardware: str = "2 CPU cores",
              **changes: str) -> MeasuredSpeed:
     config = example_recipe(*(f"train.{key}={value}" for key, value in changes.items())).train
     return MeasuredSpeed(run_id, hardware, config_fingerprint(config), tokens_per_s)
-
-
-# -- choosing
-
-
-def test_a_run_stays_here_unless_told_otherwise():
-    chosen = choose(example_recipe(), None, TWO_CORES)
-    assert chosen[Document.TRAIN][0].infra == "local"
-    assert chosen[Document.BENCH] == chosen[Document.TRAIN]
-
-
-@pytest.mark.parametrize(("infra", "train", "bench"), [
-    ("vast", "vast", "vast"), ("azure", "azure", "gcp/us-central1"),
-    ("gcp", "gcp/us-central1", "gcp/us-central1"),
-    ("gcp/us-east5", "gcp/us-east5", "gcp/us-central1"), ("slurm", "slurm/ldlm", "gcp/us-central1"),
-])
-def test_infra_picks_the_candidates_of_that_cloud_or_region(infra, train, bench):
-    chosen = choose(example_recipe(), infra, TWO_CORES)
-    assert (chosen[Document.TRAIN][0].infra, chosen[Document.BENCH][0].infra) == (train, bench)
-
-
-@pytest.mark.parametrize("infra", ["aws", "gc", "gcp/us-west1", "local/x"])
-def test_an_infra_that_the_recipe_lacks_is_no_offer_and_names_what_it_has(infra):
-    with pytest.raises(NoOfferError) as caught:
-        choose(example_recipe(), infra, TWO_CORES)
-    assert f"recipe example has no hardware on {infra}" in str(caught.value)
-    assert caught.value.fix.startswith("use --infra local (the recipe also has vast, azure, gcp/us-central1")
-    assert caught.value.place.endswith("example-recipe.yaml:16")
-
-
-def test_a_region_narrows_a_candidate_that_names_none():
-    assert choose(example_recipe(), "azure/westus", TWO_CORES)[Document.TRAIN][0].infra == "azure/westus"
-
-
-def test_a_recipe_without_a_local_candidate_takes_its_first():
-    recipe = example_recipe("hardware.train=[{infra: azure, gpu: 'L4:1'}, {infra: vast, gpu: 'L4:1'}]")
-    assert choose(recipe, None, TWO_CORES)[Document.TRAIN][0].infra == "azure"
-
-
-def test_a_local_candidate_whose_gpus_are_not_here_is_passed_over():
-    recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
-    assert choose(recipe, None, TWO_CORES)[Document.TRAIN][0].infra == "vast"
-    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN][0].infra == "local"
-
-
-def test_a_local_card_that_is_not_here_is_planned_for_when_asked_for_or_when_there_is_nothing_else():
-    recipe = example_recipe("hardware.train.0={infra: local, gpu: 'H100:2'}")
-    assert choose(recipe, "local", TWO_CORES)[Document.TRAIN][0].gpu == "H100:2"
-    only = example_recipe("hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
-    plan = example_plan(None, "hardware.train=[{infra: local, gpu: 'RTX5090:1'}]")
-    assert choose(only, None, TWO_CORES)[Document.BENCH][0].infra == "local"
-    assert plan.offers[Document.TRAIN].label == "RTX5090:1 on a machine of yours"
-    assert plan.offers[Document.TRAIN].gpu_memory_gib == 31.3
-    assert plan.offers[Document.TRAIN].host_memory_gib is None
-    assert plan.warnings[0].startswith("this machine has no RTX5090 (nor any other GPU); this plan is for")
-
-
-def test_a_local_card_that_is_here_comes_before_one_that_is_not():
-    cards = "{infra: local, gpu: 'RTX5090:1'}, {infra: local, gpu: 'H100:1'}"
-    recipe = example_recipe(f"hardware.train=[{cards}]")
-    assert choose(recipe, None, TWO_GPUS)[Document.TRAIN][0].gpu == "H100:1"
-    assert choose(recipe, "local", TWO_GPUS)[Document.TRAIN][0].gpu == "H100:1"
-
-
-def test_a_rented_run_cannot_be_benchmarked_here():
-    recipe = example_recipe("hardware.bench=[{infra: local}]")
-    with pytest.raises(NoOfferError, match="a rented run cannot reach") as caught:
-        choose(recipe, "vast", TWO_CORES)
-    (typed,) = re.findall(r'--set "(.*)"', caught.value.fix)
-    mended = example_recipe("hardware.bench=[{infra: local}]", typed)
-    assert choose(mended, "vast", TWO_CORES)[Document.BENCH][0].gpu == "RTX5090:1"
-
-
-# -- offers
-
-
-def offer_of(*overrides: str, machine: Machine = TWO_CORES) -> Offer:
-    return local_offer(example_recipe(*overrides).hardware.train[0], machine, NOW)
-
-
-def test_this_machine_is_offered_at_the_simulated_price():
-    offer = offer_of()
-    assert offer.label == "2 CPU cores here"
-    assert offer.price_usd_per_hour == Decimal("0.5")
-    assert offer.on_demand_usd_per_hour == Decimal("1.2")
-    assert offer.price_is_simulated
-    assert offer.ranks_per_node(1) == offer.ranks_per_node(2) == 2
-    assert (offer.gpu_memory_gib, offer.host_memory_gib) == (None, 24.0)
-
-
-def test_ranks_never_outnumber_the_cores():
-    assert offer_of("hardware.train.0.cpu_ranks=8").label == "2 CPU cores here"
-    assert offer_of(machine=Machine(num_cores=1, memory_gib=1.0)).label == "1 CPU core here"
-
-
-def test_one_gpu_is_taken_unless_more_are_asked_for():
-    assert offer_of(machine=TWO_GPUS).label == "H100:1 here"
-    assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node(1) == 2
-    assert offer_of("hardware.train.0.gpu=H100:2", machine=TWO_GPUS).ranks_per_node(2) == 1
-    more = offer_of("hardware.train.0.gpu=H100:4", machine=TWO_GPUS)
-    assert (more.lacks, more.num_gpus) == ("this machine has 2 H100, not 4", 4)
-    other = offer_of("hardware.train.0.gpu=L4:1", machine=TWO_GPUS)
-    assert other.lacks == "this machine has no L4 (it has H100)"
-
-
-def test_memory_of_a_card_is_never_made_up():
-    for name, change in (("RTX590", "gpu=RTX5090:1"), ("FOO", "gpu_memory_gib=24")):
-        fix = f"hardware.train.0.{change}"
-        asked = f"hardware.train.0.gpu={name}:1"
-        with pytest.raises(NoOfferError, match=f"{name} is neither here nor a GPU whose") as caught:
-            example_plan("local", asked)
-        assert caught.value.fix.startswith(f"add --set {fix} (or ")
-        assert example_plan("local", asked, fix).offers[Document.TRAIN].gpu_memory_gib > 20
-    told = offer_of("hardware.train.0.gpu=FOO:1", "hardware.train.0.gpu_memory_gib=20")
-    assert told.gpu_memory_gib == 20
-
-
-@pytest.mark.parametrize(("driver_name", "sky_name"), [
-    ("NVIDIA GeForce RTX 5090", "RTX5090"), ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
-    ("NVIDIA A100-SXM4-40GB", "A100"), ("NVIDIA A100 80GB PCIe", "A100-80GB"),
-    ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"),
-    ("Tesla T4", "T4"), ("NVIDIA L4", "L4"), ("NVIDIA GeForce RTX 4070 Ti", "RTX4070Ti"),
-])
-def test_gpus_get_skypilots_names(driver_name, sky_name):
-    assert Gpu(name=driver_name, memory_gib=1.0, driver="570").sky_name == sky_name
-
-
-def test_odd_lines_of_the_driver_are_passed_over():
-    assert parse_gpus("No devices were found\n") == ()
-    assert parse_gpus("NVIDIA L4, 23034, 570.1\nNVIDIA L4, [N/A], 570.1\n") == (
-        Gpu(name="NVIDIA L4", memory_gib=22.5, driver="570.1"),)
-
-
-def test_this_machine_can_be_probed():
-    machine = probe_machine()
-    assert machine.num_cores >= 1
-    assert machine.memory_gib > 0
-
-
-def test_labels_say_how_the_machine_is_rented():
-    plans = {infra: example_plan(infra).offers[Document.TRAIN].label
-             for infra in ("vast", "azure")}
-    assert plans == {"vast": "RTX5090:1 on vast (interruptible)", "azure": "A100-80GB:1 on azure (spot)"}
-    big = example_plan("gcp/us-east5", "train.global_batch_size=64")
-    assert big.offers[Document.TRAIN].label == "2x H100:8 on gcp/us-east5 (on-demand)"
-
-
-# -- planning
 
 
 def test_batch_arithmetic_follows_the_ranks():
@@ -208,7 +56,7 @@ def test_a_guess_says_that_it_is_one_and_is_wide():
     assert plan.speed_source.startswith("guess: ")
     training = plan.parts[1].hours
     assert float(training.mid) == pytest.approx(plan.tokens / plan.tokens_per_s / 3600, rel=1e-3)
-    assert float(training.high / training.low) == pytest.approx(4.0, rel=1e-3)
+    assert float(training.high / training.low) == pytest.approx(4.0, rel=0.02)
 
 
 def test_a_measured_speed_replaces_the_guess():
@@ -234,10 +82,13 @@ def test_steps_and_seed_do_not_change_the_fingerprint():
 
 def test_the_parts_add_up_to_the_whole():
     plan = example_plan()
-    assert [part.name for part in plan.parts] == ["set-up", "training", "evaluating and saving", "benchmark"]
-    assert plan.hours.mid == sum(part.hours.mid for part in plan.parts)
-    assert plan.usd.mid == sum(part.usd.mid for part in plan.parts)
-    assert float(plan.usd.mid) == pytest.approx(float(plan.hours.mid) * 0.5, abs=0.001)
+    assert [part.name for part in plan.parts] == [
+        "set-up", "training", "evaluating and saving", "disk, network, store", "benchmark"]
+    # Middles of what errs by itself: of their sum it is near the sum, and its ends are nearer than theirs.
+    assert float(plan.hours.mid) == pytest.approx(float(sum(part.hours.mid for part in plan.parts)), rel=0.1)
+    assert float(plan.usd.mid) == pytest.approx(float(sum(part.usd.mid for part in plan.parts)), rel=0.1)
+    assert sum(part.usd.low for part in plan.parts) < plan.usd.low < plan.usd.mid < plan.usd.high < sum(
+        part.usd.high for part in plan.parts)
     assert plan.bench_reserve_usd == plan.parts[-1].usd.high
 
 
@@ -269,9 +120,9 @@ def test_a_resumed_run_is_planned_for_what_is_left():
     whole = example_plan()
     half = example_plan(done=Done(step=200, spent_usd=Decimal("0.25"), has_trained=False))
     assert (half.steps, half.done_steps, half.spent_usd) == (400, 200, Decimal("0.25"))
-    assert [part.name for part in half.parts] == [part.name for part in whole.parts]
+    assert [part.name for part in half.parts[:3]] == [part.name for part in whole.parts[:3]]
     assert float(half.parts[1].hours.mid * 2) == pytest.approx(float(whole.parts[1].hours.mid), rel=1e-3)
-    assert half.parts[3] == whole.parts[3]
+    assert half.parts[-1] == whole.parts[-1]
     # Statistics of hidden states are in its checkpoint.
     assert half.parts[0].hours.mid < whole.parts[0].hours.mid
     assert (whole.done_steps, whole.spent_usd) == (0, 0)

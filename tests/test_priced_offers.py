@@ -89,6 +89,11 @@ def test_on_vast_a_price_on_demand_has_the_disk_and_the_recipe_s_stays_the_limit
     assert too_dear.listed is None and too_dear.price_usd_per_hour == Decimal("2.49")
 
 
+def test_a_price_with_its_disk_is_never_below_what_the_market_asks() -> None:
+    machine = MARKET[5]  # its 100 GB at $0.15 a month are $0.0208333… an hour
+    assert machine.with_disk_usd_per_hour(100) == Decimal("0.970834")
+
+
 def test_a_task_names_no_more_than_five_regions_of_a_candidate() -> None:
     many = [priced("azure", f"region{number}", "spot", f"2.{number}") for number in range(9)]
     found = make_offers([Candidate(infra="azure", gpu="H100:1", spot=True)], TWO_CORES, NOW, many[::-1])

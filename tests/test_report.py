@@ -164,6 +164,21 @@ def test_a_rented_machine_boots_starts_restores_and_waits_each_in_its_own_catego
         "waiting": "0.0400"}
 
 
+@pytest.mark.parametrize(("offer", "told"), [
+    ("2 CPU cores here", ("local", "2 CPU cores", "")),
+    ("RTX5090:1 here (spot)", ("local", "RTX5090:1", "spot")),
+    ("2x H100:8 on gcp/us-central1 (on-demand)", ("", "2x H100:8", "on-demand")),
+    ("RTX5090:1 on a machine of yours", ("", "RTX5090:1", "")), ("of old", ("", "of old", "")),
+    ("", ("", "", ""))])
+def test_an_attempt_is_on_what_its_label_says(store_url, offer, told):
+    story = Story(store_url)
+    story.attempt(1, 0)
+    attempt = story.folder.attempt(1).attempt.model_copy(update={"offer": offer})
+    story.folder.write("attempts/1/attempt.json", attempt)
+    (cost,) = report_of(story, RUNNING).attempts
+    assert (cost.cloud, cost.hardware, cost.market) == told
+
+
 def test_every_category_is_in_every_report_and_there_are_thirteen(store_url):
     report = report_of(Story(store_url), RUNNING)
     assert list(report.by_category()) == list(Category) and len(Category) == 13

@@ -4,9 +4,10 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from launch_examples import example_plan, example_task
+from launch_examples import example_plan, example_recipe, example_task
 
 from launcher.errors import NoOfferError
+from launcher.estimate import num_saves
 from launcher.saves import rates_of
 from launcher.store_prices import request_usd_per_gb, sent_usd_per_gb
 from trainer.contract import Document, Env
@@ -86,12 +87,14 @@ def test_what_stays_in_the_store_is_the_newest_one_and_those_of_every_steps() ->
 
 
 def test_uploads_are_part_of_the_estimate() -> None:
-    """By hand: 30.96 h of training, a save every 20 min, 11.44 GB at $0.0103 each; standing still 2.2 s."""
-    plan = example_plan("vast", *BIG)
-    (part,) = [part for part in plan.parts if part.name == "evaluating and saving"]
-    hours = next(part.hours.mid for part in plan.parts if part.name == "training")
-    assert float(part.usd.mid) - float(part.hours.mid) * 2.20 == pytest.approx(
-        float(hours) * 3 * 11.44 * 0.0103, rel=0.02)
+    """By hand: 30.96 h of training, a save every 20 min, 11.44 GB at $0.0103 each."""
+    plan, config = example_plan("vast", *BIG), example_recipe(*BIG).train
+    (part,) = [part for part in plan.parts if part.name == "disk, network, store"]
+    hours = next(float(part.hours.mid) for part in plan.parts if part.name == "training")
+    by_hand = hours * 3 * 11.44 * 0.0103
+    assert num_saves(config, 0, hours, plan.saves) * float(plan.saves.upload_usd) == pytest.approx(
+        by_hand, rel=0.02)
+    assert float(part.usd.mid) > by_hand
 
 
 @pytest.mark.parametrize(("cloud", "store", "usd"), [

@@ -21,6 +21,7 @@ def store(monkeypatch) -> Iterator[Path]:
     """The default store, under a name short enough that no screen folds it."""
     with tempfile.TemporaryDirectory(prefix="ldlm-", dir="/tmp") as home:
         monkeypatch.setenv("LDLM_HOME", home)
+        monkeypatch.setenv("HOME", home)  # whose catalogs of SkyPilot would price its plans
         yield Path(home) / "store"
 
 
@@ -159,7 +160,8 @@ def test_an_error_is_folded_at_words_and_what_is_to_be_typed_is_left_whole(store
 def test_a_plan_for_gpus_shows_what_each_holds(store, golden, infra, encoder):
     train = ("train={profile: qwen3.6-27b, steps: 1, data: {source: 'shards:x'}, "
              f"checkpoint: {{every_steps: 1}}, token_encoder: {encoder}}}")
-    said = screen(store, "plan", RECIPE, "--infra", infra, "--set", train, "--set", "store=", "--set",
+    said = screen(store, "plan", RECIPE, "--infra", infra, "--max-cost", "3",
+                  "--set", train, "--set", "store=", "--set",
                   "hardware.train.1={infra: vast, gpu: 'H100:1', bid_usd_per_hour: 1.2}")
     shown = said.replace(RECIPE, "RECIPE.yaml").split("nothing was started")[0]
     assert max(map(len, shown.splitlines())) <= 80

@@ -13,7 +13,7 @@ from launcher.errors import UsageError
 from launcher.policies_known import GREEDY, KNOWN, ON_DEMAND, SPOT_ONLY, UNIFORM_PROGRESS
 from launcher.policy import Action, PlaceNow, Setting, Situation, add_look, decide
 from launcher.price_history import read_prices
-from launcher.simulate import replay, score_all
+from launcher.simulate import Saves, replay, score_all
 from launcher.simulate_command import POLICIES
 from launcher.traces import flat_prices, one_by_one, read_traces, stack
 
@@ -122,7 +122,8 @@ def test_the_command_prints_a_row_per_policy_for_programs(traces):
                                   "on_demand_usd": 3.06}
     assert rows[0] | {"setting": None, "ratio_to_clairvoyant": None} == {
         "policy": "on-demand", "setting": None, "num_windows": 12, "mean_usd": pytest.approx(61.812),
-        "p95_usd": pytest.approx(61.812), "ratio_to_clairvoyant": None, "missed": 0}
+        "p95_usd": pytest.approx(61.812), "ratio_to_clairvoyant": None, "missed": 0,
+        "checkpoint_minutes": None}
     assert rows[-1]["ratio_to_clairvoyant"] == 1
 
 
@@ -189,3 +190,25 @@ def test_a_type_without_prices_is_refused_with_some_that_have(tmp_path):
 def test_traces_of_the_command_line_are_those_of_the_reader(traces):
     windows, _ = stack(one_by_one(read_traces(traces)[0]), SETTING)
     assert sum(each.num_windows for each in windows) == 12
+
+
+def test_a_lost_machine_takes_what_was_not_saved():
+    # 7 ticks up: 0.2 h start and 0.9667 h work, of which saves of 0.25 h keep 0.75; then on demand.
+    up = np.array([[True]] * 7 + [[False]] * 19)[:, :, None]
+    saved = replay(GREEDY, SETTING, flat_prices(600, up, SETTING), Saves(0.25, 0))
+    assert saved.usd[0] == pytest.approx(7 / 6 * 0.97 + (3 - 0.75 + 0.2) * 3.06)
+    stalls = replay(ON_DEMAND, SETTING, flat_prices(600, up, SETTING), Saves(0.5, 0.05))
+    assert stalls.usd[0] == pytest.approx((3 * 1.1 + 0.2) * 3.06)
+
+
+def test_deadlines_hold_with_saves_too(traces):
+    rows = json.loads(run("--traces", traces, "--policy", "greedy,ours", "--checkpoint-min", "5,60",
+                          "--json"))
+    assert [(row["policy"], row["checkpoint_minutes"], row["missed"]) for row in rows] == [
+        ("greedy", 5.0, 0), ("greedy", 60.0, 0), ("ours", 5.0, 0), ("ours", 60.0, 0)]
+
+
+@pytest.mark.parametrize("minutes", ["0", "-5", "nan", "5,x", "5,,6"])
+def test_intervals_of_no_sense_are_refused(traces, minutes):
+    with pytest.raises(UsageError, match="no intervals of saving"):
+        run("--traces", traces, "--checkpoint-min", minutes)

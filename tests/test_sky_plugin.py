@@ -371,7 +371,7 @@ def test_a_machine_that_says_that_it_is_the_wrong_one_is_found_by_its_name_and_n
 def test_what_a_machine_does_when_it_starts_is_as_short_as_vast_allows(vast):
     name = "bench-123456-0123456789abcdef-head"
     for key in ("ssh-ed25519 " + 68 * "A", "ssh-rsa " + 544 * "A"):
-        line = first_commands(key + " sky@host", "https://console.vast.ai", name)
+        line = first_commands(key + " sky@host", "https://console.vast.ai", name, bid_follows=True)
         assert len(line) <= 4048  # by its documents
 
 

@@ -63,7 +63,7 @@ class World(Lab):
     def make(self, *, elapsed_h: float = 0.0, course: str | None = None, deadline: str = "10") -> Any:
         """What the controller makes of the task of a run of 10 hours, 4 of them work, asked every second."""
         sets = (f"hardware.train=[{BID}, {RENT}]", f"hardware.bench=[{BID}]", "limits.max_cost_usd=9",
-                f"limits.deadline_hours={deadline}", f"store={self.store}")
+                f"limits.deadline_hours={deadline}", f"store={self.store}", "limits.policy=uniform-progress")
         document = example_task(None, *sets).document(Document.TRAIN)
         document["workdir"] = str(ROOT)
         if deadline == "10":

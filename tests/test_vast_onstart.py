@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from local_http import serving
 
 from launcher.vast_onstart import deadman, first_commands, without_mark
+from trainer.live_price import ROW, LivePrice
 from trainer.wrong_machine import say_wrong
 
 OWN = {"CONTAINER_ID": "5070", "CONTAINER_API_KEY": "of-this-machine-alone"}
@@ -40,10 +42,12 @@ class Api(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         self.server.seen.append((self.command, self.path, self.headers["Authorization"], body))
         self.send_response(403 if self.command in self.server.refused else 200)
-        self.send_header("Content-Length", "0")
+        says = b'{"instances": {"dph_base": 0.389}}' if self.command == "GET" else b""
+        self.send_header("Content-Length", str(len(says)))
         self.end_headers()
+        self.wfile.write(says)
 
-    do_DELETE = do_PUT = answer
+    do_DELETE = do_PUT = do_GET = answer
 
     def log_message(self, *words: Any) -> None:
         pass
@@ -108,6 +112,29 @@ def test_an_idle_machine_asks_to_be_destroyed_with_its_own_key(api, watch, tool)
     watch(tools=(*BARE, tool))
     wait_until(lambda: api.seen)
     assert api.seen[0] == ("DELETE", "/api/v0/instances/5070/", "Bearer of-this-machine-alone", "")
+
+
+@whatever_speaks_http
+def test_where_its_bid_follows_the_market_it_asks_what_it_costs_with_its_own_key(api, watch, tool):
+    url = f"http://127.0.0.1:{api.server_port}"
+    script = deadman(url, "train-1-head", look_s=1, limit_s=60, bid_follows=True)
+    (watch.home / "deadman").write_text(script.replace("% 60", "% 1"))
+    watch(tools=(*BARE, tool, "mv"))
+    row = watch.home / ROW
+    wait_until(row.exists)
+    assert api.seen[0] == ("GET", "/api/v0/instances/5070/", "Bearer of-this-machine-alone", "")
+    assert row.stat().st_mode & 0o777 == 0o600
+    (heard,) = LivePrice(Decimal("0.356"), watch.home).seen()
+    assert heard.usd_per_hour == Decimal("0.389")
+    api.refused = {"GET"}
+    row.unlink()
+    asked = len(api.seen)
+    wait_until(lambda: len(api.seen) > asked + 1)
+    assert not row.exists()
+
+
+def test_where_its_bid_stays_it_asks_nothing():
+    assert "ask GET" not in deadman("https://console.vast.ai", "train-1-head")
 
 
 @whatever_speaks_http

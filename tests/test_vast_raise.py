@@ -152,3 +152,4 @@ def test_a_machine_is_told_what_its_gpus_cost(vast, tmp_path, monkeypatch):
     subprocess.run(["sh", "-c", first], env={"HOME": str(tmp_path)}, check=True)
     terms = terms_here(tmp_path)
     assert terms and terms.gpu_usd_per_hour == Decimal("1.443")
+    assert "ask GET" in contract["onstart"]

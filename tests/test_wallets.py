@@ -7,8 +7,9 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from launch_examples import example_plan
 
-from launcher.credits import Charge, balances, out_of_pocket
+from launcher.credits import Charge, balances, expected, out_of_pocket
 from launcher.errors import UsageError
 from launcher.wallets import Wallet, read_wallets, written_down
 
@@ -90,6 +91,18 @@ def test_one_more_wallet_never_makes_a_run_dearer(charges, wallets, usd):
     slack = Decimal("0.000001") * len(charges) * len(more)  # of parts that are rounded down
     assert out_of_pocket(charges, more).out_of_pocket_usd <= out_of_pocket(
         charges, wallets).out_of_pocket_usd + slack
+
+
+@given(st.decimals(0, 100, places=4), st.decimals(0, 5, places=4), st.sampled_from((None, "slurm/ldlm")))
+def test_what_a_plan_expects_is_charged_to_the_cent(total, controller, infra):
+    plan = example_plan("vast", f"hardware.bench=[{{infra: {infra or 'vast'}, gpu: 'RTX5090:1'}}]")
+    for parts in (plan.parts, plan.parts[-1:]):
+        charges = expected(parts, plan.offers, total, controller, NOW)
+        assert sum((one.usd for one in charges), Decimal(0)) == max(total, min(controller, total))
+        assert all(one.usd >= 0 and one.begins <= one.ends for one in charges)
+        assert charges[0].cloud == ("vast" if parts[1:] else (infra or "vast").partition("/")[0])
+        ends = NOW + timedelta(hours=float(sum(part.hours.mid for part in parts)))
+        assert abs(max(one.ends for one in charges) - ends) < timedelta(seconds=1)
 
 
 def test_what_earlier_runs_have_spent_is_gone():

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from trainer.guard import SHUTDOWN_S, Standing
 from trainer.rental_terms import RentalTerms
 from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Traffic
-from trainer.spent import controller_usd
+from trainer.spent import attempt_usd, controller_usd, price_now
 
 UNBILLED = ("", "slurm")  # nobody bills machines that SkyPilot has not rented
 
@@ -31,13 +31,13 @@ def standing_of(attempts: Sequence[AttemptFiles], events: Sequence[Event], now: 
     """
     following = [files.attempt.billed_from for files in attempts[1:]]
     seconds = [_most_s(files, next_from, now) for files, next_from in zip_longest(attempts, following)]
-    dearest = max((files.attempt.price_usd_per_hour for files in attempts), default=Decimal(0))
-    usd = [(files.attempt.price_usd_per_hour or _unknown(files, dearest)) * Decimal(billed_s) / 3600
+    dearest = max(map(price_now, attempts), default=Decimal(0))
+    usd = [attempt_usd(files, billed_s) or _unknown(files, dearest) * Decimal(billed_s) / 3600
            for files, billed_s in zip(attempts, seconds, strict=True)]
-    own = attempts[-1].attempt if attempts and attempts[-1].end is None else None
-    per_hour = own.price_usd_per_hour or _unknown(attempts[-1], dearest) if own else Decimal(0)
-    if own and own.terms:
-        per_hour += own.terms.disk_usd_per_hour
+    own = attempts[-1] if attempts and attempts[-1].end is None else None
+    per_hour = price_now(own) or _unknown(own, dearest) if own else Decimal(0)
+    if own and own.attempt.terms:
+        per_hour += own.attempt.terms.disk_usd_per_hour
     total = _by_machine(attempts, usd, seconds, now, seen) + controller_usd(events, now)
     return Standing(now, total, sum(seconds), per_hour + controller_usd_per_hour(events))
 

@@ -30,13 +30,15 @@ def main() -> int:
     if left_s is not None and left_s <= 0:
         print("not installed here: torch; a limit of the run is reached", flush=True)
         return 1
-    TIME_LEFT.expanduser().write_text("" if left_s is None else str(left_s))
+    if left_s is not None:
+        TIME_LEFT.expanduser().write_text(str(left_s))
     return 0
 
 
 def _left_s(environ: dict[str, str]) -> float | None:
-    """See `set_up_left_s`; None where the store does not say: the node waits for it, and looks again."""
-    if not environ.get(Env.STORE) or not environ.get(Env.RUN_ID):
+    """See `set_up_left_s`. None at home, and where the store does not say: the node waits for it, and looks
+    again."""
+    if "SKYPILOT_MANAGED_JOB_ID" not in environ:
         return None
     try:
         return set_up_left_s(RunFolder(open_store(environ[Env.STORE]), environ[Env.RUN_ID]),

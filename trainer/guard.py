@@ -23,7 +23,6 @@ IN_VAIN_S = 300.0
 # What an end at a limit may take beyond all that was kept back for it: a store that answers within minutes
 # keeps hours of work (guess). Then its programs are killed.
 PAST_LIMIT_S = 300.0
-WARN_AT = Decimal("0.8")  # of the cap: a person is told once
 
 
 @dataclass(frozen=True)
@@ -113,11 +112,6 @@ def _cost(limits: Limits, document: Document, standing: Standing, ending: Ending
             if usd >= Decimal("0.005")]
     yield Headroom(left_s, f"${standing.spent_usd:.2f} of the cap of ${limits.max_cost_usd:.2f}"
                            + (f" ({', '.join(kept)})" if kept else ""))
-
-
-def is_near_cap(limits: Limits, standing: Standing) -> bool:
-    """True once so much of the cap is spent that a person should know."""
-    return limits.max_cost_usd is not None and standing.spent_usd >= WARN_AT * limits.max_cost_usd
 
 
 def moment(now: datetime, left_s: float) -> datetime | None:

@@ -12,13 +12,12 @@ from decimal import Decimal
 
 from trainer.at_most import UNBILLED, controller_usd_per_hour, standing_of
 from trainer.contract import Document, Env, ExitCode, RankEnd, TaskOffer
-from trainer.guard import IN_VAIN_S, SHUTDOWN_S, Ending, Headroom, Standing, headroom, is_near_cap
+from trainer.guard import IN_VAIN_S, SHUTDOWN_S, Ending, Headroom, Standing, headroom
 from trainer.limits import LimitError, Limits
 from trainer.machine import traffic
 from trainer.metrics import OwnAttempt
-from trainer.run_folder import AttemptFiles, Traffic
+from trainer.run_folder import Traffic
 
-NEAR_CAP = "near_cap"  # the kind of the event of which a person should hear
 RAISE = "raise the limit: ldlm resume RUN --max-cost DOLLARS, --max-hours HOURS, or --deadline HOURS"
 _GB = 10**9
 
@@ -58,15 +57,13 @@ class LimitWatch:
         self._own, self._ending, self._seen = own, ending, seen
         self._limits, self._clock = Limits.of(environ), clock or LateClock()
         self._upload_usd_per_gb = Decimal(environ.get(Env.UPLOAD_PRICE) or 0)
-        self._attempts = [*own.earlier, AttemptFiles(attempt=own.attempt)]
-        self._is_told = self._was_told()
         self._is_rented = own.attempt.cloud not in UNBILLED
         self._again_usd = self._in_vain_usd(environ) if self._is_rented else Decimal(0)
 
     def standing(self) -> Standing:
         """Where the run stands now, by the dearest reading."""
         seen = self._seen() if self._own.attempt.terms else None
-        return standing_of(self._attempts, self._own.events, self._clock(), seen)
+        return standing_of([*self._own.earlier, self._own.files()], self._own.events, self._clock(), seen)
 
     def look(self) -> Headroom | None:
         """The nearest limit, beside what the end takes; None: there is none."""
@@ -79,19 +76,6 @@ class LimitWatch:
         """True once even what was kept back is spent."""
         found = headroom(self._limits, Document.BENCH, self.standing())
         return found is not None and found.is_reached
-
-    def news(self) -> dict[str, str] | None:
-        """What a person should hear once: most of the cap is spent; None: nothing new."""
-        standing = self.standing()
-        if self._is_told or not is_near_cap(self._limits, standing):
-            return None
-        self._is_told = True
-        return {"spent_usd": f"{standing.spent_usd:.4f}", "max_cost_usd": str(self._limits.max_cost_usd)}
-
-    def _was_told(self) -> bool:
-        """True if an attempt before has said so under this cap; a higher one is news again."""
-        told = [event.detail.get("max_cost_usd") for event in self._own.events if event.kind == NEAR_CAP]
-        return str(self._limits.max_cost_usd) in told
 
     def _in_vain_usd(self, environ: Mapping[str, str]) -> Decimal:
         """Dollars of another machine until it has looked at the limits, by the dearest that the task may

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cached_property
 from typing import Literal, Self
 
 from pydantic import BaseModel
@@ -21,7 +22,9 @@ from trainer.contract import Document, StoreError, attempt_file
 from trainer.idle_gpus import IdleGpus
 from trainer.interval import History
 from trainer.lease import SupersededError, check_own, renewed
+from trainer.live_price import BID_RAISED, LivePrice
 from trainer.machine import traffic
+from trainer.rental_terms import PriceFrom
 from trainer.run_folder import (
     Attempt,
     AttemptFiles,
@@ -33,7 +36,7 @@ from trainer.run_folder import (
     SavePace,
     newest_pace,
 )
-from trainer.spent import beside_hours_usd, charged_until, controller_usd, hours_usd
+from trainer.spent import attempt_usd, beside_hours_usd, charged_until, controller_usd, hours_usd
 
 Phase = Literal["setup_s", "train_s", "checkpoint_s", "evaluate_s", "bench_s", "restore_s", "waiting_s"]
 
@@ -163,6 +166,15 @@ class OwnAttempt:
         """The newest that earlier attempts have left."""
         return max((files.heartbeat.durable_step for files in self.earlier if files.heartbeat), default=0)
 
+    @cached_property
+    def live_price(self) -> LivePrice:
+        """What its machine costs now, where that may change."""
+        return LivePrice(self.attempt.price_usd_per_hour)
+
+    def files(self) -> AttemptFiles:
+        """What is known of it here now."""
+        return AttemptFiles(attempt=self.attempt, prices=self.live_price.seen())
+
     @property
     def pace(self) -> SavePace | None:
         """What the newest attempt that has saved has measured of its saves."""
@@ -178,7 +190,7 @@ class OwnAttempt:
         gpus = IdleGpus(os.environ)
         gpus.watch()
         return Recorder(folder, self.attempt, interval_s=interval_s, clock=clock, progress=progress,
-                        before=self._before(), idle_gpus=gpus.found)
+                        before=self._before(), idle_gpus=gpus.found, prices=self.live_price.seen)
 
     def _before(self) -> Before:
         now, useful_s, paid_s = self.attempt.billed_from, 0.0, 0.0
@@ -200,6 +212,7 @@ class Recorder:
         clock: Books the phases.
         progress: Read at each heartbeat.
         idle_gpus: Asked at each heartbeat.
+        prices: Later ones of an hour, as far as they are known now.
 
     Attributes:
         superseded: Set once another attempt owns the run: this one has to stop.
@@ -207,7 +220,8 @@ class Recorder:
 
     def __init__(self, folder: RunFolder, attempt: Attempt, *, interval_s: float, before: Before,
                  clock: PhaseClock, progress: Progress,
-                 idle_gpus: Callable[[], tuple[IdleGpu, ...]] = lambda: ()) -> None:
+                 idle_gpus: Callable[[], tuple[IdleGpu, ...]] = lambda: (),
+                 prices: Callable[[], tuple[PriceFrom, ...]] = lambda: ()) -> None:
         self._folder = folder
         self._attempt = attempt
         self._interval_s = interval_s
@@ -215,9 +229,9 @@ class Recorder:
         self._clock = clock
         self._progress = progress
         self._idle_gpus = idle_gpus
+        self._prices, self._num_told = prices, 0
         self._rows: list[dict[str, float]] = []
         self._files: dict[str, BaseModel] = {}
-        self._events: list[tuple[str, dict[str, str]]] = []
         self._num_chunks = 0
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # heartbeats and checkpoints both write
@@ -230,7 +244,7 @@ class Recorder:
     def spent_usd(self, now: datetime) -> Decimal:
         """What the run has cost up to `now`: hours, disks, networks, unused machines, supervision."""
         seconds = max(0.0, (now - self._attempt.billed_from).total_seconds())
-        own = self._attempt.price_usd_per_hour * Decimal(seconds) / 3600
+        own = attempt_usd(AttemptFiles(attempt=self._attempt, prices=self._prices()), seconds)
         all_attempts = [*self._before.attempts, AttemptFiles(attempt=self._attempt)]
         # Asked before every step: counters are read only where somebody bills them.
         beside = beside_hours_usd(all_attempts, now, traffic() if self._attempt.terms else None)
@@ -257,12 +271,6 @@ class Recorder:
         with self._lock:
             self._files[name] = record
 
-    def tell(self, kind: str, detail: dict[str, str]) -> None:
-        """Add an event to the run; it reaches the store as rows do."""
-        with self._lock:
-            self._events.append((kind, detail))
-        self.write_soon()
-
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Keep one row of metrics; it reaches the store with the next heartbeat."""
         with self._lock:
@@ -288,6 +296,7 @@ class Recorder:
             SupersededError: A later attempt owns the run.
         """
         with self._writing:
+            self._tell_prices()
             self._write_files()
             self._write_rows()
         try:
@@ -295,6 +304,13 @@ class Recorder:
         except SupersededError as error:
             self.superseded = error
             raise
+
+    def _tell_prices(self) -> None:
+        """An event for each change, for whoever reads the run's record."""
+        for price in self._prices()[self._num_told:]:
+            self._folder.add_event(BID_RAISED, price.at, attempt=self._attempt.number,
+                                   usd_per_hour=str(price.usd_per_hour))
+            self._num_told += 1
 
     def _write_files(self) -> None:
         """Before the rows: whoever reads a row finds what belongs to it."""
@@ -304,10 +320,6 @@ class Recorder:
             self._folder.write(attempt_file(self._attempt.number, name), record)
             with self._lock:
                 del self._files[name]
-        while self._events:
-            kind, detail = self._events[0]
-            self._folder.add_event(kind, datetime.now(UTC), **detail)
-            del self._events[0]
 
     def _write_rows(self) -> None:
         now = datetime.now(UTC)
@@ -321,7 +333,7 @@ class Recorder:
                 phases=self._clock.phases(), tokens_per_s=progress.tokens_per_s,
                 spent_usd=self.spent_usd(now), lease_until=renewed(now, self._interval_s),
                 traffic=traffic(), idle_gpus=self._idle_gpus(), pace=progress.pace,
-                start_s=progress.start_s, metrics=dict(progress.metrics))
+                start_s=progress.start_s, prices=self._prices(), metrics=dict(progress.metrics))
         try:
             if rows:
                 chunk = "".join(json.dumps(row) + "\n" for row in rows).encode()

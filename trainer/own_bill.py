@@ -34,11 +34,15 @@ def billed_from(folder: RunFolder, started_at: datetime) -> datetime:
 
 
 def own_price(environ: Mapping[str, str] = os.environ) -> Decimal:
-    """Dollars an hour of this machine. One whose price is missing is taken for the dearest that it may be.
+    """Dollars an hour of this machine: as it was rented, where it was told, else as the task says. One whose
+    price is missing is taken for the dearest that it may be.
 
     Raises:
         ConfigError: It has none, or one that is no amount, and the run has a cap.
     """
+    terms = terms_here(Path.home())
+    if terms and terms.gpu_usd_per_hour is not None:
+        return terms.gpu_usd_per_hour
     try:
         told = environ.get(Env.PRICE) or max(TaskOffer.prices(environ), default=None)
         price = Decimal(told or 0)

@@ -23,7 +23,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
     names = list(dict.fromkeys(row["policy"] for row in rows))
     settings = list(dict.fromkeys(_words(row["setting"]) for row in rows))
-    figure = Figure(figsize=(12, 1.8 + 0.32 * len(names) * max(1, len(settings))), layout="constrained")
+    figure = Figure(figsize=(12, 2.2 + 0.32 * len(names) * max(1, len(settings))), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     height = 0.8 / len(settings)
     for number, setting in enumerate(settings):
@@ -42,7 +42,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     right.set_xlabel("ratio to the clairvoyant, mean over windows")
     right.axvline(1.0, color="0.3", linewidth=1)
     right.margins(x=0.3)
-    left.legend(fontsize=8)
+    figure.legend(*left.get_legend_handles_labels(), fontsize=8, loc="outside lower center")
     most = max(row["num_windows"] for row in rows)
     figure.suptitle(f"Replayed on {most:,} windows of recorded availability")
     FigureCanvasAgg(figure).print_png(path)
@@ -57,8 +57,9 @@ def _bars(axes: Any, places: Sequence[float], rows: Sequence[dict[str, Any]], he
 
 
 def _words(setting: dict[str, float]) -> str:
-    return (f"{setting['work_h']:g} h in {setting['deadline_h']:g} h, {setting['overhead_h']:g} h a start, "
-            f"${setting['spot_usd']:.2f} and ${setting['on_demand_usd']:.2f}")
+    words = (f"{setting['work_h']:g} h in {setting['deadline_h']:g} h, {setting['overhead_h']:g} h a start, "
+             f"spot {setting['spot_usd']:.2f} $/h, on demand {setting['on_demand_usd']:.2f} $/h")
+    return words.replace("$", r"\$")  # else matplotlib takes what lies between two for a formula
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,6 +17,15 @@ TERMS = ".ldlm_rental.json"  # in the home folder of a machine of Vast
 _GB = 10**9
 
 
+class PriceFrom(BaseModel):
+    """What an hour of a machine costs from a moment on."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    at: datetime
+    usd_per_hour: Decimal
+
+
 class RentalTerms(BaseModel):
     """Of one machine, and what those before it have cost.
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
-from trainer.rental_terms import RentalTerms
+from trainer.rental_terms import PriceFrom, RentalTerms
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
 
 
@@ -122,6 +122,7 @@ class Heartbeat(_Record):
             hangs are the ones it waits for.
         pace: None before this attempt's first durable save.
         start_s: Seconds from `billed_from` to the first step, by part; empty before it.
+        prices: Where the attempt's has changed since it began, oldest first.
     """
 
     at: datetime
@@ -139,6 +140,7 @@ class Heartbeat(_Record):
     idle_gpus: tuple[IdleGpu, ...] = ()
     pace: SavePace | None = None
     start_s: dict[str, float] = {}
+    prices: tuple[PriceFrom, ...] = ()
     metrics: dict[str, float] = {}
 
 
@@ -191,7 +193,7 @@ class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
     at: datetime
-    # submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested,
+    # bid_raised, submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested,
     # taken_on_purpose, ended
     kind: str
     detail: dict[str, Any] = {}
@@ -214,11 +216,16 @@ class StopWish(_Record):
 
 
 class AttemptFiles(_Record):
-    """All that the store knows of one attempt."""
+    """All that the store knows of one attempt, or its own node.
+
+    Attributes:
+        prices: Later ones that no heartbeat tells yet.
+    """
 
     attempt: Attempt
     heartbeat: Heartbeat | None = None
     end: AttemptEnd | None = None
+    prices: tuple[PriceFrom, ...] = ()
 
 
 EVENT_STAMP = "%Y%m%dT%H%M%S.%fZ"  # UTC; with it the name of an event begins

@@ -83,17 +83,17 @@ def set_up(steps: _Steps, options: Sequence[str]) -> int:
         return code
     if steps.run([str(_PYTHON), "-m", "trainer.first_look"]):
         return 0  # the node will say so, and count it
-    left = TIME_LEFT.expanduser()
-    if left.exists() and (seconds := left.read_text()):
-        steps.shorten(float(seconds))
+    if (left := TIME_LEFT.expanduser()).exists():
+        steps.shorten(float(left.read_text()))
     return steps.run([*environment, *options])
 
 
 def main(options: Sequence[str], environ: Mapping[str, str]) -> int:
     """Set this node up within its time. Returns the exit code."""
     note = LATE_NOTE.expanduser()
-    if note.exists():
-        note.unlink()
+    for before in (note, TIME_LEFT.expanduser()):
+        if before.exists():
+            before.unlink()
     seconds = limit_s(environ, datetime.now(timezone.utc))  # noqa: UP017  Python 3.8
     try:
         with relayed() as output:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from trainer.contract import LdlmError
-from trainer.rental_terms import RentalTerms
+from trainer.rental_terms import PriceFrom, RentalTerms
 from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Traffic
 
 
@@ -60,8 +60,29 @@ def hours_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
         if seconds < 0:
             raise LdlmError(f"attempt {files.attempt.number} ends {-seconds:.0f} s before it begins",
                             fix="set the clock of the machine that wrote it (chronyc, ntpdate)")
-        total += files.attempt.price_usd_per_hour * Decimal(seconds) / 3600
+        total += attempt_usd(files, seconds)
     return total
+
+
+def attempt_usd(files: AttemptFiles, seconds: float) -> Decimal:
+    """Dollars of an attempt's first seconds from `billed_from` on, each at the price of its time."""
+    usd, price, left_s = Decimal(0), files.attempt.price_usd_per_hour, seconds
+    for later in _later_prices(files):
+        since_s = min(seconds, max(0.0, (later.at - files.attempt.billed_from).total_seconds()))
+        passed_s = max(0.0, since_s - (seconds - left_s))
+        usd += price * Decimal(passed_s) / 3600
+        price, left_s = later.usd_per_hour, left_s - passed_s
+    return usd + price * Decimal(left_s) / 3600
+
+
+def price_now(files: AttemptFiles) -> Decimal:
+    """The newest price of an hour of an attempt's machines."""
+    later = _later_prices(files)
+    return later[-1].usd_per_hour if later else files.attempt.price_usd_per_hour
+
+
+def _later_prices(files: AttemptFiles) -> tuple[PriceFrom, ...]:
+    return files.prices or (files.heartbeat.prices if files.heartbeat else ())
 
 
 def beside_hours_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | None = None) -> Decimal:

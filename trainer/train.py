@@ -22,7 +22,6 @@ from trainer.generate import Generator
 from trainer.hidden_statistics import measure_statistics
 from trainer.job import Job, build_job
 from trainer.last_save import Leaving
-from trainer.limit_watch import NEAR_CAP
 from trainer.metrics import TrainingSpeed
 from trainer.model import LatentDiffusionLM
 from trainer.node_watch import end_with_node
@@ -144,8 +143,9 @@ def own_verdict(job: Job) -> Verdict:
         return Verdict.FAIL
     if job.stop.received:
         return Verdict.RECOVER
-    look_at_limits(job)
-    if job.stop_reason:
+    found = job.limits.look() if job.limits is not None else None
+    if found and found.is_reached:
+        job.stop_reason = found.words
         return Verdict.LIMIT
     assert job.batches is not None, "the attempt has begun"
     # No rank begins a step before all can: one that waits in it for text would keep the others from hearing
@@ -153,17 +153,6 @@ def own_verdict(job: Job) -> Verdict:
     if job.batches.await_next(_MOMENT_S):
         return Verdict.CONTINUE
     return Verdict.AWAY if job.batches.is_away else Verdict.WAIT
-
-
-def look_at_limits(job: Job) -> None:
-    """Take the limit that is reached as the reason to stop, if one is; tell once that the cap is near."""
-    if job.limits is None or job.recorder is None:
-        return
-    found = job.limits.look()
-    job.stop_reason = found.words if found and found.is_reached else ""
-    if news := job.limits.news():
-        job.say(f"warning: ${news['spent_usd']} of the cap of ${news['max_cost_usd']} are spent")
-        job.recorder.tell(NEAR_CAP, news)
 
 
 def stand_still(job: Job) -> None:

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from launcher.course_record import OURS, CourseRecord
+from launcher.course_record import CourseRecord
 from launcher.next_move import Move
+from launcher.policies_known import UNIFORM_PROGRESS
 from tests.lab.runs import ROOT, durable, has_ended, ldlm, record_of, wait_for
 from tests.lab.vast_client import FakeVast
 from trainer.contract import Outcome
@@ -36,7 +37,7 @@ def test_it_waits_pays_and_comes_back_as_the_policy_says(store: str, vast: FakeV
                 store, "--run-id", RUN_ID, "--yes", "--detach", "--set", f"hardware.train=[{BID}, {RENT}]",
                 "--set", f"train.steps={STEPS}", "--set", "train.checkpoint.every_steps=30",
                 "--set", f"train.evaluate_every_steps={STEPS}", "--deadline", str(DEADLINE_H),
-                "--max-cost", "9")
+                "--max-cost", "9", "--set", "limits.policy=uniform-progress")
     assert done.returncode == 0, done.stderr
     planned_at = datetime.now(UTC)
     wait_for(lambda: durable(store, RUN_ID) / STEPS * timedelta(hours=DEADLINE_H)
@@ -71,5 +72,5 @@ def test_it_waits_pays_and_comes_back_as_the_policy_says(store: str, vast: FakeV
     waited, paid = decided[pays - 1], decided[pays]
     assert paid.seen.at - waited.seen.at < timedelta(minutes=1)  # asked at every tick
     for move in decided:
-        again = move.replayed(OURS)
+        again = move.replayed(UNIFORM_PROGRESS)
         assert (again.action.name.lower(), again.reason) == (move.action, move.reason)
