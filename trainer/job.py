@@ -267,8 +267,8 @@ def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> L
 def _no_compiler() -> Iterator[None]:
     """Leave functions as they are where DeepSpeed would have torch compile them.
 
-    It decorates those of an optimizer that is not ours, and that alone loads the whole compiler: 1.5 of the
-    8 s of a processor that a rank needs to start (measured on a CPU).
+    It decorates those of an optimizer that is not ours, and that alone loads the whole compiler: 1.3 s of a
+    processor at every start of a rank (measured, recipes/LOG.md).
     """
     def as_it_is(function: Any = None, **_: Any) -> Any:
         return as_it_is if function is None else function
