@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PYTEST_ARGS ?= -q -n 2 --dist loadfile
+PYTEST_ARGS ?= -q -n 2 --dist loadfile --no-loadscope-reorder
 LAB_TESTS ?= tests/lab
 ENVIRONMENT := $(PYTHON) -m trainer.environment
 
