@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PYTEST_ARGS ?= -q -n 2 --dist loadfile
+PYTEST_ARGS ?= -q -n 2 --dist loadfile --no-loadscope-reorder
 LAB_TESTS ?= tests/lab
 ENVIRONMENT := $(PYTHON) -m trainer.environment
 
@@ -12,7 +12,7 @@ help:
 	@echo 'make chaos        kill, tear and starve runs at every point of a save; 20 minutes at most'
 	@echo 'make lint types   ruff; mypy'
 	@echo 'make lab          whole runs through the real SkyPilot here (root on Debian; tests/lab/up.sh)'
-	@echo 'make bench        how fast the command line answers'
+	@echo 'make bench        how fast the command line answers, and policies are replayed'
 	@echo 'make .venv        the environment of the launcher: .venv/bin/ldlm'
 	@echo 'make .venv-train  the environment of the trainer'
 	@echo 'make evaluation-tools  adds MAUVE, plots and HumanEval to it'
@@ -63,6 +63,7 @@ lab: tools .venv-train
 
 bench: .venv
 	.venv/bin/python -m tests.bench_cli
+	.venv/bin/python -m tests.bench_simulate
 
 # $(call write_lock,EXTRA,LOCK FILE,pip options)
 # The CUDA packages and the local version of torch depend on the machine, not on us. The setuptools

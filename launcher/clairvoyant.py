@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from launcher.policy import Floats, Setting
 from launcher.traces import Windows
 
-_BLOCK = 16  # windows at once: their values should stay in the processor's cache (measured: 8 to 32 alike)
+_BLOCK = 16  # windows at once: their values should stay in the processor's cache (guess)
 Values = NDArray[np.float32]
 
 

@@ -4,7 +4,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from itertools import chain
@@ -39,6 +39,7 @@ from launcher.local_setup import setup_warnings
 from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
 from launcher.offers_file import too_old
+from launcher.paying import payment_of, wallets_now
 from launcher.plan import Plan, best_plan
 from launcher.preempt_at import PreemptAt
 from launcher.price_sources import price_warnings, prices_of
@@ -166,18 +167,20 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
         text, weights = look_at_text(recipe), look_for_mirrors(recipe)
         price = None if train.is_local else controller_usd_per_hour()
+        wallets, unknown = ([], []) if train.is_local else wallets_now(recipe.store, now)
         case = case_of(text.priced(recipe), shape, offers, history, done, weights.mirrors, price)
-        plan = best_plan(case, now, run_id)
+        plan = best_plan(replace(case, wallets=wallets), now, run_id)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan)))
+    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan), *unknown))
     if not train.is_local:
         warnings += (*_of_rented(recipe, plan), *price_warnings(plan, prices))
     elif not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
     stale = too_old(plan.listed, options.offers, now) if options.offers else None
-    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal or stale)
+    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal or stale,
+                    payment=payment_of(plan, wallets))
 
 
 def _of_rented(recipe: Recipe, plan: Plan) -> Iterator[str]:

@@ -16,6 +16,7 @@ from launcher.recipe import Recipe
 from launcher.saves import SavesPlan, plan_saves
 from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, same_speeds, statistics_s, training_speed
 from launcher.starts import StartPlan, plan_start
+from launcher.wallets import Wallet
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import EncoderShape
@@ -65,6 +66,7 @@ class Case:
         others: Per document what may stand behind its offer, in order.
         now: UTC; None: a deadline that is a date counts for nothing.
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
+        wallets: The user's credits, as they are now.
     """
 
     recipe: Recipe
@@ -76,6 +78,7 @@ class Case:
     controller_usd_per_hour: Decimal | None = None
     others: Mapping[Document, Sequence[Offer]] = field(default_factory=dict)
     now: datetime | None = None
+    wallets: Sequence[Wallet] = ()
 
     @property
     def deadline_h(self) -> float | None:

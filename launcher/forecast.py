@@ -44,11 +44,14 @@ class Odds(Frozen):
 def forecast(case: Case, estimate: Estimate) -> tuple[Estimate, Odds]:
     """An estimate with the ranges of a forecast in place of its own, and the odds."""
     from launcher.forecast_paths import paths_of
+    from launcher.policies_known import KNOWN, UNIFORM_PROGRESS
 
     costs = running_costs(case.offers[Document.TRAIN], case.recipe.store, estimate.sizes, estimate.saves,
                           estimate.start, case.controller_usd_per_hour)
     job = _job(case, estimate)
-    bill = _Bill(case, estimate, paths_of(job), costs)
+    # Ours takes seconds for a setting that is new, and a plan has many.
+    policy = next((one for one in KNOWN if one.name == case.recipe.limits.policy), UNIFORM_PROGRESS)
+    bill = _Bill(case, estimate, paths_of(job, policy), costs)
     hours, training_h = bill.hours, bill.training_hours
     deadline = case.deadline_h
     _, spent = behind(case.recipe.train, case.done)

@@ -10,7 +10,6 @@ from launcher.carry_out import ask, carry_out
 from launcher.commands import PlanOptions
 from launcher.errors import LdlmError, NoOfferError, UsageError
 from launcher.git_state import git_sha
-from launcher.paying import with_payment
 from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.quotes import Command, Order, Quote
@@ -71,12 +70,12 @@ def _wanted(command: Command, what: str | None, options: PlanOptions,
 
 
 def propose(order: Order) -> Proposal:
-    """Plan an order as of now, with what Vast has for it and who pays."""
+    """Plan an order as of now, with what Vast has for it."""
     if order.command == "launch":
-        return with_payment(with_market(commands.propose(order.what, order.options)))
+        return with_market(commands.propose(order.what, order.options))
     store, _ = runs.open_run(order.what, order.options.store)
     plan_it = commands.propose_bench if order.command == "bench" else commands.propose_resume
-    return with_payment(with_market(plan_it(store, order.what, order.options)))
+    return with_market(plan_it(store, order.what, order.options))
 
 
 def quoted(order: Order, proposal: Proposal) -> Quote:

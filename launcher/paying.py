@@ -1,14 +1,13 @@
 """The user's credits as they are now, after what earlier runs of a store have spent of them."""
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal
 
 from launcher.attempt_cost import Category
-from launcher.credits import Charge, balances, expected, out_of_pocket
+from launcher.credits import Charge, Payment, balances, expected, out_of_pocket
 from launcher.errors import LdlmError
-from launcher.proposal import Proposal
+from launcher.plan import Plan
 from launcher.rentals import RENTED_AT
 from launcher.report import cost_report
 from launcher.run_record import RunView
@@ -18,18 +17,13 @@ from launcher.wallets import Wallet
 from trainer.store import may_exist, open_store
 
 
-def with_payment(proposal: Proposal) -> Proposal:
-    """The same with who pays for it, where its user has credits."""
-    plan = proposal.plan
-    if plan.usd is None:
-        return proposal
-    wallets, problems = wallets_now(proposal.recipe.store, plan.planned_at)
-    if not wallets:
-        return proposal
+def payment_of(plan: Plan, wallets: Sequence[Wallet]) -> Payment | None:
+    """Who pays for a plan; None where there are no credits, or a price is not known (pure)."""
+    if plan.usd is None or not wallets:
+        return None
     controller = plan.controller_usd.mid if plan.controller_usd else Decimal(0)
     charges = expected(plan.parts, plan.offers, plan.usd.mid, controller, plan.planned_at)
-    return replace(proposal, payment=out_of_pocket(charges, wallets),
-                   plan=plan.model_copy(update={"warnings": (*plan.warnings, *problems)}))
+    return out_of_pocket(charges, wallets)
 
 
 def wallets_now(url: str | None, now: datetime) -> tuple[list[Wallet], list[str]]:

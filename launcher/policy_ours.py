@@ -12,7 +12,7 @@ from launcher.regimes import FITTED, Belief, Regimes
 
 _ALIKE = 1e-4  # choices whose dollars differ by less are alike: spot goes before staying, waiting, paying
 _NEVER = 1e9
-_HORIZON_H = 8.0  # how far ahead a place's staying up is told apart from another's (replayed: 4 to 16 alike)
+_HORIZON_H = 8.0  # how far ahead a place's staying up is told apart from another's (guess)
 
 
 @dataclass(frozen=True)

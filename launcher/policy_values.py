@@ -22,7 +22,7 @@ from launcher.regimes import NUM_AGES, Regimes
 Table = NDArray[np.float32]
 WAIT, GO_ON_DEMAND, START_ON_DEMAND, GO_SPOT, START_SPOT = range(5)
 _NEVER = np.float32(1e6)  # dollars of what would miss the deadline, or is not to be had
-_TICK_H = 1 / 6  # of the table; finer ones decide no better (replayed)
+_TICK_H = 1 / 6  # of the table (guess): availability was recorded about so often
 _LEAST_TICKS, _MOST_TICKS, _MOST_STEPS, _STEPS_PER_TICK = 100, 400, 650, 5
 _ROUNDING = 1e-6
 

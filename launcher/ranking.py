@@ -10,8 +10,9 @@ from dataclasses import replace
 from decimal import Decimal
 
 from launcher.cost import Range
+from launcher.credits import expected, out_of_pocket
 from launcher.errors import NoOfferError, RecipeError
-from launcher.estimate import Case, behind, estimate_of
+from launcher.estimate import Case, Estimate, behind, estimate_of
 from launcher.forecast import Odds, forecast
 from launcher.frozen import Frozen
 from launcher.offers import Offer
@@ -28,6 +29,7 @@ class Ranked(Frozen):
         hours: Until the benchmark has ended.
         usd: None when a price is not known.
         usd_per_billion_tokens: Expected, of the tokens that are left.
+        out_of_pocket_usd: Of the expected dollars what no credits of the user's pay; None: there are none.
         problem: Why it cannot be; then nothing else is known.
     """
 
@@ -38,6 +40,7 @@ class Ranked(Frozen):
     usd: Range | None = None
     usd_per_billion_tokens: Decimal | None = None
     odds: Odds | None = None
+    out_of_pocket_usd: Decimal | None = None
     problem: str | None = None
 
     @property
@@ -53,11 +56,17 @@ class Ranked(Frozen):
         return self.odds.expected_usd if self.odds else None
 
     @property
-    def _order(self) -> tuple[bool, bool, bool, float, Decimal]:
+    def own_usd(self) -> Decimal | None:
+        """What its user expects to pay, credits aside: by this it is ranked."""
+        return self.expected_usd if self.out_of_pocket_usd is None else self.out_of_pocket_usd
+
+    @property
+    def _order(self) -> tuple[bool, bool, bool, float, Decimal, Decimal]:
         """What is likely to keep its limits by its dollars, the rest by how likely it is."""
         is_likely = self.chance >= ENOUGH
         return (self.problem is not None, self.expected_usd is None, not is_likely,
-                0.0 if is_likely else -self.chance, self.expected_usd or Decimal(0))
+                0.0 if is_likely else -self.chance, self.own_usd or Decimal(0),
+                self.expected_usd or Decimal(0))
 
 
 def ranked(case: Case) -> tuple[Ranked, ...]:
@@ -78,20 +87,21 @@ def reason_of(rows: Sequence[Ranked]) -> str | None:
     if not others or rows[0].problem:
         return None
     first = rows[0]
-    if first.expected_usd is None:
+    if first.own_usd is None:
         return "no price is known, so it is the recipe's first"
     if first.chance < ENOUGH:
         return f"none is likely to keep its limits: of {len(others) + 1} this one most, {first.chance:.0%}"
-    priced = [row for row in others if row.expected_usd is not None]
+    priced = [row for row in others if row.own_usd is not None]
     if not priced:
         return "no other has a price"
-    cheaper = [row for row in priced if row.expected_usd and row.expected_usd < first.expected_usd]
+    cheaper = [row for row in priced if row.own_usd is not None and row.own_usd < first.own_usd]
     if cheaper:
-        least = min(cheaper, key=lambda row: row.expected_usd or 0)
-        return (f"the cheapest that keeps its limits: {least.offer.label}, ~${least.expected_usd:.2f}, keeps "
+        least = min(cheaper, key=lambda row: row.own_usd or 0)
+        return (f"the cheapest that keeps its limits: {least.offer.label}, ~${least.own_usd:.2f}, keeps "
                 f"them in {least.chance:.0%}")
-    more = (priced[0].expected_usd or 0) - first.expected_usd
-    return f"the cheapest expected of {len(priced) + 1}: ${more:.2f} less than {priced[0].offer.label}"
+    more = (priced[0].own_usd or 0) - first.own_usd
+    whose = "" if first.out_of_pocket_usd is None else " out of your pocket"
+    return f"the cheapest expected of {len(priced) + 1}: ${more:.2f} less{whose} than {priced[0].offer.label}"
 
 
 def _on(case: Case, offer: Offer, offers: Sequence[Offer]) -> Case:
@@ -113,5 +123,14 @@ def _row(case: Case) -> Ranked:
     left = (config.steps - done_steps) * config.tokens_per_step
     usd = odds.expected_usd
     return Ranked(offer=offer, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
+                  out_of_pocket_usd=_out_of_pocket_usd(case, estimate, usd),
                   speed_source=estimate.speed.source, hours=estimate.hours, usd=estimate.usd, odds=odds,
                   usd_per_billion_tokens=None if usd is None or not left else usd * 10**9 / left)
+
+
+def _out_of_pocket_usd(case: Case, estimate: Estimate, usd: Decimal | None) -> Decimal | None:
+    if usd is None or not case.wallets or case.now is None:
+        return None
+    controller_usd = estimate.controller_usd.mid if estimate.controller_usd else Decimal(0)
+    charges = expected(estimate.parts, case.offers, usd, controller_usd, case.now)
+    return out_of_pocket(charges, case.wallets).out_of_pocket_usd

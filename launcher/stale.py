@@ -12,6 +12,8 @@ from launcher.quotes import Quote
 from trainer.contract import Document
 
 _MOVED = Decimal("0.01")  # of a price: less is rounding, and far within the range of any plan (guess)
+# Of a bid that follows the market: what was approved is its limit, and every rental decides anew (guess).
+_MOVED_BID = Decimal("0.10")
 _MOST = 4  # changes of a recipe that are named
 
 
@@ -86,7 +88,7 @@ def _price_change(old: Offer, new: Offer | None) -> str | None:
     if not was or now is None:
         return f"the price of {old.label} was {_usd(was)}, and is {_usd(now)}"
     share = (now - was) / was
-    if abs(share) < _MOVED:
+    if abs(share) < (_MOVED if old.bid_from_usd_per_hour is None else _MOVED_BID):
         return None
     return f"the price of {old.label} was {_usd(was)}, and is {_usd(now)} ({share:+.0%})"
 

@@ -7,6 +7,7 @@ other file runs in `.venv`. A file named on the command line always runs.
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,6 +26,10 @@ for _name in [name for name in os.environ if name.startswith("WANDB_") or name =
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Of minutes each: two that were measured, then those that start most trainers.
+_LONGEST = ("test_learning_runs.py", "test_elastic.py", "test_resume.py", "test_chaos.py", "test_wandb.py",
+            "test_bad_input.py", "test_saving.py", "test_notices_node.py", "test_hang.py", "test_node.py")
+
 _NEEDS_TORCH = re.compile(r'^(?:\w+ = )?pytest\.importorskip\("torch"\)', re.MULTILINE)
 _HAS_TORCH = find_spec("torch") is not None
 
@@ -35,6 +40,18 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
         return None
     needs_torch = _NEEDS_TORCH.search(collection_path.read_text()) is not None
     return True if needs_torch != _HAS_TORCH else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take minutes, then those of many tests: a long one that begins last is waited
+    for by one worker alone. xdist itself goes by the number of tests (`--no-loadscope-reorder`)."""
+    num_tests = Counter(item.path for item in items)
+
+    def rank(item: pytest.Item) -> tuple[int, int, str]:
+        name = item.path.name
+        return (_LONGEST.index(name) if name in _LONGEST else len(_LONGEST), -num_tests[item.path], name)
+
+    items.sort(key=rank)  # tests of one file stay in their order
 
 
 @pytest.fixture(autouse=True)

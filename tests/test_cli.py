@@ -50,8 +50,7 @@ def test_every_command_has_help_within_80_columns(command):
 
 def test_no_command_at_all_shows_the_help():
     done = ldlm()
-    assert done.returncode == 2
-    assert "Advanced:" in done.stdout + done.stderr
+    assert (done.returncode, "Advanced:" in done.stdout + done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(("args", "code", "place", "fix"), [
@@ -136,8 +135,7 @@ def test_without_a_terminal_and_without_yes_nothing_is_started(home):
 
 
 def test_a_plan_writes_nothing_but_its_quote(home):
-    done = ldlm("plan", RECIPE, "--store", str(home / "store"))
-    assert done.returncode == 0, done.stderr
+    assert ldlm("plan", RECIPE, "--store", str(home / "store")).returncode == 0
     assert without_quotes(home) == []
 
 

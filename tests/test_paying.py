@@ -130,3 +130,18 @@ def test_credits_are_set_by_a_command_and_refused_by_it(home):
     assert "has expired on 2026-01-01" in refused(2, "config", "set", "wallets", "gcp 3 2026-01-01")
     assert read_settings() == before
     assert ldlm("config", "set", "wallets", "none").returncode == 0 and read_settings().wallets is None
+
+
+def test_where_credits_make_a_dearer_cloud_cheaper_for_the_user_it_is_planned_for(home):
+    def first(*wallets: str) -> Proposal:
+        has_said(home, ", ".join(wallets)) if wallets else None
+        both = ('hardware.train=[{infra: gcp/us-central1, gpu: "A100-80GB:1", price_usd_per_hour: 3.60}, '
+                '{infra: azure/eastus, gpu: "A100-80GB:1", price_usd_per_hour: 4.00}]')
+        options = PlanOptions(store=f"file://{home}/store", max_cost="50", overrides=(both, ON_GCP[1]))
+        return propose(Order(command="launch", what=RECIPE, options=options))
+
+    assert first().plan.offers[Document.TRAIN].cloud == "gcp"
+    on_credits = first(f"azure 50 {SOON}")
+    assert on_credits.plan.offers[Document.TRAIN].cloud == "azure"
+    assert "less out of your pocket than A100-80GB:1 on gcp" in (on_credits.plan.choice or "")
+    assert first(f"azure 0.01 {SOON}").plan.offers[Document.TRAIN].cloud == "gcp"

@@ -6,11 +6,15 @@ from functools import cache
 
 import numpy as np
 import pytest
+from spot_traces import DATA
 
+from launcher.policies_known import GREEDY, UNIFORM_PROGRESS
 from launcher.policy import Action, PlaceNow, Setting, Situation, decide
 from launcher.policy_ours import OURS
 from launcher.policy_values import GO_SPOT, START_SPOT, WAIT, values
 from launcher.regimes import AGE_EDGES_H, FITTED, NUM_AGES, Belief, Regimes
+from launcher.simulate import score_all
+from launcher.traces import one_by_one, read_traces, stack, together
 
 HOURLY = Regimes(leave=np.full((1, 2, NUM_AGES), 0.6), share=np.array([[0.5, 0.5]]), switch=np.zeros((1, 1)))
 
@@ -120,3 +124,16 @@ def test_spot_that_costs_as_much_as_on_demand_is_not_waited_for():
     down = replace(BEGIN, places=(PlaceNow("6d", 3.0),))
     late = replace(down, elapsed_h=5.7)
     assert decide(OURS, dear, late).action is Action.ON_DEMAND
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"no recorded availability at {DATA}")
+@pytest.mark.parametrize(("open_at_once", "deadline_h"), [  # not four zones in 21 h: recipes/LOG.md
+    (one_by_one, 21), (one_by_one, 26), (one_by_one, 40), (together, 26), (together, 40)])
+def test_on_recorded_windows_it_costs_less_than_others_and_misses_no_deadline(open_at_once, deadline_h):
+    setting = replace(SETTING, deadline_h=deadline_h)
+    coarse = [trace for trace in read_traces(DATA)[0] if trace.tick_s == 600]
+    windows, _ = stack(open_at_once(coarse)[::8], setting)
+    greedy, uniform, ours, _ = score_all([GREEDY, UNIFORM_PROGRESS, OURS], setting, windows)
+    assert ours.missed == 0
+    assert ours.ratio_to_clairvoyant < uniform.ratio_to_clairvoyant
+    assert ours.mean_usd < greedy.mean_usd

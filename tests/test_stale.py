@@ -74,6 +74,12 @@ def test_a_price_that_has_moved_is_named_with_how_much(price, words):
     assert told(shown, at_price(shown, price)) == words
 
 
+@pytest.mark.parametrize(("price", "num_told"), [("0.43", 0), ("0.37", 0), ("0.45", 1), ("0.35", 1)])
+def test_a_bid_that_follows_the_market_may_move_within_a_tenth(price, num_told):
+    shown = proposal("vast", "hardware.train.1.most_bid_usd_per_hour=0.60")
+    assert len(told(shown, at_price(shown, price))) == num_told
+
+
 def test_hardware_that_is_gone_and_another_first_choice_are_named():
     words = told(proposal("vast"), proposal("slurm/ldlm"))
     assert "RTX5090:1 on vast (interruptible) is not offered any more" in words

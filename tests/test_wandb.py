@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +123,9 @@ def test_a_run_that_was_killed_and_resumed_is_one_w_and_b_run_with_each_row_once
     assert before and before[-1]["_step"] < 600
     run.folder.close_open_attempts(run.folder.attempts(), "the machine was taken back", preempted=True)
 
-    # A limit ends it before all the planned steps, yet after some: start-up takes 20 s on a busy machine.
-    code, output = run.finish(LDLM_DEADLINE=(datetime.now(UTC) + timedelta(seconds=60)).isoformat())
+    # Nearly done: how fast steps are differs from machine to machine.
+    run.config = config = config.model_copy(update={"steps": run.checkpoints()[0].step + 40})
+    code, output = run.finish()
 
     assert code == ExitCode.FINISHED, output
     assert f"W&B: {server.url}/someone/ldlm/runs/run" in output
@@ -143,9 +144,9 @@ def test_a_run_that_was_killed_and_resumed_is_one_w_and_b_run_with_each_row_once
     assert history(server)[-1]["time_density"]["_type"] == "histogram"
     assert any("media/table/eval/reconstructions" in name for name in shown.files)
     assert any("media/table/eval/samples" in name for name in shown.files)
-    # How far it comes decides whether a model of this size is called stuck.
+    # How far it had come decides whether a model of this size is called stuck.
     told = {alert["title"]: alert["severity"] for alert in server.alerts if "learning" not in alert["title"]}
-    assert told == {"run: preempted 1": "WARN", "run: recovered 2": "INFO", "run: limit reached": "WARN"}
+    assert told == {"run: preempted 1": "WARN", "run: recovered 2": "INFO", "run: finished": "INFO"}
     assert sorted(alert["title"].replace(": ", "/").replace(" ", "-") for alert in server.alerts) == sorted(
         hook.ids)
     kept = [run.folder.store.get(found.key) for found in run.folder.store.objects()]

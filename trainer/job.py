@@ -263,6 +263,23 @@ def build_model(config: TrainConfig, encoder: TokenEncoder, corpus: Corpus) -> L
     return LatentDiffusionLM(config, encoder.hidden_size, covered, encoder.vocab_size)
 
 
+@contextlib.contextmanager
+def _no_compiler() -> Iterator[None]:
+    """Leave functions as they are where DeepSpeed would have torch compile them.
+
+    It decorates those of an optimizer that is not ours, and that alone loads the whole compiler: 1.3 s of a
+    processor at every start of a rank (measured, recipes/LOG.md).
+    """
+    def as_it_is(function: Any = None, **_: Any) -> Any:
+        return as_it_is if function is None else function
+
+    compiles, torch.compile = torch.compile, as_it_is
+    try:
+        yield
+    finally:
+        torch.compile = compiles
+
+
 def build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
     """DeepSpeed's engine around the trained parts, with AdamW. A collective."""
     import deepspeed
@@ -271,7 +288,7 @@ def build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
     optimizer = torch.optim.AdamW(parameter_groups(model.parts(), settings.weight_decay),
                                   lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
     # Its bf16 optimizer prints the machine's memory, several times and unasked; errors are exceptions.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _no_compiler():
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, dist_init_required=False,
                                           config=deepspeed_config(config, dist.get_world_size()))
     return engine
