@@ -8,6 +8,7 @@ import numpy as np
 from launcher.policy import Action, Bools, Course, Ints, Moment, Setting
 
 _ROUNDING_H = 1e-9
+_WAIT, _SPOT, _ON_DEMAND = map(int, Action)  # once: to look one up takes as long as to add two arrays
 
 
 def must_pay(now: Moment, setting: Setting, actions: Ints, places: Ints) -> Bools:
@@ -15,13 +16,13 @@ def must_pay(now: Moment, setting: Setting, actions: Ints, places: Ints) -> Bool
 
     After it, on demand must still end in time. A machine that is on demand already needs no new start.
     """
-    goes_on = (actions == now.held) & ((actions == Action.ON_DEMAND) | (places == now.place))
+    goes_on = (actions == now.held) & ((actions == _ON_DEMAND) | (places == now.place))
     overhead_h = np.where(goes_on, now.overhead_left_h, setting.overhead_h)
-    progress_h = np.where(actions == Action.WAIT, 0.0, np.maximum(setting.tick_h - overhead_h, 0.0))
+    progress_h = np.where(actions == _WAIT, 0.0, np.maximum(setting.tick_h - overhead_h, 0.0))
     left_h = np.maximum(now.work_left_h - progress_h, 0.0)
     needed_h = np.where(left_h > 0, left_h + setting.overhead_h, 0.0)
     ends_late = needed_h > setting.deadline_h - now.elapsed_h - setting.tick_h + _ROUNDING_H
-    return np.asarray(ends_late & (actions != Action.ON_DEMAND))
+    return np.asarray(ends_late & (actions != _ON_DEMAND))
 
 
 def cheapest_up(now: Moment, setting: Setting) -> Ints:
@@ -33,16 +34,16 @@ def cheapest_up(now: Moment, setting: Setting) -> Ints:
 
 
 def _on_demand(now: Moment, setting: Setting) -> Ints:
-    return np.full(now.held.shape, int(Action.ON_DEMAND))
+    return np.full(now.held.shape, _ON_DEMAND)
 
 
 def _spot_or_wait(now: Moment, setting: Setting) -> Ints:
-    return np.where(now.is_up.any(axis=1), int(Action.SPOT), int(Action.WAIT))
+    return np.where(now.is_up.any(axis=1), _SPOT, _WAIT)
 
 
 def _greedy(now: Moment, setting: Setting) -> Ints:
     """Once on demand it stays there: it was taken because no time was left to try anything else."""
-    return np.where(now.runs_on_demand, int(Action.ON_DEMAND), _spot_or_wait(now, setting))
+    return np.where(now.runs_on_demand, _ON_DEMAND, _spot_or_wait(now, setting))
 
 
 def _uniform_progress(now: Moment, setting: Setting) -> Ints:
@@ -56,7 +57,7 @@ def _uniform_progress(now: Moment, setting: Setting) -> Ints:
     is_behind = done_h < now.elapsed_h * pace
     is_ahead = done_h >= (now.elapsed_h + 2 * setting.overhead_h) * pace
     pays = np.where(now.runs_on_demand, ~is_ahead, is_behind & ~now.is_up.any(axis=1))
-    return np.where(pays, int(Action.ON_DEMAND), _spot_or_wait(now, setting))
+    return np.where(pays, _ON_DEMAND, _spot_or_wait(now, setting))
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class _KnownCourse:
         actions, places = self.policy.wish(now, self.setting), cheapest_up(now, self.setting)
         if self.policy.is_safe:
             unsafe = must_pay(now, self.setting, actions, places)
-            actions = np.where(unsafe, int(Action.ON_DEMAND), actions)
+            actions = np.where(unsafe, _ON_DEMAND, actions)
         return actions, places
 
 

@@ -12,6 +12,7 @@ from launcher.regimes import FITTED, Belief, Regimes
 
 _ALIKE = 1e-4  # choices whose dollars differ by less are alike: spot goes before staying, waiting, paying
 _NEVER = 1e9
+_WAIT, _SPOT, _ON_DEMAND = map(int, Action)  # once: to look one up takes as long as to add two arrays
 _HORIZON_H = 8.0  # how far ahead a place's staying up is told apart from another's (guess)
 
 
@@ -56,11 +57,11 @@ class _OurCourse:
             np.stack([spare_h, np.where(pays, going_h, spare_h), np.where(stays, going_h, spare_h)]))
         spot = np.where(now.is_up.any(axis=1), spot, _NEVER)
         alike = (1 + _ALIKE) * np.minimum(np.minimum(wait, on_demand), spot)
-        actions = np.where(wait <= alike, int(Action.WAIT), int(Action.ON_DEMAND))
-        actions = np.where(pays & (on_demand <= alike), int(Action.ON_DEMAND), actions)
-        actions = np.where(spot <= alike, int(Action.SPOT), actions)
+        actions = np.where(wait <= alike, _WAIT, _ON_DEMAND)
+        actions = np.where(pays & (on_demand <= alike), _ON_DEMAND, actions)
+        actions = np.where(spot <= alike, _SPOT, actions)
         unsafe = must_pay(now, self._setting, actions, places)
-        return np.where(unsafe, int(Action.ON_DEMAND), actions), places
+        return np.where(unsafe, _ON_DEMAND, actions), places
 
     def _best_places(self, now: Moment) -> Ints:
         """(N,) place that is up and costs least: price, start, move, and the losses that are to be feared."""

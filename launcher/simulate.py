@@ -11,6 +11,7 @@ from launcher.traces import Windows, num_ticks, one_place
 
 CLAIRVOYANT = "clairvoyant"
 _DONE_H = 1e-9
+_WAIT, _SPOT, _ON_DEMAND = map(int, Action)  # once: to look one up takes as long as to add two arrays
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class _Runs:
         self.unsaved_h = np.zeros(num_windows)
         self.work_left_h = np.full(num_windows, float(setting.work_h))
         self.overhead_left_h = np.zeros(num_windows)
-        self.held = np.full(num_windows, int(Action.WAIT))
+        self.held = np.full(num_windows, _WAIT)
         self.place = np.zeros(num_windows, dtype=np.intp)
         self.usd = np.zeros(num_windows)
         self.ended_h = np.full(num_windows, np.nan)
@@ -109,8 +110,8 @@ class _Runs:
     def moment(self, windows: Windows, tick: int) -> Moment:
         """What can be known at a tick; spot that is gone is held no more."""
         is_up = windows.is_up[tick]
-        is_lost = (self.held == Action.SPOT) & ~is_up[self.rows, self.place]
-        self.held = np.where(is_lost, int(Action.WAIT), self.held)
+        is_lost = (self.held == _SPOT) & ~is_up[self.rows, self.place]
+        self.held = np.where(is_lost, _WAIT, self.held)
         if self.save_every_h:
             self.work_left_h = self.work_left_h + np.where(is_lost, self.unsaved_h, 0.0)
         spot = windows.spot_usd_per_hour[tick]
@@ -119,12 +120,12 @@ class _Runs:
 
     def advance(self, windows: Windows, tick: int, step_h: float, actions: Ints, places: Ints) -> Ints:
         """Hold what was chosen for a tick, or until the work is done. Returns what was held."""
-        actions = np.where(self.work_left_h > _DONE_H, actions, int(Action.WAIT))
-        is_spot = actions == Action.SPOT
+        actions = np.where(self.work_left_h > _DONE_H, actions, _WAIT)
+        is_spot = actions == _SPOT
         starts = (actions != self.held) | (is_spot & (places != self.place))
-        starts &= actions != Action.WAIT
+        starts &= actions != _WAIT
         overhead_h = np.where(starts, self.setting.overhead_h, self.overhead_left_h)
-        used_h = np.where(actions == Action.WAIT, 0.0, np.minimum(step_h, overhead_h + self.work_left_h))
+        used_h = np.where(actions == _WAIT, 0.0, np.minimum(step_h, overhead_h + self.work_left_h))
         paid_h = np.minimum(used_h, overhead_h)
         per_hour = np.where(is_spot, windows.spot_usd_per_hour[tick][self.rows, places],
                             windows.on_demand_usd_per_hour[tick])
@@ -135,7 +136,7 @@ class _Runs:
         if self.save_every_h:  # a machine that is left saves first
             before_h = np.where((actions == self.held) & ~starts, self.unsaved_h, 0.0)
             self.unsaved_h = np.mod(before_h + used_h - paid_h, self.save_every_h)
-        ends = (actions != Action.WAIT) & (self.work_left_h <= _DONE_H)
+        ends = (actions != _WAIT) & (self.work_left_h <= _DONE_H)
         self.ended_h[ends] = tick * windows.tick_s / 3600 + used_h[ends]
         self.held, self.place = actions, np.where(is_spot, places, self.place)
         return actions
@@ -168,7 +169,7 @@ def _choice(course: Course, runs: _Runs, windows: Windows, tick: int) -> tuple[I
     course.see(now.is_up)
     actions, places = course.choose(now)
     is_given = now.is_up[runs.rows, places]
-    return np.where((actions == Action.SPOT) & ~is_given, int(Action.WAIT), actions), places
+    return np.where((actions == _SPOT) & ~is_given, _WAIT, actions), places
 
 
 def score_all(policies: Sequence[Policy], setting: Setting, windows: Iterable[Windows], *,
