@@ -74,7 +74,7 @@ def test_no_command_at_all_shows_the_help():
     (["plan", RECIPE, "--deadline", "soon"], 2, "--deadline: 'soon'", "--deadline 12.5"),
     (["plan", RECIPE, "--deadline", "0"], 2, "--deadline: '0'", "above 0"),
     (["plan", RECIPE, "--max-cost", "0.001"], 4, "--max-cost 0.001: this run", "add --max-cost 0."),
-    (["plan", RECIPE, "--deadline", "0.001"], 4, "--deadline 0.001: this run would take", "add --deadline"),
+    (["plan", RECIPE, "--deadline", "0.001"], 4, "--deadline 0.001: to train would take", "add --deadline"),
     (["plan", RECIPE, "--infra", "k8s"], 4, "no hardware on k8s", "use --infra local (the recipe also has"),
     (["plan", RECIPE, "--infra", "mars"], 2, "--infra: 'mars' is no infrastructure", "use one of local"),
     (["plan", RECIPE, "--store", "ftp://x"], 6, "cannot open a store at 'ftp://x'", "s3://bucket/prefix"),

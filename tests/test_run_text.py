@@ -52,7 +52,8 @@ def test_a_missing_text_is_a_warning_of_the_plan_and_refused_at_launch(tmp_path)
     assert "! shards:web is not there yet, and nothing can be launched before it is:" in flat(planned.stdout)
     said = refused(3, "launch", RECIPE, store, *SHARDS, "--yes")
     assert "data/web: there is no prepared text" in said and command in said
-    assert not (tmp_path / "store").exists() and os.listdir(os.environ["LDLM_HOME"]) == []
+    assert not (tmp_path / "store").exists()
+    assert os.listdir(os.environ["LDLM_HOME"]) == ["quotes"]  # of the plan that was asked for
 
 
 def test_a_half_finished_preparation_is_told_from_none(tmp_path):
