@@ -84,7 +84,7 @@ def test_it_ends_itself_when_its_own_time_is_over_with_what_it_has(trained: Trai
     without_end = {"steps": 2, "num_samples": 1, "bench_generations": 10**9}
     run = TrainerRun(tiny_config(text, steps=4, precision="bf16", sampling=without_end), trained.store)
 
-    code, output = run.finish("bench", LDLM_BENCH_HOURS="0.003", LDLM_MAX_COST_USD="1000")
+    code, output = run.finish("bench", LDLM_BENCH_HOURS="0.008", LDLM_MAX_COST_USD="1000")
 
     assert code == 0, output
     assert "generations: its own time is over (limits.bench_hours)" in output

@@ -18,7 +18,7 @@ State = dict[str, bytes]
 _KEPT_BYTES = {"float32": 4, "float24": 3, "bfloat16": 2}  # the upper ones of a float32
 _RECORD = re.compile(r"attempts/\d+/((attempt|heartbeat|end|machine)\.json|metrics/\d+\.jsonl"
                      r"|evaluations/\d+\.json|stacks/rank-\d{4}\.txt)"
-                     r"|outcome\.json|evaluation/result\.json|events/.*\.json")
+                     r"|outcome\.json|evaluation/result\.json|events/.*\.json|news/\d+/[a-z0-9-]+\.json")
 
 
 class Truth(NamedTuple):
