@@ -1,8 +1,10 @@
 """What to type so that a plan succeeds: changes of a recipe, all of them tried before they are said. Pure."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from launcher.errors import DoesNotFitError, NoOfferError, OverCapError, RecipeError
 from launcher.gpu_kinds import gpu_kind
@@ -14,6 +16,7 @@ from trainer.contract import set_option
 # New values by dotted name: `train.micro_batch_size`, `limits.max_cost_usd`, `hardware.train.0.gpu`.
 Changes = dict[str, Any]
 Refusal = RecipeError | NoOfferError
+_Part = TypeVar("_Part", bound=BaseModel)
 _MAX_REFUSALS = 5  # one after the other; more would be a circle
 
 
@@ -32,11 +35,15 @@ def smaller_micro_batches(config: TrainConfig) -> list[int]:
 
 def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """A config with the changes that are about it."""
-    own = {key.removeprefix("train."): value for key, value in changes.items() if key.startswith("train.")}
-    encoder = {key.removeprefix("token_encoder."): own.pop(key) for key in [*own]
-               if key.startswith("token_encoder.")}
-    return config.model_copy(
-        update={**own, "token_encoder": config.token_encoder.model_copy(update=encoder)})
+    for key, value in changes.items():
+        if key.startswith("train."):
+            config = _changed(config, key.split(".")[1:], value)
+    return config
+
+
+def _changed(part: _Part, names: Sequence[str], value: object) -> _Part:
+    name, *inner = names
+    return part.model_copy(update={name: _changed(getattr(part, name), inner, value) if inner else value})
 
 
 def changed_recipe(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:

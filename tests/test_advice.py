@@ -20,6 +20,9 @@ from launcher.estimate import Done
     profile("paper-gpt2", "L4:8", "train.global_batch_size=3"),
     profile("paper-gpt2", "T4:1", "train.token_encoder.placement=next_gpu"),
     profile("qwen3.6-27b", "A100:1", "train.token_encoder.placement=gpu"),
+    # A GPU, then what it can promise, then a cap.
+    [*profile("qwen3.6-35b-a3b", "T4:1", "train.micro_batch_size=1", "train.token_encoder.placement=host"),
+     "--max-cost", "0.5", "--deadline", "90000"],
     ["paper-gpt2", "--max-cost", "0.01", "--deadline", "0.01"], ["smoke", "--max-cost", "0.001"],
     ["paper-gpt2", "--infra", "local"], ["home-5090", "--infra", "vast"], ["smoke", "--infra", "aws"],
 ])
