@@ -187,11 +187,12 @@ def stop(run: RunId, store: StoreUrl = None, now: StopNow = False) -> None:
 @app.command()
 def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
            max_cost: MaxCost = None, deadline: Deadline = None, max_hours: MaxHours = None, yes: Yes = False,
-           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
+           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False,
+           offers: OffersFile = None) -> None:
     """Continue a run from its newest durable checkpoint."""
     from launcher.launching import start
 
-    start("resume", run, _options(infra, store, None, max_cost, deadline, None, max_hours=max_hours), plan,
+    start("resume", run, _options(infra, store, None, max_cost, deadline, None, offers, max_hours), plan,
           _manner(yes, detach, allow_dirty, preempt_at))
 
 
@@ -237,11 +238,11 @@ def canary(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
 @app.command(rich_help_panel=ADVANCED)
 def bench(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
           max_cost: MaxCost = None, deadline: Deadline = None, yes: Yes = False, detach: Detach = False,
-          allow_dirty: AllowDirty = False) -> None:
+          allow_dirty: AllowDirty = False, offers: OffersFile = None) -> None:
     """Benchmark a trained run that found no machine for it."""
     from launcher.launching import start
 
-    start("bench", run, _options(infra, store, None, max_cost, deadline, None), plan,
+    start("bench", run, _options(infra, store, None, max_cost, deadline, None, offers), plan,
           _manner(yes, detach, allow_dirty, None))
 
 
