@@ -143,7 +143,7 @@ def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra 
 @app.command()
 def status(run: OneRun = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where one run is and whether it learns, or list all."""
-    from launcher import console, kept, learning_screen, screens
+    from launcher import console, course_screen, kept, learning_screen, screens
     from launcher.learning import learned
     from launcher.runs import view_run
 
@@ -154,9 +154,9 @@ def status(run: OneRun = None, store: StoreUrl = None, as_json: Json = False) ->
     found = learned(view.record)
     if as_json:
         console.answer_json(screens.status_json(view) | learning_screen.learning_json(found)
-                            | kept.kept_json(view.record))
+                            | kept.kept_json(view.record) | course_screen.course_json(view))
     else:
-        screens.show_status(view, found, kept.kept_facts(view.record))
+        screens.show_status(view, found, [*course_screen.course_facts(view), *kept.kept_facts(view.record)])
         screens.show_bench(view.record)
 
 
