@@ -143,7 +143,7 @@ def launch(recipe: RecipeToLaunch = None, plan: PlanDigest = None, infra: Infra 
 @app.command()
 def status(run: OneRun = None, store: StoreUrl = None, as_json: Json = False) -> None:
     """Show where one run is and whether it learns, or list all."""
-    from launcher import console, kept, learning_screen, screens
+    from launcher import console, course_screen, kept, learning_screen, screens
     from launcher.learning import learned
     from launcher.runs import view_run
 
@@ -154,9 +154,9 @@ def status(run: OneRun = None, store: StoreUrl = None, as_json: Json = False) ->
     found = learned(view.record)
     if as_json:
         console.answer_json(screens.status_json(view) | learning_screen.learning_json(found)
-                            | kept.kept_json(view.record))
+                            | kept.kept_json(view.record) | course_screen.course_json(view))
     else:
-        screens.show_status(view, found, kept.kept_facts(view.record))
+        screens.show_status(view, found, [*course_screen.course_facts(view), *kept.kept_facts(view.record)])
         screens.show_bench(view.record)
 
 
@@ -187,11 +187,12 @@ def stop(run: RunId, store: StoreUrl = None, now: StopNow = False) -> None:
 @app.command()
 def resume(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
            max_cost: MaxCost = None, deadline: Deadline = None, max_hours: MaxHours = None, yes: Yes = False,
-           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False) -> None:
+           preempt_at: PreemptAtText = None, detach: Detach = False, allow_dirty: AllowDirty = False,
+           offers: OffersFile = None) -> None:
     """Continue a run from its newest durable checkpoint."""
     from launcher.launching import start
 
-    start("resume", run, _options(infra, store, None, max_cost, deadline, None, max_hours=max_hours), plan,
+    start("resume", run, _options(infra, store, None, max_cost, deadline, None, offers, max_hours), plan,
           _manner(yes, detach, allow_dirty, preempt_at))
 
 
@@ -237,11 +238,11 @@ def canary(run: RunId, store: StoreUrl = None, as_json: Json = False) -> None:
 @app.command(rich_help_panel=ADVANCED)
 def bench(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: StoreUrl = None,
           max_cost: MaxCost = None, deadline: Deadline = None, yes: Yes = False, detach: Detach = False,
-          allow_dirty: AllowDirty = False) -> None:
+          allow_dirty: AllowDirty = False, offers: OffersFile = None) -> None:
     """Benchmark a trained run that found no machine for it."""
     from launcher.launching import start
 
-    start("bench", run, _options(infra, store, None, max_cost, deadline, None), plan,
+    start("bench", run, _options(infra, store, None, max_cost, deadline, None, offers), plan,
           _manner(yes, detach, allow_dirty, None))
 
 

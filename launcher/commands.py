@@ -274,7 +274,8 @@ def propose_resume(store: Store, run_id: str, options: PlanOptions) -> Proposal:
     limits = newest_limits(record, recipe).changed(options.limits())
     done = done_so_far(look_at(record, state, now))
     return _propose(recipe.model_copy(update={"limits": limits}),
-                    PlanOptions(infra=options.infra, store=store.address), run_id, now, done)
+                    PlanOptions(infra=options.infra, store=store.address, offers=options.offers), run_id, now,
+                    done)
 
 
 def propose_bench(store: Store, run_id: str, options: PlanOptions) -> Proposal:

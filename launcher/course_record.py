@@ -14,8 +14,10 @@ from launcher.errors import LdlmError, UsageError
 from launcher.next_move import Move, Progress, Seen, next_move
 from launcher.policy import Policy
 from launcher.policy_ours import POLICIES
+from trainer.at_most import standing_of
 from trainer.contract import Document, Env, Name
-from trainer.run_folder import STARTS, AttemptFiles, RunFolder, RunOutcome, StopWish
+from trainer.limits import Limits
+from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, StopWish
 from trainer.store import open_store
 
 _SKEW = timedelta(minutes=1)  # of a machine's clock against that of who supervises
@@ -46,8 +48,11 @@ class CourseRecord:
         return sorted(one.key.removeprefix(f"{self._folder.run_id}/") for one in found)
 
 
-def decide_next(folder: RunFolder, course: Course, seen: Seen) -> Move | None:
+def decide_next(folder: RunFolder, course: Course, limits: Limits, seen: Seen) -> Move | None:
     """Decide, and write the decision down. None: training is over, or a person wants it to stop.
+
+    Args:
+        limits: As the task says them to its nodes.
 
     Raises:
         LdlmError: The record cannot be read or written, or the course is none.
@@ -58,7 +63,9 @@ def decide_next(folder: RunFolder, course: Course, seen: Seen) -> Move | None:
     before = record.newest()
     if before and before.seen.at < course.begins_at:  # a run that is resumed begins a new course
         before = None
-    move = next_move(policy_named(course.policy), course, seen, progress_of(attempts, seen), before)
+    progress = progress_of(attempts, seen).model_copy(update={
+        "left_usd": left_usd(limits, attempts, folder.events(), seen.at)})
+    move = next_move(policy_named(course.policy), course, seen, progress, before)
     record.add(move)
     return move
 
@@ -96,6 +103,15 @@ def progress_of(attempts: Sequence[AttemptFiles], seen: Seen) -> Progress:
                                     "start_s": max(0.0, (began - seen.held_since).total_seconds())})
 
 
+def left_usd(limits: Limits, attempts: Sequence[AttemptFiles], events: Sequence[Event],
+             now: datetime) -> float | None:
+    """What the cap of a run leaves for its training, by the reading that its nodes hold it by."""
+    if limits.max_cost_usd is None:
+        return None
+    spent = standing_of(attempts, events, now).spent_usd
+    return float(limits.max_cost_usd - limits.bench_reserve_usd - spent)
+
+
 def _is_held(newest: AttemptFiles, seen: Seen) -> bool:
     return (newest.end is None and seen.place is not None
             and newest.attempt.billed_from >= (seen.held_since or seen.at) - _SKEW)
@@ -117,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
             move = CourseRecord(folder).newest()
         else:
             seen = Seen.model_validate_json(sys.stdin.read())
-            move = decide_next(folder, course, seen) if course else None
+            move = decide_next(folder, course, Limits.of(os.environ), seen) if course else None
             if move and move.leaves:
                 ask_to_move(folder, datetime.now(UTC))
     except (LdlmError, ValueError, KeyError) as error:

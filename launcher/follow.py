@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from launcher import console
+from launcher.course_screen import move_words, newest_move
 from launcher.engine import ALIVE, Engine
 from launcher.errors import LdlmError
 from launcher.run_record import RunRecord, load_record
@@ -30,13 +31,14 @@ def follow(store: Store, engine: Engine, run_id: str,
         LdlmError: The run is over and its record cannot be read.
     """
     shown: set[tuple[int, str]] = set()
-    problem = ""
+    problem, action = "", "spot"  # as every course begins by its plan
     with console.progress_line() as line:
         while True:
             # Asked before reading: what was written before the answer is then surely read.
             is_over = engine.state(run_id).phase not in ALIVE
             try:
                 record = load_record(store, run_id)
+                move = None if is_over else newest_move(store, record)
             except LdlmError as error:
                 if is_over:
                     raise
@@ -47,6 +49,10 @@ def follow(store: Store, engine: Engine, run_id: str,
                 _show(record, line, shown)
                 if is_over:
                     return record
+                if move and move.action != action:
+                    action = move.action
+                    line.say(f"course: {move_words(move)}", "title")
+                    line.say(f"  {move.reason}", "quiet")
                 on_look(record)
             time.sleep(_POLL_S)
 

@@ -10,6 +10,7 @@ from launcher.course_record import decide_next
 from launcher.errors import LdlmError
 from launcher.next_move import Move, Seen
 from launcher.task_documents import TaskDocument
+from trainer.limits import Limits
 from trainer.run_folder import RunFolder
 
 _POLL_S = 0.1
@@ -83,7 +84,7 @@ class LocalCourse:
                     looks=dict.fromkeys(self._course.spot, is_up))
         self._ask_at_s = time.monotonic() + self._course.tick_s
         try:
-            move = decide_next(self._run, self._course, seen)
+            move = decide_next(self._run, self._course, Limits.of(self._document.envs), seen)
         except LdlmError as error:
             self._say(f"no decision between spot and on demand: {error}")
             return None

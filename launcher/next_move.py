@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from launcher.course import Course
+from launcher.course_cap import on_demand_usd, within_cap
 from launcher.frozen import Frozen
 from launcher.policy import Action, Decision, PlaceNow, Policy, Setting, Situation, decide, read_runs
 
@@ -24,12 +25,14 @@ class Progress(Frozen):
         step: The newest that is durable, or that the machine which is held has done.
         steps: Over all attempts, in `seconds` of training, evaluating and saving.
         start_s: What the machine that is held took to its first new step; None: it has made none yet.
+        left_usd: What the cap leaves for training, by the dearest reading; None: it is not known.
     """
 
     step: int
     steps: int = 0
     seconds: float = 0.0
     start_s: float | None = None
+    left_usd: float | None = None
 
 
 class Seen(Frozen):
@@ -56,6 +59,7 @@ class Move(Frozen):
         tick: Which look this is, counted from the begin of the course.
         overhead_h: The longest start that was measured; None: none yet.
         setting, situation: As `launcher/policy.py` has them.
+        left_usd: What the cap left for training then; None: not known.
         action: `wait`, `spot`, `on_demand`.
         place: Which place of the course; None: none.
         again_at: When to ask again, unless something happens before.
@@ -67,19 +71,32 @@ class Move(Frozen):
     policy: str
     setting: dict[str, float]
     situation: dict[str, Any]
+    left_usd: float | None = None
     action: str
     place: int | None
     reason: str
     again_at: datetime
 
     def replayed(self, policy: Policy) -> Decision:
-        """What a policy decides from what was recorded."""
-        return decide(policy, Setting(**self.setting), _read(self.situation))
+        """What is decided by a policy from what was recorded."""
+        return _decided(policy, Setting(**self.setting), _read(self.situation), self.left_usd)
 
     @property
     def leaves(self) -> bool:
         """True if the machine that is held has to be left, for another or for none."""
         return self.seen.place is not None and self.place != self.seen.place
+
+    @property
+    def on_demand_at(self) -> datetime:
+        """When on demand has to be taken at the latest, if the run makes no step until then."""
+        said, now = Setting(**self.setting), _read(self.situation)
+        spare_h = said.deadline_h - now.elapsed_h - now.work_left_h - said.overhead_h
+        return self.seen.at + timedelta(hours=max(0.0, spare_h))
+
+    @property
+    def on_demand_usd(self) -> float:
+        """What it costs to the end of training, from this decision on."""
+        return on_demand_usd(Setting(**self.setting), _read(self.situation))
 
 
 def next_move(policy: Policy, course: Course, seen: Seen, progress: Progress, before: Move | None) -> Move:
@@ -98,11 +115,16 @@ def next_move(policy: Policy, course: Course, seen: Seen, progress: Progress, be
     left_h = max(0, course.to_step - progress.step) * each_h
     situation = _situation(course, setting, seen, left_h, progress.start_s is not None,
                            _seen(course, seen, before, tick))
-    found = decide(policy, setting, situation)
+    found = _decided(policy, setting, situation, progress.left_usd)
     return Move(
         seen=seen, tick=tick, overhead_h=overhead_h, policy=policy.name, setting=asdict(setting),
-        situation=_written(situation), action=found.action.name.lower(), place=_place(course, found),
-        reason=found.reason, again_at=course.begins_at + timedelta(seconds=(tick + 1) * course.tick_s))
+        situation=_written(situation), left_usd=progress.left_usd, action=found.action.name.lower(),
+        place=_place(course, found), reason=found.reason,
+        again_at=course.begins_at + timedelta(seconds=(tick + 1) * course.tick_s))
+
+
+def _decided(policy: Policy, setting: Setting, situation: Situation, left_usd: float | None) -> Decision:
+    return within_cap(decide(policy, setting, situation), setting, situation, left_usd)
 
 
 def _measured(seen: Seen, progress: Progress, before: Move | None) -> float | None:

@@ -61,8 +61,12 @@ def show_damaged(problems: Sequence[str]) -> None:
         console.talk(f"damaged: {problem}", "note")
 
 
-def show_status(view: RunView, found: Learned | None, kept: Sequence[tuple[str, str]]) -> None:
-    """Where one run is: step, what is durable and kept, dollars, whether it learns, what comes next."""
+def show_status(view: RunView, found: Learned | None, beside: Sequence[tuple[str, str]]) -> None:
+    """Where one run is: step, what is durable, dollars, whether it learns, what comes next.
+
+    Args:
+        beside: What else there is to say of it: its course, what it keeps.
+    """
     record, status = view.record, view.status
     detail = f": {view.engine.detail}" if view.engine.detail and status is not Status.ENDED else ""
     beat = record.training.heartbeat if record.training else None
@@ -70,7 +74,7 @@ def show_status(view: RunView, found: Learned | None, kept: Sequence[tuple[str, 
     facts = [("status", f"{status}{detail}")]
     if status is Status.ENDED and record.outcome:
         facts.append(("outcome", ending_words(record)))
-    facts += [("step", f"{step} (durable: {durable})"), *kept]
+    facts += [("step", f"{step} (durable: {durable})"), *beside]
     if beat and status is Status.RUNNING:
         facts.append(("now", describe(beat)))
         facts += [("saves", pace_words(beat.pace))] if beat.pace else []

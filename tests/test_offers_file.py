@@ -1,17 +1,25 @@
 """A saved list of offers: read as it was written, and everything that can be wrong with one."""
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_lab import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from run_stories import preempted_once
 from test_priced_offers import MARKET, NOW
 
+from launcher.commands import PlanOptions, propose_bench, propose_resume
 from launcher.errors import UsageError
 from launcher.offers_file import as_json, is_old, read_offers, too_old
 from launcher.priced_offers import Found, PricedOffer
+from launcher.proposal import Proposal
+from trainer.contract import Document, Outcome
 
 
 def written(**changes: Any) -> str:
@@ -124,3 +132,31 @@ def test_the_moment_of_the_test_is_in_the_same_zone_whatever_is_written() -> Non
     east = row(seen_at="2026-11-24T14:00:00+05:00")
     (one,) = read_offers(written(offers=[east]), "f", NOW).offers
     assert one.seen_at == datetime(2026, 11, 24, 9, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(("order", "document", "gpu"), [
+    (propose_resume, Document.TRAIN, "A100-80GB"), (propose_bench, Document.BENCH, "L4")])
+def test_what_is_left_of_a_run_is_planned_by_a_saved_list_too(
+        order: Callable[..., Proposal], document: Document, gpu: str, tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # without catalogs of SkyPilot, and without keys
+    saved, seen_at = tmp_path / "offers.json", datetime.now(UTC).isoformat()
+    saved.write_text(written(down={}, problems=[], offers=[
+        row(gpu=name, region="us-central1", price_usd_per_hour=usd, seen_at=seen_at)
+        for name, usd in (("A100-80GB", "1.25"), ("L4", "0.31"))]))
+    story = preempted_once(f"file://{tmp_path}/store")
+    if document is Document.BENCH:
+        story.outcome(Outcome.FINISHED, 600, 400)
+
+    def price(offers: str | None) -> Decimal | None:
+        options = PlanOptions(infra="gcp", max_cost="90", offers=offers)
+        offer = order(story.folder.store, "story-1", options).plan.offers[document]
+        assert gpu in offer.label
+        return offer.price_usd_per_hour
+
+    assert price(None) is None
+    assert price(str(saved)) == Decimal("1.25" if document is Document.TRAIN else "0.31")
+    command = "resume" if document is Document.TRAIN else "bench"
+    said = refused(2, command, "story-1", "--store", story.folder.store.url, "--infra", "gcp",
+                   "--offers", "/no/such/file")
+    assert "/no/such/file: cannot be read: No such file" in said

@@ -1,0 +1,64 @@
+"""What a run with a deadline has decided last, on its screens: what, when, why, until when."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from launcher.errors import LdlmError
+from launcher.run_record import RunRecord, RunView, Status
+from trainer.run_folder import STARTS, RunFolder
+from trainer.store import Store, open_store
+
+if TYPE_CHECKING:
+    from launcher.next_move import Move
+
+_NEVER_PAYS = "spot-only"  # the one policy that takes no on demand, whatever is late
+
+
+def newest_move(store: Store, record: RunRecord) -> "Move | None":
+    """The last decision of a run since it was last started. Raises StoreError: it cannot be read."""
+    from launcher.course_record import CourseRecord  # brings NumPy
+
+    move = CourseRecord(RunFolder(store, record.run_id)).newest()
+    started = max((event.at for event in record.events if event.kind in STARTS), default=None)
+    return None if move and started and move.seen.at < started else move
+
+
+def course_facts(view: RunView) -> list[tuple[str, str]]:
+    """For the screen of a run that goes on: its newest decision; nothing where none was taken."""
+    if view.status is Status.ENDED:
+        return []
+    try:
+        move = newest_move(open_store(view.record.store_address), view.record)
+    except LdlmError as error:
+        return [("course", f"cannot be read: {error}")]
+    if move is None:
+        return []
+    at = move.seen.at
+    return [("course", move_words(move)), ("", move.reason),
+            ("", f"decided {at:%Y-%m-%d %H:%M} UTC, again by {_clock(move.again_at, at)}")]
+
+
+def move_words(move: "Move") -> str:
+    """A decision in words for one line."""
+    if move.action == "on_demand":
+        return "on demand"
+    last = f"on demand at {_clock(move.on_demand_at, move.seen.at)} at the latest"
+    if move.policy == _NEVER_PAYS:
+        last = "never on demand"
+    elif move.left_usd is not None and move.left_usd < move.on_demand_usd:
+        last = "the cap does not pay on demand to the end"
+    return f"waits for spot; {last}" if move.action == "wait" else f"spot; when it is lost, {last}"
+
+
+def _clock(moment: datetime, now: datetime) -> str:
+    return f"{moment:%H:%M}" + (" UTC" if moment.date() == now.date() else f" UTC on {moment:%m-%d}")
+
+
+def course_json(view: RunView) -> dict[str, Any]:
+    """The same for programs; null where none was taken."""
+    move = newest_move(open_store(view.record.store_address), view.record)
+    return {"course": None if move is None else {
+        "decided_at": move.seen.at.isoformat(), "policy": move.policy, "action": move.action,
+        "place": move.place, "reason": move.reason, "again_at": move.again_at.isoformat(),
+        "on_demand_at": None if move.policy == _NEVER_PAYS else move.on_demand_at.isoformat(),
+        "cap_leaves_usd": move.left_usd, "on_demand_to_end_usd": move.on_demand_usd}}

@@ -1,0 +1,99 @@
+"""What the cap leaves of decisions, worked out by hand: $1 spot, $3 on demand, half an hour a start."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from launcher.course import Course, Place
+from launcher.course_cap import within_cap
+from launcher.course_record import decide_next
+from launcher.next_move import Move, Seen
+from launcher.policies_known import ON_DEMAND, UNIFORM_PROGRESS
+from launcher.policy import Action, Decision, PlaceNow, Setting, Situation
+from trainer.contract import Document, Env, attempt_file
+from trainer.limits import Limits
+from trainer.run_folder import AttemptEnd, RunFolder
+from trainer.store import open_store
+
+SETTING = Setting(work_h=10, deadline_h=20, overhead_h=0.5, spot_usd_per_hour=1, on_demand_usd_per_hour=3,
+                  tick_h=1)
+PAYS = Decision(Action.ON_DEMAND, None, "it is late")
+DOWN, UP, UP_DEARER = PlaceNow("3d", 1.0, 0.25), PlaceNow("3d,1u", 1.0, 0.25), PlaceNow("4u", 1.5)
+
+
+def now(*places: PlaceNow, held: Action = Action.WAIT, place: int | None = None,
+        left_h: float = 4) -> Situation:
+    return Situation(elapsed_h=15, work_left_h=left_h, held=held, place=place,
+                     overhead_left_h=0.0, places=places or (DOWN,))
+
+
+@pytest.mark.parametrize("left_usd", [None, 13.5, 99.0])
+def test_a_cap_that_pays_to_the_end_changes_nothing(left_usd: float | None) -> None:
+    """4 h and a start of 0.5 at $3 are $13.50."""
+    assert within_cap(PAYS, SETTING, now(), left_usd) == PAYS
+
+
+def test_on_demand_goes_on_while_the_rest_would_still_be_paid_on_spot_and_says_what_is_short() -> None:
+    """An hour on demand is $3 and half an hour of work; 3.5 h and a start on spot, with its move, $4.25."""
+    found = within_cap(PAYS, SETTING, now(), 7.25)
+    assert (found.action, found.reason) == (
+        Action.ON_DEMAND, "it is late; on demand to the end is $13.50, the cap leaves $7.25")
+    held = now(held=Action.ON_DEMAND)  # no start any more: $12 to the end; $3, an hour done, then $3.75
+    assert within_cap(PAYS, SETTING, held, 12.0) == PAYS
+    assert within_cap(PAYS, SETTING, held, 6.75).action is Action.ON_DEMAND
+    assert within_cap(PAYS, SETTING, held, 6.74).action is Action.WAIT
+
+
+def test_then_it_waits_for_spot_or_takes_the_cheapest_that_is_there() -> None:
+    waits = within_cap(PAYS, SETTING, now(), 7.24)
+    assert waits == Decision(Action.WAIT, None, "on demand to the end is $13.50, the cap leaves $7.24: "
+                                                "it waits for spot")
+    takes = within_cap(PAYS, SETTING, now(UP_DEARER, DOWN, UP), 7.0)
+    assert takes == Decision(Action.SPOT, 2, "on demand to the end is $13.50, the cap leaves $7.00: "
+                                             "spot at $1.00/h")
+    # Of 0.4 h what is held costs $0.60, and the cheaper place, with a start and a move, $1.15.
+    stays = within_cap(PAYS, SETTING, now(UP_DEARER, UP, held=Action.SPOT, place=0, left_h=0.4), 0.5)
+    assert (stays.action, stays.place) == (Action.SPOT, 0)
+    assert within_cap(PAYS, SETTING, now(), -2.0).reason.endswith("the cap leaves $0.00: it waits for spot")
+
+
+def test_spot_that_the_cap_does_not_pay_to_the_end_is_taken_and_it_is_said() -> None:
+    spot = Decision(Action.SPOT, 0, "spot is up")
+    assert within_cap(spot, SETTING, now(UP), 4.75) == spot
+    short = within_cap(spot, SETTING, now(UP), 4.5)
+    assert (short.action, short.reason) == (
+        Action.SPOT, "spot is up; to the end $4.75, the cap leaves $4.50")
+
+
+def test_the_cap_of_the_task_less_what_the_record_has_cost_decides_and_replays(tmp_path: Path) -> None:
+    """A cap of $8, of which $1 is the benchmark's, and half an hour at $4 that ended: $5 are left. 4 h of
+    work and a start are $13.50 on demand; after a tick of it, $0.50, still $4.50 on spot."""
+    begins_at = datetime.now(UTC).replace(microsecond=0)
+    places = tuple(Place(infra="vast", spot=spot, resource=0, usd_per_hour=Decimal(usd), move_usd=Decimal(0),
+                         envs={}) for spot, usd in ((True, "1"), (False, "3")))
+    course = Course(begins_at=begins_at, ends_at=begins_at + timedelta(hours=10), work_h=4, overhead_h=0.5,
+                    tick_s=600, from_step=0, to_step=400, policy="on-demand", places=places)
+    run = RunFolder(open_store(f"file://{tmp_path}"), "run-1")
+    run.add_event("submitted", begins_at)
+    attempt = run.claim_attempt(Document.TRAIN, billed_from=begins_at - timedelta(minutes=30), offer="",
+                                host="", price_usd_per_hour=Decimal(4))
+    run.write(attempt_file(attempt.number, "end.json"),
+              AttemptEnd(at=begins_at, exit_code=75, preempted=False, reason=""))
+
+    def decided(cap: str) -> Move:
+        limits = Limits.of({Env.MAX_COST: cap, Env.BENCH_RESERVE: "1"})
+        move = decide_next(run, course, limits, Seen(at=begins_at + timedelta(minutes=1), looks={0: False}))
+        assert move is not None
+        return move
+
+    enough, short, spent = decided("16.5"), decided("8"), decided("7.9")
+    assert (enough.action, enough.left_usd, enough.on_demand_usd) == ("on_demand", 13.5, 13.5)
+    assert (short.action, short.left_usd) == ("on_demand", 5.0)
+    assert short.reason.endswith("; on demand to the end is $13.50, the cap leaves $5.00")
+    assert (spent.action, spent.place) == ("wait", None)
+    for move in (short, spent):
+        again = Move.model_validate_json(move.model_dump_json()).replayed(ON_DEMAND)
+        assert (again.action.name.lower(), again.reason) == (move.action, move.reason)
+    assert spent.replayed(UNIFORM_PROGRESS).action is Action.WAIT
