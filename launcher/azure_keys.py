@@ -25,7 +25,7 @@ def signature(store_url: str, account_key: str, needs: Needs) -> str | None:
     Raises:
         ValueError: It is no key.
     """
-    account, _, path = store_url.removeprefix("az://").partition("/")
+    account, _, path = store_url.partition("?")[0].removeprefix("az://").partition("/")
     container = path.partition("/")[0]
     elsewhere = [url for url in needs.reads
                  if url.startswith("az://") and not f"{url}/".startswith(f"az://{account}/{container}/")]

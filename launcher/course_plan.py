@@ -83,7 +83,7 @@ def _move_usd(plan: Plan, offer: Offer, store: str | None) -> Decimal:
     """A last checkpoint is sent, and read with the encoder where the run goes on; at list prices."""
     saved = plan.saves.num_bytes if plan.saves else 0
     read = saved + (plan.sizes.encoder.source_bytes if plan.sizes and plan.sizes.encoder.fetch_s else 0)
-    price = store_price(store) if store and sent_usd_per_gb(offer.cloud, store) else None
+    price = store_price(store) if store and sent_usd_per_gb(offer.infra, store) else None
     read_usd = price.read_usd(read) if price else Decimal(0)
     sent_usd = plan.saves.upload_usd if plan.saves else Decimal(0)
     return (sent_usd + read_usd).quantize(Decimal("0.0001"))

@@ -100,8 +100,8 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
     reserve = console.dollars(plan.bench_reserve_usd)
     stops = f"${plan.max_cost_usd:,.2f}, of which ~{reserve} are kept for the benchmark"
     if plan.uncounted_usd:
-        stops += (f" and ~{console.dollars(plan.uncounted_usd)} for disk and uploads (list prices), which "
-                  "nodes there cannot count")
+        stops += (f" and ~{console.dollars(plan.uncounted_usd)} for uploads (list price), which several "
+                  "nodes cannot count")
     training = [("training", "done: no machine is taken for it")] if plan.only_benchmark else _places(
         "training", plan.candidates(Document.TRAIN), plan.planned_at)
     facts = [("run", plan.run_id), ("store", store), *training,

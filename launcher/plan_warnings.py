@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from launcher.advice import Changes, changed_config, smaller_micro_batches, typed
 from launcher.alternatives import Choice
+from launcher.cloud_prices import egress_usd_per_gb, hides_its_region
 from launcher.cost import Range
 from launcher.estimate import Case, Estimate
 from launcher.fit import Fit, is_copied_from_host
@@ -39,6 +40,7 @@ def plan_warnings(case: Case, estimate: Estimate, instead: Choice | None) -> Ite
     yield from _of_what_is_not_known(recipe, shape, train)
     yield from _of_idle_gpus(train, fitted)
     yield from _of_prices(case.offers)
+    yield from _of_regions(case.offers[Document.TRAIN], recipe.store)
     yield from _of_drivers(case.offers)
     yield from of_no_switch(case.offers.values())
     bench = case.offers[Document.BENCH]
@@ -101,6 +103,13 @@ def _of_prices(offers: Mapping[Document, Offer]) -> Iterator[str]:
               "top, and counts towards the cap"
     for label in dict.fromkeys(offer.label for offer in offers.values() if _is_only_said(offer)):
         yield f"the price of {label} is the recipe's word: no region is taken that is listed above it"
+
+
+def _of_regions(train: Offer, store: str | None) -> Iterator[str]:
+    if store and hides_its_region(train.infra, store):
+        usd = egress_usd_per_gb(train.infra, store)
+        yield (f"the store's URL does not say in which region it is, so that uploads count ${usd:.3f} a GB, "
+               f"as if they left {train.cloud}; if it is that of the machines, say so: {store}?region=REGION")
 
 
 def _of_drivers(offers: Mapping[Document, Offer]) -> Iterator[str]:

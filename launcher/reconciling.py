@@ -112,10 +112,11 @@ def _at_skypilot(view: RunView, ask: Ask) -> tuple[Reconciliation, list[str]]:
     charges = ask(costs_path(view.record.run_id, since)).charges
     whole = "all clusters"  # a cluster that is made again keeps its name: attempts are not told apart
     theirs = [Charge(instance_id=whole, usd=sum((one.usd for one in charges), Decimal(0)), usd_by_kind={})]
-    found = reconcile({whole: sum((cost.usd for cost in attempts), Decimal(0))}, theirs if charges else [])
+    ours = sum((cost.usd - sum(cost.beside.values()) for cost in attempts), Decimal(0))
+    found = reconcile({whole: ours}, theirs if charges else [])
     return found, [
         "no bill: its catalog's price now times the time that it saw clusters up; ours is the price of the "
-        "plan from boot to the last word, without disks and networks" if charges
+        "plan from boot to the last word. Both are without disks and networks" if charges
         else "SkyPilot's server has no cluster of this run on record: another one may have"]
 
 

@@ -5,9 +5,11 @@ which SkyPilot 0.14.1 runs one after the other.
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,8 +22,10 @@ from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import WITH_LIST_PRICES, Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe, checkout_folder
+from launcher.running_costs import address_usd_per_hour, disk_usd_per_hour
 from launcher.saves import rates_of
-from launcher.store_prices import request_usd_per_gb
+from launcher.store_prices import request_usd_per_gb, sent_usd_per_gb
+from launcher.uncounted import has_uncounted_network
 from launcher.vast_search import IMAGE, KEY, settings_of
 from trainer.config import TrainConfig
 from trainer.contract import Document, Env, TaskOffer
@@ -135,6 +139,7 @@ def _envs(plan: Plan, recipe: Recipe, which: Document) -> dict[str, str | None]:
         # One process: the benchmark is of one GPU.
         Env.RANKS_PER_NODE: str(plan.ranks_per_node if which is Document.TRAIN else 1),
         **told[0],
+        Env.LIST_PRICES: told[0][Env.LIST_PRICES] or None,
         Env.REQUESTS_PRICE: f"{request_usd_per_gb(recipe.store):g}",
         Env.MAX_COST: str(plan.max_cost_usd - plan.uncounted_usd),
         # The benchmark may spend what training leaves for it.
@@ -178,7 +183,18 @@ def _envs_of(plan: Plan, recipe: Recipe, which: Document, offer: Offer) -> dict[
         Env.HOURS_TO_LOSS: f"{rates.hours_to_loss:g}",
         Env.PEAK_TFLOPS: _peak_tflops(offer, recipe.train),
         Env.OFFER: offer.label,
+        Env.LIST_PRICES: _list_prices(offer, recipe.store),
     }
+
+
+def _list_prices(offer: Offer, store: str | None) -> str:
+    """What a machine costs beside its hours; empty where nobody bills that, or a contract tells it."""
+    if offer.cloud not in WITH_LIST_PRICES:
+        return ""
+    sent = Decimal(0) if has_uncounted_network(offer) else sent_usd_per_gb(offer.infra, store)
+    rates = {"disk_usd_per_hour": disk_usd_per_hour(offer), "sent_usd_per_gb": sent,
+             "address_usd_per_hour": address_usd_per_hour(offer)}
+    return json.dumps({name: f"{usd:.8f}" for name, usd in rates.items()})
 
 
 def _disk_gib(plan: Plan, config: TrainConfig, which: Document, offer: Offer) -> int:

@@ -24,7 +24,8 @@ class OnRental:
     Attributes:
         until: When its machine was no longer billed for it: to shut down and give back takes a while, too.
         gpu_usd: From its start until then, at the prices of the contract; None: it was on no such machine.
-        disk_usd, network_usd: Of its machine; of several attempts on one, the last has them.
+        disk_usd, network_usd: Of its machine; of several attempts on one, the last has them. Its address is
+            part of its network.
     """
 
     until: datetime
@@ -45,7 +46,7 @@ def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], ren
     found = []
     for index, (files, until, rental) in enumerate(zip(attempts, untils, owners, strict=True)):
         if rental is None:
-            found.append(OnRental(until))
+            found.append(_as_told(attempts, files, until))
             continue
         is_last = owners[index + 1:index + 2] != [rental]
         # One that came back may have run all the time.
@@ -60,6 +61,19 @@ def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], ren
         else:
             found.append(OnRental(until, gpu_usd))
     return found
+
+
+def _as_told(attempts: Sequence[AttemptFiles], files: AttemptFiles, until: datetime) -> OnRental:
+    """An attempt whose machine nobody has noted down: beside its hours by what the machine was told."""
+    if (terms := files.attempt.terms) is None:
+        return OnRental(until)
+    on = [other for other in attempts
+          if other.attempt.terms and other.attempt.terms.rented_at == terms.rented_at]
+    if on[-1] is not files:
+        return OnRental(until)
+    seen = _traffic(on)
+    network_usd = terms.network_usd(seen.received_bytes, seen.sent_bytes) + terms.address_usd(until)
+    return OnRental(until, None, terms.disk_usd(until), network_usd)
 
 
 def total_usd(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],

@@ -5,17 +5,16 @@ By the market's word where an offer has one, else by list prices (`launcher/stor
 
 from decimal import Decimal
 
+from launcher import cloud_prices
 from launcher.frozen import Frozen
-from launcher.offers import Offer
+from launcher.offers import WITH_LIST_PRICES, Offer
 from launcher.plan_sizes import Sizes
 from launcher.rentals import HOURS_OF_MONTH
 from launcher.saves import SavesPlan
 from launcher.starts import StartPlan
 from launcher.store_prices import received_usd_per_gb
 
-# A GB or GiB and month. Vast: the default of its hosts. Azure and GCP: the dearest of the disks that SkyPilot
-# takes there, premium SSD and pd-ssd, list prices, rounded up (guess).
-_DISK_USD_PER_MONTH = {"vast": Decimal("0.10"), "azure": Decimal("0.20"), "gcp": Decimal("0.20")}
+_VAST_DISK_USD_PER_MONTH = Decimal("0.10")  # a GB, the default of its hosts
 _ENVIRONMENT_BYTES = 5e9  # that every start on a rented machine fetches from package indices (guess)
 _GB = 10**9
 
@@ -24,7 +23,7 @@ class RunningCosts(Frozen):
     """Dollars of a run beside its machines, all nodes together.
 
     Attributes:
-        held_usd_per_hour: Of disks, as long as machines are held.
+        held_usd_per_hour: Of disks and addresses, as long as machines are held.
         run_usd_per_hour: Of what lies in the store, from the beginning to the end.
         first_start_usd, next_start_usd: Of what a start fetches: environment, encoder and checkpoint.
         save_usd: Of one upload.
@@ -56,7 +55,8 @@ def running_costs(offer: Offer, store: str | None, sizes: Sizes | None, saves: S
     checkpoint_usd = Decimal(saves.num_bytes) / _GB * _received(offer, store) if saves else Decimal(0)
     kept = (saves.kept_usd_per_month if saves else None) or Decimal(0)
     return RunningCosts(
-        held_usd_per_hour=disk_usd_per_hour(offer), run_usd_per_hour=kept / HOURS_OF_MONTH,
+        held_usd_per_hour=disk_usd_per_hour(offer) + address_usd_per_hour(offer),
+        run_usd_per_hour=kept / HOURS_OF_MONTH,
         first_start_usd=from_hub_usd, next_start_usd=from_hub_usd + checkpoint_usd,
         save_usd=saves.upload_usd if saves else Decimal(0),
         controller_usd_per_hour=controller_usd_per_hour)
@@ -64,14 +64,21 @@ def running_costs(offer: Offer, store: str | None, sizes: Sizes | None, saves: S
 
 def disk_usd_per_hour(offer: Offer) -> Decimal:
     """Dollars an hour of the disks of an offer that its price does not hold."""
-    if offer.cloud not in _DISK_USD_PER_MONTH or (offer.cloud == "vast" and not offer.spot):
+    if offer.cloud in WITH_LIST_PRICES:
+        return cloud_prices.disk_usd_per_hour(offer)
+    if offer.cloud != "vast" or not offer.spot:
         return Decimal(0)  # on demand at Vast the price is one with the disk
     said = offer.listed.disk_usd_per_gb_month if offer.listed else None
-    month = _DISK_USD_PER_MONTH[offer.cloud] if said is None else said
+    month = _VAST_DISK_USD_PER_MONTH if said is None else said
     return month * offer.disk_gib * offer.num_nodes / HOURS_OF_MONTH
+
+
+def address_usd_per_hour(offer: Offer) -> Decimal:
+    """Dollars an hour of the public addresses of an offer that its price does not hold."""
+    return cloud_prices.address_usd_per_hour(offer) if offer.cloud in WITH_LIST_PRICES else Decimal(0)
 
 
 def _received(offer: Offer, address: str | None) -> Decimal:
     """Dollars of a GB that machines of an offer fetch from a store; None: from the internet, for nothing."""
     said = offer.listed.received_usd_per_gb if offer.listed else None
-    return received_usd_per_gb(offer.cloud, address, said)
+    return received_usd_per_gb(offer.infra, address, said)

@@ -109,7 +109,7 @@ def plan_saves(train: TrainConfig, tokens_per_s: float, checkpoint_bytes: int, w
 def rates_of(offer: Offer, store: str | None) -> Rates:
     """What time and bytes cost on an offer, as its nodes are told."""
     listed = offer.listed.sent_usd_per_gb if offer.listed else None
-    sent = sent_usd_per_gb(offer.cloud, store) if listed is None else listed
+    sent = sent_usd_per_gb(offer.infra, store) if listed is None else listed
     gigabyte = sent + request_usd_per_gb(store)
     return Rates(float(offer.price_usd_per_hour or 0), float(gigabyte), hours_to_loss(offer))
 

@@ -1,4 +1,4 @@
-"""What a store bills for keeping and for reading, and what a cloud bills for sending to it. Pure.
+"""What a store bills for keeping and for reading, and what machines pay to send to it and to fetch. Pure.
 
 List prices of the standard class in the region named, without free allowances, requests or volume discounts.
 Source: the providers' price pages, as copies of them and of comparisons say it. S3: aws.amazon.com/s3/pricing
@@ -10,7 +10,9 @@ None was seen on a bill.
 from decimal import Decimal
 from urllib.parse import parse_qs, urlsplit
 
+from launcher.cloud_prices import egress_usd_per_gb, is_in_one_region
 from launcher.frozen import Frozen
+from launcher.offers import WITH_LIST_PRICES
 
 _GB = 10**9
 
@@ -50,36 +52,36 @@ _ENDPOINTS = {"amazonaws.com": _AWS, "r2.cloudflarestorage.com": _CLOUDFLARE,
               "storage.googleapis.com": _GOOGLE}
 
 
-_OF_CLOUD = {"azure": _AZURE, "gcp": _GOOGLE}
 _SENT_FROM_VAST = Decimal("0.01")  # the host's own price, each way, $0 to $0.02 as a rule (guess)
 # $0.005 for a thousand writes (S3, the same list), and 60 of them to a GB in parts of 16 MiB.
 _WRITES_USD_PER_GB = Decimal("0.0003")
 
 
-def sent_usd_per_gb(cloud: str, address: str | None) -> Decimal:
-    """Dollars for a GB that machines of a cloud send to the store at an address; 0 within a region of it.
+def sent_usd_per_gb(infra: str, address: str | None) -> Decimal:
+    """Dollars for a GB that machines send to the store at an address.
 
     Args:
-        cloud: `vast`, `gcp`; of others it costs nothing, as far as is known here.
+        infra: `vast`, `gcp/us-central1`; of other clouds it costs nothing, as far as is known here.
         address: URL of the store; None: none is set yet.
     """
+    cloud = infra.partition("/")[0]
     if cloud == "vast":
         return _SENT_FROM_VAST
-    price = _OF_CLOUD.get(cloud)
-    return price.read_usd_per_gb if price and address and store_price(address) != price else Decimal(0)
+    return egress_usd_per_gb(infra, address) if cloud in WITH_LIST_PRICES else Decimal(0)
 
 
-def received_usd_per_gb(cloud: str, address: str | None, said_by_host: Decimal | None = None) -> Decimal:
-    """Dollars for a GB that machines of a cloud fetch from the store at an address.
+def received_usd_per_gb(infra: str, address: str | None, said_by_host: Decimal | None = None) -> Decimal:
+    """Dollars for a GB that machines fetch from the store at an address.
 
     Args:
-        cloud: See `sent_usd_per_gb`; a store bills nothing for what stays within a cloud.
+        infra: See `sent_usd_per_gb`; a store bills nothing for what stays within its region.
         address: None: from elsewhere, where nobody bills for it.
         said_by_host: Of Vast, its own price; None: nobody has said.
     """
-    host = (_SENT_FROM_VAST if said_by_host is None else said_by_host) if cloud == "vast" else Decimal(0)
+    is_vast = infra.partition("/")[0] == "vast"
+    host = (_SENT_FROM_VAST if said_by_host is None else said_by_host) if is_vast else Decimal(0)
     price = store_price(address) if address else None
-    return host + (price.read_usd_per_gb if price and _OF_CLOUD.get(cloud) != price else Decimal(0))
+    return host + (price.read_usd_per_gb if price and not is_in_one_region(infra, address) else Decimal(0))
 
 
 def request_usd_per_gb(address: str | None) -> Decimal:

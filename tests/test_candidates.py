@@ -27,6 +27,12 @@ def plan_of(*candidates: str, infra: str | None = None, bench: str = VAST, **cha
     return example_plan(infra, *sets)
 
 
+def list_prices(disk: str) -> str:
+    """Of Azure in any region: of 100 GiB half more than $19.71 a month of 730 hours, of 200 than $38.02."""
+    return json.dumps({"disk_usd_per_hour": disk, "sent_usd_per_gb": "0.18100000",
+                       "address_usd_per_hour": "0.00500000"})
+
+
 def labels(plan, document=TRAIN) -> list[str]:
     return [offer.label for offer in plan.candidates(document)]
 
@@ -307,10 +313,13 @@ def test_a_task_says_once_what_its_candidates_share_and_lints_clean():
         {"infra": "vast", "spot": True, "envs": {"LDLM_PRICE_USD_PER_HOUR": "1.6",
                                                  "LDLM_UPLOAD_USD_PER_GB": "0.0103",
                                                  "LDLM_HOURS_TO_LOSS": "7",
-                                                 "LDLM_OFFER": "H100:1 on vast (interruptible)"}},
+                                                 "LDLM_OFFER": "H100:1 on vast (interruptible)",
+                                                 "LDLM_LIST_PRICES": ""}},
         {"infra": "azure", "spot": False, "envs": {"LDLM_PRICE_USD_PER_HOUR": "6.98",
                                                    "LDLM_HOURS_TO_LOSS": "500",
-                                                   "LDLM_OFFER": "H100:1 on azure (on-demand)"}}]
+                                                   "LDLM_OFFER": "H100:1 on azure (on-demand)",
+                                                   "LDLM_LIST_PRICES": list_prices(disk="0.07812329")}}]
+    assert train["envs"]["LDLM_LIST_PRICES"] == list_prices(disk="0.04050000")
     assert train["envs"]["LDLM_PRICE_USD_PER_HOUR"] == "1.55"
     assert train["envs"]["LDLM_GPU"] == "H100:1"  # by which setup installs torch for GPUs
     assert lint(task) == []

@@ -1,3 +1,4 @@
+import json
 import re
 from datetime import timedelta
 from decimal import Decimal
@@ -257,12 +258,12 @@ def test_no_recipe_has_such_a_warm_up_and_runs_of_minutes_have_it_on_purpose():
     assert smoke.diffusion.encoder_warmup_steps > smoke.steps
 
 
-def test_a_part_of_the_cap_is_kept_for_what_no_node_on_azure_or_gcp_can_count() -> None:
-    vast, azure = example_plan("vast"), example_plan("azure")
-    assert vast.uncounted_usd == 0
-    disk = azure.offers[Document.TRAIN].disk_gib * Decimal("0.20") * azure.hours.high / 720
-    uploads = azure.saves.upload_usd * azure.hours.high * 3600 / Decimal(str(azure.saves.every_s))
-    wanted = min(disk + uploads, azure.max_cost_usd / 4)
-    assert 0 < azure.uncounted_usd == pytest.approx(wanted, abs=Decimal("0.0001"))
-    (train, _) = example_task("azure").documents()[1:]
-    assert Decimal(train["envs"]["LDLM_MAX_COST_USD"]) == azure.max_cost_usd - azure.uncounted_usd
+def test_a_part_of_the_cap_is_kept_for_uploads_that_several_nodes_of_a_cloud_cannot_count() -> None:
+    two = ("hardware.train=[{infra: azure, gpu: 'H100:1', num_nodes: 2, price_usd_per_hour: 2}]",)
+    vast, azure, many = example_plan("vast"), example_plan("azure"), example_plan("azure", *two)
+    assert vast.uncounted_usd == azure.uncounted_usd == 0
+    uploads = many.saves.upload_usd * many.hours.high * 3600 / Decimal(str(many.saves.every_s))
+    assert 0 < many.uncounted_usd == pytest.approx(min(uploads, many.max_cost_usd / 4), abs=Decimal("0.0001"))
+    train = example_task("azure", *two).document(Document.TRAIN)["envs"]
+    assert Decimal(train["LDLM_MAX_COST_USD"]) == many.max_cost_usd - many.uncounted_usd
+    assert Decimal(json.loads(train["LDLM_LIST_PRICES"])["sent_usd_per_gb"]) == 0

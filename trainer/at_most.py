@@ -37,7 +37,7 @@ def standing_of(attempts: Sequence[AttemptFiles], events: Sequence[Event], now: 
     own = attempts[-1] if attempts and attempts[-1].end is None else None
     per_hour = price_now(own) or _unknown(own, dearest) if own else Decimal(0)
     if own and own.attempt.terms:
-        per_hour += own.attempt.terms.disk_usd_per_hour
+        per_hour += own.attempt.terms.held_usd_per_hour
     total = _by_machine(attempts, usd, seconds, now, seen) + controller_usd(events, now)
     return Standing(now, total, sum(seconds), per_hour + controller_usd_per_hour(events))
 
@@ -87,25 +87,27 @@ def _by_machine(attempts: Sequence[AttemptFiles], usd: Sequence[Decimal], second
             total += usd[index]
     if not on:
         return total
-    newest = _newest_terms(attempts)
-    told, older_usd = dict(newest.earlier), Decimal(0)
+    newest = _newest_told(attempts)
+    told, older_usd = dict(newest.earlier) if newest else {}, Decimal(0)
     for rented_at, indices in on.items():
         here = [attempts[index] for index in indices]
         terms, is_newest = here[-1].attempt.terms, indices[-1] == len(attempts) - 1
         assert terms is not None, "they are grouped by it"
         until = now if is_newest else here[-1].attempt.billed_from + timedelta(seconds=seconds[indices[-1]])
-        by_nodes = sum((usd[index] for index in indices), terms.disk_usd(until))
+        by_nodes = sum((usd[index] for index in indices), terms.held_usd(until))
         traffic = _most_traffic(here, [seconds[index] for index in indices], seen if is_newest else None)
         total += terms.network_usd(traffic.received_bytes, traffic.sent_bytes)
-        if rented_at in told or terms is newest:
+        if terms.by_list or rented_at in told or terms is newest:
             total += max(by_nodes, told.pop(rented_at, Decimal(0)))
         else:
             older_usd += by_nodes
-    return total + max(older_usd, newest.older_usd) + sum(told.values(), Decimal(0))
+    return total + max(older_usd, newest.older_usd if newest else older_usd) + sum(told.values(), Decimal(0))
 
 
-def _newest_terms(attempts: Sequence[AttemptFiles]) -> RentalTerms:
-    return [files.attempt.terms for files in attempts if files.attempt.terms][-1]
+def _newest_told(attempts: Sequence[AttemptFiles]) -> RentalTerms | None:
+    """The newest contract, which tells of those before it; None: all are billed by lists."""
+    terms = [files.attempt.terms for files in attempts]
+    return next((one for one in reversed(terms) if one and not one.by_list), None)
 
 
 def _most_traffic(here: Sequence[AttemptFiles], seconds: Sequence[float], seen: Traffic | None) -> Traffic:

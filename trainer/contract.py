@@ -140,6 +140,7 @@ class Env:
     REQUESTS_PRICE = "LDLM_REQUESTS_USD_PER_GB"  # of it, what does not depend on the machine
     HOURS_TO_LOSS = "LDLM_HOURS_TO_LOSS"  # until such a machine is lost, before the run has seen any
     PEAK_TFLOPS = "LDLM_PEAK_TFLOPS"  # of all its GPUs in the precision of the run; empty: not known
+    LIST_PRICES = "LDLM_LIST_PRICES"  # of a machine that nobody tells its contract: `ListPrices` as JSON
     MAX_COST = "LDLM_MAX_COST_USD"
     BENCH_RESERVE = "LDLM_BENCH_RESERVE_USD"  # part of the cap that is kept for the benchmark
     MAX_HOURS = "LDLM_MAX_HOURS"  # paid for, over all attempts; empty: no such limit

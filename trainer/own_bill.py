@@ -1,29 +1,53 @@
 """By what, and since when, this machine is billed for its run. No torch."""
 
 import os
+import socket
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from trainer.at_most import UNBILLED, standing_of
 from trainer.contract import ConfigError, Document, Env, TaskOffer
 from trainer.guard import headroom
 from trainer.limits import Limits
 from trainer.machine import booted_at, cluster_info, traffic
-from trainer.rental_terms import RentalTerms, terms_here
+from trainer.rental_terms import ListPrices, RentalTerms, terms_here
 from trainer.run_folder import Attempt, AttemptFiles, RunFolder
 
 _SKEW = timedelta(minutes=1)  # of the clock of who rents machines against that of who started the run
+_RENDERED = "start it through `ldlm launch`, which renders the task that tells it"
 
 
-def terms_of_run(folder: RunFolder) -> RentalTerms | None:
-    """By which this machine is billed beside its hours, as far as that is known."""
+def terms_of_run(folder: RunFolder, environ: Mapping[str, str] = os.environ) -> RentalTerms | None:
+    """By which this machine is billed beside its hours, as far as that is known.
+
+    Raises:
+        ConfigError: The task's list prices cannot be read.
+    """
     terms = terms_here(Path.home())
     if terms is None:
-        return None
+        return _by_list(folder, environ)
     events = folder.events()
     return terms.since(events[0].at - _SKEW) if events else terms
+
+
+def _by_list(folder: RunFolder, environ: Mapping[str, str]) -> RentalTerms | None:
+    """By the list prices that the task tells, since this machine was booted."""
+    text, booted = environ.get(Env.LIST_PRICES), booted_at(environ)
+    if not text or booted is None:
+        return None
+    try:
+        prices = ListPrices.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"list prices cannot be read: {error.errors()[0]['msg']}", place=Env.LIST_PRICES,
+                          fix=_RENDERED) from error
+    # A boot is computed from now, and comes out a little differently each time.
+    here = [files.attempt.terms.rented_at for files in folder.attempts()
+            if files.attempt.terms and files.attempt.host == socket.gethostname()]
+    return prices.since(next((at for at in reversed(here) if abs(at - booted) < _SKEW), booted))
 
 
 def billed_from(folder: RunFolder, started_at: datetime) -> datetime:
@@ -52,7 +76,7 @@ def own_price(environ: Mapping[str, str] = os.environ) -> Decimal:
     if not price.is_finite() or price < 0 or (told is None and is_rented and environ.get(Env.MAX_COST)):
         raise ConfigError(f"the price of this machine is {environ.get(Env.PRICE) or 'missing'}, so the run "
                           "could not stop at its cap", place=Env.PRICE,
-                          fix="start it through `ldlm launch`, which renders the task that tells it")
+                          fix=_RENDERED)
     return price
 
 
@@ -68,7 +92,7 @@ def set_up_left_s(folder: RunFolder, now: datetime, environ: Mapping[str, str] =
     attempts = folder.attempts()
     own = Attempt(number=len(attempts) + 1, document=Document.TRAIN, billed_from=billed_from(folder, now),
                   price_usd_per_hour=own_price(environ), offer="", host="",
-                  cloud=cluster_info(environ).get("cloud", ""), terms=terms_of_run(folder))
+                  cloud=cluster_info(environ).get("cloud", ""), terms=terms_of_run(folder, environ))
     standing = standing_of([*attempts, AttemptFiles(attempt=own)], folder.events(), now, traffic())
     found = headroom(Limits.of(environ), Document.TRAIN, standing)
     return found.left_s if found else None

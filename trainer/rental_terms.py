@@ -1,15 +1,17 @@
 """What a rented machine is billed by, beside the hours of its GPUs. No torch.
 
-Who rents a machine for a run writes this onto it (`launcher/sky_plugin.py`), for a node cannot ask: the cap
-of a run is about all that is billed, and no key of the account lies there.
+Who rents a machine at Vast for a run writes this onto it (`launcher/sky_plugin.py`), for a node cannot ask:
+the cap of a run is about all that is billed, and no key of the account lies there. On Azure and GCP, where
+machines have list prices and no contract, the task tells these (`Env.LIST_PRICES`).
 """
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.contract import Env
 
@@ -26,18 +28,39 @@ class PriceFrom(BaseModel):
     usd_per_hour: Decimal
 
 
+class ListPrices(BaseModel):
+    """Of a machine that is billed by a list, beside its hours; all nodes together.
+
+    Attributes:
+        address_usd_per_hour: Of its public address.
+        sent_usd_per_gb: By 10^9 bytes. What comes in costs nothing.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    disk_usd_per_hour: Annotated[Decimal, Field(ge=0)]
+    address_usd_per_hour: Annotated[Decimal, Field(ge=0)]
+    sent_usd_per_gb: Annotated[Decimal, Field(ge=0)]
+
+    def since(self, rented_at: datetime) -> "RentalTerms":
+        """The terms of a machine that is billed by it since a moment."""
+        return RentalTerms(rented_at=rented_at, by_list=True, **self.model_dump())
+
+
 class RentalTerms(BaseModel):
     """Of one machine, and what those before it have cost.
 
     Attributes:
         rented_at: UTC. Its disk is billed from here.
         gpu_usd_per_hour: Of its GPUs while they run, as it was rented; None: as the task says.
+        address_usd_per_hour: Of its public address, for as long as its disk is billed.
         received_usd_per_gb, sent_usd_per_gb: By 10^9 bytes.
         earlier: The machines that the run had before: when each was rented, and the dollars of its disk, and
             of its GPUs while it ran. For those on which no attempt began, nothing else tells.
         older_usd: Of those before these, all together.
         credit_usd: What its account had prepaid when it was rented; None: not known.
         others_usd_per_hour: At which other machines of the account used that up then.
+        by_list: It has no contract: these are list prices since it was booted, and nothing of other machines.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -45,17 +68,31 @@ class RentalTerms(BaseModel):
     rented_at: datetime
     gpu_usd_per_hour: Decimal | None = None
     disk_usd_per_hour: Decimal = Decimal(0)
+    address_usd_per_hour: Decimal = Decimal(0)
     received_usd_per_gb: Decimal = Decimal(0)
     sent_usd_per_gb: Decimal = Decimal(0)
     earlier: tuple[tuple[datetime, Decimal], ...] = ()
     older_usd: Decimal = Decimal(0)
     credit_usd: Decimal | None = None
     others_usd_per_hour: Decimal = Decimal(0)
+    by_list: bool = False
+
+    @property
+    def held_usd_per_hour(self) -> Decimal:
+        """Dollars an hour of all that is billed by the hour beside its GPUs."""
+        return self.disk_usd_per_hour + self.address_usd_per_hour
 
     def disk_usd(self, until: datetime) -> Decimal:
         """Dollars of its disk since it was rented, unrounded."""
-        hours = Decimal(max(0.0, (until - self.rented_at) / timedelta(hours=1)))
-        return self.disk_usd_per_hour * hours
+        return self.disk_usd_per_hour * self._held_h(until)
+
+    def address_usd(self, until: datetime) -> Decimal:
+        """Dollars of its public address since it was rented, unrounded."""
+        return self.address_usd_per_hour * self._held_h(until)
+
+    def held_usd(self, until: datetime) -> Decimal:
+        """Dollars of both."""
+        return self.held_usd_per_hour * self._held_h(until)
 
     def network_usd(self, received_bytes: int, sent_bytes: int) -> Decimal:
         """Dollars of what went over its network, unrounded."""
@@ -72,8 +109,10 @@ class RentalTerms(BaseModel):
         rate = usd_per_hour + self.disk_usd_per_hour + self.others_usd_per_hour
         if self.credit_usd is None or not rate > 0:
             return None
-        held_h = Decimal(max(0.0, (now - self.rented_at) / timedelta(hours=1)))
-        return float((self.credit_usd - network_usd - rate * held_h) / rate) * 3600
+        return float((self.credit_usd - network_usd - rate * self._held_h(now)) / rate) * 3600
+
+    def _held_h(self, until: datetime) -> Decimal:
+        return Decimal(max(0.0, (until - self.rented_at) / timedelta(hours=1)))
 
     def since(self, moment: datetime) -> "RentalTerms":
         """The same without machines that were rented before: a run of the same name may have had them."""

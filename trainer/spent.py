@@ -102,7 +102,8 @@ def beside_hours_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traf
     newest = list(machines.values())[-1]
     if seen and attempts[-1].attempt.terms:
         machines[newest.terms.rented_at] = newest._replace(traffic=seen)
-    unused = [usd for rented_at, usd in newest.terms.earlier if rented_at not in machines]
+    told = [machine.terms for machine in machines.values() if not machine.terms.by_list][-1:]
+    unused = [usd for terms in told for rented_at, usd in terms.earlier if rented_at not in machines]
     return sum((machine.usd for machine in machines.values()), Decimal(0)) + sum(unused, Decimal(0))
 
 
@@ -115,9 +116,9 @@ class _Machine(NamedTuple):
 
     @property
     def usd(self) -> Decimal:
-        """Dollars of its disk and its network."""
+        """Dollars of its disk, its address and its network."""
         network = self.terms.network_usd(self.traffic.received_bytes, self.traffic.sent_bytes)
-        return self.terms.disk_usd(self.until) + network
+        return self.terms.held_usd(self.until) + network
 
 
 def _all_bytes(traffic: Traffic) -> int:

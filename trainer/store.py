@@ -267,8 +267,8 @@ def open_store(url: str) -> Store:
     Args:
         url: A folder of this machine (`./data`, `/data`, `file:///data`),
             `s3://bucket/prefix?endpoint=…&region=…`, `gs://bucket/prefix` or
-            `az://ACCOUNT/CONTAINER/prefix`. Credentials come from where each cloud's own tools
-            look: environment, profile, instance metadata.
+            `az://ACCOUNT/CONTAINER/prefix`; of the last two `?region=…` says where they are, for their price.
+            Credentials come from where each cloud's own tools look: environment, profile, instance metadata.
 
     Raises:
         StoreError: The URL is not one of these, or a local folder cannot be made.
