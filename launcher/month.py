@@ -8,6 +8,7 @@ from decimal import ROUND_DOWN, ROUND_UP, Decimal
 from launcher.bills import is_over_before
 from launcher.errors import Refused
 from launcher.history import newest_limits, recorded_recipe
+from launcher.plan import Plan
 from launcher.proposal import Proposal
 from launcher.run_record import RunView, Status
 from launcher.runs import view_all_runs
@@ -34,7 +35,8 @@ class Month:
 
 
 def month_of(runs: Iterable[tuple[RunView, Decimal]], now: datetime) -> Month:
-    """Add up a month (pure). Nobody sends a bill for simulated prices, so they do not count.
+    """Add up a month (pure). Nobody sends a bill for simulated prices, so they do not count; a run whose plan
+    is gone counts, for nobody knows.
 
     Args:
         runs: All that may have cost something in it, each with its cap. One whose state nobody knows may run.
@@ -42,7 +44,8 @@ def month_of(runs: Iterable[tuple[RunView, Decimal]], now: datetime) -> Month:
     """
     spent = promised = Decimal(0)
     for view, cap_usd in runs:
-        if view.record.plan is None or view.record.plan.offers[Document.TRAIN].price_is_simulated:
+        plan = view.record.plan
+        if plan is not None and plan.offers[Document.TRAIN].price_is_simulated:
             continue
         spent += view.spent_usd * share_since(view, month_start(now))
         promised += Decimal(0) if view.status is Status.ENDED else max(Decimal(0), cap_usd - view.spent_usd)
@@ -80,6 +83,14 @@ def over_month(month: Month, cap_usd: Decimal, run_usd: Decimal) -> Refused | No
         f"${month.promised_usd:.2f} more and this one ${run_usd:.2f}: ${over:.2f} over your monthly cap of "
         f"${cap_usd:.2f}", place="monthly_cap",
         fix=f"{lower}ldlm config set monthly_cap {enough.quantize(_CENT, ROUND_UP):f}")
+
+
+def month_warning(plan: Plan) -> str | None:
+    """What a plan says whose dollars the monthly cap does not count; None: it does, or there is none."""
+    cap = read_settings().monthly_cap_usd
+    if cap is None or not plan.offers[Document.TRAIN].price_is_simulated:
+        return None
+    return f"the monthly cap of ${cap} does not count this run: its price is simulated"
 
 
 def check_month(proposal: Proposal, now: datetime) -> None:
