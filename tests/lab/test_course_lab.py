@@ -70,6 +70,13 @@ def turns(decided: list[Move]) -> list[str]:
     return [action for action, _ in groupby(move.action for move in decided)]
 
 
+def is_behind_the_line(move: Move) -> bool:
+    """Less is done than what a straight line to the deadline asks for by now."""
+    work_h, deadline_h = move.setting["work_h"], move.setting["deadline_h"]
+    done_h = work_h - move.situation["work_left_h"]
+    return bool(done_h / work_h < move.situation["elapsed_h"] / deadline_h)
+
+
 def assert_that_a_replay_decides_the_same(decided: list[Move], policy: Policy) -> None:
     for move in decided:
         again = move.replayed(policy)
@@ -98,6 +105,8 @@ def test_it_waits_pays_and_comes_back_as_uniform_progress_says(store: str, vast:
     assert before < trained[2].heartbeat.resumed_from_step < STEPS  # what it did on demand, to the last step
     assert trained[1].end.reason.startswith("asked to go on on another machine")
     assert turns(decided) == ["spot", "wait", "on_demand", "spot"]
+    pays = [move.action for move in decided].index("on_demand")
+    assert not is_behind_the_line(decided[pays - 1]) and is_behind_the_line(decided[pays])
     assert_that_a_replay_decides_the_same(decided, UNIFORM_PROGRESS)
 
 
