@@ -129,12 +129,13 @@ def _expected(plan: Plan) -> list[tuple[str, str]]:
     of_tokens = plan.ranking[0].usd_per_billion_tokens if plan.ranking else None
     words = [f"ends ~{ends:%Y-%m-%d %H:%M} UTC"]
     if odds.expected_usd is not None:
-        words.insert(0, f"~{console.dollars(odds.expected_usd)}, the mean" + (
+        words.insert(0, f"~{console.dollars(odds.expected_usd)}" + (
             f", ${of_tokens:,.2f} per B tokens" if of_tokens is not None else ""))
     if odds.losses >= _WORTH_A_WORD:
         words.append(f"~{odds.losses:.1f} machines lost")
     words += [f"in time {odds.in_time:.0%}"] if plan.deadline else []
     words += [f"within the cap {odds.within_cap:.0%}"] if odds.within_cap is not None else []
+    words += ["dollars are a mean"] if odds.expected_usd is not None else []
     return [("expected", "; ".join(words)), *([("chosen", plan.choice)] if plan.choice else [])]
 
 
