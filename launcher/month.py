@@ -106,8 +106,8 @@ def _runs(store: Store, own: str, now: datetime) -> list[tuple[RunView, Decimal]
     """
     start = month_start(now)
     views, problems = view_all_runs(store, lambda folder: not is_over_before(folder, start))
-    if problems:
-        raise problems[0]
+    if missing := [*problems, *(problem for view in views for problem in view.record.torn)]:
+        raise missing[0]
     return [(view, Decimal(0) if view.record.run_id == own else _cap_usd(store, view)) for view in views]
 
 
