@@ -163,9 +163,12 @@ def status(run: OneRun = None, store: StoreUrl = None, as_json: Json = False) ->
 @app.command()
 def logs(run: RunId, follow: Follow = False, store: StoreUrl = None) -> None:
     """Print what the nodes of a run have printed."""
+    from launcher.course_screen import say_course
     from launcher.runs import find_engine
 
-    for line in find_engine(run, store).logs(run, follow=follow):
+    engine = find_engine(run, store)
+    say_course(run, store)
+    for line in engine.logs(run, follow=follow):
         print(line, flush=follow)
 
 

@@ -36,6 +36,7 @@ from launcher.kept import check_has_checkpoint
 from launcher.lint_rules import looks_secret
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
+from launcher.month import hold_month
 from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
 from launcher.offers_file import too_old
@@ -212,6 +213,7 @@ def submit(proposal: Proposal, preempt_at: PreemptAt | None) -> None:
     _check_ready(proposal, resuming=False)
     folder = RunFolder(open_store(proposal.recipe.store or ""), proposal.plan.run_id)
     create_record(folder, proposal.recipe, proposal.plan, proposal.task, datetime.now(UTC), git_sha())
+    hold_month(proposal, folder)
     _hand_over(proposal, preempt_at or own_preemption(proposal.recipe))
 
 
@@ -297,6 +299,7 @@ def resume(proposal: Proposal, preempt_at: PreemptAt | None = None) -> None:
         folder.add_event("resumed", datetime.now(UTC), task_digest=proposal.task.digest, git_sha=git_sha(),
                          infra=proposal.infra, clouds=sorted(proposal.plan.clouds),
                          limits=proposal.recipe.limits.model_dump(mode="json"), **proposal.plan.supervision)
+        hold_month(proposal, folder)
 
     _hand_over(proposal, preempt_at, on_lock=record)
 

@@ -94,6 +94,8 @@ def comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
     if report.attempts:
         beside = f", {_against(spent, planned)}" if planned and report.has_finished else ""
         facts.append(("spent", console.dollars(spent, digits) + beside))
+    if report.before_usd:
+        facts.append(("not in it", f"{console.dollars(report.before_usd, digits)} of what began before"))
     if report.unsaved_usd:
         unsaved = console.dollars(report.unsaved_usd, digits)
         facts.append(("at risk", f"{unsaved} of it is in no checkpoint yet"))

@@ -10,7 +10,7 @@ from launcher.policy import Action, Decision, Setting, Situation
 
 
 def within_cap(found: Decision, setting: Setting, now: Situation, left_usd: float | None) -> Decision:
-    """On demand is left out where after one more tick of it the rest would not be paid even on spot: the
+    """On demand is left out where the rest is paid on spot, and after one more tick of it would not be: the
     cheapest spot that is there is taken, else waited for. What is short of the end otherwise, is said.
 
     Args:
@@ -26,7 +26,8 @@ def within_cap(found: Decision, setting: Setting, now: Situation, left_usd: floa
         return replace(found, reason=f"{found.reason}; to the end ${needed_usd:.2f}, the cap leaves "
                                      f"${max(0.0, left_usd):.2f}")
     short = f"on demand to the end is ${needed_usd:.2f}, the cap leaves ${max(0.0, left_usd):.2f}"
-    if _after_tick_usd(setting, now) <= left_usd:
+    on_spot_usd = min(_to_end_usd(setting, now, Action.SPOT, index) for index in range(len(now.places)))
+    if _after_tick_usd(setting, now) <= left_usd or left_usd < on_spot_usd:
         return replace(found, reason=f"{found.reason}; {short}")
     places = [index for index, place in enumerate(now.places) if place.is_up]
     if not places:

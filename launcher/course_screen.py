@@ -3,8 +3,10 @@
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from launcher import console
 from launcher.errors import LdlmError
 from launcher.run_record import RunRecord, RunView, Status
+from launcher.runs import open_run
 from trainer.run_folder import STARTS, RunFolder
 from trainer.store import Store, open_store
 
@@ -36,6 +38,19 @@ def course_facts(view: RunView) -> list[tuple[str, str]]:
     at = move.seen.at
     return [("course", move_words(move)), ("", move.reason),
             ("", f"decided {at:%Y-%m-%d %H:%M} UTC, again by {_clock(move.again_at, at)}")]
+
+
+def say_course(run_id: str, store_option: str | None) -> None:
+    """Above what its nodes print, as talk: what a run that goes on holds or waits for. Nothing is said where
+    its record cannot be read: what nodes print may be read all the same."""
+    try:
+        store, record = open_run(run_id, store_option)
+        move = None if record.has_ended else newest_move(store, record)
+    except LdlmError:
+        return
+    if move:
+        console.talk(f"course: {move_words(move)}", "title")
+        console.talk(f"  {move.reason}", "quiet")
 
 
 def move_words(move: "Move") -> str:

@@ -44,13 +44,13 @@ class Odds(Frozen):
 def forecast(case: Case, estimate: Estimate) -> tuple[Estimate, Odds]:
     """An estimate with the ranges of a forecast in place of its own, and the odds."""
     from launcher.forecast_paths import paths_of
-    from launcher.policies_known import KNOWN, UNIFORM_PROGRESS
+    from launcher.policies_known import KNOWN
+    from launcher.policy_ours import FORECAST_OURS
 
     costs = running_costs(case.offers[Document.TRAIN], case.recipe.store, estimate.sizes, estimate.saves,
                           estimate.start, case.controller_usd_per_hour)
     job = _job(case, estimate)
-    # Ours takes seconds for a setting that is new, and a plan has many.
-    policy = next((one for one in KNOWN if one.name == case.recipe.limits.policy), UNIFORM_PROGRESS)
+    policy = next((one for one in KNOWN if one.name == case.recipe.limits.policy), FORECAST_OURS)
     bill = _Bill(case, estimate, paths_of(job, policy), costs)
     hours, training_h = bill.hours, bill.training_hours
     deadline = case.deadline_h
@@ -78,8 +78,13 @@ def _job(case: Case, estimate: Estimate) -> "Job":
         again_h=start.again_s / 3600, bench_h=by_name["benchmark"], guess_factors=GUESS_FACTORS,
         interval_h=saves.every_s / 3600 if saves else 0.0, save_h=saves.save_s / 3600 if saves else 0.0,
         availability=guessed(offer) if trains else CERTAIN,
-        deadline_h=case.deadline_h, usd_per_hour=float(price or 0),
-        on_demand_usd_per_hour=float(on_demand) if trains and on_demand is not None else None)
+        deadline_h=case.deadline_h,
+        on_demand_price=_ratio(on_demand, price) if trains and on_demand is not None else None)
+
+
+def _ratio(on_demand: Decimal, price: Decimal | None) -> float:
+    """To two digits: regions whose prices are nearly alike then have one forecast of hours."""
+    return float(f"{on_demand / price:.2g}") if price else 1.0
 
 
 def _on_demand(case: Case, offer: Offer) -> Decimal | None:

@@ -6,7 +6,7 @@ demand to be in time, it is followed from tick to tick, and the policy that deci
 
 import statistics
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -19,7 +19,7 @@ _SEED = 7
 # Losses of one path that are drawn at once. After all of them, 2,032, what is left goes on undisturbed, which
 # is far over any limit.
 _BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
-_TICK_H, _FEWEST_TICKS, _MOST_TICKS = 1 / 6, 60, 1000
+_TICK_H, _FEWEST_TICKS, _MOST_TICKS = 1 / 6, 60, 400
 _SHORTEST_H = 1e-9
 _Z90 = statistics.NormalDist().inv_cdf(0.9)
 Factors = tuple[float, float]
@@ -39,9 +39,8 @@ class Job:
         interval_h: From one save to the next.
         save_h: Until one is durable.
         deadline_h: Until training has to have ended; None: there is none.
-        usd_per_hour: All nodes; 0 where it is not known.
-        on_demand_usd_per_hour: Of the same machines where nobody takes them back, for what is late; None:
-            none are to be had, or these are such.
+        on_demand_price: Of the same machines where nobody takes them back, for what is late: so many times
+            the price of these; None: none are to be had, or these are such.
     """
 
     training_h: float
@@ -55,8 +54,7 @@ class Job:
     save_h: float
     availability: Availability
     deadline_h: float | None = None
-    usd_per_hour: float = 0.0
-    on_demand_usd_per_hour: float | None = None
+    on_demand_price: float | None = None
 
 
 @dataclass
@@ -98,8 +96,9 @@ class Paths:
         return self.held_h + self.waiting_h
 
 
+@lru_cache(maxsize=64)
 def paths_of(job: Job, policy: Policy = UNIFORM_PROGRESS) -> Paths:
-    """N ways in which a job may go; the same each time that it is asked."""
+    """N ways in which a job may go; the same each time that it is asked, and not to be written into."""
     rng = np.random.default_rng(_SEED)
     speed, start, bench = (_factor(rng, factors) for factors in
                            (job.speed_factors, job.guess_factors, job.guess_factors))
@@ -107,7 +106,7 @@ def paths_of(job: Job, policy: Policy = UNIFORM_PROGRESS) -> Paths:
                   bench_h=job.bench_h * bench, first_h=job.first_h * start)
     life_h, wait_h = _means(rng, job.availability)
     again_h = job.again_h * start
-    if job.deadline_h is not None and _fits(job) and job.on_demand_usd_per_hour is not None:
+    if job.deadline_h is not None and _fits(job) and job.on_demand_price is not None:
         _follow_policy(rng, job, paths, again_h, life_h, wait_h, policy)
     else:
         _follow_losses(rng, job, paths, again_h, life_h, wait_h)
@@ -183,8 +182,8 @@ def _follow_policy(rng: np.random.Generator, job: Job, paths: Paths, again_h: Fl
     num_ticks = int(np.clip(deadline_h / _TICK_H, _FEWEST_TICKS, _MOST_TICKS))
     setting = Setting(
         work_h=job.training_h + job.beside_h, deadline_h=deadline_h, overhead_h=_overhead_h(job),
-        spot_usd_per_hour=job.usd_per_hour or 1.0, tick_h=deadline_h / num_ticks,
-        on_demand_usd_per_hour=job.on_demand_usd_per_hour or job.usd_per_hour or 1.0)
+        spot_usd_per_hour=1.0, on_demand_usd_per_hour=job.on_demand_price or 1.0,
+        tick_h=deadline_h / num_ticks)
     runs = _Runs(job, setting, paths, again_h, policy)
     is_up = rng.random(NUM_PATHS) * (life_h + wait_h) < life_h
     leaves, returns = (1 - np.exp(-setting.tick_h / np.maximum(hours, _SHORTEST_H))

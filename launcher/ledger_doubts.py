@@ -64,6 +64,6 @@ def _of_one(files: AttemptFiles, until: datetime) -> Iterator[str]:
     if told_s - billed_s > _MOMENT_S:
         yield (f"attempt {number} tells of {told_s - billed_s:.0f} s more than it is billed for: its clock "
                "was set; no more than was billed is shown")
-    if files.end and (late_s := (beat.at - files.end.at).total_seconds()) > _MOMENT_S:
+    if files.end and files.end.at == until and (late_s := (beat.at - until).total_seconds()) > _MOMENT_S:
         yield (f"attempt {number} gave a sign of life {late_s:.0f} s after its end: who ended it has another "
                "clock, or it lived on; it is billed to that end")

@@ -1,23 +1,32 @@
-"""What all runs of a store may cost in a calendar month (UTC), and whether one more would pass that."""
+"""What all runs of a store may cost in a calendar month (UTC), and whether one more would pass that.
 
+Each run that goes on counts with all that its own cap leaves, and its nodes hold that. So the sum holds with
+every laptop off, over a month's end, too: what runs may still spend never passes what one month may cost.
+"""
+
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 
 from launcher.bills import is_over_before
-from launcher.errors import Refused
+from launcher.engines import view
+from launcher.errors import LdlmError, Refused
 from launcher.history import newest_limits, recorded_recipe
 from launcher.proposal import Proposal
-from launcher.run_record import RunView, Status
+from launcher.run_record import RunView, Status, load_record
 from launcher.runs import view_all_runs
 from launcher.settings import read_settings
-from trainer.contract import Document
+from trainer.contract import Document, Outcome
 from trainer.run_folder import RunFolder
-from trainer.spent import charged_until
-from trainer.store import Store, may_exist, open_store
+from trainer.spent import attempt_usd, charged_until
+from trainer.store import AlreadyExistsError, Store, may_exist, open_store
 
 _CENT = Decimal("0.01")
+# Folder of a store, and of no run: what runs had cost in the month in which they were deleted.
+_REMOVED = "_removed"
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,16 @@ def month_of(runs: Iterable[tuple[RunView, Decimal]], now: datetime) -> Month:
         now: UTC, in that month.
     """
     spent = promised = Decimal(0)
-    for view, cap_usd in runs:
-        if view.record.plan is None or view.record.plan.offers[Document.TRAIN].price_is_simulated:
-            continue
-        spent += view.spent_usd * share_since(view, month_start(now))
-        promised += Decimal(0) if view.status is Status.ENDED else max(Decimal(0), cap_usd - view.spent_usd)
+    for run, cap_usd in runs:
+        if _is_billed(run):
+            spent += run.spent_usd * share_since(run, month_start(now))
+            promised += Decimal(0) if run.status is Status.ENDED else max(Decimal(0), cap_usd - run.spent_usd)
     return Month(spent, promised)
+
+
+def _is_billed(run: RunView) -> bool:
+    plan = run.record.plan
+    return plan is not None and not plan.offers[Document.TRAIN].price_is_simulated
 
 
 def month_start(now: datetime) -> datetime:
@@ -54,14 +67,16 @@ def month_start(now: datetime) -> datetime:
     return now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
 
 
-def share_since(view: RunView, start: datetime) -> Decimal:
-    """What part of a run's dollars falls behind a moment, by its hours: disk and network go with them."""
-    attempts = view.record.attempts
-    spans = [(files.attempt.billed_from, until) for files, until in
-             zip(attempts, charged_until(attempts, view.charged_to), strict=True)]
-    total_s = sum((until - began).total_seconds() for began, until in spans)
-    since_s = sum(max(0.0, (until - max(began, start)).total_seconds()) for began, until in spans)
-    return Decimal(since_s / total_s) if total_s > 0 else Decimal(1)
+def share_since(run: RunView, start: datetime) -> Decimal:
+    """What part of a run's dollars falls behind a moment, by what its hours cost: disk and network go with
+    them."""
+    attempts = run.record.attempts
+    total = before = Decimal(0)
+    for files, until in zip(attempts, charged_until(attempts, run.charged_to), strict=True):
+        began = files.attempt.billed_from
+        total += attempt_usd(files, (until - began).total_seconds())
+        before += attempt_usd(files, max(0.0, (min(until, start) - began).total_seconds()))
+    return (total - before) / total if total > 0 else Decimal(1)
 
 
 def over_month(month: Month, cap_usd: Decimal, run_usd: Decimal) -> Refused | None:
@@ -93,9 +108,58 @@ def check_month(proposal: Proposal, now: datetime) -> None:
     if cap is None or url is None or plan.offers[Document.TRAIN].price_is_simulated:
         return
     runs = _runs(open_store(url), plan.run_id, now) if may_exist(url) else []
+    month = month_of(runs, now)
+    removed_usd = _removed_usd(open_store(url), now) if may_exist(url) else Decimal(0)
     # What a resumed run has cost is behind it; what it may still spend is asked for here.
-    if refusal := over_month(month_of(runs, now), Decimal(cap), plan.max_cost_usd - plan.spent_usd):
+    if refusal := over_month(Month(month.spent_usd + removed_usd, month.promised_usd), Decimal(cap),
+                             plan.max_cost_usd - plan.spent_usd):
         raise refusal
+
+
+def hold_month(proposal: Proposal, folder: RunFolder) -> None:
+    """Look once more when the record of a start stands: another terminal may have started a run meanwhile.
+
+    Each writes before it looks, so that of two at least one sees the other.
+
+    Raises:
+        Refused: Together they would pass the cap; the record is closed.
+        StoreError: The other runs cannot be read.
+    """
+    try:
+        check_month(proposal, datetime.now(UTC))
+    except Refused as refusal:
+        document = Document.BENCH if proposal.plan.only_benchmark else Document.TRAIN
+        folder.close(Outcome.LIMIT, datetime.now(UTC), refusal.problem, document)
+        raise Refused(f"another run was started meanwhile: {refusal.problem}", place=refusal.place,
+                      fix=f"{refusal.fix}; the run is recorded and does not run: ldlm resume {folder.run_id} "
+                          f"or ldlm rm {folder.run_id} --all") from refusal
+
+
+def keep_spent(folder: RunFolder, now: datetime) -> None:
+    """Note what a run that will be deleted has cost in this month; a damaged record tells nothing.
+
+    Raises:
+        StoreError: It cannot be written.
+    """
+    try:
+        run = view(load_record(folder.store, folder.run_id), folder.store)
+    except LdlmError:
+        return
+    usd = run.spent_usd * share_since(run, month_start(now)) if _is_billed(run) else Decimal(0)
+    if usd > 0:
+        first = run.record.events[0].at if run.record.events else now
+        key = f"{_month_folder(now)}/{folder.run_id}-{first:%Y%m%dT%H%M%S}.json"
+        with suppress(AlreadyExistsError):  # by a deletion that was interrupted
+            folder.store.put(key, json.dumps({"usd": f"{usd:.6f}"}).encode(), create=True)
+
+
+def _removed_usd(store: Store, now: datetime) -> Decimal:
+    notes = (json.loads(store.get(found.key)) for found in store.objects(_month_folder(now)))
+    return sum((Decimal(note["usd"]) for note in notes), Decimal(0))
+
+
+def _month_folder(now: datetime) -> str:
+    return f"{_REMOVED}/{now.astimezone(UTC):%Y-%m}"
 
 
 def _runs(store: Store, own: str, now: datetime) -> list[tuple[RunView, Decimal]]:
@@ -106,11 +170,11 @@ def _runs(store: Store, own: str, now: datetime) -> list[tuple[RunView, Decimal]
     """
     start = month_start(now)
     views, problems = view_all_runs(store, lambda folder: not is_over_before(folder, start))
-    if missing := [*problems, *(problem for view in views for problem in view.record.torn)]:
+    if missing := [*problems, *(problem for run in views for problem in run.record.torn)]:
         raise missing[0]
-    return [(view, Decimal(0) if view.record.run_id == own else _cap_usd(store, view)) for view in views]
+    return [(run, Decimal(0) if run.record.run_id == own else _cap_usd(store, run)) for run in views]
 
 
-def _cap_usd(store: Store, view: RunView) -> Decimal:
-    recipe = recorded_recipe(RunFolder(store, view.record.run_id))
-    return newest_limits(view.record, recipe).max_cost_usd
+def _cap_usd(store: Store, run: RunView) -> Decimal:
+    recipe = recorded_recipe(RunFolder(store, run.record.run_id))
+    return newest_limits(run.record, recipe).max_cost_usd

@@ -31,6 +31,8 @@ class Action(IntEnum):
 
 _, _SPOT, _ON_DEMAND = map(int, Action)  # once: to look one up takes as long as to add two arrays
 
+_MOST_DIGITS = 7  # of a run length: 115 days of looks a second apart; keeps arrays within memory
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -202,9 +204,11 @@ def read_runs(text: str, place: str | None = None) -> Iterator[tuple[bool, int]]
     """
     for part in text.split(","):
         length, kind = part[:-1], part[-1:]
-        if kind not in ("u", "d") or not (length.isascii() and length.isdigit()) or int(length) < 1:
-            raise UsageError(f"{part!r} is no run length", place=place,
-                             fix="numbers of ticks, u for available and d for not: 12u,3d,40u")
+        if (kind not in ("u", "d") or len(length) > _MOST_DIGITS
+                or not (length.isascii() and length.isdigit()) or int(length) < 1):
+            raise UsageError(f"{part[:20]!r} is no run length", place=place,
+                             fix=f"numbers of ticks of up to {_MOST_DIGITS} digits, u for available and d for"
+                                 " not: 12u,3d,40u")
         yield kind == "u", int(length)
 
 

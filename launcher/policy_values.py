@@ -23,8 +23,27 @@ Table = NDArray[np.float32]
 WAIT, GO_ON_DEMAND, START_ON_DEMAND, GO_SPOT, START_SPOT = range(5)
 _NEVER = np.float32(1e6)  # dollars of what would miss the deadline, or is not to be had
 _TICK_H = 1 / 6  # of the table (guess): availability was recorded about so often
-_LEAST_TICKS, _MOST_TICKS, _MOST_STEPS, _STEPS_PER_TICK = 100, 400, 650, 5
 _ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How fine a table is.
+
+    Attributes:
+        least_ticks, most_ticks: From the start to the deadline.
+        most_steps: Of time to spare; the first is none.
+        steps_per_tick: At most.
+    """
+
+    least_ticks: int
+    most_ticks: int
+    most_steps: int
+    steps_per_tick: int
+
+
+FINE = Grid(100, 400, 650, 5)  # to decide by: up to two seconds of work
+ROUGH = Grid(60, 100, 150, 3)  # to forecast by what decides: a tenth of that
 
 
 @dataclass(frozen=True)
@@ -43,16 +62,16 @@ class Values:
 
 
 @lru_cache(maxsize=8)
-def values(setting: Setting, regimes: Regimes) -> Values:
-    """The table of a setting: seconds of work, once.
+def values(setting: Setting, regimes: Regimes, grid: Grid = FINE) -> Values:
+    """The table of a setting: worked out once.
 
     Args:
         setting: Its tick divides the table's.
     """
-    coarse_h = max(min(_TICK_H, setting.deadline_h / _LEAST_TICKS), setting.deadline_h / _MOST_TICKS)
+    coarse_h = max(min(_TICK_H, setting.deadline_h / grid.least_ticks), setting.deadline_h / grid.most_ticks)
     tick_h = setting.tick_h * max(1, round(coarse_h / setting.tick_h))
     slack_h = setting.deadline_h - setting.work_h
-    per_tick = max(1, min(_STEPS_PER_TICK, int(_MOST_STEPS * tick_h / max(slack_h, tick_h))))
+    per_tick = max(1, min(grid.steps_per_tick, int(grid.most_steps * tick_h / max(slack_h, tick_h))))
     steps = int(slack_h / tick_h * per_tick + _ROUNDING) + 2
     length = math.ceil(setting.deadline_h / tick_h) + 2
     solver = _Solver(setting, regimes, tick_h, per_tick, steps)

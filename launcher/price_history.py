@@ -1,10 +1,9 @@
-"""List prices as they were, by machine type and region, and which window is replayed at which of them."""
+"""List prices as they were, by machine type and region, and which windows are replayed at which of them."""
 
 import csv
 import gzip
-import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from itertools import pairwise
@@ -12,8 +11,10 @@ from pathlib import Path
 
 from launcher.errors import UsageError
 from launcher.policy import Setting
+from launcher.priced_offers import HIGHEST_USD_PER_HOUR
 from launcher.traces import Trace
 
+LOWEST_USD_PER_HOUR = 0.001  # of a machine with a GPU (guess); keeps what is divided by dollars finite
 _COLUMNS = ("date", "machine_type", "region", "on_demand_usd_per_hour", "spot_usd_per_hour")
 
 
@@ -30,27 +31,36 @@ class Price:
     spot_usd_per_hour: float
 
 
-def priced(setting: Setting, traces: Sequence[Trace], path: Path | None, machine_type: str | None,
-           region: str | None) -> Iterator[tuple[Setting, list[Trace]]]:
+def priced(setting: Setting, groups: Sequence[Sequence[Trace]], path: Path | None, machine_type: str | None,
+           region: str | None) -> Iterator[tuple[Setting, Sequence[Sequence[Trace]]]]:
     """Settings and the windows that are replayed in each: one without a history, else one per price.
 
     No public data has both availability and prices of one place, so the windows are laid over the history in
     the order of the file: each price gets so many as it held days.
 
+    Args:
+        groups: Windows, each with its places that are open at once; none is split.
+
     Raises:
-        UsageError: The history cannot be read, or has no such type and region.
+        UsageError: The history cannot be read, has no such type and region, or is not there to choose from.
     """
     if path is None:
-        yield setting, list(traces)
+        if machine_type is not None or region is not None:
+            raise UsageError("a machine type and a region choose from a history of prices, and none is given",
+                             place="--machine-type, --region", fix="--prices FILE, or leave them out")
+        yield setting, groups
         return
     prices = read_prices(path, machine_type, region)
     ends = [price.day.toordinal() for price in prices[1:]] + [prices[-1].day.toordinal() + 30]
     first, span = prices[0].day.toordinal(), ends[-1] - prices[0].day.toordinal()
-    bounds = [0, *(round(len(traces) * (end - first) / span) for end in ends)]
+    bounds = [0, *(round(len(groups) * (end - first) / span) for end in ends)]
+    parts: dict[Setting, list[Sequence[Trace]]] = {}  # a price may come back
     for price, (begin, end) in zip(prices, pairwise(bounds), strict=True):
         if end > begin:
-            yield replace(setting, spot_usd_per_hour=price.spot_usd_per_hour,
-                          on_demand_usd_per_hour=price.on_demand_usd_per_hour), list(traces[begin:end])
+            then = replace(setting, spot_usd_per_hour=price.spot_usd_per_hour,
+                           on_demand_usd_per_hour=price.on_demand_usd_per_hour)
+            parts.setdefault(then, []).extend(groups[begin:end])
+    yield from parts.items()
 
 
 def read_prices(path: Path, machine_type: str | None, region: str | None) -> list[Price]:
@@ -64,20 +74,32 @@ def read_prices(path: Path, machine_type: str | None, region: str | None) -> lis
     found: dict[date, Price] = {}
     names: set[tuple[str, str]] = set()
     for number, row in _rows(path):
-        names.add((row["machine_type"], row["region"]))
-        if (row["machine_type"], row["region"]) == (machine_type, region):
+        name = (row["machine_type"], row["region"])
+        if all(name):
+            names.add(name)
+        if name == (machine_type, region):
             price = _price(row, f"{path}, line {number}")
-            found[price.day] = price
+            if found.setdefault(price.day, price) != price:
+                raise UsageError(f"a second price of {price.day}, unlike the first",
+                                 place=f"{path}, line {number}", fix="leave one of them out")
     if not found:
-        some = ", ".join(f"--machine-type {kind} --region {where}" for kind, where in sorted(names)[:3])
-        raise UsageError(f"no price of {machine_type} in {region}", place=str(path),
-                         fix=f"for example {some}")
+        raise _not_found(path, machine_type, region, names)
     days = sorted(found)
     prices = [found[days[0]]]
     for day in days[1:]:
         if replace(found[day], day=prices[-1].day) != prices[-1]:
             prices.append(found[day])
     return prices
+
+
+def _not_found(path: Path, machine_type: str | None, region: str | None,
+               names: Collection[tuple[str, str]]) -> UsageError:
+    if not names:
+        return UsageError("no price in it", place=str(path), fix=f"lines with {', '.join(_COLUMNS)}")
+    some = ", ".join(f"--machine-type {kind} --region {where}" for kind, where in sorted(names)[:3])
+    problem = (f"no price of {machine_type} in {region}" if machine_type and region
+               else "the machine type or the region is not said")
+    return UsageError(problem, place=str(path), fix=f"for example {some}")
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
@@ -88,7 +110,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         reader = csv.DictReader(text.splitlines())
         if set(_COLUMNS) - set(reader.fieldnames or ()):
             raise UsageError("no history of prices", place=str(path), fix=f"columns {', '.join(_COLUMNS)}")
-        yield from enumerate(reader, start=2)
+        for row in reader:
+            yield reader.line_num, row
     except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot be read: {error}", place=str(path), fix="copy it again") from error
 
@@ -100,7 +123,8 @@ def _price(row: dict[str, str], place: str) -> Price:
     except (TypeError, ValueError) as error:
         raise UsageError(f"no price: {error}", place=place,
                          fix="a day and two numbers, or leave the line out") from error
-    if not all(math.isfinite(usd) and usd > 0 for usd in (on_demand, spot)):
+    if not all(LOWEST_USD_PER_HOUR <= usd <= HIGHEST_USD_PER_HOUR for usd in (on_demand, spot)):
         raise UsageError(f"prices of ${on_demand:g} and ${spot:g} an hour", place=place,
-                         fix="dollars above 0, or leave the line out: the price before it holds")
+                         fix=f"dollars from {LOWEST_USD_PER_HOUR} to {HIGHEST_USD_PER_HOUR:,}, or leave the "
+                             "line out: the price before it holds")
     return Price(day, on_demand, spot)

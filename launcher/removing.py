@@ -18,6 +18,7 @@ from launcher.engines import check_is_over, state_of
 from launcher.errors import LdlmError, RunRecordError, StoreError
 from launcher.kept import a_month, usd_per_month
 from launcher.local_engine import LocalEngine
+from launcher.month import keep_spent
 from launcher.run_record import load_record
 from launcher.runs import find_run, store_of
 from launcher.store_prices import OWN_DISK, store_price
@@ -106,6 +107,8 @@ def find_doomed(folder: RunFolder, *, everything: bool) -> Doomed:
 def remove(folder: RunFolder, doomed: Doomed) -> None:
     """Delete it. No checkpoint may look whole without its files, so manifests go first; the recipe goes last:
     what an interruption leaves can then still be named, and deleted. Raises StoreError."""
+    if doomed.everything:
+        keep_spent(folder, datetime.now(UTC))
     recipe = folder.key(Name.RECIPE)
     keys = [item.key for found in doomed.objects.values() for item in found if item.key != recipe]
     folder.store.delete(sorted(keys, key=lambda key: not key.endswith(f"/{Name.MANIFEST}")))
@@ -144,8 +147,8 @@ def show(folder: RunFolder, doomed: Doomed) -> None:
     if price is not None and price is not OWN_DISK:
         per_gb = f"${price.kept_usd_per_gb_month} a GB and month"
         console.answer_facts([("list price", f"{per_gb} ({price.place})")])
-    lost = ("what it learned and cost is forgotten" if doomed.everything else
-            "without checkpoints it cannot be resumed, sampled or exported")
+    lost = ("what it learned is forgotten; what it cost counts for this month's cap alone"
+            if doomed.everything else "without checkpoints it cannot be resumed, sampled or exported")
     console.answer_notes([*filter(None, [what_remains(folder.store.address)]), lost])
     console.answer()
 

@@ -43,6 +43,13 @@ def wrong(instance_id: str) -> None:
     _add({"instance_id": instance_id, "is_wrong": True})
 
 
+def left_by_choice(run_id: str) -> None:
+    """What a run has now is about to be left, by its course."""
+    for rental in read().values():
+        if rental.run_id == run_id and rental.ended_at is None:
+            _add({"instance_id": rental.instance_id, "left_by_choice": True})
+
+
 def gone(instance_id: str, at: datetime) -> None:
     """Its provider does not list it."""
     _add({"instance_id": instance_id, "ended_at": at.isoformat()})

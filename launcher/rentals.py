@@ -52,6 +52,7 @@ class Rental(Frozen):
         unpulled: The image that it could not pull, whose fault that was.
         told_at: When it was rented by what was written onto it, see `trainer/rental_terms.py`.
         given_up: Why it was given back before it had ever run; None: it was not.
+        left_by_choice: The course of its run has left it for another place: nothing was wrong with it.
         most_bid_usd_per_hour: Up to which its bid follows the market; None: it stays, or there is none.
     """
 
@@ -69,6 +70,7 @@ class Rental(Frozen):
     unpulled: str | None = None
     told_at: datetime | None = None
     given_up: str | None = None
+    left_by_choice: bool = False
     most_bid_usd_per_hour: Decimal | None = None
 
     def gpu_usd(self, since: datetime, until: datetime) -> Decimal:

@@ -35,7 +35,8 @@ class CostReport:
 
     Attributes:
         status: Where the run is.
-        planned_usd: Of the plan; None if it had no prices.
+        planned_usd: Of the plan; None if it had no prices, or if this is not the bill of the whole run.
+        before_usd: What is not in it, since it began before the moment that was asked for.
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
         tokens: Seen by durable training steps.
         beside: Dollars of no attempt: machines on which none has begun, and who supervises the run.
@@ -47,6 +48,7 @@ class CostReport:
     status: Status
     attempts: Sequence[AttemptCost]
     planned_usd: Range | None
+    before_usd: Decimal
     on_demand_usd: Decimal | None
     price_is_simulated: bool
     tokens: int
@@ -115,6 +117,7 @@ class CostReport:
         spent_usd: total; both `usd_by_category`, and `usd` of attempts with `beside_attempts_usd`, add up to
             it exactly as they stand
         planned_usd: [p10, p50, p90] of the plan, or null
+        before_usd: of what began before --since, and is in none of these figures
         on_demand_usd: the same work undisturbed, or null
         preemptions_usd: what machines that were taken have cost, of what was spent
         unsaved_usd: what losing the machine now would cost, of what was spent
@@ -135,7 +138,7 @@ class CostReport:
             "run_id": self.run_id, "status": self.status.value,
             "spent_usd": _text(sum(added_up([*rows, beside]).values(), Decimal(0))),
             "planned_usd": [_text(value) for value in (plan.low, plan.mid, plan.high)] if plan else None,
-            "on_demand_usd": _text_or_none(self.on_demand_usd),
+            "before_usd": _text(self.before_usd), "on_demand_usd": _text_or_none(self.on_demand_usd),
             "preemptions_usd": _text(self.preemptions_usd), "unsaved_usd": _text(self.unsaved_usd),
             "usd_per_billion_tokens": _text_or_none(self.usd_per_billion_tokens), "goodput": self.goodput,
             "tokens": self.tokens, "price_is_simulated": self.price_is_simulated,
@@ -175,11 +178,16 @@ def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
                                                  stopped=files.attempt.number in stopped))
              for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)
              if since is None or files.attempt.billed_from >= since]
-    offer = plan.offers.get(Document.TRAIN, PlannedOffer()) if plan else PlannedOffer()
+    offers, beside = plan.offers if plan else {}, _beside(view, since)
+    before_usd = Decimal(0)
+    if since is not None:
+        now_usd = sum((cost.usd for cost in costs), sum(beside.values(), Decimal(0)))
+        before_usd = cost_report(view).spent_usd - now_usd
     return CostReport(
-        run_id=record.run_id, status=view.status, attempts=costs, on_demand_usd=_on_demand_usd(costs, offer),
-        planned_usd=plan.usd if plan else None, price_is_simulated=offer.price_is_simulated,
-        tokens=_num_steps(record, costs) * plan.tokens_per_step if plan else 0, beside=_beside(view, since),
+        run_id=record.run_id, status=view.status, attempts=costs, on_demand_usd=_on_demand_usd(costs, offers),
+        planned_usd=plan.usd if plan and not before_usd else None, before_usd=before_usd,
+        price_is_simulated=offers.get(Document.TRAIN, PlannedOffer()).price_is_simulated,
+        tokens=_num_steps(record, costs) * plan.tokens_per_step if plan else 0, beside=beside,
         has_finished=since is None and view.status is Status.ENDED and _is_all_done(record),
         doubts=[*view.doubts, *doubts(record, untils)])
 
@@ -264,22 +272,26 @@ def _durable_at(beat: Heartbeat, step: int) -> Heartbeat:
     return beat.model_copy(update={"durable_step": step, "durable_train_s": kept_s})
 
 
-def _on_demand_usd(costs: Sequence[AttemptCost], offer: PlannedOffer) -> Decimal | None:
+def _on_demand_usd(costs: Sequence[AttemptCost], offers: Mapping[Document, PlannedOffer]) -> Decimal | None:
     """One undisturbed life: one start, the useful work with its saves and evaluations, one benchmark.
 
-    The start is that of the first attempt that reached training, the benchmark the one that succeeded.
+    The start is that of the first attempt that reached training; the benchmark the one that succeeded, or
+    is at work, on demand on its own machine, or at what was paid where that has no such price.
     None before any training: there is no work to compare.
     """
-    price = offer.on_demand_usd_per_hour
+    price = offers.get(Document.TRAIN, PlannedOffer()).on_demand_usd_per_hour
     trained = [cost.seconds for cost in costs if cost.has_trained]
     if price is None or not trained:
         return None
     start = sum(trained[0].get(category, 0.0) for category in (Category.PROVISIONING, Category.SETUP))
     work = sum(value for seconds in trained for category, value in seconds.items()
                if category not in (*STARTING, *WASTED))
-    done = [cost.seconds for cost in costs if cost.document is Document.BENCH and cost.end == DONE]
-    benchmark = sum(done[-1].values()) if done else 0.0
-    return price * Decimal(start + work + benchmark) / 3600
+    usd = price * Decimal(start + work)
+    if benches := [cost for cost in costs
+                   if cost.document is Document.BENCH and (cost.end == DONE or cost.ended_at is None)]:
+        asked = offers.get(Document.BENCH, PlannedOffer()).on_demand_usd_per_hour
+        usd += (asked or benches[-1].price_usd_per_hour) * Decimal(sum(benches[-1].seconds.values()))
+    return usd / 3600
 
 
 def _texts(usd: Mapping[Category, Decimal]) -> dict[str, str]:

@@ -4,15 +4,18 @@ A node writes how training and benchmark ended (`trainer/rented.py`). What it ca
 was to be had, that somebody took the machines away, that the controller gave up.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from launcher.engine import EnginePhase, EngineState
 from launcher.run_record import RunRecord
 from trainer.contract import Document, Outcome
-from trainer.run_folder import RunFolder
+from trainer.run_folder import STARTS, RunFolder
 
 _OUTCOMES = {"SUCCEEDED": Outcome.FINISHED, "CANCELLED": Outcome.STOPPED,
              "FAILED_NO_RESOURCE": Outcome.NO_CAPACITY, "FAILED_PRECHECKS": Outcome.NO_CAPACITY}
+
+# From the record of a start until SkyPilot has its job: a checkout is sent, a server answers (guess).
+_HAND_OVER = timedelta(minutes=10)
 
 
 def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: datetime) -> bool:
@@ -21,9 +24,16 @@ def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: dateti
     Raises:
         StoreError: The record cannot be written.
     """
-    if state.phase is not EnginePhase.ENDED or record.has_ended:
+    if state.phase is not EnginePhase.ENDED or record.has_ended or _is_of_the_job_before(record, state, now):
         return False
     outcome = state.outcome or _OUTCOMES.get(state.word, Outcome.LOST)
     folder.close_open_attempts(record.attempts, f"SkyPilot says {state.word}", preempted=False)
     folder.close(outcome, min(now, state.ended_at or now), state.detail, state.document or Document.TRAIN)
     return True
+
+
+def _is_of_the_job_before(record: RunRecord, state: EngineState, now: datetime) -> bool:
+    """True while another terminal hands a resumed run over: SkyPilot has its old job alone."""
+    started = max((event.at for event in record.events if event.kind in STARTS), default=None)
+    return (started is not None and state.ended_at is not None and state.ended_at < started
+            and now - started < _HAND_OVER)

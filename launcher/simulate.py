@@ -183,15 +183,15 @@ def score_all(policies: Sequence[Policy], setting: Setting, windows: Iterable[Wi
     """
     tables = [(each, replace(setting, tick_h=each.tick_s / 3600)) for each in windows]
     least = [clairvoyant_usd(ticking, each) for each, ticking in tables]
+    repeated = [np.repeat(usd, each.num_places) for usd, (each, _) in zip(least, tables, strict=True)]
     scores = []
     for policy in policies:
         for each_saves in saves or (None,):
             outcomes = [replay(policy, ticking, each, each_saves) for each, ticking in tables]
             scores.append(_score(policy.name, setting, outcomes, least, each_saves))
-        if adds_one_place:
-            alone = [replay(policy, ticking, one_place(each)) for each, ticking in tables]
-            repeated = [np.repeat(usd, each.num_places) for usd, (each, _) in zip(least, tables, strict=True)]
-            scores.append(_score(f"{policy.name}, one place", setting, alone, repeated))
+            if adds_one_place:
+                alone = [replay(policy, ticking, one_place(each), each_saves) for each, ticking in tables]
+                scores.append(_score(f"{policy.name}, one place", setting, alone, repeated, each_saves))
     known = [Outcome.of_clairvoyant(usd) for usd in least]
     return [*scores, _score(CLAIRVOYANT, setting, known, least)]
 

@@ -1,9 +1,7 @@
 """`ldlm simulate`: reads files, replays, shows."""
 
 import json
-import math
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,10 +9,16 @@ from launcher import console, simulate_screen
 from launcher.errors import UsageError
 from launcher.policy import Policy, Setting
 from launcher.policy_ours import POLICIES
-from launcher.price_history import priced
+from launcher.price_history import LOWEST_USD_PER_HOUR, priced
+from launcher.priced_offers import HIGHEST_USD_PER_HOUR
+from launcher.recipe import HIGHEST_LIMIT
 from launcher.simulate import CLAIRVOYANT, Saves, Score, score_all
-from launcher.traces import Trace, one_by_one, read_traces, stack, together
+from launcher.traces import one_by_one, read_traces, stack, together
 from launcher.trainer_commands import run_in_trainer
+
+_LEAST_WORK_H = 0.001
+_LEAST_MINUTES = 0.1  # between saves; less is no interval but a mistake
+_LONGEST_SAVE_S = 86_400
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,20 @@ def run_simulate(asked: Simulation, *, as_json: bool) -> None:
     """
     policies = chosen(asked.policy)
     traces, notes = read_traces(asked.traces)
+    groups = together(traces) if asked.is_together else one_by_one(traces)
     scores: list[Score] = []
-    for setting, part in priced(asked.setting, traces, asked.prices, asked.machine_type, asked.region):
-        scores += _scored(policies, setting, part, asked, notes)
+    num_short = 0
+    for setting, part in priced(asked.setting, groups, asked.prices, asked.machine_type, asked.region):
+        windows, num_left_out = stack(part, setting)
+        num_short += num_left_out
+        if windows:
+            scores += score_all(policies, setting, windows, adds_one_place=asked.is_together,
+                                saves=asked.saves)
+    if not scores:
+        raise UsageError(f"no window is {asked.setting.deadline_h:g} h long", place=str(asked.traces),
+                         fix="a shorter deadline, or longer windows")
+    if num_short:
+        notes.append(f"{num_short} windows are shorter than {asked.setting.deadline_h:g} h and left out")
     if asked.policy != "all" and CLAIRVOYANT not in asked.policy:
         scores = [score for score in scores if score.policy != CLAIRVOYANT]
     rows = [score.to_json() for score in scores]
@@ -70,7 +85,7 @@ def chosen(names: str) -> list[Policy]:
     known = {policy.name: policy for policy in POLICIES}
     if names == "all":
         return list(known.values())
-    wanted = [name.strip() for name in names.split(",")]
+    wanted = dict.fromkeys(name.strip() for name in names.split(","))
     for name in wanted:
         if name not in known and name != CLAIRVOYANT:
             raise UsageError(f"no policy is called {name!r}", place="--policy",
@@ -78,30 +93,44 @@ def chosen(names: str) -> list[Policy]:
     return [known[name] for name in wanted if name in known]
 
 
-def read_saves(minutes: str | None, save_s: float) -> tuple[Saves, ...]:
-    """Intervals of an option such as `5,15,60`. Raises UsageError for what is no number of minutes."""
+def read_setting(work_h: float, deadline_h: float, overhead_h: float, spot_usd: float,
+                 on_demand_usd: float) -> Setting:
+    """What the options say. Raises UsageError for hours and prices that nothing takes or costs."""
+    hours, usd = (0, HIGHEST_LIMIT), (LOWEST_USD_PER_HOUR, HIGHEST_USD_PER_HOUR)
+    for option, value, (least, most) in (
+            ("--work-h", work_h, (_LEAST_WORK_H, HIGHEST_LIMIT)), ("--deadline-h", deadline_h, hours),
+            ("--overhead-h", overhead_h, hours), ("--spot-usd", spot_usd, usd),
+            ("--on-demand-usd", on_demand_usd, usd)):
+        if not least <= value <= most:
+            raise UsageError(f"{value:g} is out of bounds", place=option,
+                             fix=f"a number from {least} to {most:,}")
+    return Setting(work_h, deadline_h, overhead_h, spot_usd, on_demand_usd)
+
+
+def read_saves(minutes: str | None, save_s: float | None) -> tuple[Saves, ...]:
+    """Intervals of an option such as `5,15,60`, each once.
+
+    Args:
+        save_s: Seconds that a save stops training; None: 1.
+
+    Raises:
+        UsageError: No numbers of minutes or seconds, or seconds without minutes.
+    """
+    stall_s = 1.0 if save_s is None else save_s
+    if not 0 <= stall_s <= _LONGEST_SAVE_S:
+        raise UsageError(f"{stall_s:g} s are no time for a save", place="--save-s",
+                         fix=f"seconds from 0 to {_LONGEST_SAVE_S:,}")
+    if minutes is None and save_s is not None:
+        raise UsageError("nothing is saved without --checkpoint-min", place="--save-s",
+                         fix="--checkpoint-min 5,15,60 besides, or leave it out")
     try:
-        hours = [float(text) / 60 for text in minutes.split(",")] if minutes else []
-        found = tuple(Saves(every_h, save_s / 3600) for every_h in hours)
+        found = dict.fromkeys(float(text) for text in minutes.split(",")) if minutes is not None else {}
     except ValueError:
-        found = (Saves(math.nan, 0),)
-    if not all(math.isfinite(saves.every_h + saves.stall_h) and saves.every_h > 0 and saves.stall_h >= 0
-               for saves in found):
-        raise UsageError(f"{minutes!r} and {save_s:g} s are no intervals of saving", place="--checkpoint-min",
-                         fix="minutes above 0 with commas: 5,15,60")
-    return found
-
-
-def _scored(policies: Sequence[Policy], setting: Setting, traces: Sequence[Trace], asked: Simulation,
-            notes: list[str]) -> list[Score]:
-    groups = together(traces) if asked.is_together else one_by_one(traces)
-    windows, num_short = stack(groups, setting)
-    if not windows:
-        raise UsageError(f"no window is {setting.deadline_h:g} h long", place=str(asked.traces),
-                         fix="a shorter deadline, or longer windows")
-    if num_short:
-        notes.append(f"{num_short} windows are shorter than {setting.deadline_h:g} h and left out")
-    return score_all(policies, setting, windows, adds_one_place=asked.is_together, saves=asked.saves)
+        found = {0.0: None}
+    if not all(_LEAST_MINUTES <= every <= HIGHEST_LIMIT for every in found):
+        raise UsageError(f"{minutes!r} are no intervals of saving", place="--checkpoint-min",
+                         fix=f"minutes from {_LEAST_MINUTES} to {HIGHEST_LIMIT:,} with commas: 5,15,60")
+    return tuple(Saves(every / 60, stall_s / 3600) for every in found)
 
 
 def _plot(rows: list[dict[str, object]], path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from launcher import console
-from launcher.simulate import Score
+from launcher.simulate import CLAIRVOYANT, Score
 
 
 def show_scores(scores: Sequence[Score], notes: Sequence[str]) -> None:
@@ -18,21 +18,38 @@ def show_scores(scores: Sequence[Score], notes: Sequence[str]) -> None:
                              right=(1, 2, 3, 4, 5))
         console.answer()
     console.answer_notes(notes)
-    console.answer(_last_line(scores))
+    console.answer_text(_last_line(scores))
 
 
 def _row(score: Score) -> list[str]:
-    name = score.policy
-    if score.checkpoint_minutes is not None:
-        name += f", saves every {score.checkpoint_minutes:g} min"
-    return [name, f"${score.mean_usd:.2f}", f"${score.p95_usd:.2f}",
+    return [_name(score), f"${score.mean_usd:.2f}", f"${score.p95_usd:.2f}",
             f"{score.ratio_to_clairvoyant:.3f}", str(score.missed), str(score.num_windows)]
 
 
+def _name(score: Score) -> str:
+    if score.checkpoint_minutes is None:
+        return score.policy
+    return f"{score.policy}, saves every {score.checkpoint_minutes:g} min"
+
+
 def _last_line(scores: Sequence[Score]) -> str:
-    """The cheapest policy that was always in time."""
-    safe = [score for score in scores if not score.missed and score.policy != "clairvoyant"]
+    """The policy that was always in time and cheapest over the windows of all prices together."""
+    by_name: dict[str, list[Score]] = {}
+    for score in scores:
+        by_name.setdefault(_name(score), []).append(score)
+    safe = {name: _mean_usd(same) for name, same in by_name.items()
+            if name != CLAIRVOYANT and not any(score.missed for score in same)}
+    num_prices = len({score.setting for score in scores})
+    average = f"on average{f' over {num_prices} prices' if num_prices > 1 else ''} (replayed)"
+    if list(by_name) == [CLAIRVOYANT]:
+        return f"a clairvoyant would have paid ${_mean_usd(scores):.2f} {average}"
     if not safe:
         return "no policy was in time in every window"
-    best = min(safe, key=lambda score: score.mean_usd)
-    return f"cheapest without a missed deadline: {best.policy}, ${best.mean_usd:.2f} on average (replayed)"
+    best = min(safe, key=safe.__getitem__)
+    return f"cheapest without a missed deadline: {best}, ${safe[best]:.2f} {average}"
+
+
+def _mean_usd(scores: Sequence[Score]) -> float:
+    """Of a window."""
+    return sum(score.mean_usd * score.num_windows for score in scores) / sum(
+        score.num_windows for score in scores)

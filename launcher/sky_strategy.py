@@ -18,6 +18,7 @@ from typing import Any
 from sky.jobs import recovery_strategy, state
 from sky.task import get_plaintext_envs_and_secrets
 
+from launcher import rental_log
 from launcher.course import Course, Place
 from launcher.market import Market, Wish
 from launcher.market_search import look_at_market
@@ -132,6 +133,8 @@ class CourseStrategy(recovery_strategy.EagerFailoverStrategyExecutor):
                 move = await self._ask(Seen(at=datetime.now(UTC), place=place, held_since=since, looks=looks))
                 if move is None:
                     return
+                if move.leaves:
+                    await asyncio.to_thread(rental_log.left_by_choice, self.dag.tasks[0].envs[Env.RUN_ID])
         except Exception:  # the machine that is there goes on
             _log.exception(f"ldlm no longer watches the course of job {self.job_id} on this machine")
 

@@ -73,12 +73,12 @@ def read_traces(path: Path) -> tuple[list[Trace], list[str]]:
     """
     lines, notes = _lines(path)
     traces, num_empty = [], 0
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         place = f"{path}, line {number}"
         try:
             trace = _trace(line, place)
         except LdlmError:
-            if number < len(lines) or number == 1:
+            if len(lines) == 1 or number < lines[-1][0]:
                 raise
             notes.append(f"{place}: torn, left out")
             continue
@@ -94,33 +94,45 @@ def read_traces(path: Path) -> tuple[list[Trace], list[str]]:
     return traces, notes
 
 
-def _lines(path: Path) -> tuple[list[str], list[str]]:
-    """Lines with text in them; of a gzip file that ends too early, what could be unpacked."""
+def _lines(path: Path) -> tuple[list[tuple[int, str]], list[str]]:
+    """Numbers and lines with text in them, and notes; of a gzip file that ends too early, what is whole."""
     raw = path.read_bytes()
     if raw[:2] != b"\x1f\x8b":
-        return [line for line in raw.decode(errors="replace").splitlines() if line.strip()], []
+        return _numbered(raw), []
     unpacker = zlib.decompressobj(wbits=31)
     try:
         text = unpacker.decompress(raw)
     except zlib.error as error:
         raise UsageError(f"damaged gzip file: {error}", place=str(path), fix="copy it again") from error
     notes = [] if unpacker.eof else [f"{path}: the gzip file ends too early; what is whole is used"]
-    return [line for line in text.decode(errors="replace").splitlines() if line.strip()], notes
+    return _numbered(text), notes
+
+
+def _numbered(text: bytes) -> list[tuple[int, str]]:
+    lines = text.decode(errors="replace").splitlines()
+    return [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _trace(line: str, place: str) -> Trace | None:
     """None for a window without a tick."""
-    try:
-        row = json.loads(line)
-        tick_s, up = row["tick_seconds"], row["up"]
-        if not isinstance(up, str) or type(tick_s) is not int or not 1 <= tick_s <= 86400:
-            raise ValueError("tick_seconds must be whole seconds up to a day, and up a text")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"no window: {error}", place=place,
-                         fix='{"zone": "z", "start": "…", "tick_seconds": 600, "up": "12u,3d"}') from error
+    row = _object(line)
+    tick_s, up = row.get("tick_seconds"), row.get("up")
+    if not isinstance(up, str) or type(tick_s) is not int or not 1 <= tick_s <= 86400:
+        raise UsageError("no window: it must be a JSON object with tick_seconds, whole seconds up to a day, "
+                         "and up, a text", place=place,
+                         fix='{"zone": "z", "start": "…", "tick_seconds": 600, "up": "12u,3d"}')
     if not up:
         return None
     return Trace(str(row.get("zone", "")), str(row.get("start", "")), tick_s, tuple(read_runs(up, place)))
+
+
+def _object(line: str) -> dict[str, object]:
+    """What a line of JSON says; nothing if it is none, or no object."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return row if isinstance(row, dict) else {}
 
 
 def num_ticks(setting: Setting, tick_s: int) -> int:

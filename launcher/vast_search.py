@@ -127,11 +127,11 @@ def rental_of(offer: Mapping[str, Any], instance_id: str, settings: Mapping[str,
 
 def not_again(rentals: Iterable[Rental], run_id: str | None, now: datetime) -> set[int]:
     """Machines that a run is not given again: ever, those that its nodes have found wrong; for a day, those
-    that it has left soon after it got them."""
+    that it has left soon after it got them, unless its course has wanted it."""
     return {rental.machine_id for rental in rentals if run_id and rental.run_id == run_id
             and (rental.is_wrong or _was_left_soon(rental, now))}
 
 
 def _was_left_soon(rental: Rental, now: datetime) -> bool:
-    is_soon = (rental.ended_at or now) - rental.rented_at < _LEFT_SOON
+    is_soon = not rental.left_by_choice and (rental.ended_at or now) - rental.rented_at < _LEFT_SOON
     return is_soon and now - rental.rented_at < _LEAVE_OUT_FOR

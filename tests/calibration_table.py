@@ -16,8 +16,9 @@ from spot_traces import Window, by_zone, counted, read_windows, true_costs
 
 from launcher.availability import Availability, Seen, learned
 from launcher.forecast_paths import Job, Paths, paths_of
-from launcher.policies_known import SPOT_ONLY, UNIFORM_PROGRESS
-from launcher.policy import Setting
+from launcher.policies_known import SPOT_ONLY
+from launcher.policy import Policy, Setting
+from launcher.policy_ours import FORECAST_OURS, OURS
 
 SPOT_USD, ON_DEMAND_USD = 0.97, 3.06
 # Hours of work, until the deadline, and of each start.
@@ -79,20 +80,22 @@ def _of_zone(source: str, belief: Availability, later: Sequence[Window], each: t
     in_time = float((waits.trained_after_h <= setting.deadline_h).mean())
     caps = [(cap, float((usd <= cap).mean())) for cap in
             (work_h * (SPOT_USD + share * (ON_DEMAND_USD - SPOT_USD)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))]
-    costs, ends = (true_costs(policy, setting, later) for policy in (UNIFORM_PROGRESS, SPOT_ONLY))
+    costs, ends = (true_costs(policy, setting, later) for policy in (OURS, SPOT_ONLY))
     for (true_usd, _), (_, ended_h) in zip(costs, ends, strict=True):
         is_in_time = ended_h is not None and ended_h <= setting.deadline_h + 1e-6
         yield Told(source, each, (low, mid, high), true_usd,
                    ((in_time, is_in_time), *((chance, true_usd <= cap) for cap, chance in caps)))
 
 
-def forecast(belief: Availability, setting: Setting, *, on_demand: bool = True) -> Paths:
+def forecast(belief: Availability, setting: Setting, policy: Policy = FORECAST_OURS, *, on_demand: bool = True
+             ) -> Paths:
     """Of a run whose speed is known."""
+    ratio = setting.on_demand_usd_per_hour / setting.spot_usd_per_hour
     return paths_of(Job(
         training_h=setting.work_h, speed_factors=(1, 1), beside_h=0.0, first_h=setting.overhead_h,
         again_h=setting.overhead_h, bench_h=0.0, guess_factors=(1, 1), interval_h=0.0, save_h=0.0,
-        availability=belief, deadline_h=setting.deadline_h, usd_per_hour=setting.spot_usd_per_hour,
-        on_demand_usd_per_hour=setting.on_demand_usd_per_hour if on_demand else None))
+        availability=belief, deadline_h=setting.deadline_h,
+        on_demand_price=ratio if on_demand else None), policy)
 
 
 def usd_of(paths: Paths) -> np.ndarray:

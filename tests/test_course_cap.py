@@ -5,13 +5,15 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launcher.course import Course, Place
 from launcher.course_cap import within_cap
 from launcher.course_record import decide_next
 from launcher.next_move import Move, Seen
-from launcher.policies_known import ON_DEMAND, UNIFORM_PROGRESS
-from launcher.policy import Action, Decision, PlaceNow, Setting, Situation
+from launcher.policies_known import GREEDY, ON_DEMAND, UNIFORM_PROGRESS
+from launcher.policy import Action, Decision, PlaceNow, Setting, Situation, decide
 from trainer.contract import Document, Env, attempt_file
 from trainer.limits import Limits
 from trainer.run_folder import AttemptEnd, RunFolder
@@ -54,9 +56,16 @@ def test_then_it_waits_for_spot_or_takes_the_cheapest_that_is_there() -> None:
     assert takes == Decision(Action.SPOT, 2, "on demand to the end is $13.50, the cap leaves $7.00: "
                                              "spot at $1.00/h")
     # Of 0.4 h what is held costs $0.60, and the cheaper place, with a start and a move, $1.15.
-    stays = within_cap(PAYS, SETTING, now(UP_DEARER, UP, held=Action.SPOT, place=0, left_h=0.4), 0.5)
+    stays = within_cap(PAYS, SETTING, now(UP_DEARER, UP, held=Action.SPOT, place=0, left_h=0.4), 0.65)
     assert (stays.action, stays.place) == (Action.SPOT, 0)
-    assert within_cap(PAYS, SETTING, now(), -2.0).reason.endswith("the cap leaves $0.00: it waits for spot")
+
+
+def test_where_spot_could_not_finish_it_either_the_policy_decides_and_the_nodes_end_it_at_the_cap() -> None:
+    """4 h and a start at $1, and the move, are $4.75."""
+    assert within_cap(PAYS, SETTING, now(), 4.75).action is Action.WAIT
+    assert within_cap(PAYS, SETTING, now(), 4.74).action is Action.ON_DEMAND
+    assert within_cap(PAYS, SETTING, now(), -2.0) == Decision(
+        Action.ON_DEMAND, None, "it is late; on demand to the end is $13.50, the cap leaves $0.00")
 
 
 def test_spot_that_the_cap_does_not_pay_to_the_end_is_taken_and_it_is_said() -> None:
@@ -65,6 +74,33 @@ def test_spot_that_the_cap_does_not_pay_to_the_end_is_taken_and_it_is_said() -> 
     short = within_cap(spot, SETTING, now(UP), 4.5)
     assert (short.action, short.reason) == (
         Action.SPOT, "spot is up; to the end $4.75, the cap leaves $4.50")
+
+
+@given(up_from=st.integers(0, 60), deadline_h=st.floats(3, 12), cap=st.floats(1.01, 4),
+       dearer=st.floats(1.1, 6))
+@settings(max_examples=60, deadline=None)
+def test_a_run_that_spot_could_finish_within_the_cap_is_never_brought_to_where_it_could_not(
+        up_from: int, deadline_h: float, cap: float, dearer: float) -> None:
+    """2 h of work, starts of 15 minutes, ticks of 10; spot is away for up to 10 h. Billed here."""
+    known = Setting(work_h=2, deadline_h=deadline_h, overhead_h=0.25, spot_usd_per_hour=1,
+                    on_demand_usd_per_hour=dearer)
+    cap_usd, spent, work_h, start_h, held = 2.25 * cap, 0.0, 2.0, 0.0, Action.WAIT
+    for tick in range(100):
+        here = Situation(elapsed_h=tick / 6, work_left_h=work_h, held=held, overhead_left_h=start_h,
+                         place=0 if held is Action.SPOT else None,
+                         places=(PlaceNow("1u" if tick >= up_from else "1d", 1.0),))
+        action = within_cap(decide(GREEDY, known, here), known, here, cap_usd - spent).action
+        if action is not held:
+            held, start_h = action, 0.0 if action is Action.WAIT else 0.25
+        if held is Action.WAIT:
+            continue
+        paid_h = min(1 / 6, start_h + work_h)
+        spent += paid_h * (1.0 if held is Action.SPOT else dearer)
+        worked_h, start_h = max(0.0, paid_h - start_h), max(0.0, start_h - paid_h)
+        work_h -= worked_h
+        if work_h < 1e-9:
+            break
+    assert work_h < 1e-9 and spent <= cap_usd + 1e-9
 
 
 def test_the_cap_of_the_task_less_what_the_record_has_cost_decides_and_replays(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_status_shows_what_was_decided_why_and_until_when(story: Story) -> None:
         "cap_leaves_usd": 20.0, "on_demand_to_end_usd": 10.5}
 
 
+def test_logs_begin_with_what_a_run_waits_for_and_are_printed_without_a_record_too(story: Story) -> None:
+    """As talk, so that what is piped on is the nodes' own."""
+    CourseRecord(story.folder).add(decided(72, 100, is_up=False))
+    (EngineFolder(engine_home() / RUN_ID).path / "attempt-1.log").write_text("step 1")
+    done = ldlm("logs", RUN_ID)
+    assert done.stderr == ("course: waits for spot; on demand at 18:30 UTC at the latest\n"
+                           "  spot is up nowhere; 5.30 h to spare, so waiting costs least\n")
+    story.folder.write_bytes(Name.PLAN, b"{")
+    again = ldlm("logs", RUN_ID)
+    assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
+
+
 def test_a_course_of_an_earlier_start_is_none_of_this_one(story: Story) -> None:
     CourseRecord(story.folder).add(decided(11, 100, is_up=True))
     story.folder.add_event("resumed", NOON + timedelta(minutes=20))

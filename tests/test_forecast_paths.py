@@ -58,7 +58,7 @@ def test_losses_cost_what_a_replay_of_its_own_says():
 
 def test_hours_by_kind_add_up_to_what_is_held_under_a_policy_too():
     for policy in (UNIFORM_PROGRESS, GREEDY):
-        paths = paths_of(replace(JOB, deadline_h=30.0, on_demand_usd_per_hour=3.0), policy)
+        paths = paths_of(replace(JOB, deadline_h=30.0, on_demand_price=3.0), policy)
         assert (paths.on_demand_h <= paths.held_h + 1e-6).all()
         assert (paths.trained_after_h >= 21.2).all()
         assert (paths.restarts_h >= 0).all() and (paths.redone_h >= 0).all()
@@ -67,7 +67,7 @@ def test_hours_by_kind_add_up_to_what_is_held_under_a_policy_too():
 def test_with_machines_on_demand_a_run_of_known_speed_is_nearly_always_in_time():
     scarce = replace(JOB, availability=Availability(hours_to_loss=2.0, loss_spread=1.0, hours_to_machine=4.0,
                                                     wait_spread=1.0), deadline_h=26.0)
-    safe = paths_of(replace(scarce, on_demand_usd_per_hour=3.0), GREEDY)
+    safe = paths_of(replace(scarce, on_demand_price=3.0), GREEDY)
     assert (safe.trained_after_h <= 26.0 + 1.0).all()
     assert (paths_of(scarce).trained_after_h <= 26.0).mean() < 0.5
     assert safe.on_demand_h.mean() > 5

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 from cli_lab import ldlm, refused
-from launch_examples import example_plan
-from run_stories import ENDED, NOON, PLAN, RUNNING, Story
+from launch_examples import example_plan, example_task
+from run_stories import ELSEWHERE, ENDED, NOON, PLAN, RUNNING, Story
 
 from launcher.engine import EngineState
 from launcher.errors import LdlmError, Refused
 from launcher.history import recorded_recipe
-from launcher.month import Month, check_month, month_of, month_start, over_month
+from launcher.month import Month, check_month, hold_month, keep_spent, month_of, month_start, over_month
 from launcher.proposal import Proposal
-from launcher.run_record import RunView, load_record, look_at
+from launcher.run_record import RunView, create_record, load_record, look_at
 from launcher.settings import Settings, settings_path, settings_text
 from trainer.contract import Name, Outcome
+from trainer.run_folder import RunFolder
 
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
 SECONDS = (DECEMBER - NOON).total_seconds()
@@ -103,6 +104,50 @@ def test_a_launch_looks_at_all_runs_of_its_store_and_at_home_at_none(
         check_month(proposal(store, "vast"), now)
     settings_path().unlink()
     check_month(proposal(store, "vast"), now)
+
+
+def test_a_month_s_part_of_a_run_goes_by_what_its_hours_cost_and_not_by_how_many_they_are(store: str) -> None:
+    """3,000 s before midnight at $3.60 an hour, 1,000 s after it at $36."""
+    story = rented(store, "moved-1", SECONDS - 3000, SECONDS)
+    story.attempt(2, SECONDS, price=Decimal(36))
+    story.end(2, SECONDS + 1000, 0)
+    found = month_of([(view(story, ENDED, DECEMBER + timedelta(hours=1)), Decimal(99))], DECEMBER)
+    assert found.spent_usd == pytest.approx(Decimal(10))
+
+
+def test_of_two_runs_that_are_started_at_once_not_both_are_let(
+        store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each was looked at before the other had a record; no engine has either."""
+    monkeypatch.setattr("launcher.runs.view", lambda record, store: look_at(record, ELSEWHERE, NOON))
+    settings_path().write_text(settings_text(Settings(monthly_cap_usd="1.50")))  # each may spend a dollar
+    mine, other = proposal(store, "vast"), rented(store, "other-1", 0, None)
+    folder = RunFolder(other.folder.store, mine.plan.run_id)
+    create_record(folder, mine.recipe, mine.plan, example_task("vast"), NOON)
+    with pytest.raises(Refused, match=r"started meanwhile: .* over your monthly cap of \$1.50"):
+        hold_month(mine, folder)
+    closed = load_record(folder.store, folder.run_id)
+    assert closed.has_ended and closed.outcome is not None and closed.outcome.outcome is Outcome.LIMIT
+    # The other one sees a run that has ended, or, had it looked before, would have been refused as well.
+    assert month_of([(look_at(closed, ELSEWHERE, NOON), Decimal(1))], NOON).promised_usd == 0
+    settings_path().write_text(settings_text(Settings(monthly_cap_usd="9")))
+    hold_month(mine, folder)
+
+
+def test_what_a_deleted_run_has_cost_still_counts_in_its_month_once(
+        store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = NOON + timedelta(days=1)
+    for module in ("runs", "month"):
+        monkeypatch.setattr(f"launcher.{module}.view", lambda record, store: look_at(record, ENDED, now))
+    settings_path().write_text(settings_text(Settings(monthly_cap_usd="1.50")))
+    gone, home = rented(store, "gone-1", 100, 1100), Story(store, "home-1")
+    for _ in range(2):  # a deletion that was interrupted is repeated
+        keep_spent(gone.folder, now)
+    keep_spent(home.folder, now)  # nobody sends a bill for it
+    for story in (gone, home):
+        story.folder.store.delete([found.key for found in story.folder.store.objects(story.folder.run_id)])
+    with pytest.raises(Refused, match=r"have cost \$1.00, .* over your monthly cap of \$1.50"):
+        check_month(proposal(store, "vast"), now)
+    check_month(proposal(store, "vast"), now + timedelta(days=9))  # in December
 
 
 def test_a_setting_is_set_and_shown_and_unset() -> None:

@@ -65,7 +65,7 @@ def test_a_setting_of_no_sense_is_refused(name, value):
         replace(SETTING, **{name: value})
 
 
-@pytest.mark.parametrize("seen", ["", "3x", "u", "3u,,2d", "-1u", "0u", "1.5u"])
+@pytest.mark.parametrize("seen", ["", "3x", "u", "3u,,2d", "-1u", "0u", "1.5u", "10000000u"])
 def test_what_was_seen_must_be_run_lengths(seen):
     with pytest.raises(UsageError, match="is no run length"):
         decide(ON_DEMAND, SETTING, replace(FRESH, places=(PlaceNow(seen, 0.97),)))

@@ -86,8 +86,8 @@ def test_belief_is_bayes_rule_on_what_was_seen():
     for is_up in (True, True, False, True, True):
         belief.see(np.array([[is_up]]))
     chances = [0.5 * math.exp(-rate * 0.5) ** 2 * (1 - math.exp(-rate * 0.5)) ** 2 for rate in (0.1, 2.0)]
-    assert belief.chances[0, 0] == pytest.approx(np.array(chances) / sum(chances))
-    assert belief.states[0, 0].tolist() == [NUM_AGES + np.searchsorted(AGE_EDGES_H, 1.0),
+    assert belief.chances[:, 0, 0] == pytest.approx(np.array(chances) / sum(chances))
+    assert belief.states[:, 0, 0].tolist() == [NUM_AGES + np.searchsorted(AGE_EDGES_H, 1.0),
                                             3 * NUM_AGES + np.searchsorted(AGE_EDGES_H, 1.0)]
 
 

@@ -1,3 +1,4 @@
+import json
 import re
 from datetime import timedelta
 from decimal import Decimal
@@ -5,12 +6,23 @@ from decimal import Decimal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from run_stories import ENDED, KILLED, NOON, RUN_ID, RUNNING, Story, at, every_fate, preempted_once
+from run_stories import (
+    ENDED,
+    KILLED,
+    NOON,
+    PLAN,
+    RUN_ID,
+    RUNNING,
+    Story,
+    at,
+    every_fate,
+    preempted_once,
+)
 
 from launcher.attempt_cost import Category
 from launcher.report import CostReport, amounts_that_add_up, cost_report
 from launcher.run_record import load_record, look_at
-from trainer.contract import Document
+from trainer.contract import Document, Name
 
 
 def report_of(story: Story, engine, now=NOON) -> CostReport:
@@ -68,8 +80,28 @@ def test_on_demand_counts_one_set_up_that_led_to_training_and_one_benchmark_that
     for number, begins, code in ((3, 170, 78), (4, 200, 1), (5, 230, 0)):
         story.attempt(number, begins, Document.BENCH)
         story.end(number, begins + 30 * (1 + (code == 0)), code)
-    # 40 set-up, 50 useful, 10 saving, 60 benchmark; at $0.002 a second.
-    assert report_of(story, ENDED).on_demand_usd == Decimal("0.32")
+    # 40 set-up, 50 useful, 10 saving at $0.002 a second; 60 benchmark at the $0.001 that was paid.
+    assert report_of(story, ENDED).on_demand_usd == Decimal("0.26")
+
+
+def test_the_benchmark_is_compared_at_the_on_demand_price_of_its_own_machine_also_while_it_runs(store_url):
+    story = every_fate(store_url)
+    offers = PLAN["offers"] | {"bench": {"on_demand_usd_per_hour": "0.36"}}
+    story.folder.write_bytes(Name.PLAN, json.dumps(PLAN | {"offers": offers}).encode())
+    # 1,320 s at $0.002, and 120 s at $0.0001.
+    assert report_of(story, ENDED).on_demand_usd == Decimal("2.652")
+    story.folder.store.delete([story.folder.key("attempts/5/end.json")])
+    running = report_of(story, RUNNING, at(2160))
+    assert running.attempts[-1].end == "running"
+    assert running.on_demand_usd == Decimal("2.646")  # 60 s of it by now
+
+
+def test_the_bill_since_a_moment_says_what_began_before_and_is_not_beside_the_plan_of_the_whole(store_url):
+    view = look_at(load_record(every_fate(store_url).folder.store, RUN_ID), ENDED, at(9999))
+    report = cost_report(view, at(1200))  # attempts begin at 0, 10, 20, 25 and 35 minutes
+    assert (report.spent_usd, report.before_usd) == (Decimal("1.14"), Decimal("1.20"))
+    assert report.planned_usd is None
+    assert cost_report(view, at(0)).before_usd == 0 and cost_report(view, at(0)).planned_usd is not None
 
 
 @pytest.mark.parametrize(("resumed", "useful", "lost"), [

@@ -12,7 +12,6 @@ from launcher.cli import app
 from launcher.errors import UsageError
 from launcher.policies_known import GREEDY, KNOWN, ON_DEMAND, SPOT_ONLY, UNIFORM_PROGRESS
 from launcher.policy import Action, PlaceNow, Setting, Situation, add_look, decide
-from launcher.price_history import read_prices
 from launcher.simulate import Saves, replay, score_all
 from launcher.simulate_command import POLICIES
 from launcher.traces import flat_prices, one_by_one, read_traces, stack
@@ -143,7 +142,13 @@ def test_the_screen_ends_with_the_cheapest_policy_that_was_in_time(traces):
 @pytest.mark.parametrize(("arguments", "problem"), [
     (["--policy", "best"], "no policy is called 'best'"),
     (["--deadline-h", "19"], r"1\.20 h are missing, even on demand"),
-    (["--spot-usd", "nan"], "spot_usd_per_hour is nan"),
+    (["--spot-usd", "nan"], "nan is out of bounds"), (["--on-demand-usd", "1e308"], "1e.308 is out of"),
+    (["--work-h", "1e-12"], "1e-12 is out of bounds"), (["--deadline-h", "inf"], "inf is out of bounds"),
+    (["--machine-type", "a3"], "choose from a history of prices, and none is given"),
+    (["--region", "us"], "choose from a history of prices, and none is given"),
+    (["--save-s", "nan"], "nan s are no time"), (["--save-s", "-5"], "-5 s are no time"),
+    (["--checkpoint-min", "5", "--save-s", "1e300"], "1e.300 s are no time"),
+    (["--save-s", "3"], "nothing is saved without --checkpoint-min"),
     (["--work-h", "60", "--deadline-h", "70"], "no window is 70 h long"),
     (["--zones", "all"], "zones are 'all'")])
 def test_what_cannot_be_replayed_is_refused(traces, arguments, problem):
@@ -153,38 +158,42 @@ def test_what_cannot_be_replayed_is_refused(traces, arguments, problem):
 
 HISTORY = """date,machine_type,region,on_demand_usd_per_hour,spot_usd_per_hour
 2025-01-01,a3,us,10.0,2.0
-2025-01-01,a3,eu,11.0,3.0
-2025-02-01,a3,us,10.0,2.0
-2025-05-01,a3,us,10.0,5.0
+2025-05-01,a3,us,20.0,5.0
 """
 
 
-def test_each_price_of_a_history_gets_windows_by_the_days_it_held(traces, tmp_path):
+@pytest.fixture
+def history(tmp_path):
+    """Of 120 days and then 30, as options."""
     (tmp_path / "prices.csv").write_text(HISTORY)
-    rows = json.loads(run("--traces", traces, "--policy", "on-demand", "--prices", tmp_path / "prices.csv",
-                          "--machine-type", "a3", "--region", "us", "--json"))
-    # 120 days at $2, though a month is missing, then 30 at $5.
-    assert [(row["setting"]["spot_usd"], row["num_windows"]) for row in rows] == [(2.0, 10), (5.0, 2)]
+    return ["--prices", tmp_path / "prices.csv", "--machine-type", "a3", "--region", "us"]
 
 
-@pytest.mark.parametrize(("line", "problem"), [
-    ("2025-06-01,a3,us,nan,1.0", "prices of"), ("2025-06-01,a3,us,10,-1", r"prices of \$10 and \$-1 an hour"),
-    ("2025-06-01,a3,us,10,0", "prices of"), ("2025-13-01,a3,us,10,1", "no price"),
-    ("2025-06-01,a3,us,,1", "no price"), ("2025-06-01,a3,us", "no price")])
-def test_a_price_that_cannot_be_is_refused_by_its_line(tmp_path, line, problem):
-    path = tmp_path / "prices.csv"
-    path.write_text(HISTORY + line + "\n")
-    with pytest.raises(UsageError, match=problem) as refused:
-        read_prices(path, "a3", "us")
-    assert refused.value.place == f"{path}, line 6"
+def test_zones_that_are_open_at_once_stay_together_over_prices_in_a_file_sorted_by_zone(tmp_path, history):
+    rows = sorted(made.rows(6, num_zones=2), key=lambda row: row["zone"])
+    by_zone = made.write(tmp_path / "by-zone.gz", rows)
+    rows = json.loads(run("--traces", by_zone, "--policy", "greedy", "--zones", "together", *history,
+                          "--json"))
+    assert [(row["setting"]["spot_usd"], row["policy"], row["num_windows"]) for row in rows] == [
+        (2.0, "greedy", 5), (2.0, "greedy, one place", 10), (5.0, "greedy", 1), (5.0, "greedy, one place", 2)]
 
 
-def test_a_type_without_prices_is_refused_with_some_that_have(tmp_path):
-    path = tmp_path / "prices.csv"
-    path.write_text(HISTORY)
-    with pytest.raises(UsageError, match="no price of None in None") as refused:
-        read_prices(path, None, None)
-    assert refused.value.fix == "for example --machine-type a3 --region eu, --machine-type a3 --region us"
+def test_the_last_line_is_over_the_windows_of_all_prices(traces, history):
+    lines = run("--traces", traces, "--policy", "on-demand", *history).splitlines()
+    # 20.2 h in each of 10 windows at $10 and 2 at $20.
+    assert " ".join(lines[-2:]) == (
+        "cheapest without a missed deadline: on-demand, $235.67 on average over 2 prices (replayed)")
+
+
+def test_a_clairvoyant_alone_is_not_called_late(tmp_path):
+    up = made.write(tmp_path / "up.gz", [{"start": "1", "tick_seconds": 600, "up": "200u"}])
+    lines = run("--traces", up, "--policy", "clairvoyant").splitlines()
+    assert lines[-1] == "a clairvoyant would have paid $19.59 on average (replayed)"  # 20.2 h at $0.97
+    assert run("--traces", up, "--policy", "spot-only").splitlines()[-1] == (
+        "cheapest without a missed deadline: spot-only, $19.59 on average (replayed)")
+    down = made.write(tmp_path / "down.gz", [{"start": "1", "tick_seconds": 600, "up": "200d"}])
+    assert run("--traces", down, "--policy", "spot-only").splitlines()[-1] == (
+        "no policy was in time in every window")
 
 
 def test_traces_of_the_command_line_are_those_of_the_reader(traces):
@@ -201,14 +210,27 @@ def test_a_lost_machine_takes_what_was_not_saved():
     assert stalls.usd[0] == pytest.approx((3 * 1.1 + 0.2) * 3.06)
 
 
+def test_one_place_is_scored_with_the_same_saves():
+    up = np.array([[True, False]] * 7 + [[False, False]] * 19)[:, None, :]
+    scores = score_all([GREEDY], SETTING, [flat_prices(600, up, SETTING)], adds_one_place=True,
+                       saves=[Saves(0.25, 0), Saves(0.5, 0)])
+    late_usd = 2.4 * 3.06  # without spot: as in the place that is never up
+    assert [(score.policy, score.checkpoint_minutes) for score in scores] == [
+        ("greedy", 15), ("greedy, one place", 15), ("greedy", 30), ("greedy, one place", 30),
+        ("clairvoyant", None)]
+    by_kept = [7 / 6 * 0.97 + (3 - kept_h + 0.2) * 3.06 for kept_h in (0.75, 0.5)]
+    assert [scores[index].mean_usd for index in (1, 3)] == pytest.approx(
+        [(usd + late_usd + 0.8 * 3.06) / 2 for usd in by_kept])
+
+
 def test_deadlines_hold_with_saves_too(traces):
-    rows = json.loads(run("--traces", traces, "--policy", "greedy,ours", "--checkpoint-min", "5,60",
-                          "--json"))
+    rows = json.loads(run("--traces", traces, "--policy", "greedy,ours,greedy",
+                          "--checkpoint-min", "5,60,5.0", "--json"))
     assert [(row["policy"], row["checkpoint_minutes"], row["missed"]) for row in rows] == [
         ("greedy", 5.0, 0), ("greedy", 60.0, 0), ("ours", 5.0, 0), ("ours", 60.0, 0)]
 
 
-@pytest.mark.parametrize("minutes", ["0", "-5", "nan", "5,x", "5,,6"])
+@pytest.mark.parametrize("minutes", ["0", "-5", "nan", "5,x", "5,,6", "", "1e-300", "1e308"])
 def test_intervals_of_no_sense_are_refused(traces, minutes):
     with pytest.raises(UsageError, match="no intervals of saving"):
         run("--traces", traces, "--checkpoint-min", minutes)

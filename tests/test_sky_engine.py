@@ -142,6 +142,19 @@ def test_a_run_that_waited_in_vain_says_what_starts_it_again(document, words, tm
     assert ending_words(load_record(story.folder.store, "one")) == words
 
 
+def test_a_run_that_is_being_handed_over_is_not_closed_by_the_end_of_its_job_before(tmp_path: Path) -> None:
+    """It was resumed a minute after that end; where SkyPilot has no newer job after ten, it has not begun."""
+    story = Story(f"file://{tmp_path}/store")
+    story.outcome(Outcome.STOPPED, 60, 3)
+    story.folder.add_event("resumed", at(120))
+    record = load_record(story.folder.store, story.folder.run_id)
+    before = EngineState(EnginePhase.ENDED, word="CANCELLED", ended_at=at(60))
+    assert not settle(story.folder, record, before, at(125))
+    assert settle(story.folder, record, before, at(800))
+    newer = EngineState(EnginePhase.ENDED, word="CANCELLED", ended_at=at(130))
+    assert settle(story.folder, record, newer, at(131))
+
+
 def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     story = Story(f"file://{tmp_path}/store")
     record = load_record(story.folder.store, story.folder.run_id)

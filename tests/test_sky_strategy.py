@@ -27,10 +27,11 @@ from sky.jobs import recovery_strategy  # noqa: E402
 from sky.server import plugins  # noqa: E402
 from sky.utils import dag_utils  # noqa: E402
 
-from launcher import sky_strategy  # noqa: E402
+from launcher import rental_log, sky_strategy  # noqa: E402
 from launcher.course_record import CourseRecord  # noqa: E402
 from launcher.policies_known import UNIFORM_PROGRESS  # noqa: E402
 from launcher.sky_plugin import LdlmPlugin, launch_through  # noqa: E402
+from launcher.vast_search import not_again  # noqa: E402
 from tests.lab.fake_vast import VastServer  # noqa: E402
 from trainer.contract import Document, Env, Name, attempt_file  # noqa: E402
 from trainer.run_folder import Heartbeat, Phases, RunFolder, StopWish  # noqa: E402
@@ -202,10 +203,13 @@ def test_on_demand_is_rented_without_a_bid_and_left_when_spot_is_back(world: Wor
         world.spot_is_back()
         world.trains(250)
         await until(lambda: world.run.find(Name.MOVE, StopWish))
+        await until(lambda: [one.left_by_choice for one in rental_log.read().values()] == [True])
         await strategy.recover()  # the node has saved and exited with 75
         strategy._watching.cancel()
 
     asyncio.run(way())
+    assert not_again(rental_log.read().values(), "example-1", datetime.now(UTC)) == {
+        row["machine_id"] for row in world.market.rows()}  # that it has now; what it has left may come again
     assert [told for told in world.rented if told[0] is False] == [
         (False, "0.7", "RTX5090:1 on vast (on-demand)")]
     assert world.rented[-1][0] and [row["is_bid"] for row in world.market.rows()] == [True]

@@ -52,13 +52,16 @@ def test_of_a_gzip_file_that_was_cut_off_the_whole_lines_are_used(tmp_path):
 @pytest.mark.parametrize("line", [
     "{", "[]", '{"up": "3u"}', json.dumps(ROW | {"tick_seconds": 0}), json.dumps(ROW | {"tick_seconds": -5}),
     json.dumps(ROW | {"tick_seconds": True}), '{"tick_seconds": NaN, "up": "3u"}',
-    json.dumps(ROW | {"up": "3x"}), json.dumps(ROW | {"up": 7})])
+    json.dumps(ROW | {"up": "3x"}), json.dumps(ROW | {"up": 7}), "3", "[" * 200_000,
+    json.dumps(ROW | {"up": "99999999999999999999999u"}), json.dumps(ROW | {"up": "9" * 5000 + "u"}),
+    '{"tick_seconds": ' + "9" * 5000 + ', "up": "3u"}'], ids=range(14))
 def test_a_damaged_line_is_refused_by_its_number(tmp_path, line):
     path = tmp_path / "t"
-    path.write_text("\n".join([json.dumps(ROW), line, json.dumps(ROW)]))
+    path.write_text("\n".join(["", json.dumps(ROW), "", line, json.dumps(ROW)]))
     with pytest.raises(UsageError) as refused:
         read_traces(path)
-    assert refused.value.place == f"{path}, line 2"
+    assert len(refused.value.problem) < 120
+    assert refused.value.place == f"{path}, line 4"
 
 
 def test_a_file_without_windows_is_refused(tmp_path):

@@ -12,9 +12,10 @@ SETTINGS = {"run_id": "one", "usd_per_hour": 1.5, "filters": {"reliability": {"g
 
 
 def rental(minute: float, machine_id: int, run_id: str | None = "one", end: float | None = None, *,
-           is_wrong: bool = False) -> Rental:
+           is_wrong: bool = False, by_choice: bool = False) -> Rental:
     return Rental(run_id=run_id, instance_id=f"i{machine_id}", machine_id=machine_id, rented_at=at(minute),
                   ended_at=None if end is None else at(end), is_wrong=is_wrong, prices=(),
+                  left_by_choice=by_choice,
                   terms=Terms(disk_gb=1))
 
 
@@ -38,6 +39,11 @@ def test_a_machine_that_was_left_within_half_an_hour_is_not_given_again_that_day
     assert not_again(had, "one", at(105)) == {1, 3}  # 3 is there since five minutes
     assert not_again(had, "one", at(200)) == {1}
     assert not_again(had, "one", at(24 * 60 + 1)) == set()
+
+
+def test_one_that_its_course_has_left_is_given_again_unless_it_is_wrong():
+    had = [rental(0, 1, end=10, by_choice=True), rental(10, 2, end=20, by_choice=True, is_wrong=True)]
+    assert not_again(had, "one", at(25)) == {2}
 
 
 def test_a_machine_that_a_run_has_found_wrong_is_never_given_to_it_again_however_late_it_was_found():
