@@ -13,7 +13,8 @@ from launcher.reconcile import Reconciliation
 from launcher.report import CostReport
 from launcher.run_record import RunRecord
 from trainer.contract import Document
-from trainer.run_folder import AttemptFiles, SeenMachine
+from trainer.run_folder import AttemptFiles
+from trainer.seen_machine import SeenMachine
 
 
 class Mark(StrEnum):

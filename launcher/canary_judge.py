@@ -30,7 +30,8 @@ from launcher.run_record import RunView
 from launcher.runs import view_run
 from launcher.webhook_setting import webhook_envs
 from trainer.contract import Document, Name, attempt_file
-from trainer.run_folder import RunFolder, SeenMachine
+from trainer.run_folder import RunFolder
+from trainer.seen_machine import SeenMachine
 from trainer.spent import charged_until
 from trainer.store import Store, open_store
 

@@ -9,7 +9,8 @@ from launcher.recorded import Throughput
 from launcher.run_record import ending_words
 from launcher.sky_ready import RENTED
 from trainer.contract import Document, Outcome
-from trainer.run_folder import AttemptFiles, SeenGpu
+from trainer.run_folder import AttemptFiles
+from trainer.seen_machine import SeenGpu
 
 _SAME_LOSS = 0.01  # of the same steps before and after: three digits agreed on a GPU in float32 (measured)
 # Of the time between two checkpoints: one may be on its way when the machine is taken.

@@ -10,7 +10,7 @@ from launcher.engine import ALIVE, Engine, EnginePhase, EngineState
 from launcher.errors import EngineError, RunRecordError
 from launcher.local_engine import LocalEngine
 from launcher.rentals import Rentals, merged
-from launcher.run_record import RunRecord, RunView, is_alive_elsewhere, load_record, look_at
+from launcher.run_record import RunRecord, RunView, is_alive_elsewhere, look_at, read_record
 from launcher.server_health import start_words
 from launcher.settle import settle
 from trainer.contract import Name, StoreError
@@ -111,9 +111,10 @@ def view(record: RunRecord, store: Store) -> RunView:
     """Judge a run now; closes the record of one that ended at a cloud while nobody was looking."""
     state, now = state_of(record, store), datetime.now(UTC)
     with suppress(StoreError):  # who may only read sees the run as it stands
-        changed = record.infra != "local" and settle(RunFolder(store, record.run_id), record, state, now)
+        folder, is_whole = RunFolder(store, record.run_id), not record.torn
+        changed = record.infra != "local" and is_whole and settle(folder, record, state, now)
         if _learn_rentals(record, store) or changed:
-            record = load_record(store, record.run_id)
+            record = read_record(folder)
     return look_at(record, state, now)
 
 

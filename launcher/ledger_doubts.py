@@ -27,6 +27,10 @@ def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
     yield from _of_attempts(record.attempts, untils)
     for files, until in zip(record.attempts, untils, strict=True):
         yield from _of_one(files, until)
+    for problem in record.torn:
+        name = str(problem.place).removeprefix(f"{record.url}/")
+        yield (f"{name} {problem.problem.partition(':')[0]}: the bill is made without it; if there is a "
+               "backup, restore it")
     if record.num_torn:
         yield (f"{record.num_torn} of the lines in which SkyPilot's server notes what it rents cannot be "
                f"read: a machine may be missing here; compare: ldlm cost {record.run_id} --reconcile")
@@ -51,13 +55,18 @@ def _of_attempts(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]) -
 
 def _of_one(files: AttemptFiles, until: datetime) -> Iterator[str]:
     beat, number = files.heartbeat, files.attempt.number
+    if files.end and (early_s := (files.attempt.billed_from - files.end.at).total_seconds()) > 0:
+        yield (f"attempt {number} ends {early_s:.0f} s before it begins: two clocks disagree; it is billed "
+               f"for {(until - files.attempt.billed_from).total_seconds():.0f} s, as its heartbeats tell")
+    elif files.end is None and beat is None and until <= files.attempt.billed_from:
+        yield f"attempt {number} left no sign of life and no end: nothing is billed for it"
     if beat is None:
         return
-    told_s = sum(beat.phases.model_dump().values())
+    told_s = beat.phases.total_s
     billed_s = (until - files.attempt.billed_from).total_seconds()
     if told_s - billed_s > _MOMENT_S:
         yield (f"attempt {number} tells of {told_s - billed_s:.0f} s more than it is billed for: its clock "
                "was set; no more than was billed is shown")
-    if files.end and (late_s := (beat.at - files.end.at).total_seconds()) > _MOMENT_S:
+    if files.end and files.end.at == until and (late_s := (beat.at - until).total_seconds()) > _MOMENT_S:
         yield (f"attempt {number} gave a sign of life {late_s:.0f} s after its end: who ended it has another "
                "clock, or it lived on; it is billed to that end")

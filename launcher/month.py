@@ -180,8 +180,8 @@ def _runs(store: Store, own: str, now: datetime) -> list[tuple[RunView, Decimal]
     """
     start = month_start(now)
     views, problems = view_all_runs(store, lambda folder: not is_over_before(folder, start))
-    if problems:
-        raise problems[0]
+    if missing := [*problems, *(problem for run in views for problem in run.record.torn)]:
+        raise missing[0]
     return [(run, Decimal(0) if run.record.run_id == own else _cap_usd(store, run)) for run in views]
 
 

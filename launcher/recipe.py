@@ -30,6 +30,7 @@ from launcher.recipe_source import Problem, Source, apply_override, read_source
 from launcher.recipe_words import explain, innermost
 from trainer.config import PositiveFloat, PositiveInt, Section, TrainConfig
 from trainer.contract import Document
+from trainer.rental_terms import MOST_USD
 
 _MAX_PROBLEMS = 5  # more at once is a wall of text
 # The options of the command line behind which a limit stands.
@@ -83,7 +84,7 @@ def _utc(value: Any) -> Any:
 # What a command line says of limits, by their names in a recipe; None: there is none.
 LimitChanges = Mapping[str, Decimal | datetime | None]
 GpuName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*:[1-9][0-9]*$"), AfterValidator(_spelled)]
-Usd = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0)]
+UsdPerHour = Annotated[Decimal, BeforeValidator(_decimal), Field(ge=0, le=MOST_USD)]
 PositiveUsd = Annotated[Decimal, BeforeValidator(_decimal), Field(gt=0)]
 
 
@@ -106,12 +107,13 @@ class Candidate(Section):
                           "bid: auto the most of an hour on demand, too")
     cpu_ranks: PositiveInt | None = Field(
         None, description="local, slurm: ranks of a node when there is no GPU; local: null is 2")
-    price_usd_per_hour: Usd | None = Field(
+    price_usd_per_hour: UsdPerHour | None = Field(
         None, description="local, slurm: what an hour of all nodes is charged at; local: null is 0; "
                           "azure, gcp: the most that an hour of all nodes together may cost by SkyPilot's "
                           "catalog; "
                           "vast: rent on demand, up to this with the disk")
-    on_demand_usd_per_hour: Usd | None = Field(None, description="local: what the saving is measured by")
+    on_demand_usd_per_hour: UsdPerHour | None = Field(
+        None, description="local: what the saving is measured by")
     image: str | None = Field(None, description="of docker on vast and k8s, of a machine elsewhere")
     torch_index: str | None = Field(
         None, description="URL of one more index of wheels, whose name says its CUDA (.../cu126): a torch "

@@ -189,7 +189,7 @@ def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
         price_is_simulated=offers.get(Document.TRAIN, PlannedOffer()).price_is_simulated,
         tokens=_num_steps(record, costs) * plan.tokens_per_step if plan else 0, beside=beside,
         has_finished=since is None and view.status is Status.ENDED and _is_all_done(record),
-        doubts=list(doubts(record, untils)))
+        doubts=[*view.doubts, *doubts(record, untils)])
 
 
 def _num_steps(record: RunRecord, costs: Sequence[AttemptCost]) -> int:

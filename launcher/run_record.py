@@ -7,22 +7,31 @@ its engine and its nodes have written.
 import difflib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
+from launcher.mended import mended
 from launcher.recorded import Bench, Recorded, RecordedPlan
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from trainer.contract import FIX, Document, Name, Outcome
-from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome
-from trainer.spent import charged_until, spent_usd
+from trainer.run_folder import (
+    STARTS,
+    AttemptEnd,
+    AttemptFiles,
+    Event,
+    Heartbeat,
+    RunFolder,
+    RunOutcome,
+)
+from trainer.spent import charged_until
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
 
 if TYPE_CHECKING:
@@ -33,6 +42,9 @@ if TYPE_CHECKING:
 
 # Guess: a rented machine may install for ten minutes before its first heartbeat.
 _SILENCE = timedelta(minutes=15)
+
+
+_AnyRecord = TypeVar("_AnyRecord", bound=BaseModel)
 
 
 class Status(StrEnum):
@@ -57,6 +69,7 @@ class RunRecord:
         rentals: Machines that were rented for it, as far as their provider's side was asked.
         num_torn: See `launcher.rentals.Rentals`.
         bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
+        torn: What is wrong with heartbeats, ends and events that cannot be read, and are not in it.
     """
 
     run_id: str
@@ -69,6 +82,7 @@ class RunRecord:
     bench: dict[str, Any] | None
     rentals: Sequence[Rental] = ()
     num_torn: int = 0
+    torn: Sequence[DamagedError] = ()
 
     @property
     def infra(self) -> str:
@@ -156,6 +170,7 @@ class RunView:
         charged_to: Until when an open attempt is charged. The processes of a run die with their
             supervisor, so a run that is lost costs nothing after its last sign of life.
         spent_usd: Over all attempts, with their supervision; unrounded.
+        doubts: What of the record cannot be true, or was not there, and what its bill is made by.
     """
 
     record: RunRecord
@@ -163,17 +178,19 @@ class RunView:
     status: Status
     charged_to: datetime
     spent_usd: Decimal
+    doubts: Sequence[str] = ()
 
 
 def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
-    """Judge a run (pure). Raises LdlmError when its clocks contradict each other."""
+    """Judge a run (pure). Moments in its record that cannot be true are mended first."""
     status = status_of(record, engine, now)
+    attempts, doubts = mended(record.attempts, record.events, has_ended=record.has_ended)
+    record = replace(record, attempts=attempts)
     is_lost = status in (Status.UNKNOWN, Status.ENDED)
     charged_to = record.last_seen or now if is_lost else now
-    spent_usd(record.attempts, charged_to)  # contradictions first
     spent = total_usd(record.attempts, charged_until(record.attempts, charged_to), record.rentals, charged_to,
                       record.events)
-    return RunView(record, engine, status, charged_to, spent)
+    return RunView(record, engine, status, charged_to, spent, doubts)
 
 
 def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task", now: datetime,
@@ -229,23 +246,44 @@ def _take_one_of(run_id: str, known: Sequence[str]) -> str:
 
 
 def load_record(store: Store, run_id: str) -> RunRecord:
-    """Read one run.
+    """Read one run, whole: what goes on from it needs all of it.
 
     Raises:
         RunRecordError: There is no such run.
         StoreError: Something in its folder cannot be read or understood.
     """
-    return read_record(find_folder(store, run_id))
+    record = read_record(find_folder(store, run_id))
+    if record.torn:
+        raise record.torn[0]
+    return record
 
 
 def read_record(folder: RunFolder) -> RunRecord:
-    """Read a run that is known to exist. Raises StoreError as `load_record`."""
+    """Read what is whole of a run that is known to exist. Raises StoreError where that is too little."""
+    folder = _Forgiving(folder)
     rentals = folder.find(Name.RENTALS, Rentals) or Rentals(rentals=())
     return RunRecord(run_id=folder.run_id, url=folder.url, store_address=folder.store.address,
                      plan=_find(folder, Name.PLAN, RecordedPlan),
                      attempts=folder.attempts(), events=folder.events(),
                      outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder),
-                     rentals=rentals.rentals, num_torn=rentals.num_torn)
+                     rentals=rentals.rentals, num_torn=rentals.num_torn, torn=folder.torn)
+
+
+class _Forgiving(RunFolder):
+    """Passes over a heartbeat, an end or an event that cannot be read, and keeps what is wrong with it."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder.store, folder.run_id)
+        self.torn: list[DamagedError] = []
+
+    def find(self, name: str, kind: type[_AnyRecord]) -> _AnyRecord | None:
+        try:
+            return super().find(name, kind)
+        except DamagedError as error:
+            if kind not in (Heartbeat, AttemptEnd, Event):
+                raise
+            self.torn.append(error)
+            return None
 
 
 def list_run_ids(store: Store) -> list[str]:

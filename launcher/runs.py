@@ -12,7 +12,7 @@ from launcher.engines import engine_of, view
 from launcher.errors import LdlmError, RunRecordError, StoreError, UsageError
 from launcher.home import ldlm_home
 from launcher.local_engine import LocalEngine
-from launcher.run_record import RunRecord, RunView, find_folder, load_record, read_record
+from launcher.run_record import RunRecord, RunView, find_folder, read_record
 from launcher.settings import usual_store_url
 from launcher.task_documents import RUN_ID, RUN_ID_FIX
 from trainer.contract import Env
@@ -40,7 +40,7 @@ def open_run(run_id: str, store_option: str | None) -> tuple[Store, RunRecord]:
         RunRecordError: No such run there, or its record is damaged.
     """
     folder = find_run(run_id, store_option)
-    return folder.store, load_record(folder.store, run_id)
+    return folder.store, read_record(folder)
 
 
 def view_run(run_id: str, store_option: str | None) -> RunView:

@@ -30,9 +30,8 @@ from trainer.run_folder import (
     Heartbeat,
     Phases,
     RunOutcome,
-    SeenGpu,
-    SeenMachine,
 )
+from trainer.seen_machine import SeenGpu, SeenMachine
 from trainer.spent import charged_until
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -19,7 +19,7 @@ OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.config", "trainer
                     "trainer.humaneval_options",
                     "trainer.measure_options", "trainer.memory", "trainer.mirror_format",
                     "trainer.prepare_options", "trainer.profiles", "trainer.pull_plan",
-                    "trainer.rental_terms",
+                    "trainer.rental_terms", "trainer.seen_machine",
                     "trainer.run_folder", "trainer.run_parts", "trainer.sample_options",
                     "trainer.services", "trainer.shards", "trainer.sizes", "trainer.spent",
                     "trainer.store", "trainer.store_words",

@@ -10,7 +10,7 @@ from cli_lab import ldlm
 from run_stories import ENDED, NOON, RUN_ID, Story, at, preempted_once
 
 from launcher.report import CostReport, cost_report
-from launcher.run_record import RunRecord, load_record, look_at
+from launcher.run_record import RunRecord, load_record, look_at, read_record
 from trainer.contract import Outcome
 
 
@@ -83,8 +83,7 @@ def test_torn_lines_of_the_log_of_rentals_are_told_of(story):
     assert doubt.endswith("compare: ldlm cost story-1 --reconcile")
 
 
-def test_doubts_stand_on_the_screen_and_an_attempt_that_ends_before_it_begins_is_refused(
-        tmp_path, monkeypatch):
+def test_doubts_stand_on_the_screen(tmp_path, monkeypatch):
     monkeypatch.setenv("LDLM_HOME", str(tmp_path))
     story = Story(f"file://{tmp_path}/store")
     story.attempt(1, 0)
@@ -92,8 +91,57 @@ def test_doubts_stand_on_the_screen_and_an_attempt_that_ends_before_it_begins_is
     story.attempt(2, 100)
     assert "! attempts 1 and 2 overlap by 30 s" in ldlm("cost", RUN_ID).stdout
     story.end(2, 50, 0)
-    done = ldlm("cost", RUN_ID)
-    assert done.returncode == 1 and "attempt 2 ends 50 s before it begins" in done.stderr
+    assert "! attempt 2 ends 50 s before it begins" in ldlm("cost", RUN_ID).stdout
+
+
+def test_an_end_before_the_begin_is_billed_by_what_the_heartbeat_tells(story):
+    story.attempt(1, 100)
+    story.beat(1, 150, step=5, durable=5, setup=20, train=30, durable_train=30)
+    story.end(1, 40, 0)
+    report = report_of(story)
+    assert report.doubts == ["attempt 1 ends 60 s before it begins: two clocks disagree; it is billed for "
+                             "50 s, as its heartbeats tell"]
+    assert report.spent_usd == Decimal("0.05")
+
+
+def test_an_attempt_before_its_submission_is_billed_from_there(story):
+    story.attempt(1, -7200)
+    story.end(1, 100, 0)
+    report = report_of(story)
+    assert report.doubts == ["attempt 1 begins 7200 s before its run was submitted: a clock was wrong; it is "
+                             "billed from the submission on"]
+    assert report.spent_usd == Decimal("0.10")
+
+
+def test_an_attempt_without_an_end_is_billed_by_the_events_else_by_its_lease_else_said(story):
+    story.attempt(1, 0)
+    story.outcome(Outcome.FINISHED, 500, 0)
+    assert report_of(story).doubts == ["attempt 1 left no sign of life and no end: nothing is billed for it"]
+    leased = story.folder.attempt(1).attempt.model_copy(update={"lease_until": at(300)})
+    story.folder.write("attempts/1/attempt.json", leased)
+    report = report_of(story)
+    assert report.doubts == ["attempt 1 left no end: it is billed to the end of its lease, or of the run"]
+    assert report.spent_usd == Decimal("0.30")
+    story.folder.add_event("attempt_ended", at(200), attempt=1)
+    report = report_of(story)
+    assert report.doubts == ["attempt 1 left no end: it is billed to the one that the run's events tell"]
+    assert report.spent_usd == Decimal("0.20")
+
+
+def test_a_torn_record_is_named_and_the_rest_is_billed(story):
+    story.attempt(1, 0)
+    story.end(1, 100, 75)
+    story.attempt(2, 100)
+    story.end(2, 150, 0)
+    story.folder.write_bytes("attempts/1/heartbeat.json", b'{"at": "2026')
+    story.folder.write_bytes("events/garbage-ended.json", b"{}")
+    report = report_of(read_record(story.folder))
+    assert report.doubts == [
+        "attempts/1/heartbeat.json is not a valid Heartbeat: the bill is made without it; if there is a "
+        "backup, restore it",
+        "events/garbage-ended.json is not a valid Event: the bill is made without it; if there is a backup, "
+        "restore it"]
+    assert report.spent_usd == Decimal("0.15")
 
 
 def test_moments_of_an_attempt_may_be_in_any_order_and_no_second_is_billed_twice(story):

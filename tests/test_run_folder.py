@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.contract import Document, LdlmError
+from trainer.contract import Document
 from trainer.run_folder import (
     Attempt,
     AttemptEnd,
@@ -87,10 +87,11 @@ def test_nothing_is_spent_before_the_first_attempt_and_dollars_are_not_rounded()
     assert spent_usd(one_second, NOON) == Decimal("0.0001")
 
 
-def test_a_clock_that_goes_backwards_is_named() -> None:
-    with pytest.raises(LdlmError, match="attempt 2 ends 60 s before it begins") as caught:
-        spent_usd([attempt(1, 0, "1", ends_min=1), attempt(2, 10, "1", ends_min=9)], NOON)
-    assert "clock" in str(caught.value.fix)
+def test_where_the_clock_of_the_end_is_behind_the_heartbeat_tells_how_long_an_attempt_was() -> None:
+    first, second = attempt(1, 0, "1.20", ends_min=1), attempt(2, 10, "1.20", ends_min=9)
+    assert spent_usd([first, second], NOON) == Decimal("0.02")
+    told = heartbeat(at=NOON + timedelta(minutes=5), phases=Phases(setup_s=60, train_s=240))
+    assert spent_usd([first, second.model_copy(update={"heartbeat": told})], NOON) == Decimal("0.12")
 
 
 # -- records ---------------------------------------------------------------------------------------

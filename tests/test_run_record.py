@@ -15,7 +15,7 @@ from run_stories import (
 )
 
 from launcher.engine import EnginePhase, EngineState
-from launcher.errors import LdlmError, RunRecordError, StoreError
+from launcher.errors import RunRecordError, StoreError
 from launcher.run_record import (
     create_record,
     ending_words,
@@ -23,8 +23,10 @@ from launcher.run_record import (
     load_record,
     look_at,
     outcome_words,
+    read_record,
     status_of,
 )
+from launcher.runs import view_all_runs
 from trainer.contract import Document, Name, Outcome
 from trainer.run_folder import RunFolder, RunOutcome
 from trainer.store import open_store
@@ -122,12 +124,28 @@ def test_a_damaged_object_is_named_with_its_place_and_a_way_out(store_url, name,
     assert caught.value.fix.startswith("restore it from a backup, or delete")
 
 
-def test_clocks_that_contradict_each_other_are_no_traceback(store_url):
-    story = Story(store_url)
-    story.attempt(1, 100)
-    story.end(1, 40, 0)
-    with pytest.raises(LdlmError, match="attempt 1 ends 60 s before it begins"):
-        look_at(record_of(story), ENDED, NOON)
+def test_what_is_whole_of_a_record_is_read_and_what_goes_on_from_it_wants_all(store_url):
+    story = preempted_once(store_url)
+    story.folder.write_bytes("attempts/1/end.json", b'{"at": "2026')
+    record = read_record(story.folder)
+    assert record.attempts[0].end is None and record.attempts[0].heartbeat is not None
+    assert [problem.place for problem in record.torn] == [f"{story.folder.url}/attempts/1/end.json"]
+    with pytest.raises(StoreError, match="AttemptEnd"):
+        record_of(story)
+
+
+@pytest.mark.parametrize("wrong", [
+    {"price_usd_per_hour": "-0.5"}, {"price_usd_per_hour": "1e30"}, {"price_usd_per_hour": "NaN"},
+    {"billed_from": "2026-11-23T12:00:00"},
+])
+def test_an_attempt_of_no_price_or_no_moment_makes_its_run_unreadable_and_no_other(store_url, wrong):
+    story = preempted_once(store_url, "broken")
+    preempted_once(store_url, "whole")
+    name = "attempts/1/attempt.json"
+    story.folder.write_bytes(name, json.dumps({**story.folder.read_json(name), **wrong}).encode())
+    views, (problem,) = view_all_runs(open_store(store_url))
+    assert [view.record.run_id for view in views] == ["whole"]
+    assert problem.place == f"{story.folder.url}/{name}" and next(iter(wrong)) in problem.problem
 
 
 def test_status_follows_a_run_from_launch_to_end(store_url):

@@ -61,8 +61,7 @@ def _most_s(files: AttemptFiles, next_from: datetime | None, now: datetime) -> f
     else:
         seen = end.at if end else beat.at if beat else attempt.billed_from
         until = max(seen, min(_given_back(files, seen), next_from or now))
-    # By a clock that never goes back; what was written by another one may say less.
-    told_s = sum(beat.phases.model_dump().values()) if beat else 0.0
+    told_s = beat.phases.total_s if beat else 0.0  # what was written by another clock may say less
     return max((until - attempt.billed_from).total_seconds(), told_s)
 
 

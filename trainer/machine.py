@@ -22,7 +22,8 @@ import psutil
 from trainer.contract import Env, ExitCode, LdlmError
 from trainer.cuda import TORCH, cuda_of_torch, oldest_driver
 from trainer.local_cache import cache_folder
-from trainer.run_folder import SeenGpu, SeenMachine, Traffic
+from trainer.run_folder import Traffic
+from trainer.seen_machine import SeenGpu, SeenMachine
 
 _BILLED_BY_THE_BOOT = {"vast", "azure", "gcp"}  # where a machine is one run's, from its start to its end
 # Words in a driver's name that make another, slower card of a model.

@@ -14,7 +14,7 @@ from trainer.contract import ConfigError, Document, Env, TaskOffer
 from trainer.guard import headroom
 from trainer.limits import Limits
 from trainer.machine import booted_at, cluster_info, traffic
-from trainer.rental_terms import ListPrices, RentalTerms, terms_here
+from trainer.rental_terms import MOST_USD, ListPrices, RentalTerms, terms_here
 from trainer.run_folder import Attempt, AttemptFiles, RunFolder
 
 _SKEW = timedelta(minutes=1)  # of the clock of who rents machines against that of who started the run
@@ -73,7 +73,8 @@ def own_price(environ: Mapping[str, str] = os.environ) -> Decimal:
     except (ValueError, InvalidOperation):
         told, price = None, Decimal("NaN")
     is_rented = cluster_info(environ).get("cloud", "") not in UNBILLED
-    if not price.is_finite() or price < 0 or (told is None and is_rented and environ.get(Env.MAX_COST)):
+    is_price = price.is_finite() and 0 <= price <= MOST_USD
+    if not is_price or (told is None and is_rented and environ.get(Env.MAX_COST)):
         raise ConfigError(f"the price of this machine is {environ.get(Env.PRICE) or 'missing'}, so the run "
                           "could not stop at its cap", place=Env.PRICE,
                           fix=_RENDERED)

@@ -11,12 +11,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from trainer.contract import Env
 
 TERMS = ".ldlm_rental.json"  # in the home folder of a machine of Vast
 _GB = 10**9
+MOST_USD = 100_000  # that an hour or a GB may cost: far more than any does (guess)
+UsdPerHour = Annotated[Decimal, Field(ge=0, le=MOST_USD)]
+_UsdPerGb = UsdPerHour
 
 
 class PriceFrom(BaseModel):
@@ -24,8 +27,8 @@ class PriceFrom(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    at: datetime
-    usd_per_hour: Decimal
+    at: AwareDatetime
+    usd_per_hour: UsdPerHour
 
 
 class ListPrices(BaseModel):
@@ -38,9 +41,9 @@ class ListPrices(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    disk_usd_per_hour: Annotated[Decimal, Field(ge=0)]
-    address_usd_per_hour: Annotated[Decimal, Field(ge=0)]
-    sent_usd_per_gb: Annotated[Decimal, Field(ge=0)]
+    disk_usd_per_hour: UsdPerHour
+    address_usd_per_hour: UsdPerHour
+    sent_usd_per_gb: _UsdPerGb
 
     def since(self, rented_at: datetime) -> "RentalTerms":
         """The terms of a machine that is billed by it since a moment."""
@@ -65,13 +68,13 @@ class RentalTerms(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    rented_at: datetime
-    gpu_usd_per_hour: Decimal | None = None
-    disk_usd_per_hour: Decimal = Decimal(0)
-    address_usd_per_hour: Decimal = Decimal(0)
-    received_usd_per_gb: Decimal = Decimal(0)
-    sent_usd_per_gb: Decimal = Decimal(0)
-    earlier: tuple[tuple[datetime, Decimal], ...] = ()
+    rented_at: AwareDatetime
+    gpu_usd_per_hour: UsdPerHour | None = None
+    disk_usd_per_hour: UsdPerHour = Decimal(0)
+    address_usd_per_hour: UsdPerHour = Decimal(0)
+    received_usd_per_gb: _UsdPerGb = Decimal(0)
+    sent_usd_per_gb: _UsdPerGb = Decimal(0)
+    earlier: tuple[tuple[AwareDatetime, Decimal], ...] = ()
     older_usd: Decimal = Decimal(0)
     credit_usd: Decimal | None = None
     others_usd_per_hour: Decimal = Decimal(0)

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
 from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
-from trainer.rental_terms import PriceFrom, RentalTerms
+from trainer.rental_terms import PriceFrom, RentalTerms, UsdPerHour
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
 
 
@@ -39,15 +39,15 @@ class Attempt(_Record):
 
     number: int
     document: Document
-    billed_from: datetime
-    price_usd_per_hour: Decimal
+    billed_from: AwareDatetime
+    price_usd_per_hour: UsdPerHour
     offer: str
     host: str
-    began_at: datetime | None = None
+    began_at: AwareDatetime | None = None
     cloud: str = ""
     region: str = ""
     owner: str = ""
-    lease_until: datetime | None = None
+    lease_until: AwareDatetime | None = None
     terms: RentalTerms | None = None
 
 
@@ -73,6 +73,11 @@ class Phases(_Record):
     def until_training_s(self) -> float:
         """From `billed_from` to the first step."""
         return self.setup_s + self.restore_s
+
+    @property
+    def total_s(self) -> float:
+        """All of them, by a clock that never goes back."""
+        return float(sum(self.model_dump().values()))
 
 
 class IdleGpu(_Record):
@@ -125,7 +130,7 @@ class Heartbeat(_Record):
         prices: Where the attempt's has changed since it began, oldest first.
     """
 
-    at: datetime
+    at: AwareDatetime
     step: int
     total_steps: int
     resumed_from_step: int
@@ -135,7 +140,7 @@ class Heartbeat(_Record):
     phases: Phases
     tokens_per_s: float
     spent_usd: Decimal
-    lease_until: datetime | None = None
+    lease_until: AwareDatetime | None = None
     traffic: Traffic = Traffic()
     idle_gpus: tuple[IdleGpu, ...] = ()
     pace: SavePace | None = None
@@ -155,7 +160,7 @@ class AttemptEnd(_Record):
         traffic: Of the first node, since it was started.
     """
 
-    at: datetime
+    at: AwareDatetime
     exit_code: int | None
     preempted: bool
     reason: str
@@ -164,46 +169,27 @@ class AttemptEnd(_Record):
     traffic: Traffic = Traffic()
 
 
-class SeenGpu(_Record):
-    """One card, as its driver names it."""
-
-    name: str
-    memory_gib: float | None = None
-    driver: str = ""
-
-
-class SeenMachine(_Record):
-    """`machine.json` of an attempt: what its first node found where it runs, once that had passed its check.
-
-    Attributes:
-        gpus: Those that were asked for.
-        torch: Version of the one that is installed.
-        cuda: That it brings; None: it was built without, or no card was asked for.
-        key_files: Files with keys of clouds that lie there, from home; None: nobody has looked, since the
-            machine is not a rented one.
-    """
-
-    gpus: tuple[SeenGpu, ...] = ()
-    torch: str | None = None
-    cuda: str | None = None
-    key_files: tuple[str, ...] | None = None
-
-
 class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
-    at: datetime
+    at: AwareDatetime
     # bid_raised, submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested,
     # taken_on_purpose, ended
     kind: str
     detail: dict[str, Any] = {}
+
+    @field_validator("detail")
+    @classmethod
+    def _controller_has_a_price(cls, detail: dict[str, Any]) -> dict[str, Any]:
+        TypeAdapter(UsdPerHour).validate_python(detail.get(CONTROLLER_PRICE, 0))
+        return detail
 
 
 class RunOutcome(_Record):
     """`outcome.json`: how the run ended."""
 
     outcome: Outcome
-    at: datetime
+    at: AwareDatetime
     step: int
     reason: str
 
@@ -212,7 +198,7 @@ class StopWish(_Record):
     """`stop.json`: a person wants the run to save and stop. One from before the last start says nothing.
     `move.json`: who supervises it wants the same of an attempt that has begun before, and goes on."""
 
-    at: datetime
+    at: AwareDatetime
 
 
 class AttemptFiles(_Record):
@@ -268,8 +254,7 @@ class RunFolder:
         try:
             return json.loads(self.read_bytes(name))
         except ValueError as error:
-            raise DamagedError(f"is not JSON: {error}", place=f"{self.url}/{name}",
-                               fix="restore it from a backup, or delete it if it can be missed") from error
+            raise self._damaged(name, f"is not JSON: {error}") from error
 
     def read(self, name: str, kind: type[_T]) -> _T:
         """One record. Raises NotFoundError, or DamagedError when it does not parse."""
@@ -277,9 +262,11 @@ class RunFolder:
         try:
             return kind.model_validate_json(data)
         except ValueError as error:
-            raise DamagedError(f"is not a valid {kind.__name__}: {_problem(error)}",
-                               place=f"{self.url}/{name}",
-                               fix="restore it from a backup, or delete it if it can be missed") from error
+            raise self._damaged(name, f"is not a valid {kind.__name__}: {_problem(error)}") from error
+
+    def _damaged(self, name: str, problem: str) -> DamagedError:
+        return DamagedError(problem, place=f"{self.url}/{name}",
+                            fix="restore it from a backup, or delete it if it can be missed")
 
     def find(self, name: str, kind: type[_T]) -> _T | None:
         """One record, or None when it is not there yet."""
@@ -387,7 +374,7 @@ class RunFolder:
         """All events, oldest first."""
         prefix = self.key(Name.EVENTS)
         names = [found.key.removeprefix(f"{self.run_id}/") for found in self.store.objects(prefix)]
-        return [self.read(name, Event) for name in names]
+        return [event for name in names if (event := self.find(name, Event))]
 
 
 def _problem(error: ValueError) -> str:

@@ -1,24 +1,35 @@
 """What a run has cost so far, by its record. No torch."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
-from trainer.contract import LdlmError
 from trainer.rental_terms import PriceFrom, RentalTerms
 from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Traffic
 
+_LONGEST_S = 366 * 86400.0  # that a heartbeat is believed
+
 
 def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datetime]:
-    """Until when each attempt is charged: its end; else, its successor's start; else `now`.
+    """Until when each attempt is charged: its end; else, its successor's start; else `now`. Never before it
+    begins.
 
     A machine that vanished leaves no end. Attempts of a run follow each other, so the start of the
     next one bounds it from above: a cap must not be passed because a record is missing.
     """
     starts = [files.attempt.billed_from for files in attempts[1:]]
-    return [files.end.at if files.end else following
+    return [_not_before_it_begins(files, files.end.at if files.end else following)
             for files, following in zip(attempts, [*starts, now], strict=False)]
+
+
+def _not_before_it_begins(files: AttemptFiles, until: datetime) -> datetime:
+    """The same, or where two clocks disagree, as long as its heartbeat tells: that is by one clock."""
+    begin, beat = files.attempt.billed_from, files.heartbeat
+    if until >= begin or beat is None:
+        return max(begin, until)
+    told = timedelta(seconds=min(max(0.0, beat.phases.total_s), _LONGEST_S))
+    return max(begin + told, beat.at)
 
 
 def spent_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | None = None) -> Decimal:
@@ -32,9 +43,6 @@ def spent_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | N
 
     Returns:
         US dollars, unrounded. Round only when printing.
-
-    Raises:
-        LdlmError: An attempt ends before it begins (a clock is wrong).
     """
     return hours_usd(attempts, now) + beside_hours_usd(attempts, now, seen)
 
@@ -50,18 +58,9 @@ def hours_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
 
     Returns:
         US dollars, unrounded. Round only when printing.
-
-    Raises:
-        LdlmError: An attempt ends before it begins (a clock is wrong).
     """
-    total = Decimal(0)
-    for files, until in zip(attempts, charged_until(attempts, now), strict=True):
-        seconds = (until - files.attempt.billed_from).total_seconds()
-        if seconds < 0:
-            raise LdlmError(f"attempt {files.attempt.number} ends {-seconds:.0f} s before it begins",
-                            fix="set the clock of the machine that wrote it (chronyc, ntpdate)")
-        total += attempt_usd(files, seconds)
-    return total
+    return sum((attempt_usd(files, (until - files.attempt.billed_from).total_seconds())
+                for files, until in zip(attempts, charged_until(attempts, now), strict=True)), Decimal(0))
 
 
 def attempt_usd(files: AttemptFiles, seconds: float) -> Decimal:
