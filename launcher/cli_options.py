@@ -1,5 +1,6 @@
 """Options that several commands share: how they are typed, and what their help says."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,13 +22,16 @@ def not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
 def known_infra(param: typer.CallbackParam, value: str | None) -> str | None:
     """An infra as SkyPilot would read it, in a region that there is."""
     typed = not_empty(param, value)
+    if sum(word.partition("=")[0] == "--infra" for word in sys.argv) > 1:  # of two the parser takes the last
+        raise UsageError("is there twice, and one place is asked for", place="--infra",
+                         fix="leave one out; without any, all places that the recipe names are compared")
     return known_region(read_infra(typed)) if typed else None
 
 
 RecipeName = Annotated[str, typer.Argument(
     help="A name from `ldlm recipes`, or a .yaml file.", metavar="RECIPE")]
 RecipeToLaunch = Annotated[str | None, typer.Argument(
-    help="The same; none beside --plan.", metavar="[RECIPE]")]
+    help="A name from `ldlm recipes`, or a .yaml file; none beside --plan.", metavar="[RECIPE]")]
 PlanDigest = Annotated[str | None, typer.Option(
     "--plan", callback=not_empty, metavar="DIGEST", help="Carry out exactly this plan, which was shown.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]

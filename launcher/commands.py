@@ -36,7 +36,7 @@ from launcher.kept import check_has_checkpoint
 from launcher.lint_rules import looks_secret
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
-from launcher.month import hold_month
+from launcher.month import hold_month, month_warning
 from launcher.node_secrets import own_keys_warning
 from launcher.offers import make_offers, probe_machine
 from launcher.offers_file import too_old
@@ -179,6 +179,7 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         warnings += (*_of_rented(recipe, plan), *price_warnings(plan, prices))
     elif not train.lacks:
         warnings += tuple(setup_warnings(checkout_folder()))
+    warnings += (beside_cap,) if (beside_cap := month_warning(plan)) else ()
     stale = too_old(plan.listed, options.offers, now) if options.offers else None
     return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal or stale,
                     payment=payment_of(plan, wallets))

@@ -27,7 +27,7 @@ def get(name: Name) -> None:
     show_one(name)
 
 
-@app.command("set")
+@app.command("set", context_settings={"ignore_unknown_options": True})  # -5 is a value, though a wrong one
 def set_one(name: Name, value: Annotated[str, typer.Argument(
         metavar="VALUE", callback=not_empty, help="none: nothing is said any more.")]) -> None:
     """Change one setting: ldlm config set monthly_cap 200."""

@@ -12,7 +12,8 @@ CLOUDS = tuple(_FORMS)
 _ALIASES = {"kubernetes": "k8s"}
 _SMALL = ("azure", "gcp")  # whose regions are never written in capitals
 # Regions of Vast have spaces and commas: `Texas, US, NA`, and `, US, NA` where a host says no more.
-_PART = re.compile(r"[\w,][\w .,'()-]*|\*")
+REGION = r"[\w,][\w .,'()-]*"
+_PART = re.compile(rf"{REGION}|\*")
 
 
 def is_within(infra: str, wider: str) -> bool:

@@ -21,6 +21,9 @@ def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
         record: Of the run.
         untils: Until when each attempt is charged.
     """
+    if record.plan is None and record.attempts:
+        yield ("its plan is gone from the store: whether its price was simulated nobody knows, and a monthly "
+               "cap counts it as real")
     yield from _of_attempts(record.attempts, untils)
     for files, until in zip(record.attempts, untils, strict=True):
         yield from _of_one(files, until)

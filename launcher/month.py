@@ -15,6 +15,7 @@ from launcher.bills import is_over_before
 from launcher.engines import view
 from launcher.errors import LdlmError, Refused
 from launcher.history import newest_limits, recorded_recipe
+from launcher.plan import Plan
 from launcher.proposal import Proposal
 from launcher.run_record import RunView, Status, load_record
 from launcher.runs import view_all_runs
@@ -43,7 +44,8 @@ class Month:
 
 
 def month_of(runs: Iterable[tuple[RunView, Decimal]], now: datetime) -> Month:
-    """Add up a month (pure). Nobody sends a bill for simulated prices, so they do not count.
+    """Add up a month (pure). Nobody sends a bill for simulated prices, so they do not count; a run whose plan
+    is gone counts, for nobody knows.
 
     Args:
         runs: All that may have cost something in it, each with its cap. One whose state nobody knows may run.
@@ -59,7 +61,7 @@ def month_of(runs: Iterable[tuple[RunView, Decimal]], now: datetime) -> Month:
 
 def _is_billed(run: RunView) -> bool:
     plan = run.record.plan
-    return plan is not None and not plan.offers[Document.TRAIN].price_is_simulated
+    return plan is None or not plan.offers[Document.TRAIN].price_is_simulated  # without a plan nobody knows
 
 
 def month_start(now: datetime) -> datetime:
@@ -95,6 +97,14 @@ def over_month(month: Month, cap_usd: Decimal, run_usd: Decimal) -> Refused | No
         f"${month.promised_usd:.2f} more and this one ${run_usd:.2f}: ${over:.2f} over your monthly cap of "
         f"${cap_usd:.2f}", place="monthly_cap",
         fix=f"{lower}ldlm config set monthly_cap {enough.quantize(_CENT, ROUND_UP):f}")
+
+
+def month_warning(plan: Plan) -> str | None:
+    """What a plan says whose dollars the monthly cap does not count; None: it does, or there is none."""
+    cap = read_settings().monthly_cap_usd
+    if cap is None or not plan.offers[Document.TRAIN].price_is_simulated:
+        return None
+    return f"the monthly cap of ${cap} does not count this run: its price is simulated"
 
 
 def check_month(proposal: Proposal, now: datetime) -> None:

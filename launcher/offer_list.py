@@ -1,5 +1,6 @@
 """Which offers somebody wants to see, and in which order. Pure."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
@@ -46,6 +47,19 @@ class Wanted:
         return sorted(found, key=lambda one: (_SORTED[self.sort](one), one.price_usd_per_hour, one.infra,
                                               one.machine_id or 0))
 
+    @property
+    def narrows(self) -> Sequence[str]:
+        """What would have to be typed otherwise for more offers."""
+        asked = ((self.gpus, "another --gpu"), (self.infra, "another --infra"),
+                 (self.region, "another --region"), (self.spot is True, "--on-demand"),
+                 (self.spot is False, "--spot"), (self.most_usd_per_hour, "a higher --max-usd-per-hour"))
+        return [words for is_typed, words in asked if is_typed]
+
+    def without(self, offers: Iterable[PricedOffer]) -> Sequence[str]:
+        """Of the GPUs those that no offer has."""
+        found = {name for one in offers for name in (one.gpu, one.accelerators)}
+        return [gpu for gpu in self.gpus if gpu not in found]
+
     def _wants(self, one: PricedOffer) -> bool:
         return ((not self.gpus or one.gpu in self.gpus or one.accelerators in self.gpus)
                 and (self.infra is None or one.is_at(self.infra))
@@ -63,8 +77,8 @@ def read_gpu(text: str) -> str:
         meant = f"did you mean {near}? Else " if near else ""
         raise UsageError(f"{name!r} is no GPU that ldlm knows", place="--gpu",
                          fix=f"{meant}use one of {', '.join(GPU_KINDS)}")
-    if colon and not (number.isdecimal() and int(number) > 0):
-        raise UsageError(f"{number!r} is no number of GPUs", place="--gpu",
+    if colon and not (re.fullmatch(r"[0-9]{1,3}", number) and int(number) > 0):
+        raise UsageError(f"{number[:20]!r} is no number of GPUs", place="--gpu",
                          fix=f"write {spelled}:8, or {spelled}")
     return f"{spelled}:{int(number)}" if colon else spelled
 

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 from launcher.errors import NoOfferError, UsageError
-from launcher.priced_offers import Found, PricedOffer, read_offer
+from launcher.priced_offers import Found, PricedOffer, printable, read_offer
 
 VERSION = 1
 _KEYS = ("version", "currency", "offers", "problems", "down")
@@ -53,8 +53,9 @@ def read_offers(text: str, shown: str, now: datetime) -> Found:
             else:
                 offers.append(one)
     down = document.get("down")
+    told = down.items() if isinstance(down, dict) else ()
     return Found(*_without_doubles(offers, shown, problems),
-                 {name: str(why) for name, why in down.items()} if isinstance(down, dict) else {})
+                 {printable(name): printable(str(why)) for name, why in told})
 
 
 def _document(text: str, shown: str) -> dict[str, Any]:
@@ -71,7 +72,7 @@ def _document(text: str, shown: str) -> dict[str, Any]:
         raise UsageError(f"currency is {currency!r}, and ldlm counts in USD", place=shown,
                          fix='turn its prices into dollars, and write "currency": "USD"')
     if unknown := sorted(set(document) - set(_KEYS)):
-        raise UsageError(f"{unknown[0]} is no field that ldlm knows", place=shown,
+        raise UsageError(f"{printable(unknown[0])} is no field that ldlm knows", place=shown,
                          fix=f"take it out; the fields are {', '.join(_KEYS)}")
     return document
 

@@ -28,15 +28,27 @@ def run_offers(wanted: Wanted, path: str | None, *, as_data: bool) -> None:
         NoOfferError: There are none.
     """
     now = datetime.now(UTC)
-    found = saved_prices(path, now) if path else _asked(wanted)
-    found = replace(found, offers=tuple(wanted.among(found.offers)))
+    told = saved_prices(path, now) if path else _asked(wanted)
+    offers = tuple(wanted.among(told.offers))
+    nowhere = [f"{gpu}: no such offer" for gpu in wanted.without(offers)] if offers else []
+    found = replace(told, offers=offers, problems=(*told.problems, *nowhere))
     if as_data:
         console.answer_json(as_json(found))
     else:
         show_offers(found, wanted.sort, now)
-    if not found.offers:
-        raise NoOfferError("there is no such offer", place=path,
-                           fix="ask for other GPUs, another region or a higher --max-usd-per-hour")
+    if not offers:
+        raise _none(told, wanted, path)
+
+
+def _none(told: Found, wanted: Wanted, path: str | None) -> NoOfferError:
+    """Why there is nothing to show: nobody was asked, nothing could be read, or nothing is wanted of it."""
+    if path and not told.offers:
+        problem = "none of its offers can be used" if told.problems else "it has no offers"
+        return NoOfferError(problem, place=path, fix=f"make it anew: ldlm offers --gpu NAME --json > {path}")
+    if told.down and not told.offers:
+        return NoOfferError(f"no price is known: {', '.join(told.down)} could not be asked",
+                            fix="do what is said of each, and repeat it")
+    return NoOfferError("there is no such offer", place=path, fix=f"ask for {' or '.join(wanted.narrows)}")
 
 
 def _asked(wanted: Wanted) -> Found:

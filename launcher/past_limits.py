@@ -50,7 +50,7 @@ def refuse_over_hours(recipe: Recipe, hours: Range, paid_h: float) -> None:
     behind = Decimal(str(paid_h))
     so_far = f"has had {paid_h:.2f} paid hours, what is left would take" if paid_h else "would take"
     problem = (f"this run {so_far} ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
-               f"and {{name}} is {limit:g}")
+               f"and {{name}} is {limit:g}, {up(behind + hours.mid - Decimal(str(limit)))} h too little")
     raise NoOfferError(**past_limit(recipe, "max_hours", problem, behind + hours.mid, behind + hours.high))
 
 

@@ -79,19 +79,19 @@ def _show_estimate(plan: Plan) -> None:
     if plan.controller_usd:
         rows.append(["controller", "", "", *_usd_cells(plan.controller_usd, digits)])
     total = "total" if not plan.done_steps and not plan.spent_usd else "left to do"
-    last = _estimate_row(total, plan.hours, plan.usd, in_hours, digits)
+    last = _estimate_row(f"{total} (median)", plan.hours, plan.usd, in_hours, digits)
     if plan.without_encoder:
         for row in rows:
             row[0] += " (no encoder)" if row[0].startswith("training") else ""
-        last = _at_least(last)
+        last = _at_least(total, last)
     console.answer_table(
         ["estimate", "hours" if in_hours else "minutes", "p10 - p90", "dollars", "p10 - p90"], rows,
         right=[1, 2, 3, 4], total=last, spare=[4, 2])
 
 
-def _at_least(total: list[str]) -> list[str]:
+def _at_least(name: str, total: list[str]) -> list[str]:
     """A total that leaves something out: bounds from below, no range."""
-    name, time, _, usd, _ = total
+    _, time, _, usd, _ = total
     return [f"{name}, at least", time.replace("~", "> "), "", usd.replace("~", "> "), ""]
 
 
@@ -135,6 +135,7 @@ def _expected(plan: Plan) -> list[tuple[str, str]]:
         words.append(f"~{odds.losses:.1f} machines lost")
     words += [f"in time {odds.in_time:.0%}"] if plan.deadline else []
     words += [f"within the cap {odds.within_cap:.0%}"] if odds.within_cap is not None else []
+    words += ["dollars are a mean"] if odds.expected_usd is not None else []
     return [("expected", "; ".join(words)), *([("chosen", plan.choice)] if plan.choice else [])]
 
 
@@ -180,7 +181,7 @@ def _offer_words(offer: Offer, now: datetime) -> str:
         return f"{offer.label}, price not known"
     said = f"{offer.label}, ${price:,.2f}/h" + (" (simulated)" if offer.price_is_simulated else "")
     if offer.listed is None:
-        return said
+        return said if offer.price_is_simulated else f"{said} (by the recipe alone)"
     listed, instead = offer.listed, offer.on_demand_usd_per_hour if offer.spot else None
     least = "" if offer.bid_usd_per_hour is None else f", wins from ${listed.price_usd_per_hour:,.2f}"
     beside = "" if instead is None else f", on demand ${instead:,.2f}"

@@ -59,7 +59,7 @@ def price_warnings(plan: Plan, prices: Found) -> Iterator[str]:
     yield from prices.problems
     offers = [offer for document in plan.offers for offer in plan.candidates(document)]
     for cloud, why in prices.down.items():
-        if any(offer.cloud == cloud and offer.price_usd_per_hour is None for offer in offers):
+        if any(offer.cloud == cloud and offer.listed is None for offer in offers):
             yield f"{cloud}: {why}"
     for one in plan.listed:
         if is_old(one, plan.planned_at):

@@ -5,26 +5,30 @@ SkyPilot's catalogs of Azure and GCP (`launcher/list_prices.py`), Vast's live ma
 makes offers of a recipe of it.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import ROUND_UP, Decimal
 from typing import Annotated, Literal
 
-from pydantic import AwareDatetime, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import AwareDatetime, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from launcher.frozen import Frozen
-from launcher.infra import is_within
+from launcher.infra import REGION, is_within
 from launcher.recipe import Candidate
 from launcher.rentals import HOURS_OF_MONTH
 
 Terms = Literal["spot", "bid", "on-demand"]
+LOWEST_USD_PER_HOUR = Decimal("0.01")  # of one machine; with the oldest cards 0.02 in 2026 (guess)
 HIGHEST_USD_PER_HOUR = 1000  # of one machine; the dearest with eight GPUs is at 150 in 2026 (guess)
 _HIGHEST_USD_PER_GB = 10  # kept for a month, or sent; a cent or two as a rule (guess)
 
-_UsdPerHour = Annotated[Decimal, Field(gt=0, le=HIGHEST_USD_PER_HOUR)]
+_UsdPerHour = Annotated[Decimal, Field(ge=LOWEST_USD_PER_HOUR, le=HIGHEST_USD_PER_HOUR)]
 _UsdPerGb = Annotated[Decimal, Field(ge=0, le=_HIGHEST_USD_PER_GB)]
+_Text = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\p{Cc}\p{Cf}]+$")]  # for a screen
+_Region = Annotated[str, Field(min_length=1, max_length=60, pattern=f"^{REGION}$")]  # as it can be typed
 
 
 class PricedOffer(Frozen):
@@ -49,14 +53,14 @@ class PricedOffer(Frozen):
     """
 
     cloud: Literal["vast", "azure", "gcp"]
-    region: Annotated[str, Field(min_length=1)]
+    region: _Region
     gpu: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9-]*$")]
     num_gpus: Annotated[int, Field(ge=1, le=64)]
     gpu_memory_gib: Annotated[float, Field(gt=0, le=1000)] | None = None
     terms: Terms
     price_usd_per_hour: _UsdPerHour
     on_demand_usd_per_hour: _UsdPerHour | None = None
-    instance_type: str | None = None
+    instance_type: _Text | None = None
     machine_id: int | None = None
     reliability: Annotated[float, Field(ge=0, le=1)] | None = None
     cuda: Annotated[float, Field(gt=0, le=100)] | None = None
@@ -66,7 +70,15 @@ class PricedOffer(Frozen):
     download_mbit_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
     disk_usd_per_gb_month: _UsdPerGb | None = None
     seen_at: AwareDatetime
-    source: Annotated[str, Field(min_length=1)]
+    source: _Text
+
+    @field_validator("terms")
+    @classmethod
+    def _are_of_the_cloud(cls, terms: Terms, info: ValidationInfo) -> Terms:
+        cloud = info.data.get("cloud")
+        if cloud is not None and terms == ("spot" if cloud == "vast" else "bid"):
+            raise PydanticCustomError("terms", "{cloud} has no such terms", {"cloud": cloud})
+        return terms
 
     @property
     def infra(self) -> str:
@@ -123,7 +135,12 @@ def read_offer(row: object, where: str) -> PricedOffer | str:
     try:
         return PricedOffer.model_validate(row)
     except ValidationError as error:
-        return f"{where}: {_wrong(error.errors(include_url=False)[0])}"
+        return f"{where}: {printable(_wrong(error.errors(include_url=False)[0]))}"
+
+
+def printable(text: str) -> str:
+    """A stranger's text for a screen: what would move its cursor or colour it is a question mark."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _wrong(detail: ErrorDetails) -> str:
@@ -133,7 +150,9 @@ def _wrong(detail: ErrorDetails) -> str:
         return f"{name} is no field that ldlm knows"
     if detail["type"] in ("missing", "string_too_short"):
         return f"it has no {name}"
-    return f"{name} is {detail['input']!s:.40}, and {detail['msg'].replace('Input', 'it', 1)}"
+    if detail["type"] == "string_pattern_mismatch":
+        return f"{name} is {detail['input']!r:.40}, which can be none"
+    return f"{name} is {detail['input']!s:.40}, and {re.sub('^(Input|String)', 'it', detail['msg'])}"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from launcher.errors import UsageError
 CLOUDS = ("azure", "gcp", "vast")  # that bill runs
 HIGHEST_USD = 1_000_000  # as of a run's cap
 _SINCE = "since"
-_EXAMPLE = "write cloud, dollars left and the day of expiry: gcp 300 2027-01-15, azure 100 2026-12-31"
+_EXAMPLE = ("write cloud, dollars left and the day at whose beginning (UTC) they expire: gcp 300 2027-01-15, "
+            "azure 100 2026-12-31")
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def test_no_command_at_all_shows_the_help():
     (["plan", RECIPE, "--infra", "k8s"], 4, "no hardware on k8s", "use --infra local (the recipe also has"),
     (["plan", RECIPE, "--infra", "mars"], 2, "--infra: 'mars' is no infrastructure", "use one of local"),
     (["plan", RECIPE, "--store", "ftp://x"], 6, "cannot open a store at 'ftp://x'", "s3://bucket/prefix"),
-    (["launch", RECIPE, "--infra", "mars", "--yes"], 2, "--infra: 'mars' is no", "use one of local, vast"),
+    (["launch", RECIPE, "--infra", "vast", "--infra=local", "--yes"], 2, "--infra: is there twice", "leave"),
     (["launch", RECIPE, "--infra", "vast", "--yes"], 5, "no Vast.ai credentials",
      "~/.config/vastai/vast_api_key"),
     (["launch", RECIPE, "--preempt-at", "noon"], 2, "--preempt-at: cannot preempt at 'noon'", "step:N or"),

@@ -13,8 +13,18 @@ from run_stories import ELSEWHERE, ENDED, NOON, PLAN, RUNNING, Story
 from launcher.engine import EngineState
 from launcher.errors import LdlmError, Refused
 from launcher.history import recorded_recipe
-from launcher.month import Month, check_month, hold_month, keep_spent, month_of, month_start, over_month
+from launcher.month import (
+    Month,
+    check_month,
+    hold_month,
+    keep_spent,
+    month_of,
+    month_start,
+    month_warning,
+    over_month,
+)
 from launcher.proposal import Proposal
+from launcher.report import cost_report
 from launcher.run_record import RunView, create_record, load_record, look_at
 from launcher.settings import Settings, settings_path, settings_text
 from trainer.contract import Name, Outcome
@@ -106,6 +116,24 @@ def test_a_launch_looks_at_all_runs_of_its_store_and_at_home_at_none(
     check_month(proposal(store, "vast"), now)
 
 
+def test_a_run_whose_plan_is_gone_counts_as_real_money_and_its_bill_doubts(store: str) -> None:
+    gone = rented(store, "gone-1", SECONDS + 100, SECONDS + 1100)
+    gone.folder.store.delete([gone.folder.key(Name.PLAN)])
+    now = DECEMBER + timedelta(seconds=2000)
+    seen = view(gone, ENDED, now)
+    assert month_of([(seen, Decimal(9))], now) == Month(pytest.approx(Decimal(1)), Decimal(0))
+    (doubt,) = cost_report(seen).doubts
+    assert doubt.startswith("its plan is gone from the store") and doubt.endswith("cap counts it as real")
+
+
+def test_a_plan_at_a_simulated_price_says_that_the_monthly_cap_does_not_count_it() -> None:
+    assert [month_warning(example_plan(cloud)) for cloud in (None, "vast")] == [None, None]
+    settings_path().write_text(settings_text(Settings(monthly_cap_usd="0.00001")))
+    assert month_warning(example_plan("vast")) is None
+    assert "! the monthly cap of $0.00001 does not count this run: its price is simulated" in " ".join(
+        ldlm("plan", "smoke", "--infra", "local").stdout.split())
+
+
 def test_a_month_s_part_of_a_run_goes_by_what_its_hours_cost_and_not_by_how_many_they_are(store: str) -> None:
     """3,000 s before midnight at $3.60 an hour, 1,000 s after it at $36."""
     story = rented(store, "moved-1", SECONDS - 3000, SECONDS)
@@ -164,6 +192,7 @@ def test_a_setting_is_set_and_shown_and_unset() -> None:
 
 @pytest.mark.parametrize(("name", "value", "words"), [
     ("monthly_cap", "NaN", "'NaN' is no number of dollars"),
+    ("monthly_cap", "-5", "'-5' is no number of dollars"),
     ("monthly_cap", "0", "'0' is no number of dollars"),
     ("monthly_cap", "1e9", "'1e9' is no number of dollars"),
     ("monthly_cup", "9", "did you mean monthly_cap?"),

@@ -38,12 +38,17 @@ def test_what_is_asked_for_is_what_is_listed(words: dict[str, Any], first: str |
     assert (next(iter(found), None), len(found)) == (first, num)
 
 
+def test_cards_that_nobody_has_are_named() -> None:
+    assert Wanted(("H100", "L4", "H100:8", "H100:4")).without(OFFERS) == ["L4", "H100:4"]
+
+
 def test_names_of_cards_are_spelled_as_skypilot_does() -> None:
     assert [read_gpu(text) for text in ("h100", "rtx5090:1", "A100-80gb:08")] == [
         "H100", "RTX5090:1", "A100-80GB:8"]
 
 
-@pytest.mark.parametrize("text", ["H10", "", "H100:", "H100:0", "H100:-1", "H100:x", "H100:1:1"])
+@pytest.mark.parametrize("text", ["H10", "", "H100:", "H100:0", "H100:-1", "H100:x", "H100:1:1", "H100:²",
+                                  f"H100:{'9' * 5000}"])
 def test_a_card_that_there_is_not_is_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         read_gpu(text)

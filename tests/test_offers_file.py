@@ -54,8 +54,10 @@ def test_what_is_wrong_with_the_whole_file_is_refused(text: str, problem: str, f
 
 
 @pytest.mark.parametrize(("wrong", "said"), [
-    ({"price_usd_per_hour": "-1"}, "price_usd_per_hour is -1, and it should be greater than 0"),
-    ({"price_usd_per_hour": 0}, "price_usd_per_hour is 0, and it should be greater than 0"),
+    ({"price_usd_per_hour": "-1"}, "price_usd_per_hour is -1, and it should be greater than or equal"),
+    ({"price_usd_per_hour": 0}, "price_usd_per_hour is 0, and it should be greater than or equal to 0.01"),
+    ({"price_usd_per_hour": "1e-30"}, "price_usd_per_hour is 1e-30, and it should be greater than or"),
+    ({"on_demand_usd_per_hour": "0.009"}, "on_demand_usd_per_hour is 0.009, and it should be greater"),
     ({"price_usd_per_hour": float("nan")}, "price_usd_per_hour is NaN, and it should be a finite number"),
     ({"price_usd_per_hour": 1e9},
      "price_usd_per_hour is 1000000000.0, and it should be less than or equal to 1000"),
@@ -64,6 +66,16 @@ def test_what_is_wrong_with_the_whole_file_is_refused(text: str, problem: str, f
     ({"price_usd_per_hour": "left out"}, "it has no price_usd_per_hour"),
     ({"sent_usd_per_gb": -0.01}, "sent_usd_per_gb is -0.01, and it should be greater than or equal to 0"),
     ({"region": ""}, "it has no region"), ({"region": "left out"}, "it has no region"),
+    ({"region": " "}, "region is ' ', which can be none"),
+    ({"region": "x\x1b[31mred\n\nb"}, "region is 'x\\x1b[31mred\\n\\nb', which can be none"),
+    ({"region": "x\u202ey"}, "region is 'x\\u202ey', which can be none"),
+    ({"region": "x" * 61}, f"region is {'x' * 40}, and it should have at most 60 characters"),
+    ({"source": "me\x1b[2J"}, "source is 'me\\x1b[2J', which can be none"),
+    ({"instance_type": "two\nlines"}, "instance_type is 'two\\nlines', which can be none"),
+    ({"\x1b[31mred": 1}, "?[31mred is no field that ldlm knows"),
+    ({"seen_at": "\x1b[31mred"}, "seen_at is ?[31mred, and "),
+    ({"terms": "bid"}, "terms is bid, and gcp has no such terms"),
+    ({"cloud": "vast"}, "terms is spot, and vast has no such terms"),
     ({"currency": "EUR"}, "currency is no field that ldlm knows"),
     ({"cloud": "aws"}, "cloud is aws, and it should be 'vast', 'azure' or 'gcp'"),
     ({"seen_at": "2026-11-24T12:00:00"}, "seen_at is 2026-11-24T12:00:00, and it should have timezone info"),
@@ -88,7 +100,13 @@ def test_whatever_stands_in_a_field_is_read_or_named(name: str, value: Any) -> N
     found = read_offers(written(problems=[], offers=[row() | {name: value}]), "f", NOW)
     assert len(found.offers) + len(found.problems) == 1
     for one in found.offers:
-        assert 0 < one.price_usd_per_hour <= 1000 and one.region and one.seen_at <= NOW + timedelta(minutes=5)
+        assert Decimal("0.01") <= one.price_usd_per_hour <= 1000 and one.region.isprintable()
+        assert one.seen_at <= NOW + timedelta(minutes=5)
+
+
+def test_why_a_cloud_is_down_moves_no_cursor() -> None:
+    found = read_offers(written(problems=[], offers=[], down={"gc\np": "is\x1b[2J down"}), "f", NOW)
+    assert found.down == {"gc?p": "is?[2J down"}
 
 
 def test_what_is_no_offer_at_all_is_named() -> None:

@@ -122,3 +122,34 @@ def test_what_cannot_be_listed_is_refused_with_what_to_type(clouds: Clouds) -> N
                               (("--offers", "/no/such/file"), 2, "cannot be read: No such file")):
         done = clouds.ldlm("offers", *words)
         assert done.returncode == code and said in done.stderr and "fix:" in done.stderr
+
+
+def test_a_card_that_is_nowhere_is_named_beside_those_that_are_somewhere(clouds: Clouds) -> None:
+    words = ("offers", "--gpu", "A100-80GB:1", "--gpu", "H200:3")
+    assert "  ! H200:3: no such offer\n" in clouds.ldlm(*words).stdout
+    assert json.loads(clouds.ldlm(*words, "--json").stdout)["problems"] == ["H200:3: no such offer"]
+
+
+def test_nothing_is_shown_for_a_reason_that_can_be_put_right(clouds: Clouds, tmp_path: Path) -> None:
+    saved = tmp_path / "offers.json"
+    saved.write_text(clouds.ldlm("offers", "--gpu", "A100-80GB:1", "--infra", "gcp", "--json").stdout)
+    for words, fix in ((("--spot", "--region", "mars"), "ask for another --region or --on-demand"),
+                       (("--gpu", "L4"), "ask for another --gpu"),
+                       (("--max-usd-per-hour", "0.02"), "ask for a higher --max-usd-per-hour")):
+        assert clouds.ldlm("offers", "--offers", str(saved), *words).stderr == (
+            f"error: {saved}: there is no such offer\n  fix: {fix}\n")
+    saved.write_text(saved.read_text().replace('"spot"', '"bid"').replace('"on-demand"', '"bid"'))
+    assert clouds.ldlm("offers", "--offers", str(saved)).stderr == (
+        f"error: {saved}: none of its offers can be used\n"
+        f"  fix: make it anew: ldlm offers --gpu NAME --json > {saved}\n")
+    shutil.rmtree(clouds.home / ".sky")
+    done = clouds.ldlm("offers", "--gpu", "L4", "--infra", "gcp")
+    assert (done.returncode, done.stderr) == (4, "error: no price is known: gcp could not be asked\n"
+                                                 "  fix: do what is said of each, and repeat it\n")
+
+
+def test_a_plan_says_who_was_not_asked_though_the_recipe_names_a_price(clouds: Clouds) -> None:
+    clouds.key.unlink()
+    said = " ".join(clouds.ldlm("plan", *PAPER, "--infra", "vast").stdout.split())
+    assert "H100:1 on vast (interruptible), $1.60/h (by the recipe alone)" in said
+    assert "! vast: its key is not here; write it to ~/.config/vastai/vast_api_key" in said

@@ -75,8 +75,11 @@ def test_paid_hours_below_the_plan_are_refused_with_what_would_do() -> None:
     (enough,) = re.findall(r"add --max-hours ([\d.]+)", caught.value.fix)
     assert example_plan(None, f"limits.max_hours={enough}").max_hours == float(enough)
     done = Done(step=200, spent_usd=Decimal(0), has_trained=False, paid_h=7.5)
-    with pytest.raises(NoOfferError, match=r"has had 7.50 paid hours, what is left would take"):
+    with pytest.raises(NoOfferError, match=r"has had 7.50 paid hours, what is left would take") as caught:
         example_plan(None, "limits.max_hours=7.5", done=done)
+    (enough,) = re.findall(r"add --max-hours ([\d.]+)", caught.value.fix)
+    (over,) = re.findall(r"limits.max_hours is 7.5, ([\d.]+) h too little", caught.value.problem)
+    assert Decimal("7.5") + Decimal(over) == Decimal(enough)
 
 
 def test_nodes_are_told_of_paid_hours_and_training_leaves_the_benchmark_its_part() -> None:

@@ -110,6 +110,7 @@ def test_cards_and_counts_are_not_mixed() -> None:
 @pytest.mark.parametrize("wrong", [
     {"price_usd_per_hour": Decimal("NaN")}, {"price_usd_per_hour": Decimal(0)},
     {"price_usd_per_hour": Decimal(-1)}, {"price_usd_per_hour": Decimal(5000)},
+    {"price_usd_per_hour": Decimal("0.0099")},
     {"sent_usd_per_gb": Decimal(-1)}, {"region": ""}, {"reliability": 1.5},
     {"seen_at": NOW.replace(tzinfo=None)}, {"cloud": "aws"}, {"currency": "EUR"}])
 def test_what_nobody_can_mean_is_no_offer(wrong: dict[str, Any]) -> None:
