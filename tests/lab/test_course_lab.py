@@ -20,7 +20,6 @@ from trainer.run_folder import AttemptFiles, RunFolder
 from trainer.store import open_store
 
 pytestmark = pytest.mark.lab
-RUN_ID = "on-course"
 H100 = (4102, 4103, 4104)  # those that fit: bids from $1.30, 1.45 and 1.60, on demand $3.10, 3.60 and 4.20
 BID = "{infra: vast, gpu: 'H100:2', bid_usd_per_hour: 1.60, disk_gib: 40}"
 RENT = "{infra: vast, gpu: 'H100:2', price_usd_per_hour: 4.50, disk_gib: 40}"
@@ -29,8 +28,8 @@ AHEAD = timedelta(minutes=3)  # of a straight line to the deadline, when spot is
 OUR_DEADLINE_H = 0.5
 
 
-def moves(store: str) -> list[Move]:
-    return CourseRecord(RunFolder(open_store(store), RUN_ID)).moves()
+def moves(store: str, run_id: str) -> list[Move]:
+    return CourseRecord(RunFolder(open_store(store), run_id)).moves()
 
 
 def is_on_demand(vast: FakeVast) -> bool:
@@ -38,8 +37,9 @@ def is_on_demand(vast: FakeVast) -> bool:
 
 
 def launch(store: str, policy: Policy, deadline_h: float) -> None:
+    """A run with the name of its policy: a run is not given again what it has left soon."""
     done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--allow-dirty", "--infra", "vast", "--store",
-                store, "--run-id", RUN_ID, "--yes", "--detach", "--set", f"hardware.train=[{BID}, {RENT}]",
+                store, "--run-id", policy.name, "--yes", "--detach", "--set", f"hardware.train=[{BID}, {RENT}]",
                 "--set", f"train.steps={STEPS}", "--set", "train.checkpoint.every_steps=30",
                 "--set", f"train.evaluate_every_steps={STEPS}", "--deadline", str(deadline_h),
                 "--max-cost", "9", "--set", f"limits.policy={policy.name}")
@@ -53,9 +53,9 @@ def withdraw_spot(vast: FakeVast) -> None:
         vast.price(machine_id, min_bid="9.99")  # the one that runs is outbid by it, too
 
 
-def trainings(store: str) -> list[AttemptFiles]:
+def trainings(store: str, run_id: str) -> list[AttemptFiles]:
     """The attempts of a run that has trained to its end."""
-    record = record_of(store, RUN_ID)
+    record = record_of(store, run_id)
     assert record.outcome is not None and record.outcome.outcome is Outcome.FINISHED
     assert record.outcome.step == STEPS
     return [files for files in record.attempts if files.attempt.document == "train"]
@@ -87,16 +87,16 @@ def test_it_waits_pays_and_comes_back_as_uniform_progress_says(store: str, vast:
     deadline_h = 0.75
     launch(store, UNIFORM_PROGRESS, deadline_h)
     planned_at = datetime.now(UTC)
-    wait_for(lambda: durable(store, RUN_ID) / STEPS * timedelta(hours=deadline_h)
+    wait_for(lambda: durable(store, UNIFORM_PROGRESS.name) / STEPS * timedelta(hours=deadline_h)
              > datetime.now(UTC) - planned_at + AHEAD, "a checkpoint that is early")
     withdraw_spot(vast)
     wait_for(lambda: is_on_demand(vast), "a machine on demand")
-    before = durable(store, RUN_ID)
+    before = durable(store, UNIFORM_PROGRESS.name)
     vast.price(H100[2], min_bid="1.60")
     wait_for(lambda: [row["is_bid"] for row in vast.instances()] == [True], "spot again")
-    wait_for(lambda: has_ended(store, RUN_ID), "the end")
+    wait_for(lambda: has_ended(store, UNIFORM_PROGRESS.name), "the end")
 
-    trained, decided = trainings(store), moves(store)
+    trained, decided = trainings(store, UNIFORM_PROGRESS.name), moves(store, UNIFORM_PROGRESS.name)
     assert [(files.attempt.offer, files.end and files.end.exit_code) for files in trained] == [
         ("H100:2 on vast (interruptible)", None), ("H100:2 on vast (on-demand)", 75),
         ("H100:2 on vast (interruptible)", 0)]
@@ -113,12 +113,12 @@ def test_it_waits_pays_and_comes_back_as_uniform_progress_says(store: str, vast:
 def test_ours_waits_to_the_last_minute_and_pays(store: str, vast: FakeVast) -> None:
     planned_at = datetime.now(UTC)
     launch(store, OURS, OUR_DEADLINE_H)
-    wait_for(lambda: durable(store, RUN_ID) > 0, "a checkpoint")
+    wait_for(lambda: durable(store, OURS.name) > 0, "a checkpoint")
     withdraw_spot(vast)
     wait_for(lambda: is_on_demand(vast), "a machine on demand")
-    wait_for(lambda: has_ended(store, RUN_ID), "the end")
+    wait_for(lambda: has_ended(store, OURS.name), "the end")
 
-    trained, decided = trainings(store), moves(store)
+    trained, decided = trainings(store, OURS.name), moves(store, OURS.name)
     assert [(files.attempt.offer, files.end and files.end.exit_code) for files in trained] == [
         ("H100:2 on vast (interruptible)", None), ("H100:2 on vast (on-demand)", 0)]
     assert trained[1].end.at < planned_at + timedelta(hours=OUR_DEADLINE_H)
