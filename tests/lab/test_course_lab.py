@@ -39,10 +39,10 @@ def is_on_demand(vast: FakeVast) -> bool:
 def launch(store: str, policy: Policy, deadline_h: float) -> None:
     """A run with the name of its policy: a run is not given again what it has left soon."""
     done = ldlm("launch", str(ROOT / "tests/lab/vast.yaml"), "--allow-dirty", "--infra", "vast", "--store",
-                store, "--run-id", policy.name, "--yes", "--detach", "--set", f"hardware.train=[{BID}, {RENT}]",
-                "--set", f"train.steps={STEPS}", "--set", "train.checkpoint.every_steps=30",
-                "--set", f"train.evaluate_every_steps={STEPS}", "--deadline", str(deadline_h),
-                "--max-cost", "9", "--set", f"limits.policy={policy.name}")
+                store, "--run-id", policy.name, "--yes", "--detach",
+                "--set", f"hardware.train=[{BID}, {RENT}]", "--set", f"train.steps={STEPS}",
+                "--set", "train.checkpoint.every_steps=30", "--set", f"train.evaluate_every_steps={STEPS}",
+                "--deadline", str(deadline_h), "--max-cost", "9", "--set", f"limits.policy={policy.name}")
     assert done.returncode == 0, done.stderr
 
 
