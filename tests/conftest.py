@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before any test imports torch or deepspeed, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -25,6 +26,9 @@ for _name in [name for name in os.environ if name.startswith("WANDB_") or name =
     del os.environ[_name]
 # A shell's background job ignores Ctrl-C, and so would every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes says how busy the machine is, no more. The rest is as it is, in CI too.
+settings.register_profile("untimed", settings(), deadline=None)
+settings.load_profile("untimed")
 
 # Of minutes each: two that were measured, then those that start most trainers.
 _LONGEST = ("test_learning_runs.py", "test_elastic.py", "test_resume.py", "test_chaos.py", "test_wandb.py",
