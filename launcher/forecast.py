@@ -8,10 +8,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from launcher.availability import CERTAIN, guessed
+from launcher.availability import CERTAIN
 from launcher.cost import Range
 from launcher.estimate import Case, Estimate, Part, PartName, behind, num_saves
 from launcher.frozen import Frozen
+from launcher.lives import believed
 from launcher.offers import Offer
 from launcher.running_costs import RunningCosts, running_costs
 from launcher.speed import GUESS_FACTORS
@@ -77,7 +78,7 @@ def _job(case: Case, estimate: Estimate) -> "Job":
         beside_h=by_name.get("evaluating and saving", 0.0), first_h=by_name.get("set-up", 0.0),
         again_h=start.again_s / 3600, bench_h=by_name["benchmark"], guess_factors=GUESS_FACTORS,
         interval_h=saves.every_s / 3600 if saves else 0.0, save_h=saves.save_s / 3600 if saves else 0.0,
-        availability=guessed(offer) if trains else CERTAIN,
+        availability=believed(offer) if trains else CERTAIN,
         deadline_h=case.deadline_h,
         on_demand_price=_ratio(on_demand, price) if trains and on_demand is not None else None)
 

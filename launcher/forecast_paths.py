@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from launcher.availability import Availability
+from launcher.availability import Z90, Availability
 from launcher.policies_known import UNIFORM_PROGRESS
 from launcher.policy import Action, Bools, Floats, Ints, Moment, Policy, Setting
 
@@ -21,7 +21,6 @@ _SEED = 7
 _BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 _TICK_H, _FEWEST_TICKS, _MOST_TICKS = 1 / 6, 60, 400
 _SHORTEST_H = 1e-9
-_Z90 = statistics.NormalDist().inv_cdf(0.9)
 Factors = tuple[float, float]
 
 
@@ -144,7 +143,7 @@ def _normal_quantiles() -> Floats:
 def _factor(rng: np.random.Generator, factors: Factors) -> Floats:
     """(N,) with median 1 and these as 10th and 90th percentiles; logarithms of each half are normal."""
     drawn, (low, high) = _normal(rng), np.log(factors)
-    return np.asarray(np.exp(np.where(drawn < 0, -low, high) * drawn / _Z90))
+    return np.asarray(np.exp(np.where(drawn < 0, -low, high) * drawn / Z90))
 
 
 def _lost_h(rng: np.random.Generator, job: Job, progress_h: Floats) -> Floats:

@@ -28,6 +28,8 @@ DATES = (("multi", 600.0), ("multi", 720.0), ("multi", 864.0), ("single", 96.0),
          ("single", 144.0))
 _LEAST_H = 20.0  # of a window before the date, or it says too little
 _CENT = 0.01
+# So wide that only what was seen counts.
+_NOTHING_KNOWN = Availability(hours_to_loss=5.0, loss_spread=5.0, hours_to_machine=1.0, wait_spread=5.0)
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,14 @@ class Told:
 
 def fitted(windows: Sequence[Window], date_h: float) -> Availability | None:
     """From what windows of one zone show before a date; None: too little."""
-    seen = [Seen(*counted(part)) for window in windows
+    seen = [_seen(part) for window in windows
             if (part := window.before(date_h)).end_h - part.start_h >= _LEAST_H]
-    return learned(None, seen) if len(seen) > 1 else None
+    return learned(_NOTHING_KNOWN, tuple(seen)) if len(seen) > 1 else None
+
+
+def _seen(window: Window) -> Seen:
+    losses, up_h, returns, down_h = counted(window)
+    return Seen(losses=losses, up_h=up_h, returns=returns, down_h=down_h)
 
 
 def told(windows: Sequence[Window], date_h: float, settings: Sequence[tuple[float, float, float]] = SETTINGS
