@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 # One standard deviation by which a run finds a place other than it is on average, as a logarithm: replayed
 # traces of AWS before a date were covered best by it (recipes/LOG.md, calibration of forecasts).
 _DRIFT = 1.0
-_PLACES = 0.9  # the same of places beside each other: between ten zones and GPUs of AWS it was 0.6 and 0.9
+# The same of places beside each other, of lives and of waits: between ten zones and GPUs of AWS (replayed).
+_PLACES_LIVES, _PLACES_WAITS = 0.9, 0.6
 _GRID_STEP, _GRID_ENDS = 0.05, 10.0  # of logarithms about the guess's, on which beliefs are worked out
 Z90 = statistics.NormalDist().inv_cdf(0.9)
 _LEAST_H = 1 / 3600  # that a loss takes
-GUESS_SPREAD = math.hypot(_PLACES, _DRIFT)  # of what nothing was seen of
+# Of what nothing was seen of: not less than of what was.
+GUESS_LOSS_SPREAD, GUESS_WAIT_SPREAD = math.hypot(_PLACES_LIVES, _DRIFT), math.hypot(_PLACES_WAITS, _DRIFT)
 
 
 class Seen(Frozen):

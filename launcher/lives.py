@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
-from launcher.availability import GUESS_SPREAD, Availability, Seen, learned
+from launcher.availability import GUESS_LOSS_SPREAD, GUESS_WAIT_SPREAD, Availability, Seen, learned
 from launcher.offers import Offer
 from trainer.contract import Document
 from trainer.interval import Life, lives_of
@@ -134,8 +134,8 @@ def guessed(offer: Offer) -> Availability:
         waits_h = _SPOT_HOURS_TO_MACHINE[offer.cloud]
     else:
         waits_h = 0.0 if offer.is_local else _ON_DEMAND_HOURS_TO_MACHINE
-    return Availability(hours_to_loss=offer.hours_to_outbid or of_cloud, loss_spread=GUESS_SPREAD,
-                        hours_to_machine=waits_h, wait_spread=GUESS_SPREAD)
+    return Availability(hours_to_loss=offer.hours_to_outbid or of_cloud, loss_spread=GUESS_LOSS_SPREAD,
+                        hours_to_machine=waits_h, wait_spread=GUESS_WAIT_SPREAD)
 
 
 def believed(offer: Offer) -> Availability:

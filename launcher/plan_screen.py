@@ -129,9 +129,14 @@ def _machine_facts(plan: Plan) -> list[tuple[str, str]]:
     believed = plan.availability
     if believed is None or plan.offers[Document.TRAIN].is_local:
         return []
-    lives, waits = (f"~{hours:.2g} h ({low:.2g} - {high:.2g})" for low, hours, high in
-                    (believed.life_h, believed.wait_h))
+    lives, waits = (f"~{mid} h ({low} - {high})" for low, mid, high in
+                    (map(_two_digits, hours) for hours in (believed.life_h, believed.wait_h)))
     return [("machines", f"live {lives}, the next comes after {waits}: {plan.availability_source}")]
+
+
+def _two_digits(hours: float) -> str:
+    """`0.036`, `12`, `2,800`."""
+    return f"{float(f'{hours:.2g}'):,g}"
 
 
 def _expected(plan: Plan) -> list[tuple[str, str]]:

@@ -7,10 +7,10 @@ import statistics
 import numpy as np
 import pytest
 
-from launcher.availability import GUESS_SPREAD, Availability, Seen, learned
+from launcher.availability import GUESS_LOSS_SPREAD, GUESS_WAIT_SPREAD, Availability, Seen, learned
 
-GUESS = Availability(hours_to_loss=7.0, loss_spread=GUESS_SPREAD, hours_to_machine=1.0,
-                     wait_spread=GUESS_SPREAD)
+GUESS = Availability(hours_to_loss=7.0, loss_spread=GUESS_LOSS_SPREAD, hours_to_machine=1.0,
+                     wait_spread=GUESS_WAIT_SPREAD)
 
 
 def lost(losses: int, hours: float) -> Seen:
@@ -54,8 +54,8 @@ def test_nothing_that_is_seen_makes_a_belief_wider_and_more_of_the_same_makes_it
         seen = tuple(lost(rng.choice([0, 1, 3, 40]), 10**rng.uniform(-2, 4))
                      for _ in range(rng.randint(1, 5)))
         once, often = learned(GUESS, seen), learned(GUESS, seen * 4)
-        assert 1.0 < often.loss_spread <= once.loss_spread <= GUESS_SPREAD
-        assert (once.hours_to_machine, once.wait_spread) == (1.0, GUESS_SPREAD)
+        assert 1.0 < often.loss_spread <= once.loss_spread <= GUESS_LOSS_SPREAD
+        assert (once.hours_to_machine, once.wait_spread) == (1.0, GUESS_WAIT_SPREAD)
 
 
 def test_more_hours_without_a_loss_never_shorten_a_life_nor_do_losses_lengthen_it():
@@ -109,6 +109,6 @@ def test_what_is_there_always_stays_so():
 
 def test_its_ends_are_percentiles():
     low, middle, high = GUESS.life_h
-    normal = statistics.NormalDist(math.log(7.0), GUESS_SPREAD)
+    normal = statistics.NormalDist(math.log(7.0), GUESS_LOSS_SPREAD)
     assert middle == 7.0
     assert (low, high) == pytest.approx([math.exp(normal.inv_cdf(share)) for share in (0.1, 0.9)])
