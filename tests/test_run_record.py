@@ -67,7 +67,8 @@ def test_whoever_rents_is_asked_about_machines_until_all_of_them_are_known_to_ha
     story.folder.add_event("resumed", at(3600), infra="local", clouds=["local"])
     assert record_of(story).may_have_rentals  # home again, and the bill of the rental is still to come
 
-    rented = {"run_id": story.folder.run_id, "instance_id": "1", "machine_id": 1, "prices": [],
+    rented = {"run_id": story.folder.run_id, "instance_id": "1", "machine_id": 1,
+              "prices": [{"at": NOON.isoformat(), "usd_per_hour": "1"}],
               "rented_at": NOON.isoformat(), "terms": {"disk_gb": 10}}
     for ended_at, is_open in ((None, True), (at(1800).isoformat(), False)):
         known = {"rentals": [rented | {"ended_at": ended_at}]}
