@@ -86,14 +86,17 @@ def egress_usd_per_gb(infra: str, address: str | None) -> Decimal:
 
 def hides_its_region(infra: str, address: str | None) -> bool:
     """True for a store of the machines' own cloud whose URL does not say where it is."""
-    is_own = urlsplit(address or "").scheme == _SCHEMES.get(infra.partition("/")[0])
-    return is_own and not _region_of_store(address)
+    return _is_own(infra, address) and not _region_of_store(address)
 
 
 def is_in_one_region(infra: str, address: str | None) -> bool:
     """True where machines of Azure or GCP and a store are known to be in one region of one cloud."""
-    is_own = urlsplit(address or "").scheme == _SCHEMES.get(infra.partition("/")[0])
-    return is_own and _region(infra) == _region_of_store(address) != ""
+    return _is_own(infra, address) and _region(infra) == _region_of_store(address) != ""
+
+
+def _is_own(infra: str, address: str | None) -> bool:
+    """True where machines and a store are of one cloud."""
+    return urlsplit(address or "").scheme == _SCHEMES.get(infra.partition("/")[0])
 
 
 def _region(infra: str) -> str:

@@ -17,7 +17,7 @@ from launcher.policy_ours import POLICIES
 from trainer.at_most import standing_of
 from trainer.contract import Document, Env, Name
 from trainer.limits import Limits
-from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome, StopWish
+from trainer.run_folder import AttemptFiles, Event, RunFolder, RunOutcome, StopWish, last_start
 from trainer.store import open_store
 
 _SKEW = timedelta(minutes=1)  # of a machine's clock against that of who supervises
@@ -118,7 +118,7 @@ def _is_held(newest: AttemptFiles, seen: Seen) -> bool:
 
 
 def _is_over(folder: RunFolder) -> bool:
-    started = max((event.at for event in folder.events() if event.kind in STARTS), default=None)
+    started = last_start(folder.events())
     wish, outcome = folder.find(Name.STOP, StopWish), folder.find(Name.OUTCOME, RunOutcome)
     return any(one is not None and (started is None or one.at > started) for one in (wish, outcome))
 

@@ -1,5 +1,6 @@
 """What a run with a deadline has decided last, on its screens: what, when, why, until when."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ from launcher import console
 from launcher.errors import LdlmError
 from launcher.run_record import RunRecord, RunView, Status
 from launcher.runs import open_run
-from trainer.run_folder import STARTS, RunFolder
+from trainer.run_folder import RunFolder, last_start
 from trainer.store import Store, open_store
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def newest_move(store: Store, record: RunRecord) -> "Move | None":
     from launcher.course_record import CourseRecord  # brings NumPy
 
     move = CourseRecord(RunFolder(store, record.run_id)).newest()
-    started = max((event.at for event in record.events if event.kind in STARTS), default=None)
+    started = last_start(record.events)
     return None if move and started and move.seen.at < started else move
 
 
@@ -49,8 +50,13 @@ def say_course(run_id: str, store_option: str | None) -> None:
     except LdlmError:
         return
     if move:
-        console.talk(f"course: {move_words(move)}", "title")
-        console.talk(f"  {move.reason}", "quiet")
+        say_move(move, console.talk)
+
+
+def say_move(move: "Move", say: Callable[[str, str], None]) -> None:
+    """A decision and its reason, each as a line and its style."""
+    say(f"course: {move_words(move)}", "title")
+    say(f"  {move.reason}", "quiet")
 
 
 def move_words(move: "Move") -> str:

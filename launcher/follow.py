@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from launcher import console
-from launcher.course_screen import move_words, newest_move
+from launcher.course_screen import newest_move, say_move
 from launcher.engine import ALIVE, Engine
 from launcher.errors import LdlmError
 from launcher.run_record import RunRecord, load_record
@@ -51,8 +51,7 @@ def follow(store: Store, engine: Engine, run_id: str,
                     return record
                 if move and move.action != action:
                     action = move.action
-                    line.say(f"course: {move_words(move)}", "title")
-                    line.say(f"  {move.reason}", "quiet")
+                    say_move(move, line.say)
                 on_look(record)
             time.sleep(_POLL_S)
 

@@ -27,8 +27,7 @@ def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
     yield from _of_attempts(record.attempts, untils)
     for files, until in zip(record.attempts, untils, strict=True):
         yield from _of_one(files, until)
-    for problem in record.torn:
-        name = str(problem.place).removeprefix(f"{record.url}/")
+    for name, problem in zip(record.torn_names, record.torn, strict=True):
         yield (f"{name} {problem.problem.partition(':')[0]}: the bill is made without it; if there is a "
                "backup, restore it")
     if record.num_torn:

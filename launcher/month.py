@@ -7,7 +7,7 @@ every laptop off, over a month's end, too: what runs may still spend never passe
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 
@@ -117,12 +117,13 @@ def check_month(proposal: Proposal, now: datetime) -> None:
     cap, url, plan = read_settings().monthly_cap_usd, proposal.recipe.store, proposal.plan
     if cap is None or url is None or plan.offers[Document.TRAIN].price_is_simulated:
         return
-    runs = _runs(open_store(url), plan.run_id, now) if may_exist(url) else []
-    month = month_of(runs, now)
-    removed_usd = _removed_usd(open_store(url), now) if may_exist(url) else Decimal(0)
+    month = Month(Decimal(0), Decimal(0))
+    if may_exist(url):
+        store = open_store(url)
+        month = month_of(_runs(store, plan.run_id, now), now)
+        month = replace(month, spent_usd=month.spent_usd + _removed_usd(store, now))
     # What a resumed run has cost is behind it; what it may still spend is asked for here.
-    if refusal := over_month(Month(month.spent_usd + removed_usd, month.promised_usd), Decimal(cap),
-                             plan.max_cost_usd - plan.spent_usd):
+    if refusal := over_month(month, Decimal(cap), plan.max_cost_usd - plan.spent_usd):
         raise refusal
 
 

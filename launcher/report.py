@@ -176,13 +176,13 @@ def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
     held = on_rentals(record.attempts, untils, record.rentals, view.charged_to)
     costs = [attempt_cost(files, on_rental, Fate(running=is_live and files.attempt.number == open_number,
                                                  stopped=files.attempt.number in stopped))
-             for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)
-             if since is None or files.attempt.billed_from >= since]
+             for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)]
     offers, beside = plan.offers if plan else {}, _beside(view, since)
     before_usd = Decimal(0)
     if since is not None:
-        now_usd = sum((cost.usd for cost in costs), sum(beside.values(), Decimal(0)))
-        before_usd = cost_report(view).spent_usd - now_usd
+        before_usd = sum((cost.usd for cost in costs if cost.began_at < since), Decimal(0)) + sum(
+            _beside(view, None).values(), Decimal(0)) - sum(beside.values(), Decimal(0))
+        costs = [cost for cost in costs if cost.began_at >= since]
     return CostReport(
         run_id=record.run_id, status=view.status, attempts=costs, on_demand_usd=_on_demand_usd(costs, offers),
         planned_usd=plan.usd if plan and not before_usd else None, before_usd=before_usd,

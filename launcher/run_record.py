@@ -85,6 +85,11 @@ class RunRecord:
     torn: Sequence[DamagedError] = ()
 
     @property
+    def torn_names(self) -> list[str]:
+        """What cannot be read, by its name in the run's folder."""
+        return [str(problem.place).removeprefix(f"{self.url}/") for problem in self.torn]
+
+    @property
     def infra(self) -> str:
         """Where it was last started: `local`, or a cloud in SkyPilot's language."""
         starts = [event for event in self.events if event.kind in STARTS]

@@ -79,6 +79,7 @@ def show_status(view: RunView, found: Learned | None, beside: Sequence[tuple[str
         facts.append(("now", describe(beat)))
         facts += [("saves", pace_words(beat.pace))] if beat.pace else []
         facts += [("idle", _idle_words(beat.idle_gpus))] if beat.idle_gpus else []
+    facts += [("damaged", f"{name} cannot be read") for name in record.torn_names]
     if record.last_seen and status is Status.UNKNOWN:
         facts.append(("last seen", f"{record.last_seen:%Y-%m-%d %H:%M:%S} UTC"))
     facts += [("attempts", f"{len(record.attempts)}, of which preempted: {record.num_preemptions}"),

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from launcher.engine import EnginePhase, EngineState
 from launcher.run_record import RunRecord
 from trainer.contract import Document, Outcome
-from trainer.run_folder import STARTS, RunFolder
+from trainer.run_folder import RunFolder, last_start
 
 _OUTCOMES = {"SUCCEEDED": Outcome.FINISHED, "CANCELLED": Outcome.STOPPED,
              "FAILED_NO_RESOURCE": Outcome.NO_CAPACITY, "FAILED_PRECHECKS": Outcome.NO_CAPACITY}
@@ -34,6 +34,6 @@ def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: dateti
 
 def _is_of_the_job_before(record: RunRecord, state: EngineState, now: datetime) -> bool:
     """True while another terminal hands a resumed run over: SkyPilot has its old job alone."""
-    started = max((event.at for event in record.events if event.kind in STARTS), default=None)
+    started = last_start(record.events)
     return (started is not None and state.ended_at is not None and state.ended_at < started
             and now - started < _HAND_OVER)

@@ -171,7 +171,8 @@ class CourseStrategy(recovery_strategy.EagerFailoverStrategyExecutor):
             env={**os.environ, **environment, "PYTHONPATH": str(_CHECKOUT)}, stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
         try:
-            answer, wrong = await asyncio.wait_for(process.communicate(text.encode()), _ANSWER_S)
+            async with asyncio.timeout(_ANSWER_S):  # wait_for of Python 3.11 can swallow that it is cancelled
+                answer, wrong = await process.communicate(text.encode())
         except BaseException:
             process.kill()
             raise

@@ -50,6 +50,14 @@ def test_the_bill_of_all_runs_names_those_that_it_lacks(store):
     assert "not in it, since it cannot be read: " in done.stderr and "torn-1/plan.json" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["attempts/1/heartbeat.json", "events/0.json"])
+@pytest.mark.parametrize("command", ["status", "cost"])
+def test_a_run_with_a_damaged_heartbeat_or_event_is_shown_without_it_and_it_is_named(store, name, command):
+    preempted_once(store, "torn-1").folder.write_bytes(name, b"{")
+    done = ldlm(command, "torn-1")
+    assert (done.returncode, name in done.stdout, "$0.6000" in done.stdout) == (0, True, True)
+
+
 def test_the_bill_of_all_runs_says_what_began_before_and_what_contradicts_itself(store):
     every_fate(store)
     twice = preempted_once(store, "twice-1")

@@ -220,15 +220,14 @@ def test_a_run_that_has_finished_cannot_be_resumed(home):
     assert "fix: see what it cost: ldlm cost story-1" in refused(6, "resume", "story-1", "--yes")
 
 
-@pytest.mark.parametrize("name", ["plan.json", "attempts/1/heartbeat.json", "events/0.json"])
 @pytest.mark.parametrize("command", ["status", "cost"])
-def test_a_damaged_object_is_named_and_the_rest_of_the_list_still_shown(home, name, command):
+def test_a_damaged_plan_is_named_and_the_rest_of_the_list_still_shown(home, command):
     preempted_once(f"file://{home}/store", "whole-1")
-    preempted_once(f"file://{home}/store", "torn-1").folder.write_bytes(name, b"{")
-    assert f"torn-1/{name}" in refused(6, command, "torn-1")
+    preempted_once(f"file://{home}/store", "torn-1").folder.write_bytes("plan.json", b"{")
+    assert "torn-1/plan.json" in refused(6, command, "torn-1")
     listed = ldlm("status")
     assert (listed.returncode, "whole-1" in listed.stdout, "torn-1" in listed.stdout) == (0, True, False)
-    assert f"torn-1/{name}" in listed.stderr
+    assert "torn-1/plan.json" in listed.stderr
 
 
 def test_a_damaged_recipe_stops_a_resume_and_a_damaged_run_can_be_deleted(home):

@@ -24,6 +24,12 @@ def report_of(record: RunRecord | Story) -> CostReport:
     return cost_report(look_at(found, ENDED, NOON + timedelta(days=1)))
 
 
+def assert_billed(story: Story, usd: str, doubt: str) -> None:
+    """So much, with this doubt and no other."""
+    report = report_of(story)
+    assert (report.doubts, report.spent_usd) == ([doubt], Decimal(usd))
+
+
 def test_records_that_agree_raise_no_doubt(tmp_path):
     assert report_of(preempted_once(f"file://{tmp_path}/store")).doubts == []
 
@@ -33,10 +39,8 @@ def test_two_attempts_that_overlap_are_both_billed(story):
     story.end(1, 130, 75)
     story.attempt(2, 100)
     story.end(2, 200, 0)
-    report = report_of(story)
-    assert report.doubts == ["attempts 1 and 2 overlap by 30 s: both are billed, since two machines were "
-                             "paid at once"]
-    assert report.spent_usd == Decimal("0.23")
+    assert_billed(story, "0.23", "attempts 1 and 2 overlap by 30 s: both are billed, since two machines were "
+                                 "paid at once")
 
 
 def test_attempts_in_another_order_than_their_numbers_are_each_billed_by_their_own_clock(story):
@@ -44,10 +48,8 @@ def test_attempts_in_another_order_than_their_numbers_are_each_billed_by_their_o
     story.end(1, 600, 75)
     story.attempt(2, 100)
     story.end(2, 200, 0)
-    report = report_of(story)
-    assert report.doubts == ["attempt 2 begins 400 s before attempt 1: their clocks disagree; each is billed "
-                             "by its own"]
-    assert report.spent_usd == Decimal("0.20")
+    assert_billed(story, "0.20", "attempt 2 begins 400 s before attempt 1: their clocks disagree; each is "
+                                 "billed by its own")
 
 
 def test_a_clock_that_was_set_back_fills_no_category_beyond_what_was_billed(story):
@@ -64,10 +66,8 @@ def test_a_sign_of_life_after_the_end_is_said(story):
     story.attempt(1, 0)
     story.beat(1, 300, step=5, durable=5, setup=10, train=20)
     story.end(1, 100, None, preempted=True)
-    report = report_of(story)
-    assert report.doubts == ["attempt 1 gave a sign of life 200 s after its end: who ended it has another "
-                             "clock, or it lived on; it is billed to that end"]
-    assert report.spent_usd == Decimal("0.10")
+    assert_billed(story, "0.10", "attempt 1 gave a sign of life 200 s after its end: who ended it has "
+                                 "another clock, or it lived on; it is billed to that end")
 
 
 def test_an_end_that_is_dated_before_the_start_is_said(story):
@@ -98,19 +98,15 @@ def test_an_end_before_the_begin_is_billed_by_what_the_heartbeat_tells(story):
     story.attempt(1, 100)
     story.beat(1, 150, step=5, durable=5, setup=20, train=30, durable_train=30)
     story.end(1, 40, 0)
-    report = report_of(story)
-    assert report.doubts == ["attempt 1 ends 60 s before it begins: two clocks disagree; it is billed for "
-                             "50 s, as its heartbeats tell"]
-    assert report.spent_usd == Decimal("0.05")
+    assert_billed(story, "0.05", "attempt 1 ends 60 s before it begins: two clocks disagree; it is billed "
+                                 "for 50 s, as its heartbeats tell")
 
 
 def test_an_attempt_before_its_submission_is_billed_from_there(story):
     story.attempt(1, -7200)
     story.end(1, 100, 0)
-    report = report_of(story)
-    assert report.doubts == ["attempt 1 begins 7200 s before its run was submitted: a clock was wrong; it is "
-                             "billed from the submission on"]
-    assert report.spent_usd == Decimal("0.10")
+    assert_billed(story, "0.10", "attempt 1 begins 7200 s before its run was submitted: a clock was wrong; "
+                                 "it is billed from the submission on")
 
 
 def test_an_attempt_without_an_end_is_billed_by_the_events_else_by_its_lease_else_said(story):
@@ -119,13 +115,9 @@ def test_an_attempt_without_an_end_is_billed_by_the_events_else_by_its_lease_els
     assert report_of(story).doubts == ["attempt 1 left no sign of life and no end: nothing is billed for it"]
     leased = story.folder.attempt(1).attempt.model_copy(update={"lease_until": at(300)})
     story.folder.write("attempts/1/attempt.json", leased)
-    report = report_of(story)
-    assert report.doubts == ["attempt 1 left no end: it is billed to the end of its lease, or of the run"]
-    assert report.spent_usd == Decimal("0.30")
+    assert_billed(story, "0.30", "attempt 1 left no end: it is billed to the end of its lease, or of the run")
     story.folder.add_event("attempt_ended", at(200), attempt=1)
-    report = report_of(story)
-    assert report.doubts == ["attempt 1 left no end: it is billed to the one that the run's events tell"]
-    assert report.spent_usd == Decimal("0.20")
+    assert_billed(story, "0.20", "attempt 1 left no end: it is billed to the one that the run's events tell")
 
 
 def test_a_torn_record_is_named_and_the_rest_is_billed(story):

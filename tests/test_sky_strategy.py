@@ -3,6 +3,7 @@ process, a real record, and the fake of Vast behind Vast's SDK. Machines do not 
 """
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -184,6 +185,8 @@ def test_spot_that_cannot_be_seen_is_tried_once_a_tick(world: World, monkeypatch
         launching = asyncio.create_task(strategy.recover())
         await until(lambda: world.decided().count("wait") >= 2)
         launching.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait_for(launching, 30)
 
     asyncio.run(launch())
     assert world.decided()[:4] == ["spot", "wait", "spot", "wait"]

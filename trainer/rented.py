@@ -25,7 +25,7 @@ from trainer.lease import await_free, owner_here
 from trainer.limits import LimitError
 from trainer.machine import MachineError
 from trainer.notices import ASKED, MOVED, Notice
-from trainer.run_folder import STARTS, Event, RunFolder, RunOutcome, StopWish
+from trainer.run_folder import Event, RunFolder, RunOutcome, StopWish, last_start
 from trainer.wrong_machine import say_wrong
 
 _LOOK_EVERY_S = 5.0  # for a wish: one small read, $0.007 a day on S3 (list price)
@@ -129,8 +129,7 @@ class Rented:
                  clock: Callable[[], float] = time.monotonic) -> None:
         self._folder, self._document, self._node, self._has_course = folder, document, node, has_course
         self._outcome: Outcome | None = None  # where the exit code alone does not tell it
-        self._started_at = max((event.at for event in folder.events() if event.kind in STARTS),
-                               default=datetime.min.replace(tzinfo=UTC))
+        self._started_at = last_start(folder.events()) or datetime.min.replace(tzinfo=UTC)
         self.is_stop_wished = _Wish(folder, Name.STOP, self._started_at, clock)
         self._is_move_wished = _Wish(folder, Name.MOVE, datetime.now(UTC), clock)
         if node == 0:

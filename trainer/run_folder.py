@@ -194,6 +194,11 @@ class RunOutcome(_Record):
     reason: str
 
 
+def last_start(events: Iterable[Event]) -> datetime | None:
+    """When a run was given to an engine last; None: never yet."""
+    return max((event.at for event in events if event.kind in STARTS), default=None)
+
+
 class StopWish(_Record):
     """`stop.json`: a person wants the run to save and stop. One from before the last start says nothing.
     `move.json`: who supervises it wants the same of an attempt that has begun before, and goes on."""
