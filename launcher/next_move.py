@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from launcher.course import Course
+from launcher.course import Course, kept_back_h
 from launcher.course_cap import on_demand_usd, within_cap
 from launcher.frozen import Frozen
 from launcher.policy import Action, Decision, PlaceNow, Policy, Setting, Situation, decide, read_runs
@@ -149,7 +149,7 @@ def _setting(course: Course, each_h: float, overhead_h: float | None) -> Setting
 
 def _own_h(course: Course, work_h: float, overhead_h: float) -> float:
     """Until the deadline that is decided by."""
-    return course.hours - course.kept_back_h(work_h, overhead_h)
+    return course.hours - kept_back_h(course.hours, work_h, overhead_h)
 
 
 def _situation(course: Course, setting: Setting, seen: Seen, left_h: float, is_working: bool,

@@ -109,7 +109,7 @@ def test_who_watches_a_run_is_told_what_it_waits_for_once(
     monkeypatch.setattr(following, "_POLL_S", 0)
     add = CourseRecord(story.folder).add
     moves = [decided(0, 0, is_up=True), decided(72, 100, is_up=False), decided(80, 100, is_up=False),
-             decided(390, 100, is_up=False), decided(400, 100, is_up=True, held=1)]
+             decided(360, 100, is_up=False), decided(400, 100, is_up=True, held=1)]
     engine = Scripted(*[lambda move=move: add(move) for move in moves])
     following.follow(story.folder.store, engine, RUN_ID)
     told = capsys.readouterr().err.splitlines()

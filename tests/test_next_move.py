@@ -55,16 +55,16 @@ class Run:
 
 
 def test_spot_is_waited_for_until_on_demand_is_due_and_it_goes_back():
-    """By a line of 4 h in 10: with 1 h done that is after 2 h 30 min."""
+    """By a line of 4 h in 9.5, for half an hour is kept back: with 1 h done that is after 2 h 22.5 min."""
     run = Run(course())
     assert run.ask(0, spot_is_up=True).place == 0
     run.works(1)
     run.loses_its_machine()
-    waits = [run.ask(hour, spot_is_up=False) for hour in (1.5, 1.7, 2.0, 2.4)]
+    waits = [run.ask(hour, spot_is_up=False) for hour in (1.5, 1.7, 2.0, 2.3)]
     assert [move.action for move in waits] == ["wait"] * 4
     assert [move.again_at - NOON for move in waits] == [
-        timedelta(minutes=minutes) for minutes in (100, 110, 130, 150)]
-    pays = run.ask(2.51, spot_is_up=False)
+        timedelta(minutes=minutes) for minutes in (100, 110, 130, 140)]
+    pays = run.ask(2.4, spot_is_up=False)
     assert (pays.action, pays.place, pays.leaves) == ("on_demand", 1, False)
     assert run.ask(3.0, spot_is_up=True).action == "on_demand"  # behind the line: it has just begun
     run.works(1.5)
