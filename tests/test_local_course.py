@@ -53,7 +53,7 @@ esac""", preempt_at="step:1+14", envs={Env.COURSE: course(seconds=24, work_s=12)
     assert [action for action, _ in groupby(move.action for move in moves)] == [
         "spot", "wait", "on_demand", "spot"]
     paid = next(move for move in moves if move.action == "on_demand")
-    assert 15 / 3600 <= paid.setting["deadline_h"] <= 23.9 / 3600
+    assert 15 / 3600 <= paid.setting["deadline_h"] < 24 / 3600
     assert 0.4 * paid.setting["deadline_h"] <= paid.situation["elapsed_h"] < 14 / 3600
     for move in moves:
         again = move.replayed(UNIFORM_PROGRESS)
