@@ -12,6 +12,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from launcher.availability import CERTAIN, Availability
+from launcher.course import kept_back_h
 from launcher.policies_known import UNIFORM_PROGRESS
 from launcher.policy import Action, Bools, Floats, Ints, Moment, Policy, Setting
 
@@ -208,10 +209,11 @@ def _follow_benchmark(rng: np.random.Generator, job: Job, paths: Paths) -> None:
 
 def _follow_policy(rng: np.random.Generator, job: Job, paths: Paths, again_h: Floats, life_h: Floats,
                    wait_h: Floats, policy: Policy) -> None:
-    deadline_h = job.deadline_h or 0.0
+    work_h, overhead_h, given_h = job.training_h + job.beside_h, _overhead_h(job), job.deadline_h or 0.0
+    deadline_h = given_h - kept_back_h(given_h, work_h, overhead_h)  # that decides, as it will in the course
     num_ticks = int(np.clip(deadline_h / _TICK_H, _FEWEST_TICKS, _MOST_TICKS))
     setting = Setting(
-        work_h=job.training_h + job.beside_h, deadline_h=deadline_h, overhead_h=_overhead_h(job),
+        work_h=work_h, deadline_h=deadline_h, overhead_h=overhead_h,
         spot_usd_per_hour=1.0, on_demand_usd_per_hour=job.on_demand_price or 1.0,
         tick_h=deadline_h / num_ticks)
     runs = _Runs(job, setting, paths, again_h, policy)
