@@ -36,8 +36,8 @@ def course(*, seconds: float, work_s: float) -> str:
 
 
 def test_without_spot_it_waits_then_pays_more_and_goes_back(lab: Lab) -> None:
-    """40 of 100 steps are 40 % of the way: on demand is due after as much of the time that is decided by, which
-    is 24 s but for a start as slow as this machine's. Spot is back after 14."""
+    """40 of 100 steps are 40 % of the way: on demand is due after as much of the time that is decided by,
+    which is 24 s but for a start as slow as this machine's. Spot is back after 14."""
     lab.submit(f"""case $LDLM_ATTEMPT in
 1) {NODE} beat:40,40 sleep:60;;
 2) {NODE} on-term:75 sleep:8 beat:90,90 sleep:60;;
