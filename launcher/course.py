@@ -85,4 +85,14 @@ class Course(Frozen):
     @property
     def on_demand_at(self) -> datetime:
         """When on demand has to be taken at the latest, if nothing is done until then."""
-        return self.ends_at - timedelta(hours=self.work_h + self.overhead_h)
+        kept_h = kept_back_h(self.hours, self.work_h, self.overhead_h)
+        return self.ends_at - timedelta(hours=self.work_h + self.overhead_h + kept_h)
+
+
+def kept_back_h(hours: float, work_h: float, overhead_h: float) -> float:
+    """Of the hours until a deadline, those at its end on which no decision counts.
+
+    One start, for the next may take twice as long as the longest that was seen (as in the lab); of what is
+    to spare at most half (guess).
+    """
+    return min(overhead_h, max(0.0, hours - work_h - overhead_h) / 2)

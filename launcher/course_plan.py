@@ -15,6 +15,7 @@ from trainer.contract import Document, Env
 _HOUR_S = 3600.0
 # Between two decisions: what `simulate` looks at, ten minutes, and of short runs a 150th (guess).
 _LONGEST_TICK_S, _TICKS = 600.0, 150
+_UNDISTURBED = ("training", "evaluating and saving")  # losses and waits are what is decided about
 _UNKNOWN = Decimal("Infinity")
 
 
@@ -32,8 +33,7 @@ def course_of(plan: Plan, recipe: Recipe, envs_of: Callable[[Offer], dict[str, s
                             if is_spot == kind), default=_UNKNOWN) for kind in (True, False))
     if plan.deadline is None or plan.start is None or not spot < on_demand < _UNKNOWN:
         return None
-    hours = sum(float(part.hours.mid) for part in plan.parts
-                if part.document is Document.TRAIN and part.name != "set-up")
+    hours = sum(float(part.hours.mid) for part in plan.parts if part.name in _UNDISTURBED)
     whole_h = (plan.deadline - plan.planned_at) / timedelta(hours=1)
     lost_s = min(plan.saves.lost_s, hours * _HOUR_S) / 2 if plan.saves else 0.0  # on average half of the most
     overhead_h = min((plan.start.again_s + lost_s) / _HOUR_S, max(0.0, whole_h - hours))

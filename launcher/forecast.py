@@ -79,7 +79,8 @@ def _job(case: Case, estimate: Estimate) -> "Job":
         again_h=start.again_s / 3600, bench_h=by_name["benchmark"], guess_factors=GUESS_FACTORS,
         interval_h=saves.every_s / 3600 if saves else 0.0, save_h=saves.save_s / 3600 if saves else 0.0,
         availability=believed(offer) if trains else CERTAIN,
-        deadline_h=case.deadline_h,
+        bench_availability=believed(case.offers[Document.BENCH]),
+        bench_limit_h=case.recipe.limits.bench_hours, deadline_h=case.deadline_h,
         on_demand_price=_ratio(on_demand, price) if trains and on_demand is not None else None)
 
 
@@ -111,12 +112,12 @@ class _Bill:
     @property
     def training_hours(self) -> "Floats":
         """(N,) of what the deadline is about."""
-        return self.paths.trained_after_h if self._trains else self.paths.bench_h
+        return self.paths.trained_after_h if self._trains else self.paths.bench_took_h
 
     @property
     def hours(self) -> "Floats":
         """(N,) of all of it."""
-        return self.paths.trained_after_h + self.paths.bench_h
+        return self.paths.ended_after_h
 
     @property
     def usd(self) -> "Floats | None":
@@ -136,17 +137,20 @@ class _Bill:
 
     def parts(self) -> tuple[Part, ...]:
         """The rows of a plan, without those in which nothing will happen."""
-        found = [Part(name=name, document=Document.BENCH if name == "benchmark" else Document.TRAIN,
-                      hours=_hours(hours), usd=_usd(usd)) for name, hours, usd in self._rows()]
+        found = [Part(name=name, document=self._document(name), hours=_hours(hours), usd=_usd(usd))
+                 for name, hours, usd in self._rows()]
         always = {part.name for part in self._estimate.parts}
         return tuple(part for part in found if part.name in always or part.hours.high or (
             part.usd and part.usd.high))
+
+    def _document(self, name: PartName) -> Document:
+        return Document.TRAIN if self._trains and name != "benchmark" else Document.BENCH
 
     def _rows(self) -> "list[tuple[PartName, Floats, Floats | None]]":
         paths, nothing = self.paths, self.paths.bench_h * 0.0
         bench = self._priced(paths.bench_h, self._case.offers[Document.BENCH])
         if not self._trains:
-            return [("benchmark", paths.bench_h, bench)]
+            return [("waiting", paths.bench_waiting_h, nothing), ("benchmark", paths.bench_h, bench)]
         train, again_h = self._case.offers[Document.TRAIN], paths.restarts_h + paths.redone_h
         training = self._priced(paths.training_h, train)
         more = _on_demand(self._case, train)
@@ -156,7 +160,8 @@ class _Bill:
                 ("training", paths.training_h, training),
                 ("evaluating and saving", paths.beside_h, self._priced(paths.beside_h, train)),
                 ("after losses", again_h, self._priced(again_h, train)),
-                ("waiting", paths.waiting_h, nothing), ("disk, network, store", nothing, self._beside()),
+                ("waiting", paths.waiting_h + paths.bench_waiting_h, nothing),
+                ("disk, network, store", nothing, self._beside()),
                 ("benchmark", paths.bench_h, bench)]
 
     def _priced(self, hours: "Floats", offer: Offer) -> "Floats | None":

@@ -4,13 +4,15 @@ Where nothing but one kind of machine is to be had, a run is followed from loss 
 demand to be in time, it is followed from tick to tick, and the policy that decides for runs decides here.
 """
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 
 import numpy as np
 
-from launcher.availability import Z90, Availability
+from launcher.availability import CERTAIN, Z90, Availability
+from launcher.course import kept_back_h
 from launcher.policies_known import UNIFORM_PROGRESS
 from launcher.policy import Action, Bools, Floats, Ints, Moment, Policy, Setting
 
@@ -19,6 +21,7 @@ _SEED = 7
 # Losses of one path that are drawn at once. After all of them, 2,032, what is left goes on undisturbed, which
 # is far over any limit.
 _BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
+_BENCH_LOSSES = 32  # drawn of a benchmark, whose hours are over before
 _TICK_H, _FEWEST_TICKS, _MOST_TICKS = 1 / 6, 60, 400
 _SHORTEST_H = 1e-9
 Factors = tuple[float, float]
@@ -33,13 +36,15 @@ class Job:
         speed_factors: On it: 10th and 90th percentile over the median.
         beside_h: Evaluating and saving.
         first_h, again_h: From a machine to its first step: of a first start, and of one after a loss.
-        bench_h: The benchmark.
+        bench_h: The benchmark, which begins anew after each loss.
         guess_factors: On these four.
         interval_h: From one save to the next.
         save_h: Until one is durable.
         deadline_h: Until training has to have ended; None: there is none.
         on_demand_price: Of the same machines where nobody takes them back, for what is late: so many times
             the price of these; None: none are to be had, or these are such.
+        bench_availability: Of the benchmark's machines.
+        bench_limit_h: Paid hours, all its attempts together, after which it ends without a result.
     """
 
     training_h: float
@@ -54,6 +59,8 @@ class Job:
     availability: Availability
     deadline_h: float | None = None
     on_demand_price: float | None = None
+    bench_availability: Availability = CERTAIN
+    bench_limit_h: float = math.inf
 
 
 @dataclass
@@ -65,7 +72,8 @@ class Paths:
         redone_h: Work that was lost and done again.
         on_demand_h: Of all but the waiting, those that were paid on demand.
         num_losses, num_starts: Times.
-        bench_h: Not part of the training's deadline.
+        bench_h: Paid for the benchmark; not part of the training's deadline.
+        bench_waiting_h: Until it has machines, all times together.
     """
 
     training_h: Floats
@@ -76,6 +84,7 @@ class Paths:
     redone_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
     waiting_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
     on_demand_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
+    bench_waiting_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
     num_losses: Ints = field(default_factory=lambda: np.zeros(NUM_PATHS, dtype=np.intp))
     num_starts: Ints = field(default_factory=lambda: np.ones(NUM_PATHS, dtype=np.intp))
 
@@ -94,6 +103,16 @@ class Paths:
         """(N,) from the start until training has ended."""
         return self.held_h + self.waiting_h
 
+    @property
+    def bench_took_h(self) -> Floats:
+        """(N,) from then until the benchmark has ended."""
+        return self.bench_waiting_h + self.bench_h
+
+    @property
+    def ended_after_h(self) -> Floats:
+        """(N,) from the start until all has ended."""
+        return self.trained_after_h + self.bench_took_h
+
 
 @lru_cache(maxsize=64)
 def paths_of(job: Job, policy: Policy = UNIFORM_PROGRESS) -> Paths:
@@ -109,6 +128,8 @@ def paths_of(job: Job, policy: Policy = UNIFORM_PROGRESS) -> Paths:
         _follow_policy(rng, job, paths, again_h, life_h, wait_h, policy)
     else:
         _follow_losses(rng, job, paths, again_h, life_h, wait_h)
+    # By chances of its own: how training goes changes nothing of it.
+    _follow_benchmark(np.random.default_rng((_SEED, 1)), job, paths)
     return paths
 
 
@@ -175,12 +196,24 @@ def _follow_losses(rng: np.random.Generator, job: Job, paths: Paths, again_h: Fl
     paths.waiting_h += wait_h * rng.standard_gamma(paths.num_losses + is_down)
 
 
+def _follow_benchmark(rng: np.random.Generator, job: Job, paths: Paths) -> None:
+    life_h, wait_h = _means(rng, job.bench_availability)
+    is_down = rng.random(NUM_PATHS) * (life_h + wait_h) < wait_h
+    lives_h = life_h[:, None] * rng.exponential(size=(NUM_PATHS, _BENCH_LOSSES))
+    is_lost = np.logical_and.accumulate(
+        (lives_h < paths.bench_h[:, None]) & (np.cumsum(lives_h, axis=1) < job.bench_limit_h), axis=1)
+    in_vain_h = np.where(is_lost, lives_h, 0.0).sum(axis=1)
+    paths.bench_h = np.minimum(in_vain_h + paths.bench_h, job.bench_limit_h)
+    paths.bench_waiting_h += wait_h * rng.standard_gamma(is_lost.sum(axis=1) + is_down)
+
+
 def _follow_policy(rng: np.random.Generator, job: Job, paths: Paths, again_h: Floats, life_h: Floats,
                    wait_h: Floats, policy: Policy) -> None:
-    deadline_h = job.deadline_h or 0.0
+    work_h, overhead_h, given_h = job.training_h + job.beside_h, _overhead_h(job), job.deadline_h or 0.0
+    deadline_h = given_h - kept_back_h(given_h, work_h, overhead_h)  # that decides, as it will in the course
     num_ticks = int(np.clip(deadline_h / _TICK_H, _FEWEST_TICKS, _MOST_TICKS))
     setting = Setting(
-        work_h=job.training_h + job.beside_h, deadline_h=deadline_h, overhead_h=_overhead_h(job),
+        work_h=work_h, deadline_h=deadline_h, overhead_h=overhead_h,
         spot_usd_per_hour=1.0, on_demand_usd_per_hour=job.on_demand_price or 1.0,
         tick_h=deadline_h / num_ticks)
     runs = _Runs(job, setting, paths, again_h, policy)

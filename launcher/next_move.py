@@ -9,7 +9,7 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from launcher.course import Course
+from launcher.course import Course, kept_back_h
 from launcher.course_cap import on_demand_usd, within_cap
 from launcher.frozen import Frozen
 from launcher.policy import Action, Decision, PlaceNow, Policy, Setting, Situation, decide, read_runs
@@ -136,14 +136,20 @@ def _measured(seen: Seen, progress: Progress, before: Move | None) -> float | No
 
 
 def _setting(course: Course, each_h: float, overhead_h: float | None) -> Setting:
-    """Of what is known now. A run that turns out to be too slow for its deadline gets a later one, of which
-    the same is left as of its own: it is hurried."""
+    """Of what is known now, the deadline with what is kept back before it. A run that turns out to be too
+    slow for it gets a later one, of which the same is left as of its own: it is hurried."""
     work_h = max(_LEAST_H, (course.to_step - course.from_step) * each_h)
     overhead_h = course.overhead_h if overhead_h is None else overhead_h
     spot = min(course.places[index].usd_per_hour for index in course.spot)
-    return Setting(work_h=work_h, deadline_h=max(course.hours, work_h + overhead_h), overhead_h=overhead_h,
+    return Setting(work_h=work_h, overhead_h=overhead_h,
+                   deadline_h=max(_own_h(course, work_h, overhead_h), work_h + overhead_h),
                    spot_usd_per_hour=float(spot), tick_h=course.tick_s / 3600,
                    on_demand_usd_per_hour=float(course.places[course.on_demand[0]].usd_per_hour))
+
+
+def _own_h(course: Course, work_h: float, overhead_h: float) -> float:
+    """Until the deadline that is decided by."""
+    return course.hours - kept_back_h(course.hours, work_h, overhead_h)
 
 
 def _situation(course: Course, setting: Setting, seen: Seen, left_h: float, is_working: bool,
@@ -154,7 +160,7 @@ def _situation(course: Course, setting: Setting, seen: Seen, left_h: float, is_w
     starting_h = max(0.0, setting.overhead_h - (seen.at - since) / timedelta(hours=1))
     return Situation(
         elapsed_h=max(0.0, (seen.at - course.begins_at) / timedelta(hours=1)
-                      + setting.deadline_h - course.hours),
+                      + setting.deadline_h - _own_h(course, setting.work_h, setting.overhead_h)),
         work_left_h=left_h, held=action,
         place=course.spot.index(held) if is_spot and held is not None else None,
         overhead_left_h=0.0 if held is None or is_working else starting_h,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from spot_traces import Window, by_zone, counted, read_windows, true_costs
 
-from launcher.availability import Availability, Seen, learned
+from launcher.availability import GUESS_LOSS_SPREAD, GUESS_WAIT_SPREAD, Availability, Seen, learned
 from launcher.forecast_paths import Job, Paths, paths_of
 from launcher.policies_known import SPOT_ONLY
 from launcher.policy import Policy, Setting
@@ -28,8 +28,9 @@ DATES = (("multi", 600.0), ("multi", 720.0), ("multi", 864.0), ("single", 96.0),
          ("single", 144.0))
 _LEAST_H = 20.0  # of a window before the date, or it says too little
 _CENT = 0.01
-# So wide that only what was seen counts.
-_NOTHING_KNOWN = Availability(hours_to_loss=5.0, loss_spread=5.0, hours_to_machine=1.0, wait_spread=5.0)
+# What a plan guesses of spot on Azure, before anything was seen there.
+_GUESS = Availability(hours_to_loss=10.0, loss_spread=GUESS_LOSS_SPREAD, hours_to_machine=1.0,
+                      wait_spread=GUESS_WAIT_SPREAD)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def fitted(windows: Sequence[Window], date_h: float) -> Availability | None:
     """From what windows of one zone show before a date; None: too little."""
     seen = [_seen(part) for window in windows
             if (part := window.before(date_h)).end_h - part.start_h >= _LEAST_H]
-    return learned(_NOTHING_KNOWN, tuple(seen)) if len(seen) > 1 else None
+    return learned(_GUESS, tuple(seen)) if len(seen) > 1 else None
 
 
 def _seen(window: Window) -> Seen:

@@ -55,14 +55,14 @@ def screen(story: Story, *words: str) -> str:
 
 
 def test_status_shows_what_was_decided_why_and_until_when(story: Story) -> None:
-    """3 of 4 h of work are left: with a start of half an hour, on demand is due at 18:30 of 10 h."""
+    """3 of 4 h of work are left: with a start of half an hour, on demand is due at 18:00 of 10 h."""
     CourseRecord(story.folder).add(decided(11, 100, is_up=True))
     CourseRecord(story.folder).add(decided(72, 100, is_up=False, left_usd=20.0))
     check_golden("screen-status-course.txt", screen(story))
     assert json.loads(screen(story, "--json"))["course"] == {
         "decided_at": "2026-11-23T13:12:00+00:00", "policy": "uniform-progress", "action": "wait",
-        "place": None, "reason": "spot is up nowhere; 5.30 h to spare, so waiting costs least",
-        "again_at": "2026-11-23T13:20:00+00:00", "on_demand_at": "2026-11-23T18:30:00+00:00",
+        "place": None, "reason": "spot is up nowhere; 4.80 h to spare, so waiting costs least",
+        "again_at": "2026-11-23T13:20:00+00:00", "on_demand_at": "2026-11-23T18:00:00+00:00",
         "cap_leaves_usd": 20.0, "on_demand_to_end_usd": 10.5}
 
 
@@ -71,8 +71,8 @@ def test_logs_begin_with_what_a_run_waits_for_and_are_printed_without_a_record_t
     CourseRecord(story.folder).add(decided(72, 100, is_up=False))
     (EngineFolder(engine_home() / RUN_ID).path / "attempt-1.log").write_text("step 1")
     done = ldlm("logs", RUN_ID)
-    assert done.stderr == ("course: waits for spot; on demand at 18:30 UTC at the latest\n"
-                           "  spot is up nowhere; 5.30 h to spare, so waiting costs least\n")
+    assert done.stderr == ("course: waits for spot; on demand at 18:00 UTC at the latest\n"
+                           "  spot is up nowhere; 4.80 h to spare, so waiting costs least\n")
     story.folder.write_bytes(Name.PLAN, b"{")
     again = ldlm("logs", RUN_ID)
     assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
@@ -92,14 +92,14 @@ def test_a_torn_decision_is_said_and_the_rest_is_shown(story: Story) -> None:
 
 
 @pytest.mark.parametrize(("move", "words"), [
-    (decided(11, 100, is_up=True), "spot; when it is lost, on demand at 18:30 UTC at the latest"),
+    (decided(11, 100, is_up=True), "spot; when it is lost, on demand at 18:00 UTC at the latest"),
     (decided(11, 100, is_up=True, left_usd=10.4),
      "spot; when it is lost, the cap does not pay on demand to the end"),
     (decided(590, 100, is_up=False), "on demand"),
     (decided(72, 100, is_up=False, policy=SPOT_ONLY), "waits for spot; never on demand"),
     (decided(72, 100, is_up=False,
              course=COURSE.model_copy(update={"ends_at": NOON + timedelta(hours=30)})),
-     "waits for spot; on demand at 14:30 UTC on 11-24 at the latest")])
+     "waits for spot; on demand at 14:00 UTC on 11-24 at the latest")])
 def test_a_decision_in_one_line(move: Move, words: str) -> None:
     assert move_words(move) == words and len(words) < 68
 
@@ -109,12 +109,12 @@ def test_who_watches_a_run_is_told_what_it_waits_for_once(
     monkeypatch.setattr(following, "_POLL_S", 0)
     add = CourseRecord(story.folder).add
     moves = [decided(0, 0, is_up=True), decided(72, 100, is_up=False), decided(80, 100, is_up=False),
-             decided(390, 100, is_up=False), decided(400, 100, is_up=True, held=1)]
+             decided(360, 100, is_up=False), decided(400, 100, is_up=True, held=1)]
     engine = Scripted(*[lambda move=move: add(move) for move in moves])
     following.follow(story.folder.store, engine, RUN_ID)
     told = capsys.readouterr().err.splitlines()
-    assert told[told.index("course: waits for spot; on demand at 18:30 UTC at the latest"):] == [
-        "course: waits for spot; on demand at 18:30 UTC at the latest",
-        "  spot is up nowhere; 5.30 h to spare, so waiting costs least",
+    assert told[told.index("course: waits for spot; on demand at 18:00 UTC at the latest"):] == [
+        "course: waits for spot; on demand at 18:00 UTC at the latest",
+        "  spot is up nowhere; 4.80 h to spare, so waiting costs least",
         "course: on demand",
         "  spot is up nowhere; 0.00 h to spare, so on demand costs least in the end"]

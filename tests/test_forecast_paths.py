@@ -11,6 +11,7 @@ from launcher.policies_known import GREEDY, UNIFORM_PROGRESS
 
 NEVER_LOST = Availability(hours_to_loss=1e9, loss_spread=0.1, hours_to_machine=0.0, wait_spread=0.1)
 KNOWN = Availability(hours_to_loss=4.0, loss_spread=0.0, hours_to_machine=0.5, wait_spread=0.0)
+RARE = Availability(hours_to_loss=0.5, loss_spread=0.0, hours_to_machine=0.3, wait_spread=0.0)
 JOB = Job(training_h=20.0, speed_factors=(1, 1), beside_h=1.0, first_h=0.3, again_h=0.2, bench_h=0.1,
           guess_factors=(1, 1), interval_h=0.5, save_h=0.1, availability=KNOWN)
 
@@ -54,6 +55,35 @@ def test_losses_cost_what_a_replay_of_its_own_says():
     assert paths.held_h.mean() == pytest.approx(statistics.mean(held), rel=0.02)
     assert paths.waiting_h.mean() == pytest.approx(statistics.mean(waited), rel=0.12)
     assert paths.num_losses.mean() == pytest.approx(statistics.mean(losses), rel=0.07)
+
+
+def benchmarked(rng: random.Random) -> tuple[float, float]:
+    """Hours paid and waited of one benchmark of 0.4 h that has 1 h, in code of its own."""
+    paid_h = 0.0
+    waited_h = rng.expovariate(1 / 0.3) if rng.random() < 0.3 / 0.8 else 0.0
+    while True:
+        life_h = rng.expovariate(1 / 0.5)
+        if min(life_h, 0.4) >= 1.0 - paid_h:
+            return 1.0, waited_h
+        if life_h >= 0.4:
+            return paid_h + 0.4, waited_h
+        paid_h += life_h
+        waited_h += rng.expovariate(1 / 0.3)
+
+
+def test_a_benchmark_whose_machine_is_lost_begins_again_until_its_hours_are_over():
+    rng = random.Random(3)
+    paid, waited = zip(*[benchmarked(rng) for _ in range(4000)], strict=True)
+    paths = paths_of(replace(JOB, bench_h=0.4, bench_limit_h=1.0, bench_availability=RARE))
+    assert paths.bench_h.mean() == pytest.approx(statistics.mean(paid), rel=0.04)
+    assert (paths.bench_h == 1.0).mean() == pytest.approx(paid.count(1.0) / 4000, abs=0.04)
+    assert paths.bench_waiting_h.mean() == pytest.approx(statistics.mean(waited), rel=0.12)
+    assert paths.ended_after_h == pytest.approx(paths.trained_after_h + paths.bench_waiting_h + paths.bench_h)
+
+
+def test_what_comes_of_a_benchmark_changes_nothing_of_the_training_before_it():
+    one, other = paths_of(JOB), paths_of(replace(JOB, bench_availability=RARE))
+    assert np.array_equal(one.trained_after_h, other.trained_after_h)
 
 
 def test_hours_by_kind_add_up_to_what_is_held_under_a_policy_too():

@@ -36,7 +36,8 @@ def course(*, seconds: float, work_s: float) -> str:
 
 
 def test_without_spot_it_waits_then_pays_more_and_goes_back(lab: Lab) -> None:
-    """40 of 100 steps are 40 % of the way: on demand is due after as much of 24 s. Spot is back after 14."""
+    """40 of 100 steps are 40 % of the way: on demand is due after as much of the time that is decided by,
+    which is 24 s but for a start as slow as this machine's. Spot is back after 14."""
     lab.submit(f"""case $LDLM_ATTEMPT in
 1) {NODE} beat:40,40 sleep:60;;
 2) {NODE} on-term:75 sleep:8 beat:90,90 sleep:60;;
@@ -52,7 +53,8 @@ esac""", preempt_at="step:1+14", envs={Env.COURSE: course(seconds=24, work_s=12)
     assert [action for action, _ in groupby(move.action for move in moves)] == [
         "spot", "wait", "on_demand", "spot"]
     paid = next(move for move in moves if move.action == "on_demand")
-    assert 9.6 / 3600 <= paid.situation["elapsed_h"] < 14 / 3600
+    assert 15 / 3600 <= paid.setting["deadline_h"] < 24 / 3600
+    assert 0.4 * paid.setting["deadline_h"] <= paid.situation["elapsed_h"] < 14 / 3600
     for move in moves:
         again = move.replayed(UNIFORM_PROGRESS)
         assert (again.action.name.lower(), again.reason) == (move.action, move.reason)

@@ -7,7 +7,7 @@ import pytest
 
 from launcher.course import Course, Place
 from launcher.next_move import Move, Progress, Seen, next_move, run_lengths
-from launcher.policies_known import UNIFORM_PROGRESS
+from launcher.policies_known import GREEDY, UNIFORM_PROGRESS
 from launcher.policy import Policy
 from launcher.policy_ours import POLICIES
 
@@ -55,16 +55,16 @@ class Run:
 
 
 def test_spot_is_waited_for_until_on_demand_is_due_and_it_goes_back():
-    """By a line of 4 h in 10: with 1 h done that is after 2 h 30 min."""
+    """By a line of 4 h in 9.5, for half an hour is kept back: with 1 h done that is after 2 h 22.5 min."""
     run = Run(course())
     assert run.ask(0, spot_is_up=True).place == 0
     run.works(1)
     run.loses_its_machine()
-    waits = [run.ask(hour, spot_is_up=False) for hour in (1.5, 1.7, 2.0, 2.4)]
+    waits = [run.ask(hour, spot_is_up=False) for hour in (1.5, 1.7, 2.0, 2.3)]
     assert [move.action for move in waits] == ["wait"] * 4
     assert [move.again_at - NOON for move in waits] == [
-        timedelta(minutes=minutes) for minutes in (100, 110, 130, 150)]
-    pays = run.ask(2.51, spot_is_up=False)
+        timedelta(minutes=minutes) for minutes in (100, 110, 130, 140)]
+    pays = run.ask(2.4, spot_is_up=False)
     assert (pays.action, pays.place, pays.leaves) == ("on_demand", 1, False)
     assert run.ask(3.0, spot_is_up=True).action == "on_demand"  # behind the line: it has just begun
     run.works(1.5)
@@ -126,6 +126,21 @@ def test_the_run_s_own_pace_counts_once_it_has_one():
 
     assert left_h(9, 9 * 72) == pytest.approx(3)  # too few to be believed: the plan's 36 s
     assert left_h(100, 100 * 72) == pytest.approx(6)
+
+
+def test_on_demand_is_taken_while_a_start_of_twice_the_longest_still_fits():
+    """10 h, 4 of work, starts of 0.5 h, ticks of a sixth: after 4.83 h, with nothing kept back after 5.33."""
+    on, wished = course(), []
+    for hour in (4.8, 4.87, 5.0):
+        seen = Seen(at=NOON + timedelta(hours=hour), looks={0: False})
+        wished.append(next_move(GREEDY, on, seen, Progress(step=0), None).action)
+    assert wished == ["wait", "on_demand", "on_demand"]
+
+
+def test_of_what_is_to_spare_at_most_half_is_kept_back():
+    on = course(hours=4.8)  # 0.3 h to spare, of which 0.15 are kept
+    move = next_move(GREEDY, on, Seen(at=NOON, looks={0: True}), Progress(step=0), None)
+    assert move.on_demand_at == NOON + timedelta(hours=0.15)
 
 
 def test_a_run_too_slow_for_its_deadline_goes_on_demand():

@@ -44,6 +44,17 @@ def test_the_price_of_an_offer_is_of_all_its_nodes_in_plan_cap_and_task():
     assert (task["num_nodes"], task["envs"]["LDLM_PRICE_USD_PER_HOUR"]) == (2, "100")
 
 
+@pytest.mark.parametrize("done", [None, Done(step=400, spent_usd=Decimal("0.10"), has_trained=True)])
+def test_a_benchmark_that_may_lose_its_machine_costs_more_and_ends_later(done):
+    """At one price, as a bid and on demand; its hour bounds both."""
+    bid, rented = (example_plan(
+        "vast", "limits.max_cost_usd=99", f"hardware.bench=[{{infra: vast, gpu: 'RTX5090:1', {key}: 9.6}}]",
+        done=done) for key in ("bid_usd_per_hour", "price_usd_per_hour"))
+    assert rented.odds.expected_usd < bid.odds.expected_usd < rented.odds.expected_usd * 2
+    assert rented.hours.high < bid.hours.high < rented.hours.high * 2
+    assert bid.only_benchmark == rented.only_benchmark == bool(done)
+
+
 def test_a_batch_that_does_not_divide_names_line_and_number():
     with pytest.raises(RecipeError) as caught:
         example_plan("gcp/us-east5")
