@@ -93,6 +93,14 @@ class RunRecord:
         return "vast" in clouds and not is_complete
 
     @property
+    def has_deadline(self) -> bool:
+        """True where time may decide what it holds, and where its plan cannot say so."""
+        resumed = [event.detail["limits"] for event in self.events if "limits" in event.detail]
+        told = (limits for limits in resumed if isinstance(limits, dict))
+        return (self.plan is None or self.plan.deadline is not None
+                or any(limits.get("deadline") or limits.get("deadline_hours") for limits in told))
+
+    @property
     def training(self) -> AttemptFiles | None:
         """The newest training attempt that knows its step; else the newest with a heartbeat.
 
