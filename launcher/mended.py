@@ -4,11 +4,10 @@ Who wrote it may be gone, and its clock with it: nothing can be set right there.
 """
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from trainer.contract import CLOCK_SKEW
 from trainer.run_folder import AttemptEnd, AttemptFiles, Event
-
-_SKEW = timedelta(minutes=1)  # by which clocks of two machines may differ (guess)
 
 
 def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], *,
@@ -40,7 +39,7 @@ def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], *,
 
 def _begun(files: AttemptFiles, submitted: datetime | None, doubts: list[str]) -> AttemptFiles:
     """From the submission on, if it is dated before: no machine is paid before there is a run."""
-    if submitted is None or (early := submitted - files.attempt.billed_from) <= _SKEW:
+    if submitted is None or (early := submitted - files.attempt.billed_from) <= CLOCK_SKEW:
         return files
     doubts.append(f"attempt {files.attempt.number} begins {early.total_seconds():.0f} s before its run was "
                   "submitted: a clock was wrong; it is billed from the submission on")
