@@ -24,7 +24,6 @@ from launcher.report import CostReport, amounts_that_add_up, cost_report
 from launcher.run_record import load_record, look_at
 from trainer.contract import Document, Name
 
-
 LATER = at(9999)
 
 
