@@ -387,5 +387,7 @@ def _list_runs(store_url: str | None, as_json: bool) -> None:
 
     opened = runs.open_default_store(store_url)
     views, problems = runs.view_all_runs(opened)
-    screens.show_damaged([str(problem) for problem in problems])
+    screens.show_damaged(views, problems)
     screens.show_runs(views, opened.url, as_json)
+    if problems:
+        raise SystemExit(problems[0].cli_exit_code)

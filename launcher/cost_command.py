@@ -112,8 +112,11 @@ def _show_all(store: str | None, asked: Asked, since: datetime | None) -> None:
 
 
 def _tell_of(problems: Sequence[LdlmError]) -> None:
+    """Last, and with the exit code of one: a sum that lacks runs must not pass for whole."""
     for problem in problems:
         console.talk(f"not in it, since it cannot be read: {problem}", "note")
+    if problems:
+        raise SystemExit(problems[0].cli_exit_code)
 
 
 def _reconcile(views: Sequence[RunView], asked: Asked) -> None:

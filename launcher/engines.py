@@ -121,6 +121,8 @@ def view(record: RunRecord, store: Store) -> RunView:
 def _learn_rentals(record: RunRecord, store: Store) -> bool:
     """Copy what SkyPilot's server knows of a run's machines into its folder. Returns True if it is news."""
     now = datetime.now(UTC)
+    if Name.RENTALS in record.torn_names:  # what another server has told is perhaps still in it
+        return False
     if not record.may_have_rentals and all(rental.is_settled(now) for rental in record.rentals):
         return False
     with suppress(EngineError):  # the bill is then made of what the nodes have written

@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from launcher.run_record import RunRecord
+from trainer.contract import Name, attempt_file
 from trainer.run_folder import STARTS, AttemptFiles
 
 _MOMENT_S = 5.0  # a heartbeat takes to write, or clocks of one network differ by (guess)
@@ -21,15 +22,14 @@ def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
         record: Of the run.
         untils: Until when each attempt is charged.
     """
-    if record.plan is None and record.attempts:
+    if record.plan is None and record.attempts and Name.PLAN not in record.torn_names:
         yield ("its plan is gone from the store: whether its price was simulated nobody knows, and a monthly "
                "cap counts it as real")
     yield from _of_attempts(record.attempts, untils)
     for files, until in zip(record.attempts, untils, strict=True):
         yield from _of_one(files, until)
-    for name, problem in zip(record.torn_names, record.torn, strict=True):
-        yield (f"{name} {problem.problem.partition(':')[0]}: the bill is made without it; if there is a "
-               "backup, restore it")
+    yield from (_of_torn(record, name, problem.problem.partition(":")[0])
+                for name, problem in zip(record.torn_names, record.torn, strict=True))
     if record.num_torn:
         yield (f"{record.num_torn} of the lines in which SkyPilot's server notes what it rents cannot be "
                f"read: a machine may be missing here; compare: ldlm cost {record.run_id} --reconcile")
@@ -37,6 +37,28 @@ def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
     if any(event.kind == "ended" and (not starts or event.at < starts[0]) for event in record.events):
         yield ("the run's end is dated before its start: a clock was wrong, and its supervision is charged "
                "until now")
+
+
+def _of_torn(record: RunRecord, name: str, problem: str) -> str:
+    instead = {
+        Name.PLAN: "whether its price was simulated nobody knows",
+        Name.OUTCOME: "how the run ended is what its events tell",
+        Name.RENTALS: "machines are billed by what their nodes tell, those on which none began not at all",
+        Name.BENCH: "what the benchmark has found is not known, what it cost is",
+    } | {attempt_file(files.attempt.number, "attempt.json"): _stand_in_words(files)
+         for files in record.attempts}
+    return (f"{name} {problem}: {instead.get(name, 'the bill is made without it')}; if there is a backup, "
+            "restore it")
+
+
+def _stand_in_words(files: AttemptFiles) -> str:
+    """What an attempt is billed by whose own record cannot be read."""
+    attempt, price = files.attempt, files.attempt.price_usd_per_hour
+    begin = "as its heartbeats tell" if files.heartbeat else "when the one before it was last heard of"
+    if not price:
+        return f"no price of attempt {attempt.number} is known, and nothing is billed for its hours"
+    return (f"attempt {attempt.number} is in doubt, and billed from {attempt.billed_from:%Y-%m-%d %H:%M:%S} "
+            f"UTC on, {begin}, at ${price:.2f} an hour, the dearest that is known")
 
 
 def _of_attempts(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]) -> Iterator[str]:

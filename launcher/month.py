@@ -17,7 +17,7 @@ from launcher.errors import LdlmError, Refused
 from launcher.history import newest_limits, recorded_recipe
 from launcher.plan import Plan
 from launcher.proposal import Proposal
-from launcher.run_record import RunView, Status, load_record
+from launcher.run_record import RunView, Status, read_record
 from launcher.runs import view_all_runs
 from launcher.settings import read_settings
 from trainer.contract import Document, Outcome
@@ -147,13 +147,13 @@ def hold_month(proposal: Proposal, folder: RunFolder) -> None:
 
 
 def keep_spent(folder: RunFolder, now: datetime) -> None:
-    """Note what a run that will be deleted has cost in this month; a damaged record tells nothing.
+    """Note what a run that will be deleted has cost in this month, as far as its record can be read.
 
     Raises:
         StoreError: It cannot be written.
     """
     try:
-        run = view(load_record(folder.store, folder.run_id), folder.store)
+        run = view(read_record(folder), folder.store)
     except LdlmError:
         return
     usd = run.spent_usd * share_since(run, month_start(now)) if _is_billed(run) else Decimal(0)

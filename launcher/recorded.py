@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from launcher.cost import Range
 from trainer.contract import Document
+from trainer.rental_terms import UsdPerHour
 
 
 class Recorded(BaseModel):
@@ -19,7 +20,8 @@ class PlannedOffer(Recorded):
 
     infra: str = ""
     price_is_simulated: bool = False
-    on_demand_usd_per_hour: Decimal | None = None
+    price_usd_per_hour: UsdPerHour | None = None
+    on_demand_usd_per_hour: UsdPerHour | None = None
 
 
 class RecordedPlan(Recorded):
@@ -33,8 +35,17 @@ class RecordedPlan(Recorded):
     @property
     def clouds(self) -> set[str]:
         """Where anything may have been rented."""
-        behind = [offer for offers in self.others.values() for offer in offers]
-        return {offer.infra.partition("/")[0] for offer in (*self.offers.values(), *behind)}
+        return {offer.infra.partition("/")[0] for offer in self._all_offers}
+
+    @property
+    def prices(self) -> list[Decimal]:
+        """Of an hour, of all that may have been rented, on demand as well."""
+        each = ((offer.price_usd_per_hour, offer.on_demand_usd_per_hour) for offer in self._all_offers)
+        return [price for prices in each for price in prices if price is not None]
+
+    @property
+    def _all_offers(self) -> list[PlannedOffer]:
+        return [*self.offers.values(), *(offer for offers in self.others.values() for offer in offers)]
 
 
 class Scores(Recorded):

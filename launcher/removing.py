@@ -15,11 +15,11 @@ from launcher.carry_out import ask, end_interrupted
 from launcher.engine import ALIVE
 from launcher.engine_folder import engine_home
 from launcher.engines import check_is_over, state_of
-from launcher.errors import LdlmError, RunRecordError, StoreError
+from launcher.errors import RunRecordError, StoreError
 from launcher.kept import a_month, usd_per_month
 from launcher.local_engine import LocalEngine
 from launcher.month import keep_spent
-from launcher.run_record import load_record
+from launcher.run_record import read_record
 from launcher.runs import find_run, store_of
 from launcher.store_prices import OWN_DISK, store_price
 from trainer.contract import Name
@@ -82,10 +82,7 @@ def check_not_alive(folder: RunFolder) -> None:
     here = LocalEngine().state(folder.run_id)
     if here.phase in ALIVE:
         raise RunRecordError(f"run {folder.run_id} is running", place=folder.url, fix=stop)
-    try:
-        record = load_record(folder.store, folder.run_id)
-    except LdlmError:  # a damaged record is one more reason to delete it
-        return
+    record = read_record(folder)
     check_is_over(record, state_of(record, folder.store), datetime.now(UTC), if_here=stop,
                   if_elsewhere=f"{stop}, there")
 

@@ -6,12 +6,11 @@ added, and one that is torn is passed over.
 
 import json
 import os
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-
-from pydantic import ValidationError
 
 from launcher.rentals import Rental
 
@@ -79,20 +78,18 @@ def read() -> dict[str, Rental]:
 def read_all() -> tuple[dict[str, Rental], int]:
     """The same, and how many lines are torn or make no sense: what they told is not known."""
     rows: dict[str, dict[str, Any]] = {}
+    found: dict[str, Rental] = {}
     num_torn = 0
     for line in _lines():
         try:
-            _take_in(rows, json.loads(line))
+            row = _taken_in(rows, json.loads(line))
+            found[row["instance_id"]] = Rental.model_validate_json(json.dumps(row))
         except KeyError:  # of a machine that was not rented through us
             continue
         except (ValueError, TypeError, AttributeError):
             num_torn += 1
-    found = {}
-    for instance_id, row in rows.items():
-        try:
-            found[instance_id] = Rental.model_validate_json(json.dumps(row))
-        except ValidationError:
-            num_torn += 1
+            continue
+        rows[row["instance_id"]] = row
     return found, num_torn
 
 
@@ -104,15 +101,17 @@ def _lines() -> list[str]:
     return [line for line in text.splitlines() if line]
 
 
-def _take_in(rows: dict[str, dict[str, Any]], line: dict[str, Any]) -> None:
+def _taken_in(rows: Mapping[str, dict[str, Any]], line: dict[str, Any]) -> dict[str, Any]:
+    """What is known of a machine with one more line."""
     instance_id, price = line["instance_id"], line.pop("price", None)
-    row = rows.setdefault(instance_id, {}) if "machine_id" in line else rows[instance_id]
+    row = dict(rows.get(instance_id, {}) if "machine_id" in line else rows[instance_id])
     if "returned_at" in line:
         row.pop("ended_at", None)
     # What was learnt first stands: two processes may both see that a machine has ended.
     row |= {name: value for name, value in line.items() if name not in row}
     if price:
         row["prices"] = [*row["prices"], price]
+    return row
 
 
 def _add(line: dict[str, Any]) -> None:

@@ -8,13 +8,18 @@ copies it into the run's folder.
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Annotated
+
+from pydantic import AwareDatetime, Field
 
 from launcher.cost import price_for
 from launcher.frozen import Frozen
+from trainer.rental_terms import UsdPerGb, UsdPerHour
 
 RENTALS = "/plugins/api/ldlm/rentals"  # where SkyPilot's server tells of those of a run
 RENTED_AT = "vast"  # the one cloud whose rentals are noted down
 _GB = 10**9
+_MOST_GB = 10**6  # of a disk: far more than any has (guess)
 _SETTLES = timedelta(days=1)  # until then it shows whether what has ended lives on all the same (guess)
 HOURS_OF_MONTH = 30 * 24  # as $/GB/month is turned into $/h (guess: Vast does not say)
 
@@ -22,17 +27,17 @@ HOURS_OF_MONTH = 30 * 24  # as $/GB/month is turned into $/h (guess: Vast does n
 class Price(Frozen):
     """What an hour of a machine's GPUs costs from a moment on."""
 
-    at: datetime
-    usd_per_hour: Decimal
+    at: AwareDatetime
+    usd_per_hour: UsdPerHour
 
 
 class Terms(Frozen):
     """What else a machine costs. Network by 10^9 bytes, both ways."""
 
-    disk_gb: int
-    disk_usd_per_gb_month: Decimal = Decimal(0)
-    received_usd_per_gb: Decimal = Decimal(0)
-    sent_usd_per_gb: Decimal = Decimal(0)
+    disk_gb: Annotated[int, Field(ge=0, le=_MOST_GB)]
+    disk_usd_per_gb_month: UsdPerGb = Decimal(0)
+    received_usd_per_gb: UsdPerGb = Decimal(0)
+    sent_usd_per_gb: UsdPerGb = Decimal(0)
 
 
 class Rental(Frozen):
@@ -59,24 +64,27 @@ class Rental(Frozen):
     run_id: str | None = None
     instance_id: str
     machine_id: int
-    rented_at: datetime
-    running_at: datetime | None = None
-    ended_at: datetime | None = None
-    given_back_at: datetime | None = None
-    returned_at: datetime | None = None
+    rented_at: AwareDatetime
+    running_at: AwareDatetime | None = None
+    ended_at: AwareDatetime | None = None
+    given_back_at: AwareDatetime | None = None
+    returned_at: AwareDatetime | None = None
     is_wrong: bool = False
-    prices: tuple[Price, ...]
+    prices: Annotated[tuple[Price, ...], Field(min_length=1)]
     terms: Terms
     unpulled: str | None = None
-    told_at: datetime | None = None
+    told_at: AwareDatetime | None = None
     given_up: str | None = None
     left_by_choice: bool = False
-    most_bid_usd_per_hour: Decimal | None = None
+    most_bid_usd_per_hour: UsdPerHour | None = None
 
     def gpu_usd(self, since: datetime, until: datetime) -> Decimal:
-        """Dollars that its GPUs cost between two moments at which it was running, unrounded."""
-        starts = [since, *(min(max(price.at, since), until) for price in self.prices[1:]), until]
-        spans = zip(self.prices, starts, starts[1:], strict=False)
+        """Dollars that its GPUs cost between two moments at which it was running, unrounded; zero where the
+        second comes first."""
+        until = max(since, until)
+        prices = sorted(self.prices, key=lambda price: price.at)  # whoever noted them had clocks of their own
+        starts = [since, *(min(max(price.at, since), until) for price in prices[1:]), until]
+        spans = zip(prices, starts, starts[1:], strict=False)
         return sum((price_for(end - start, price.usd_per_hour) for price, start, end in spans), Decimal(0))
 
     def alone_gpu_usd(self, now: datetime) -> Decimal:
@@ -85,7 +93,7 @@ class Rental(Frozen):
 
     def disk_usd(self, now: datetime) -> Decimal:
         """Dollars of its disk until it was given back, or `now`: it is billed while it stands still, too."""
-        held_s = Decimal(((self.ended_at or now) - self.rented_at).total_seconds())
+        held_s = Decimal(max(0.0, ((self.ended_at or now) - self.rented_at).total_seconds()))
         return self.terms.disk_gb * self.terms.disk_usd_per_gb_month * held_s / (HOURS_OF_MONTH * 3600)
 
     def network_usd(self, received_bytes: int, sent_bytes: int) -> Decimal:

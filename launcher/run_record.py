@@ -5,34 +5,25 @@ its engine and its nodes have written.
 """
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypeVar
-
-from pydantic import BaseModel, ValidationError
+from typing import TYPE_CHECKING, Any
 
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
+from launcher.forgiving import ForgivingFolder
 from launcher.mended import mended
-from launcher.recorded import Bench, Recorded, RecordedPlan
+from launcher.recorded import RecordedPlan
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
+from launcher.stand_ins import outcome_told, with_stand_ins
 from trainer.contract import FIX, Document, Name, Outcome
-from trainer.run_folder import (
-    STARTS,
-    AttemptEnd,
-    AttemptFiles,
-    Event,
-    Heartbeat,
-    RunFolder,
-    RunOutcome,
-)
+from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome
 from trainer.spent import charged_until
-from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store
+from trainer.store import AlreadyExistsError, DamagedError, Store
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
@@ -42,9 +33,6 @@ if TYPE_CHECKING:
 
 # Guess: a rented machine may install for ten minutes before its first heartbeat.
 _SILENCE = timedelta(minutes=15)
-
-
-_AnyRecord = TypeVar("_AnyRecord", bound=BaseModel)
 
 
 class Status(StrEnum):
@@ -69,7 +57,7 @@ class RunRecord:
         rentals: Machines that were rented for it, as far as their provider's side was asked.
         num_torn: See `launcher.rentals.Rentals`.
         bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
-        torn: What is wrong with heartbeats, ends and events that cannot be read, and are not in it.
+        torn: What is wrong with records that cannot be read, and are not in it.
     """
 
     run_id: str
@@ -264,31 +252,21 @@ def load_record(store: Store, run_id: str) -> RunRecord:
 
 
 def read_record(folder: RunFolder) -> RunRecord:
-    """Read what is whole of a run that is known to exist. Raises StoreError where that is too little."""
-    folder = _Forgiving(folder)
+    """Read what is whole of a run that is known to exist; other records of it stand in for the rest.
+
+    Raises:
+        StoreError: The store cannot be read.
+    """
+    folder = ForgivingFolder(folder)
     rentals = folder.find(Name.RENTALS, Rentals) or Rentals(rentals=())
-    return RunRecord(run_id=folder.run_id, url=folder.url, store_address=folder.store.address,
-                     plan=_find(folder, Name.PLAN, RecordedPlan),
-                     attempts=folder.attempts(), events=folder.events(),
-                     outcome=folder.find(Name.OUTCOME, RunOutcome), bench=_find_bench(folder),
+    plan, whole, events = folder.find_part(Name.PLAN, RecordedPlan), folder.attempts(), folder.events()
+    prices = [*(plan.prices if plan else ()),
+              *(price.usd_per_hour for rental in rentals.rentals for price in rental.prices)]
+    attempts = with_stand_ins(whole, folder.remains, events, prices)
+    outcome = folder.find(Name.OUTCOME, RunOutcome) or outcome_told(events, attempts)
+    return RunRecord(run_id=folder.run_id, url=folder.url, store_address=folder.store.address, plan=plan,
+                     attempts=attempts, events=events, outcome=outcome, bench=folder.find_bench(),
                      rentals=rentals.rentals, num_torn=rentals.num_torn, torn=folder.torn)
-
-
-class _Forgiving(RunFolder):
-    """Passes over a heartbeat, an end or an event that cannot be read, and keeps what is wrong with it."""
-
-    def __init__(self, folder: RunFolder) -> None:
-        super().__init__(folder.store, folder.run_id)
-        self.torn: list[DamagedError] = []
-
-    def find(self, name: str, kind: type[_AnyRecord]) -> _AnyRecord | None:
-        try:
-            return super().find(name, kind)
-        except DamagedError as error:
-            if kind not in (Heartbeat, AttemptEnd, Event):
-                raise
-            self.torn.append(error)
-            return None
 
 
 def list_run_ids(store: Store) -> list[str]:
@@ -350,36 +328,3 @@ def ending_words(record: RunRecord) -> str:
     how = words.get(bench.outcome, "failed")
     return (f"{'trained' if is_trained else outcome_words(training)}; benchmark {how} ({bench.reason}): "
             f"ldlm {'bench' if is_trained else 'resume'} {record.run_id}")
-
-
-_T = TypeVar("_T", bound=Recorded)
-
-
-def _find(folder: RunFolder, name: str, kind: type[_T]) -> _T | None:
-    try:
-        data = folder.read_bytes(name)
-    except NotFoundError:
-        return None
-    return _understood(data, kind, folder, name)
-
-
-def _find_bench(folder: RunFolder) -> dict[str, Any] | None:
-    try:
-        data = folder.read_bytes(Name.BENCH)
-    except NotFoundError:
-        return None
-    _understood(data, Bench, folder, Name.BENCH)
-    value: dict[str, Any] = json.loads(data)
-    return value
-
-
-def _understood(data: bytes, kind: type[_T], folder: RunFolder, name: str) -> _T:
-    try:
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DamagedError(
-            f"cannot be understood: {where + ': ' if where else ''}{first['msg']}",
-            place=f"{folder.url}/{name}",
-            fix=f"restore it from a backup, or delete the run: ldlm rm {folder.run_id} --all") from error

@@ -8,6 +8,7 @@ from launcher import console
 from launcher.commands import resume_command
 from launcher.engine import EnginePhase
 from launcher.engines import cannot_tell, is_hidden
+from launcher.errors import LdlmError
 from launcher.follow import describe
 from launcher.learning import Learned
 from launcher.learning_screen import show_learning
@@ -55,9 +56,11 @@ def _status_word(view: RunView) -> str:
     return f"{'trained' if record.outcome.outcome is Outcome.FINISHED else ended}; no benchmark"
 
 
-def show_damaged(problems: Sequence[str]) -> None:
-    """Runs whose records cannot be read, as talk."""
-    for problem in problems:
+def show_damaged(views: Sequence[RunView], problems: Sequence[LdlmError]) -> None:
+    """Runs of which something, or nothing, can be read, as talk."""
+    torn = (f"{name} of {view.record.run_id} cannot be read: {view.record.run_id} is shown without it"
+            for view in views for name in view.record.torn_names)
+    for problem in (*torn, *problems):
         console.talk(f"damaged: {problem}", "note")
 
 
@@ -129,7 +132,7 @@ def status_json(view: RunView) -> dict[str, Any]:
         "spent_usd": f"{view.spent_usd:.6f}", "metrics": _finite(beat.metrics) if beat else {},
         "idle_gpus": [gpu.model_dump() for gpu in beat.idle_gpus] if beat else [],
         "saves": beat.pace.model_dump() if beat and beat.pace else None,
-        "bench": record.bench,
+        "bench": record.bench, "damaged": record.torn_names,
     }
 
 

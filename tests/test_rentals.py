@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
+from pydantic import ValidationError
 
 from launcher import rental_log
 from launcher.rental_cost import alone_usd, on_rentals, rental_of, total_usd, unused_rentals
@@ -198,3 +199,38 @@ def test_a_torn_line_hides_no_other(log):
     log.write_text(log.read_text() + '[1]\n{}\n{"instance_id": "i9", "machine_id": 3}\n' + json.dumps("x"))
     assert rental_log.read() == {"i0": rental(0, 20)}
     assert rental_log.read_all()[1] == 4  # and those are counted
+
+
+@pytest.mark.parametrize("line", [
+    {"price": {"at": "2026-11-23T12:10:00", "usd_per_hour": "2.40"}},  # in which zone?
+    {"price": {"at": "2026-11-23T12:10:00Z", "usd_per_hour": "-2.40"}},
+    {"price": {"at": "2026-11-23T12:10:00Z", "usd_per_hour": "NaN"}},
+    {"price": {"at": "2026-11-23T12:10:00Z", "usd_per_hour": "1e9"}},
+    {"ended_at": "2026-11-23T12:10:00"}, {"running_at": "noon"}, {"most_bid_usd_per_hour": "-1"},
+])
+def test_a_line_that_cannot_be_true_is_counted_and_passed_over(log, line):
+    rental_log.rented(rental(0, None))
+    log.write_text(log.read_text() + json.dumps({"instance_id": "i0"} | line) + "\n")
+    rental_log.given_back("i0", at(20))
+    (known,) = rental_log.read_all()[0].values()
+    assert (known.ended_at, known.prices) == (at(20), rental(0, 20).prices)
+    assert rental_log.read_all()[1] == 1
+
+
+@pytest.mark.parametrize("wrong", [
+    {"prices": []}, {"rented_at": "2026-11-23T12:00:00"},
+    {"terms": {"disk_gb": -1}}, {"terms": {"disk_gb": 10**9}},
+    {"terms": {"disk_gb": 1, "disk_usd_per_gb_month": "-1"}},
+    {"terms": {"disk_gb": 1, "received_usd_per_gb": "Infinity"}},
+    {"terms": {"disk_gb": 1, "sent_usd_per_gb": "1e12"}},
+])
+def test_a_contract_that_cannot_be_true_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        Rental.model_validate_json(json.dumps(rental(0, None).model_dump(mode="json") | wrong))
+
+
+def test_a_contract_whose_moments_are_out_of_order_is_never_less_than_nothing():
+    back = rental(50, 20, running=60)
+    assert (back.alone_gpu_usd(at(500)), back.disk_usd(at(500))) == (0, 0)
+    shuffled = rental(0, 60, (0, "1.20"), (50, "0.60"), (30, "2.40"))
+    assert shuffled.gpu_usd(at(0), at(60)) == Decimal("0.60") + Decimal("0.80") + Decimal("0.10")

@@ -67,7 +67,8 @@ def test_whoever_rents_is_asked_about_machines_until_all_of_them_are_known_to_ha
     story.folder.add_event("resumed", at(3600), infra="local", clouds=["local"])
     assert record_of(story).may_have_rentals  # home again, and the bill of the rental is still to come
 
-    rented = {"run_id": story.folder.run_id, "instance_id": "1", "machine_id": 1, "prices": [],
+    rented = {"run_id": story.folder.run_id, "instance_id": "1", "machine_id": 1,
+              "prices": [{"at": NOON.isoformat(), "usd_per_hour": "1"}],
               "rented_at": NOON.isoformat(), "terms": {"disk_gb": 10}}
     for ended_at, is_open in ((None, True), (at(1800).isoformat(), False)):
         known = {"rentals": [rented | {"ended_at": ended_at}]}
@@ -138,14 +139,14 @@ def test_what_is_whole_of_a_record_is_read_and_what_goes_on_from_it_wants_all(st
     {"price_usd_per_hour": "-0.5"}, {"price_usd_per_hour": "1e30"}, {"price_usd_per_hour": "NaN"},
     {"billed_from": "2026-11-23T12:00:00"},
 ])
-def test_an_attempt_of_no_price_or_no_moment_makes_its_run_unreadable_and_no_other(store_url, wrong):
+def test_an_attempt_of_no_price_or_no_moment_is_named_and_another_record_stands_in(store_url, wrong):
     story = preempted_once(store_url, "broken")
     preempted_once(store_url, "whole")
     name = "attempts/1/attempt.json"
     story.folder.write_bytes(name, json.dumps({**story.folder.read_json(name), **wrong}).encode())
-    views, (problem,) = view_all_runs(open_store(store_url))
-    assert [view.record.run_id for view in views] == ["whole"]
-    assert problem.place == f"{story.folder.url}/{name}" and next(iter(wrong)) in problem.problem
+    views, problems = view_all_runs(open_store(store_url))
+    assert ([view.record.torn_names for view in views], problems) == ([[name], []], [])
+    assert next(iter(wrong)) in views[0].record.torn[0].problem
 
 
 def test_status_follows_a_run_from_launch_to_end(store_url):

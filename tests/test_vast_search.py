@@ -14,8 +14,8 @@ SETTINGS = {"run_id": "one", "usd_per_hour": 1.5, "filters": {"reliability": {"g
 def rental(minute: float, machine_id: int, run_id: str | None = "one", end: float | None = None, *,
            is_wrong: bool = False, by_choice: bool = False) -> Rental:
     return Rental(run_id=run_id, instance_id=f"i{machine_id}", machine_id=machine_id, rented_at=at(minute),
-                  ended_at=None if end is None else at(end), is_wrong=is_wrong, prices=(),
-                  left_by_choice=by_choice,
+                  ended_at=None if end is None else at(end), is_wrong=is_wrong,
+                  prices=(Price(at=at(minute), usd_per_hour=Decimal(1)),), left_by_choice=by_choice,
                   terms=Terms(disk_gb=1))
 
 

@@ -19,7 +19,8 @@ TERMS = ".ldlm_rental.json"  # in the home folder of a machine of Vast
 _GB = 10**9
 MOST_USD = 100_000  # that an hour or a GB may cost: far more than any does (guess)
 UsdPerHour = Annotated[Decimal, Field(ge=0, le=MOST_USD)]
-_UsdPerGb = UsdPerHour
+UsdPerGb = UsdPerHour
+_Usd = Annotated[Decimal, Field(ge=0)]
 
 
 class PriceFrom(BaseModel):
@@ -43,7 +44,7 @@ class ListPrices(BaseModel):
 
     disk_usd_per_hour: UsdPerHour
     address_usd_per_hour: UsdPerHour
-    sent_usd_per_gb: _UsdPerGb
+    sent_usd_per_gb: UsdPerGb
 
     def since(self, rented_at: datetime) -> "RentalTerms":
         """The terms of a machine that is billed by it since a moment."""
@@ -72,12 +73,12 @@ class RentalTerms(BaseModel):
     gpu_usd_per_hour: UsdPerHour | None = None
     disk_usd_per_hour: UsdPerHour = Decimal(0)
     address_usd_per_hour: UsdPerHour = Decimal(0)
-    received_usd_per_gb: _UsdPerGb = Decimal(0)
-    sent_usd_per_gb: _UsdPerGb = Decimal(0)
-    earlier: tuple[tuple[AwareDatetime, Decimal], ...] = ()
-    older_usd: Decimal = Decimal(0)
+    received_usd_per_gb: UsdPerGb = Decimal(0)
+    sent_usd_per_gb: UsdPerGb = Decimal(0)
+    earlier: tuple[tuple[AwareDatetime, _Usd], ...] = ()
+    older_usd: _Usd = Decimal(0)
     credit_usd: Decimal | None = None
-    others_usd_per_hour: Decimal = Decimal(0)
+    others_usd_per_hour: _Usd = Decimal(0)
     by_list: bool = False
 
     @property

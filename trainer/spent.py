@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from trainer.rental_terms import PriceFrom, RentalTerms
-from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Traffic
+from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Heartbeat, Traffic
 
 _LONGEST_S = 366 * 86400.0  # that a heartbeat is believed
 
@@ -28,8 +28,12 @@ def _not_before_it_begins(files: AttemptFiles, until: datetime) -> datetime:
     begin, beat = files.attempt.billed_from, files.heartbeat
     if until >= begin or beat is None:
         return max(begin, until)
-    told = timedelta(seconds=min(max(0.0, beat.phases.total_s), _LONGEST_S))
-    return max(begin + told, beat.at)
+    return max(begin + told_by(beat), beat.at)
+
+
+def told_by(beat: Heartbeat) -> timedelta:
+    """How old its attempt was by one clock that never goes back."""
+    return timedelta(seconds=min(max(0.0, beat.phases.total_s), _LONGEST_S))
 
 
 def spent_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | None = None) -> Decimal:
