@@ -90,7 +90,7 @@ def comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
     spent, planned, facts = report.spent_usd, report.planned_usd, []
     if planned:
         low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))
-        facts.append(("planned", f"~{mid} (p10 - p90: {low} - {high})"))
+        facts.append(("planned", f"~{mid} (median; p10 - p90: {low} - {high})"))
     if report.attempts:
         beside = f", {_against(spent, planned)}" if planned and report.has_finished else ""
         facts.append(("spent", console.dollars(spent, digits) + beside))

@@ -258,7 +258,7 @@ def _too_dear(case: Case, which: Document, offer: Offer) -> str | None:
     _, spent = behind(case.recipe.train, case.done)
     if spent + needed <= case.recipe.limits.max_cost_usd:
         return None
-    return f"with it the run would cost ~${spent + needed:.2f}, over its cap"
+    return f"with it the run would cost ~${spent + needed:.2f} (median), over its cap"
 
 
 def _about_others(case: Case, others: Mapping[Document, Others]) -> Iterator[str]:
@@ -302,7 +302,7 @@ def _refuse_over_cap(case: Case, estimate: Estimate) -> None:
         return
     so_far = f"has spent ${spent:.4f}, what is left would" if done else "would"
     copied = is_copied_from_host(estimate.fitted)
-    problem = (f"this run {so_far} cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f})"
+    problem = (f"this run {so_far} cost ~${needed.mid:.2f} (median; ${needed.low:.2f} to ${needed.high:.2f})"
                f"{', its encoder copied from host memory for every micro-batch' if copied else ''}, "
                "and {name} is " f"${cap}, ${up(spent + needed.mid - cap)} too little")
     raise OverCapError(**past_limit(case.recipe, "max_cost_usd", problem, spent + needed.mid,
