@@ -12,16 +12,17 @@ from launcher.availability import CERTAIN, guessed
 from launcher.cost import Range
 from launcher.estimate import Case, Estimate, Part, PartName, behind, num_saves
 from launcher.frozen import Frozen
-from launcher.offers import Offer
+from launcher.offers import WITH_LIST_PRICES, Offer
 from launcher.running_costs import RunningCosts, running_costs
 from launcher.speed import GUESS_FACTORS
 from trainer.contract import Document
 
 if TYPE_CHECKING:
-    from launcher.forecast_paths import Job, Paths
+    from launcher.forecast_paths import Elsewhere, Job, Paths
     from launcher.policy import Bools, Floats
 
 _PERCENTILES = (0.1, 0.5, 0.9)
+_MOST_ELSEWHERE = 2  # places that a forecast moves to: each takes time, and gains less than the one before
 
 
 class Odds(Frozen):
@@ -49,7 +50,7 @@ def forecast(case: Case, estimate: Estimate) -> tuple[Estimate, Odds]:
 
     costs = running_costs(case.offers[Document.TRAIN], case.recipe.store, estimate.sizes, estimate.saves,
                           estimate.start, case.controller_usd_per_hour)
-    job = _job(case, estimate)
+    job = _job(case, estimate, costs)
     policy = next((one for one in KNOWN if one.name == case.recipe.limits.policy), FORECAST_OURS)
     bill = _Bill(case, estimate, paths_of(job, policy), costs)
     hours, training_h = bill.hours, bill.training_hours
@@ -65,7 +66,7 @@ def forecast(case: Case, estimate: Estimate) -> tuple[Estimate, Odds]:
                    controller_usd=bill.controller_usd, usd=_usd(usd)), odds
 
 
-def _job(case: Case, estimate: Estimate) -> "Job":
+def _job(case: Case, estimate: Estimate, costs: RunningCosts) -> "Job":
     from launcher.forecast_paths import Job
 
     offer, saves, start = case.offers[Document.TRAIN], estimate.saves, estimate.start
@@ -80,12 +81,33 @@ def _job(case: Case, estimate: Estimate) -> "Job":
         availability=guessed(offer) if trains else CERTAIN,
         bench_availability=guessed(case.offers[Document.BENCH]),
         bench_limit_h=case.recipe.limits.bench_hours, deadline_h=case.deadline_h,
-        on_demand_price=_ratio(on_demand, price) if trains and on_demand is not None else None)
+        on_demand_price=_ratio(on_demand, price) if trains and on_demand is not None else None,
+        elsewhere=_elsewhere(case, offer), move_price=_ratio(costs.next_start_usd, price),
+        is_watched=_is_watched(offer))
 
 
-def _ratio(on_demand: Decimal, price: Decimal | None) -> float:
+def _elsewhere(case: Case, offer: Offer) -> "tuple[Elsewhere, ...]":
+    """Where the run may go on with the same machines, the cheapest first: at no lower price, for what is
+    cheaper has a forecast of its own, and with one bid at Vast, as a task has."""
+    from launcher.forecast_paths import Elsewhere
+
+    alike = [(_ratio(other.price_usd_per_hour, offer.price_usd_per_hour), other)
+             for other in case.others.get(Document.TRAIN, ())
+             if offer.spot and other.spot and other.price_usd_per_hour and other.hardware == offer.hardware
+             and not offer.cloud == other.cloud == "vast"]
+    dearer = sorted((one for one in alike if one[0] >= 1), key=lambda one: one[0])
+    return tuple(Elsewhere(guessed(other), price, _is_watched(other))
+                 for price, other in dearer[:_MOST_ELSEWHERE])
+
+
+def _is_watched(offer: Offer) -> bool:
+    """Clouds do not tell what spot there is: only an attempt shows it."""
+    return offer.cloud not in WITH_LIST_PRICES
+
+
+def _ratio(usd: Decimal, price: Decimal | None) -> float:
     """To two digits: regions whose prices are nearly alike then have one forecast of hours."""
-    return float(f"{on_demand / price:.2g}") if price else 1.0
+    return float(f"{usd / price:.2g}") if price else 1.0
 
 
 def _on_demand(case: Case, offer: Offer) -> Decimal | None:
@@ -154,7 +176,8 @@ class _Bill:
         training = self._priced(paths.training_h, train)
         more = _on_demand(self._case, train)
         if training is not None and more is not None:
-            training = training + paths.on_demand_h * float(more - (train.price_usd_per_hour or 0))
+            price = train.price_usd_per_hour or Decimal(0)
+            training = training + paths.on_demand_h * float(more - price) + paths.dearer_h * float(price)
         return [("set-up", paths.first_h, self._priced(paths.first_h, train)),
                 ("training", paths.training_h, training),
                 ("evaluating and saving", paths.beside_h, self._priced(paths.beside_h, train)),

@@ -29,6 +29,20 @@ Factors = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """Spot machines of the same kind at another place, to which a run may move under a deadline.
+
+    Attributes:
+        price: Over that of the place where it begins.
+        is_watched: As `Job.is_watched`.
+    """
+
+    availability: Availability
+    price: float
+    is_watched: bool
+
+
+@dataclass(frozen=True)
 class Job:
     """What a run has to do on one offer: hours as medians.
 
@@ -44,6 +58,9 @@ class Job:
         deadline_h: Until training has to have ended; None: there is none.
         on_demand_price: Of the same machines where nobody takes them back, for what is late: so many times
             the price of these; None: none are to be had, or these are such.
+        elsewhere: Other places, under a deadline.
+        move_price: What a start elsewhere fetches, in hours of the price of these machines.
+        is_watched: It is seen what there is while another machine is held; else only an attempt shows it.
         bench_availability: Of the benchmark's machines.
         bench_limit_h: Paid hours, all its attempts together, after which it ends without a result.
     """
@@ -60,6 +77,9 @@ class Job:
     availability: Availability
     deadline_h: float | None = None
     on_demand_price: float | None = None
+    elsewhere: tuple[Elsewhere, ...] = ()
+    move_price: float = 0.0
+    is_watched: bool = True
     bench_availability: Availability = CERTAIN
     bench_limit_h: float = math.inf
 
@@ -72,6 +92,7 @@ class Paths:
         restarts_h: Of all starts but the first.
         redone_h: Work that was lost and done again.
         on_demand_h: Of all but the waiting, those that were paid on demand.
+        dearer_h: What spot elsewhere has cost above the price of these machines, in hours of it.
         num_losses, num_starts: Times.
         bench_h: Paid for the benchmark; not part of the training's deadline.
         bench_waiting_h: Until it has machines, all times together.
@@ -85,6 +106,7 @@ class Paths:
     redone_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
     waiting_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
     on_demand_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
+    dearer_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
     bench_waiting_h: Floats = field(default_factory=lambda: np.zeros(NUM_PATHS))
     num_losses: Ints = field(default_factory=lambda: np.zeros(NUM_PATHS, dtype=np.intp))
     num_starts: Ints = field(default_factory=lambda: np.ones(NUM_PATHS, dtype=np.intp))
@@ -217,14 +239,16 @@ def _follow_policy(rng: np.random.Generator, job: Job, paths: Paths, again_h: Fl
         spot_usd_per_hour=1.0, on_demand_usd_per_hour=job.on_demand_price or 1.0,
         tick_h=deadline_h / num_ticks)
     runs = _Runs(job, setting, paths, again_h, policy)
-    is_up = rng.random(NUM_PATHS) * (life_h + wait_h) < life_h
+    elsewhere = [_means(rng, one.availability) for one in job.elsewhere]
+    life_h, wait_h = (np.column_stack(each) for each in zip((life_h, wait_h), *elsewhere, strict=True))
+    is_up = rng.random(life_h.shape) * (life_h + wait_h) < life_h
     leaves, returns = (1 - np.exp(-setting.tick_h / np.maximum(hours, _SHORTEST_H))
                        for hours in (life_h, wait_h))
     for tick in range(num_ticks):
         if runs.have_ended:
             return
         runs.step(rng, tick * setting.tick_h, is_up)
-        is_up = np.where(is_up, rng.random(NUM_PATHS) >= leaves, rng.random(NUM_PATHS) < returns)
+        is_up = np.where(is_up, rng.random(is_up.shape) >= leaves, rng.random(is_up.shape) < returns)
     runs.finish_late()
 
 
@@ -237,12 +261,15 @@ class _Runs:
 
     def __init__(self, job: Job, setting: Setting, paths: Paths, again_h: Floats, policy: Policy) -> None:
         self._job, self._setting, self._paths, self._again_h = job, setting, paths, again_h
-        self._course = policy.begin(setting, NUM_PATHS, 1)
+        self._prices = np.array([1.0, *(one.price for one in job.elsewhere)])
+        self._is_watched = np.array([job.is_watched, *(one.is_watched for one in job.elsewhere)])
+        self._shape = NUM_PATHS, self._prices.size
+        self._course = policy.begin(setting, *self._shape)
         self._left_h = paths.work_h.copy()
         self._start_left_h, self._progress_h = np.zeros(NUM_PATHS), np.zeros(NUM_PATHS)
-        self._held = np.full(NUM_PATHS, int(Action.WAIT))
+        self._held, self._place = np.full(NUM_PATHS, int(Action.WAIT)), np.zeros(NUM_PATHS, dtype=np.intp)
+        self._is_seen_up = np.zeros(self._shape, dtype=bool)
         self._num_starts = np.zeros(NUM_PATHS, dtype=np.intp)
-        self._spot_usd = np.full((NUM_PATHS, 1), setting.spot_usd_per_hour)
         self._started_h = np.zeros(NUM_PATHS)
 
     @property
@@ -250,22 +277,31 @@ class _Runs:
         """All of them."""
         return not (self._left_h > _SHORTEST_H).any()
 
+    @property
+    def _is_here(self) -> Bools:
+        """(N, P) where spot is held."""
+        at_place = np.arange(self._prices.size) == self._place[:, None]
+        return np.asarray(at_place & (self._held == Action.SPOT)[:, None])
+
     def step(self, rng: np.random.Generator, elapsed_h: float, is_up: Bools) -> None:
-        """One look, one decision, and what is held until the next."""
-        is_on = self._left_h > _SHORTEST_H
-        self._lose(rng, is_on & (self._held == Action.SPOT) & ~is_up)
-        self._course.see(is_up[:, None])
-        chosen, _ = self._course.choose(Moment(
-            elapsed_h=elapsed_h, work_left_h=self._left_h, held=self._held,
-            place=np.zeros(NUM_PATHS, dtype=np.intp), overhead_left_h=self._start_left_h,
-            is_up=is_up[:, None], spot_usd_per_hour=self._spot_usd, move_usd=np.zeros((NUM_PATHS, 1))))
-        self._take(np.where(is_on, chosen, int(Action.WAIT)))
+        """One look at (N, P) places, one decision, and what is held until the next."""
+        is_on, is_here = self._left_h > _SHORTEST_H, self._is_here
+        self._lose(rng, is_on & (is_here & ~is_up).any(axis=1))
+        is_shown = self._is_watched | is_here | (self._held == Action.WAIT)[:, None]
+        self._is_seen_up = np.where(is_shown, is_up, self._is_seen_up)
+        self._course.see(self._is_seen_up)
+        chosen, places = self._course.choose(Moment(
+            elapsed_h=elapsed_h, work_left_h=self._left_h, held=self._held, place=self._place,
+            overhead_left_h=self._start_left_h, is_up=self._is_seen_up,
+            spot_usd_per_hour=np.broadcast_to(self._prices, self._shape),
+            move_usd=np.where(self._is_here, 0.0, self._job.move_price)))
+        self._take(np.where(is_on, chosen, int(Action.WAIT)), places)
         self._advance(is_on, self._setting.tick_h)
 
     def finish_late(self) -> None:
         """What the deadline has cut off goes on, on demand, so that it can be said what it would take."""
         is_on = self._left_h > _SHORTEST_H
-        self._take(np.where(is_on, int(Action.ON_DEMAND), int(Action.WAIT)))
+        self._take(np.where(is_on, int(Action.ON_DEMAND), int(Action.WAIT)), self._place)
         self._advance(is_on, np.inf)
 
     def _lose(self, rng: np.random.Generator, is_lost: Bools) -> None:
@@ -275,13 +311,14 @@ class _Runs:
         self._left_h = self._left_h + lost_h
         self._held = np.where(is_lost, int(Action.WAIT), self._held)
 
-    def _take(self, actions: Ints) -> None:
-        begins = (actions != self._held) & (actions != Action.WAIT)
+    def _take(self, actions: Ints, places: Ints) -> None:
+        moves = (actions == Action.SPOT) & (places != self._place)
+        begins = ((actions != self._held) | moves) & (actions != Action.WAIT)
         first_h = np.where(self._num_starts == 0, self._paths.first_h, self._again_h)
         self._start_left_h = np.where(begins, first_h, self._start_left_h)
         self._progress_h = np.where(begins, 0.0, self._progress_h)
         self._num_starts = self._num_starts + begins
-        self._held = actions
+        self._held, self._place = actions, places
 
     def _advance(self, is_on: Bools, tick_h: float) -> None:
         is_held = is_on & (self._held != Action.WAIT)
@@ -295,5 +332,7 @@ class _Runs:
         paths = self._paths
         paths.restarts_h = np.maximum(self._started_h - paths.first_h, 0.0)
         paths.on_demand_h = paths.on_demand_h + np.where(self._held == Action.ON_DEMAND, paid_h, 0.0)
+        more = self._prices[self._place] - 1.0
+        paths.dearer_h = paths.dearer_h + np.where(self._held == Action.SPOT, paid_h * more, 0.0)
         paths.waiting_h = paths.waiting_h + np.where(is_on & (self._held == Action.WAIT), tick_h, 0.0)
         paths.num_starts = self._num_starts

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from spot_traces import Window, by_zone, counted, read_windows, true_costs
+from spot_traces import Window, by_zone, counted, read_windows, true_costs, true_costs_among
 
 from launcher.availability import Availability, Seen, learned
-from launcher.forecast_paths import Job, Paths, paths_of
+from launcher.forecast_paths import Elsewhere, Job, Paths, paths_of
 from launcher.policies_known import SPOT_ONLY
 from launcher.policy import Policy, Setting
 from launcher.policy_ours import FORECAST_OURS, OURS
@@ -87,15 +87,31 @@ def _of_zone(source: str, belief: Availability, later: Sequence[Window], each: t
                    ((in_time, is_in_time), *((chance, true_usd <= cap) for cap, chance in caps)))
 
 
-def forecast(belief: Availability, setting: Setting, policy: Policy = FORECAST_OURS, *, on_demand: bool = True
-             ) -> Paths:
+def told_among(windows: Sequence[Window], date_h: float, setting: Setting, num_zones: int) -> Iterator[Told]:
+    """Forecasts for runs that may move after a date: between each zone and those that follow it."""
+    zones = [(belief, {one.start_h: one for one in of_zone if one.start_h >= date_h})
+             for of_zone in by_zone(windows).values() if (belief := fitted(of_zone, date_h))]
+    for first in range(len(zones)):
+        taken = [zones[(first + index) % len(zones)] for index in range(num_zones)]
+        starts = sorted(set.intersection(*(set(later) for _, later in taken)))
+        usd = usd_of(forecast(taken[0][0], setting, elsewhere=[belief for belief, _ in taken[1:]]))
+        low, mid, high = (float(np.quantile(usd, share)) for share in (0.1, 0.5, 0.9))
+        groups = [[later[start] for _, later in taken] for start in starts]
+        for true_usd, _ in true_costs_among(OURS, setting, groups):
+            yield Told("multi", (setting.work_h, setting.deadline_h, setting.overhead_h), (low, mid, high),
+                       true_usd, ())
+
+
+def forecast(belief: Availability, setting: Setting, policy: Policy = FORECAST_OURS, *,
+             on_demand: bool = True, elsewhere: Sequence[Availability] = ()) -> Paths:
     """Of a run whose speed is known."""
     ratio = setting.on_demand_usd_per_hour / setting.spot_usd_per_hour
     return paths_of(Job(
         training_h=setting.work_h, speed_factors=(1, 1), beside_h=0.0, first_h=setting.overhead_h,
         again_h=setting.overhead_h, bench_h=0.0, guess_factors=(1, 1), interval_h=0.0, save_h=0.0,
         availability=belief, deadline_h=setting.deadline_h,
-        on_demand_price=ratio if on_demand else None), policy)
+        on_demand_price=ratio if on_demand else None,
+        elsewhere=tuple(Elsewhere(each, 1.0, is_watched=True) for each in elsewhere)), policy)
 
 
 def usd_of(paths: Paths) -> np.ndarray:
@@ -121,6 +137,22 @@ def reliability(chances: Sequence[tuple[float, bool]], num_bins: int = 5
                    sum(came for _, came in of_bin) / len(of_bin), len(of_bin))
 
 
+def _print_among(windows: Sequence[Window]) -> None:
+    print("\n| three zones, before, h | runs | median told, $ | true mean, $ | inside | below | above |")
+    print("|---|---|---|---|---|---|---|")
+    tick_h = windows[0].tick_h
+    for date_h in (date_h for source, date_h in DATES if source == "multi"):
+        found = list(itertools.chain.from_iterable(
+            told_among(windows, date_h, Setting(work_h, round(deadline_h / tick_h) * tick_h, overhead_h,
+                                                SPOT_USD, ON_DEMAND_USD, tick_h), 3)
+            for work_h, deadline_h, overhead_h in SETTINGS))
+        inside, below, above = coverage(found)
+        median, true_usd = (np.mean(values) for values in
+                            zip(*((one.usd[1], one.true_usd) for one in found), strict=True))
+        print(f"| {date_h:g} | {len(found)} | {median:.2f} | {true_usd:.2f} | {inside:.1%} | {below:.1%} | "
+              f"{above:.1%} |")
+
+
 def main(path: Path) -> None:
     """Print the tables."""
     windows, everything = list(read_windows(path)), list[Told]()
@@ -131,6 +163,7 @@ def main(path: Path) -> None:
         inside, below, above = coverage(found)
         print(f"| {source} | {date_h:g} | {len(found)} | {inside:.1%} | {below:.1%} | {above:.1%} |")
         everything += found
+    _print_among([one for one in windows if one.source == "multi"])
     print("\n| work, deadline, start (h) | runs | inside |\n|---|---|---|")
     for setting in SETTINGS:
         of_setting = [one for one in everything if one.setting == setting]

@@ -79,15 +79,17 @@ class Run:
 
     left_h: float
     held: int = Action.WAIT
+    place: int = 0
     starting_h: float = 0.0
     usd: float = 0.0
     ended_h: float | None = None
 
-    def act(self, action: int, now_h: float, setting: Setting) -> None:
+    def act(self, action: int, place: int, now_h: float, setting: Setting) -> None:
         """Hold something for one tick, and pay for what was used of it."""
-        if action not in (self.held, Action.WAIT):
+        moves = action == Action.SPOT and place != self.place
+        if action != Action.WAIT and (action != self.held or moves):
             self.starting_h = setting.overhead_h
-        self.held = action
+        self.held, self.place = action, place
         if action == Action.WAIT:
             return
         price = setting.spot_usd_per_hour if action == Action.SPOT else setting.on_demand_usd_per_hour
@@ -105,26 +107,31 @@ def true_costs(policy: Policy, setting: Setting, windows: Sequence[Window]
 
     None: not by the deadline.
     """
-    runs = [Run(setting.work_h) for _ in windows]
-    course = policy.begin(setting, len(runs), 1)
+    return true_costs_among(policy, setting, [(window,) for window in windows])
+
+
+def true_costs_among(policy: Policy, setting: Setting, groups: Sequence[Sequence[Window]]
+                     ) -> list[tuple[float, float | None]]:
+    """The same of runs that may be in any of some zones, whose windows begin at one time."""
+    runs = [Run(setting.work_h) for _ in groups]
+    course = policy.begin(setting, len(runs), len(groups[0]))
     for tick in range(round(setting.deadline_h / setting.tick_h)):
-        is_up = [window.is_up[tick] for window in windows]
-        for run, up in zip(runs, is_up, strict=True):
-            if run.held == Action.SPOT and not up:
+        is_up = np.array([[window.is_up[tick] for window in group] for group in groups])
+        for run, ups in zip(runs, is_up, strict=True):
+            if run.held == Action.SPOT and not ups[run.place]:
                 run.held = Action.WAIT
-        course.see(np.array(is_up)[:, None])
+        course.see(is_up)
         now_h = tick * setting.tick_h
-        actions, _ = course.choose(_moment(setting, now_h, runs, is_up))
-        for run, action in zip(runs, actions, strict=True):
+        for run, action, place in zip(runs, *course.choose(_moment(setting, now_h, runs, is_up)),
+                                      strict=True):
             if run.ended_h is None:
-                run.act(int(action), now_h, setting)
+                run.act(int(action), int(place), now_h, setting)
     return [(run.usd, run.ended_h) for run in runs]
 
 
-def _moment(setting: Setting, now_h: float, runs: Sequence[Run], is_up: Sequence[bool]) -> Moment:
+def _moment(setting: Setting, now_h: float, runs: Sequence[Run], is_up: np.ndarray) -> Moment:
     return Moment(
         elapsed_h=now_h, work_left_h=np.array([run.left_h for run in runs]),
-        held=np.array([int(run.held) for run in runs]), place=np.zeros(len(runs), dtype=np.intp),
-        overhead_left_h=np.array([run.starting_h for run in runs]), is_up=np.array(is_up)[:, None],
-        spot_usd_per_hour=np.full((len(runs), 1), setting.spot_usd_per_hour),
-        move_usd=np.zeros((len(runs), 1)))
+        held=np.array([int(run.held) for run in runs]), place=np.array([run.place for run in runs]),
+        overhead_left_h=np.array([run.starting_h for run in runs]), is_up=is_up,
+        spot_usd_per_hour=np.full(is_up.shape, setting.spot_usd_per_hour), move_usd=np.zeros(is_up.shape))

@@ -97,6 +97,22 @@ def test_losses_and_waits_that_a_plan_expects_are_no_work_that_is_left():
     assert found.work_h == pytest.approx(hours["training"] + hours["evaluating and saving"])
 
 
+def test_a_forecast_under_a_deadline_moves_to_the_same_machines_at_other_places():
+    """Not to other machines, which have another speed, and not without a deadline."""
+    def expected(*others: str, deadline: str = "36") -> tuple[Decimal, float]:
+        plan = example_plan(None, "train.steps=400000", f"hardware.train=[{', '.join([SPOT, *others])}]",
+                            f"hardware.bench=[{BID}]", "limits.max_cost_usd=900",
+                            f"limits.deadline_hours={deadline}")
+        waits = sum(float(part.hours.high) for part in plan.parts if part.name == "waiting")
+        return plan.odds.expected_usd, waits
+
+    azure = "{infra: azure, gpu: 'A100-80GB:1', spot: true, price_usd_per_hour: 1.30}"
+    (alone_usd, alone_h), (usd, hours) = expected(ON_DEMAND), expected(azure, ON_DEMAND)
+    assert usd < alone_usd and hours < alone_h / 2
+    assert expected(azure.replace("A100-80GB", "H100"), ON_DEMAND) == (alone_usd, alone_h)
+    assert expected(azure, ON_DEMAND, deadline="null") == expected(ON_DEMAND, deadline="null")
+
+
 def test_a_recipe_may_name_any_policy_that_is_simulated():
     assert set(get_args(PolicyName)) == {policy.name for policy in POLICIES}
     train = example_task("local", "limits.policy=greedy").document(Document.TRAIN)

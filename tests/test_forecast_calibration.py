@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from calibration_table import coverage, fitted, forecast, reliability, told, usd_of
+from calibration_table import coverage, fitted, forecast, reliability, told, told_among, usd_of
 from spot_traces import DATA, Window, read_windows, true_costs
 
 from launcher.availability import Availability
@@ -31,6 +31,19 @@ def test_of_runs_after_a_date_eight_of_ten_cost_what_was_forecast_from_before(re
     assert len(replayed) > 250
     assert 0.75 <= inside <= 0.85
     assert below > 0.02 and above > 0.02  # it is no range that only ever errs to one side
+
+
+def test_runs_that_move_between_three_zones_cost_what_was_forecast_from_before():
+    if not DATA.is_file():
+        pytest.skip(f"{DATA} is not there: shared/data lies beside a whole checkout")
+    windows = [one for one in read_windows() if one.source == "multi"]
+    tick_h = windows[0].tick_h
+    setting = Setting(20, round(26 / tick_h) * tick_h, 0.2, 0.97, 3.06, tick_h)
+    among, alone = (list(told_among(windows, DATE_H, setting, num_zones)) for num_zones in (3, 1))
+    inside, below, above = coverage(among)
+    assert len(among) > 250
+    assert 0.8 <= inside <= 0.95 and max(below, above) < 0.15
+    assert np.mean([one.usd[1] for one in among]) < 0.8 * np.mean([one.usd[1] for one in alone])
 
 
 def test_what_was_told_to_be_likely_was(replayed):

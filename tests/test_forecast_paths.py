@@ -1,3 +1,4 @@
+import math
 import random
 import statistics
 from dataclasses import replace
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 
 from launcher.availability import Availability, Seen, learned
-from launcher.forecast_paths import Job, paths_of
+from launcher.forecast_paths import Elsewhere, Job, paths_of
 from launcher.policies_known import GREEDY, UNIFORM_PROGRESS
+from launcher.policy_ours import FORECAST_OURS
 
 NEVER_LOST = Availability(hours_to_loss=1e9, loss_spread=0.1, hours_to_machine=0.0, wait_spread=0.1)
 KNOWN = Availability(hours_to_loss=4.0, loss_spread=0.0, hours_to_machine=0.5, wait_spread=0.0)
@@ -101,6 +103,37 @@ def test_with_machines_on_demand_a_run_of_known_speed_is_nearly_always_in_time()
     assert (safe.trained_after_h <= 26.0 + 1.0).all()
     assert (paths_of(scarce).trained_after_h <= 26.0).mean() < 0.5
     assert safe.on_demand_h.mean() > 5
+
+
+NEVER = Availability(hours_to_loss=1e-9, loss_spread=0.0, hours_to_machine=1e9, wait_spread=0.0)
+
+
+@pytest.mark.parametrize("policy", [UNIFORM_PROGRESS, FORECAST_OURS])
+def test_where_its_own_place_has_nothing_a_run_goes_on_at_another_and_pays_its_price(policy):
+    alone = replace(JOB, availability=NEVER, deadline_h=30.0, on_demand_price=3.0)
+    paths = paths_of(replace(alone, elsewhere=(Elsewhere(NEVER_LOST, 1.5, is_watched=True),)), policy)
+    assert paths.dearer_h == pytest.approx(paths.held_h / 2)
+    assert not paths.on_demand_h.any() and not paths.waiting_h.any() and (paths.num_starts == 1).all()
+    assert paths_of(alone, policy).on_demand_h.min() > 20
+
+
+def test_a_loss_here_is_a_start_at_the_other_place_and_no_waiting():
+    """By hand: 8 of 9 runs begin here, and a machine here lives for 4 h."""
+    other = Elsewhere(NEVER_LOST, 1.0, is_watched=True)
+    paths = paths_of(replace(JOB, deadline_h=60.0, on_demand_price=3.0, elsewhere=(other,)), GREEDY)
+    assert paths.num_losses.max() == 1  # the other is never lost, so that a run stays there
+    assert paths.num_losses.mean() == pytest.approx(8 / 9 * (1 - math.exp(-21.3 / 4)), abs=0.03)
+    assert paths.restarts_h.mean() == pytest.approx(0.2 * paths.num_losses.mean(), rel=0.05)
+    assert not paths.waiting_h.any() and not paths.on_demand_h.any()
+
+
+def test_where_spot_is_not_seen_from_on_demand_a_run_stays_on_demand():
+    scarce = KNOWN.model_copy(update={"hours_to_machine": 8.0})
+    seen, unseen = (paths_of(replace(JOB, availability=scarce, deadline_h=30.0, on_demand_price=3.0,
+                                     is_watched=is_watched), FORECAST_OURS) for is_watched in (True, False))
+    assert unseen.on_demand_h.mean() > 1.2 * seen.on_demand_h.mean()
+    assert (unseen.num_starts <= unseen.num_losses + 1).all()
+    assert (seen.num_starts > seen.num_losses + 1).any()
 
 
 def test_where_machines_are_lost_before_they_have_started_it_ends_all_the_same():
