@@ -20,6 +20,7 @@ from launcher.recorded import RecordedPlan
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from launcher.stand_ins import outcome_told, with_stand_ins
+from launcher.vast_credit import credit_words
 from trainer.contract import FIX, Document, Name, Outcome
 from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome
 from trainer.spent import charged_until
@@ -144,9 +145,17 @@ class RunRecord:
         return self.outcome is not None and self.outcome.outcome not in good
 
     @property
+    def lacks_credit(self) -> bool:
+        """True if its last machine was stopped since its account had prepaid nothing more."""
+        ends = [files.end for files in self.attempts if files.end]
+        return bool(ends) and ends[-1].lacked_credit and self.open_attempt is None
+
+    @property
     def failure_fix(self) -> str | None:
         """What to do about its end, where that is known; of the newest attempt its node says so."""
         if self.outcome and self.outcome.outcome is Outcome.NO_CAPACITY:
+            if self.lacks_credit:
+                return f"{credit_words()}, then ldlm resume {self.run_id}"
             return f"ldlm resume {self.run_id}, or elsewhere: ldlm resume {self.run_id} --infra CLOUD"
         end = self.attempts[-1].end if self.attempts else None
         return end.reason.partition(FIX)[2] or None if end else None

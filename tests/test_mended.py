@@ -11,6 +11,7 @@ from run_stories import ENDED, NOON, Story, at
 from launcher.rentals import Price, Rental, Rentals, Terms
 from launcher.report import CostReport, cost_report
 from launcher.run_record import look_at, read_record
+from trainer.at_most import standing_of
 from trainer.contract import Name, Outcome, attempt_file
 from trainer.spent import spent_usd
 
@@ -95,6 +96,7 @@ def test_an_end_that_is_yet_to_come_is_billed_to_now_at_most_by_nodes_as_well(st
     story.attempt(1, begins)
     now = at(1000)
     assert spent_usd(story.folder.attempts(), now) == Decimal(usd)
+    assert standing_of(story.folder.attempts(), [], now).spent_usd == Decimal(usd)
     report = report_of(story, now)
     assert report.spent_usd == Decimal(usd)
     (doubt,) = report.doubts

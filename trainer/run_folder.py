@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
-from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
+from trainer.contract import CREDIT_USED_UP, Document, Name, Outcome, StoreError, attempt_file
 from trainer.rental_terms import PriceFrom, RentalTerms, UsdPerHour
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
 
@@ -167,6 +167,11 @@ class AttemptEnd(_Record):
     wrong_machine: bool = False
     hung: bool = False
     traffic: Traffic = Traffic()
+
+    @property
+    def lacked_credit(self) -> bool:
+        """True if what its account had prepaid was used up: no cap of the run's, and no provider's whim."""
+        return CREDIT_USED_UP in self.reason
 
 
 class Event(_Record):

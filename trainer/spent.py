@@ -20,13 +20,14 @@ def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datet
     next one bounds it from above: a cap must not be passed because a record is missing.
     """
     starts = [files.attempt.billed_from for files in attempts[1:]]
-    return [_not_before_it_begins(files, _end_of(files, following, now))
+    return [_not_before_it_begins(files, ended_at(files, now) or following)
             for files, following in zip(attempts, [*starts, now], strict=False)]
 
 
-def _end_of(files: AttemptFiles, following: datetime, now: datetime) -> datetime:
+def ended_at(files: AttemptFiles, now: datetime) -> datetime | None:
+    """When an attempt ended; None: it has not. An end that is yet to come was written by a wrong clock."""
     if files.end is None:
-        return following
+        return None
     return ended_by(files, now) if files.end.at - now > CLOCK_SKEW else files.end.at
 
 
