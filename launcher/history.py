@@ -76,8 +76,8 @@ def _learn(folder: RunFolder, now: datetime, found: Past) -> None:
     is_lost = any(files.end and files.end.preempted for files in attempts)
     events = folder.events() if is_lost else []  # of waits; a run has many
     speed = _measured_speed(folder, offers, attempts)
-    found.sightings += sightings_of(folder.run_id, offers, attempts, events, now)
-    found.speeds += [speed] if speed else []
+    found.sightings.extend(sightings_of(folder.run_id, offers, attempts, events, now))
+    found.speeds.extend([speed] if speed else [])
 
 
 def _measured_speed(folder: RunFolder, offers: Mapping[str, Offer], attempts: Sequence[AttemptFiles]
