@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, field_validator
 
 from trainer.contract import CREDIT_USED_UP, Document, Name, Outcome, StoreError, attempt_file
 from trainer.rental_terms import PriceFrom, RentalTerms, UsdPerHour
@@ -174,6 +174,16 @@ class AttemptEnd(_Record):
         return CREDIT_USED_UP in self.reason
 
 
+class _Detail(_Record):
+    """What is read of an event's detail beside words; the price is `CONTROLLER_PRICE`."""
+
+    controller_usd_per_hour: UsdPerHour = Decimal(0)
+    attempt: int = 0
+    infra: str = ""
+    clouds: tuple[str, ...] = ()
+    limits: dict[str, Any] = {}
+
+
 class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
@@ -185,8 +195,9 @@ class Event(_Record):
 
     @field_validator("detail")
     @classmethod
-    def _controller_has_a_price(cls, detail: dict[str, Any]) -> dict[str, Any]:
-        TypeAdapter(UsdPerHour).validate_python(detail.get(CONTROLLER_PRICE, 0))
+    def _can_be(cls, detail: dict[str, Any]) -> dict[str, Any]:
+        """What a bill and a status read of it is what it should be."""
+        _Detail.model_validate(detail)
         return detail
 
 
