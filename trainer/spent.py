@@ -105,7 +105,8 @@ def price_now(files: AttemptFiles) -> Decimal:
 
 
 def _later_prices(files: AttemptFiles) -> tuple[PriceFrom, ...]:
-    return files.prices or (files.heartbeat.prices if files.heartbeat else ())
+    found = files.prices or (files.heartbeat.prices if files.heartbeat else ())
+    return tuple(sorted(found, key=lambda price: price.at))
 
 
 def beside_hours_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | None = None) -> Decimal:
