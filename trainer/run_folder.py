@@ -240,6 +240,7 @@ class AttemptFiles(_Record):
 
 EVENT_STAMP = "%Y%m%dT%H%M%S.%fZ"  # UTC; with it the name of an event begins
 STARTS = ("submitted", "resumed")  # kinds of events with which a run is given to an engine
+TAKEN = "taken_on_purpose"  # kind of the event with which a run's own launch has taken its machine away
 CONTROLLER_PRICE = "controller_usd_per_hour"  # in their detail, as text: of who supervises from then on
 _T = TypeVar("_T", bound=BaseModel)
 
