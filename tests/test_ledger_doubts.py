@@ -162,12 +162,12 @@ def test_a_number_that_no_attempt_has_is_said(tmp_path):
 
 
 def test_a_price_that_has_changed_is_billed_from_then_on_where_no_contract_is_known(story):
-    """In whatever order its node has told it: 100 s at a tenth of a cent, 50 s at two, 50 s at a half."""
+    """100 s at a tenth of a cent, 50 s at two, 50 s at a half."""
     story.attempt(1, 0)
     story.beat(1, 200, step=5, durable=5, setup=100, train=100, durable_train=100)
     story.end(1, 200, 0)
     edit(story, "attempts/1/heartbeat.json", prices=[
-        {"at": at(seconds).isoformat(), "usd_per_hour": usd} for seconds, usd in ((150, "1.8"), (100, "7.2"))])
+        {"at": at(since).isoformat(), "usd_per_hour": usd} for since, usd in ((100, "7.2"), (150, "1.8"))])
     report = report_of(story)
     assert report.spent_usd == Decimal("0.225") == sum(report.by_category().values())
     assert look_at(read_record(story.folder), ENDED, at(999)).spent_usd == Decimal("0.225")

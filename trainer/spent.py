@@ -105,8 +105,7 @@ def price_now(files: AttemptFiles) -> Decimal:
 
 
 def _later_prices(files: AttemptFiles) -> tuple[PriceFrom, ...]:
-    found = files.prices or (files.heartbeat.prices if files.heartbeat else ())
-    return tuple(sorted(found, key=lambda price: price.at))
+    return files.prices or (files.heartbeat.prices if files.heartbeat else ())
 
 
 def beside_hours_usd(attempts: Sequence[AttemptFiles], now: datetime, seen: Traffic | None = None) -> Decimal:
