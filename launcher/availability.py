@@ -19,7 +19,7 @@ _PLACES_LIVES, _PLACES_WAITS = 0.9, 0.6
 _GRID_STEP, _GRID_ENDS = 0.05, 10.0  # of logarithms about the guess's, on which beliefs are worked out
 Z90 = statistics.NormalDist().inv_cdf(0.9)
 _LEAST_H = 1 / 3600  # that a loss takes
-# Of what nothing was seen of. Forecasts of each zone by the others' middle: 75 % of runs inside p10 - p90 with
+# Of what nothing was seen of. Each zone forecast by the others' middle: 75 % of runs inside p10 - p90 with
 # about so much (1.35), 63 % with 1.0 (recipes/LOG.md).
 GUESS_LOSS_SPREAD, GUESS_WAIT_SPREAD = math.hypot(_PLACES_LIVES, _DRIFT), math.hypot(_PLACES_WAITS, _DRIFT)
 
