@@ -24,7 +24,7 @@ def show_bills(bills: Bills, url: str) -> None:
     console.answer()
     simulated = (f", {console.dollars(bills.simulated_usd, digits)} of it at simulated prices"
                  if bills.simulated_usd else "")
-    console.answer_text(f"{len(bills.reports)} run{'s' * (len(bills.reports) != 1)} in {url}{simulated}")
+    console.answer(f"{len(bills.reports)} run{'s' * (len(bills.reports) != 1)} in {url}{simulated}")
     if before_usd := sum((report.before_usd for report in bills.reports), Decimal(0)):
         console.answer(f"not in it: {console.dollars(before_usd, digits)} of what began before")
     if bills.unreadable:
