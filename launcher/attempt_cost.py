@@ -19,6 +19,7 @@ from trainer.run_folder import AttemptFiles
 # To a millionth of a millionth of a dollar: what is rounded here adds up exactly from here on.
 EXACT = Decimal("1e-12")
 DONE = "done"
+NO_CREDIT = "credit used up"
 
 
 class Category(StrEnum):
@@ -225,7 +226,7 @@ def _end_words(files: AttemptFiles, fate: Fate) -> str:
     if fate.running:
         return "running"
     if end and end.preempted:
-        return "preempted"
+        return NO_CREDIT if end.lacked_credit else "preempted"
     if end and end.wrong_machine:
         return "wrong machine"
     if end and end.hung:

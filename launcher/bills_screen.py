@@ -37,7 +37,7 @@ def _show_runs(bills: Bills, digits: int) -> None:
     rows = [[report.run_id, report.status.value, _began(report), _planned(report, digits), _useful(report),
              console.dollars(usd, digits)] for report, usd in zip(bills.reports, shown, strict=True)]
     total = ["total", "", "", "", "", console.dollars(sum(shown, Decimal(0)), digits)]
-    console.answer_table(["run", "status", "began (UTC)", "planned", "useful", "dollars"], rows,
+    console.answer_table(["run", "status", "began (UTC)", "p50 planned", "useful", "dollars"], rows,
                          right=[3, 4, 5], total=total, spare=[2, 4, 3])
 
 

@@ -15,10 +15,8 @@ from launcher.preempt_at import PreemptAt
 from launcher.proposal import Proposal
 from launcher.recipe import Recipe
 from launcher.run_record import RunRecord
-from trainer.run_folder import RunFolder
+from trainer.run_folder import TAKEN, RunFolder
 from trainer.store import open_store
-
-TAKEN = "taken_on_purpose"  # kind of the event
 
 
 def own_preemption(recipe: Recipe) -> PreemptAt | None:

@@ -3,6 +3,9 @@
 One thread of the main process of SkyPilot's server, started by our plugin: there is one such process, it
 lives as long as the server, and managed jobs are supervised from it. At each look all is read anew from
 SkyPilot's own record of jobs: a restart of the server loses nothing, and the laptop may be off.
+
+It need not look at a cap: no machine stands idle while another is looked for, so a wait costs supervision
+alone, and every node keeps that of one whole wait back before it ends (`trainer/limit_watch.py`).
 """
 
 import logging

@@ -31,9 +31,10 @@ from launcher.errors import (
 )
 from launcher.estimate import Done, case_of
 from launcher.git_state import git_sha
-from launcher.history import done_so_far, measured_speeds, newest_limits, recorded_recipe
+from launcher.history import Past, done_so_far, newest_limits, past_of, recorded_recipe
 from launcher.kept import check_has_checkpoint
 from launcher.lint_rules import looks_secret
+from launcher.lives import with_seen
 from launcher.local_engine import LocalEngine
 from launcher.local_setup import setup_warnings
 from launcher.month import hold_month, month_warning
@@ -163,18 +164,20 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
     if not train.is_local:
         recipe = _as_nodes_find_it(recipe)
     check_keyless(recipe.store or "")
-    history = measured_speeds(open_store(recipe.store)) if recipe.store and may_exist(recipe.store) else []
+    past = past_of(open_store(recipe.store), now) if recipe.store and may_exist(recipe.store) else Past()
+    offers = {document: tuple(with_seen(one, past.sightings) for one in found)
+              for document, found in offers.items()}
     try:
         shape = encoder_shape(recipe.train.token_encoder.name, checkout_folder())
         text, weights = look_at_text(recipe), look_for_mirrors(recipe)
         price = None if train.is_local else controller_usd_per_hour()
         wallets, unknown = ([], []) if train.is_local else wallets_now(recipe.store, now)
-        case = case_of(text.priced(recipe), shape, offers, history, done, weights.mirrors, price)
+        case = case_of(text.priced(recipe), shape, offers, past.speeds, done, weights.mirrors, price)
         plan = best_plan(replace(case, wallets=wallets), now, run_id)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan), *unknown))
+    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan), *unknown, *past.warnings))
     if not train.is_local:
         warnings += (*_of_rented(recipe, plan), *price_warnings(plan, prices))
     elif not train.lacks:

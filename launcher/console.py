@@ -46,10 +46,10 @@ def answer(text: str = "", style: str | None = None) -> None:
     _out.print(escape(text), style=style, soft_wrap=True)
 
 
-def answer_text(text: str) -> None:
+def answer_text(text: str, style: str | None = None) -> None:
     """Print prose of the answer, folded at words."""
     for line in Text(text).wrap(_out, _out.width):
-        answer(line.plain.rstrip())
+        answer(line.plain.rstrip(), style)
 
 
 def answer_json(value: Any) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 
 from launcher import console
-from launcher.attempt_cost import AttemptCost, Category
+from launcher.attempt_cost import NO_CREDIT, AttemptCost, Category
 from launcher.cost import Range
 from launcher.report import CostReport, amounts_that_add_up
+from launcher.vast_credit import credit_words
 from trainer.contract import Document
 
 _BAR_WIDTH = 24
@@ -90,7 +91,7 @@ def comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
     spent, planned, facts = report.spent_usd, report.planned_usd, []
     if planned:
         low, mid, high = (console.dollars(usd, digits) for usd in (planned.low, planned.mid, planned.high))
-        facts.append(("planned", f"~{mid} (p10 - p90: {low} - {high})"))
+        facts.append(("planned", f"~{mid} (median; p10 - p90: {low} - {high})"))
     if report.attempts:
         beside = f", {_against(spent, planned)}" if planned and report.has_finished else ""
         facts.append(("spent", console.dollars(spent, digits) + beside))
@@ -102,6 +103,8 @@ def comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
     if report.on_demand_usd is not None:
         undisturbed = f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed"
         facts.append(("on demand", undisturbed + _saved(spent, report.on_demand_usd)))
+    if any(cost.end == NO_CREDIT for cost in report.attempts):
+        facts.append(("credit", credit_words()))
     if report.preemptions_usd:
         facts.append(("preemptions", f"{console.dollars(report.preemptions_usd, digits)}: work done again, "
                                      "and starts after a loss"))

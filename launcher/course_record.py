@@ -15,12 +15,10 @@ from launcher.next_move import Move, Progress, Seen, next_move
 from launcher.policy import Policy
 from launcher.policy_ours import POLICIES
 from trainer.at_most import standing_of
-from trainer.contract import Document, Env, Name
+from trainer.contract import CLOCK_SKEW, Document, Env, Name
 from trainer.limits import Limits
 from trainer.run_folder import AttemptFiles, Event, RunFolder, RunOutcome, StopWish, last_start
 from trainer.store import open_store
-
-_SKEW = timedelta(minutes=1)  # of a machine's clock against that of who supervises
 
 
 class CourseRecord:
@@ -114,7 +112,7 @@ def left_usd(limits: Limits, attempts: Sequence[AttemptFiles], events: Sequence[
 
 def _is_held(newest: AttemptFiles, seen: Seen) -> bool:
     return (newest.end is None and seen.place is not None
-            and newest.attempt.billed_from >= (seen.held_since or seen.at) - _SKEW)
+            and newest.attempt.billed_from >= (seen.held_since or seen.at) - CLOCK_SKEW)
 
 
 def _is_over(folder: RunFolder) -> bool:

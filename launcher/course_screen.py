@@ -18,7 +18,10 @@ _NEVER_PAYS = "spot-only"  # the one policy that takes no on demand, whatever is
 
 
 def newest_move(store: Store, record: RunRecord) -> "Move | None":
-    """The last decision of a run since it was last started. Raises StoreError: it cannot be read."""
+    """The last decision of a run since it was last started; one without a deadline has none, and its store
+    is not asked. Raises StoreError: it cannot be read."""
+    if not record.has_deadline:
+        return None
     from launcher.course_record import CourseRecord  # brings NumPy
 
     move = CourseRecord(RunFolder(store, record.run_id)).newest()

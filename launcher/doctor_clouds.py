@@ -23,6 +23,7 @@ from launcher.plan import Plan
 from launcher.self_end import self_end
 from launcher.settings import api_server
 from launcher.sky_ready import RENTED
+from launcher.vast_credit import BILLING
 
 _TITLES = {"vast": "Vast", "azure": "Azure", "gcp": "GCP", "slurm": "Slurm"}
 _TIMEOUT_S = 20.0
@@ -100,7 +101,7 @@ def look_at_credit(plan: Plan | None) -> Iterator[Finding]:
 
 def _beside(credit: Decimal, plan: Plan | None) -> Finding:
     """Credit is judged by the high end of the estimate, by the cap where there is none."""
-    add = "add credit, or let Vast do it by itself: https://cloud.vast.ai/billing"
+    add = f"add credit, or let Vast do it by itself: {BILLING}"
     if plan is None or "vast" not in plan.clouds:
         verdict = Verdict.OK if credit > 0 else Verdict.PROBLEM
         return Finding("Vast credit", verdict, f"{dollars(credit, 2)} prepaid", "" if credit > 0 else add)

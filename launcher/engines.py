@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from socket import gethostname
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,13 @@ from launcher.rentals import Rentals, merged
 from launcher.run_record import RunRecord, RunView, is_alive_elsewhere, look_at, read_record
 from launcher.server_health import start_words
 from launcher.settle import settle
-from trainer.contract import Name, StoreError
+from trainer.contract import CLOCK_SKEW, Name, StoreError
 from trainer.run_folder import RunFolder
 from trainer.store import Store
 
 if TYPE_CHECKING:
     from launcher.sky_engine import SkyEngine
 
-_SKEW = timedelta(minutes=1)  # of this machine's clock against that of SkyPilot's server
 
 
 def sky_engine(store: Store, say: Callable[[str], None] = lambda line: None) -> "SkyEngine":
@@ -135,4 +134,4 @@ def _learn_rentals(record: RunRecord, store: Store) -> bool:
 
 
 def _created_at(record: RunRecord) -> datetime:
-    return record.events[0].at - _SKEW if record.events else datetime.min.replace(tzinfo=UTC)
+    return record.events[0].at - CLOCK_SKEW if record.events else datetime.min.replace(tzinfo=UTC)

@@ -8,10 +8,11 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from launcher.availability import CERTAIN, guessed
+from launcher.availability import CERTAIN
 from launcher.cost import Range
 from launcher.estimate import Case, Estimate, Part, PartName, behind, num_saves
 from launcher.frozen import Frozen
+from launcher.lives import believed
 from launcher.offers import WITH_LIST_PRICES, Offer
 from launcher.running_costs import RunningCosts, running_costs
 from launcher.speed import GUESS_FACTORS
@@ -78,8 +79,8 @@ def _job(case: Case, estimate: Estimate, costs: RunningCosts) -> "Job":
         beside_h=by_name.get("evaluating and saving", 0.0), first_h=by_name.get("set-up", 0.0),
         again_h=start.again_s / 3600, bench_h=by_name["benchmark"], guess_factors=GUESS_FACTORS,
         interval_h=saves.every_s / 3600 if saves else 0.0, save_h=saves.save_s / 3600 if saves else 0.0,
-        availability=guessed(offer) if trains else CERTAIN,
-        bench_availability=guessed(case.offers[Document.BENCH]),
+        availability=believed(offer) if trains else CERTAIN,
+        bench_availability=believed(case.offers[Document.BENCH]),
         bench_limit_h=case.recipe.limits.bench_hours, deadline_h=case.deadline_h,
         on_demand_price=_ratio(on_demand, price) if trains and on_demand is not None else None,
         elsewhere=_elsewhere(case, offer), move_price=_ratio(costs.next_start_usd, price),
@@ -96,7 +97,7 @@ def _elsewhere(case: Case, offer: Offer) -> "tuple[Elsewhere, ...]":
              if offer.spot and other.spot and other.price_usd_per_hour and other.hardware == offer.hardware
              and not offer.cloud == other.cloud == "vast"]
     dearer = sorted((one for one in alike if one[0] >= 1), key=lambda one: one[0])
-    return tuple(Elsewhere(guessed(other), price, _is_watched(other))
+    return tuple(Elsewhere(believed(other), price, _is_watched(other))
                  for price, other in dearer[:_MOST_ELSEWHERE])
 
 

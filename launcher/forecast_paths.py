@@ -11,7 +11,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from launcher.availability import CERTAIN, Availability
+from launcher.availability import CERTAIN, Z90, Availability
 from launcher.course import kept_back_h
 from launcher.policies_known import UNIFORM_PROGRESS
 from launcher.policy import Action, Bools, Floats, Ints, Moment, Policy, Setting
@@ -24,7 +24,6 @@ _BLOCKS = (16, 32, 64, 128, 256, 512, 1024)
 _BENCH_LOSSES = 32  # drawn of a benchmark, whose hours are over before
 _TICK_H, _FEWEST_TICKS, _MOST_TICKS = 1 / 6, 60, 400
 _SHORTEST_H = 1e-9
-_Z90 = statistics.NormalDist().inv_cdf(0.9)
 Factors = tuple[float, float]
 
 
@@ -151,7 +150,8 @@ def paths_of(job: Job, policy: Policy = UNIFORM_PROGRESS) -> Paths:
         _follow_policy(rng, job, paths, again_h, life_h, wait_h, policy)
     else:
         _follow_losses(rng, job, paths, again_h, life_h, wait_h)
-    _follow_benchmark(rng, job, paths)
+    # By chances of its own: how training goes changes nothing of it.
+    _follow_benchmark(np.random.default_rng((_SEED, 1)), job, paths)
     return paths
 
 
@@ -186,7 +186,7 @@ def _normal_quantiles() -> Floats:
 def _factor(rng: np.random.Generator, factors: Factors) -> Floats:
     """(N,) with median 1 and these as 10th and 90th percentiles; logarithms of each half are normal."""
     drawn, (low, high) = _normal(rng), np.log(factors)
-    return np.asarray(np.exp(np.where(drawn < 0, -low, high) * drawn / _Z90))
+    return np.asarray(np.exp(np.where(drawn < 0, -low, high) * drawn / Z90))
 
 
 def _lost_h(rng: np.random.Generator, job: Job, progress_h: Floats) -> Floats:

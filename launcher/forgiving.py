@@ -1,11 +1,14 @@
 """Reads what is whole of a run's folder, and keeps what is wrong with the rest."""
 
 import json
+from collections.abc import Iterable
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from launcher.mended import is_unheard
 from launcher.recorded import Bench, Recorded
 from launcher.stand_ins import Remains
 from trainer.contract import Name, attempt_file
@@ -50,6 +53,17 @@ class ForgivingFolder(RunFolder):
             if name not in (str(error.place).removeprefix(f"{self.url}/") for error in self.torn):
                 self.torn.append(self._damaged(name, "is gone: its attempt has left other records"))
         raise NotFoundError("no such attempt", place=f"{self.url}/{name}")
+
+    def written(self, attempts: Iterable[AttemptFiles]) -> dict[int, datetime]:
+        """When ends that nothing else bears out were written: by the store's clock, by attempts' numbers."""
+        found = {}
+        for files in filter(is_unheard, attempts):
+            # Who found a machine gone has written the moment of its last heartbeat, at any time.
+            by_beat = files.heartbeat and files.end and files.end.at <= files.heartbeat.at
+            name = attempt_file(files.attempt.number, "heartbeat.json" if by_beat else "end.json")
+            with suppress(NotFoundError):
+                found[files.attempt.number] = self.store.written_at(self.key(name))
+        return found
 
     def find_part(self, name: str, kind: type[_AnyPart]) -> _AnyPart | None:
         """The part of a record that reports need; None: it is not there, or torn."""

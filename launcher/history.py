@@ -1,9 +1,14 @@
-"""What earlier runs in a store know: their recipe, and how fast they trained."""
+"""What earlier runs in a store know: their recipe, how fast they trained, how long their machines lived."""
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from launcher.errors import LdlmError, RunRecordError, StoreError
 from launcher.estimate import Done
+from launcher.lives import Sighting, sightings_of
+from launcher.offers import Offer
 from launcher.patience import soon
 from launcher.plan import Plan
 from launcher.recipe import Limits, Recipe, read_recorded
@@ -11,41 +16,82 @@ from launcher.run_record import RunRecord, RunView, list_run_ids
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.at_most import standing_of
 from trainer.contract import Document, Name, Outcome
-from trainer.run_folder import RunFolder
-from trainer.store import Store
+from trainer.run_folder import AttemptFiles, RunFolder
+from trainer.store import NotFoundError, Store
 
 _MAX_HISTORY = 20  # runs; reading more would make `ldlm plan` slow
+_NAMED = 3  # of those that cannot be read
 
 
-def measured_speeds(store: Store) -> list[MeasuredSpeed]:
-    """What earlier runs in a store have measured, oldest first; what cannot be read is passed over.
+@dataclass(frozen=True)
+class Past:
+    """What earlier runs of a store teach a plan.
+
+    Attributes:
+        speeds: Oldest run first.
+        sightings: Of machines, in the same order.
+        warnings: What could not be read.
+    """
+
+    speeds: Sequence[MeasuredSpeed] = ()
+    sightings: Sequence[Sighting] = ()
+    warnings: Sequence[str] = ()
+
+
+@dataclass
+class _Learned:
+    speeds: list[MeasuredSpeed] = field(default_factory=list)
+    sightings: list[Sighting] = field(default_factory=list)
+    torn: list[str] = field(default_factory=list)
+
+
+def past_of(store: Store, now: datetime) -> Past:
+    """What the newest runs of a store have measured and seen; what cannot be read is passed over, and named.
 
     A store that cannot be reached only costs the plan its history; a launch will say so itself.
     """
-    speeds = []
     try:
         run_ids = soon(lambda: list_run_ids(store))[-_MAX_HISTORY:]
-    except StoreError:
-        return []
+    except StoreError as error:
+        return Past(warnings=[f"nothing is learned from earlier runs: the store gave {error.problem}"])
+    found = _Learned()
     for run_id in run_ids:
         try:
-            speed = _measured_speed(RunFolder(store, run_id))
-        except (LdlmError, ValueError):
+            _learn(RunFolder(store, run_id), now, found)
+        except NotFoundError:  # its launch is still writing
             continue
-        if speed:
-            speeds.append(speed)
-    return speeds
+        except (LdlmError, ValueError):
+            found.torn.append(run_id)
+    return Past(found.speeds, found.sightings, _words(found.torn))
 
 
-def _measured_speed(folder: RunFolder) -> MeasuredSpeed | None:
-    plan = Plan.model_validate_json(folder.read_bytes(Name.PLAN))
+def _words(torn: Sequence[str]) -> list[str]:
+    if not torn:
+        return []
+    more = f" and {len(torn) - _NAMED} more" if torn[_NAMED:] else ""
+    names = ", ".join(torn[-_NAMED:])
+    return [f"nothing is learned from {names}{more}: torn, or not readable by this version"]
+
+
+def _learn(folder: RunFolder, now: datetime, found: _Learned) -> None:
+    """All of a run, or nothing where a part of it cannot be read."""
+    plan, attempts = Plan.model_validate_json(folder.read_bytes(Name.PLAN)), folder.attempts()
+    offers = {offer.label: offer for offer in plan.candidates(Document.TRAIN)}
+    is_lost = any(files.end and files.end.preempted for files in attempts)
+    events = folder.events() if is_lost else []  # of waits; a run has many
+    speed = _measured_speed(folder, offers, attempts)
+    found.sightings += sightings_of(folder.run_id, offers, attempts, events, now)
+    found.speeds += [speed] if speed else []
+
+
+def _measured_speed(folder: RunFolder, offers: Mapping[str, Offer], attempts: Sequence[AttemptFiles]
+                    ) -> MeasuredSpeed | None:
     # Several places may have trained it: the newest counts, and what ran on the same hardware.
-    hardware = {offer.label: offer.hardware for offer in plan.candidates(Document.TRAIN)}
     # On a course, this machine has played spot and on demand, as its label then says.
-    named = [(files.attempt.offer if files.attempt.offer in hardware else
-              files.attempt.offer.rpartition(" (")[0], files) for files in folder.attempts()]
-    trained = [(hardware[label], files.heartbeat) for label, files in named
-               if files.heartbeat and files.attempt.document is Document.TRAIN and label in hardware]
+    named = [(files.attempt.offer if files.attempt.offer in offers else
+              files.attempt.offer.rpartition(" (")[0], files) for files in attempts]
+    trained = [(offers[label].hardware, files.heartbeat) for label, files in named
+               if files.heartbeat and files.attempt.document is Document.TRAIN and label in offers]
     beats = [beat for where, beat in trained if where == trained[-1][0]]
     steps = sum(beat.step - beat.resumed_from_step for beat in beats)
     seconds = sum(beat.phases.train_s for beat in beats)

@@ -9,7 +9,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from launcher.run_record import RunRecord
-from trainer.contract import Name, attempt_file
+from trainer.contract import CLOCK_SKEW, Name, attempt_file
 from trainer.run_folder import STARTS, AttemptFiles
 
 _MOMENT_S = 5.0  # a heartbeat takes to write, or clocks of one network differ by (guess)
@@ -81,6 +81,9 @@ def _of_one(files: AttemptFiles, until: datetime) -> Iterator[str]:
                f"for {(until - files.attempt.billed_from).total_seconds():.0f} s, as its heartbeats tell")
     elif files.end is None and beat is None and until <= files.attempt.billed_from:
         yield f"attempt {number} left no sign of life and no end: nothing is billed for it"
+    if files.end and (ahead_s := (files.end.at - until).total_seconds()) > CLOCK_SKEW.total_seconds():
+        yield (f"attempt {number} ends {ahead_s / 3600:.1f} h later than can be: a clock was wrong; it is "
+               f"billed to {until:%Y-%m-%d %H:%M:%S} UTC")
     if beat is None:
         return
     told_s = beat.phases.total_s

@@ -3,21 +3,28 @@
 Who wrote it may be gone, and its clock with it: nothing can be set right there. Each repair is a sentence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from launcher.rental_cost import rental_of
+from launcher.rentals import Rental
+from trainer.contract import CLOCK_SKEW
 from trainer.run_folder import AttemptEnd, AttemptFiles, Event
+from trainer.spent import ended_by, told_by
 
-_SKEW = timedelta(minutes=1)  # by which clocks of two machines may differ (guess)
+_FAR = timedelta(hours=1)  # behind all that others know: no last upload takes so long unheard (guess)
 
 
-def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], *,
+def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], rentals: Sequence[Rental] = (),
+           written: Mapping[int, datetime] | None = None, *,
            has_ended: bool) -> tuple[list[AttemptFiles], list[str]]:
     """The attempts as they are billed, and a sentence for each that was written otherwise.
 
     Args:
         attempts: Of the run, in order.
         events: Of the run, oldest first.
+        rentals: Of the run.
+        written: When ends were written that are suspicious, by the store's clock and the attempt's number.
         has_ended: Nobody will write the end of an attempt any more.
     """
     submitted = next((event.at for event in events if event.kind == "submitted"), None)
@@ -25,6 +32,7 @@ def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], *,
     found, doubts = [], list[str]()
     for files in attempts:
         files = _begun(files, submitted, doubts)
+        files = _not_far_behind(files, list(_bounds(files, events, rentals, written or {})), doubts)
         number = files.attempt.number
         if files.end is None and number in told:
             files = _ended(files, told[number])
@@ -38,13 +46,56 @@ def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], *,
     return found, doubts
 
 
+def not_ahead(events: Sequence[Event], now: datetime) -> tuple[list[Event], list[str]]:
+    """Events as they count, and a sentence if some are dated behind `now`: what they tell has happened."""
+    num_ahead = sum(event.at - now > CLOCK_SKEW for event in events)
+    if not num_ahead:
+        return list(events), []
+    found = [event.model_copy(update={"at": min(event.at, now)}) for event in events]
+    return found, [f"{num_ahead} of the run's events {'are' if num_ahead > 1 else 'is'} dated later than "
+                   "now: a clock was wrong; they count as of now"]
+
+
+def is_unheard(files: AttemptFiles) -> bool:
+    """True where an attempt's end lies far behind what its own steady clock has told."""
+    told = told_by(files.heartbeat) if files.heartbeat else timedelta(0)
+    return files.end is not None and files.end.at - files.attempt.billed_from - told > _FAR
+
+
 def _begun(files: AttemptFiles, submitted: datetime | None, doubts: list[str]) -> AttemptFiles:
     """From the submission on, if it is dated before: no machine is paid before there is a run."""
-    if submitted is None or (early := submitted - files.attempt.billed_from) <= _SKEW:
+    if submitted is None or (early := submitted - files.attempt.billed_from) <= CLOCK_SKEW:
         return files
     doubts.append(f"attempt {files.attempt.number} begins {early.total_seconds():.0f} s before its run was "
                   "submitted: a clock was wrong; it is billed from the submission on")
     return files.model_copy(update={"attempt": files.attempt.model_copy(update={"billed_from": submitted})})
+
+
+def _bounds(files: AttemptFiles, events: Sequence[Event], rentals: Sequence[Rental],
+            written: Mapping[int, datetime]) -> Iterator[tuple[datetime, str]]:
+    """When others know that an attempt was over, and how."""
+    attempt, rental = files.attempt, rental_of(files, rentals)
+    yield from ((event.at, "its run had ended") for event in events
+                if event.kind == "ended" and event.at >= attempt.billed_from)
+    if rental and rental.ended_at:
+        yield rental.ended_at, "its machine was given back"
+    if attempt.number in written:
+        yield written[attempt.number], "its record was written"
+
+
+def _not_far_behind(files: AttemptFiles, bounds: Sequence[tuple[datetime, str]],
+                    doubts: list[str]) -> AttemptFiles:
+    """Ended by the first of some bounds, if its own end lies far behind that."""
+    at, what = min(bounds, default=(None, ""))
+    if files.end is None or at is None or files.end.at - at <= _FAR:
+        return files
+    ended_at = ended_by(files, at)
+    if files.end.at - ended_at <= _FAR:  # all of it is ahead, and as long as it says
+        return files
+    doubts.append(f"attempt {files.attempt.number} ends {(files.end.at - at).total_seconds() / 3600:.1f} h "
+                  f"after {what}: a clock was wrong; it is billed for "
+                  f"{(ended_at - files.attempt.billed_from).total_seconds():.0f} s")
+    return files.model_copy(update={"end": files.end.model_copy(update={"at": ended_at})})
 
 
 def _ended(files: AttemptFiles, at: datetime) -> AttemptFiles:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from decimal import Decimal
 
+from launcher.availability import Seen
 from launcher.bids import BidAdvice, advise, losses_per_hour
 from launcher.frozen import Frozen
 from launcher.gpu_kinds import GPU_KINDS
@@ -107,6 +108,8 @@ class Offer(Frozen):
         bid_from_usd_per_hour: Of a bid that follows the market up to the limit: no less is bid; None: it
             stays as it is.
         advice: On a bid at Vast, by the market; None: nobody was asked, or no bid up to the limit wins.
+        seen: What earlier runs of the store have seen of machines there, one each.
+        seen_elsewhere: ... of the same card at other places of the cloud, all of them together.
     """
 
     infra: str
@@ -130,6 +133,8 @@ class Offer(Frozen):
     limit_usd_per_hour: Decimal | None = None
     bid_from_usd_per_hour: Decimal | None = None
     advice: BidAdvice | None = None
+    seen: tuple[Seen, ...] = ()
+    seen_elsewhere: Seen | None = None
 
     @property
     def most_usd_per_hour(self) -> Decimal | None:

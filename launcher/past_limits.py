@@ -19,7 +19,7 @@ def refuse_past_deadline(recipe: Recipe, hours: Range, now: datetime) -> None:
     Raises:
         NoOfferError: It would not.
     """
-    limits, takes = recipe.limits, f"~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h)"
+    limits, takes = recipe.limits, f"~{hours.mid:.2f} h (median; {hours.low:.2f} to {hours.high:.2f} h)"
     if limits.deadline_hours is not None and float(hours.mid) > limits.deadline_hours:
         problem = (f"to train would take {takes}, and {{name}} is {limits.deadline_hours:g}, "
                    f"{float(hours.mid) - limits.deadline_hours:.2f} h too little")
@@ -49,7 +49,7 @@ def refuse_over_hours(recipe: Recipe, hours: Range, paid_h: float) -> None:
         return
     behind = Decimal(str(paid_h))
     so_far = f"has had {paid_h:.2f} paid hours, what is left would take" if paid_h else "would take"
-    problem = (f"this run {so_far} ~{hours.mid:.2f} h ({hours.low:.2f} to {hours.high:.2f} h), "
+    problem = (f"this run {so_far} ~{hours.mid:.2f} h (median; {hours.low:.2f} to {hours.high:.2f} h), "
                f"and {{name}} is {limit:g}, {up(behind + hours.mid - Decimal(str(limit)))} h too little")
     raise NoOfferError(**past_limit(recipe, "max_hours", problem, behind + hours.mid, behind + hours.high))
 

@@ -9,6 +9,7 @@ from itertools import chain
 
 from launcher.advice import Changes, what_to_type
 from launcher.alternatives import Choice
+from launcher.availability import Availability
 from launcher.candidates import Others, other_than_planned, others_for_benchmark, others_for_training
 from launcher.cheaper import better, cheaper_choice
 from launcher.cost import Range, total, usd_range
@@ -17,6 +18,7 @@ from launcher.estimate import Case, Done, Estimate, Part, behind, case_of, estim
 from launcher.fit import is_copied_from_host
 from launcher.forecast import Odds, forecast
 from launcher.frozen import Frozen
+from launcher.lives import believed, believed_by
 from launcher.offers import Offer
 from launcher.past_limits import past_limit, refuse_over_hours, refuse_past_deadline, up
 from launcher.plan_sizes import Mirrors, Sizes
@@ -54,6 +56,9 @@ class Plan(Frozen):
         bench_reserve_hours: Part of them that training leaves for the benchmark.
         deadline: UTC; training stops itself before it.
         speed_source: Where tokens_per_s comes from, for the reader.
+        availability: How long machines that train live, and how long it takes until there is one again; None:
+            training is done.
+        availability_source: Where that comes from, for the reader.
         encoder_placement: Resolved: where the frozen weights lie.
         sizes, saves: None when the token encoder's size is not known.
         start: How long it takes until training goes on; None: training is done.
@@ -75,6 +80,8 @@ class Plan(Frozen):
     tokens_per_step: int
     tokens_per_s: float
     speed_source: str
+    availability: Availability | None = None
+    availability_source: str | None = None
     parts: tuple[Part, ...]
     hours: Range
     controller_usd_per_hour: Decimal | None = None
@@ -188,8 +195,9 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
     recipe, (estimate, odds) = case.recipe, forecast(case, estimate_of(case))
     fitted, parts, hours, usd = estimate.fitted, estimate.parts, estimate.hours, estimate.usd
     done_steps, spent = behind(recipe.train, case.done)
-    if estimate.saves and not (case.done and case.done.has_trained):
-        check_promise(recipe, case.offers[Document.TRAIN], estimate.saves)
+    train = None if case.done and case.done.has_trained else case.offers[Document.TRAIN]
+    if estimate.saves and train:
+        check_promise(recipe, train, estimate.saves)
     _refuse_over_cap(case, estimate)
     refuse_past_deadline(recipe, estimate.training_hours, now)
     refuse_over_hours(recipe, hours, case.done.paid_h if case.done else 0.0)
@@ -202,6 +210,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
         tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
         speed_source=estimate.speed.source,
+        availability=train and believed(train), availability_source=train and believed_by(train),
         parts=parts, hours=hours, controller_usd_per_hour=case.controller_usd_per_hour,
         controller_usd=estimate.controller_usd, usd=usd, odds=odds, max_cost_usd=recipe.limits.max_cost_usd,
         bench_reserve_usd=_bench_reserve(parts[-1], behind_first.get(Document.BENCH, ()),
@@ -215,7 +224,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
                   *_about_others(case, others)),
         without_encoder=case.shape is None,
         encoder_placement=_resolved(fitted.config), sizes=estimate.sizes, saves=estimate.saves,
-        start=None if case.done and case.done.has_trained else estimate.start,
+        start=estimate.start if train else None,
     )
 
 
@@ -249,7 +258,7 @@ def _too_dear(case: Case, which: Document, offer: Offer) -> str | None:
     _, spent = behind(case.recipe.train, case.done)
     if spent + needed <= case.recipe.limits.max_cost_usd:
         return None
-    return f"with it the run would cost ~${spent + needed:.2f}, over its cap"
+    return f"with it the run would cost ~${spent + needed:.2f} (median), over its cap"
 
 
 def _about_others(case: Case, others: Mapping[Document, Others]) -> Iterator[str]:
@@ -293,7 +302,7 @@ def _refuse_over_cap(case: Case, estimate: Estimate) -> None:
         return
     so_far = f"has spent ${spent:.4f}, what is left would" if done else "would"
     copied = is_copied_from_host(estimate.fitted)
-    problem = (f"this run {so_far} cost ~${needed.mid:.2f} (${needed.low:.2f} to ${needed.high:.2f})"
+    problem = (f"this run {so_far} cost ~${needed.mid:.2f} (median; ${needed.low:.2f} to ${needed.high:.2f})"
                f"{', its encoder copied from host memory for every micro-batch' if copied else ''}, "
                "and {name} is " f"${cap}, ${up(spent + needed.mid - cap)} too little")
     raise OverCapError(**past_limit(case.recipe, "max_cost_usd", problem, spent + needed.mid,

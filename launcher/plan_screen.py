@@ -112,6 +112,7 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
                                 f"step {plan.done_steps:,} of {plan.steps:,} is durable"))
     if not plan.only_benchmark:
         facts.append(("speed", f"~{plan.tokens_per_s:,.0f} tokens/s ({plan.speed_source})"))
+    facts += _machine_facts(plan)
     if plan.controller_usd_per_hour is not None:
         price = console.dollars(plan.controller_usd_per_hour)
         facts.append(("controller", f"elsewhere, always on, {price}/h"))
@@ -121,6 +122,21 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
         facts.append(("", f"{plan.max_hours:g} paid hours, of which ~{plan.bench_reserve_hours:.2f} are kept "
                           "for the benchmark"))
     return facts + ([("", f"{plan.deadline:%Y-%m-%d %H:%M} UTC")] if plan.deadline else [])
+
+
+def _machine_facts(plan: Plan) -> list[tuple[str, str]]:
+    """How long rented machines live, and how long it takes until there is another."""
+    believed = plan.availability
+    if believed is None or plan.offers[Document.TRAIN].is_local:
+        return []
+    lives, waits = (f"~{mid} h ({low} - {high})" for low, mid, high in
+                    (map(_two_digits, hours) for hours in (believed.life_h, believed.wait_h)))
+    return [("machines", f"live {lives}, the next comes after {waits}: {plan.availability_source}")]
+
+
+def _two_digits(hours: float) -> str:
+    """`0.036`, `12`, `2,800`."""
+    return f"{float(f'{hours:.2g}'):,g}"
 
 
 def _expected(plan: Plan) -> list[tuple[str, str]]:

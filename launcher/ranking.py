@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
+from launcher.availability import Availability
 from launcher.cost import Range
 from launcher.credits import expected, out_of_pocket
 from launcher.errors import NoOfferError, RecipeError
 from launcher.estimate import Case, Estimate, behind, estimate_of
 from launcher.forecast import Odds, forecast
 from launcher.frozen import Frozen
+from launcher.lives import believed, believed_by
 from launcher.offers import Offer
 from launcher.saves import check_promise
 from trainer.contract import Document
@@ -36,6 +38,8 @@ class Ranked(Frozen):
     offer: Offer
     tokens_per_s: float | None = None
     speed_source: str | None = None
+    availability: Availability | None = None
+    availability_source: str | None = None
     hours: Range | None = None
     usd: Range | None = None
     usd_per_billion_tokens: Decimal | None = None
@@ -124,6 +128,7 @@ def _row(case: Case) -> Ranked:
     usd = odds.expected_usd
     return Ranked(offer=offer, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
                   out_of_pocket_usd=_out_of_pocket_usd(case, estimate, usd),
+                  availability=believed(offer), availability_source=believed_by(offer),
                   speed_source=estimate.speed.source, hours=estimate.hours, usd=estimate.usd, odds=odds,
                   usd_per_billion_tokens=None if usd is None or not left else usd * 10**9 / left)
 

@@ -12,7 +12,7 @@ def show_ranking(rows: Sequence[Ranked]) -> None:
         return
     possible = [row for row in rows if row.problem is None]
     if possible:
-        console.answer_table(["offer", "$/h", "hours", "expected", "p10 - p90", "$/B tokens", "in time"],
+        console.answer_table(["offer", "$/h", "hours", "mean cost", "p10 - p90", "$/B tokens", "in time"],
                              [_cells(row) for row in possible], right=[1, 2, 3, 4, 5, 6], spare=[5, 1, 6, 2])
     console.answer_notes([f"{row.offer.label} cannot be: {row.problem}" for row in rows if row.problem])
     console.answer()

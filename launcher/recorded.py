@@ -1,5 +1,6 @@
 """The parts of a run's plan and benchmark that reports read. Another version may have written more."""
 
+from datetime import datetime
 from decimal import Decimal
 
 from pydantic import BaseModel, ConfigDict
@@ -30,6 +31,7 @@ class RecordedPlan(Recorded):
     tokens_per_step: int
     usd: Range | None
     offers: dict[Document, PlannedOffer]
+    deadline: datetime | None = None
     others: dict[Document, tuple[PlannedOffer, ...]] = {}
 
     @property

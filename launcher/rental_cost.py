@@ -2,18 +2,18 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
 from launcher.cost import price_for
 from launcher.rentals import HOURS_OF_MONTH, RENTED_AT, Rental
 from launcher.vast_credit import Credit
+from trainer.contract import CLOCK_SKEW
 from trainer.rental_terms import RentalTerms
 from trainer.run_folder import AttemptFiles, Event, Traffic
 from trainer.spent import controller_usd
 
-_SKEW = timedelta(minutes=1)  # of a node's clock against that of who rents it; more is a wrong machine
 _MOST_TOLD = 30  # of a run's earlier machines: Vast takes some 4,000 characters of first commands (guess)
 
 
@@ -176,8 +176,8 @@ def rental_of(files: AttemptFiles, rentals: Sequence[Rental]) -> Rental | None:
             if terms and (rental.told_at or rental.rented_at) == terms.rented_at]
     held = [rental for rental in rentals if rental.held(began)]
     # The next one may have been rented within that minute: an attempt can be short.
-    near = [rental for rental in rentals if rental.rented_at <= began + _SKEW
-            and (rental.ended_at is None or began - _SKEW < rental.ended_at)]
+    near = [rental for rental in rentals if rental.rented_at <= began + CLOCK_SKEW
+            and (rental.ended_at is None or began - CLOCK_SKEW < rental.ended_at)]
     return next(reversed(told or held or near), None)
 
 

@@ -5,8 +5,8 @@ its engine and its nodes have written.
 """
 
 import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import RunRecordError
 from launcher.forgiving import ForgivingFolder
-from launcher.mended import mended
+from launcher.mended import mended, not_ahead
 from launcher.recorded import RecordedPlan
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from launcher.stand_ins import outcome_told, with_stand_ins
+from launcher.vast_credit import credit_words
 from trainer.contract import FIX, Document, Name, Outcome
 from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome
 from trainer.spent import charged_until
@@ -57,6 +58,7 @@ class RunRecord:
         rentals: Machines that were rented for it, as far as their provider's side was asked.
         num_torn: See `launcher.rentals.Rentals`.
         bench: `bench/result.json`, checked to hold a `Bench`; None before the benchmark is done.
+        written: See `launcher.mended.mended`.
         torn: What is wrong with records that cannot be read, and are not in it.
     """
 
@@ -70,6 +72,7 @@ class RunRecord:
     bench: dict[str, Any] | None
     rentals: Sequence[Rental] = ()
     num_torn: int = 0
+    written: Mapping[int, datetime] = field(default_factory=dict)
     torn: Sequence[DamagedError] = ()
 
     @property
@@ -91,6 +94,14 @@ class RunRecord:
         rents_no_more = self.has_ended or self.infra == "local"
         is_complete = rents_no_more and bool(self.rentals) and all(found.ended_at for found in self.rentals)
         return "vast" in clouds and not is_complete
+
+    @property
+    def has_deadline(self) -> bool:
+        """True where time may decide what it holds, and where its plan cannot say so."""
+        resumed = [event.detail["limits"] for event in self.events if "limits" in event.detail]
+        told = (limits for limits in resumed if isinstance(limits, dict))
+        return (self.plan is None or self.plan.deadline is not None
+                or any(limits.get("deadline") or limits.get("deadline_hours") for limits in told))
 
     @property
     def training(self) -> AttemptFiles | None:
@@ -134,9 +145,17 @@ class RunRecord:
         return self.outcome is not None and self.outcome.outcome not in good
 
     @property
+    def lacks_credit(self) -> bool:
+        """True if its last machine was stopped since its account had prepaid nothing more."""
+        ends = [files.end for files in self.attempts if files.end]
+        return bool(ends) and ends[-1].lacked_credit and self.open_attempt is None
+
+    @property
     def failure_fix(self) -> str | None:
         """What to do about its end, where that is known; of the newest attempt its node says so."""
         if self.outcome and self.outcome.outcome is Outcome.NO_CAPACITY:
+            if self.lacks_credit:
+                return f"{credit_words()}, then ldlm resume {self.run_id}"
             return f"ldlm resume {self.run_id}, or elsewhere: ldlm resume {self.run_id} --infra CLOUD"
         end = self.attempts[-1].end if self.attempts else None
         return end.reason.partition(FIX)[2] or None if end else None
@@ -177,13 +196,15 @@ class RunView:
 def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
     """Judge a run (pure). Moments in its record that cannot be true are mended first."""
     status = status_of(record, engine, now)
-    attempts, doubts = mended(record.attempts, record.events, has_ended=record.has_ended)
-    record = replace(record, attempts=attempts)
+    events, ahead = not_ahead(record.events, now)
+    attempts, doubts = mended(record.attempts, events, record.rentals, record.written,
+                              has_ended=record.has_ended)
+    record = replace(record, attempts=attempts, events=events)
     is_lost = status in (Status.UNKNOWN, Status.ENDED)
-    charged_to = record.last_seen or now if is_lost else now
+    charged_to = min(record.last_seen or now, now) if is_lost else now
     spent = total_usd(record.attempts, charged_until(record.attempts, charged_to), record.rentals, charged_to,
                       record.events)
-    return RunView(record, engine, status, charged_to, spent, doubts)
+    return RunView(record, engine, status, charged_to, spent, [*ahead, *doubts])
 
 
 def create_record(folder: RunFolder, recipe: "Recipe", plan: "Plan", task: "Task", now: datetime,
@@ -266,7 +287,8 @@ def read_record(folder: RunFolder) -> RunRecord:
     outcome = folder.find(Name.OUTCOME, RunOutcome) or outcome_told(events, attempts)
     return RunRecord(run_id=folder.run_id, url=folder.url, store_address=folder.store.address, plan=plan,
                      attempts=attempts, events=events, outcome=outcome, bench=folder.find_bench(),
-                     rentals=rentals.rentals, num_torn=rentals.num_torn, torn=folder.torn)
+                     rentals=rentals.rentals, num_torn=rentals.num_torn, torn=folder.torn,
+                     written=folder.written(attempts))
 
 
 def list_run_ids(store: Store) -> list[str]:

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from launcher.errors import NoOfferError
 from launcher.frozen import Frozen
+from launcher.lives import believed
 from launcher.offers import Offer
 from launcher.recipe import Recipe
 from launcher.store_prices import request_usd_per_gb, sent_usd_per_gb, store_price
@@ -32,12 +33,6 @@ _UPLOAD_BYTES_PER_S = {"azure": 250e6, "gcp": 250e6, "slurm": 125e6, "k8s": 125e
 # frequent; less would leave few hosts (guess).
 _OF_PROMISE = 1 / 3
 _MOST_UP_MBIT_S = 1000  # that is asked of a host on Vast: few have more (guess)
-# Hours until a machine is lost that its cloud may take back, all guesses; a run that has seen some hours goes
-# by what it has seen. Vast names no rate, and who bids more takes the machine: between the 2.2 h of public
-# traces (AWS spot, V100 and K80, 2022 and 2023) and the 20 h of Azure's lowest band, 0 to 5 % an hour. Azure:
-# the middle of its bands, 10 %. Google names none: half the day that its preemptible machines lived at most.
-_SPOT_HOURS_TO_LOSS = {"vast": 7.0, "azure": 10.0, "gcp": 12.0}
-_HOURS_TO_LOSS = 500.0  # of any other: a fault of the machine (guess)
 
 
 class SavesPlan(Frozen):
@@ -111,13 +106,7 @@ def rates_of(offer: Offer, store: str | None) -> Rates:
     listed = offer.listed.sent_usd_per_gb if offer.listed else None
     sent = sent_usd_per_gb(offer.infra, store) if listed is None else listed
     gigabyte = sent + request_usd_per_gb(store)
-    return Rates(float(offer.price_usd_per_hour or 0), float(gigabyte), hours_to_loss(offer))
-
-
-def hours_to_loss(offer: Offer) -> float:
-    """Until such a machine is lost, before any was seen (guess); of a bid by its margin (a model)."""
-    of_cloud = _SPOT_HOURS_TO_LOSS[offer.cloud] if offer.spot else _HOURS_TO_LOSS
-    return offer.hours_to_outbid or of_cloud
+    return Rates(float(offer.price_usd_per_hour or 0), float(gigabyte), believed(offer).hours_to_loss)
 
 
 def check_promise(recipe: Recipe, offer: Offer, saves: SavesPlan) -> None:

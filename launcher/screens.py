@@ -16,6 +16,7 @@ from launcher.model_screen import pace_words
 from launcher.recipe import RecipeSummary
 from launcher.recorded import Scores
 from launcher.run_record import RunRecord, RunView, Status, ending_words
+from launcher.vast_credit import credit_words
 from trainer.contract import Document, Outcome
 from trainer.run_folder import IdleGpu
 
@@ -85,6 +86,8 @@ def show_status(view: RunView, found: Learned | None, beside: Sequence[tuple[str
     facts += [("damaged", f"{name} cannot be read") for name in record.torn_names]
     if record.last_seen and status is Status.UNKNOWN:
         facts.append(("last seen", f"{record.last_seen:%Y-%m-%d %H:%M:%S} UTC"))
+    if record.lacks_credit and status is not Status.ENDED:
+        facts.append(("credit", f"{credit_words()}; then it goes on by itself"))
     facts += [("attempts", f"{len(record.attempts)}, of which preempted: {record.num_preemptions}"),
               ("spent", console.dollars(view.spent_usd)), ("store", record.url)]
     console.answer(f"Run {record.run_id}", "title")

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from launcher.trainer_commands import run_in_trainer
 _LEAST_WORK_H = 0.001
 _LEAST_MINUTES = 0.1  # between saves; less is no interval but a mistake
 _LONGEST_SAVE_S = 86_400
+_USUAL_SPOT_USD, _USUAL_ON_DEMAND_USD = 0.97, 3.06  # of a V100 at AWS (list)
 
 
 @dataclass(frozen=True)
@@ -93,21 +95,27 @@ def chosen(names: str) -> list[Policy]:
     return [known[name] for name in wanted if name in known]
 
 
-def read_setting(work_h: float, deadline_h: float, overhead_h: float, spot_usd: float,
-                 on_demand_usd: float) -> Setting:
+def read_setting(work_h: str, deadline_h: str, overhead_h: str, spot_usd: str | None,
+                 on_demand_usd: str | None) -> Setting:
     """What the options say. Raises UsageError for hours and prices that nothing takes or costs."""
-    hours, usd = (0, HIGHEST_LIMIT), (LOWEST_USD_PER_HOUR, HIGHEST_USD_PER_HOUR)
-    for option, value, (least, most) in (
-            ("--work-h", work_h, (_LEAST_WORK_H, HIGHEST_LIMIT)), ("--deadline-h", deadline_h, hours),
-            ("--overhead-h", overhead_h, hours), ("--spot-usd", spot_usd, usd),
-            ("--on-demand-usd", on_demand_usd, usd)):
-        if not least <= value <= most:
-            raise UsageError(f"{value:g} is out of bounds", place=option,
-                             fix=f"a number from {least} to {most:,}")
-    return Setting(work_h, deadline_h, overhead_h, spot_usd, on_demand_usd)
+    usd = (LOWEST_USD_PER_HOUR, HIGHEST_USD_PER_HOUR)
+    return Setting(_number("--work-h", work_h, _LEAST_WORK_H, HIGHEST_LIMIT),
+                   _number("--deadline-h", deadline_h, 0, HIGHEST_LIMIT),
+                   _number("--overhead-h", overhead_h, 0, HIGHEST_LIMIT),
+                   _USUAL_SPOT_USD if spot_usd is None else _number("--spot-usd", spot_usd, *usd),
+                   _USUAL_ON_DEMAND_USD if on_demand_usd is None else _number(
+                       "--on-demand-usd", on_demand_usd, *usd))
 
 
-def read_saves(minutes: str | None, save_s: float | None) -> tuple[Saves, ...]:
+def _number(option: str, typed: str, least: float, most: float) -> float:
+    with suppress(ValueError):
+        if least <= (value := float(typed)) <= most:
+            return value
+    raise UsageError(f"{typed!r} is no number, or out of bounds", place=option,
+                     fix=f"a number from {least} to {most:,}")
+
+
+def read_saves(minutes: str | None, save_s: str | None) -> tuple[Saves, ...]:
     """Intervals of an option such as `5,15,60`, each once.
 
     Args:
@@ -116,10 +124,7 @@ def read_saves(minutes: str | None, save_s: float | None) -> tuple[Saves, ...]:
     Raises:
         UsageError: No numbers of minutes or seconds, or seconds without minutes.
     """
-    stall_s = 1.0 if save_s is None else save_s
-    if not 0 <= stall_s <= _LONGEST_SAVE_S:
-        raise UsageError(f"{stall_s:g} s are no time for a save", place="--save-s",
-                         fix=f"seconds from 0 to {_LONGEST_SAVE_S:,}")
+    stall_s = 1.0 if save_s is None else _number("--save-s", save_s, 0, _LONGEST_SAVE_S)
     if minutes is None and save_s is not None:
         raise UsageError("nothing is saved without --checkpoint-min", place="--save-s",
                          fix="--checkpoint-min 5,15,60 besides, or leave it out")

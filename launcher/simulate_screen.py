@@ -9,9 +9,9 @@ from launcher.simulate import CLAIRVOYANT, Score
 def show_scores(scores: Sequence[Score], notes: Sequence[str]) -> None:
     """A table per setting, and what was left out."""
     for setting in dict.fromkeys(score.setting for score in scores):
-        console.answer(f"{setting.work_h:g} h of work in {setting.deadline_h:g} h, each start "
-                       f"{setting.overhead_h:g} h; ${setting.spot_usd_per_hour:.2f}/h spot, "
-                       f"${setting.on_demand_usd_per_hour:.2f}/h on demand", "title")
+        console.answer_text(f"{setting.work_h:g} h of work in {setting.deadline_h:g} h, each start "
+                            f"{setting.overhead_h:g} h; ${setting.spot_usd_per_hour:.2f}/h spot, "
+                            f"${setting.on_demand_usd_per_hour:.2f}/h on demand", "title")
         console.answer()
         rows = [_row(score) for score in scores if score.setting == setting]
         console.answer_table(["policy", "mean", "p95", "of the clairvoyant", "missed", "windows"], rows,

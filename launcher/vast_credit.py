@@ -7,6 +7,7 @@ live on (`trainer/rental_terms.py`), and none is rented that would not live for 
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
+BILLING = "https://cloud.vast.ai/billing"
 LEAST_H = Decimal(1)  # that the credit must last for a machine to be worth its set-up (guess)
 
 
@@ -36,6 +37,11 @@ def credit_at_vast(sdk: Any) -> Credit | None:
     return found if found.usd.is_finite() and found.others_usd_per_hour.is_finite() else None
 
 
+def credit_words() -> str:
+    """Why a machine was stopped that was paid for no longer, and what to do."""
+    return f"Vast's prepaid credit was used up, not the run's cap: add credit at {BILLING}"
+
+
 def check_lasts(credit: Credit | None, usd_per_hour: Decimal) -> None:
     """Refuse to rent what would be stopped before it has done anything.
 
@@ -48,4 +54,4 @@ def check_lasts(credit: Credit | None, usd_per_hour: Decimal) -> None:
     if credit and (hours := credit.hours(usd_per_hour)) < LEAST_H:
         raise RuntimeError(f"Vast's credit of ${credit.usd:.2f} lasts for {max(hours, Decimal(0)) * 60:.0f} "
                            f"minutes of a machine at ${usd_per_hour:.2f} an hour beside those that run: add "
-                           "credit at https://cloud.vast.ai/billing")
+                           f"credit at {BILLING}")

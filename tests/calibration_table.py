@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from spot_traces import Window, by_zone, counted, read_windows, true_costs, true_costs_among
 
-from launcher.availability import Availability, Seen, learned
+from launcher.availability import GUESS_LOSS_SPREAD, GUESS_WAIT_SPREAD, Availability, Seen, learned
 from launcher.forecast_paths import Elsewhere, Job, Paths, paths_of
 from launcher.policies_known import SPOT_ONLY
 from launcher.policy import Policy, Setting
@@ -28,6 +28,9 @@ DATES = (("multi", 600.0), ("multi", 720.0), ("multi", 864.0), ("single", 96.0),
          ("single", 144.0))
 _LEAST_H = 20.0  # of a window before the date, or it says too little
 _CENT = 0.01
+# What a plan guesses of spot on Azure, before anything was seen there.
+_GUESS = Availability(hours_to_loss=10.0, loss_spread=GUESS_LOSS_SPREAD, hours_to_machine=1.0,
+                      wait_spread=GUESS_WAIT_SPREAD)
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,14 @@ class Told:
 
 def fitted(windows: Sequence[Window], date_h: float) -> Availability | None:
     """From what windows of one zone show before a date; None: too little."""
-    seen = [Seen(*counted(part)) for window in windows
+    seen = [_seen(part) for window in windows
             if (part := window.before(date_h)).end_h - part.start_h >= _LEAST_H]
-    return learned(None, seen) if len(seen) > 1 else None
+    return learned(_GUESS, tuple(seen)) if len(seen) > 1 else None
+
+
+def _seen(window: Window) -> Seen:
+    losses, up_h, returns, down_h = counted(window)
+    return Seen(losses=losses, up_h=up_h, returns=returns, down_h=down_h)
 
 
 def told(windows: Sequence[Window], date_h: float, settings: Sequence[tuple[float, float, float]] = SETTINGS

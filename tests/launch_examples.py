@@ -1,10 +1,12 @@
 """A recipe, a machine and a moment that the launcher's tests share; nothing here is looked up."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from launcher.candidates import choose
 from launcher.estimate import Done
+from launcher.lives import Sighting, with_seen
 from launcher.offers import Machine, make_offers, parse_gpus
 from launcher.plan import Plan, make_plan
 from launcher.recipe import Recipe, checkout_folder, load_recipe
@@ -26,10 +28,10 @@ def example_recipe(*overrides: str) -> Recipe:
 
 
 def example_plan(infra: str | None = None, *overrides: str, history: tuple = (), machine: Machine = TWO_CORES,
-                 bench: str | None = None, done: Done | None = None) -> Plan:
+                 bench: str | None = None, done: Done | None = None, seen: Sequence[Sighting] = ()) -> Plan:
     """The plan of the example recipe; `bench` names the infra of another bench candidate."""
     recipe = example_recipe(*overrides)
-    offers = {document: make_offers(found, machine, NOW)
+    offers = {document: tuple(with_seen(one, seen) for one in make_offers(found, machine, NOW))
               for document, found in choose(recipe, infra, machine).items()}
     if bench:
         (candidate,) = [found for found in recipe.hardware.bench if found.infra == bench]

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 from cli_lab import check_golden, ldlm, without_names
-from run_stories import NOON, RUN_ID, RUNNING, Story, preempted_once
+from run_stories import NOON, PLAN, RUN_ID, RUNNING, Story, preempted_once
 from test_follow import Scripted
 
 from launcher import follow as following
@@ -44,7 +44,10 @@ def story(monkeypatch: pytest.MonkeyPatch) -> Iterator[Story]:
         folder.path.mkdir(parents=True)
         lock = folder.take_lock()
         folder.write_state(RUNNING)
-        yield preempted_once(f"file://{home}/store")
+        story = preempted_once(f"file://{home}/store")
+        due = COURSE.ends_at.isoformat()
+        story.folder.write_bytes(Name.PLAN, json.dumps(PLAN | {"deadline": due}).encode())
+        yield story
         os.close(lock)
 
 
@@ -73,7 +76,7 @@ def test_logs_begin_with_what_a_run_waits_for_and_are_printed_without_a_record_t
     done = ldlm("logs", RUN_ID)
     assert done.stderr == ("course: waits for spot; on demand at 18:00 UTC at the latest\n"
                            "  spot is up nowhere; 4.80 h to spare, so waiting costs least\n")
-    story.folder.write_bytes(Name.PLAN, b"{")
+    story.folder.store.delete([story.folder.key(Name.RECIPE)])
     again = ldlm("logs", RUN_ID)
     assert (again.returncode, again.stdout, again.stderr) == (0, done.stdout, "")
 

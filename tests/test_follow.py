@@ -1,13 +1,14 @@
 from collections.abc import Iterator
 
 import pytest
-from run_stories import RUN_ID, RUNNING, Story
+from run_stories import RUN_ID, RUNNING, Story, at
 
 from launcher import follow as module
 from launcher.engine import EnginePhase, EngineState
 from launcher.errors import StoreError
 from launcher.follow import describe, follow, seconds_left
 from trainer.contract import Document
+from trainer.store import Store
 
 
 class Scripted:
@@ -68,6 +69,17 @@ def test_a_preemption_and_its_recovery_are_told_once_each(story, capsys):
         "  110/400  4 min left  $0.5000  1,234 tok/s  L_diff 0.75  L_w 2.25  L_h 0.50",
     ]
     assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(("has_deadline", "listings"), [(False, 0), (True, 3)])
+def test_only_of_a_run_with_a_deadline_decisions_are_looked_for(story, monkeypatch, has_deadline, listings):
+    if has_deadline:
+        story.folder.add_event("resumed", at(1), limits={"deadline_hours": 2.0})
+    listed = []
+    monkeypatch.setattr(Store, "objects", lambda store, prefix="", whole=Store.objects: (
+        listed.append(prefix) or whole(store, prefix)))
+    follow(story.folder.store, Scripted(*[lambda: None] * 3), RUN_ID)
+    assert listed.count(f"{RUN_ID}/course") == listings
 
 
 def test_the_benchmark_shows_no_training_progress(story, capsys):

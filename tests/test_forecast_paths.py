@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from launcher.availability import Availability, Seen, learned
+from launcher.availability import Availability
 from launcher.forecast_paths import Elsewhere, Job, paths_of
 from launcher.policies_known import GREEDY, UNIFORM_PROGRESS
 from launcher.policy_ours import FORECAST_OURS
@@ -137,12 +137,3 @@ def test_where_machines_are_lost_before_they_have_started_it_ends_all_the_same()
     paths = paths_of(replace(JOB, availability=Availability(
         hours_to_loss=1e-6, loss_spread=0.0, hours_to_machine=1.0, wait_spread=0.0)))
     assert np.isfinite(paths.trained_after_h).all() and paths.trained_after_h.min() > 1000
-
-
-def test_what_runs_have_seen_moves_a_guess_and_many_of_them_replace_it():
-    guess = Availability(hours_to_loss=7.0, loss_spread=1.4, hours_to_machine=1.0, wait_spread=1.4)
-    calm = Seen(losses=0, up_h=100.0, returns=0, down_h=0.0)
-    once, often = learned(guess, [calm]), learned(guess, [calm] * 50)
-    assert 7.0 < once.hours_to_loss < often.hours_to_loss
-    assert often.loss_spread < once.loss_spread
-    assert often.hours_to_loss == pytest.approx(learned(None, [calm]).hours_to_loss, rel=0.15)

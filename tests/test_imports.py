@@ -32,7 +32,7 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "candidates", "market", "bids", "stale", "credits", "priced_offers", "offers_file", "offer_list",
     "self_end", "policies_known", "policy_ours", "policy_values", "regimes", "clairvoyant",
     "attempt_cost", "report",
-    "ledger_doubts", "report_csv", "report_svg", "report_html", "reconcile",
+    "ledger_doubts", "mended", "stand_ins", "report_csv", "report_svg", "report_html", "reconcile",
     "course", "course_plan", "next_move")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",

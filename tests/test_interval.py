@@ -132,7 +132,7 @@ def test_a_run_learns_how_often_its_machines_are_lost() -> None:
     seen = History.of([
         attempt(0, 4, preempted=True), attempt(4, 5, wrong_machine=True), attempt(5, 7, code=None),
         attempt(7, 9, code=1), attempt(9, 10, hung=True), attempt(10, 12, code=ExitCode.STOPPED),
-        attempt(12, 13, document=Document.BENCH, preempted=True)], NOON)
+        attempt(12, 13, document=Document.BENCH, preempted=True)], NOON + timedelta(hours=13))
     assert seen == History(losses=4, hours=11.0)
     assert losses_per_hour(SPOT, seen) == pytest.approx(5 / 18)
     assert losses_per_hour(SPOT, History(0, 0.0)) == pytest.approx(1 / 7)

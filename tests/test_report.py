@@ -24,8 +24,10 @@ from launcher.report import CostReport, amounts_that_add_up, cost_report
 from launcher.run_record import load_record, look_at
 from trainer.contract import Document, Name
 
+LATER = at(9999)
 
-def report_of(story: Story, engine, now=NOON) -> CostReport:
+
+def report_of(story: Story, engine, now=LATER) -> CostReport:
     return cost_report(look_at(load_record(story.folder.store, RUN_ID), engine, now))
 
 
@@ -176,7 +178,7 @@ def test_what_the_preemptions_cost_is_work_done_again_and_the_starts_after_them(
     story.end(3, 290, 0)
     story.attempt(4, 290, Document.BENCH)
     story.end(4, 300, None, preempted=True)
-    found = cost_report(look_at(load_record(story.folder.store, "taken-while-it-starts"), ENDED, NOON))
+    found = cost_report(look_at(load_record(story.folder.store, "taken-while-it-starts"), ENDED, at(999)))
     # One start would have been: the second and the third, and the benchmark that was lost.
     assert found.preemptions_usd == Decimal("0.15")
 
@@ -270,7 +272,7 @@ def test_a_controller_is_a_category_of_its_own_from_submission_to_the_end(store_
     assert report.spent_usd == Decimal("2.358") == sum(report.by_category().values())
     said = report.to_json()
     assert said["usd_by_category"]["controller"] == "0.018000" and said["spent_usd"] == "2.358000"
-    assert look_at(load_record(story.folder.store, RUN_ID), ENDED, NOON).spent_usd == Decimal("2.358")
+    assert look_at(load_record(story.folder.store, RUN_ID), ENDED, at(9999)).spent_usd == Decimal("2.358")
 
 
 @settings(deadline=None)

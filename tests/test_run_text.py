@@ -2,6 +2,7 @@
 
 import os
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,10 @@ def test_a_store_that_does_not_answer_costs_a_plan_its_history_and_seconds(monke
     silent = threading.Event()
     monkeypatch.setattr(history, "list_run_ids", lambda store: silent.wait(30) and ["never"])
     monkeypatch.setattr(patience, "_PATIENCE_S", 0.1)
-    assert history.measured_speeds(open_store("s3://far/away")) == []
+    past = history.past_of(open_store("s3://far/away"), datetime(2026, 11, 29, tzinfo=UTC))
     silent.set()
+    assert past == history.Past(warnings=[
+        "nothing is learned from earlier runs: the store gave no answer within 0.1 s"])
 
 
 def test_without_a_store_the_plan_says_that_the_text_was_not_looked_for():

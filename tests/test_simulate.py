@@ -137,17 +137,22 @@ def test_the_screen_ends_with_the_cheapest_policy_that_was_in_time(traces):
     lines = run("--traces", traces, "--policy", "on-demand").splitlines()
     assert lines[-1] == "cheapest without a missed deadline: on-demand, $61.81 on average (replayed)"
     assert max(map(len, lines)) <= 80
+    precise = run("--traces", traces, "--policy", "on-demand", "--work-h", "20.12345", "--deadline-h",
+                  "26.12345", "--overhead-h", "0.1234567", "--spot-usd", "200", "--on-demand-usd", "1000")
+    assert max(map(len, precise.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(("arguments", "problem"), [
     (["--policy", "best"], "no policy is called 'best'"),
     (["--deadline-h", "19"], r"1\.20 h are missing, even on demand"),
-    (["--spot-usd", "nan"], "nan is out of bounds"), (["--on-demand-usd", "1e308"], "1e.308 is out of"),
-    (["--work-h", "1e-12"], "1e-12 is out of bounds"), (["--deadline-h", "inf"], "inf is out of bounds"),
+    (["--spot-usd", "nan"], "'nan' is no number, or out of bounds"),
+    (["--on-demand-usd", "1e308"], "'1e308' is no number"),
+    (["--work-h", "1e-12"], "'1e-12' is no number, or"), (["--deadline-h", "inf"], "'inf' is no number, or"),
     (["--machine-type", "a3"], "choose from a history of prices, and none is given"),
     (["--region", "us"], "choose from a history of prices, and none is given"),
-    (["--save-s", "nan"], "nan s are no time"), (["--save-s", "-5"], "-5 s are no time"),
-    (["--checkpoint-min", "5", "--save-s", "1e300"], "1e.300 s are no time"),
+    (["--save-s", "nan"], "'nan' is no number"), (["--save-s", "-5"], "'-5' is no number"),
+    (["--checkpoint-min", "5", "--save-s", "1e300"], "'1e300' is no number"),
+    (["--work-h", ""], "'' is no number"), (["--checkpoint-min", "5", "--save-s", ""], "'' is no number"),
     (["--save-s", "3"], "nothing is saved without --checkpoint-min"),
     (["--work-h", "60", "--deadline-h", "70"], "no window is 70 h long"),
     (["--zones", "all"], "zones are 'all'")])
@@ -167,6 +172,13 @@ def history(tmp_path):
     """Of 120 days and then 30, as options."""
     (tmp_path / "prices.csv").write_text(HISTORY)
     return ["--prices", tmp_path / "prices.csv", "--machine-type", "a3", "--region", "us"]
+
+
+@pytest.mark.parametrize("option", ["--spot-usd", "--on-demand-usd"])
+def test_a_price_beside_a_history_of_prices_is_refused(traces, history, option):
+    with pytest.raises(UsageError, match="the history of --prices says what an hour costs") as caught:
+        run("--traces", traces, *history, option, "5")
+    assert caught.value.place == option
 
 
 def test_zones_that_are_open_at_once_stay_together_over_prices_in_a_file_sorted_by_zone(tmp_path, history):

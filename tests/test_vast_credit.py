@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 import requests
+from cli_lab import ldlm
+from run_stories import RUN_ID, at, preempted_once
 
 from launcher.rental_cost import node_terms
 from launcher.rentals import Price, Rental, Terms
 from launcher.vast_credit import Credit, check_lasts, credit_at_vast
-from trainer.contract import Env
+from trainer.contract import Env, Outcome
 from trainer.notices import Notice, VastCredit, cloud_named, watch
 from trainer.rental_terms import TERMS, RentalTerms
-from trainer.run_folder import Traffic
+from trainer.run_folder import AttemptEnd, Traffic
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 ROWS = [{"actual_status": "running", "dph_total": 2.5, "storage_total_cost": 0.1},
@@ -86,6 +88,29 @@ def test_a_machine_hears_when_its_credit_will_be_used_up(tmp_path: Path) -> None
     assert credit_here(tmp_path, None)() is None and credit_here(tmp_path, "10000")() is None
     (tmp_path / TERMS).unlink()
     assert VastCredit(tmp_path, {}, Traffic)() is None
+
+
+def test_a_run_whose_credit_is_used_up_says_so_and_not_that_its_cap_is_reached(tmp_path, monkeypatch):
+    """The words are those of the notice; SkyPilot then finds no machine, since none is rented on nothing."""
+    monkeypatch.setenv("LDLM_HOME", str(tmp_path))
+    story = preempted_once(f"file://{tmp_path}/store")
+    why = credit_here(tmp_path, "0.30")().why
+    story.folder.write("attempts/1/end.json", AttemptEnd(
+        at=at(600), exit_code=75, preempted=True, reason=f"checkpoint of step 100 committed: {why}"))
+    add = "Vast's prepaid credit was used up, not the run's cap: add credit at https://cloud.vast.ai/billing"
+
+    def said(command: str) -> str:
+        done = ldlm(command, RUN_ID)
+        assert done.returncode == 0 and max(map(len, done.stdout.splitlines())) <= 80
+        return " ".join(done.stdout.split())
+
+    assert f"{add}; then it goes on by itself" in said("status")
+    assert f"{add} preemptions" in said("cost") and "credit used up" in said("cost")
+    story.outcome(Outcome.NO_CAPACITY, 30000, 100)
+    assert f"{add}, then ldlm resume {RUN_ID}" in said("status")
+    story.attempt(2, 40000)  # there is credit again
+    story.folder.add_event("resumed", at(40000))
+    assert "prepaid" not in said("status")
 
 
 def test_a_run_leaves_when_a_last_checkpoint_needs_the_time_and_not_before() -> None:

@@ -13,7 +13,7 @@ from itertools import zip_longest
 from trainer.guard import SHUTDOWN_S, Standing
 from trainer.rental_terms import RentalTerms
 from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Traffic
-from trainer.spent import attempt_usd, controller_usd, price_now
+from trainer.spent import attempt_usd, controller_usd, ended_at, price_now
 
 UNBILLED = ("", "slurm")  # nobody bills machines that SkyPilot has not rented
 
@@ -59,7 +59,7 @@ def _most_s(files: AttemptFiles, next_from: datetime | None, now: datetime) -> f
     if end is None and (next_from is None or attempt.cloud in UNBILLED):
         until = next_from or now
     else:
-        seen = end.at if end else beat.at if beat else attempt.billed_from
+        seen = ended_at(files, now) or (beat.at if beat else attempt.billed_from)
         until = max(seen, min(_given_back(files, seen), next_from or now))
     told_s = beat.phases.total_s if beat else 0.0  # what was written by another clock may say less
     return max((until - attempt.billed_from).total_seconds(), told_s)

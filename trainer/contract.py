@@ -5,6 +5,7 @@ Standard library only: both halves, and the node supervisor that must start befo
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from pathlib import Path
@@ -25,8 +26,10 @@ def set_option(key: str, value: object) -> str:
 # In the home folder of a machine of Vast: what can speak for it there, and what asks it to say that it is the
 # wrong one.
 VAST_SWITCH, WRONG_MACHINE = ".ldlm_deadman", ".ldlm_wrong_machine"
+CREDIT_USED_UP = "the credit is used up"  # why an attempt there ends whose account has prepaid nothing more
 MAX_WRONG_MACHINES = 3  # of one start of a run; then the offer itself is wrong, or the recipe
 STOP_GRACE_S = 120.0  # from our own engine's SIGTERM to its SIGKILL, for a last checkpoint (guess)
+CLOCK_SKEW = timedelta(minutes=1)  # by which clocks of two machines may differ; more is a wrong one (guess)
 FIX = "\n  fix: "  # between what is wrong and what to type, where an error is one text
 
 

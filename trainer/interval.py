@@ -96,6 +96,39 @@ class Interval(NamedTuple):
         return passed_s + gap_s > self.seconds
 
 
+class Life(NamedTuple):
+    """What training has seen of a machine: one attempt.
+
+    Attributes:
+        number: Of the attempt.
+        hours: From its start until `until`, its end or last sign of life.
+        is_lost: The machine was, or failed; else it was given back, or lives.
+        was_taken: It was taken back.
+    """
+
+    number: int
+    hours: float
+    until: datetime
+    is_lost: bool
+    was_taken: bool
+
+    @classmethod
+    def of(cls, files: AttemptFiles, charged_to: datetime) -> Self:
+        """Of an attempt that is charged until then. One that ended by itself, as it should, lost nothing."""
+        attempt, beat, end = files.attempt, files.heartbeat, files.end
+        seen = charged_to if end else min(charged_to, beat.at if beat else attempt.billed_from)
+        hours = max(0.0, (seen - attempt.billed_from).total_seconds() / 3600)
+        was_taken = end is not None and end.preempted
+        is_lost = end is not None and (was_taken or end.hung or end.exit_code not in list(ExitCode))
+        return cls(attempt.number, hours, seen, is_lost, was_taken)
+
+
+def lives_of(attempts: Sequence[AttemptFiles], now: datetime) -> list[Life]:
+    """Of attempts in order those that trained, on machines that were the right ones."""
+    return [Life.of(files, until) for files, until in zip(attempts, charged_until(attempts, now), strict=True)
+            if files.attempt.document is Document.TRAIN and not (files.end and files.end.wrong_machine)]
+
+
 class History(NamedTuple):
     """What a run has seen of its machines: how often one was lost, and in how many hours."""
 
@@ -104,14 +137,9 @@ class History(NamedTuple):
 
     @classmethod
     def of(cls, attempts: Sequence[AttemptFiles], now: datetime) -> Self:
-        """Of attempts in order. Those that ended by themselves, as they should, have lost nothing."""
-        losses, hours = 0, 0.0
-        for files, until in zip(attempts, charged_until(attempts, now), strict=True):
-            if files.attempt.document is Document.TRAIN and not (files.end and files.end.wrong_machine):
-                hours += (until - files.attempt.billed_from).total_seconds() / 3600
-                losses += files.end is not None and (files.end.preempted or files.end.hung
-                                                     or files.end.exit_code not in list(ExitCode))
-        return cls(losses, hours)
+        """Of attempts in order. See `Life`."""
+        lives = lives_of(attempts, now)
+        return cls(sum(life.is_lost for life in lives), sum(life.hours for life in lives))
 
 
 def evaluation_s(config: TrainConfig, tokens_per_s: float) -> float:

@@ -7,18 +7,17 @@ is there once over ranks, attempts and writers. Sending them is another matter: 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.contract import Document, Outcome
+from trainer.contract import CLOCK_SKEW, Document, Outcome
 from trainer.learning import Learning, State
 from trainer.run_folder import STARTS, AttemptFiles, Event, RunOutcome
 
 _PART_OF_CAP = Decimal("0.8")
-_SKEW = timedelta(minutes=1)  # of a node's clock against that of who started the run, as nodes are judged
 _LONGEST = 500  # characters of a sentence: a chat takes 2,000, a phone shows one line (guess)
 
 
@@ -110,7 +109,7 @@ class Seen:
 
     def _is_own(self, at: datetime) -> bool:
         starts = [event.at for event in self.events if event.kind in STARTS]
-        return len(starts) < 2 or at >= starts[-1] - _SKEW
+        return len(starts) < 2 or at >= starts[-1] - CLOCK_SKEW
 
 
 def starts(events: Iterable[Event]) -> int:

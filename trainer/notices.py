@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import NamedTuple, Self
 from urllib.error import HTTPError
 
-from trainer.contract import STOP_GRACE_S, Env
+from trainer.contract import CREDIT_USED_UP, STOP_GRACE_S, Env
 from trainer.machine import traffic
 from trainer.metadata import ANSWER_S, HEADERS, HOSTS, NO_ANSWER, Answer, read
 from trainer.rental_terms import terms_here
@@ -334,7 +334,7 @@ class VastCredit:
         left_s = terms.credit_left_s(price, network_usd, datetime.now(UTC))
         if left_s is None or left_s > _LONG_S:
             return None
-        return _taken("Vast", max(0.0, left_s), "stops this machine, for the credit is used up,")
+        return _taken("Vast", max(0.0, left_s), f"stops this machine, for {CREDIT_USED_UP},")
 
 
 def _kill_wait_s(default_s: float = 30.0) -> float:

@@ -3,21 +3,20 @@
 import os
 import socket
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from trainer.at_most import UNBILLED, standing_of
-from trainer.contract import ConfigError, Document, Env, TaskOffer
+from trainer.contract import CLOCK_SKEW, ConfigError, Document, Env, TaskOffer
 from trainer.guard import headroom
 from trainer.limits import Limits
 from trainer.machine import booted_at, cluster_info, traffic
 from trainer.rental_terms import MOST_USD, ListPrices, RentalTerms, terms_here
 from trainer.run_folder import Attempt, AttemptFiles, RunFolder
 
-_SKEW = timedelta(minutes=1)  # of the clock of who rents machines against that of who started the run
 _RENDERED = "start it through `ldlm launch`, which renders the task that tells it"
 
 
@@ -31,7 +30,7 @@ def terms_of_run(folder: RunFolder, environ: Mapping[str, str] = os.environ) -> 
     if terms is None:
         return _by_list(folder, environ)
     events = folder.events()
-    return terms.since(events[0].at - _SKEW) if events else terms
+    return terms.since(events[0].at - CLOCK_SKEW) if events else terms
 
 
 def _by_list(folder: RunFolder, environ: Mapping[str, str]) -> RentalTerms | None:
@@ -47,7 +46,7 @@ def _by_list(folder: RunFolder, environ: Mapping[str, str]) -> RentalTerms | Non
     # A boot is computed from now, and comes out a little differently each time.
     here = [files.attempt.terms.rented_at for files in folder.attempts()
             if files.attempt.terms and files.attempt.host == socket.gethostname()]
-    return prices.since(next((at for at in reversed(here) if abs(at - booted) < _SKEW), booted))
+    return prices.since(next((at for at in reversed(here) if abs(at - booted) < CLOCK_SKEW), booted))
 
 
 def billed_from(folder: RunFolder, started_at: datetime) -> datetime:

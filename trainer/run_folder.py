@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
 
-from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
+from trainer.contract import CREDIT_USED_UP, Document, Name, Outcome, StoreError, attempt_file
 from trainer.rental_terms import PriceFrom, RentalTerms, UsdPerHour
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
 
@@ -168,6 +168,11 @@ class AttemptEnd(_Record):
     hung: bool = False
     traffic: Traffic = Traffic()
 
+    @property
+    def lacked_credit(self) -> bool:
+        """True if what its account had prepaid was used up: no cap of the run's, and no provider's whim."""
+        return CREDIT_USED_UP in self.reason
+
 
 class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
@@ -221,6 +226,7 @@ class AttemptFiles(_Record):
 
 EVENT_STAMP = "%Y%m%dT%H%M%S.%fZ"  # UTC; with it the name of an event begins
 STARTS = ("submitted", "resumed")  # kinds of events with which a run is given to an engine
+TAKEN = "taken_on_purpose"  # kind of the event with which a run's own launch has taken its machine away
 CONTROLLER_PRICE = "controller_usd_per_hour"  # in their detail, as text: of who supervises from then on
 _T = TypeVar("_T", bound=BaseModel)
 

@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import NamedTuple
 
+from trainer.contract import CLOCK_SKEW
 from trainer.rental_terms import PriceFrom, RentalTerms
 from trainer.run_folder import CONTROLLER_PRICE, STARTS, AttemptFiles, Event, Heartbeat, Traffic
 
@@ -13,14 +14,33 @@ _LONGEST_S = 366 * 86400.0  # that a heartbeat is believed
 
 def charged_until(attempts: Sequence[AttemptFiles], now: datetime) -> list[datetime]:
     """Until when each attempt is charged: its end; else, its successor's start; else `now`. Never before it
-    begins.
+    begins, and never long behind `now`, whatever a clock was set to.
 
     A machine that vanished leaves no end. Attempts of a run follow each other, so the start of the
     next one bounds it from above: a cap must not be passed because a record is missing.
     """
     starts = [files.attempt.billed_from for files in attempts[1:]]
-    return [_not_before_it_begins(files, files.end.at if files.end else following)
+    return [_not_before_it_begins(files, ended_at(files, now) or following)
             for files, following in zip(attempts, [*starts, now], strict=False)]
+
+
+def ended_at(files: AttemptFiles, now: datetime) -> datetime | None:
+    """When an attempt ended; None: it has not. An end that is yet to come was written by a wrong clock."""
+    if files.end is None:
+        return None
+    return ended_by(files, now) if files.end.at - now > CLOCK_SKEW else files.end.at
+
+
+def ended_by(files: AttemptFiles, latest: datetime) -> datetime:
+    """The end of an attempt that was over by some moment, whatever its record says.
+
+    Where it began behind that moment, its clock was wrong from the beginning: then it is as long as its own
+    steady clock tells, or without a heartbeat as its record says.
+    """
+    begin, end = files.attempt.billed_from, files.end.at if files.end else latest
+    if files.heartbeat is None:
+        return end if begin > latest else min(end, latest)
+    return min(end, max(latest, begin + told_by(files.heartbeat)))
 
 
 def _not_before_it_begins(files: AttemptFiles, until: datetime) -> datetime:

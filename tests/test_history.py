@@ -1,0 +1,90 @@
+"""What a store's earlier runs teach a plan, and what becomes of those that cannot be read."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from launch_examples import NOW, RECIPE, example_plan, example_recipe
+
+from launcher.commands import PlanOptions, propose
+from launcher.history import Past, past_of
+from launcher.render import Templates, render
+from launcher.run_record import create_record
+from trainer.contract import Document
+from trainer.run_folder import AttemptEnd, RunFolder
+from trainer.store import Store, local_store_url, open_store
+
+LATER = datetime(2026, 11, 30, tzinfo=UTC)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(local_store_url(tmp_path / "store"))
+
+
+def add_run(store: Store, run_id: str, lived_h: float = 2.0) -> RunFolder:
+    """One on Vast whose machine was taken back once, and which then finished elsewhere there."""
+    recipe, plan = example_recipe(), example_plan("vast")
+    folder = RunFolder(store, run_id)
+    create_record(folder, recipe, plan, render(plan, recipe, Templates.load(), None), NOW)
+    for number, began_h in enumerate((0.0, lived_h + 0.5), 1):
+        folder.claim_attempt(Document.TRAIN, billed_from=NOW + timedelta(hours=began_h), host="",
+                             price_usd_per_hour=Decimal("0.4"), offer=plan.offers[Document.TRAIN].label,
+                             cloud="vast", region="us")
+        folder.write(f"attempts/{number}/end.json", AttemptEnd(
+            at=NOW + timedelta(hours=began_h + lived_h), exit_code=None if number == 1 else 0,
+            preempted=number == 1, reason=""))
+    return folder
+
+
+def test_runs_of_a_store_tell_how_their_machines_lived(store):
+    add_run(store, "a")
+    past = past_of(store, LATER)
+    ((run_id, place, seen),) = past.sightings
+    assert (run_id, place.infra, place.gpu, place.spot) == ("a", "vast/us", "RTX5090", True)
+    assert (seen.losses, seen.up_h, seen.returns, seen.down_h) == (1, 4.0, 1, 0.5)
+    assert (past.speeds, past.warnings) == ([], [])
+
+
+@pytest.mark.parametrize("torn", ["plan.json", "attempts/1/attempt.json", "attempts/2/end.json", "events"])
+def test_a_run_that_is_torn_is_named_and_teaches_nothing_and_the_others_do(store, tmp_path, torn):
+    add_run(store, "a")
+    add_run(store, "b")
+    path = tmp_path / "store" / "b" / torn
+    (next(path.iterdir()) if path.is_dir() else path).write_text('{"at": "no')
+    past = past_of(store, LATER)
+    assert [one.run_id for one in past.sightings] == ["a"]
+    assert past.warnings == ["nothing is learned from b: torn, or not readable by this version"]
+
+
+def test_of_many_that_are_torn_the_newest_are_named(store, tmp_path):
+    for number in range(5):
+        add_run(store, f"r{number}")
+        (tmp_path / "store" / f"r{number}" / "plan.json").write_text("")
+    assert past_of(store, LATER).warnings == [
+        "nothing is learned from r2, r3, r4 and 2 more: torn, or not readable by this version"]
+
+
+def test_a_run_whose_launch_is_still_writing_is_passed_over(store, tmp_path):
+    add_run(store, "a")
+    (tmp_path / "store" / "a" / "plan.json").unlink()
+    assert past_of(store, LATER) == Past([], [], [])
+
+
+def test_a_plan_learns_from_its_store_says_so_and_its_digest_covers_it(store, tmp_path):
+    def planned():
+        return propose(str(RECIPE), PlanOptions(store=str(tmp_path / "store"), infra="vast")).plan
+
+    for number in range(3):
+        add_run(store, f"r{number}", lived_h=1.0)
+    (tmp_path / "store" / "r2" / "plan.json").write_text("{")
+    plan = planned()
+    assert plan.availability_source == "2 of your runs, 4 h"
+    assert plan.availability.hours_to_loss < 7
+    assert plan.ranking[0].availability == plan.availability
+    assert any(warning.startswith("nothing is learned from r2") for warning in plan.warnings)
+    said = json.loads(plan.model_dump_json())
+    assert said["offers"]["train"]["seen"] == [
+        {"losses": 1, "up_h": 2.0, "returns": 1, "down_h": 0.5}] * 2

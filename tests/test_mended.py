@@ -1,0 +1,116 @@
+"""Moments that cannot be: of clocks that were hours or days ahead. Every dollar is worked out by hand."""
+
+import os
+from datetime import datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from run_stories import ENDED, NOON, Story, at
+
+from launcher.rentals import Price, Rental, Rentals, Terms
+from launcher.report import CostReport, cost_report
+from launcher.run_record import look_at, read_record
+from trainer.at_most import standing_of
+from trainer.contract import Name, Outcome, attempt_file
+from trainer.spent import spent_usd
+
+DAYS = 3 * 86400.0
+NOW = NOON + timedelta(days=30)
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Story:
+    """An attempt that has told of 500 s."""
+    story = Story(f"file://{tmp_path}/store")
+    story.attempt(1, 0)
+    story.beat(1, 500, step=50, durable=50, setup=100, train=400, durable_train=400)
+    story.end(1, DAYS, 0)
+    written(story, "end", NOON + timedelta(days=9))  # much later: says nothing
+    return story
+
+
+def written(story: Story, name: str, moment: datetime) -> None:
+    """As if a record of attempt 1 had been written then, by the clock of the store."""
+    path = story.folder.store.local_folder / story.folder.key(attempt_file(1, f"{name}.json"))
+    os.utime(path, (moment.timestamp(),) * 2)
+
+
+def report_of(story: Story, now: datetime = NOW) -> CostReport:
+    return cost_report(look_at(read_record(story.folder), ENDED, now))
+
+
+def ahead(hours: float, what: str, seconds: int) -> str:
+    return f"attempt 1 ends {hours:.1f} h after {what}: a clock was wrong; it is billed for {seconds} s"
+
+
+def assert_billed(story: Story, usd: str, doubt: str) -> None:
+    """So much, with this doubt first; the screens of all runs say the same."""
+    report = report_of(story)
+    assert (report.doubts[:1], report.spent_usd) == ([doubt], Decimal(usd))
+
+
+def test_an_end_that_nobody_contradicts_is_billed(story):
+    report = report_of(story)
+    assert (report.doubts, report.spent_usd) == ([], Decimal("259.2"))
+
+
+def test_an_end_behind_that_of_its_run_is_billed_to_that(story):
+    story.outcome(Outcome.FINISHED, 600, 50)
+    assert_billed(story, "0.60", ahead(DAYS / 3600 - 1 / 6, "its run had ended", 600))
+
+
+def test_an_end_behind_the_contract_of_its_machine_is_billed_to_that(story):
+    contract = Rental(run_id="story-1", instance_id="i1", machine_id=1, rented_at=at(0), ended_at=at(900),
+                      prices=(Price(at=at(0), usd_per_hour=Decimal("3.60")),), terms=Terms(disk_gb=0))
+    story.folder.write(Name.RENTALS, Rentals.of([contract]))
+    attempt = story.folder.attempt(1).attempt.model_copy(update={"cloud": "vast"})
+    story.folder.write("attempts/1/attempt.json", attempt)
+    assert_billed(story, "0.90", ahead(DAYS / 3600 - 0.25, "its machine was given back", 900))
+
+
+def test_an_end_behind_the_moment_at_which_its_store_had_it_is_billed_to_that(story):
+    written(story, "end", at(520))
+    assert_billed(story, "0.52", ahead(DAYS / 3600 - 520 / 3600, "its record was written", 520))
+
+
+def test_the_last_heartbeat_of_a_machine_that_is_gone_is_billed_to_where_its_store_had_it(story):
+    """Its clock jumped; who found it gone, days later, has written its last moment as its end."""
+    story.beat(1, DAYS, step=50, durable=50, setup=100, train=400, durable_train=400)
+    written(story, "heartbeat", at(505))
+    story.end(1, DAYS, None, preempted=True)
+    assert_billed(story, "0.505", ahead(DAYS / 3600 - 505 / 3600, "its record was written", 505))
+
+
+def test_an_attempt_whose_clock_was_ahead_from_the_beginning_is_billed_for_as_long_as_it_tells(story):
+    story.attempt(1, DAYS)
+    story.beat(1, DAYS + 500, step=50, durable=50, setup=100, train=400, durable_train=400)
+    story.end(1, DAYS + 510, 0)
+    story.outcome(Outcome.FINISHED, 600, 50)
+    assert report_of(story).spent_usd == Decimal("0.51")
+
+
+@pytest.mark.parametrize(("begins", "usd"), [(0, "1.00"), (2000, "0.50")])
+def test_an_end_that_is_yet_to_come_is_billed_to_now_at_most_by_nodes_as_well(story, begins, usd):
+    """Its node tells of 500 s: where it began in the future, too, it is as old as that."""
+    story.attempt(1, begins)
+    now = at(1000)
+    assert spent_usd(story.folder.attempts(), now) == Decimal(usd)
+    assert standing_of(story.folder.attempts(), [], now).spent_usd == Decimal(usd)
+    report = report_of(story, now)
+    assert report.spent_usd == Decimal(usd)
+    (doubt,) = report.doubts
+    until = "12:16:40" if begins == 0 else "12:41:40"
+    hours = DAYS / 3600 - (1000 if begins == 0 else 2500) / 3600
+    assert doubt == (f"attempt 1 ends {hours:.1f} h later than can be: a clock was wrong; it is billed to "
+                     f"2026-11-23 {until} UTC")
+
+
+def test_a_run_whose_end_is_yet_to_come_is_supervised_until_now(tmp_path):
+    story = Story(f"file://{tmp_path}/store")
+    story.folder.add_event("resumed", at(1), controller_usd_per_hour="3.60")
+    story.outcome(Outcome.STOPPED, DAYS, 0)
+    report = report_of(story, at(101))
+    assert report.spent_usd == Decimal("0.10")
+    assert report.doubts == ["1 of the run's events is dated later than now: a clock was wrong; they count "
+                             "as of now"]
