@@ -143,7 +143,8 @@ def _of_server(proposal: Proposal) -> Iterator[LdlmError]:
     if health.error is None and has_skypilot():
         try:
             yield from server_lacks(clouds)
-            sky_engine(open_store(proposal.recipe.store or "")).check(proposal.task.text)
+            if proposal.recipe.store:
+                sky_engine(open_store(proposal.recipe.store)).check(proposal.task.text)
         except (EngineError, NoOfferError) as error:
             yield error
     elif api_server() and health.error:
