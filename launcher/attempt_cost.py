@@ -3,11 +3,12 @@
 Every second that a machine is billed belongs to exactly one category, so that categories add up.
 """
 
+import math
 import re
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 
@@ -55,7 +56,7 @@ class AttemptCost:
         hardware: `H100:8`, `2 CPU cores`.
         market: `spot`, `on-demand`, `interruptible`; empty where the label does not say.
         price_usd_per_hour: Of its machines; where the price has changed meanwhile, its mean.
-        began_at: Since when it is billed.
+        began_at: Since when it is billed, UTC.
         ended_at: Until when; None: it runs.
         seconds: By category; none is zero.
         beside: Dollars that are not by the second.
@@ -159,12 +160,17 @@ def attempt_cost(files: AttemptFiles, on_rental: OnRental, fate: Fate) -> Attemp
         cloud=attempt.cloud or (RENTED_AT if on_rental.gpu_usd is not None else at_home),
         region=attempt.region, hardware=label["hardware"] if label else attempt.offer,
         market=label["market"] or "" if label else "",
-        began_at=attempt.billed_from, ended_at=None if fate.running else on_rental.until, seconds=seconds,
+        began_at=attempt.billed_from.astimezone(UTC),
+        ended_at=None if fate.running else on_rental.until.astimezone(UTC), seconds=seconds,
         beside={category: usd.quantize(EXACT) for category, usd in beside.items() if usd},
         unsaved_s=_unsaved_s(files, seconds) if fate.running else 0.0,
         from_step=beat.resumed_from_step if beat else 0, durable_step=beat.durable_step if beat else 0,
         end=_end_words(files, fate), reason=files.end.reason if files.end else "",
-        was_taken=not fate.running and _was_taken(files), start_s=beat.start_s if beat else {})
+        was_taken=not fate.running and _was_taken(files), start_s=_finite(beat.start_s) if beat else {})
+
+
+def _finite(parts: Mapping[str, float]) -> dict[str, float]:
+    return {name: seconds for name, seconds in parts.items() if math.isfinite(seconds)}
 
 
 def _seconds(files: AttemptFiles, total_s: float, fate: Fate) -> dict[Category, float]:

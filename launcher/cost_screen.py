@@ -73,10 +73,17 @@ def _show_attempts(report: CostReport, digits: int) -> None:
 
 def _show_machines(report: CostReport) -> None:
     rows = [[str(cost.number), cost.where or "-", cost.machine or "-", f"${cost.price_usd_per_hour:.2f}",
-             f"{cost.began_at:%m-%d %H:%M:%S}", f"{cost.ended_at:%H:%M:%S}" if cost.ended_at else "-"]
-            for cost in report.attempts]
+             f"{cost.began_at:%m-%d %H:%M:%S}", _until(cost)] for cost in report.attempts]
     console.answer_table(["attempt", "where", "hardware", "an hour", "from (UTC)", "to"], rows,
                          right=[0, 3], spare=[5, 4])
+
+
+def _until(cost: AttemptCost) -> str:
+    """With its day, if that is another."""
+    if cost.ended_at is None:
+        return "-"
+    is_same_day = cost.ended_at.date() == cost.began_at.date()
+    return f"{cost.ended_at:%H:%M:%S}" if is_same_day else f"{cost.ended_at:%m-%d %H:%M:%S}"
 
 
 def kept_words(cost: AttemptCost) -> str:

@@ -43,7 +43,7 @@ class ForgivingFolder(RunFolder):
     def attempt(self, number: int) -> AttemptFiles:
         """What is known of one attempt. Raises NotFoundError where its own record is not there, or torn."""
         name, num_torn = attempt_file(number, "attempt.json"), len(self.torn)
-        attempt = self.find(name, Attempt)
+        attempt = self._own(number, self.find(name, Attempt))
         beat = self.find(attempt_file(number, "heartbeat.json"), Heartbeat)
         end = self.find(attempt_file(number, "end.json"), AttemptEnd)
         if attempt:
@@ -53,6 +53,13 @@ class ForgivingFolder(RunFolder):
             if name not in (str(error.place).removeprefix(f"{self.url}/") for error in self.torn):
                 self.torn.append(self._damaged(name, "is gone: its attempt has left other records"))
         raise NotFoundError("no such attempt", place=f"{self.url}/{name}")
+
+    def _own(self, number: int, found: Attempt | None) -> Attempt | None:
+        if found is None or found.number == number:
+            return found
+        self.torn.append(self._damaged(attempt_file(number, "attempt.json"),
+                                       f"is none of attempt {number}: it names attempt {found.number}"))
+        return None
 
     def written(self, attempts: Iterable[AttemptFiles]) -> dict[int, datetime]:
         """When ends that nothing else bears out were written: by the store's clock, by attempts' numbers."""

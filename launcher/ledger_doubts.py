@@ -11,6 +11,7 @@ from itertools import pairwise
 from launcher.run_record import RunRecord
 from trainer.contract import CLOCK_SKEW, Name, attempt_file
 from trainer.run_folder import STARTS, AttemptFiles
+from trainer.spent import told_by
 
 _MOMENT_S = 5.0  # a heartbeat takes to write, or clocks of one network differ by (guess)
 
@@ -26,6 +27,7 @@ def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
         yield ("its plan is gone from the store: whether its price was simulated nobody knows, and a monthly "
                "cap counts it as real")
     yield from _of_attempts(record.attempts, untils)
+    yield from _of_gaps(record)
     for files, until in zip(record.attempts, untils, strict=True):
         yield from _of_one(files, until)
     yield from (_of_torn(record, name, problem.problem.partition(":")[0])
@@ -74,6 +76,14 @@ def _of_attempts(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]) -
                    "machines were paid at once")
 
 
+def _of_gaps(record: RunRecord) -> Iterator[str]:
+    """Numbers that no attempt has: they are taken one after the other."""
+    known = {files.attempt.number for files in record.attempts}
+    for number in sorted(set(range(1, max(known, default=0))) - known):
+        if attempt_file(number, "attempt.json") not in record.torn_names:
+            yield f"attempt {number} has left no record: if it had a machine, that is not in the bill"
+
+
 def _of_one(files: AttemptFiles, until: datetime) -> Iterator[str]:
     beat, number = files.heartbeat, files.attempt.number
     if files.end and (early_s := (files.attempt.billed_from - files.end.at).total_seconds()) > 0:
@@ -86,7 +96,7 @@ def _of_one(files: AttemptFiles, until: datetime) -> Iterator[str]:
                f"billed to {until:%Y-%m-%d %H:%M:%S} UTC")
     if beat is None:
         return
-    told_s = beat.phases.total_s
+    told_s = told_by(beat).total_seconds()
     billed_s = (until - files.attempt.billed_from).total_seconds()
     if told_s - billed_s > _MOMENT_S:
         yield (f"attempt {number} tells of {told_s - billed_s:.0f} s more than it is billed for: its clock "

@@ -15,8 +15,8 @@ from trainer.spent import ended_by, told_by
 _FAR = timedelta(hours=1)  # behind all that others know: no last upload takes so long unheard (guess)
 
 
-def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], rentals: Sequence[Rental] = (),
-           written: Mapping[int, datetime] | None = None, *,
+def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], rentals: Sequence[Rental],
+           written: Mapping[int, datetime], now: datetime, *,
            has_ended: bool) -> tuple[list[AttemptFiles], list[str]]:
     """The attempts as they are billed, and a sentence for each that was written otherwise.
 
@@ -25,14 +25,15 @@ def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], rentals: S
         events: Of the run, oldest first.
         rentals: Of the run.
         written: When ends were written that are suspicious, by the store's clock and the attempt's number.
+        now: UTC.
         has_ended: Nobody will write the end of an attempt any more.
     """
     submitted = next((event.at for event in events if event.kind == "submitted"), None)
     told = {event.detail.get("attempt"): event.at for event in events if event.kind == "attempt_ended"}
     found, doubts = [], list[str]()
     for files in attempts:
-        files = _begun(files, submitted, doubts)
-        files = _not_far_behind(files, list(_bounds(files, events, rentals, written or {})), doubts)
+        files = _not_seen_ahead(_begun(files, submitted, doubts), now, doubts)
+        files = _not_far_behind(files, list(_bounds(files, events, rentals, written)), doubts)
         number = files.attempt.number
         if files.end is None and number in told:
             files = _ended(files, told[number])
@@ -63,12 +64,28 @@ def is_unheard(files: AttemptFiles) -> bool:
 
 
 def _begun(files: AttemptFiles, submitted: datetime | None, doubts: list[str]) -> AttemptFiles:
-    """From the submission on, if it is dated before: no machine is paid before there is a run."""
+    """From the submission on, if it is dated before: no machine is paid before there is a run. One that also
+    ended before is as long as it says."""
     if submitted is None or (early := submitted - files.attempt.billed_from) <= CLOCK_SKEW:
         return files
+    is_before = files.end is not None and files.end.at < submitted and not is_unheard(files)
+    how = "for as long as it says" if is_before else "from the submission on"
     doubts.append(f"attempt {files.attempt.number} begins {early.total_seconds():.0f} s before its run was "
-                  "submitted: a clock was wrong; it is billed from the submission on")
+                  f"submitted: a clock was wrong; it is billed {how}")
+    if is_before:
+        return files
     return files.model_copy(update={"attempt": files.attempt.model_copy(update={"billed_from": submitted})})
+
+
+def _not_seen_ahead(files: AttemptFiles, now: datetime, doubts: list[str]) -> AttemptFiles:
+    """Heard of when its steady clock says, if its heartbeat is yet to come."""
+    beat = files.heartbeat
+    if beat is None or (ahead := beat.at - now) <= CLOCK_SKEW:
+        return files
+    doubts.append(f"attempt {files.attempt.number} gave a sign of life {ahead.total_seconds() / 3600:.1f} h "
+                  "from now: a clock was wrong; it counts by what it tells of its age")
+    at = min(now, files.attempt.billed_from + told_by(beat))
+    return files.model_copy(update={"heartbeat": beat.model_copy(update={"at": at})})
 
 
 def _bounds(files: AttemptFiles, events: Sequence[Event], rentals: Sequence[Rental],

@@ -3,7 +3,7 @@
 from datetime import datetime
 from decimal import Decimal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from launcher.cost import Range
 from trainer.contract import Document
@@ -28,7 +28,7 @@ class PlannedOffer(Recorded):
 class RecordedPlan(Recorded):
     """What reports need of `plan.json`."""
 
-    tokens_per_step: int
+    tokens_per_step: PositiveInt
     usd: Range | None
     offers: dict[Document, PlannedOffer]
     deadline: datetime | None = None

@@ -143,7 +143,7 @@ def _of_server(proposal: Proposal) -> Iterator[LdlmError]:
     if health.error is None and has_skypilot():
         try:
             yield from server_lacks(clouds)
-            if proposal.recipe.store:
+            if proposal.recipe.store:  # that there is none is said elsewhere
                 sky_engine(open_store(proposal.recipe.store)).check(proposal.task.text)
         except (EngineError, NoOfferError) as error:
             yield error

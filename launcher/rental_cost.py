@@ -12,7 +12,7 @@ from launcher.vast_credit import Credit
 from trainer.contract import CLOCK_SKEW
 from trainer.rental_terms import RentalTerms
 from trainer.run_folder import AttemptFiles, Event, Traffic
-from trainer.spent import controller_usd
+from trainer.spent import attempt_usd, controller_usd
 
 _MOST_TOLD = 30  # of a run's earlier machines: Vast takes some 4,000 characters of first commands (guess)
 
@@ -23,7 +23,8 @@ class OnRental:
 
     Attributes:
         until: When its machine was no longer billed for it: to shut down and give back takes a while, too.
-        gpu_usd: From its start until then, at the prices of the contract; None: it was on no such machine.
+        gpu_usd: From its start until then, at the prices of its contract, or those that its node has heard;
+            None: it had one price.
         disk_usd, network_usd: Of its machine; of several attempts on one, the last has them. Its address is
             part of its network.
     """
@@ -64,16 +65,19 @@ def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], ren
 
 
 def _as_told(attempts: Sequence[AttemptFiles], files: AttemptFiles, until: datetime) -> OnRental:
-    """An attempt whose machine nobody has noted down: beside its hours by what the machine was told."""
+    """An attempt whose machine nobody has noted down: by what the machine was told, of later prices too."""
+    is_repriced = files.heartbeat is not None and bool(files.heartbeat.prices)
+    billed_s = (until - files.attempt.billed_from).total_seconds()
+    gpu_usd = attempt_usd(files, billed_s) if is_repriced else None
     if (terms := files.attempt.terms) is None:
-        return OnRental(until)
+        return OnRental(until, gpu_usd)
     on = [other for other in attempts
           if other.attempt.terms and other.attempt.terms.rented_at == terms.rented_at]
     if on[-1] is not files:
-        return OnRental(until)
+        return OnRental(until, gpu_usd)
     seen = _traffic(on)
     network_usd = terms.network_usd(seen.received_bytes, seen.sent_bytes) + terms.address_usd(until)
-    return OnRental(until, None, terms.disk_usd(until), network_usd)
+    return OnRental(until, gpu_usd, terms.disk_usd(until), network_usd)
 
 
 def total_usd(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], rentals: Sequence[Rental],

@@ -98,8 +98,7 @@ class RunRecord:
     @property
     def has_deadline(self) -> bool:
         """True where time may decide what it holds, and where its plan cannot say so."""
-        resumed = [event.detail["limits"] for event in self.events if "limits" in event.detail]
-        told = (limits for limits in resumed if isinstance(limits, dict))
+        told = [event.detail["limits"] for event in self.events if "limits" in event.detail]
         return (self.plan is None or self.plan.deadline is not None
                 or any(limits.get("deadline") or limits.get("deadline_hours") for limits in told))
 
@@ -195,13 +194,13 @@ class RunView:
 
 def look_at(record: RunRecord, engine: EngineState, now: datetime) -> RunView:
     """Judge a run (pure). Moments in its record that cannot be true are mended first."""
-    status = status_of(record, engine, now)
     events, ahead = not_ahead(record.events, now)
-    attempts, doubts = mended(record.attempts, events, record.rentals, record.written,
+    attempts, doubts = mended(record.attempts, events, record.rentals, record.written, now,
                               has_ended=record.has_ended)
     record = replace(record, attempts=attempts, events=events)
+    status = status_of(record, engine, now)
     is_lost = status in (Status.UNKNOWN, Status.ENDED)
-    charged_to = min(record.last_seen or now, now) if is_lost else now
+    charged_to = record.last_seen or now if is_lost else now
     spent = total_usd(record.attempts, charged_until(record.attempts, charged_to), record.rentals, charged_to,
                       record.events)
     return RunView(record, engine, status, charged_to, spent, [*ahead, *doubts])

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from trainer.contract import Document, Outcome
+from trainer.rental_terms import MOST_USD
 from trainer.run_folder import STARTS, Attempt, AttemptEnd, AttemptFiles, Event, Heartbeat, RunOutcome
 from trainer.spent import told_by
 
@@ -65,7 +66,8 @@ def _document(one: Remains, before: Sequence[AttemptFiles]) -> Document:
 def _told_usd_per_hour(beat: Heartbeat | None) -> Decimal:
     """What the whole run had cost by the hours of this attempt; zero where nothing tells."""
     hours = Decimal(told_by(beat).total_seconds()) / 3600 if beat else Decimal(0)
-    return (beat.spent_usd / hours).quantize(Decimal("0.0001")) if beat and hours else Decimal(0)
+    usd = beat.spent_usd / hours if beat and hours else Decimal(0)
+    return min(usd, Decimal(MOST_USD)).quantize(Decimal("0.0001"))
 
 
 def outcome_told(events: Sequence[Event], attempts: Sequence[AttemptFiles]) -> RunOutcome | None:

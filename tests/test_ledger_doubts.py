@@ -1,13 +1,14 @@
 """Records that cannot be true: the bill survives each, never bills more than was paid, and says so."""
 
 import dataclasses
+import json
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from cli_lab import ldlm
-from run_stories import ENDED, NOON, RUN_ID, Story, at, preempted_once
+from run_stories import ENDED, NOON, RUN_ID, Story, at, every_fate, preempted_once
 
 from launcher.report import CostReport, cost_report
 from launcher.run_record import RunRecord, load_record, look_at, read_record
@@ -145,3 +146,65 @@ def test_moments_of_an_attempt_may_be_in_any_order_and_no_second_is_billed_twice
     story.end(1, 100, 0)
     seconds = report_of(story).attempts[0].seconds
     assert {category.value: length for category, length in seconds.items()} == {"set-up": 50, "useful": 50}
+
+
+def edit(story: Story, name: str, **changes: object) -> None:
+    """As by hand."""
+    story.folder.write_bytes(name, json.dumps(story.folder.read_json(name) | changes).encode())
+
+
+def test_a_number_that_no_attempt_has_is_said(tmp_path):
+    story = every_fate(f"file://{tmp_path}/store")
+    gone = [story.folder.key(f"attempts/3/{name}.json") for name in ("attempt", "heartbeat", "end")]
+    story.folder.store.delete(gone)
+    (doubt,) = report_of(story).doubts
+    assert doubt == "attempt 3 has left no record: if it had a machine, that is not in the bill"
+
+
+def test_a_price_that_has_changed_is_billed_from_then_on_where_no_contract_is_known(story):
+    """100 s at a tenth of a cent, 50 s at two, 50 s at a half."""
+    story.attempt(1, 0)
+    story.beat(1, 200, step=5, durable=5, setup=100, train=100, durable_train=100)
+    story.end(1, 200, 0)
+    edit(story, "attempts/1/heartbeat.json", prices=[
+        {"at": at(since).isoformat(), "usd_per_hour": usd} for since, usd in ((100, "7.2"), (150, "1.8"))])
+    report = report_of(story)
+    assert report.spent_usd == Decimal("0.225") == sum(report.by_category().values())
+    assert look_at(read_record(story.folder), ENDED, at(999)).spent_usd == Decimal("0.225")
+
+
+def test_moments_of_another_zone_are_shown_in_utc(story):
+    story.attempt(1, 0)
+    story.end(1, 3600, 0)
+    edit(story, "attempts/1/attempt.json", billed_from="2026-11-23T17:30:00+05:30")
+    edit(story, "attempts/1/end.json", at="2026-11-23T05:00:00-08:00")
+    (cost,) = report_of(story).to_json()["attempts"]
+    assert (cost["began_at"], cost["ended_at"]) == ("2026-11-23T12:00:00+00:00", "2026-11-23T13:00:00+00:00")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"traffic": {"received_bytes": -1}}, {"traffic": {"sent_bytes": 10**30}}, {"spent_usd": "1e400"},
+    {"spent_usd": "-5"}, {"spent_usd": "NaN"},
+])
+def test_a_heartbeat_of_numbers_that_cannot_be_is_torn(story, wrong):
+    story.attempt(1, 0)
+    story.beat(1, 90, step=5, durable=5, setup=80, train=10)
+    story.end(1, 100, 0)
+    edit(story, "attempts/1/heartbeat.json", **wrong)
+    report = report_of(read_record(story.folder))
+    assert (report.spent_usd, report.doubts[0].partition(":")[0]) == (
+        Decimal("0.10"), "attempts/1/heartbeat.json is not a valid Heartbeat")
+
+
+@pytest.mark.parametrize("detail", [{"clouds": 5}, {"attempt": [1]}, {"limits": "none"}, {"infra": 7}])
+def test_an_event_whose_detail_cannot_be_is_torn(story, detail):
+    event = {"at": at(1).isoformat(), "kind": "attempt_ended", "detail": detail}
+    story.folder.write_bytes("events/x.json", json.dumps(event).encode())
+    assert read_record(story.folder).torn_names == ["events/x.json"]
+
+
+def test_seconds_that_are_no_number_make_no_json_that_is_none(story):
+    story.attempt(1, 0)
+    story.beat(1, 90, step=5, durable=5, setup=80, train=10)
+    edit(story, "attempts/1/heartbeat.json", start_s={"node": "NaN", "imports": 2.5})
+    assert report_of(story).to_json()["attempts"][0]["start_s"] == {"imports": 2.5}

@@ -1,12 +1,13 @@
 """Moments that cannot be: of clocks that were hours or days ahead. Every dollar is worked out by hand."""
 
+import json
 import os
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from run_stories import ENDED, NOON, Story, at
+from run_stories import ENDED, KILLED, NOON, Story, at
 
 from launcher.rentals import Price, Rental, Rentals, Terms
 from launcher.report import CostReport, cost_report
@@ -88,6 +89,28 @@ def test_an_attempt_whose_clock_was_ahead_from_the_beginning_is_billed_for_as_lo
     story.end(1, DAYS + 510, 0)
     story.outcome(Outcome.FINISHED, 600, 50)
     assert report_of(story).spent_usd == Decimal("0.51")
+
+
+def test_a_sign_of_life_that_is_yet_to_come_is_as_old_as_its_attempt_tells(story):
+    """Of a run that is lost, which is charged to its last sign of life."""
+    story.beat(1, DAYS, step=50, durable=50, setup=100, train=400, durable_train=400)
+    story.folder.store.delete([story.folder.key("attempts/1/end.json")])
+    view = look_at(read_record(story.folder), KILLED, at(1000))
+    assert (view.status, cost_report(view).spent_usd) == ("unknown", Decimal("0.50"))
+    assert view.doubts == [f"attempt 1 gave a sign of life {(DAYS - 1000) / 3600:.1f} h from now: a clock "
+                           "was wrong; it counts by what it tells of its age"]
+
+
+def test_an_attempt_that_ended_before_its_run_was_submitted_is_as_long_as_it_says(story):
+    """A day of summer time ends: 02:30 comes twice, an hour apart."""
+    for name, key, moment in (("attempt", "billed_from", "2026-10-25T02:30:00+02:00"),
+                              ("end", "at", "2026-10-25T02:30:00+01:00")):
+        path = f"attempts/1/{name}.json"
+        story.folder.write_bytes(path, json.dumps(story.folder.read_json(path) | {key: moment}).encode())
+    report = report_of(story)
+    assert report.spent_usd == Decimal("3.60")
+    assert report.doubts[0] == ("attempt 1 begins 2547000 s before its run was submitted: a clock was wrong; "
+                                "it is billed for as long as it says")
 
 
 @pytest.mark.parametrize(("begins", "usd"), [(0, "1.00"), (2000, "0.50")])

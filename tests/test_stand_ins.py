@@ -1,5 +1,6 @@
 """A run of which a record is torn or gone: the rest is shown and billed, and what stands in is said."""
 
+import json
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_a_torn_attempt_is_billed_from_its_heartbeats_at_the_dearest_price_of_it
     # Its 600 s at the $7.20 of the benchmark, not at $3.60; all else as it was.
     assert report.spent_usd == Decimal("2.34") + Decimal("0.60") == sum(report.by_category().values())
     assert [attempt.end for attempt in report.attempts][3:] == ["done", "done"]
+
+
+def test_an_attempt_that_names_another_number_is_not_taken_for_that(finished):
+    record = finished.folder.read_json("attempts/2/attempt.json") | {"number": 1}
+    finished.folder.write_bytes("attempts/2/attempt.json", json.dumps(record).encode())
+    (doubt,) = report_of(finished).doubts
+    assert doubt.startswith("attempts/2/attempt.json is none of attempt 2: attempt 2 is in doubt, and billed")
 
 
 @pytest.mark.parametrize(("lost", "by", "usd"), [

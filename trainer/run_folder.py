@@ -9,13 +9,16 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from trainer.contract import CREDIT_USED_UP, Document, Name, Outcome, StoreError, attempt_file
 from trainer.rental_terms import PriceFrom, RentalTerms, UsdPerHour
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
+
+_NumBytes = Annotated[int, Field(ge=0, le=2**64)]  # as counters of cards count
+_Usd = Annotated[Decimal, Field(ge=0, le=10**9)]  # more than any run costs (guess)
 
 
 class _Record(BaseModel):
@@ -54,8 +57,8 @@ class Attempt(_Record):
 class Traffic(_Record):
     """Bytes that went over a machine's network, without what it told itself."""
 
-    received_bytes: int = 0
-    sent_bytes: int = 0
+    received_bytes: _NumBytes = 0
+    sent_bytes: _NumBytes = 0
 
 
 class Phases(_Record):
@@ -139,7 +142,7 @@ class Heartbeat(_Record):
     durable_evaluate_s: float
     phases: Phases
     tokens_per_s: float
-    spent_usd: Decimal
+    spent_usd: _Usd
     lease_until: AwareDatetime | None = None
     traffic: Traffic = Traffic()
     idle_gpus: tuple[IdleGpu, ...] = ()
@@ -174,6 +177,16 @@ class AttemptEnd(_Record):
         return CREDIT_USED_UP in self.reason
 
 
+class _Detail(_Record):
+    """What is read of an event's detail beside words; the price is `CONTROLLER_PRICE`."""
+
+    controller_usd_per_hour: UsdPerHour = Decimal(0)
+    attempt: int = 0
+    infra: str = ""
+    clouds: tuple[str, ...] = ()
+    limits: dict[str, Any] = {}
+
+
 class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
@@ -185,8 +198,9 @@ class Event(_Record):
 
     @field_validator("detail")
     @classmethod
-    def _controller_has_a_price(cls, detail: dict[str, Any]) -> dict[str, Any]:
-        TypeAdapter(UsdPerHour).validate_python(detail.get(CONTROLLER_PRICE, 0))
+    def _can_be(cls, detail: dict[str, Any]) -> dict[str, Any]:
+        """What a bill and a status read of it is what it should be."""
+        _Detail.model_validate(detail)
         return detail
 
 

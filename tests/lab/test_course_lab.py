@@ -25,7 +25,7 @@ BID = "{infra: vast, gpu: 'H100:2', bid_usd_per_hour: 1.60, disk_gib: 40}"
 RENT = "{infra: vast, gpu: 'H100:2', price_usd_per_hour: 4.50, disk_gib: 40}"
 STEPS = 600
 AHEAD = timedelta(minutes=3)  # of a straight line to the deadline, when spot is withdrawn: it can wait
-OUR_DEADLINE_H = 0.5
+OUR_DEADLINE_H = 0.7
 
 
 def moves(store: str, run_id: str) -> list[Move]:
