@@ -15,7 +15,7 @@ from launcher.recipe import Limits, Recipe, read_recorded
 from launcher.run_record import RunRecord, RunView, list_run_ids
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.at_most import standing_of
-from trainer.contract import Document, Name, Outcome
+from trainer.contract import AwayError, Document, Name, Outcome
 from trainer.run_folder import AttemptFiles, RunFolder
 from trainer.store import NotFoundError, Store
 
@@ -33,16 +33,9 @@ class Past:
         warnings: What could not be read.
     """
 
-    speeds: Sequence[MeasuredSpeed] = ()
-    sightings: Sequence[Sighting] = ()
-    warnings: Sequence[str] = ()
-
-
-@dataclass
-class _Learned:
     speeds: list[MeasuredSpeed] = field(default_factory=list)
     sightings: list[Sighting] = field(default_factory=list)
-    torn: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 def past_of(store: Store, now: datetime) -> Past:
@@ -50,19 +43,22 @@ def past_of(store: Store, now: datetime) -> Past:
 
     A store that cannot be reached only costs the plan its history; a launch will say so itself.
     """
+    found, torn, run_id = Past(), list[str](), ""
     try:
-        run_ids = soon(lambda: list_run_ids(store))[-_MAX_HISTORY:]
+        for run_id in soon(lambda: list_run_ids(store))[-_MAX_HISTORY:]:
+            try:
+                _learn(RunFolder(store, run_id), now, found)
+            except NotFoundError:  # its launch is still writing
+                continue
+            except AwayError:
+                raise
+            except (LdlmError, ValueError):
+                torn.append(run_id)
     except StoreError as error:
-        return Past(warnings=[f"nothing is learned from earlier runs: the store gave {error.problem}"])
-    found = _Learned()
-    for run_id in run_ids:
-        try:
-            _learn(RunFolder(store, run_id), now, found)
-        except NotFoundError:  # its launch is still writing
-            continue
-        except (LdlmError, ValueError):
-            found.torn.append(run_id)
-    return Past(found.speeds, found.sightings, _words(found.torn))
+        since = f"{run_id} and later runs" if run_id else "earlier runs"
+        found.warnings.append(f"nothing is learned from {since}: the store gave {error.problem}")
+    found.warnings.extend(_words(torn))
+    return found
 
 
 def _words(torn: Sequence[str]) -> list[str]:
@@ -73,15 +69,15 @@ def _words(torn: Sequence[str]) -> list[str]:
     return [f"nothing is learned from {names}{more}: torn, or not readable by this version"]
 
 
-def _learn(folder: RunFolder, now: datetime, found: _Learned) -> None:
+def _learn(folder: RunFolder, now: datetime, found: Past) -> None:
     """All of a run, or nothing where a part of it cannot be read."""
     plan, attempts = Plan.model_validate_json(folder.read_bytes(Name.PLAN)), folder.attempts()
     offers = {offer.label: offer for offer in plan.candidates(Document.TRAIN)}
     is_lost = any(files.end and files.end.preempted for files in attempts)
     events = folder.events() if is_lost else []  # of waits; a run has many
     speed = _measured_speed(folder, offers, attempts)
-    found.sightings += sightings_of(folder.run_id, offers, attempts, events, now)
-    found.speeds += [speed] if speed else []
+    found.sightings.extend(sightings_of(folder.run_id, offers, attempts, events, now))
+    found.speeds.extend([speed] if speed else [])
 
 
 def _measured_speed(folder: RunFolder, offers: Mapping[str, Offer], attempts: Sequence[AttemptFiles]

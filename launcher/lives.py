@@ -90,21 +90,21 @@ def sightings_of(run_id: str, offers: Mapping[str, Offer], attempts: Sequence[At
         if place := places.get(life.number):
             is_lost = life.is_lost and life.number not in on_purpose
             is_looking = is_lost and life.was_taken
-            wait_h, is_over = _wait(life, places, attempts, events) if is_looking else (0.0, False)
+            wait_h, is_over = _wait(life, attempts, events) if is_looking else (0.0, False)
             found.setdefault(place, []).append(
                 Seen(losses=int(is_lost), up_h=life.hours, returns=int(is_over), down_h=wait_h))
     return [Sighting(run_id, place, together(seen)) for place, seen in found.items()]
 
 
-def _wait(life: Life, places: Mapping[int, Place], attempts: Sequence[AttemptFiles], events: Sequence[Event]
-          ) -> tuple[float, bool]:
-    """Hours in which a run looked for a machine after one was taken back, and whether it got one there."""
+def _wait(life: Life, attempts: Sequence[AttemptFiles], events: Sequence[Event]) -> tuple[float, bool]:
+    """Hours in which a run looked for a machine after one was taken back, and whether it got one by the same
+    offer, in whichever region."""
     until = [event.at for event in events if event.kind in _NO_MORE and event.at > life.until]
     later = [files.attempt for files in attempts
              if files.attempt.number > life.number and not (files.end and files.end.wrong_machine)]
     if later and later[0].billed_from <= min(until, default=later[0].billed_from):
         hours = (later[0].billed_from - life.until).total_seconds() / 3600
-        return max(0.0, hours), places.get(later[0].number) == places[life.number]
+        return max(0.0, hours), later[0].offer == life.offer
     return (min(until) - life.until).total_seconds() / 3600 if until else 0.0, False
 
 

@@ -1,18 +1,21 @@
 """What a store's earlier runs teach a plan, and what becomes of those that cannot be read."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from cli_lab import environment, ldlm
 from launch_examples import NOW, RECIPE, example_plan, example_recipe
 
 from launcher.commands import PlanOptions, propose
 from launcher.history import Past, past_of
+from launcher.quotes import Order, Quote
 from launcher.render import Templates, render
 from launcher.run_record import create_record
-from trainer.contract import Document
+from trainer.contract import AwayError, Document
 from trainer.run_folder import AttemptEnd, RunFolder
 from trainer.store import Store, local_store_url, open_store
 
@@ -73,18 +76,45 @@ def test_a_run_whose_launch_is_still_writing_is_passed_over(store, tmp_path):
     assert past_of(store, LATER) == Past([], [], [])
 
 
-def test_a_plan_learns_from_its_store_says_so_and_its_digest_covers_it(store, tmp_path):
-    def planned():
-        return propose(str(RECIPE), PlanOptions(store=str(tmp_path / "store"), infra="vast")).plan
+def test_of_a_store_that_goes_away_what_it_gave_before_counts(store, monkeypatch):
+    def get(key: str) -> bytes:
+        if key == "b/plan.json":
+            raise AwayError("no answer", place=key)
+        return whole(key)
 
+    for run_id in ("a", "b", "c"):
+        add_run(store, run_id)
+    whole = store.get
+    monkeypatch.setattr(store, "get", get)
+    past = past_of(store, LATER)
+    assert [one.run_id for one in past.sightings] == ["a"]
+    assert past.warnings == ["nothing is learned from b and later runs: the store gave no answer"]
+
+
+def test_a_plan_learns_from_its_store_and_its_digest_covers_what_it_has_learned(store, tmp_path):
+    options = PlanOptions(store=str(tmp_path / "store"), infra="vast")
     for number in range(3):
         add_run(store, f"r{number}", lived_h=1.0)
     (tmp_path / "store" / "r2" / "plan.json").write_text("{")
-    plan = planned()
+    proposal = propose(str(RECIPE), options)
+    plan = proposal.plan
     assert plan.availability_source == "2 of your runs, 4 h"
     assert plan.availability.hours_to_loss < 7
     assert plan.ranking[0].availability == plan.availability
     assert any(warning.startswith("nothing is learned from r2") for warning in plan.warnings)
-    said = json.loads(plan.model_dump_json())
-    assert said["offers"]["train"]["seen"] == [
-        {"losses": 1, "up_h": 2.0, "returns": 1, "down_h": 0.5}] * 2
+    quote = Quote.of(Order(command="launch", what=str(RECIPE), options=options), proposal, None)
+    said = json.loads(quote.text)["plan"]["offers"]["train"]["seen"]  # the text is what a digest is of
+    assert said == [{"losses": 1, "up_h": 2.0, "returns": 1, "down_h": 0.5}] * 2
+
+
+def test_a_screen_names_what_was_learned_and_what_was_not(store, tmp_path):
+    for number in range(3):
+        add_run(store, f"r{number}", lived_h=1.0)
+    (tmp_path / "store" / "r2" / "plan.json").write_text("{")
+    done = ldlm("plan", str(RECIPE), "--infra", "vast", "--store", str(tmp_path / "store"),
+                env=environment(HOME=str(tmp_path)))
+    assert done.returncode == 0, done.stderr
+    shown = " ".join(done.stdout.split())
+    assert re.search(r" machines live ~[1-6]\.\d h \([\d.]+ - \d+\), the next comes after ~0\.\d+ h "
+                     r"\([\d.]+ - [\d.]+\): 2 of your runs, 4 h ", shown)
+    assert "! nothing is learned from r2: torn, or not readable by this version" in shown

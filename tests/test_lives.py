@@ -107,6 +107,12 @@ def test_of_a_run_that_went_elsewhere_the_end_of_the_wait_was_not_seen():
     assert other == Sighting("run-1", Place.of(VAST), Seen(losses=0, up_h=3.0, returns=0, down_h=0.0))
 
 
+def test_where_any_region_will_do_a_machine_in_another_is_the_end_of_a_wait():
+    lost, other = seen(taken(1, 0, 4, VAST, region="us"), attempt(2, 5, 8, VAST, region="se"))
+    assert (lost.place.infra, lost.seen.returns, lost.seen.down_h) == ("vast/us", 1, 1.0)
+    assert (other.place.infra, other.seen.losses) == ("vast/se", 0)
+
+
 def test_a_machine_that_its_own_launch_took_away_is_no_loss():
     assert only(taken(1, 0, 4), attempt(2, 5, 7), events=(("taken_on_purpose", 4),), attempt=1) == (
         0, 6.0, 0, 0.0)

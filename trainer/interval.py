@@ -100,13 +100,14 @@ class Life(NamedTuple):
     """What training has seen of a machine: one attempt.
 
     Attributes:
-        number: Of the attempt.
+        number, offer: Of the attempt.
         hours: From its start until `until`, its end or last sign of life.
         is_lost: The machine was, or failed; else it was given back, or lives.
         was_taken: It was taken back.
     """
 
     number: int
+    offer: str
     hours: float
     until: datetime
     is_lost: bool
@@ -120,7 +121,7 @@ class Life(NamedTuple):
         hours = max(0.0, (seen - attempt.billed_from).total_seconds() / 3600)
         was_taken = end is not None and end.preempted
         is_lost = end is not None and (was_taken or end.hung or end.exit_code not in list(ExitCode))
-        return cls(attempt.number, hours, seen, is_lost, was_taken)
+        return cls(attempt.number, attempt.offer, hours, seen, is_lost, was_taken)
 
 
 def lives_of(attempts: Sequence[AttemptFiles], now: datetime) -> list[Life]:
