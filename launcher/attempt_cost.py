@@ -14,6 +14,7 @@ from enum import StrEnum
 
 from launcher.rental_cost import OnRental
 from launcher.rentals import RENTED_AT
+from launcher.vast_credit import lacked_credit
 from trainer.contract import Document
 from trainer.run_folder import AttemptFiles
 
@@ -232,7 +233,7 @@ def _end_words(files: AttemptFiles, fate: Fate) -> str:
     if fate.running:
         return "running"
     if end and end.preempted:
-        return NO_CREDIT if end.lacked_credit else "preempted"
+        return NO_CREDIT if lacked_credit(end) else "preempted"
     if end and end.wrong_machine:
         return "wrong machine"
     if end and end.hung:

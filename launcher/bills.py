@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -10,6 +10,9 @@ from launcher.attempt_cost import Category
 from launcher.report import CostReport, added_up
 from trainer.contract import Name
 from trainer.run_folder import EVENT_STAMP, RunFolder
+
+# By which the clock of who closes a run may be behind those of its nodes: no zone is further away (guess).
+_CLOCKS = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,12 @@ class Bills:
 
 
 def is_over_before(folder: RunFolder, since: datetime) -> bool:
-    """True for a run whose record was closed before a moment, and not opened again: one listing tells, since
-    events are named by time."""
+    """True for a run whose record was closed well before a moment, and not opened again: one listing tells,
+    since events are named by time."""
     names = [found.key.rpartition("/")[2] for found in folder.store.objects(folder.key(Name.EVENTS))]
     stamp, _, kind = names[-1].partition("-") if names else ("", "", "")
     try:
         at = datetime.strptime(stamp, EVENT_STAMP).replace(tzinfo=UTC)
     except ValueError:
         return False
-    return kind == "ended.json" and at < since
+    return kind == "ended.json" and at < since - _CLOCKS

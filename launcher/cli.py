@@ -45,6 +45,7 @@ from launcher.cli_options import (
     WandbEntity,
     WandbProject,
     Yes,
+    infra_of,
 )
 from launcher.cli_panels import ADVANCED, TwoPanels
 from launcher.cli_simulate import simulate
@@ -84,7 +85,7 @@ def doctor(recipe: Annotated[str | None, typer.Argument(metavar="[RECIPE]", help
     from launcher import console
     from launcher import doctor as examination
 
-    findings = examination.examine(recipe, infra, store, try_webhook=webhook)
+    findings = examination.examine(recipe, infra_of(infra), store, try_webhook=webhook)
     if as_json:
         console.answer_json(examination.as_json(findings))
     else:
@@ -364,13 +365,13 @@ def _in_trainer(module: str, arguments: list[str]) -> NoReturn:
     raise SystemExit(run_command(module, arguments))
 
 
-def _options(infra: str | None, store: str | None, run_id: str | None, max_cost: str | None,
+def _options(infra: list[str] | None, store: str | None, run_id: str | None, max_cost: str | None,
              deadline: str | None, sets: list[str] | None, offers: str | None = None,
              max_hours: str | None = None) -> "PlanOptions":
     from launcher.commands import PlanOptions
 
-    return PlanOptions(infra=infra, store=store, run_id=run_id, max_cost=max_cost, deadline=deadline,
-                       max_hours=max_hours, overrides=sets or (), offers=offers)
+    return PlanOptions(infra=infra_of(infra), store=store, run_id=run_id, max_cost=max_cost,
+                       deadline=deadline, max_hours=max_hours, overrides=sets or (), offers=offers)
 
 
 def _manner(yes: bool, detach: bool, allow_dirty: bool, preempt_at: str | None, *,

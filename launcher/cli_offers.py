@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli_options import Infra, Json, OffersFile, not_empty
+from launcher.cli_options import Infra, Json, OffersFile, infra_of, not_empty
 
 Gpus = Annotated[list[str] | None, typer.Option(
     "--gpu", metavar="NAME[:NUMBER]", help="H100, or H100:8 in one machine. Repeatable.")]
@@ -26,4 +26,4 @@ def offers(gpu: Gpus = None, infra: Infra = None, region: Region = None, spot: S
 
     most = read_most(max_usd_per_hour) if max_usd_per_hour else None
     gpus = tuple(dict.fromkeys(map(read_gpu, gpu or ())))
-    run_offers(Wanted(gpus, infra, region, spot, most, read_sort(sort)), saved, as_data=as_json)
+    run_offers(Wanted(gpus, infra_of(infra), region, spot, most, read_sort(sort)), saved, as_data=as_json)

@@ -1,6 +1,5 @@
 """Options that several commands share: how they are typed, and what their help says."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -14,18 +13,26 @@ from launcher.regions import known_region
 def not_empty(param: typer.CallbackParam, value: str | None) -> str | None:
     """An empty text is a shell variable that is not set; taken for no option it would start another run."""
     if value == "":
-        raise UsageError("is empty", place=param.opts[0],
-                         fix="give it a value, or leave it out (is a shell variable not set?)")
+        raise empty(param.opts[0])
     return value
 
 
-def known_infra(param: typer.CallbackParam, value: str | None) -> str | None:
-    """An infra as SkyPilot would read it, in a region that there is."""
-    typed = not_empty(param, value)
-    if sum(word.partition("=")[0] == "--infra" for word in sys.argv) > 1:  # of two the parser takes the last
+def empty(option: str) -> UsageError:
+    """The refusal of an option with an empty value."""
+    return UsageError("is empty", place=option,
+                      fix="give it a value, or leave it out (is a shell variable not set?)")
+
+
+def infra_of(typed: list[str] | None) -> str | None:
+    """The one infra that was asked for, as SkyPilot would read it, in a region that there is."""
+    if not typed:
+        return None
+    if len(typed) > 1:
         raise UsageError("is there twice, and one place is asked for", place="--infra",
                          fix="leave one out; without any, all places that the recipe names are compared")
-    return known_region(read_infra(typed)) if typed else None
+    if not typed[0]:
+        raise empty("--infra")
+    return known_region(read_infra(typed[0]))
 
 
 RecipeName = Annotated[str, typer.Argument(
@@ -47,8 +54,8 @@ Reconcile = Annotated[bool, typer.Option(
     "--reconcile", help="Beside Vast's record of charges, and SkyPilot's cost report.")]
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", callback=not_empty, help="Object store: file:///dir, s3://bucket/prefix, …")]
-Infra = Annotated[str | None, typer.Option(
-    "--infra", callback=known_infra, help="local, vast, azure, gcp, gcp/us-central1, …")]
+Infra = Annotated[list[str] | None, typer.Option(
+    "--infra", help="local, vast, azure, gcp, gcp/us-central1, …")]
 OffersFile = Annotated[str | None, typer.Option(
     "--offers", callback=not_empty, metavar="FILE", help="Prices of a file, as `ldlm offers --json` prints.")]
 MaxCost = Annotated[str | None, typer.Option("--max-cost", help="Dollars at which the run stops itself.")]

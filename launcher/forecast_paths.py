@@ -241,15 +241,38 @@ def _follow_policy(rng: np.random.Generator, job: Job, paths: Paths, again_h: Fl
     runs = _Runs(job, setting, paths, again_h, policy)
     elsewhere = [_means(rng, one.availability) for one in job.elsewhere]
     life_h, wait_h = (np.column_stack(each) for each in zip((life_h, wait_h), *elsewhere, strict=True))
-    is_up = rng.random(life_h.shape) * (life_h + wait_h) < life_h
-    leaves, returns = (1 - np.exp(-setting.tick_h / np.maximum(hours, _SHORTEST_H))
-                       for hours in (life_h, wait_h))
+    market = _Market(rng, life_h, wait_h, setting.tick_h)
     for tick in range(num_ticks):
         if runs.have_ended:
             return
-        runs.step(rng, tick * setting.tick_h, is_up)
-        is_up = np.where(is_up, rng.random(is_up.shape) >= leaves, rng.random(is_up.shape) < returns)
+        runs.step(rng, tick * setting.tick_h, market.is_up, market.is_lost)
+        market.go_on(rng)
     runs.finish_late()
+
+
+class _Market:
+    """Spot of N runs at P places, looked at once a tick.
+
+    Attributes:
+        is_up: (N, P) there is some now.
+        is_lost: A machine that was there at the last look is gone, also where there is another by now: else
+            short waits would be longer than they are, or their losses not seen.
+    """
+
+    def __init__(self, rng: np.random.Generator, life_h: Floats, wait_h: Floats, tick_h: float) -> None:
+        wait_h = np.maximum(wait_h, _SHORTEST_H)
+        self.is_up = rng.random(life_h.shape) * (life_h + wait_h) < life_h
+        self.is_lost = np.zeros(life_h.shape, dtype=bool)
+        self._leaves, self._returns = (-np.expm1(-tick_h / np.maximum(hours, _SHORTEST_H))
+                                       for hours in (life_h, wait_h))
+        # From a loss at any moment of a tick until its end.
+        self._returns_at_once = 1 - wait_h / tick_h * self._returns
+
+    def go_on(self, rng: np.random.Generator) -> None:
+        """To the next tick."""
+        self.is_lost = self.is_up & (rng.random(self.is_up.shape) < self._leaves)
+        returns = np.where(self.is_lost, self._returns_at_once, self._returns)
+        self.is_up = (self.is_up & ~self.is_lost) | (rng.random(self.is_up.shape) < returns)
 
 
 class _Runs:
@@ -283,10 +306,10 @@ class _Runs:
         at_place = np.arange(self._prices.size) == self._place[:, None]
         return np.asarray(at_place & (self._held == Action.SPOT)[:, None])
 
-    def step(self, rng: np.random.Generator, elapsed_h: float, is_up: Bools) -> None:
-        """One look at (N, P) places, one decision, and what is held until the next."""
+    def step(self, rng: np.random.Generator, elapsed_h: float, is_up: Bools, is_lost: Bools) -> None:
+        """One look at (N, P) places, see `_Market`; one decision, and what is held until the next."""
         is_on, is_here = self._left_h > _SHORTEST_H, self._is_here
-        self._lose(rng, is_on & (is_here & ~is_up).any(axis=1))
+        self._lose(rng, is_on & (is_here & (is_lost | ~is_up)).any(axis=1))
         is_shown = self._is_watched | is_here | (self._held == Action.WAIT)[:, None]
         self._is_seen_up = np.where(is_shown, is_up, self._is_seen_up)
         self._course.see(self._is_seen_up)

@@ -4,7 +4,21 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from launcher.errors import EngineError
+
 _TRAIN_PYTHON = "LDLM_TRAIN_PYTHON"
+
+
+def check_own_environment(checkout: Path) -> None:
+    """What set-up would refuse, before anybody approves a run.
+
+    Raises:
+        EngineError: `.venv-train` is a link to what another checkout has made, which set-up would change.
+    """
+    folder = checkout / ".venv-train"
+    if folder.is_symlink() and not folder.resolve().is_relative_to(checkout.resolve()):
+        raise EngineError(f"it is a link to {folder.resolve()}, which is not of this checkout",
+                          place=folder.name, fix=f"remove the link: rm {folder}")
 
 
 def setup_warnings(checkout: Path, env: Mapping[str, str] = os.environ) -> Iterator[str]:

@@ -42,8 +42,9 @@ def wallets_now(url: str | None, now: datetime) -> tuple[list[Wallet], list[str]
         views, problems = view_all_runs(open_store(url)) if may_exist(url) else ([], [])
     except LdlmError as error:
         return wallets, [f"what runs have spent of your credits is not known: {error.problem}"]
+    torn = [error for view in views for error in view.record.torn]  # of which cloud they were is lost
     told = [f"what run records that cannot be read have spent of your credits is not known: {error.place}"
-            for error in problems]
+            for error in (*problems, *torn)]
     return balances(wallets, [charge for view in views for charge in spent_by(view)]), told
 
 

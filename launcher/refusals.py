@@ -11,6 +11,7 @@ from launcher.engines import server_lacks, sky_engine
 from launcher.errors import EngineError, LdlmError, NoOfferError, Refused, UsageError
 from launcher.git_state import git_sha, uncommitted
 from launcher.lint import lint
+from launcher.local_setup import check_own_environment
 from launcher.market import refusal as market_refusal
 from launcher.market import wishes
 from launcher.month import check_month
@@ -48,6 +49,7 @@ def refusals(proposal: Proposal, *, resuming: bool = False, allow_dirty: bool = 
     yield from _of(partial(check_wandb_key, proposal))
     if proposal.is_local:
         yield from _of(_check_home)
+        yield from _of(partial(check_own_environment, checkout_folder()))
         yield from _of(partial(check_room, proposal.plan, proposal.recipe))
     else:
         yield from _of_places(proposal, preempt_at)

@@ -20,7 +20,7 @@ from launcher.recorded import RecordedPlan
 from launcher.rental_cost import total_usd
 from launcher.rentals import Rental, Rentals
 from launcher.stand_ins import outcome_told, with_stand_ins
-from launcher.vast_credit import credit_words
+from launcher.vast_credit import credit_words, lacked_credit
 from trainer.contract import FIX, Document, Name, Outcome
 from trainer.run_folder import STARTS, AttemptFiles, Event, RunFolder, RunOutcome
 from trainer.spent import charged_until
@@ -147,7 +147,7 @@ class RunRecord:
     def lacks_credit(self) -> bool:
         """True if its last machine was stopped since its account had prepaid nothing more."""
         ends = [files.end for files in self.attempts if files.end]
-        return bool(ends) and ends[-1].lacked_credit and self.open_attempt is None
+        return bool(ends) and lacked_credit(ends[-1]) and self.open_attempt is None
 
     @property
     def failure_fix(self) -> str | None:

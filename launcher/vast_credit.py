@@ -7,6 +7,9 @@ live on (`trainer/rental_terms.py`), and none is rented that would not live for 
 from decimal import Decimal, InvalidOperation
 from typing import Any, NamedTuple
 
+from trainer.contract import CREDIT_USED_UP
+from trainer.run_folder import AttemptEnd
+
 BILLING = "https://cloud.vast.ai/billing"
 LEAST_H = Decimal(1)  # that the credit must last for a machine to be worth its set-up (guess)
 
@@ -35,6 +38,11 @@ def credit_at_vast(sdk: Any) -> Credit | None:
         return None
     found = Credit(usd, sum(prices, Decimal(0)))
     return found if found.usd.is_finite() and found.others_usd_per_hour.is_finite() else None
+
+
+def lacked_credit(end: AttemptEnd) -> bool:
+    """True if an attempt ended since its account had prepaid nothing more: no cap of the run's."""
+    return CREDIT_USED_UP in end.reason
 
 
 def credit_words() -> str:

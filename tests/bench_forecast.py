@@ -27,8 +27,9 @@ def timed_ms(work: Callable[[], object]) -> float:
 
 def main() -> None:
     """A line per length of a run."""
+    anew = paths_of.__wrapped__  # it remembers what it was asked
     for hours in (20.0, 200.0, 2000.0, 20000.0):
-        print(f"{hours:8,.0f} h on spot {timed_ms(lambda hours=hours: paths_of(job(hours))):8.1f} ms")
+        print(f"{hours:8,.0f} h on spot {timed_ms(lambda hours=hours: anew(job(hours))):8.1f} ms")
 
 
 if __name__ == "__main__":

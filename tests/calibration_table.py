@@ -8,7 +8,7 @@ and K80, 2022 and 2023.
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +88,7 @@ def _of_zone(source: str, belief: Availability, later: Sequence[Window], each: t
     in_time = float((waits.trained_after_h <= setting.deadline_h).mean())
     caps = [(cap, float((usd <= cap).mean())) for cap in
             (work_h * (SPOT_USD + share * (ON_DEMAND_USD - SPOT_USD)) for share in (0.1, 0.3, 0.5, 0.7, 0.9))]
-    costs, ends = (true_costs(policy, setting, later) for policy in (OURS, SPOT_ONLY))
+    costs, ends = true_costs(OURS, as_decided(setting), later), true_costs(SPOT_ONLY, setting, later)
     for (true_usd, _), (_, ended_h) in zip(costs, ends, strict=True):
         is_in_time = ended_h is not None and ended_h <= setting.deadline_h + 1e-6
         yield Told(source, each, (low, mid, high), true_usd,
@@ -105,9 +105,16 @@ def told_among(windows: Sequence[Window], date_h: float, setting: Setting, num_z
         usd = usd_of(forecast(taken[0][0], setting, elsewhere=[belief for belief, _ in taken[1:]]))
         low, mid, high = (float(np.quantile(usd, share)) for share in (0.1, 0.5, 0.9))
         groups = [[later[start] for _, later in taken] for start in starts]
-        for true_usd, _ in true_costs_among(OURS, setting, groups):
+        for true_usd, _ in true_costs_among(OURS, as_decided(setting), groups):
             yield Told("multi", (setting.work_h, setting.deadline_h, setting.overhead_h), (low, mid, high),
                        true_usd, ())
+
+
+def as_decided(setting: Setting) -> Setting:
+    """With what a course keeps back of its time: one start."""
+    kept_h = min(setting.overhead_h, (setting.deadline_h - setting.work_h - setting.overhead_h) / 2)
+    ticks = round((setting.deadline_h - max(0.0, kept_h)) / setting.tick_h)
+    return replace(setting, deadline_h=ticks * setting.tick_h)
 
 
 def forecast(belief: Availability, setting: Setting, policy: Policy = FORECAST_OURS, *,

@@ -109,6 +109,15 @@ def test_since_leaves_out_what_began_before_and_runs_that_were_over(store, since
     assert [run["spent_usd"] for run in runs] == ([spent] if spent else [])
 
 
+def test_a_run_whose_events_were_written_by_a_clock_that_was_hours_behind_is_not_left_out(store):
+    folder = every_fate(store).folder
+    folder.store.delete([event.key for event in folder.store.objects(folder.key("events"))])
+    for kind, seconds in (("submitted", -7210), ("ended", -4970)):
+        folder.add_event(kind, at(seconds))
+    runs = json.loads(answer("--since", "2026-11-23T12:20", "--json"))["runs"]
+    assert [run["spent_usd"] for run in runs] == ["1.140000"]
+
+
 def test_a_run_that_was_over_before_costs_one_listing(store):
     story = every_fate(store)
     asked = []
@@ -119,7 +128,7 @@ def test_a_run_that_was_over_before_costs_one_listing(store):
             return super().get(key)
 
     story.folder.store.__class__ = Counting
-    later = datetime(2026, 11, 24, tzinfo=UTC)
+    later = datetime(2026, 11, 25, tzinfo=UTC)
     assert view_all_runs(story.folder.store, lambda folder: not is_over_before(folder, later)) == ([], [])
     assert asked == []
 

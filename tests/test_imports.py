@@ -33,7 +33,7 @@ PURE = [path for path in LAUNCHER if path.stem in (
     "self_end", "policies_known", "policy_ours", "policy_values", "regimes", "clairvoyant",
     "attempt_cost", "report",
     "ledger_doubts", "mended", "stand_ins", "report_csv", "report_svg", "report_html", "reconcile",
-    "course", "course_plan", "next_move")]
+    "course", "course_plan", "next_move", "availability", "lives")]
 # Clocks, chance and the outside world: pure modules get them as arguments.
 IMPURE = {"os", "time", "random", "secrets", "uuid", "socket", "subprocess", "shutil", "urllib", "requests",
           "obstore", "tempfile"}

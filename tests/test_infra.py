@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from cli_lab import environment, ldlm, refused
+from typer.testing import CliRunner
 
+from launcher.cli import app
 from launcher.errors import UsageError
 from launcher.infra import read_infra
 from launcher.recipe import list_recipes, load_recipe
@@ -125,6 +127,15 @@ def test_every_command_reads_it_alike(home: Path, command: list[str]) -> None:
     assert "did you mean vast?" in refused(2, *command, "--infra", "vst", env=env)
     assert "gcp has no region 'nowhere-central9'" in refused(2, *command, "--infra", "gcp/nowhere-central9",
                                                              env=env)
+
+
+@pytest.mark.parametrize("command", [["plan", "smoke"], ["doctor"], ["offers"], ["bench", "r"]])
+def test_two_places_are_refused_whoever_calls_the_command(home: Path, command: list[str]) -> None:
+    """By what was parsed, not by the words of this process."""
+    for two in (["--infra", "vast", "--infra", "gcp"], ["--infra=gcp", "--infra", "gcp"]):
+        error = CliRunner().invoke(app, [*command, *two]).exception
+        assert isinstance(error, UsageError) and str(error).startswith("--infra: is there twice"), error
+    assert "is empty" in str(CliRunner().invoke(app, [*command, "--infra", ""]).exception)
 
 
 def test_a_cloud_in_capitals_is_that_cloud(home: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from cli_lab import RECIPE, ldlm, refused
 from launch_examples import example_recipe
 
-from launcher import commands, history, patience, run_text
+from launcher import commands, history, patience, refusals, run_text
 from launcher.commands import PlanOptions, propose
 from launcher.errors import ConfigError
 from launcher.local_setup import setup_warnings
@@ -185,6 +185,23 @@ def test_a_resumed_run_looks_for_its_text_again(tmp_path, monkeypatch):
     proposal = commands._propose(recipe, options, "r1", commands.datetime.now(commands.UTC))
     with pytest.raises(ConfigError, match="there is no prepared text"):
         check_usable(proposal, resuming=True)
+
+
+def test_an_environment_that_set_up_would_refuse_is_refused_by_plan_and_launch(tmp_path, monkeypatch):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "checkout").mkdir()
+    link = tmp_path / "checkout" / ".venv-train"
+    link.symlink_to(tmp_path / "other")
+    monkeypatch.setattr(refusals, "checkout_folder", lambda: tmp_path / "checkout")
+    proposal = commands._propose(example_recipe(), PlanOptions(store=str(tmp_path / "store"), infra="local"),
+                                 "r1", commands.datetime.now(commands.UTC))
+    (error,) = refusals.refusals(proposal)
+    assert str(error) == (f".venv-train: it is a link to {tmp_path}/other, which is not of this checkout\n"
+                          f"  fix: remove the link: rm {link}")
+    link.unlink()
+    (tmp_path / "checkout" / "mine").mkdir()
+    link.symlink_to("mine")
+    assert not list(refusals.refusals(proposal))
 
 
 def test_what_set_up_does_here_is_told_before_it_surprises(tmp_path):

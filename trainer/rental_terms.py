@@ -20,7 +20,8 @@ _GB = 10**9
 MOST_USD = 100_000  # that an hour or a GB may cost: far more than any does (guess)
 UsdPerHour = Annotated[Decimal, Field(ge=0, le=MOST_USD)]
 UsdPerGb = UsdPerHour
-_Usd = Annotated[Decimal, Field(ge=0)]
+Usd = Annotated[Decimal, Field(ge=0, le=10**9)]  # more than any run costs (guess)
+NumBytes = Annotated[int, Field(ge=0, le=2**64)]  # as a machine's counters count
 
 
 class PriceFrom(BaseModel):
@@ -75,10 +76,10 @@ class RentalTerms(BaseModel):
     address_usd_per_hour: UsdPerHour = Decimal(0)
     received_usd_per_gb: UsdPerGb = Decimal(0)
     sent_usd_per_gb: UsdPerGb = Decimal(0)
-    earlier: tuple[tuple[AwareDatetime, _Usd], ...] = ()
-    older_usd: _Usd = Decimal(0)
+    earlier: tuple[tuple[AwareDatetime, Usd], ...] = ()
+    older_usd: Usd = Decimal(0)
     credit_usd: Decimal | None = None
-    others_usd_per_hour: _Usd = Decimal(0)
+    others_usd_per_hour: Usd = Decimal(0)
     by_list: bool = False
 
     @property

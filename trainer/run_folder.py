@@ -9,16 +9,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, field_validator
 
-from trainer.contract import CREDIT_USED_UP, Document, Name, Outcome, StoreError, attempt_file
-from trainer.rental_terms import PriceFrom, RentalTerms, UsdPerHour
+from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
+from trainer.rental_terms import NumBytes, PriceFrom, RentalTerms, Usd, UsdPerHour
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
-
-_NumBytes = Annotated[int, Field(ge=0, le=2**64)]  # as counters of cards count
-_Usd = Annotated[Decimal, Field(ge=0, le=10**9)]  # more than any run costs (guess)
 
 
 class _Record(BaseModel):
@@ -57,8 +54,8 @@ class Attempt(_Record):
 class Traffic(_Record):
     """Bytes that went over a machine's network, without what it told itself."""
 
-    received_bytes: _NumBytes = 0
-    sent_bytes: _NumBytes = 0
+    received_bytes: NumBytes = 0
+    sent_bytes: NumBytes = 0
 
 
 class Phases(_Record):
@@ -142,7 +139,7 @@ class Heartbeat(_Record):
     durable_evaluate_s: float
     phases: Phases
     tokens_per_s: float
-    spent_usd: _Usd
+    spent_usd: Usd
     lease_until: AwareDatetime | None = None
     traffic: Traffic = Traffic()
     idle_gpus: tuple[IdleGpu, ...] = ()
@@ -171,15 +168,9 @@ class AttemptEnd(_Record):
     hung: bool = False
     traffic: Traffic = Traffic()
 
-    @property
-    def lacked_credit(self) -> bool:
-        """True if what its account had prepaid was used up: no cap of the run's, and no provider's whim."""
-        return CREDIT_USED_UP in self.reason
-
 
 class _Detail(_Record):
     """What is read of an event's detail beside words; the price is `CONTROLLER_PRICE`."""
-
     controller_usd_per_hour: UsdPerHour = Decimal(0)
     attempt: int = 0
     infra: str = ""
@@ -199,7 +190,6 @@ class Event(_Record):
     @field_validator("detail")
     @classmethod
     def _can_be(cls, detail: dict[str, Any]) -> dict[str, Any]:
-        """What a bill and a status read of it is what it should be."""
         _Detail.model_validate(detail)
         return detail
 
