@@ -1,0 +1,319 @@
+// All denoiser steps of a text as ONE kernel: batch 1, 64 latents of width D, plain blocks, DDIM steps.
+//
+// At batch 1 the time goes into reading weights: 24 D^2 bytes a block, once per block and step. So the kernel is built around
+// a stream of weights that never stops:
+// - The grid is persistent: 128 CTAs, one per SM, in clusters of two ("pairs"). Each reads its own slice of every matrix.
+// - Weights lie in device memory tiled and swizzled as wgmma wants them in shared memory (layout.py), so that one bulk copy
+//   brings a chunk. One warp copies them into a ring of WSLOTS slots and waits for nothing but an empty slot, never for
+//   activations: while the CTAs exchange results, the ring fills with the weights of the next phase.
+// - Warps 0 to 7 are two warpgroups of consumers, each with half of the CTA's columns. Then one warp each brings weights (8),
+//   activations (9), the means and deviations of norms (10), and the per-column numbers of a phase, as biases (11).
+//
+// A table of phases, four a block, says what to do (layout.py writes it):
+//   0  queries, keys, values   K is split over the two CTAs of a pair; each sends half of its sums to the other's shared
+//   2  MLP up, GELU            memory (st.async), then owns half of the pair's columns and writes them as bf16
+//   1  attention, output map   8 CTAs (s = 0 to 7: a head, or an eighth of the MLP's channels) have partial sums for the same
+//   3  MLP down                D/16 columns ("tile"). These go through L2: CTA s adds up the rows 8s to 8s + 7
+//   4  as 3, and ends a step   estimate = x gain; z = c1 z + c2 estimate; x = z + positions + time
+//   5  as 3, and ends all      the estimate is the result
+// The residual stream x and the noisy latents z never leave shared memory: a CTA owns 8 rows of D/16 columns of both, float32.
+// Norms are folded into the maps: with y = LayerNorm(x), gain g and shift b, W y + bias is
+//   (W (g x) - mean (W g)) / deviation + (W b + bias),
+// so the owner writes g x as bf16 and the sums of x and x^2 of its part; W g ("colsum") and W b + bias come from the host.
+// The norms of queries and keys likewise become factors of the scores' rows and columns.
+//
+// Waiting: each phase has counters of its own, all zero at launch, so that nothing is ever reset.
+//   [8 tile + s]  warps of partial sums      [128 + s]  CTAs that wrote their share of head s or MLP eighth s
+//   [160]         CTAs whose residual stream is written
+// Compiled for D, HEADS, NCTA and the ring's WBYTES, WSLOTS, ASLOTS, BPS (blocks of 64 columns a slot); SHARED_BYTES is checked.
+#include "primitives.cuh"
+#include "wgmma.cuh"
+#include "shape.cuh"
+#include "helpers.cuh"
+#include "attention.cuh"
+
+// ======== consumers: linear maps
+
+// acc = activations x weights, over `chunks` slots of both rings. `skip`: rows of a weight block before this warpgroup's.
+template <int N> FN void main_loop(float (&acc)[N/2], u32 skip, u32 rows, int chunks, const Shared& S, Ring& w, Ring& a, int lane) {
+  clear(acc);
+  u32 last_w = 0, last_a = 0;
+#pragma unroll 1
+  for (int c = 0; c < chunks; c++) {
+    bar_wait(S.wfull + 8*w.slot, w.parity);
+    bar_wait(S.afull + 8*a.slot, a.parity);
+    u32 wb = S.wlow + w.slot*(WBYTES >> 4) + skip*8, ab = S.alow + a.slot*(ABYTES >> 4);
+    wgmma_fence();
+#pragma unroll
+    for (int b = 0; b < BPS; b++)
+#pragma unroll
+      for (int i = 0; i < 4; i++) mma<N>(acc, ab + 512*b + 2*i, wb + b*rows*8 + 2*i);
+    wgmma_commit();
+    if (c > 0) {  // the products before these are done: their slots are free
+      wgmma_wait<1>();
+      if (lane == 0) { bar_arrive(S.wempty + 8*last_w); bar_arrive(S.aempty + 8*last_a); }
+    }
+    last_w = w.slot; last_a = a.slot;
+    next<ASLOTS>(a); next<WSLOTS>(w);
+  }
+  wgmma_wait<0>();
+  if (lane == 0) { bar_arrive(S.wempty + 8*last_w); bar_arrive(S.aempty + 8*last_a); }
+}
+
+// Adds up both halves of K: the other CTA's columns go there, its sums for ours come here and stay in shared memory.
+template <int N> FN void add_halves(const float (&acc)[N/2], const Shared& S, const Place& at, u32 parity) {
+  u32 rank = at.cta & 1, to = S.there + AT_HALF + at.tid*16, bar = S.there - S.base + S.xfull, own = S.base + AT_HALF + at.tid*16;
+#pragma unroll
+  for (int i = 0; i < N/16; i++) store_there(to + i*4096, rank ? four(acc, 4*i) : four(acc, N/4 + 4*i), bar);
+  bar_wait(S.xfull, parity);
+#pragma unroll
+  for (int i = 0; i < N/16; i++) {
+    float4 k = rank ? four(acc, N/4 + 4*i) : four(acc, 4*i), v = load4(own + i*4096);
+    store4(own + i*4096, v.x + k.x, v.y + k.y, v.z + k.z, v.w + k.w);
+  }
+  __syncwarp();
+}
+
+// Eight columns of a row of queries, keys or values, from column 8j of this CTA; and the sum of their squares.
+FN void write_qkv(float (&y)[8], int j, int row, const float* par, const Args& A, const Place& at) {
+  int which = 8*j/QC, own8 = 8*j - which*QC, part = at.cta % PARTS, d = part*QC + own8;
+  if (which < 2) {
+    float sum = 0.f;
+#pragma unroll
+    for (int e = 0; e < 8; e++) { sum += y[e]*y[e]; if (which == 0) y[e] *= par[2*NQ + own8 + e]; }
+    __stcg(A.squares + ((which*HEADS + at.head)*SLOTS + part*(QC/8) + own8/8)*64 + row, sum);
+    *(uint4*)swizzled((which ? A.k : A.q) + (at.head*HEADB + (d >> 6))*BLOCK, row, (d & 63)*2) = pack8(y);
+  } else {  // transposed: the second product of attention runs over rows
+    char* block = A.v + (at.head*HEADB + (d >> 6))*BLOCK;
+#pragma unroll
+    for (int e = 0; e < 8; e++) *(u16*)swizzled(block, (d + e) & 63, row*2) = (u16)pack(y[e], 0.f);
+  }
+}
+
+// Norm, bias and what follows, for the sums that add_halves left. par: biases, colsums; st: means, 1/deviations.
+FN void finish_linear(bool is_up, int groups8, const float* par, const float* st, const Shared& S, const Args& A, const Place& at) {
+  const int n = is_up ? NU : NQ;
+#pragma unroll 1
+  for (int item = at.lane; item < groups8*16; item += 32) {
+    int g = item & 7, h = (item >> 3) & 1, i = item >> 4, j = at.group*groups8 + i;
+    if (8*j >= n) continue;
+    int row = 16*(at.warp & 3) + 8*h + g;
+    u32 from = (at.warp*32 + 4*g)*16 + h*8 + i*4096;
+    float mean = st[row], rstd = st[64 + row], y[8];
+#pragma unroll
+    for (int q = 0; q < 4; q++) {
+      float2 a = load2(S.base + AT_HALF + from + 16*q);
+      float2 bias = *(const float2*)(par + 8*j + 2*q), c = *(const float2*)(par + n + 8*j + 2*q);
+      y[2*q] = (a.x - mean*c.x)*rstd + bias.x; y[2*q + 1] = (a.y - mean*c.y)*rstd + bias.y;
+    }
+    if (is_up) {
+#pragma unroll
+      for (int e = 0; e < 8; e++) y[e] = gelu(y[e]);
+      int col = at.cta*NU + 8*j;
+      *(uint4*)swizzled(A.hidden + (col >> 6)*BLOCK, row, (col & 63)*2) = pack8(y);
+    } else write_qkv(y, j, row, par, A, at);
+  }
+}
+
+// ======== consumers: the residual stream
+
+// Partial sums to the CTAs whose rows they are of: by way of shared memory and the copy engine where they fit.
+FN void give_partials(const float (&acc)[ND/4], u32* counters, const Shared& S, const Args& A, const Place& at) {
+  int row4 = at.warp & 3;
+  float2* ws = (float2*)A.partial;
+  if (STAGED) consumers_sync();
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float2* to = ws + ((at.tile*8 + 2*row4 + half)*8 + at.s)*(NJ*32) + at.group*(NJ/2)*32 + at.lane;
+    u32 stage = S.base + AT_A + (2*row4 + half)*(NJ*256) + at.group*(NJ/2)*256 + at.lane*8;
+#pragma unroll
+    for (int j = 0; j < NJ/2; j++) {
+      if (STAGED) store2(stage + j*256, acc[4*j + 2*half], acc[4*j + 2*half + 1]);
+      else __stcg(to + j*32, make_float2(acc[4*j + 2*half], acc[4*j + 2*half + 1]));
+    }
+  }
+  if (STAGED) proxy_fence_shared();
+  __syncwarp();
+  if (at.lane < 2) {
+    if (STAGED) {
+      bulk_store(ws + ((at.tile*8 + 2*row4 + at.lane)*8 + at.s)*(NJ*32) + at.group*(NJ/2)*32,
+                 S.base + AT_A + (2*row4 + at.lane)*(NJ*256) + at.group*(NJ/2)*256, NJ*128);
+      bulk_stores_done();
+    }
+    add_release(counters + at.tile*8 + 2*row4 + at.lane);
+  }
+}
+
+// Sums of x and x^2 over this tile's columns, for the norm of the next map.
+FN void write_stats(float sum, float square, u32 index, u32* counters, const Shared& S, const Args& A, const Place& at) {
+  int g = at.lane >> 2, t = at.lane & 3;
+  sum = sum_of_four(sum);
+  square = sum_of_four(square);
+  if (t == 0) { S.red[(at.warp*8 + g)*2] = sum; S.red[(at.warp*8 + g)*2 + 1] = square; }
+  consumers_sync();
+  if (at.warp == 0) {
+    if (at.lane < 16) {
+      int r = at.lane >> 1, which = at.lane & 1; float v = 0.f;
+#pragma unroll
+      for (int w = 0; w < 8; w++) v += S.red[(w*8 + r)*2 + which];
+      A.stats[((index & 1)*16*2 + at.tile*2 + which)*64 + 8*at.s + r] = v;
+    }
+    __syncwarp();
+    if (at.lane == 0) add_release(counters + 160);
+  }
+}
+
+// x += bias + partial sums, in an order that is always the same; at the end of a step the step; then what the next map reads.
+FN void residual(bool begins, const Phase& P, const float* par, u32 index, u32* counters, const Shared& S, const Args& A,
+                 const Place& at) {
+  int g = at.lane >> 2, t = at.lane & 3, row = 8*at.s + g;
+  bool ends = P.kind >= 4, last = P.kind == 5;
+  const float2* from = (const float2*)A.partial + ((at.tile*8 + at.s)*8)*(NJ*32) + at.warp*PER*32 + at.lane;
+  const float* gain = begins ? A.gain0 + at.tile*ND : par + ND;
+  float sum = 0.f, square = 0.f;
+  if (!begins) { if (at.lane == 0) poll(counters + at.tile*8 + at.s, 16, A.fault, 1000 + index); __syncwarp(); }
+#pragma unroll
+  for (int i = 0; i < PER; i++) {
+    int own = (at.warp*PER + i)*8 + 2*t, col = at.tile*ND + own;
+    float2 x, z;
+    float2* xs = (float2*)S.xs + i*256 + at.tid; float2* zs = (float2*)S.zs + i*256 + at.tid;
+    if (begins) { z = *(const float2*)(A.z0 + row*D + col); *zs = z; }
+    else {
+      float2 v[8];
+#pragma unroll
+      for (int o = 0; o < 8; o++) v[o] = __ldcg(from + o*(NJ*32) + i*32);
+      float2 b = *(const float2*)(par + own);
+      x = *xs; x.x += b.x; x.y += b.y;
+#pragma unroll
+      for (int o = 0; o < 8; o++) { x.x += v[o].x; x.y += v[o].y; }
+      if (ends) {
+        float2 out = *(const float2*)(par + 2*ND + own);
+        x.x *= out.x; x.y *= out.y;
+        if (last) { *(float2*)(A.latents + row*D + col) = x; continue; }
+        z = *zs; z.x = P.c1*z.x + P.c2*x.x; z.y = P.c1*z.y + P.c2*x.y; *zs = z;
+      }
+    }
+    if (begins || ends) {
+      float2 add = *(const float2*)(A.positions + row*D + col);
+      float2 time = begins ? *(const float2*)(A.time0 + col) : *(const float2*)(par + 3*ND + own);
+      x.x = z.x + add.x + time.x; x.y = z.y + add.y + time.y;
+    }
+    *xs = x;
+    sum += x.x + x.y; square += x.x*x.x + x.y*x.y;
+    float2 sc = *(const float2*)(gain + own);
+    *(u32*)swizzled(A.acopy + (col >> 6)*BLOCK, row, (col & 63)*2) = pack(x.x*sc.x, x.y*sc.y);
+  }
+  if (!last) write_stats(sum, square, index, counters, S, A, at);
+}
+
+// All phases in turn. "Phase" -1 has no map: it makes the residual stream of the first step.
+FN void consume(const Shared& S, const Args& A, const Place& at) {
+  Ring w{0, 0}, a{0, 0}; u32 use = 0, exchanges = 0;
+#pragma unroll 1
+  for (int p = -1; p < (int)A.num_phases; p++) {
+    u32 index = p < 0 ? A.num_phases : p;
+    const Phase P = A.phases[p < 0 ? 0 : p];
+    u32* counters = A.counters + index*256;
+    const float* par = S.par + (p & 1)*NPAR;
+    if (p >= 0) {
+      bar_wait(S.pfull + 8*(p & 1), (p >> 1) & 1);
+      bar_wait(S.afull + 8*a.slot, a.parity); bar_wait(S.wfull + 8*w.slot, w.parity);
+      u32 parity = (use >> 1) & 1, bar = S.statbar + 8*(use & 1); const float* st = S.stat + (use & 1)*128;
+      if (P.kind <= 2) use++;
+      if (P.kind == 0 || P.kind == 2) {
+        bool is_up = P.kind == 2;
+        if (at.tid == 0) bar_expect(S.xfull, 64*4*(is_up ? NU : NQP));
+        if (is_up) {
+          float acc[NU/2]; main_loop<NU>(acc, at.group*NU, 2*NU, KB/2/BPS, S, w, a, at.lane);
+          add_halves<NU>(acc, S, at, exchanges & 1);
+        } else {
+          float acc[NQP/2]; main_loop<NQP>(acc, at.group*NQP, 2*NQP, KB/2/BPS, S, w, a, at.lane);
+          add_halves<NQP>(acc, S, at, exchanges & 1);
+        }
+        exchanges++;
+        bar_wait(bar, parity);
+        finish_linear(is_up, (is_up ? NU : NQP)/16, par, st, S, A, at);
+        consumers_sync();
+        if (at.tid == 0) add_release(counters + 128 + (is_up ? at.cta/(NCTA/8) : at.head));
+      } else {
+        float acc[ND/4];
+        if (P.kind == 1) attend(acc, S, w, a, st, bar, parity, at);
+        else main_loop<ND/2>(acc, at.group*(ND/2), ND, UPB/BPS, S, w, a, at.lane);
+        give_partials(acc, counters, S, A, at);
+      }
+    }
+    if (p < 0 || P.kind == 1 || P.kind >= 3) residual(p < 0, P, par, index, counters, S, A, at);
+    __syncwarp();
+    if (p >= 0 && at.lane == 0) bar_arrive(S.pempty + 8*(p & 1));
+  }
+}
+
+// Warps 10 and 11 are written out here: as functions they set some registers in another order than the kernel that was measured.
+extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) generate(const __grid_constant__ Args A) {
+  extern __shared__ __align__(1024) char smem[];
+  Shared S; lay_out(S, smem);
+  int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, cta = blockIdx.x;
+  if (tid == 0) init_barriers(S);
+  __syncthreads(); cluster_sync();
+  S.there = address_at(S.base, (cta & 1) ^ 1); S.par = (float*)(smem + AT_PAR);
+  int tile = (cta >> 4)*2 + (cta & 1), s = (cta >> 1) & 7, head = cta / (NCTA/HEADS);
+  if (warp >= 8) {
+    if (warp == 8 && lane == 0) bring_weights(S, A, cta);
+    else if (warp == 9 && lane == 0) bring_activations(S, A, cta, s);
+    else if (warp == 10) {  // mean and 1/deviation of each row for the maps, 1/root mean square of queries and keys for attention
+      int use = 0;
+      for (u32 p = 0; p < A.num_phases; p++) {
+        const Phase& P = A.phases[p];
+        if (P.kind > 2) continue;
+        float* to = S.stat + (use & 1)*128;
+        if (P.kind == 1) {
+          bar_wait(S.seen, use & 1);
+          for (int half = 0; half < 2; half++) {
+            int r = half*32 + lane; float q = 0.f, k = 0.f;
+#pragma unroll 8
+            for (int c = 0; c < SLOTS; c++) {
+              q += __ldcg(A.squares + (s*SLOTS + c)*64 + r); k += __ldcg(A.squares + ((HEADS + s)*SLOTS + c)*64 + r);
+            }
+            to[r] = rsqrtf(q/HEAD + QK_EPS); to[64 + r] = rsqrtf(k/HEAD + QK_EPS);
+          }
+        } else {
+          bar_wait(S.seen, use & 1);
+          for (int half = 0; half < 2; half++) {
+            int r = half*32 + lane; float a = 0.f, b = 0.f;
+            const float* stats = A.stats + (P.dep & 1)*16*2*64;
+#pragma unroll
+            for (int c = 0; c < 16; c++) { a += __ldcg(stats + (c*2)*64 + r); b += __ldcg(stats + (c*2 + 1)*64 + r); }
+            float mean = a/D; to[r] = mean; to[64 + r] = rsqrtf(b/D - mean*mean + NORM_EPS);
+          }
+        }
+        __syncwarp();
+        if (lane == 0) bar_arrive(S.statbar + 8*(use & 1));
+        use++;
+      }
+    } else if (warp == 11) {  // the per-column numbers of each phase, one phase ahead
+      Ring r{0, 1};
+      for (u32 p = 0; p < A.num_phases; p++) {
+        const Phase P = A.phases[p];
+        float* to = S.par + r.slot*NPAR;
+        bar_wait(S.pempty + 8*r.slot, r.parity);
+        if (P.kind == 0) {
+          for (int i = lane; i < NQ; i += 32) { to[i] = P.p0[cta*NQ + i]; to[NQ + i] = P.p1[cta*NQ + i]; }
+          for (int i = lane; i < QC; i += 32) to[2*NQ + i] = P.p2[(cta % (NCTA/HEADS))*QC + i];
+        } else if (P.kind == 2) {
+          for (int i = lane; i < NU; i += 32) { to[i] = P.p0[cta*NU + i]; to[NU + i] = P.p1[cta*NU + i]; }
+        } else {
+          for (int i = lane; i < ND; i += 32) { to[i] = P.p0[tile*ND + i]; to[ND + i] = P.p1[tile*ND + i]; }
+          if (P.kind == 4 || P.kind == 5) for (int i = lane; i < ND; i += 32) to[2*ND + i] = P.p2[tile*ND + i];
+          if (P.kind == 4) for (int i = lane; i < ND; i += 32) to[3*ND + i] = P.p3[tile*ND + i];
+        }
+        __syncwarp();
+        if (lane == 0) bar_arrive(S.pfull + 8*r.slot);
+        next<2>(r);
+      }
+    }
+    cluster_sync();
+    return;
+  }
+  consume(S, A, Place{cta, tile, s, head, warp, lane, tid, warp >> 2});
+  cluster_sync();
+}

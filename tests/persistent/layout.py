@@ -1,0 +1,91 @@
+"""How the persistent kernel's weights lie in memory, and its table of phases.
+
+Weights of a CTA lie in the order in which it reads them: swizzled blocks of 64 columns of K, 128 bytes a row.
+Shapes: C 128 CTAs, N rows of a CTA, K columns that it sums over, W width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tests.persistent.shape import NUM_CTAS, NUM_SUMMED_PARTS, NUM_TILES, Shape, padded
+
+_BLOCK = 64
+_UNIT = 8  # numbers of bf16 in 16 bytes
+
+
+def swizzled(blocks: Tensor) -> Tensor:
+    """Blocks (..., N, 64) as wgmma reads them: 16-byte unit u of row r lies at unit u XOR (r mod 8)."""
+    rows = torch.arange(blocks.shape[-2], device=blocks.device)
+    order = torch.arange(_BLOCK // _UNIT, device=blocks.device) ^ (rows % 8)[:, None]
+    units = blocks.unflatten(-1, (-1, _UNIT))
+    return torch.take_along_dim(units, order[..., None].expand(units.shape), -2).flatten(-2)
+
+
+def tiled(weights_CNK: Tensor) -> Tensor:
+    """The rows of each CTA as swizzled blocks: (C, K/64, N, 64)."""
+    return swizzled(weights_CNK.unflatten(-1, (-1, _BLOCK)).transpose(1, 2)).contiguous()
+
+
+def pair_tiles(weights: Tensor) -> Tensor:
+    """A map whose K is split over a pair of CTAs: rows in the order of the CTAs that finish them, (C x n, W).
+
+    Each CTA of a pair has all columns of both for its half of K: first those of warpgroup 0, of both CTAs,
+    then those of warpgroup 1. Where the columns of a CTA are no multiple of 16, rows of zeros follow.
+    """
+    width = weights.shape[-1]
+    rows = weights.view(NUM_CTAS // 2, 2, -1, width)
+    count = rows.shape[2]
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, padded(count) - count))
+    rows = rows.unflatten(2, (2, -1)).transpose(1, 2).flatten(1, 3)  # pair, warpgroup, CTA, column
+    halves = rows.unflatten(-1, (2, -1)).transpose(1, 2)
+    return tiled(halves.reshape(NUM_CTAS, -1, width // 2))
+
+
+def tile_tiles(weights: Tensor) -> Tensor:
+    """A map (W, K) into the residual stream: CTA 16 a + 2 s + b has rows of tile 2 a + b and part s of K."""
+    rows = weights.view(NUM_TILES // 2, 2, -1, NUM_SUMMED_PARTS, weights.shape[1] // NUM_SUMMED_PARTS)
+    return tiled(rows.permute(0, 3, 1, 2, 4).flatten(0, 2))
+
+
+def qkv_rows(shape: Shape) -> Tensor:
+    """Rows of the map to queries, keys and values in the order of the CTAs that finish them, (C x n,).
+
+    The CTAs of a head share its channels; each has the same of queries, keys and values.
+    """
+    count = shape.qkv_columns // 3
+    ctas = torch.arange(NUM_CTAS)
+    first = ctas // shape.ctas_per_head * shape.head_width + ctas % shape.ctas_per_head * count
+    columns = first[:, None] + torch.arange(count)
+    return torch.cat([columns + part * shape.width for part in range(3)], dim=1).flatten()
+
+
+@dataclass(frozen=True)
+class PhaseRow:
+    """One map of one block in one step.
+
+    Args:
+        step: Step of the solver.
+        block: Denoiser block.
+        kind: 0 QKV, 1 attention and output map, 2 MLP up, 3 MLP down, 4 down that ends a step, 5 all.
+        dep: Index of the row that writes what this one reads; the number of rows: the start before them.
+    """
+
+    step: int
+    block: int
+    kind: int
+    dep: int
+
+
+def phase_rows(num_steps: int, num_blocks: int) -> list[PhaseRow]:
+    """All maps in order: each reads what the one before it writes."""
+    rows: list[PhaseRow] = []
+    num_rows = 4 * num_steps * num_blocks
+    for step in range(num_steps):
+        for block in range(num_blocks):
+            ends = block + 1 == num_blocks
+            last_kind = 3 if not ends else 5 if step + 1 == num_steps else 4
+            for kind in (0, 1, 2, last_kind):
+                rows.append(PhaseRow(step, block, kind, len(rows) - 1 if rows else num_rows))
+    return rows

@@ -1,0 +1,32 @@
+"""How fast this GPU reads memory: a kernel that only reads, beside which the bench's figures are put."""
+
+import torch
+import triton
+import triton.language as tl
+
+from tests.persistent.timing import median_ms
+
+_NUM_WORDS = 1 << 30  # 4 GiB of int32: far more than the L2 cache
+_BLOCK, _UNROLLED, _NUM_PROGRAMS, _NUM_WARPS = 2048, 4, 528, 8  # the best of those tried on an H200
+
+
+@triton.jit
+def _read(words, out, count, BLOCK: tl.constexpr, UNROLLED: tl.constexpr):
+    first = tl.program_id(0).to(tl.int64) * BLOCK
+    step = tl.num_programs(0).to(tl.int64) * BLOCK
+    lanes = tl.arange(0, BLOCK)
+    found = tl.zeros((BLOCK,), tl.int32)
+    for begin in range(first, count, step * UNROLLED):
+        for i in tl.static_range(UNROLLED):
+            at = begin + i * step + lanes
+            found ^= tl.load(words + at, mask=at < count, other=0)
+    tl.store(out + first + lanes, found)
+
+
+def read_bytes_per_second() -> float:
+    """The median of five."""
+    words = torch.zeros(_NUM_WORDS, dtype=torch.int32, device="cuda")
+    out = torch.empty(_NUM_PROGRAMS * _BLOCK, dtype=torch.int32, device="cuda")
+    milliseconds = median_ms(
+        lambda: _read[(_NUM_PROGRAMS,)](words, out, _NUM_WORDS, _BLOCK, _UNROLLED, num_warps=_NUM_WARPS), 5)
+    return words.nbytes / milliseconds * 1000

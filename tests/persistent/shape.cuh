@@ -1,0 +1,67 @@
+// Sizes, arguments and shared memory of the persistent kernel (denoiser.cu explains it), from the numbers that host.py defines.
+#pragma once
+constexpr int BLOCK = 64*128;              // bytes of 64 rows and 64 columns of bf16, as activations lie
+constexpr int HEAD = D/HEADS;
+constexpr int PARTS = NCTA/HEADS;          // CTAs of a head
+constexpr int KB = D/64, HEADB = HEAD/64, UPB = 4*D/8/64;  // blocks of 64 columns: a row, a head, an eighth of the MLP
+constexpr int NQ = 3*D/NCTA, NU = 4*D/NCTA, ND = D/16;     // columns of a CTA: QKV (a third each), up, output and down
+constexpr int NQP = (NQ + 15)/16*16;       // ... padded for two warpgroups
+constexpr int QC = NQ/3;
+constexpr int NJ = ND/8, PER = NJ/8;       // groups of 8 columns of a tile, and those of a consumer warp
+constexpr int SLOTS = PARTS*QC/8;          // sums of squares of a row and a head
+constexpr int ABYTES = BLOCK*BPS;
+constexpr bool STAGED = 64*ND*4 <= ASLOTS*ABYTES;              // partial sums fit into the ring of activations
+constexpr int QKSLOTS = HEADB*(BPS == 1 ? 2 : 1);              // slots of a head's queries and keys
+constexpr bool HOLDS = QKSLOTS <= ASLOTS;
+
+struct Phase {
+  const char* weights; u32 bytes, kind;    // bytes: of a CTA
+  // Kind 0: bias, colsum, gain of queries and keys. 2: bias, colsum. 1 and 3 to 5: bias, gain of the next norm, output's
+  // gain (4, 5), embedding of the next time (4). All float32.
+  const float *p0, *p1, *p2, *p3;
+  float c1, c2; u32 dep;                   // dep: the phase whose counters say that its activations are there
+};
+struct Args {
+  const Phase* phases; u32 num_phases; u32* counters;
+  char *acopy, *hidden, *q, *k, *v;        // bf16, blocks of 64 x 64, swizzled
+  float *partial, *stats, *squares;
+  const float *z0, *positions, *time0, *gain0; float* latents; u32* fault;
+};
+
+// Shared memory: rings, residual stream, per-column numbers (double), halves from the other CTA, norms (double), sums, barriers.
+constexpr int NPAR = 4*ND;
+constexpr int XBYTES = 256*16*(NU > NQP ? NU : NQP)/16;  // float4 of each thread and 8 columns
+constexpr int AT_A = WSLOTS*WBYTES;
+constexpr int AT_X = AT_A + ASLOTS*ABYTES;
+constexpr int AT_PAR = AT_X + 2*PER*2*256*4;
+constexpr int AT_HALF = AT_PAR + 2*NPAR*4;
+constexpr int AT_STAT = AT_HALF + XBYTES;
+constexpr int AT_RED = AT_STAT + 2*2*64*4;
+constexpr int AT_BARS = AT_RED + 8*8*2*4;
+static_assert(AT_BARS + 8*(2*WSLOTS + 2*ASLOTS + 8 + 1) <= SHARED_BYTES, "host.py counts less shared memory");
+
+struct Shared {
+  u32 base, wlow, alow, wfull, wempty, afull, aempty, statbar, seen, pfull, pempty, xfull, there;
+  float *par, *xs, *zs, *stat, *red;
+};
+struct Place { int cta, tile, s, head, warp, lane, tid, group; };
+
+// A byte of a row of a block of 64 columns: 16-byte unit u of row r lies at unit u XOR (r mod 8).
+FN char* swizzled(char* block, int row, int byte) { return block + row*128 + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15); }
+
+FN void lay_out(Shared& S, char* memory) {
+  S.base = shared_address(memory); S.wlow = descriptor_low(S.base); S.alow = descriptor_low(S.base + AT_A);
+  S.xs = (float*)(memory + AT_X); S.zs = S.xs + PER*2*256;
+  S.stat = (float*)(memory + AT_STAT); S.red = (float*)(memory + AT_RED);
+  u32 bars = S.base + AT_BARS;
+  S.wfull = bars; S.wempty = bars + 8*WSLOTS; S.afull = bars + 16*WSLOTS; S.aempty = S.afull + 8*ASLOTS;
+  S.statbar = S.aempty + 8*ASLOTS; S.seen = S.statbar + 16; S.pfull = S.seen + 16; S.pempty = S.pfull + 16; S.xfull = S.pempty + 16;
+}
+
+FN void init_barriers(const Shared& S) {
+  for (int i = 0; i < WSLOTS; i++) { bar_init(S.wfull + 8*i, 1); bar_init(S.wempty + 8*i, 8); }
+  for (int i = 0; i < ASLOTS; i++) { bar_init(S.afull + 8*i, 1); bar_init(S.aempty + 8*i, 8); }
+  bar_init(S.statbar, 1); bar_init(S.statbar + 8, 1); bar_init(S.seen, 1); bar_init(S.xfull, 1);
+  for (int i = 0; i < 2; i++) { bar_init(S.pfull + 8*i, 1); bar_init(S.pempty + 8*i, 8); }
+  bar_inits_seen();
+}
