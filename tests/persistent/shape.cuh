@@ -25,7 +25,8 @@ struct Args {
   const Phase* phases; u32 num_phases; u32* counters;
   char *acopy, *hidden, *q, *k, *v;        // bf16, blocks of 64 x 64, swizzled
   float *partial, *stats, *squares;
-  const float *z0, *positions, *time0, *gain0; float* latents; u32* fault;
+  const float *z0, *positions, *time0, *gain0; float* latents;
+  u32* fault;                              // who waited too long, for cuda-gdb: after the trap the host cannot read it
 };
 
 // Shared memory: rings, residual stream, per-column numbers (double), halves from the other CTA, norms (double), sums, barriers.
