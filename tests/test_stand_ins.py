@@ -43,8 +43,8 @@ def lose(story: Story, *names: str) -> None:
 
 def in_doubt(number: int, since: str, by: str, beside: str = "") -> str:
     return (f"attempts/{number}/attempt.json is not a valid Attempt: attempt {number} is in doubt, and "
-            f"billed from 2026-11-23 {since} UTC on, {by}, at $7.20 an hour, the dearest that is known{beside}"
-            "; if there is a backup, restore it")
+            f"billed from 2026-11-23 {since} UTC on, {by}, at $7.20 an hour, the dearest that is "
+            f"known{beside}; if there is a backup, restore it")
 
 
 def test_a_torn_attempt_is_billed_from_its_heartbeats_at_the_dearest_price_of_its_run(finished):
