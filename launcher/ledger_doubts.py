@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 
+from launcher.rental_cost import rental_of
 from launcher.run_record import RunRecord
 from trainer.contract import CLOCK_SKEW, Name, attempt_file
 from trainer.run_folder import STARTS, AttemptFiles
@@ -47,20 +48,31 @@ def _of_torn(record: RunRecord, name: str, problem: str) -> str:
         Name.OUTCOME: "how the run ended is what its events tell",
         Name.RENTALS: "machines are billed by what their nodes tell, those on which none began not at all",
         Name.BENCH: "what the benchmark has found is not known, what it cost is",
-    } | {attempt_file(files.attempt.number, "attempt.json"): _stand_in_words(files)
+    } | {attempt_file(files.attempt.number, "attempt.json"): _stand_in_words(files, record)
          for files in record.attempts}
     return (f"{name} {problem}: {instead.get(name, 'the bill is made without it')}; if there is a backup, "
             "restore it")
 
 
-def _stand_in_words(files: AttemptFiles) -> str:
+def _stand_in_words(files: AttemptFiles, record: RunRecord) -> str:
     """What an attempt is billed by whose own record cannot be read."""
     attempt, price = files.attempt, files.attempt.price_usd_per_hour
     begin = "as its heartbeats tell" if files.heartbeat else "when the one before it was last heard of"
+    beside = _beside_hours_words(files, record)
     if not price:
-        return f"no price of attempt {attempt.number} is known, and nothing is billed for its hours"
+        return f"no price of attempt {attempt.number} is known, and nothing is billed for its hours{beside}"
     return (f"attempt {attempt.number} is in doubt, and billed from {attempt.billed_from:%Y-%m-%d %H:%M:%S} "
-            f"UTC on, {begin}, at ${price:.2f} an hour, the dearest that is known")
+            f"UTC on, {begin}, at ${price:.2f} an hour, the dearest that is known{beside}")
+
+
+def _beside_hours_words(files: AttemptFiles, record: RunRecord) -> str:
+    """What is billed beside its hours, where no contract tells that; nothing at home."""
+    if files.attempt.terms:
+        return ", its disk and network by the list prices of the attempt beside it"
+    was_elsewhere = any(event.detail.get("infra", "local") != "local" for event in record.events)
+    if not was_elsewhere or rental_of(files, record.rentals):
+        return ""
+    return ", its disk and network not at all: what they cost is not known"
 
 
 def _of_attempts(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from launcher.availability import GUESS_LOSS_SPREAD, GUESS_WAIT_SPREAD, Availability, Seen, learned
 from launcher.offers import Offer
+from launcher.vast_credit import lacked_credit
 from trainer.contract import Document
 from trainer.interval import Life, lives_of
 from trainer.run_folder import STARTS, TAKEN, AttemptFiles, Event
@@ -71,9 +72,11 @@ def sightings_of(run_id: str, offers: Mapping[str, Offer], attempts: Sequence[At
                  events: Sequence[Event], now: datetime) -> list[Sighting]:
     """What a run has seen, place by place.
 
-    A machine that lives, or was given back, adds its hours and no loss. A wait counts from a machine that was
-    taken back until the next; its end was not seen where the run went elsewhere, was stopped or gave up. This
-    machine is left out: what is taken from a run here is taken in play.
+    A loss is a machine that was taken back. One that lives, was given back or stopped by a person, or whose
+    program crashed or hung, adds its hours and no loss; so does one that was taken since its account had
+    prepaid nothing more. A wait counts from a machine that was taken back until the next; its end was not
+    seen where the run went elsewhere, was stopped or gave up. This machine is left out: what is taken from a
+    run here is taken in play.
 
     Args:
         offers: What it may have trained on, by label.
@@ -81,16 +84,16 @@ def sightings_of(run_id: str, offers: Mapping[str, Offer], attempts: Sequence[At
         events: Of the run.
         now: UTC.
     """
-    on_purpose = {event.detail.get("attempt") for event in events if event.kind == TAKEN}
+    of_ours = {event.detail.get("attempt") for event in events if event.kind == TAKEN}
+    of_ours |= {files.attempt.number for files in attempts if files.end and lacked_credit(files.end)}
     training = [files.attempt for files in attempts if files.attempt.document is Document.TRAIN]
     places = {attempt.number: Place.of(offer, attempt.region) for attempt in training
               if (offer := offers.get(attempt.offer)) and not offer.is_local}
     found: dict[Place, list[Seen]] = {}
     for life in lives_of(attempts, now):
         if place := places.get(life.number):
-            is_lost = life.is_lost and life.number not in on_purpose
-            is_looking = is_lost and life.was_taken
-            wait_h, is_over = _wait(life, attempts, events) if is_looking else (0.0, False)
+            is_lost = life.was_taken and life.number not in of_ours
+            wait_h, is_over = _wait(life, attempts, events) if is_lost else (0.0, False)
             found.setdefault(place, []).append(
                 Seen(losses=int(is_lost), up_h=life.hours, returns=int(is_over), down_h=wait_h))
     return [Sighting(run_id, place, together(seen)) for place, seen in found.items()]

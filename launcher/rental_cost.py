@@ -7,12 +7,12 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from launcher.cost import price_for
-from launcher.rentals import HOURS_OF_MONTH, RENTED_AT, Rental
+from launcher.rentals import HOURS_OF_MONTH, RENTED_AT, Price, Rental
 from launcher.vast_credit import Credit
 from trainer.contract import CLOCK_SKEW
 from trainer.rental_terms import RentalTerms
 from trainer.run_folder import AttemptFiles, Event, Traffic
-from trainer.spent import attempt_usd, controller_usd
+from trainer.spent import attempt_usd, controller_usd, later_prices
 
 _MOST_TOLD = 30  # of a run's earlier machines: Vast takes some 4,000 characters of first commands (guess)
 
@@ -23,8 +23,8 @@ class OnRental:
 
     Attributes:
         until: When its machine was no longer billed for it: to shut down and give back takes a while, too.
-        gpu_usd: From its start until then, at the prices of its contract, or those that its node has heard;
-            None: it had one price.
+        gpu_usd: From its start until then, at the prices of its contract and those that its nodes have heard;
+            None: it had one price, and no contract.
         disk_usd, network_usd: Of its machine; of several attempts on one, the last has them. Its address is
             part of its network.
     """
@@ -54,14 +54,24 @@ def on_rentals(attempts: Sequence[AttemptFiles], untils: Sequence[datetime], ren
         given_back = rental.ended_at or (now if rental.lives_on else None)
         if is_last and given_back and (rental.returned_at or _ended_by_itself(files)):
             until = max(until, given_back)
-        gpu_usd = rental.gpu_usd(files.attempt.billed_from, until)
+        on = [files for files, owner in zip(attempts, owners, strict=True) if owner is rental]
+        gpu_usd = _as_heard(rental, on).gpu_usd(files.attempt.billed_from, until)
         if is_last:
-            seen = _traffic([files for files, owner in zip(attempts, owners, strict=True) if owner is rental])
+            seen = _traffic(on)
             found.append(OnRental(until, gpu_usd, rental.disk_usd(now), rental.network_usd(
                 seen.received_bytes, seen.sent_bytes)))
         else:
             found.append(OnRental(until, gpu_usd))
     return found
+
+
+def _as_heard(rental: Rental, on: Iterable[AttemptFiles]) -> Rental:
+    """With the prices that the nodes of attempts on it have heard, too: one counts from when either side
+    first knew it. Who noted the contract may have missed a raise, or a node may hear of it later."""
+    begin = rental.prices[0].at  # nothing is heard before
+    heard = (Price(at=max(price.at, begin), usd_per_hour=price.usd_per_hour)
+             for files in on for price in later_prices(files))
+    return rental.model_copy(update={"prices": (*rental.prices, *heard)})
 
 
 def _as_told(attempts: Sequence[AttemptFiles], files: AttemptFiles, until: datetime) -> OnRental:

@@ -280,9 +280,7 @@ def read_record(folder: RunFolder) -> RunRecord:
     folder = ForgivingFolder(folder)
     rentals = folder.find(Name.RENTALS, Rentals) or Rentals(rentals=())
     plan, whole, events = folder.find_part(Name.PLAN, RecordedPlan), folder.attempts(), folder.events()
-    prices = [*(plan.prices if plan else ()),
-              *(price.usd_per_hour for rental in rentals.rentals for price in rental.prices)]
-    attempts = with_stand_ins(whole, folder.remains, events, prices)
+    attempts = with_stand_ins(whole, folder.remains, events, plan.prices if plan else (), rentals.rentals)
     outcome = folder.find(Name.OUTCOME, RunOutcome) or outcome_told(events, attempts)
     return RunRecord(run_id=folder.run_id, url=folder.url, store_address=folder.store.address, plan=plan,
                      attempts=attempts, events=events, outcome=outcome, bench=folder.find_bench(),

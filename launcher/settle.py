@@ -27,7 +27,9 @@ def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: dateti
     if state.phase is not EnginePhase.ENDED or record.has_ended or _is_of_the_job_before(record, state, now):
         return False
     outcome = state.outcome or _OUTCOMES.get(state.word, Outcome.LOST)
-    folder.close_open_attempts(record.attempts, f"SkyPilot says {state.word}", preempted=False)
+    # Another machine is looked for once an attempt has said that it ends, or its machine has vanished.
+    folder.close_open_attempts(record.attempts, f"SkyPilot says {state.word}",
+                               preempted=outcome is Outcome.NO_CAPACITY)
     folder.close(outcome, min(now, state.ended_at or now), state.detail, state.document or Document.TRAIN)
     return True
 

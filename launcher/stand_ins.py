@@ -8,7 +8,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from trainer.contract import Document, Outcome
+from launcher.rentals import Rental
+from trainer.contract import CLOCK_SKEW, Document, Outcome
 from trainer.rental_terms import MOST_USD
 from trainer.run_folder import STARTS, Attempt, AttemptEnd, AttemptFiles, Event, Heartbeat, RunOutcome
 from trainer.spent import told_by
@@ -23,16 +24,19 @@ class Remains(NamedTuple):
 
 
 def with_stand_ins(attempts: Sequence[AttemptFiles], remains: Iterable[Remains], events: Sequence[Event],
-                   prices: Iterable[Decimal]) -> list[AttemptFiles]:
-    """All attempts of a run in order, those that remain at the dearest price that is known.
+                   prices: Iterable[Decimal], rentals: Sequence[Rental] = ()) -> list[AttemptFiles]:
+    """All attempts of a run in order, those that remain at the dearest price that is known, on a machine as
+    an attempt beside them had it.
 
     Args:
         attempts: Those that can be read.
         remains: Of the others; one of which nothing says when it began stays out.
         events: Of the run, oldest first.
-        prices: Of an hour, that the run may have paid beside those of its attempts.
+        prices: Of an hour, that the run may have paid beside those of its attempts and rentals.
+        rentals: Of the run.
     """
-    dearest = max((*prices, *(files.attempt.price_usd_per_hour for files in attempts)), default=None)
+    rented = (price.usd_per_hour for rental in rentals for price in rental.prices)
+    dearest = max((*prices, *rented, *(files.attempt.price_usd_per_hour for files in attempts)), default=None)
     found = list(attempts)
     for one in remains:
         before = [files for files in found if files.attempt.number < one.number]
@@ -41,6 +45,8 @@ def with_stand_ins(attempts: Sequence[AttemptFiles], remains: Iterable[Remains],
         price = _told_usd_per_hour(one.heartbeat) if dearest is None else dearest
         attempt = Attempt(number=one.number, document=_document(one, before), billed_from=begin,
                           price_usd_per_hour=price, offer="", host="")
+        if not any(rental.held(begin) for rental in rentals):  # a contract tells of disk and network
+            attempt = _by_list(attempt, before[-1:], found[len(before):len(before) + 1])
         found.append(AttemptFiles(attempt=attempt, heartbeat=one.heartbeat, end=one.end))
         found.sort(key=lambda files: files.attempt.number)
     return found
@@ -55,6 +61,18 @@ def _begin(one: Remains, before: Sequence[AttemptFiles], events: Sequence[Event]
         words = [word.at for word in (last.end, last.heartbeat) if word]
         return words[0] if words else last.attempt.billed_from
     return next((event.at for event in events if event.kind in STARTS), one.end.at if one.end else None)
+
+
+def _by_list(attempt: Attempt, before: Sequence[AttemptFiles], after: Sequence[AttemptFiles]) -> Attempt:
+    """With the list prices of an attempt beside it: on its machine, if that was there already and the next
+    attempt ran on it, too; else on one that is billed since it began."""
+    for beside in (files.attempt for files in (*after, *before)):
+        if (terms := beside.terms) is None or not terms.by_list:
+            continue
+        if beside.number < attempt.number or terms.rented_at - attempt.billed_from > CLOCK_SKEW:
+            terms = terms.model_copy(update={"rented_at": attempt.billed_from})
+        return attempt.model_copy(update={"cloud": beside.cloud, "terms": terms})
+    return attempt
 
 
 def _document(one: Remains, before: Sequence[AttemptFiles]) -> Document:

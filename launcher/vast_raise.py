@@ -4,8 +4,9 @@ Whoever looks at the account's list of machines in SkyPilot's server does this: 
 of a minute, our watch every five. Who reads the run's record learns of the new price as of every other one
 (`launcher/rental_log.py`), and the machine's node asks for it by its own key (`launcher/vast_onstart.py`). A
 bid is never lowered, and one that has lost its machine is not raised: SkyPilot then ends the rental, and
-rents anew at a bid of that moment. That a list tells of our machines the lowest bid that wins, as offers do,
-is a guess.
+rents anew at a bid of that moment. An answer that got lost may have raised it: the bid that was asked for
+counts until a list tells the machine's own price (`launcher/vast_looks.py`). That a list tells of our
+machines the lowest bid that wins, as offers do, is a guess.
 """
 
 import logging
@@ -17,6 +18,7 @@ from typing import Any
 from launcher import rental_log
 from launcher.bids import raised
 from launcher.rentals import Rental
+from launcher.vast_rent import is_refusal
 
 # Where what wins follows from our own bid, however far, we should outbid ourselves at each look (guess).
 _PAUSE = timedelta(minutes=30)
@@ -39,9 +41,11 @@ def raise_bids(sdk: Any, found: Mapping[str, Mapping[str, Any]], now: datetime) 
         try:
             sdk.change_bid(id=int(rental.instance_id), price=float(bid))
         except requests.RequestException as error:  # whose words may bear the account's key
-            _log.warning(f"Vast has not raised the bid of {rental.instance_id}: {type(error).__name__}")
-        else:
-            rental_log.repriced(rental.instance_id, now, bid)
+            _log.warning(f"no word of Vast that it has raised the bid of {rental.instance_id}: "
+                         f"{type(error).__name__}")
+            if is_refusal(error):
+                continue
+        rental_log.repriced(rental.instance_id, now, bid)
 
 
 def _wanted(rental: Rental, row: Mapping[str, Any] | None, now: datetime) -> Decimal | None:

@@ -44,7 +44,7 @@ def rent(sdk: Any, offers: list[Offer], contract: dict[str, Any],
             return offer, str(_answer(once, offer, contract | of_offer(offer))["new_contract"])
         except (requests.RequestException, LookupError) as error:
             said = _in_words(error)
-            if _is_refusal(error):
+            if is_refusal(error):
                 continue
         unheard.append(offer)
         if found := _rented_unheard(sdk, unheard, contract["label"], said):
@@ -79,8 +79,8 @@ def _status(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def _is_refusal(error: Exception) -> bool:
-    """True if Vast itself says that it has not rented out the machine."""
+def is_refusal(error: Exception) -> bool:
+    """True if Vast itself says that it has not done what it was asked for."""
     status = _status(error)
     return status is not None and 400 <= status < 500 and status != HTTPStatus.REQUEST_TIMEOUT
 

@@ -14,7 +14,7 @@ from launcher.lives import Place, Sighting, believed, believed_by, guessed, sigh
 from launcher.offers import Offer, make_offers
 from launcher.render import Templates, render
 from launcher.saves import rates_of
-from trainer.contract import Document, Env, ExitCode
+from trainer.contract import CREDIT_USED_UP, Document, Env, ExitCode
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Event, Heartbeat, Phases
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -68,11 +68,38 @@ def test_a_loss_and_the_wait_until_the_next_machine_are_seen_and_a_machine_that_
     assert only(taken(1, 0, 4), attempt(2, 4.5, 10)) == (1, 9.5, 1, 0.5)
 
 
-@pytest.mark.parametrize(("end", "losses"), [
-    ({"hung": True}, 1), ({"code": 1}, 1), ({"code": ExitCode.RECOVER}, 0), ({"code": ExitCode.STOPPED}, 0),
-    ({"code": ExitCode.FINISHED}, 0)])
-def test_what_failed_is_a_loss_that_nobody_waited_after_and_what_ended_as_it_should_is_none(end, losses):
-    assert only(attempt(1, 0, 4, **end), attempt(2, 9, 10)) == (losses, 5.0, 0, 0.0)
+@pytest.mark.parametrize("end", [
+    {"hung": True}, {"code": 1}, {"code": 137}, {"code": None}, {"code": ExitCode.RECOVER},
+    {"code": ExitCode.STOPPED}, {"code": ExitCode.FINISHED}], ids=str)
+def test_a_hang_a_crash_and_a_stop_add_hours_and_neither_a_loss_nor_a_wait(end):
+    assert only(attempt(1, 0, 4, **end), attempt(2, 9, 10)) == (0, 5.0, 0, 0.0)
+
+
+def test_a_machine_that_a_person_stopped_at_once_is_no_loss():
+    """`ldlm stop --now`: SkyPilot's job is cancelled, and the attempt closed by whoever looks next."""
+    events = (("stop_requested", 3.9), ("ended", 4.1), ("resumed", 8))
+    assert only(attempt(1, 0, 4, code=None), attempt(2, 9, 10), events=events) == (0, 5.0, 0, 0.0)
+
+
+def test_a_machine_on_which_a_program_crashed_before_it_was_taken_counts_once():
+    crashes = [attempt(number, number - 1, number, code=1) for number in (1, 2, 3)]
+    assert only(*crashes, taken(4, 3, 4), attempt(5, 4.5, 6)) == (1, 5.5, 1, 0.5)
+
+
+def test_a_machine_that_was_taken_while_its_program_hung_counts_once():
+    assert only(attempt(1, 0, 4, code=None, preempted=True, hung=True)) == (1, 4.0, 0, 0.0)
+
+
+def test_a_machine_that_was_stopped_for_want_of_credit_is_no_loss_of_its_place():
+    last = taken(1, 0, 4, VAST)
+    end = last.end.model_copy(update={"reason": f"Vast stops this machine, for {CREDIT_USED_UP}, in 9 s"})
+    assert only(last.model_copy(update={"end": end}), attempt(2, 9, 10, VAST)) == (0, 5.0, 0, 0.0)
+
+
+def test_crashes_of_a_program_do_not_move_what_is_believed_of_a_place():
+    crashed = [attempt(number, number / 10, number / 10 + 0.07, code=1) for number in (1, 2, 3, 4)]
+    sightings = [one._replace(run_id=run) for run in "abc" for one in seen(*crashed)]
+    assert believed(with_seen(GCP, sightings)).hours_to_loss >= guessed(GCP).hours_to_loss
 
 
 def test_a_wrong_machine_a_benchmark_and_this_machine_say_nothing():

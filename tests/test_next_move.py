@@ -112,6 +112,14 @@ def test_the_longest_start_that_was_seen_counts_instead_of_the_plan_s():
     assert [move.situation["overhead_left_h"] for move in moves] == [0, 0, 0, 0, 0]
 
 
+def test_what_a_loss_may_cost_is_added_to_a_start_that_was_measured():
+    on = course().model_copy(update={"overhead_h": 0.75, "lost_h": 0.25})
+    for start_s, overhead_h in ((None, 0.75), (900, 0.5)):
+        seen = Seen(at=NOON + timedelta(hours=1), place=0, held_since=NOON, looks={0: True})
+        move = next_move(UNIFORM_PROGRESS, on, seen, Progress(step=0, start_s=start_s), None)
+        assert move.setting["overhead_h"] == pytest.approx(overhead_h)
+
+
 def test_a_machine_that_has_just_been_asked_for_has_its_start_before_it():
     seen = Seen(at=NOON + timedelta(minutes=12), place=1, held_since=NOON + timedelta(minutes=6), looks={})
     move = next_move(UNIFORM_PROGRESS, course(), seen, Progress(step=0), None)

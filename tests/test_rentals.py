@@ -11,7 +11,7 @@ from launcher import rental_log
 from launcher.rental_cost import alone_usd, on_rentals, rental_of, total_usd, unused_rentals
 from launcher.rentals import Price, Rental, Rentals, Terms, merged
 from trainer.contract import Document
-from trainer.rental_terms import RentalTerms
+from trainer.rental_terms import PriceFrom, RentalTerms
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Heartbeat, Phases, Traffic
 
 NOON = datetime(2026, 11, 23, 12, 0, tzinfo=UTC)
@@ -121,6 +121,23 @@ def test_each_attempt_is_on_the_machine_that_was_rented_before_it():
         Decimal("0.60"), Decimal("1.60")]
     # 0.60 + 1.60 for GPUs, 45 + 50 minutes of disk at 3 cents.
     assert total_usd(attempts, ends(attempts), rentals, at(500)) == Decimal("2.2475")
+
+
+@pytest.mark.parametrize(("noted", "heard", "usd"), [
+    ([], [(20, "2.40")], "0.20 0.40 0.80"),  # the note of the raise got lost
+    ([(20, "2.40")], [(21, "2.40")], "0.20 0.40 0.80"),  # as it should be
+    ([(20, "2.40")], [], "0.20 0.40 0.80"),
+    ([(25, "2.40")], [(20, "2.40")], "0.20 0.40 0.80"),  # the node has heard of it first
+    ([(20, "2.40")], [(25, "3.60")], "0.20 0.50 1.20"),
+    ([], [(-600, "2.40")], "0.40 0.40 0.80"),  # by a clock that was hours behind
+])
+def test_a_raise_that_either_side_knows_is_in_the_bill_of_all_attempts_on_the_machine(noted, heard, usd):
+    first, second, third = attempt(1, 10, 20, 75), attempt(2, 20, 30, 75), attempt(3, 30, 50)
+    prices = tuple(PriceFrom(at=at(minute), usd_per_hour=Decimal(price)) for minute, price in heard)
+    second = second.model_copy(update={"heartbeat": second.heartbeat.model_copy(update={"prices": prices})})
+    contract = rental(0, 50, (0, "1.20"), *noted)
+    held = on_rentals([first, second, third], [at(20), at(30), at(50)], [contract], at(500))
+    assert " ".join(f"{one.gpu_usd:.2f}" for one in held) == usd
 
 
 def test_a_short_attempt_is_not_billed_by_the_contract_that_was_made_seconds_later():

@@ -123,7 +123,8 @@ def test_what_no_node_could_write_is_written_by_whoever_looks(word, document, ou
     record = load_record(folder.store, folder.run_id)
     assert record.has_ended and record.outcome.outcome is outcome
     assert record.events[-1].detail.get("bench") == bench
-    assert record.attempts[-1].end.at == at(5)
+    end = record.attempts[-1].end
+    assert (end.at, end.exit_code, end.preempted) == (at(5), None, word == "FAILED_NO_RESOURCE")
     assert not settle(folder, record, state, now)
 
 

@@ -6,12 +6,14 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from run_stories import ENDED, NOON, Story, at, every_fate, preempted_once
+from run_stories import ENDED, NOON, PRICE, Story, at, every_fate, preempted_once
 
+from launcher.rentals import Price, Rental, Rentals, Terms
 from launcher.report import CostReport, cost_report
 from launcher.run_record import ending_words, look_at, read_record
-from trainer.contract import Name, Outcome
-from trainer.run_folder import RunOutcome
+from trainer.contract import Document, Name, Outcome, attempt_file
+from trainer.rental_terms import RentalTerms
+from trainer.run_folder import Attempt, RunOutcome
 
 BY_BEATS, BY_THE_LAST = "as its heartbeats tell", "when the one before it was last heard of"
 
@@ -39,10 +41,10 @@ def lose(story: Story, *names: str) -> None:
     story.folder.store.delete([story.folder.key(name) for name in names])
 
 
-def in_doubt(number: int, since: str, by: str) -> str:
+def in_doubt(number: int, since: str, by: str, beside: str = "") -> str:
     return (f"attempts/{number}/attempt.json is not a valid Attempt: attempt {number} is in doubt, and "
-            f"billed from 2026-11-23 {since} UTC on, {by}, at $7.20 an hour, the dearest that is known; if "
-            "there is a backup, restore it")
+            f"billed from 2026-11-23 {since} UTC on, {by}, at $7.20 an hour, the dearest that is "
+            f"known{beside}; if there is a backup, restore it")
 
 
 def test_a_torn_attempt_is_billed_from_its_heartbeats_at_the_dearest_price_of_its_run(finished):
@@ -116,3 +118,49 @@ def test_what_is_torn_beside_attempts_changes_no_dollar(finished, name, says):
     (doubt,) = report.doubts
     assert doubt.startswith(f"{name} {says}")
     assert report.spent_usd == Decimal("2.34")
+
+
+def two_on_gcp(store_url: str, rented: tuple[float, float] = (0, 7200)) -> Story:
+    """Two hours each: $0.60 an hour for disk and address, 100 GB up from each machine at 12 cents."""
+    story = Story(store_url)
+    for number, since in enumerate(rented, 1):
+        begins = 7200 * (number - 1)
+        story.folder.write(attempt_file(number, "attempt.json"), Attempt(
+            number=number, document=Document.TRAIN, billed_from=at(begins), price_usd_per_hour=PRICE,
+            offer="", host="h", cloud="gcp", terms=RentalTerms(
+                rented_at=at(since), by_list=True, disk_usd_per_hour=Decimal("0.50"),
+                address_usd_per_hour=Decimal("0.10"), sent_usd_per_gb=Decimal("0.12"))))
+        story.beat(number, begins + 7190, step=100 * number, durable=100 * number, setup=100, train=7090)
+        on_machine = number if rented[0] == rented[-1] else 1
+        beat = story.folder.read_json(f"attempts/{number}/heartbeat.json")
+        story.folder.write_bytes(f"attempts/{number}/heartbeat.json", json.dumps(
+            beat | {"traffic": {"sent_bytes": on_machine * 100 * 10**9}}).encode())
+        story.end(number, begins + 7200, None, preempted=True)
+    return story
+
+
+@pytest.mark.parametrize("rented", [(0, 7200), (0, 0)])
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_torn_attempt_on_a_cloud_with_a_list_keeps_its_disk_address_and_network(tmp_path, rented, number):
+    story = two_on_gcp(f"file://{tmp_path}/store", rented)
+    tear(story, f"attempts/{number}/attempt.json")
+    report = report_of(story)
+    assert report.doubts == [in_doubt(number, ("12:00:00", "14:00:00")[number - 1], BY_BEATS,
+                                      ", its disk and network by the list prices of the attempt beside it")]
+    # Four hours at $7.20 and $3.60, of disk and address, and 2 x 100 GB; of a second attempt on the first
+    # machine nothing tells that it was there, and that what both have sent is not its own alone.
+    is_twice = rented == (0, 0) and number == 2
+    assert report.spent_usd == 2 * (Decimal("7.20") + PRICE) + 4 * Decimal("0.60") + (36 if is_twice else 24)
+
+
+def test_a_torn_attempt_beside_no_other_says_that_its_disk_and_network_are_not_known(tmp_path):
+    story = two_on_gcp(f"file://{tmp_path}/store", (0,))
+    story.folder.add_event("resumed", NOON, infra="gcp")
+    tear(story, "attempts/1/attempt.json")
+    (doubt,) = report_of(story).doubts
+    assert doubt.endswith("known, its disk and network not at all: what they cost is not known; if "
+                          "there is a backup, restore it")
+    rented = Rental(run_id="one", instance_id="5", machine_id=7, rented_at=NOON, ended_at=at(7200),
+                    prices=(Price(at=NOON, usd_per_hour=Decimal("7.20")),), terms=Terms(disk_gb=1))
+    story.folder.write(Name.RENTALS, Rentals.of([rented]))  # then its contract tells
+    assert report_of(story).doubts == [in_doubt(1, "12:00:00", BY_BEATS)]

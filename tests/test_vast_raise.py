@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+import requests
 from test_sky_plugin import CHEAPEST, SETTINGS, Vast, rent, vast
 from test_vast_market import H100_CHEAPEST
 
@@ -15,6 +16,7 @@ from sky.provision.vast import utils  # noqa: E402
 from launcher import rental_log  # noqa: E402
 from launcher.rentals import Price, Rental, Terms  # noqa: E402
 from launcher.sky_plugin import list_through  # noqa: E402
+from launcher.vast_looks import learn  # noqa: E402
 from launcher.vast_raise import raise_bids  # noqa: E402
 from tests.lab.vast_market import Refused  # noqa: E402
 from trainer.rental_terms import terms_here  # noqa: E402
@@ -111,8 +113,31 @@ def test_where_vast_refuses_a_raise_nothing_is_noted_and_the_look_goes_on(vast, 
     vast.market.bid = refuse
     looked(vast)
     assert prices(number) == ["1.45"]
-    assert f"Vast has not raised the bid of {number}: HTTPError" in caplog.text
+    assert f"no word of Vast that it has raised the bid of {number}: HTTPError" in caplog.text
     assert vast.sdk.client.api_key not in caplog.text
+
+
+@pytest.mark.parametrize(("is_done", "known"), [
+    (True, ["1.45", "1.577"]), (False, ["1.45", "1.577", "1.45"])])
+def test_a_raise_whose_answer_gets_lost_is_not_asked_for_again_at_once(vast, monkeypatch, is_done, known):
+    """What wins follows our own bid in the next list, which may tell our price later."""
+    number, asked, change = held(vast), [], vast.market.bid
+    vast.market.price(H100_CHEAPEST, {"min_bid": "1.42"})
+
+    def lose(instance_id: int, price: Any) -> None:
+        asked.append(price)
+        if is_done:
+            change(instance_id, price)
+            vast.market.price(H100_CHEAPEST, {"min_bid": str(price)})
+        raise requests.Timeout("its answer got lost")
+
+    monkeypatch.setattr(vast.sdk, "change_bid", lambda id, price: lose(id, price))
+    for seconds in range(0, 29 * 60, 15):
+        now = NOW + timedelta(seconds=seconds)
+        learn({str(row["id"]): row | ({"dph_base": None} if is_done else {})
+               for row in vast.sdk.show_instances()}, now)
+        looked(vast, now)
+    assert (asked, prices(number)) == ([1.577], known)
 
 
 def test_each_list_that_skypilot_asks_for_raises(vast):

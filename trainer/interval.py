@@ -99,11 +99,16 @@ class Interval(NamedTuple):
 class Life(NamedTuple):
     """What training has seen of a machine: one attempt.
 
+    A run's interval of saves goes by `is_lost`: a crash costs the work since the newest save, as a machine
+    does that was taken. What is believed of a place goes by `was_taken` alone: a program that fails says
+    nothing of machines.
+
     Attributes:
         number, offer: Of the attempt.
         hours: From its start until `until`, its end or last sign of life.
-        is_lost: The machine was, or failed; else it was given back, or lives.
-        was_taken: It was taken back.
+        is_lost: Its machine was taken, or its program failed, hung or was killed; else it ended as it should,
+            or lives.
+        was_taken: Its machine was taken back, or vanished and the run went on without it.
     """
 
     number: int
@@ -131,7 +136,7 @@ def lives_of(attempts: Sequence[AttemptFiles], now: datetime) -> list[Life]:
 
 
 class History(NamedTuple):
-    """What a run has seen of its machines: how often one was lost, and in how many hours."""
+    """What a run has seen of its attempts: how many were lost, by whatever cause, and in how many hours."""
 
     losses: int
     hours: float

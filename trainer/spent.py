@@ -90,7 +90,7 @@ def hours_usd(attempts: Sequence[AttemptFiles], now: datetime) -> Decimal:
 def attempt_usd(files: AttemptFiles, seconds: float) -> Decimal:
     """Dollars of an attempt's first seconds from `billed_from` on, each at the price of its time."""
     usd, price, left_s = Decimal(0), files.attempt.price_usd_per_hour, seconds
-    for later in _later_prices(files):
+    for later in later_prices(files):
         since_s = min(seconds, max(0.0, (later.at - files.attempt.billed_from).total_seconds()))
         passed_s = max(0.0, since_s - (seconds - left_s))
         usd += price * Decimal(passed_s) / 3600
@@ -100,11 +100,12 @@ def attempt_usd(files: AttemptFiles, seconds: float) -> Decimal:
 
 def price_now(files: AttemptFiles) -> Decimal:
     """The newest price of an hour of an attempt's machines."""
-    later = _later_prices(files)
+    later = later_prices(files)
     return later[-1].usd_per_hour if later else files.attempt.price_usd_per_hour
 
 
-def _later_prices(files: AttemptFiles) -> tuple[PriceFrom, ...]:
+def later_prices(files: AttemptFiles) -> tuple[PriceFrom, ...]:
+    """What its machine has heard of changes since the attempt began, oldest first."""
     return files.prices or (files.heartbeat.prices if files.heartbeat else ())
 
 
