@@ -12,7 +12,17 @@ from typing import Any
 from launcher.course import Course, kept_back_h
 from launcher.course_cap import on_demand_usd, within_cap
 from launcher.frozen import Frozen
-from launcher.policy import Action, Decision, PlaceNow, Policy, Setting, Situation, decide, read_runs
+from launcher.policy import (
+    Action,
+    Decision,
+    PlaceNow,
+    Policy,
+    Setting,
+    Situation,
+    decide,
+    read_runs,
+    run_lengths,
+)
 
 _LEAST_STEPS = 10  # before a run's own pace is believed (guess)
 _LEAST_H = 1e-6  # of work: none at all is no setting
@@ -192,15 +202,6 @@ def _with_look(text: str, is_up: bool | None, skipped: int) -> str:
     ups += [last] * max(0, skipped)
     ups[-1] = last if is_up is None else is_up
     return run_lengths(ups)
-
-
-def run_lengths(ups: Sequence[bool]) -> str:
-    """`2u,1d` of two looks that found something and one that did not."""
-    runs: list[tuple[bool, int]] = []
-    for is_up in ups:
-        length = runs.pop()[1] if runs and runs[-1][0] == is_up else 0
-        runs.append((is_up, length + 1))
-    return ",".join(f"{length}{'u' if is_up else 'd'}" for is_up, length in runs)
 
 
 def _place(course: Course, found: Decision) -> int | None:

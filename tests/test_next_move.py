@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from launcher.course import Course, Place
-from launcher.next_move import Move, Progress, Seen, next_move, run_lengths
+from launcher.next_move import Move, Progress, Seen, next_move
 from launcher.policies_known import GREEDY, UNIFORM_PROGRESS
 from launcher.policy import Policy
 from launcher.policy_ours import POLICIES
@@ -98,7 +98,6 @@ def test_two_looks_in_one_tick_are_one_and_ticks_that_nobody_saw_are_as_before()
         run.loses_its_machine()
         seen.append(run.ask(minute * MINUTE_H, spot_is_up=is_up).situation["places"][0]["seen"])
     assert seen == ["1u", "1d", "4d", "3d,1u", "3d,1u,1d"]
-    assert run_lengths([]) == ""
 
 
 def test_the_longest_start_that_was_seen_counts_instead_of_the_plan_s():

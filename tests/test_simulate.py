@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.errors import UsageError
 from launcher.policies_known import GREEDY, KNOWN, ON_DEMAND, SPOT_ONLY, UNIFORM_PROGRESS
-from launcher.policy import Action, PlaceNow, Setting, Situation, add_look, decide
+from launcher.policy import Action, PlaceNow, Setting, Situation, decide, run_lengths
 from launcher.simulate import Saves, replay, score_all
 from launcher.simulate_command import POLICIES
 from launcher.traces import flat_prices, one_by_one, read_traces, stack
@@ -25,14 +25,14 @@ def one_run(policy, setting, up):
     Args:
         up: [tick][place]
     """
-    usd, left, owed, held, place, seen = 0.0, setting.work_h, 0.0, Action.WAIT, None, [""] * len(up[0])
+    usd, left, owed, held, place = 0.0, setting.work_h, 0.0, Action.WAIT, None
     actions = []
     for tick, is_up in enumerate(up):
         elapsed = tick * setting.tick_h
-        seen = [add_look(text, bool(now)) for text, now in zip(seen, is_up, strict=True)]
         if held is Action.SPOT and not is_up[place]:
             held, place = Action.WAIT, None
-        places = tuple(PlaceNow(text, setting.spot_usd_per_hour) for text in seen)
+        places = tuple(PlaceNow(run_lengths(seen), setting.spot_usd_per_hour)
+                       for seen in zip(*up[:tick + 1], strict=True))
         choice = decide(policy, setting, Situation(elapsed, left, held, place, owed, places))
         actions.append((choice.action, choice.place))
         if choice.action is not Action.WAIT:
