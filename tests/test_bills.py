@@ -71,7 +71,7 @@ def test_the_bill_of_all_runs_says_what_began_before_and_what_contradicts_itself
     twice.attempt(2, 500)
     twice.end(2, 700, 1)
     assert "not in it: $1.2000 of what began before" in answer("--since", "2026-11-23T12:20")
-    assert "! twice-1: attempts 1 and 2 overlap by 100 s: both are billed" in answer()
+    assert "! twice-1: attempts 1 and 2 overlap by 1 min 40 s: both are billed" in answer()
 
 
 def test_dollars_at_simulated_prices_are_told_apart_from_those_that_somebody_bills(store):
