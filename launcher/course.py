@@ -43,7 +43,8 @@ class Course(Frozen):
     Attributes:
         begins_at, ends_at: UTC: when it was planned, and its deadline.
         work_h: Undisturbed training from then on, by the plan.
-        overhead_h: From a machine that is asked for to new progress, work that is lost included; by the plan.
+        overhead_h: From a machine that is lost to new progress, by the plan: a start, and `lost_h`.
+        lost_h: Of it, the most work that a loss costs, so that a deadline holds whenever it comes.
         tick_s: Between two decisions.
         from_step, to_step: What `work_h` is of.
         policy: By which is decided, a name of `launcher/policy_ours.py` or `policies_known.py`.
@@ -54,6 +55,7 @@ class Course(Frozen):
     ends_at: datetime
     work_h: float
     overhead_h: float
+    lost_h: float = 0.0
     tick_s: float
     from_step: int
     to_step: int
@@ -83,16 +85,28 @@ class Course(Frozen):
         return sorted(found, key=lambda index: self.places[index].usd_per_hour)
 
     @property
+    def start_h(self) -> float:
+        """From a machine that is asked for to new progress, by the plan."""
+        return self.overhead_h - self.lost_h
+
+    @property
     def on_demand_at(self) -> datetime:
         """When on demand has to be taken at the latest, if nothing is done until then."""
-        kept_h = kept_back_h(self.hours, self.work_h, self.overhead_h)
+        kept_h = kept_back_h(self.hours, self.work_h, self.start_h, self.lost_h)
         return self.ends_at - timedelta(hours=self.work_h + self.overhead_h + kept_h)
 
 
-def kept_back_h(hours: float, work_h: float, overhead_h: float) -> float:
+def overhead_of(hours: float, work_h: float, start_h: float, lost_h: float) -> tuple[float, float]:
+    """Hours of a start and of the most work that a loss costs, as far as a deadline leaves room for them."""
+    spare_h = max(0.0, hours - work_h)
+    start_h = min(start_h, spare_h)
+    return start_h, min(lost_h, work_h, spare_h - start_h)
+
+
+def kept_back_h(hours: float, work_h: float, start_h: float, lost_h: float) -> float:
     """Of the hours until a deadline, those at its end on which no decision counts.
 
     One start, for the next may take twice as long as the longest that was seen (as in the lab); of what is
     to spare at most half (guess).
     """
-    return min(overhead_h, max(0.0, hours - work_h - overhead_h) / 2)
+    return min(start_h, max(0.0, hours - work_h - start_h - lost_h) / 2)

@@ -5,7 +5,7 @@ from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
-from launcher.course import Course, Place
+from launcher.course import Course, Place, overhead_of
 from launcher.offers import Offer
 from launcher.plan import Plan
 from launcher.recipe import Recipe
@@ -35,8 +35,8 @@ def course_of(plan: Plan, recipe: Recipe, envs_of: Callable[[Offer], dict[str, s
         return None
     hours = sum(float(part.hours.mid) for part in plan.parts if part.name in _UNDISTURBED)
     whole_h = (plan.deadline - plan.planned_at) / timedelta(hours=1)
-    lost_s = min(plan.saves.lost_s, hours * _HOUR_S) / 2 if plan.saves else 0.0  # on average half of the most
-    overhead_h = min((plan.start.again_s + lost_s) / _HOUR_S, max(0.0, whole_h - hours))
+    start_h, lost_h = overhead_of(whole_h, hours, plan.start.again_s / _HOUR_S,
+                                  plan.saves.lost_s / _HOUR_S if plan.saves else 0.0)
     tick_s = min(_LONGEST_TICK_S, max(1.0, whole_h * _HOUR_S / _TICKS))
     resources = [_rented_as(offer) for offer in rented_apart([offer for offer, _ in offers])]
     places = tuple(Place(
@@ -44,8 +44,8 @@ def course_of(plan: Plan, recipe: Recipe, envs_of: Callable[[Offer], dict[str, s
         usd_per_hour=offer.price_usd_per_hour or Decimal(0), move_usd=_move_usd(plan, offer, recipe.store),
         envs=envs_of(offer) | _label(offer, is_spot), wishes=wishes_of(offer)) for offer, is_spot in offers)
     return Course(begins_at=plan.planned_at, ends_at=plan.deadline, work_h=round(hours, 6),
-                  overhead_h=round(overhead_h, 6), tick_s=round(tick_s, 3), from_step=plan.done_steps,
-                  to_step=plan.steps, policy=recipe.limits.policy, places=places)
+                  overhead_h=round(start_h + lost_h, 6), lost_h=round(lost_h, 6), tick_s=round(tick_s, 3),
+                  from_step=plan.done_steps, to_step=plan.steps, policy=recipe.limits.policy, places=places)
 
 
 def _both_kinds(offers: Sequence[Offer]) -> list[tuple[Offer, bool]]:

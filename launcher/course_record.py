@@ -96,7 +96,7 @@ def progress_of(attempts: Sequence[AttemptFiles], seen: Seen) -> Progress:
     beat = newest.heartbeat
     if beat.step <= beat.resumed_from_step or seen.held_since is None:
         return found
-    began = newest.attempt.billed_from + timedelta(seconds=beat.phases.setup_s)
+    began = newest.attempt.billed_from + timedelta(seconds=beat.phases.until_training_s)
     return found.model_copy(update={"step": max(durable, beat.step),
                                     "start_s": max(0.0, (began - seen.held_since).total_seconds())})
 

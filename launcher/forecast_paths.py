@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 import numpy as np
 
 from launcher.availability import CERTAIN, Z90, Availability
-from launcher.course import kept_back_h
+from launcher.course import kept_back_h, overhead_of
 from launcher.policies_known import UNIFORM_PROGRESS
 from launcher.policy import Action, Bools, Floats, Ints, Moment, Policy, Setting
 
@@ -158,12 +158,7 @@ def paths_of(job: Job, policy: Policy = UNIFORM_PROGRESS) -> Paths:
 def _fits(job: Job) -> bool:
     """On demand it would end in time; else no policy can help."""
     work_h, deadline_h = job.training_h + job.beside_h, job.deadline_h or 0.0
-    return work_h > 0 and work_h + _overhead_h(job) <= deadline_h
-
-
-def _overhead_h(job: Job) -> float:
-    """What a loss costs on average."""
-    return job.again_h + job.interval_h / 2 + job.save_h
+    return work_h > 0 and work_h + job.again_h <= deadline_h
 
 
 def _means(rng: np.random.Generator, availability: Availability) -> tuple[Floats, Floats]:
@@ -231,11 +226,12 @@ def _follow_benchmark(rng: np.random.Generator, job: Job, paths: Paths) -> None:
 
 def _follow_policy(rng: np.random.Generator, job: Job, paths: Paths, again_h: Floats, life_h: Floats,
                    wait_h: Floats, policy: Policy) -> None:
-    work_h, overhead_h, given_h = job.training_h + job.beside_h, _overhead_h(job), job.deadline_h or 0.0
-    deadline_h = given_h - kept_back_h(given_h, work_h, overhead_h)  # that decides, as it will in the course
+    work_h, given_h = job.training_h + job.beside_h, job.deadline_h or 0.0
+    start_h, lost_h = overhead_of(given_h, work_h, job.again_h, job.interval_h + job.save_h)
+    deadline_h = given_h - kept_back_h(given_h, work_h, start_h, lost_h)  # that decides, as in the course
     num_ticks = int(np.clip(deadline_h / _TICK_H, _FEWEST_TICKS, _MOST_TICKS))
     setting = Setting(
-        work_h=work_h, deadline_h=deadline_h, overhead_h=overhead_h,
+        work_h=work_h, deadline_h=deadline_h, overhead_h=start_h + lost_h,
         spot_usd_per_hour=1.0, on_demand_usd_per_hour=job.on_demand_price or 1.0,
         tick_h=deadline_h / num_ticks)
     runs = _Runs(job, setting, paths, again_h, policy)

@@ -12,7 +12,17 @@ from typing import Any
 from launcher.course import Course, kept_back_h
 from launcher.course_cap import on_demand_usd, within_cap
 from launcher.frozen import Frozen
-from launcher.policy import Action, Decision, PlaceNow, Policy, Setting, Situation, decide, read_runs
+from launcher.policy import (
+    Action,
+    Decision,
+    PlaceNow,
+    Policy,
+    Setting,
+    Situation,
+    decide,
+    read_runs,
+    run_lengths,
+)
 
 _LEAST_STEPS = 10  # before a run's own pace is believed (guess)
 _LEAST_H = 1e-6  # of work: none at all is no setting
@@ -108,16 +118,17 @@ def next_move(policy: Policy, course: Course, seen: Seen, progress: Progress, be
     Raises:
         UsageError: Prices or hours of the course are none.
     """
-    overhead_h = _measured(seen, progress, before)
+    measured_h = _measured(seen, progress, before)
+    start_h = course.start_h if measured_h is None else measured_h
     each_h = _step_h(course, progress)
-    setting = _setting(course, each_h, overhead_h)
+    setting = _setting(course, each_h, start_h)
     tick = max(0, math.floor((seen.at - course.begins_at).total_seconds() / course.tick_s))
     left_h = max(0, course.to_step - progress.step) * each_h
-    situation = _situation(course, setting, seen, left_h, progress.start_s is not None,
+    situation = _situation(course, setting, start_h, seen, left_h, progress.start_s is not None,
                            _seen(course, seen, before, tick))
     found = _decided(policy, setting, situation, progress.left_usd)
     return Move(
-        seen=seen, tick=tick, overhead_h=overhead_h, policy=policy.name, setting=asdict(setting),
+        seen=seen, tick=tick, overhead_h=measured_h, policy=policy.name, setting=asdict(setting),
         situation=_written(situation), left_usd=progress.left_usd, action=found.action.name.lower(),
         place=_place(course, found), reason=found.reason,
         again_at=course.begins_at + timedelta(seconds=(tick + 1) * course.tick_s))
@@ -135,32 +146,32 @@ def _measured(seen: Seen, progress: Progress, before: Move | None) -> float | No
     return max(progress.start_s / 3600, known or 0.0)
 
 
-def _setting(course: Course, each_h: float, overhead_h: float | None) -> Setting:
+def _setting(course: Course, each_h: float, start_h: float) -> Setting:
     """Of what is known now, the deadline with what is kept back before it. A run that turns out to be too
     slow for it gets a later one, of which the same is left as of its own: it is hurried."""
     work_h = max(_LEAST_H, (course.to_step - course.from_step) * each_h)
-    overhead_h = course.overhead_h if overhead_h is None else overhead_h
+    overhead_h = start_h + course.lost_h
     spot = min(course.places[index].usd_per_hour for index in course.spot)
     return Setting(work_h=work_h, overhead_h=overhead_h,
-                   deadline_h=max(_own_h(course, work_h, overhead_h), work_h + overhead_h),
+                   deadline_h=max(_own_h(course, work_h, start_h), work_h + overhead_h),
                    spot_usd_per_hour=float(spot), tick_h=course.tick_s / 3600,
                    on_demand_usd_per_hour=float(course.places[course.on_demand[0]].usd_per_hour))
 
 
-def _own_h(course: Course, work_h: float, overhead_h: float) -> float:
+def _own_h(course: Course, work_h: float, start_h: float) -> float:
     """Until the deadline that is decided by."""
-    return course.hours - kept_back_h(course.hours, work_h, overhead_h)
+    return course.hours - kept_back_h(course.hours, work_h, start_h, course.lost_h)
 
 
-def _situation(course: Course, setting: Setting, seen: Seen, left_h: float, is_working: bool,
-               seen_by_place: Sequence[str]) -> Situation:
+def _situation(course: Course, setting: Setting, start_h: float, seen: Seen, left_h: float,
+               is_working: bool, seen_by_place: Sequence[str]) -> Situation:
     held, is_spot = seen.place, seen.place is not None and course.places[seen.place].spot
     action = Action.WAIT if held is None else Action.SPOT if is_spot else Action.ON_DEMAND
     since = seen.held_since or seen.at
-    starting_h = max(0.0, setting.overhead_h - (seen.at - since) / timedelta(hours=1))
+    starting_h = max(0.0, start_h - (seen.at - since) / timedelta(hours=1))
     return Situation(
         elapsed_h=max(0.0, (seen.at - course.begins_at) / timedelta(hours=1)
-                      + setting.deadline_h - _own_h(course, setting.work_h, setting.overhead_h)),
+                      + setting.deadline_h - _own_h(course, setting.work_h, start_h)),
         work_left_h=left_h, held=action,
         place=course.spot.index(held) if is_spot and held is not None else None,
         overhead_left_h=0.0 if held is None or is_working else starting_h,
@@ -191,15 +202,6 @@ def _with_look(text: str, is_up: bool | None, skipped: int) -> str:
     ups += [last] * max(0, skipped)
     ups[-1] = last if is_up is None else is_up
     return run_lengths(ups)
-
-
-def run_lengths(ups: Sequence[bool]) -> str:
-    """`2u,1d` of two looks that found something and one that did not."""
-    runs: list[tuple[bool, int]] = []
-    for is_up in ups:
-        length = runs.pop()[1] if runs and runs[-1][0] == is_up else 0
-        runs.append((is_up, length + 1))
-    return ",".join(f"{length}{'u' if is_up else 'd'}" for is_up, length in runs)
 
 
 def _place(course: Course, found: Decision) -> int | None:

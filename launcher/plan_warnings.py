@@ -91,6 +91,7 @@ def _of_what_is_not_known(recipe: Recipe, shape: EncoderShape | None, train: Off
 
 
 def _of_prices(offers: Mapping[Document, Offer]) -> Iterator[str]:
+    yield from dict.fromkeys(f"{one.label}: {one.too_low}" for one in offers.values() if one.too_low)
     for label in dict.fromkeys(offer.label for offer in offers.values() if offer.price_usd_per_hour is None):
         yield f"the price of {label} is not known, so neither are the dollars"
     if offers[Document.TRAIN].price_is_simulated:

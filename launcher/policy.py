@@ -6,7 +6,7 @@ clock says and what was seen are arguments. Nothing is remembered between two de
 `Situation`, so a decision can be taken again from the record of a run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -212,15 +212,13 @@ def read_runs(text: str, place: str | None = None) -> Iterator[tuple[bool, int]]
         yield kind == "u", int(length)
 
 
-def add_look(seen: str, is_up: bool) -> str:
-    """`seen` of a place with one look more."""
-    if not seen:
-        return "1u" if is_up else "1d"
-    head, _, last = seen.rpartition(",")
-    if last.endswith("u") == is_up:
-        last = f"{int(last[:-1]) + 1}{last[-1]}"
-        return f"{head},{last}" if head else last
-    return f"{seen},1{'u' if is_up else 'd'}"
+def run_lengths(ups: Sequence[bool]) -> str:
+    """`2u,1d` of two looks that found something and one that did not."""
+    runs: list[tuple[bool, int]] = []
+    for is_up in ups:
+        length = runs.pop()[1] if runs and runs[-1][0] == is_up else 0
+        runs.append((is_up, length + 1))
+    return ",".join(f"{length}{'u' if is_up else 'd'}" for is_up, length in runs)
 
 
 def _looks(places: tuple[PlaceNow, ...]) -> Iterator[Bools]:

@@ -79,11 +79,12 @@ def test_this_machine_plays_both_kinds_at_the_prices_of_the_recipe():
         (False, Decimal("1.2"), "2 CPU cores here (on-demand)")]
 
 
-def test_on_demand_is_due_when_work_and_two_starts_are_all_that_fits():
+def test_on_demand_is_due_when_work_what_a_loss_costs_and_two_starts_are_all_that_fits():
     plan, found = example_plan("local"), course(example_task("local").document(Document.TRAIN))
     work_h = sum(float(part.hours.mid) for part in plan.parts[1:3])
-    lost_h = min(plan.saves.lost_s / 3600, work_h) / 2
-    due = NOW + timedelta(hours=2 - work_h - 2 * (plan.start.again_s / 3600 + lost_h))
+    lost_h = min(plan.saves.lost_s / 3600, work_h)
+    due = NOW + timedelta(hours=2 - work_h - lost_h - 2 * plan.start.again_s / 3600)
+    assert found.lost_h == pytest.approx(lost_h, abs=1e-6)
     assert abs(found.on_demand_at - due) < timedelta(seconds=1)
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 import pytest
 
 from launcher.course import Course, Place
-from launcher.next_move import Move, Progress, Seen, next_move, run_lengths
+from launcher.next_move import Move, Progress, Seen, next_move
 from launcher.policies_known import GREEDY, UNIFORM_PROGRESS
 from launcher.policy import Policy
 from launcher.policy_ours import POLICIES
@@ -98,7 +98,6 @@ def test_two_looks_in_one_tick_are_one_and_ticks_that_nobody_saw_are_as_before()
         run.loses_its_machine()
         seen.append(run.ask(minute * MINUTE_H, spot_is_up=is_up).situation["places"][0]["seen"])
     assert seen == ["1u", "1d", "4d", "3d,1u", "3d,1u,1d"]
-    assert run_lengths([]) == ""
 
 
 def test_the_longest_start_that_was_seen_counts_instead_of_the_plan_s():
@@ -110,6 +109,14 @@ def test_the_longest_start_that_was_seen_counts_instead_of_the_plan_s():
                                moves[-1] if moves else None))
     assert [round(move.setting["overhead_h"] * 3600) for move in moves] == [1800, 240, 240, 900, 900]
     assert [move.situation["overhead_left_h"] for move in moves] == [0, 0, 0, 0, 0]
+
+
+def test_what_a_loss_may_cost_is_added_to_a_start_that_was_measured():
+    on = course().model_copy(update={"overhead_h": 0.75, "lost_h": 0.25})
+    for start_s, overhead_h in ((None, 0.75), (900, 0.5)):
+        seen = Seen(at=NOON + timedelta(hours=1), place=0, held_since=NOON, looks={0: True})
+        move = next_move(UNIFORM_PROGRESS, on, seen, Progress(step=0, start_s=start_s), None)
+        assert move.setting["overhead_h"] == pytest.approx(overhead_h)
 
 
 def test_a_machine_that_has_just_been_asked_for_has_its_start_before_it():

@@ -7,7 +7,7 @@ import pytest
 
 from launcher.errors import NoOfferError, UsageError
 from launcher.policies_known import GREEDY, ON_DEMAND, SPOT_ONLY, UNIFORM_PROGRESS
-from launcher.policy import Action, Decision, PlaceNow, Setting, Situation, add_look, decide
+from launcher.policy import Action, Decision, PlaceNow, Setting, Situation, decide, run_lengths
 
 SETTING = Setting(work_h=20, deadline_h=26, overhead_h=0.2, spot_usd_per_hour=0.97,
                   on_demand_usd_per_hour=3.06, tick_h=1 / 6)
@@ -72,10 +72,8 @@ def test_what_was_seen_must_be_run_lengths(seen):
 
 
 def test_looks_add_up_to_run_lengths():
-    seen = ""
-    for is_up in [True, True, False, True, True, True]:
-        seen = add_look(seen, is_up)
-    assert seen == "2u,1d,3u"
+    assert run_lengths([True, True, False, True, True, True]) == "2u,1d,3u"
+    assert (run_lengths([False]), run_lengths([])) == ("1d", "")
 
 
 def test_a_place_that_was_added_later_was_down_before():

@@ -1,6 +1,7 @@
 """Replays: against a replay written anew in plain Python, and through the command."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.errors import UsageError
 from launcher.policies_known import GREEDY, KNOWN, ON_DEMAND, SPOT_ONLY, UNIFORM_PROGRESS
-from launcher.policy import Action, PlaceNow, Setting, Situation, add_look, decide
+from launcher.policy import Action, PlaceNow, Setting, Situation, decide, run_lengths
 from launcher.simulate import Saves, replay, score_all
 from launcher.simulate_command import POLICIES
 from launcher.traces import flat_prices, one_by_one, read_traces, stack
@@ -25,14 +26,14 @@ def one_run(policy, setting, up):
     Args:
         up: [tick][place]
     """
-    usd, left, owed, held, place, seen = 0.0, setting.work_h, 0.0, Action.WAIT, None, [""] * len(up[0])
+    usd, left, owed, held, place = 0.0, setting.work_h, 0.0, Action.WAIT, None
     actions = []
     for tick, is_up in enumerate(up):
         elapsed = tick * setting.tick_h
-        seen = [add_look(text, bool(now)) for text, now in zip(seen, is_up, strict=True)]
         if held is Action.SPOT and not is_up[place]:
             held, place = Action.WAIT, None
-        places = tuple(PlaceNow(text, setting.spot_usd_per_hour) for text in seen)
+        places = tuple(PlaceNow(run_lengths(seen), setting.spot_usd_per_hour)
+                       for seen in zip(*up[:tick + 1], strict=True))
         choice = decide(policy, setting, Situation(elapsed, left, held, place, owed, places))
         actions.append((choice.action, choice.place))
         if choice.action is not Action.WAIT:
@@ -159,6 +160,18 @@ def test_the_screen_ends_with_the_cheapest_policy_that_was_in_time(traces):
 def test_what_cannot_be_replayed_is_refused(traces, arguments, problem):
     with pytest.raises(Exception, match=problem):
         run("--traces", traces, *arguments)
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is_replayed(tmp_path, traces, monkeypatch, capfd):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nshift\nexec "{sys.executable}" -S "$@"\n')  # -S: without any package
+    bare.chmod(0o755)
+    monkeypatch.setenv("LDLM_TRAIN_PYTHON", str(bare))
+    done = CliRunner().invoke(app, ["simulate", "--traces", str(traces), "--plot", str(tmp_path / "a.png")])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert capfd.readouterr().err == (
+        "error: --plot: matplotlib is not in the trainer's environment, and nothing was replayed\n"
+        "  fix: make evaluation-tools (once, about 400 MB), or leave --plot out\n")
 
 
 HISTORY = """date,machine_type,region,on_demand_usd_per_hour,spot_usd_per_hour

@@ -9,7 +9,7 @@ from live_bytes import LiveBytes  # noqa: E402
 
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.encoder_shape import encoder_shape  # noqa: E402
-from trainer.memory import token_loss_bytes  # noqa: E402
+from trainer.memory import JobSizes, token_loss_bytes  # noqa: E402
 from trainer.sizes import loss_chunk_rows  # noqa: E402
 from trainer.token_loss import VocabularyHead, linear_cross_entropy, loss_and_gradients  # noqa: E402
 
@@ -101,7 +101,7 @@ def test_peak_of_memory_is_what_the_plan_counts_at_real_sizes(
     with LiveBytes(*leaves, targets) as live:
         loss_and_gradients(*leaves, targets, loss_chunk_rows(vocabulary), needs_gradients=True)
     features = leaves[0].nbytes  # their gradient is counted with the activations
-    planned = token_loss_bytes(config, encoder_shape(config.token_encoder.name))
+    planned = token_loss_bytes(JobSizes(config, encoder_shape(config.token_encoder.name), 1))
     assert live.peak - features == pytest.approx(planned, rel=0.02)
     assert micro_batch_size == 2 or live.peak < 4 * num_rows * vocabulary
 

@@ -27,8 +27,8 @@ class BlockShape:
 
     Attributes:
         parameters: Stored.
-        active_parameters: That one token meets: of the experts, those it is routed to.
-        matrix_parameters: Of the active ones those in matrix products, two operations a token each.
+        matrix_parameters: In the matrix products of one token, two operations each: of the experts, those
+            that it is routed to.
         quantised_parameters: In matrices that 8- and 4-bit formats pack; the rest stays as it is.
         quantised_rows: Rows of those matrices (all dimensions but the last).
         attention_width: Heads times their width in attention over all positions; 0 in a linear block.
@@ -37,7 +37,6 @@ class BlockShape:
     """
 
     parameters: int
-    active_parameters: int
     matrix_parameters: int
     quantised_parameters: int
     quantised_rows: int
@@ -74,10 +73,6 @@ class EncoderShape:
         """Stored parameters of one block."""
         return self.blocks[index].parameters
 
-    def active_block_parameters(self, index: int) -> int:
-        """Parameters of one block that one token meets."""
-        return self.blocks[index].active_parameters
-
     def kept_blocks(self, layer: int) -> int:
         """Blocks that run so that the last one's output is `hidden_states[layer]`.
 
@@ -95,7 +90,7 @@ class EncoderShape:
     def forward_flops_per_token(self, layer: int, length: int) -> int:
         """Operations that reach `hidden_states[layer]`, for one token of a sequence of `length`.
 
-        Two for each active matrix parameter; attention counts all positions, causal or not, as
+        Two for each matrix parameter that it meets; attention counts all positions, causal or not, as
         `torch.utils.flop_counter` does. Norms, activations and the embedding's look-up are left out.
 
         Raises:
@@ -214,7 +209,7 @@ def _block(matrices: Sequence[_Matrix], others: int, work_width: int, attention_
     """A block from its matrices and the number of its other parameters: biases, norms, decays."""
     used = sum(matrix.rows * matrix.columns * matrix.used for matrix in matrices)
     return BlockShape(
-        sum(matrix.size for matrix in matrices) + others, used + others, used,
+        sum(matrix.size for matrix in matrices) + others, used,
         sum(matrix.quantised for matrix in matrices),
         sum(matrix.rows * matrix.count for matrix in matrices if matrix.quantised),
         attention_width, recurrence_flops, work_width)
@@ -295,8 +290,7 @@ def _qwen3_5(told: Mapping[str, Any]) -> EncoderShape:
 def _qwen_block(value: Mapping[str, Any], mixer: BlockShape, mlp: BlockShape) -> BlockShape:
     norms = 2 * value["hidden_size"]
     return BlockShape(
-        mixer.parameters + mlp.parameters + norms, mixer.active_parameters + mlp.active_parameters + norms,
-        mixer.matrix_parameters + mlp.matrix_parameters,
+        mixer.parameters + mlp.parameters + norms, mixer.matrix_parameters + mlp.matrix_parameters,
         mixer.quantised_parameters + mlp.quantised_parameters, mixer.quantised_rows + mlp.quantised_rows,
         mixer.attention_width, mixer.recurrence_flops, max(mixer.work_width, mlp.work_width))
 

@@ -92,7 +92,7 @@ def memory_per_gpu(config: TrainConfig, shape: EncoderShape, world_size: int,
     Raises:
         ValueError: The global batch does not divide, or the encoder has no such layer.
     """
-    job = _Job(config, shape, world_size)
+    job = JobSizes(config, shape, world_size)
     encoder, work = _encoder(config, shape, ranks_per_node)
     is_apart = config.token_encoder.placement == "next_gpu"
     fixed = {**_optimizer_parts(job), "token encoder": 0 if is_apart else encoder, "libraries": _CUBLAS_BYTES}
@@ -108,7 +108,7 @@ def _merged(one: Mapping[str, int], two: Mapping[str, int]) -> dict[str, int]:
     return {name: size for name, size in both.items() if size}
 
 
-class _Job:
+class JobSizes:
     """Sizes that all formulas share: parameters by part, bytes of a value, sequences at a time."""
 
     def __init__(self, config: TrainConfig, shape: EncoderShape, world_size: int) -> None:
@@ -130,7 +130,7 @@ class _Job:
         return self.parameters["vocabulary_head"]
 
 
-def _optimizer_parts(job: _Job) -> dict[str, int]:
+def _optimizer_parts(job: JobSizes) -> dict[str, int]:
     """What stays over the whole run: every rank holds its share of master weights, moments and average."""
     share = -(-job.total // job.world_size)
     full = 4 * job.total if job.is_bf16 and job.config.zero_stage == 1 else 0
@@ -138,7 +138,7 @@ def _optimizer_parts(job: _Job) -> dict[str, int]:
             "average": 4 * share}
 
 
-def _kept_gradients(job: _Job) -> int:
+def _kept_gradients(job: JobSizes) -> int:
     """Beside what stays: gradients of earlier micro-batches of a step."""
     share = -(-job.total // job.world_size)
     if job.config.zero_stage == 2:
@@ -146,13 +146,13 @@ def _kept_gradients(job: _Job) -> int:
     return job.value * job.total
 
 
-def _moments(job: _Job, encoder_work: int) -> dict[str, dict[str, int]]:
+def _moments(job: JobSizes, encoder_work: int) -> dict[str, dict[str, int]]:
     """Parts of each moment of a step that can be the fullest, beside what stays.
 
     Evaluation is none: its pulls on the encoder keep part of what a step on as many sequences keeps
     (`trainer/health.py`), and its scores need no way back.
     """
-    saved = _saved_activations(job)
+    saved = saved_activations(job)
     kept = _kept_gradients(job) if job.accumulates else 0
     reading = sum(saved.values()) - saved["denoiser"] + _input_bytes(job)
     everything = reading + saved["denoiser"]
@@ -162,7 +162,7 @@ def _moments(job: _Job, encoder_work: int) -> dict[str, dict[str, int]]:
     later = kept or _share_of_gradients(job, job.parameters["denoiser"])
     return {
         "encoding": {"gradients": kept, "activations": encoder_work},
-        "token loss": {"gradients": kept, "activations": reading, "token loss": _token_loss_bytes(job)},
+        "token loss": {"gradients": kept, "activations": reading, "token loss": token_loss_bytes(job)},
         "backward pass": {"gradients": kept + bucket, "activations": everything + _backward_work(job),
                           "token loss": head_gradient},
         "head's gradient": {"gradients": later + bucket + 4 * job.head, "activations": reading,
@@ -171,18 +171,18 @@ def _moments(job: _Job, encoder_work: int) -> dict[str, dict[str, int]]:
     }
 
 
-def _share_of_gradients(job: _Job, parameters: int) -> int:
+def _share_of_gradients(job: JobSizes, parameters: int) -> int:
     return 4 * -(-parameters // job.world_size) if job.config.zero_stage == 2 else job.value * parameters
 
 
-def _bucket_bytes(job: _Job) -> int:
+def _bucket_bytes(job: JobSizes) -> int:
     """Bucket in which gradients are reduced, and its float32 copy on the way."""
     if job.is_bf16 and job.config.zero_stage == 1:
         return 0
     return REDUCE_BUCKET_ELEMENTS * (job.value + (4 if job.is_bf16 else 0))
 
 
-def _step_work(job: _Job) -> int:
+def _step_work(job: JobSizes) -> int:
     """Largest temporaries at the end of a step.
 
     AdamW needs a second root of the second moment of one group; before it, bf16 in stage 1 copies small
@@ -205,19 +205,12 @@ def _joined(groups: list[int]) -> int:
     return largest
 
 
-def token_loss_bytes(config: TrainConfig, shape: EncoderShape) -> int:
+def token_loss_bytes(job: JobSizes) -> int:
     """Of the vocabulary loss at its fullest: the head's gradient as it is formed, and logits of one chunk.
 
-    The features' gradient counts with the activations.
-    """
-    return _token_loss_bytes(_Job(config, shape, 1))
-
-
-def _token_loss_bytes(job: _Job) -> int:
-    """Logits lie there as they come and, unless they come so, in float32.
-
-    One chunk of all rows forms the gradient in the weights' precision, several in float32, which is
-    rounded when the last logits are gone.
+    The features' gradient counts with the activations. Logits lie there as they come and, unless they come
+    so, in float32. One chunk of all rows forms the gradient in the weights' precision, several in float32,
+    which is rounded when the last logits are gone.
     """
     vocabulary = head_rows(job.config, job.shape)
     rows = job.config.micro_batch_size * job.config.token_loss_positions
@@ -231,12 +224,8 @@ def _token_loss_bytes(job: _Job) -> int:
 # -- what autograd keeps; numbers are in channels of one position, in units of the width
 
 
-def saved_activations(config: TrainConfig, shape: EncoderShape) -> dict[str, int]:
+def saved_activations(job: JobSizes) -> dict[str, int]:
     """Bytes that one micro-batch keeps for its backward pass, by part, without its inputs."""
-    return _saved_activations(_Job(config, shape, 1))
-
-
-def _saved_activations(job: _Job) -> dict[str, int]:
     config, model, hidden = job.config, job.config.model, job.shape.hidden_size
     value, length, latents = job.value, config.data.sequence_length, config.num_latents
     encoder = value * _perceiver(job, length, hidden, latents, model.latent_width, model.encoder_layers)
@@ -247,14 +236,14 @@ def _saved_activations(job: _Job) -> dict[str, int]:
     return {name: config.micro_batch_size * size for name, size in saved.items()}
 
 
-def _input_bytes(job: _Job) -> int:
+def _input_bytes(job: JobSizes) -> int:
     """float32: states as they came, normalised and predicted; noise for decoder and denoiser."""
     config = job.config
     states = 3 * config.data.sequence_length * job.shape.hidden_size
     return 4 * config.micro_batch_size * (states + 2 * config.num_latents * config.model.latent_width)
 
 
-def _layers(job: _Job, count: int, block: int, block_input: int) -> int:
+def _layers(job: JobSizes, count: int, block: int, block_input: int) -> int:
     """Values that a stack of blocks keeps; with checkpointing, inputs alone."""
     return count * (block_input if job.config.activation_checkpointing else block)
 
@@ -264,7 +253,7 @@ def _transformer_block(positions: int, width: int, has_norm: bool, mlp: str = "p
     return positions * width * per_position
 
 
-def _perceiver_block(job: _Job, num_inputs: int, num_outputs: int) -> int:
+def _perceiver_block(job: JobSizes, num_inputs: int, num_outputs: int) -> int:
     model = job.config.model
     norm = int(model.qk_norm)
     if model.perceiver_block == "joint":
@@ -273,7 +262,7 @@ def _perceiver_block(job: _Job, num_inputs: int, num_outputs: int) -> int:
     return model.width * (num_outputs * (20 + 3 * norm) + num_inputs * (3 + norm))
 
 
-def _perceiver(job: _Job, num_inputs: int, input_width: int, num_outputs: int, output_width: int,
+def _perceiver(job: JobSizes, num_inputs: int, input_width: int, num_outputs: int, output_width: int,
                layers: int) -> int:
     model = job.config.model
     is_joint = model.perceiver_block == "joint"
@@ -285,7 +274,7 @@ def _perceiver(job: _Job, num_inputs: int, input_width: int, num_outputs: int, o
     return entry + num_inputs * model.width + inside + end
 
 
-def _token_decoder(job: _Job) -> int:
+def _token_decoder(job: JobSizes) -> int:
     config, model = job.config, job.config.model
     width, length, hidden = model.token_decoder_width, config.data.sequence_length, job.shape.hidden_size
     block = _transformer_block(length, width, model.qk_norm, model.token_decoder_mlp)
@@ -293,7 +282,7 @@ def _token_decoder(job: _Job) -> int:
     return length * hidden + inside + 2 * length * width + 2 * config.token_loss_positions * width
 
 
-def _denoiser_block(job: _Job) -> int:
+def _denoiser_block(job: JobSizes) -> int:
     model, latents, prompt = job.config.model, job.config.num_latents, longest_prompt(job.config)
     norm = int(model.qk_norm)
     if model.denoiser_block == "plain":
@@ -305,7 +294,7 @@ def _denoiser_block(job: _Job) -> int:
     return block + read * model.width
 
 
-def _denoiser(job: _Job) -> int:
+def _denoiser(job: JobSizes) -> int:
     model, latents, prompt = job.config.model, job.config.num_latents, longest_prompt(job.config)
     inside = _layers(job, model.denoiser_layers, _denoiser_block(job), latents * model.width)
     inputs = model.latent_width * (2 if model.self_conditioning else 1)
@@ -313,7 +302,7 @@ def _denoiser(job: _Job) -> int:
     return latents * inputs + inside + end + prompt * (job.shape.hidden_size + model.width)
 
 
-def _backward_work(job: _Job) -> int:
+def _backward_work(job: JobSizes) -> int:
     """Gradients within one block, and with checkpointing the block itself, of the widest kind."""
     config, model = job.config, job.config.model
     length, latents = config.data.sequence_length, config.num_latents
