@@ -68,8 +68,13 @@ def past_limit(recipe: Recipe, name: str, problem: str, needed: Decimal, at_most
             "place": place}
     if needed > HIGHEST_LIMIT:
         return {**told, "fix": "lower train.steps"}
-    return {**told, "changes": {f"limits.{name}": up(needed)},
-            "note": f"{option} {up(at_most)} for the p90"}
+    note = f"{option} {up(at_most)} for the p90" if up(at_most) > up(needed) else ""
+    return {**told, "changes": {f"limits.{name}": up(needed)}, "note": note}
+
+
+def short_usd(value: Decimal) -> str:
+    """`$12.34`; below a dollar with four digits, or what is too little could be more than all of it."""
+    return f"${value:.{2 if value >= 1 else 4}f}"
 
 
 def up(value: Decimal) -> Decimal:

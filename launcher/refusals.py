@@ -54,8 +54,7 @@ def refusals(proposal: Proposal, *, resuming: bool = False, allow_dirty: bool = 
     else:
         yield from _of_places(proposal, preempt_at)
     yield from _of_lint(proposal.task)
-    if proposal.refusal:
-        yield proposal.refusal
+    yield from proposal.refusals
     yield from market_refusals(proposal, resuming=resuming)
     yield from _of_lists(proposal, resuming=resuming)
     if not (proposal.is_local or allow_dirty):
