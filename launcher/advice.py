@@ -63,7 +63,7 @@ def changed_offer(offer: Offer, changes: Mapping[str, Any]) -> Offer:
             name, _, number = value.partition(":")
             memory = offer.gpu_memory_gib if name == offer.gpu else gpu_kind(name).memory_gib
             told |= {"gpu": name, "num_gpus": int(number), "gpu_memory_gib": memory,
-                     "seen": (), "seen_elsewhere": None}
+                     "seen": (), "seen_elsewhere": None, "least_usd_per_hour": None}
             if offer.listed:  # which is of another machine; a bid stays what it is
                 own = {} if offer.bid_usd_per_hour else {"price_usd_per_hour": None}
                 told |= {"listed": None, "advice": None, "on_demand_usd_per_hour": None, **own}

@@ -6,7 +6,7 @@ from launcher import console
 from launcher.attempt_cost import Category
 from launcher.bills import Bills
 from launcher.cost_screen import digits_of, show_categories
-from launcher.report import CostReport, amounts_that_add_up
+from launcher.report import CostReport
 
 
 def show_bills(bills: Bills, url: str) -> None:
@@ -33,12 +33,16 @@ def show_bills(bills: Bills, url: str) -> None:
 
 
 def _show_runs(bills: Bills, digits: int) -> None:
-    shown = amounts_that_add_up([report.spent_usd for report in bills.reports], Decimal(1).scaleb(-digits))
     rows = [[report.run_id, report.status.value, _began(report), _planned(report, digits), _useful(report),
-             console.dollars(usd, digits)] for report, usd in zip(bills.reports, shown, strict=True)]
-    total = ["total", "", "", "", "", console.dollars(sum(shown, Decimal(0)), digits)]
+             console.dollars(report.spent_usd, digits)] for report in bills.reports]
+    total = ["total", "", "", "", "", console.dollars(bills.spent_usd, digits)]
     console.answer_table(["run", "status", "began (UTC)", "p50 planned", "useful", "dollars"], rows,
                          right=[3, 4, 5], total=total, spare=[2, 4, 3])
+    unit = Decimal(1).scaleb(-digits)
+    rounded = sum((report.spent_usd.quantize(unit) for report in bills.reports), Decimal(0))
+    if rounded != bills.spent_usd.quantize(unit):
+        console.answer_text(f"  each line is rounded by itself: together they would be "
+                            f"{console.dollars(rounded, digits)}")
 
 
 def _began(report: CostReport) -> str:

@@ -81,8 +81,13 @@ def _is_over_cap(case: Case, choice: Choice) -> bool:
 
 
 def _cheapest(case: Case, changes: Iterable[Changes]) -> Choice | None:
-    """By what they take undisturbed, of which there are many; its cost is then what a plan of it will say."""
-    choice = cheapest(changes, lambda one: _cost_with(case, one))
+    """By what they take undisturbed, of which there are many; its cost is then what a plan of it will say.
+
+    Where the case's own speed was measured, a change whose speed was not is no choice: a guess beside what
+    was measured says nothing.
+    """
+    is_measured = _is_measured(case)
+    choice = cheapest(changes, lambda one: _cost_with(case, one, only_measured=is_measured))
     if choice is None:
         return None
     changed = case.changed(choice.changes)
@@ -91,12 +96,20 @@ def _cheapest(case: Case, changes: Iterable[Changes]) -> Choice | None:
                                         hours=told.hours.mid))
 
 
-def _cost_with(case: Case, changes: Changes) -> Cost | None:
+def _is_measured(case: Case) -> bool:
+    try:
+        return estimate_of(case).speed.is_measured
+    except (RecipeError, NoOfferError):
+        return False
+
+
+def _cost_with(case: Case, changes: Changes, *, only_measured: bool) -> Cost | None:
     try:
         changed = case.changed(changes)
-        return _cost(changed, estimate_of(changed))
+        estimate = estimate_of(changed)
     except (RecipeError, NoOfferError):
         return None
+    return _cost(changed, estimate) if estimate.speed.is_measured or not only_measured else None
 
 
 def _cost(case: Case, estimate: Estimate) -> Cost:

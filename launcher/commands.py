@@ -184,8 +184,8 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         warnings += tuple(setup_warnings(checkout_folder()))
     warnings += (beside_cap,) if (beside_cap := month_warning(plan)) else ()
     stale = too_old(plan.listed, options.offers, now) if options.offers else None
-    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}), text.refusal or stale,
-                    payment=payment_of(plan, wallets))
+    return Proposal(recipe, plan.model_copy(update={"warnings": warnings}),
+                    tuple(one for one in (text.refusal, stale) if one), payment=payment_of(plan, wallets))
 
 
 def _of_rented(recipe: Recipe, plan: Plan) -> Iterator[str]:

@@ -292,13 +292,16 @@ def one_line(text: str, width: int = 68) -> str:
 
 
 def duration(length: timedelta | float) -> str:
-    """`2 h 05 min`, `3 min 20 s`, `12 s`. A number is in seconds."""
+    """`3 d 04 h`, `2 h 05 min`, `3 min 20 s`, `12 s`. A number is in seconds."""
     seconds = round(length.total_seconds() if isinstance(length, timedelta) else length)
     if seconds < 60:
         return f"{seconds} s"
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    hours = seconds // 3600
+    if hours < 48:
+        return f"{hours} h {seconds % 3600 // 60:02d} min"
+    return f"{hours // 24} d {hours % 24:02d} h"
 
 
 def rough_duration(seconds: float) -> str:

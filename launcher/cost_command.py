@@ -18,6 +18,7 @@ from launcher.report_html import Page, as_html
 from launcher.report_png import draw
 from launcher.run_record import RunRecord, RunView
 from launcher.runs import open_default_store, view_all_runs, view_run
+from launcher.screens import status_word
 from trainer.run_folder import RunFolder
 from trainer.store import open_store
 
@@ -85,6 +86,7 @@ def _show_one(run_id: str, store: str | None, asked: Asked, since: datetime | No
     else:
         cost_screen.show_cost(report)
         kept.show_bill_goes_on(view)
+        cost_screen.show_last(report, status_word(view))
     if files := [str(path) for path in (asked.html, asked.png) if path]:
         console.talk(f"wrote {' and '.join(files)}")
 

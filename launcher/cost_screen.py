@@ -36,6 +36,14 @@ def show_cost(report: CostReport) -> None:
         console.answer_notes(report.doubts)
 
 
+def show_last(report: CostReport, word: str) -> None:
+    """The last line of a bill: where the run is, in a word or two, and what it has cost."""
+    since = " since then" if report.before_usd else ""
+    usd = console.dollars(report.spent_usd, digits_of(report.spent_usd))
+    console.answer()
+    console.answer_text(f"{report.run_id}: {word}; {usd} spent{since}")
+
+
 def digits_of(usd: Decimal) -> int:
     """Cents; below ten dollars hundredths of them, since a demo costs cents."""
     return 2 if usd >= 10 else 4
@@ -47,21 +55,25 @@ def show_categories(usd_by_category: Mapping[Category, Decimal], digits: int) ->
     shown = amounts_that_add_up([*usd_by_category.values()], Decimal(1).scaleb(-digits))
     shares = [usd / spent * 100 if spent else Decimal(0) for usd in usd_by_category.values()]
     percents = amounts_that_add_up(shares, Decimal(1))
-    rows = [[category, console.dollars(usd, digits), f"{percent}%", console.bar(percent / 100, _BAR_WIDTH)]
+    rows = [[category, part_words(usd_by_category[category], usd, digits), f"{percent}%",
+             console.bar(percent / 100, _BAR_WIDTH)]
             for category, usd, percent in zip(usd_by_category, shown, percents, strict=True)]
     console.answer_table(["where it went", "dollars", "share", ""], rows, right=[1, 2], spare=[3, 2],
                          total=["total", console.dollars(sum(shown, Decimal(0)), digits), "", ""])
 
 
+def part_words(exact: Decimal, shown: Decimal, digits: int) -> str:
+    """A part of a sum as it is shown; what is too small for that is not called nothing."""
+    return console.dollars(shown, digits) if shown or not exact else f"<${Decimal(1).scaleb(-digits)}"
+
+
 def _show_attempts(report: CostReport, digits: int) -> None:
-    beside = sum(report.beside.values(), Decimal(0))
-    shown = amounts_that_add_up([*(cost.usd for cost in report.attempts), beside],
-                                Decimal(1).scaleb(-digits))
+    shown, beside = report.shown_usd(digits)
     rows = [[str(cost.number), cost.document, kept_words(cost), console.duration(cost.starting_s),
              console.duration(cost.wasted_s), console.dollars(usd, digits), cost.end]
-            for cost, usd in zip(report.attempts, shown, strict=False)]
-    if beside:
-        rows.append(["-", "", "-", "", "", console.dollars(shown[-1], digits), "beside attempts"])
+            for cost, usd in zip(report.attempts, shown, strict=True)]
+    if report.beside:
+        rows.append(["-", "", "-", "", "", console.dollars(beside, digits), "beside attempts"])
     console.answer_table(["attempt", "", "steps kept", "start", "lost", "dollars", "end"], rows,
                          right=[0, 2, 3, 4, 5], spare=[3, 4, 2])
     slowest = max(report.attempts, key=lambda cost: sum(cost.start_s.values()))
@@ -108,7 +120,8 @@ def comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
         unsaved = console.dollars(report.unsaved_usd, digits)
         facts.append(("at risk", f"{unsaved} of it is in no checkpoint yet"))
     if report.on_demand_usd is not None:
-        undisturbed = f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed"
+        undisturbed = (f"~{console.dollars(report.on_demand_usd, digits)} for the same work undisturbed, "
+                       f"training at ${report.on_demand_usd_per_hour:,.2f}/h")
         facts.append(("on demand", undisturbed + _saved(spent, report.on_demand_usd)))
     if any(cost.end == NO_CREDIT for cost in report.attempts):
         facts.append(("credit", credit_words()))

@@ -4,14 +4,16 @@ A bill is made of what several machines have written, each by its own clock. Wha
 billed, never more than was paid for and never twice to hide it, and said.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from itertools import pairwise
 
+from launcher import console
 from launcher.rental_cost import rental_of
 from launcher.run_record import RunRecord
 from trainer.contract import CLOCK_SKEW, Name, attempt_file
-from trainer.run_folder import STARTS, AttemptFiles
+from trainer.run_folder import STARTS, AttemptFiles, Heartbeat
 from trainer.spent import told_by
 
 _MOMENT_S = 5.0  # a heartbeat takes to write, or clocks of one network differ by (guess)
@@ -80,12 +82,12 @@ def _of_attempts(attempts: Sequence[AttemptFiles], untils: Sequence[datetime]) -
         first, second = one.attempt.number, other.attempt.number
         begins = other.attempt.billed_from
         if begins < one.attempt.billed_from:
-            early_s = (one.attempt.billed_from - begins).total_seconds()
-            yield (f"attempt {second} begins {early_s:.0f} s before attempt {first}: their clocks disagree; "
+            early = console.duration(one.attempt.billed_from - begins)
+            yield (f"attempt {second} begins {early} before attempt {first}: their clocks disagree; "
                    "each is billed by its own")
         elif (both_s := (until - begins).total_seconds()) > _MOMENT_S:
-            yield (f"attempts {first} and {second} overlap by {both_s:.0f} s: both are billed, since two "
-                   "machines were paid at once")
+            yield (f"attempts {first} and {second} overlap by {console.duration(both_s)}: both are billed, "
+                   "since two machines were paid at once")
 
 
 def _of_gaps(record: RunRecord) -> Iterator[str]:
@@ -98,21 +100,35 @@ def _of_gaps(record: RunRecord) -> Iterator[str]:
 
 def _of_one(files: AttemptFiles, until: datetime) -> Iterator[str]:
     beat, number = files.heartbeat, files.attempt.number
+    billed_s = (until - files.attempt.billed_from).total_seconds()
     if files.end and (early_s := (files.attempt.billed_from - files.end.at).total_seconds()) > 0:
-        yield (f"attempt {number} ends {early_s:.0f} s before it begins: two clocks disagree; it is billed "
-               f"for {(until - files.attempt.billed_from).total_seconds():.0f} s, as its heartbeats tell")
+        yield (f"attempt {number} ends {console.duration(early_s)} before it begins: two clocks disagree; it "
+               f"is billed for {console.duration(billed_s)}, as its heartbeats tell")
     elif files.end is None and beat is None and until <= files.attempt.billed_from:
         yield f"attempt {number} left no sign of life and no end: nothing is billed for it"
-    if files.end and (ahead_s := (files.end.at - until).total_seconds()) > CLOCK_SKEW.total_seconds():
-        yield (f"attempt {number} ends {ahead_s / 3600:.1f} h later than can be: a clock was wrong; it is "
+    if files.end and (ahead := files.end.at - until) > CLOCK_SKEW:
+        yield (f"attempt {number} ends {console.duration(ahead)} later than can be: a clock was wrong; it is "
                f"billed to {until:%Y-%m-%d %H:%M:%S} UTC")
     if beat is None:
         return
-    told_s = told_by(beat).total_seconds()
-    billed_s = (until - files.attempt.billed_from).total_seconds()
-    if told_s - billed_s > _MOMENT_S:
-        yield (f"attempt {number} tells of {told_s - billed_s:.0f} s more than it is billed for: its clock "
+    yield from _of_numbers(number, beat)
+    if (more_s := told_by(beat).total_seconds() - billed_s) > _MOMENT_S:
+        yield (f"attempt {number} tells of {console.duration(more_s)} more than it is billed for: its clock "
                "was set; no more than was billed is shown")
     if files.end and files.end.at == until and (late_s := (beat.at - until).total_seconds()) > _MOMENT_S:
-        yield (f"attempt {number} gave a sign of life {late_s:.0f} s after its end: who ended it has another "
-               "clock, or it lived on; it is billed to that end")
+        yield (f"attempt {number} gave a sign of life {console.duration(late_s)} after its end: who "
+               "ended it has another clock, or it lived on; it is billed to that end")
+
+
+def _of_numbers(number: int, beat: Heartbeat) -> Iterator[str]:
+    """Steps and lengths of time that nothing has."""
+    steps = (beat.resumed_from_step, beat.durable_step, beat.step)
+    if wrong := [step for step in steps if not 0 <= step <= beat.total_steps]:
+        yield (f"attempt {number} tells of step {wrong[0]:,} of {beat.total_steps:,}, which cannot be: what "
+               "is billed stands, what is told by its steps does not")
+    lengths = {**beat.phases.model_dump(), "durable_train_s": beat.durable_train_s,
+               "durable_evaluate_s": beat.durable_evaluate_s}
+    for name, seconds in lengths.items():
+        if not math.isfinite(seconds) or seconds < 0:
+            yield (f"attempt {number} tells of {seconds:g} s as its {name}, which cannot be: what is billed "
+                   "stands, what it went into does not")

@@ -9,6 +9,8 @@ from typing import Any
 
 from launcher.errors import NoOfferError
 from launcher.frozen import Frozen
+from launcher.infra import is_within
+from launcher.offers import Offer
 from launcher.recipe import Candidate, Recipe
 from launcher.vast_search import KEY
 from trainer.contract import Document, set_option
@@ -92,12 +94,33 @@ def refusal(recipe: Recipe, document: Document, wish: Wish, market: Market, *,
     return NoOfferError(f"no machine at Vast fits {wish.gpu} now{why}", place=place, fix=fix)
 
 
+def refusal_by_list(recipe: Recipe, document: Document, offer: Offer, *,
+                    resuming: bool) -> NoOfferError | None:
+    """The same by what lists and markets had when the plan was made; None: something was within its price."""
+    if offer.too_low is None:
+        return None
+    candidates = recipe.hardware.train if document is Document.TRAIN else recipe.hardware.bench
+    where = next((index for index, found in enumerate(candidates)
+                  if found.gpu == offer.accelerators and is_within(offer.infra, found.infra)), 0)
+    name = _price_name(is_bid=offer.bid_usd_per_hour is not None,
+                       follows=offer.bid_from_usd_per_hour is not None)
+    least = _cents_up(offer.least_usd_per_hour or Decimal(0))
+    change = set_option(f"hardware.{document}.{where}.{name}", least)
+    return NoOfferError(f"{offer.label}: {offer.too_low}", place=recipe.place("hardware", str(document)),
+                        fix="try again later, or elsewhere: --infra" if resuming else
+                            f"add {change}, or try again later")
+
+
+def _price_name(*, is_bid: bool, follows: bool) -> str:
+    """What a candidate calls the most that it pays."""
+    return "most_bid_usd_per_hour" if follows else "bid_usd_per_hour" if is_bid else "price_usd_per_hour"
+
+
 def _too_cheap(wish: Wish, market: Market, place: str, key: str, resuming: bool) -> NoOfferError:
     number, least = market.num_at_any_price, _cents_up(market.from_usd_per_hour or Decimal(0))
     is_bid = wish.bid_usd_per_hour is not None
-    ours, follows = wish.settings.get("usd_per_hour"), "bid_from" in wish.settings
-    name = "most_bid_usd_per_hour" if follows else "bid_usd_per_hour" if is_bid else "price_usd_per_hour"
-    change = set_option(f"{key}.{name}", least)
+    ours = wish.settings.get("usd_per_hour")
+    change = set_option(f"{key}.{_price_name(is_bid=is_bid, follows='bid_from' in wish.settings)}", least)
     return NoOfferError(
         f"no machine at Vast fits {wish.gpu} at {'a bid of ' if is_bid else ''}${ours:.2f}/h: "
         f"{number} would from ${least}/h on", place=place,

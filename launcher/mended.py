@@ -6,6 +6,7 @@ Who wrote it may be gone, and its clock with it: nothing can be set right there.
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+from launcher import console
 from launcher.rental_cost import rental_of
 from launcher.rentals import Rental
 from trainer.contract import CLOCK_SKEW
@@ -70,7 +71,7 @@ def _begun(files: AttemptFiles, submitted: datetime | None, doubts: list[str]) -
         return files
     is_before = files.end is not None and files.end.at < submitted and not is_unheard(files)
     how = "for as long as it says" if is_before else "from the submission on"
-    doubts.append(f"attempt {files.attempt.number} begins {early.total_seconds():.0f} s before its run was "
+    doubts.append(f"attempt {files.attempt.number} begins {console.duration(early)} before its run was "
                   f"submitted: a clock was wrong; it is billed {how}")
     if is_before:
         return files
@@ -82,7 +83,7 @@ def _not_seen_ahead(files: AttemptFiles, now: datetime, doubts: list[str]) -> At
     beat = files.heartbeat
     if beat is None or (ahead := beat.at - now) <= CLOCK_SKEW:
         return files
-    doubts.append(f"attempt {files.attempt.number} gave a sign of life {ahead.total_seconds() / 3600:.1f} h "
+    doubts.append(f"attempt {files.attempt.number} gave a sign of life {console.duration(ahead)} "
                   "from now: a clock was wrong; it counts by what it tells of its age")
     at = min(now, files.attempt.billed_from + told_by(beat))
     return files.model_copy(update={"heartbeat": beat.model_copy(update={"at": at})})
@@ -109,9 +110,9 @@ def _not_far_behind(files: AttemptFiles, bounds: Sequence[tuple[datetime, str]],
     ended_at = ended_by(files, at)
     if files.end.at - ended_at <= _FAR:  # all of it is ahead, and as long as it says
         return files
-    doubts.append(f"attempt {files.attempt.number} ends {(files.end.at - at).total_seconds() / 3600:.1f} h "
+    doubts.append(f"attempt {files.attempt.number} ends {console.duration(files.end.at - at)} "
                   f"after {what}: a clock was wrong; it is billed for "
-                  f"{(ended_at - files.attempt.billed_from).total_seconds():.0f} s")
+                  f"{console.duration(ended_at - files.attempt.billed_from)}")
     return files.model_copy(update={"end": files.end.model_copy(update={"at": ended_at})})
 
 

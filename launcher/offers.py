@@ -15,7 +15,7 @@ from launcher.availability import Seen
 from launcher.bids import BidAdvice, advise, losses_per_hour
 from launcher.frozen import Frozen
 from launcher.gpu_kinds import GPU_KINDS
-from launcher.priced_offers import PricedOffer, priced_for
+from launcher.priced_offers import PricedOffer, least_usd_per_hour, priced_for
 from launcher.recipe import OWN, Candidate
 
 DEFAULT_CPU_RANKS = 2
@@ -103,6 +103,8 @@ class Offer(Frozen):
         seen_at: UTC, when the price was true.
         listed: The list's or market's own word on it, with all else that it says; None: nobody was asked, or
             has it. On Vast the cheapest machine that fits.
+        least_usd_per_hour: What the cheapest of its kind costs there now, of a bid the lowest that wins,
+            where that is more than the recipe pays; None: it is not, or nobody was asked.
         limit_usd_per_hour: The most that a machine is rented for on demand at Vast, with its disk, or that is
             bid for it; None: its price.
         bid_from_usd_per_hour: Of a bid that follows the market up to the limit: no less is bid; None: it
@@ -130,6 +132,7 @@ class Offer(Frozen):
     disk_gib: int
     seen_at: datetime
     listed: PricedOffer | None = None
+    least_usd_per_hour: Decimal | None = None
     limit_usd_per_hour: Decimal | None = None
     bid_from_usd_per_hour: Decimal | None = None
     advice: BidAdvice | None = None
@@ -140,6 +143,16 @@ class Offer(Frozen):
     def most_usd_per_hour(self) -> Decimal | None:
         """What an hour of all nodes can cost at most; None when that is not known."""
         return self.price_usd_per_hour if self.limit_usd_per_hour is None else self.limit_usd_per_hour
+
+    @property
+    def too_low(self) -> str | None:
+        """Why nothing is to be had for its price now; None: something may be."""
+        most, least = self.most_usd_per_hour, self.least_usd_per_hour
+        if most is None or least is None or least <= most:
+            return None
+        if self.bid_usd_per_hour is None:
+            return f"at {_usd(most)} an hour nothing is rented; the lowest price is {_usd(least)}"
+        return f"at {_usd(most)} an hour nothing wins; the lowest bid is {_usd(least)}"
 
     @property
     def hours_to_outbid(self) -> float | None:
@@ -186,12 +199,21 @@ def make_offers(candidates: Iterable[Candidate], machine: Machine, now: datetime
                 priced: Sequence[PricedOffer] = ()) -> tuple[Offer, ...]:
     """The offers behind candidates, in their order; of one that leaves its region open the cheapest regions.
 
+    Those come last for whose price nothing is to be had now.
+
     Args:
         priced: What clouds list, and markets have.
     """
-    return tuple(offer for candidate in candidates
-                 for offer in _listed_offers(candidate, priced, now)
-                 or [make_offer(candidate, machine, now)])
+    offers = [offer for candidate in candidates
+              for offer in _listed_offers(candidate, priced, now)
+              or [_unlisted_offer(candidate, priced, machine, now)]]
+    return tuple(sorted(offers, key=lambda offer: offer.too_low is not None))
+
+
+def _unlisted_offer(candidate: Candidate, priced: Sequence[PricedOffer], machine: Machine,
+                    now: datetime) -> Offer:
+    least = least_usd_per_hour(candidate, priced)
+    return make_offer(candidate, machine, now).model_copy(update={"least_usd_per_hour": least})
 
 
 def _listed_offers(candidate: Candidate, priced: Sequence[PricedOffer], now: datetime) -> list[Offer]:
@@ -233,6 +255,11 @@ def _bid_offer(candidate: Candidate, listed: PricedOffer, now: datetime) -> Offe
             "price_usd_per_hour": whole.with_disk_usd_per_hour(candidate.disk_gib)})
     return offer.model_copy(update={"bid_usd_per_hour": advice.bid_usd_per_hour,
                                     "price_usd_per_hour": advice.bid_usd_per_hour})
+
+
+def _usd(price: Decimal) -> str:
+    """Cents, and less where there is less: a limit that is rounded down would not do."""
+    return f"${price.quantize(Decimal('0.01')) if price == round(price, 2) else price.normalize():f}"
 
 
 def make_offer(candidate: Candidate, machine: Machine, now: datetime) -> Offer:

@@ -4,6 +4,7 @@ from datetime import datetime
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
+from launcher import console
 from launcher.cost import Range
 from launcher.errors import NoOfferError
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
@@ -28,7 +29,8 @@ def refuse_past_deadline(recipe: Recipe, hours: Range, now: datetime) -> None:
         return
     left_h = (limits.deadline - now).total_seconds() / 3600
     if float(hours.mid) > left_h:
-        over = f"in {left_h:.2f} h" if left_h > 0 else f"{-left_h:.2f} h ago"
+        away = console.duration(abs(limits.deadline - now))
+        over = f"in {away}" if left_h > 0 else f"{away} ago"
         raise NoOfferError(f"to train would take {takes}, and its deadline is "
                            f"{limits.deadline:%Y-%m-%d %H:%M} UTC, {over}",
                            place=recipe.place("limits", "deadline"),
@@ -66,8 +68,13 @@ def past_limit(recipe: Recipe, name: str, problem: str, needed: Decimal, at_most
             "place": place}
     if needed > HIGHEST_LIMIT:
         return {**told, "fix": "lower train.steps"}
-    return {**told, "changes": {f"limits.{name}": up(needed)},
-            "note": f"{option} {up(at_most)} for the p90"}
+    note = f"{option} {up(at_most)} for the p90" if up(at_most) > up(needed) else ""
+    return {**told, "changes": {f"limits.{name}": up(needed)}, "note": note}
+
+
+def short_usd(value: Decimal) -> str:
+    """`$12.34`; below a dollar with four digits, or what is too little could be more than all of it."""
+    return f"${value:.{2 if value >= 1 else 4}f}"
 
 
 def up(value: Decimal) -> Decimal:

@@ -20,7 +20,7 @@ from launcher.forecast import Odds, forecast
 from launcher.frozen import Frozen
 from launcher.lives import believed, believed_by
 from launcher.offers import Offer
-from launcher.past_limits import past_limit, refuse_over_hours, refuse_past_deadline, up
+from launcher.past_limits import past_limit, refuse_over_hours, refuse_past_deadline, short_usd
 from launcher.plan_sizes import Mirrors, Sizes
 from launcher.plan_warnings import plan_warnings
 from launcher.priced_offers import PricedOffer
@@ -302,8 +302,9 @@ def _refuse_over_cap(case: Case, estimate: Estimate) -> None:
         return
     so_far = f"has spent ${spent:.4f}, what is left would" if done else "would"
     copied = is_copied_from_host(estimate.fitted)
-    problem = (f"this run {so_far} cost ~${needed.mid:.2f} (median; ${needed.low:.2f} to ${needed.high:.2f})"
+    low, mid, high = (short_usd(value) for value in (needed.low, needed.mid, needed.high))
+    problem = (f"this run {so_far} cost ~{mid} (median; {low} to {high})"
                f"{', its encoder copied from host memory for every micro-batch' if copied else ''}, "
-               "and {name} is " f"${cap}, ${up(spent + needed.mid - cap)} too little")
+               "and {name} is " f"${cap}, {short_usd(spent + needed.mid - cap)} too little")
     raise OverCapError(**past_limit(case.recipe, "max_cost_usd", problem, spent + needed.mid,
                                     spent + needed.high))

@@ -181,12 +181,25 @@ def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[
     with the disk, as its search there has it.
     """
     limit = candidate.price_usd_per_hour or candidate.most_bid_usd_per_hour or candidate.bid_usd_per_hour
-    most = None if limit is None else limit / candidate.num_nodes
+    return [one for one in _of_its_kind(candidate, priced)
+            if limit is None or _price(candidate, one) * candidate.num_nodes <= limit]
+
+
+def least_usd_per_hour(candidate: Candidate, priced: Iterable[PricedOffer]) -> Decimal | None:
+    """What the cheapest of its card, terms and place costs, all nodes together, within its price or not; of
+    a bid the lowest that wins. None: nothing is listed."""
+    found = _of_its_kind(candidate, priced)
+    return _price(candidate, found[0]) * candidate.num_nodes if found else None
+
+
+def _of_its_kind(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[PricedOffer]:
+    """Of its card, terms and place at any price, cheapest first."""
     wants_spot = candidate.spot or candidate.takes_bids
-
-    def price(one: PricedOffer) -> Decimal:
-        return one.price_usd_per_hour if one.can_be_taken else one.with_disk_usd_per_hour(candidate.disk_gib)
-
     found = [one for one in priced if one.accelerators == candidate.gpu and one.can_be_taken == wants_spot
-             and one.is_at(candidate.infra) and (most is None or price(one) <= most)]
-    return sorted(found, key=lambda one: (price(one), one.region, one.machine_id or 0))
+             and one.is_at(candidate.infra)]
+    return sorted(found, key=lambda one: (_price(candidate, one), one.region, one.machine_id or 0))
+
+
+def _price(candidate: Candidate, one: PricedOffer) -> Decimal:
+    """Of one node."""
+    return one.price_usd_per_hour if one.can_be_taken else one.with_disk_usd_per_hour(candidate.disk_gib)

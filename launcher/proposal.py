@@ -19,7 +19,7 @@ class Proposal:
     """A recipe and its plan; `launch` carries out exactly this.
 
     Attributes:
-        refusal: Why it can be planned and not be launched: its text is not there.
+        refusals: Why it can be planned and not be launched: its text is not there, its prices are too old.
         markets: What there is at Vast for its documents now; nothing of those that nobody has asked about.
         market_problem: Why it was not asked, or has not answered.
         payment: Who pays for it; None: there are no credits, or a price is not known.
@@ -27,7 +27,7 @@ class Proposal:
 
     recipe: Recipe
     plan: Plan
-    refusal: LdlmError | None = None
+    refusals: tuple[LdlmError, ...] = ()
     markets: Mapping[Document, Market] = field(default_factory=dict)
     market_problem: str | None = None
     payment: Payment | None = None

@@ -117,6 +117,8 @@ def _on(case: Case, offer: Offer, offers: Sequence[Offer]) -> Case:
 
 def _row(case: Case) -> Ranked:
     offer, config = case.offers[Document.TRAIN], case.recipe.train
+    if offer.too_low:
+        return Ranked(offer=offer, problem=offer.too_low)
     try:
         estimate, odds = forecast(case, estimate_of(case))
         if estimate.saves:

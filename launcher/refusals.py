@@ -13,7 +13,7 @@ from launcher.git_state import git_sha, uncommitted
 from launcher.lint import lint
 from launcher.local_setup import check_own_environment
 from launcher.market import refusal as market_refusal
-from launcher.market import wishes
+from launcher.market import refusal_by_list, wishes
 from launcher.month import check_month
 from launcher.next_steps import check_is_here, check_wandb_key
 from launcher.node_secrets import node_secrets
@@ -54,9 +54,9 @@ def refusals(proposal: Proposal, *, resuming: bool = False, allow_dirty: bool = 
     else:
         yield from _of_places(proposal, preempt_at)
     yield from _of_lint(proposal.task)
-    if proposal.refusal:
-        yield proposal.refusal
+    yield from proposal.refusals
     yield from market_refusals(proposal, resuming=resuming)
+    yield from _of_lists(proposal, resuming=resuming)
     if not (proposal.is_local or allow_dirty):
         yield from _of(_check_clean)
     yield from _of_store(proposal, resuming=resuming)
@@ -81,6 +81,16 @@ def market_refusals(proposal: Proposal, *, resuming: bool) -> Iterator[LdlmError
     wanted = wishes(proposal.task.documents()) if proposal.markets else {}
     for document, market in proposal.markets.items():
         if none := market_refusal(proposal.recipe, document, wanted[document], market, resuming=resuming):
+            yield none
+
+
+def _of_lists(proposal: Proposal, *, resuming: bool) -> Iterator[LdlmError]:
+    """What nothing is to be had for by the prices of the plan, where Vast itself was not asked."""
+    for document in dict.fromkeys(part.document for part in proposal.plan.parts):
+        if document in proposal.markets:
+            continue
+        offer = proposal.plan.offers[document]
+        if none := refusal_by_list(proposal.recipe, document, offer, resuming=resuming):
             yield none
 
 

@@ -38,6 +38,7 @@ class CostReport:
         planned_usd: Of the plan; None if it had no prices, or if this is not the bill of the whole run.
         before_usd: What is not in it, since it began before the moment that was asked for.
         on_demand_usd: The same work on an on-demand machine that nobody takes away.
+        on_demand_usd_per_hour: Of the machine that trains, by which that is told.
         tokens: Seen by durable training steps.
         beside: Dollars of no attempt: machines on which none has begun, and who supervises the run.
         has_finished: All that was planned is done, so that planned and spent can be compared.
@@ -50,6 +51,7 @@ class CostReport:
     planned_usd: Range | None
     before_usd: Decimal
     on_demand_usd: Decimal | None
+    on_demand_usd_per_hour: Decimal | None
     price_is_simulated: bool
     tokens: int
     beside: Mapping[Category, Decimal]
@@ -100,6 +102,13 @@ class CostReport:
             was_taken = cost.was_taken or (was_taken and not cost.has_trained)
         return total
 
+    def shown_usd(self, digits: int) -> tuple[list[Decimal], Decimal]:
+        """Dollars of each attempt, and those of none, rounded so that they add up to the rounded total."""
+        beside = sum(self.beside.values(), Decimal(0))
+        *attempts, rest = amounts_that_add_up([*(attempt.usd for attempt in self.attempts), beside],
+                                              Decimal(1).scaleb(-digits))
+        return attempts, rest
+
     def rows(self) -> list[dict[Category, Decimal]]:
         """Dollars of each attempt, and last those of none, by category, in millionths.
 
@@ -119,6 +128,7 @@ class CostReport:
         planned_usd: [p10, p50, p90] of the plan, or null
         before_usd: of what began before --since, and is in none of these figures
         on_demand_usd: the same work undisturbed, or null
+        on_demand_usd_per_hour: of the machine that trains, by the plan, not rounded, or null
         preemptions_usd: what machines that were taken have cost, of what was spent
         unsaved_usd: what losing the machine now would cost, of what was spent
         usd_per_billion_tokens, goodput (in [0, 1]): or null before there is any training
@@ -133,12 +143,13 @@ class CostReport:
         doubts: sentences about records that contradict each other
         """
         *rows, beside = self.rows()
-        plan = self.planned_usd
+        plan, asked = self.planned_usd, self.on_demand_usd_per_hour
         return {
             "run_id": self.run_id, "status": self.status.value,
             "spent_usd": _text(sum(added_up([*rows, beside]).values(), Decimal(0))),
             "planned_usd": [_text(value) for value in (plan.low, plan.mid, plan.high)] if plan else None,
             "before_usd": _text(self.before_usd), "on_demand_usd": _text_or_none(self.on_demand_usd),
+            "on_demand_usd_per_hour": f"{asked:f}" if asked is not None else None,
             "preemptions_usd": _text(self.preemptions_usd), "unsaved_usd": _text(self.unsaved_usd),
             "usd_per_billion_tokens": _text_or_none(self.usd_per_billion_tokens), "goodput": self.goodput,
             "tokens": self.tokens, "price_is_simulated": self.price_is_simulated,
@@ -178,6 +189,7 @@ def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
                                                  stopped=files.attempt.number in stopped))
              for files, on_rental in zip(_with_later_knowledge(record.attempts), held, strict=True)]
     offers, beside = plan.offers if plan else {}, _beside(view, since)
+    of_training = offers.get(Document.TRAIN, PlannedOffer())
     before_usd = Decimal(0)
     if since is not None:
         before_usd = sum((cost.usd for cost in costs if cost.began_at < since), Decimal(0)) + sum(
@@ -186,7 +198,8 @@ def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
     return CostReport(
         run_id=record.run_id, status=view.status, attempts=costs, on_demand_usd=_on_demand_usd(costs, offers),
         planned_usd=plan.usd if plan and not before_usd else None, before_usd=before_usd,
-        price_is_simulated=offers.get(Document.TRAIN, PlannedOffer()).price_is_simulated,
+        on_demand_usd_per_hour=of_training.on_demand_usd_per_hour,
+        price_is_simulated=of_training.price_is_simulated,
         tokens=_num_steps(record, costs) * plan.tokens_per_step if plan else 0, beside=beside,
         has_finished=since is None and view.status is Status.ENDED and _is_all_done(record),
         doubts=[*view.doubts, *doubts(record, untils)])

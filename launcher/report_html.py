@@ -39,6 +39,10 @@ thead, tfoot { border-top: 1px solid var(--rule); border-bottom: 1px solid var(-
 .bar { width: 90%; vertical-align: middle; } .shares th { white-space: nowrap; }
 .wide { overflow-x: auto; margin-top: 1rem; } .wide td, .wide th { white-space: nowrap; }
 .wide td:last-child { white-space: normal; min-width: 10rem; }
+@media (max-width: 45rem) { .wide thead { display: none; } .wide tr { display: block; padding: .4rem 0; }
+  .wide tr + tr { border-top: 1px solid var(--rule); }
+  .wide td { display: flex; white-space: normal; padding: 0; }
+  .wide td::before { content: attr(data-name); flex: 0 0 7rem; color: var(--quiet); } }
 svg { display: block; } svg text { font-size: 12px; fill: var(--ink); } svg text.quiet { fill: var(--quiet); }
 .key { display: inline-block; margin: 0 1rem .3rem 0; font-size: 13px; } .key svg { display: inline-block; }
 .band { fill: var(--band); } .line { fill: none; stroke: var(--c-useful); stroke-width: 2; }
@@ -78,7 +82,7 @@ def _sections(page: Page, title: str) -> Iterator[str]:
     yield f'<p class="quiet">{report.status}{simulated}; made {page.now:%Y-%m-%d %H:%M} UTC by ldlm</p>'
     yield f'<p class="spent">{console.dollars(report.spent_usd, digits)}</p>'
     facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>"
-                    for name, text in comparisons(report, digits) if name != "spent")
+                    for name, text in comparisons(report, digits))
     yield f"<dl>{facts}</dl>"
     yield from (f"<p>{escape(doubt)}</p>" for doubt in report.doubts)
     yield "<h2>Where it went</h2>"
@@ -98,19 +102,30 @@ def _sections(page: Page, title: str) -> Iterator[str]:
 
 
 def _table(report: CostReport, digits: int) -> str:
-    heads = ("", "", "where", "hardware", "an hour", "from (UTC)", "to", "steps kept", "dollars", "end")
+    heads = ("attempt", "", "where", "hardware", "an hour", "from (UTC)", "to", "steps kept", "dollars",
+             "end")
     head = "".join(f"<th>{name}</th>" for name in heads)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in _cells(cost, digits)) + "</tr>"
-                   for cost in report.attempts)
+    shown, beside = report.shown_usd(digits)
+    lines = [_cells(cost, console.dollars(usd, digits))
+             for cost, usd in zip(report.attempts, shown, strict=True)]
+    if report.beside:
+        lines.append(["-", *[""] * 7, console.dollars(beside, digits), "beside attempts"])
+    rows = "".join(f"<tr>{''.join(_named(*cell) for cell in zip(heads, line, strict=True))}</tr>"
+                   for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
-def _cells(cost: AttemptCost, digits: int) -> list[str]:
+def _named(head: str, cell: str) -> str:
+    """A cell that says beside which name it stands on a page too narrow for columns."""
+    return f'<td data-name="{head}">{escape(cell)}</td>'
+
+
+def _cells(cost: AttemptCost, dollars: str) -> list[str]:
     ended = f"{cost.ended_at:%m-%d %H:%M:%S}" if cost.ended_at else "-"
     why = f"{cost.end}: {cost.reason}" if cost.reason and cost.reason != cost.end else cost.end
     return [str(cost.number), cost.document, cost.where, cost.machine,
             f"${cost.price_usd_per_hour:.2f}", f"{cost.began_at:%m-%d %H:%M:%S}", ended, kept_words(cost),
-            console.dollars(cost.usd, digits), why]
+            dollars, why]
 
 
 def _style() -> str:

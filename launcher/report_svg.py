@@ -12,11 +12,13 @@ from html import escape
 from launcher import console
 from launcher.attempt_cost import AttemptCost, Category
 from launcher.cost import Range
+from launcher.cost_screen import part_words
 from launcher.report import CostReport, amounts_that_add_up
 
 _LANE, _BAR, _TEXT = 38, 16, 14  # heights, in pixels
 _CURVE = 240
 _AXIS = 20
+_NEAR = 2  # a cap within so many times what was spent and planned is in the frame
 
 
 def css_class(category: Category) -> str:
@@ -24,23 +26,30 @@ def css_class(category: Category) -> str:
     return f"c-{category.value.replace(' ', '-')}"
 
 
+def category_words(report: CostReport, digits: int) -> list[str]:
+    """Dollars of every category, as they add up."""
+    found = report.by_category().values()
+    shown = amounts_that_add_up([*found], Decimal(1).scaleb(-digits))
+    return [part_words(usd, rounded, digits) for usd, rounded in zip(found, shown, strict=True)]
+
+
 def category_rows(report: CostReport, digits: int) -> str:
     """Every category: name, a bar by its share of the largest, dollars. Rows of a table."""
     found = report.by_category()
-    shown = amounts_that_add_up([*found.values()], Decimal(1).scaleb(-digits))
     largest = max(found.values())
     return "\n".join(
         f'<tr><th scope="row">{escape(category)}</th><td class="bar"><svg height="{_BAR}" width="100%" '
         f'aria-hidden="true"><rect class="{css_class(category)}" width="{_percent(usd, largest)}" '
-        f'height="{_BAR}" rx="2"/></svg></td><td class="num">{console.dollars(words, digits)}</td></tr>'
-        for (category, usd), words in zip(found.items(), shown, strict=True))
+        f'height="{_BAR}" rx="2"/></svg></td><td class="num">{escape(words)}</td></tr>'
+        for (category, usd), words in zip(found.items(), category_words(report, digits), strict=True))
 
 
 def timeline(report: CostReport, digits: int, now: datetime) -> str:
     """When each attempt was at work, one lane each; its parts by category, not in their order in time."""
     first, last = bounds(report, now)
-    lanes = "".join(_lane(cost, console.dollars(cost.usd, digits), index * _LANE, (first, last, now))
-                    for index, cost in enumerate(report.attempts))
+    shown, _ = report.shown_usd(digits)
+    lanes = "".join(_lane(cost, console.dollars(usd, digits), index * _LANE, (first, last, now))
+                    for index, (cost, usd) in enumerate(zip(report.attempts, shown, strict=True)))
     height = _LANE * len(report.attempts) + _AXIS
     return (f'<svg width="100%" height="{height}" role="img" aria-label="Timeline of attempts">{lanes}'
             f"{_time_axis(first, last, height)}</svg>")
@@ -50,19 +59,30 @@ def spending(report: CostReport, cap_usd: Decimal | None, digits: int, now: date
     """Dollars over time, against the range that was planned and the cap."""
     first, last = bounds(report, now)
     points = list(spent_over_time(report, now))
-    planned = report.planned_usd
-    levels = [points[-1][1], *([planned.high] if planned else []), *([cap_usd] if cap_usd else [])]
-    top = (max(levels) or Decimal(1)) * Decimal("1.08")
+    planned, top = report.planned_usd, top_usd(report, cap_usd)
+    has_cap = cap_usd is not None and 0 < cap_usd <= top
     line = " ".join(f"{_share(at, first, last) * 100:.3f},{100 - usd / top * 100:.3f}" for at, usd in points)
     inner = (f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="{_CURVE}">'
              f"{_band(planned, top) if planned else ''}"
              f'<polyline class="line" points="{line}" vector-effect="non-scaling-stroke"/>'
-             f"{_level('cap', cap_usd, top) if cap_usd else ''}</svg>")
+             f"{_level('cap', cap_usd, top) if cap_usd and has_cap else ''}</svg>")
     words = "".join(_level_words(f"{name} {console.dollars(usd, digits)}", usd, top) for name, usd in (
-        ("cap", cap_usd), ("planned", planned.mid if planned else None)) if usd is not None)
+        ("cap", cap_usd if has_cap else None), ("planned", planned.mid if planned else None))
+        if usd is not None)
+    if cap_usd and not has_cap:
+        words += (f'<text x="100%" y="12" text-anchor="end">cap {console.dollars(cap_usd, digits)}, '
+                  "above this frame</text>")
     height = _CURVE + _AXIS
     return (f'<svg width="100%" height="{height}" role="img" aria-label="Dollars over time">{inner}{words}'
             f"{_time_axis(first, last, height)}</svg>")
+
+
+def top_usd(report: CostReport, cap_usd: Decimal | None) -> Decimal:
+    """How high the chart of spending is: a cap far above what was spent and planned would flatten both."""
+    told = max(report.spent_usd, report.planned_usd.high if report.planned_usd else Decimal(0))
+    if cap_usd is not None and (not told or cap_usd <= _NEAR * told):
+        told = max(told, cap_usd)
+    return (told or Decimal(1)) * Decimal("1.08")
 
 
 def bounds(report: CostReport, now: datetime) -> tuple[datetime, datetime]:

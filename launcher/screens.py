@@ -41,13 +41,14 @@ def show_runs(views: Sequence[RunView], url: str, as_json: bool) -> None:
 
 
 def _show_table(views: Sequence[RunView]) -> None:
-    rows = [[view.record.run_id, _status_word(view), *_steps(view.record), console.dollars(view.spent_usd),
+    rows = [[view.record.run_id, status_word(view), *_steps(view.record), console.dollars(view.spent_usd),
              str(view.record.num_preemptions)] for view in views]
     console.answer_table(["run", "status", "step", "durable", "spent", "preempted"], rows, right=[2, 3, 4, 5],
                          spare=[5, 3])
 
 
-def _status_word(view: RunView) -> str:
+def status_word(view: RunView) -> str:
+    """Where a run is, or how it ended, in a word or two."""
     record = view.record
     if view.status is not Status.ENDED or record.outcome is None:
         return view.status.value

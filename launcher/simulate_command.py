@@ -53,6 +53,8 @@ def run_simulate(asked: Simulation, *, as_json: bool) -> None:
     Raises:
         UsageError: A file cannot be read, a name is not known, or no window is long enough.
     """
+    if asked.plot:
+        _check_can_plot()
     policies = chosen(asked.policy)
     traces, notes = read_traces(asked.traces)
     groups = together(traces) if asked.is_together else one_by_one(traces)
@@ -72,14 +74,14 @@ def run_simulate(asked: Simulation, *, as_json: bool) -> None:
     if asked.policy != "all" and CLAIRVOYANT not in asked.policy:
         scores = [score for score in scores if score.policy != CLAIRVOYANT]
     rows = [score.to_json() for score in scores]
-    if asked.plot:
-        _plot(rows, asked.plot)
     if as_json:
         for note in notes:
             console.talk(note)
         console.answer_json(rows)
     else:
         simulate_screen.show_scores(scores, notes)
+    if asked.plot:
+        _plot(rows, asked.plot)
 
 
 def chosen(names: str) -> list[Policy]:
@@ -138,11 +140,16 @@ def read_saves(minutes: str | None, save_s: str | None) -> tuple[Saves, ...]:
     return tuple(Saves(every / 60, stall_s / 3600) for every in found)
 
 
+def _check_can_plot() -> None:
+    """Before the work, which takes its time. What is lacking is said by who would draw."""
+    if code := run_in_trainer("trainer.policy_plot", []):
+        raise SystemExit(code)
+
+
 def _plot(rows: list[dict[str, object]], path: Path) -> None:
     """By the trainer's environment, which has what draws."""
     with tempfile.TemporaryDirectory() as folder:
         scores = Path(folder) / "scores.json"
         scores.write_text(json.dumps(rows))
         if run_in_trainer("trainer.policy_plot", [str(scores), str(path.absolute())]):
-            raise UsageError("the picture could not be drawn", place="--plot",
-                             fix="see the lines above; make evaluation-tools installs what draws")
+            raise UsageError("the picture could not be drawn", place="--plot", fix="see the lines above")

@@ -63,6 +63,11 @@ class Speed:
     source: str
     factors: tuple[float, float]
 
+    @property
+    def is_measured(self) -> bool:
+        """By an earlier run on this hardware."""
+        return self.factors == _MEASURED_FACTORS
+
 
 def config_fingerprint(config: TrainConfig) -> str:
     """Equal for configs that train at the same speed on the same hardware: 16 hex digits."""

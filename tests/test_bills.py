@@ -17,7 +17,7 @@ from launcher.attempt_cost import Category
 from launcher.bills import is_over_before
 from launcher.report import CostReport, cost_report
 from launcher.report_html import Page, as_html
-from launcher.report_svg import spent_over_time
+from launcher.report_svg import category_words, spent_over_time
 from launcher.run_record import load_record, look_at
 from launcher.runs import view_all_runs
 from trainer.contract import Document, Name
@@ -71,7 +71,7 @@ def test_the_bill_of_all_runs_says_what_began_before_and_what_contradicts_itself
     twice.attempt(2, 500)
     twice.end(2, 700, 1)
     assert "not in it: $1.2000 of what began before" in answer("--since", "2026-11-23T12:20")
-    assert "! twice-1: attempts 1 and 2 overlap by 100 s: both are billed" in answer()
+    assert "! twice-1: attempts 1 and 2 overlap by 1 min 40 s: both are billed" in answer()
 
 
 def test_dollars_at_simulated_prices_are_told_apart_from_those_that_somebody_bills(store):
@@ -181,9 +181,62 @@ def test_a_page_says_what_the_screen_says(store):
     found = [text.strip() for text in tree(page_of(report_of(every_fate(store)))).itertext() if text.strip()]
     for words in ("Cost of story-1", "$2.3400", "$1.1000", "recomputed", "$0.4900", "cap $3.0000",
                   "planned $2.0000", "3 train · crashed (1) · $0.3000", "170 - 200", "11-23 12:20:00",
-                  "~$2.8800 for the same work undisturbed: 19% saved"):
+                  "~$2.8800 for the same work undisturbed, training at $7.20/h: 19% saved",
+                  "$2.3400, within the planned range"):
         assert words in found, words
     assert all(category in found for category in Category)
+
+
+def thirds_of_cents(store: str, run_id: str = RUN_ID) -> Story:
+    """Three attempts of $0.033335 and a controller of $0.03: rounded one by one, three are too low."""
+    story = Story(store, run_id)
+    for number in (1, 2, 3):
+        story.attempt(number, 100 * number, price=Decimal("1.20006"))
+        story.beat(number, 100 * number + 90, step=3, durable=2, setup=40, train=50, durable_train=49.999)
+        story.end(number, 100 * number + 100, None, preempted=True)
+    story.folder.add_event("submitted", at(-300), controller_usd_per_hour="0.36")
+    return story
+
+
+def test_attempts_on_a_page_add_up_to_its_total_as_those_of_the_screen_do(store, tmp_path):
+    thirds_of_cents(store)
+    screen = answer("story-1", "--html", str(tmp_path / "page.html"))
+    page = tree((tmp_path / "page.html").read_text())
+    (table,) = [found for found in page.iter("div") if found.get("class") == "wide"]
+    cells = [cell.text for cell in table.iter("td") if cell.get("data-name") == "dollars"]
+    labels = [text.text.rpartition(" · ")[2] for text in page.iter("text") if " train · " in text.text]
+    (total,) = [found.text for found in page.iter("p") if found.get("class") == "spent"]
+    assert sum(Decimal(cell[1:]) for cell in cells) == Decimal(total[1:]) and labels == cells[:3]
+    assert re.findall(r"(\$\S+)   (?:preempted|beside attempts)\n", screen) == cells
+
+
+def test_a_page_and_a_screen_call_no_dollars_nothing_that_are_some(store):
+    story = Story(store)
+    story.attempt(1, 0)
+    story.beat(1, 90, step=9, durable=9, setup=40, train=49.99, durable_train=49.99, checkpoint=0.01)
+    words = dict(zip(Category, category_words(report_of(story), 4), strict=True))
+    assert (words[Category.CHECKPOINT], words[Category.DISK]) == ("<$0.0001", "$0.0000")
+    assert "checkpoint stall     <$0.0001" in answer(RUN_ID)
+
+
+@pytest.mark.parametrize(("cap", "words"), [("4.5", "cap $4.5000"), ("99", "cap $99.0000, above this frame")])
+def test_a_cap_far_above_the_spending_leaves_the_spending_readable(store, cap, words):
+    page = tree(page_of(report_of(every_fate(store)), cap))  # $2.34 of a plan of up to $4
+    (line,) = [found.get("points") for found in page.iter("polyline")]
+    highest = min(float(point.partition(",")[2]) for point in line.split())
+    assert highest < 60 and words in [text.text for text in page.iter("text")]
+    assert ("cap" in [found.get("class") for found in page.iter("line")]) is (cap == "4.5")
+
+
+def test_each_run_has_the_same_total_beside_others_as_alone_and_all_have_the_exact_sum(store):
+    for number in range(3):
+        preempted = Story(store, f"run-{number}")
+        preempted.attempt(1, 0, price=Decimal("1.20144"))  # $0.033373 each, $0.10012 in all
+        preempted.end(1, 100, None, preempted=True)
+    rows = re.findall(r"run-\d .*(\$\S+)\n", answer())
+    assert rows == ["$0.0334"] * 3 and "run-1: unknown; $0.0334 spent\n" in answer("run-1")
+    assert re.findall(r"total +(\$\S+)\n", answer()) == ["$0.1001"] * 2
+    assert "each line is rounded by itself: together they would be $0.1002\n" in answer()
 
 
 def test_bars_of_an_attempt_fill_its_lane_and_no_more(store):
@@ -211,7 +264,7 @@ def test_a_page_of_names_that_look_like_html_shows_them(store):
         number=1, document=Document.TRAIN, billed_from=at(0), price_usd_per_hour=Decimal(1),
         offer="<b>:1 on gcp & co", host="h", cloud="<i>"))
     html = page_of(report_of(story))
-    assert "<b>" not in html and "&lt;b&gt;:1" in {cell for cell in re.findall(r"<td>([^<]*)", html)}
+    assert "<b>" not in html and "&lt;b&gt;:1" in {cell for cell in re.findall(r"<td[^>]*>([^<]*)", html)}
 
 
 @pytest.mark.parametrize("cap", [None, "0.0001"])

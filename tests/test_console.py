@@ -21,6 +21,7 @@ def test_the_digits_of_dollars_can_be_given():
 @pytest.mark.parametrize(("seconds", "shown", "rough"), [
     (0.4, "0 s", "0 s"), (12, "12 s", "12 s"), (59.6, "1 min 00 s", "1 min 00 s"),
     (200, "3 min 20 s", "3 min"), (3599.7, "1 h 00 min", "1 h 00 min"), (7500, "2 h 05 min", "2 h 05 min"),
+    (172799, "47 h 59 min", "47 h 59 min"), (97499244, "1128 d 11 h", "1128 d 11 h"),
 ])
 def test_durations_name_their_units(seconds, shown, rough):
     assert console.duration(seconds) == console.duration(timedelta(seconds=seconds)) == shown

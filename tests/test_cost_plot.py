@@ -12,7 +12,8 @@ pytest.importorskip("matplotlib")
 from trainer.cost_plot import main  # noqa: E402
 
 FIGURES = {
-    "cap_usd": "3", "now": "2026-11-23T13:00:00+00:00",
+    "cap_usd": "3", "top_usd": "4.32", "labels": ["$1.0000", "$0.5000"], "total": "$1.5000",
+    "now": "2026-11-23T13:00:00+00:00",
     "spent": [["2026-11-23T12:00:00+00:00", "0.000000"], ["2026-11-23T13:00:00+00:00", "1.500000"]],
     "report": {
         "run_id": "story-1", "spent_usd": "1.500000", "price_is_simulated": True,

@@ -49,8 +49,8 @@ def test_attempts_in_another_order_than_their_numbers_are_each_billed_by_their_o
     story.end(1, 600, 75)
     story.attempt(2, 100)
     story.end(2, 200, 0)
-    assert_billed(story, "0.20", "attempt 2 begins 400 s before attempt 1: their clocks disagree; each is "
-                                 "billed by its own")
+    assert_billed(story, "0.20", "attempt 2 begins 6 min 40 s before attempt 1: their clocks disagree; each "
+                                 "is billed by its own")
 
 
 def test_a_clock_that_was_set_back_fills_no_category_beyond_what_was_billed(story):
@@ -58,8 +58,8 @@ def test_a_clock_that_was_set_back_fills_no_category_beyond_what_was_billed(stor
     story.beat(1, 90, step=5, durable=5, setup=80, train=500, durable_train=500)
     story.end(1, 100, 0)
     report = report_of(story)
-    assert report.doubts == ["attempt 1 tells of 480 s more than it is billed for: its clock was set; no "
-                             "more than was billed is shown"]
+    assert report.doubts == ["attempt 1 tells of 8 min 00 s more than it is billed for: its clock was set; "
+                             "no more than was billed is shown"]
     assert report.spent_usd == Decimal("0.10") == sum(report.by_category().values())
 
 
@@ -67,7 +67,7 @@ def test_a_sign_of_life_after_the_end_is_said(story):
     story.attempt(1, 0)
     story.beat(1, 300, step=5, durable=5, setup=10, train=20)
     story.end(1, 100, None, preempted=True)
-    assert_billed(story, "0.10", "attempt 1 gave a sign of life 200 s after its end: who ended it has "
+    assert_billed(story, "0.10", "attempt 1 gave a sign of life 3 min 20 s after its end: who ended it has "
                                  "another clock, or it lived on; it is billed to that end")
 
 
@@ -99,15 +99,15 @@ def test_an_end_before_the_begin_is_billed_by_what_the_heartbeat_tells(story):
     story.attempt(1, 100)
     story.beat(1, 150, step=5, durable=5, setup=20, train=30, durable_train=30)
     story.end(1, 40, 0)
-    assert_billed(story, "0.05", "attempt 1 ends 60 s before it begins: two clocks disagree; it is billed "
-                                 "for 50 s, as its heartbeats tell")
+    assert_billed(story, "0.05", "attempt 1 ends 1 min 00 s before it begins: two clocks disagree; it is "
+                                 "billed for 50 s, as its heartbeats tell")
 
 
 def test_an_attempt_before_its_submission_is_billed_from_there(story):
     story.attempt(1, -7200)
     story.end(1, 100, 0)
-    assert_billed(story, "0.10", "attempt 1 begins 7200 s before its run was submitted: a clock was wrong; "
-                                 "it is billed from the submission on")
+    assert_billed(story, "0.10", "attempt 1 begins 2 h 00 min before its run was submitted: a clock was "
+                                 "wrong; it is billed from the submission on")
 
 
 def test_an_attempt_without_an_end_is_billed_by_the_events_else_by_its_lease_else_said(story):
@@ -194,6 +194,22 @@ def test_a_heartbeat_of_numbers_that_cannot_be_is_torn(story, wrong):
     report = report_of(read_record(story.folder))
     assert (report.spent_usd, report.doubts[0].partition(":")[0]) == (
         Decimal("0.10"), "attempts/1/heartbeat.json is not a valid Heartbeat")
+
+
+@pytest.mark.parametrize(("wrong", "told"), [
+    ({"durable_step": 999999}, "step 999,999 of 400"), ({"step": -3}, "step -3 of 400"),
+    ({"phases": {"setup_s": 40, "train_s": -100}}, "-100 s as its train_s"),
+    ({"phases": {"setup_s": 40, "train_s": "NaN"}}, "nan s as its train_s"),
+    ({"durable_train_s": "-Infinity"}, "-inf s as its durable_train_s")])
+def test_steps_and_lengths_of_time_that_nothing_has_are_said_and_the_total_stands(story, wrong, told):
+    story.attempt(1, 0)
+    story.beat(1, 90, step=5, durable=5, setup=40, train=50, durable_train=50)
+    story.end(1, 100, 0)
+    edit(story, "attempts/1/heartbeat.json", **wrong)
+    report = report_of(read_record(story.folder))
+    (doubt,) = report.doubts
+    assert doubt.startswith(f"attempt 1 tells of {told}, which cannot be: what is billed stands, ")
+    assert report.spent_usd == Decimal("0.10") == sum(report.by_category().values())
 
 
 @pytest.mark.parametrize("detail", [{"clouds": 5}, {"attempt": [1]}, {"limits": "none"}, {"infra": 7}])

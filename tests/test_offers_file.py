@@ -11,10 +11,11 @@ import pytest
 from cli_lab import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from launch_examples import RECIPE
 from run_stories import preempted_once
 from test_priced_offers import MARKET, NOW
 
-from launcher.commands import PlanOptions, propose_bench, propose_resume
+from launcher.commands import PlanOptions, propose, propose_bench, propose_resume
 from launcher.errors import UsageError
 from launcher.offers_file import as_json, is_old, read_offers, too_old
 from launcher.priced_offers import Found, PricedOffer
@@ -144,6 +145,16 @@ def test_old_prices_are_called_old_and_nothing_is_rented_by_older_ones(
     refusal = too_old([one], "f", one.seen_at + refused_after + second)
     assert refusal is not None and f"older than {refused_after.days} d" in refusal.problem
     assert refusal.fix == "make it anew: ldlm offers --gpu NAME --json > f; or leave --offers out"
+
+
+def test_old_prices_and_a_text_that_is_not_there_are_both_told(tmp_path: Path) -> None:
+    saved, seen_at = tmp_path / "offers.json", (datetime.now(UTC) - timedelta(days=9)).isoformat()
+    saved.write_text(written(down={}, problems=[], offers=[
+        row(gpu="A100-80GB", region="us-central1", price_usd_per_hour="0.25", seen_at=seen_at)]))
+    options = PlanOptions(infra="gcp", max_cost="90", offers=str(saved), store=str(tmp_path),
+                          overrides=["train.data.source=shards:nowhere"])
+    text, stale = propose(str(RECIPE), options).refusals
+    assert "nowhere" in str(text) and "nothing is rented by prices older than 7 d" in str(stale)
 
 
 def test_the_moment_of_the_test_is_in_the_same_zone_whatever_is_written() -> None:

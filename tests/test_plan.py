@@ -10,6 +10,7 @@ from typed_plans import planned
 from launcher.errors import NoOfferError, RecipeError
 from launcher.estimate import Done
 from launcher.offers import Machine
+from launcher.past_limits import past_limit
 from launcher.plan import Plan
 from launcher.recipe import list_recipes, load_recipe
 from launcher.run_weights import RunWeights
@@ -128,6 +129,28 @@ def test_an_estimate_over_the_cap_is_refused_with_what_would_do():
     assert told.startswith(f"may stop at its cap of ${least}")
 
 
+def test_no_more_is_missing_than_the_run_costs_and_one_limit_is_named_once():
+    plan = example_plan()
+    with pytest.raises(NoOfferError) as caught:
+        example_plan(None, "limits.max_cost_usd=0.001")
+    costs, missing = (Decimal(text) for text in re.findall(
+        r"cost ~\$([\d.]+) .* is \$0\.001, \$([\d.]+) too little", caught.value.problem)[0])
+    assert abs(costs - plan.usd.mid) < Decimal("0.0001") and missing == costs - Decimal("0.001")
+    told = past_limit(example_recipe(), "max_cost_usd", "", Decimal("0.031"), Decimal("0.039"))
+    assert (told["changes"], told["note"]) == ({"limits.max_cost_usd": Decimal("0.04")}, "")
+
+
+def test_no_guess_is_advised_where_the_planned_speed_was_measured():
+    slow, own = example_plan().tokens_per_s / 3, "limits.max_cost_usd=0.01"
+    with pytest.raises(NoOfferError) as caught:
+        example_plan(None, own, history=(measured("a", slow),))
+    assert caught.value.fix.startswith("add --max-cost ")
+    faster = measured("b", slow * 3, zero_stage="2")  # which is no guess any more
+    with pytest.raises(NoOfferError) as caught:
+        example_plan(None, own, history=(measured("a", slow), faster))
+    assert caught.value.fix.startswith("add --set train.zero_stage=2 --max-cost ")
+
+
 def test_a_resumed_run_is_planned_for_what_is_left():
     whole = example_plan()
     half = example_plan(done=Done(step=200, spent_usd=Decimal("0.25"), has_trained=False))
@@ -145,13 +168,14 @@ def test_what_is_spent_counts_towards_the_cap_and_its_fix():
     done = Done(step=200, spent_usd=Decimal("0.99"), has_trained=False)
     with pytest.raises(NoOfferError) as caught:
         example_plan(done=done)
-    assert caught.value.problem.startswith("this run has spent $0.9900, what is left would cost ~$0.01 ")
+    assert caught.value.problem.startswith("this run has spent $0.9900, what is left would cost ~$0.0")
     (enough,) = re.findall(r"--max-cost ([\d.]+) for the p90", caught.value.fix)
     assert caught.value.fix.startswith("add --max-cost 1.0")
     fits = example_plan(None, f"limits.max_cost_usd={enough}", done=done)
     assert fits.warnings == whole.warnings
     tight = example_plan(done=Done(step=200, spent_usd=Decimal("0.985"), has_trained=False))
-    assert any(warning.startswith("may stop at its cap of $1.0") for warning in tight.warnings)
+    told = "may stop at its cap of $1.00: the high estimate is $1.0"
+    assert any(warning.startswith(told) for warning in tight.warnings)
     assert tight.bench_reserve_usd <= Decimal("0.015") / 2
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from decimal import Decimal
 
@@ -7,8 +8,10 @@ from launch_examples import NOW, TWO_CORES, example_recipe
 from launcher.candidates import choose
 from launcher.errors import OverCapError
 from launcher.estimate import Case, Done, case_of
+from launcher.market import refusal_by_list
 from launcher.offers import Offer, make_offers
 from launcher.plan import Plan, best_plan
+from launcher.priced_offers import PricedOffer
 from launcher.ranking import ENOUGH, best_first, ranked, reason_of
 from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
@@ -19,10 +22,10 @@ GOOD = "{infra: azure, gpu: 'H100:1', spot: true, price_usd_per_hour: 1.55}"
 UNPRICED = "{infra: gcp, gpu: 'H100:1', spot: true}"
 
 
-def plan_of(*train: str, sets: tuple[str, ...] = ()) -> Plan:
+def plan_of(*train: str, sets: tuple[str, ...] = (), priced: Sequence[PricedOffer] = ()) -> Plan:
     hardware = f"hardware.train=[{', '.join(train)}]"
     recipe = example_recipe(hardware, "train.global_batch_size=64", BENCH, *sets)
-    offers = {document: make_offers(found, TWO_CORES, NOW)
+    offers = {document: make_offers(found, TWO_CORES, NOW, priced)
               for document, found in choose(recipe, None, TWO_CORES).items()}
     shape = encoder_shape(recipe.train.token_encoder.name)
     return best_plan(case_of(recipe, shape, offers, ()), NOW, "run-1")
@@ -59,6 +62,43 @@ def test_a_price_that_nobody_knows_is_no_low_price():
     assert plan.choice == "no other has a price"
     assert plan_of(UNPRICED, UNPRICED.replace("gcp", "azure")).choice == (
         "no price is known, so it is the recipe's first")
+
+
+def test_what_nothing_wins_for_is_taken_only_where_nothing_else_can_be_had():
+    low = "{infra: vast, gpu: 'H100:1', bid_usd_per_hour: 0.25}"
+    lowest = PricedOffer(cloud="vast", region="Utah, US", gpu="H100", num_gpus=1, terms="bid",
+                         price_usd_per_hour=Decimal("0.90"), seen_at=NOW, source="me")
+    why = "at $0.25 an hour nothing wins; the lowest bid is $0.90"
+    plan = plan_of(low, GOOD, priced=[lowest])
+    assert plan.offers[Document.TRAIN].cloud == "azure"
+    assert [row.problem for row in plan.ranking] == [None, why]
+    alone = plan_of(low, priced=[lowest])
+    assert f"H100:1 on vast (interruptible): {why}" in alone.warnings
+    assert plan_of(low, GOOD).offers[Document.TRAIN].cloud == "vast"  # nobody has said what wins
+    enough = plan_of(low.replace("0.25", "0.90"), GOOD, priced=[lowest])
+    assert [row.problem for row in enough.ranking] == [None, None]
+
+
+def test_a_launch_is_refused_where_nothing_wins_and_the_fix_is_a_bid_that_does():
+    recipe = example_recipe("hardware.train=[{infra: vast, gpu: 'RTX4090:2', bid_usd_per_hour: 0.25}]")
+    lowest = PricedOffer(cloud="vast", region="Utah, US", gpu="RTX4090", num_gpus=2, terms="bid",
+                         price_usd_per_hour=Decimal("0.9012"), seen_at=NOW, source="me")
+    refused, none = (refusal_by_list(
+        recipe, Document.TRAIN, make_offers(recipe.hardware.train, TWO_CORES, NOW, priced)[0], resuming=False)
+        for priced in ([lowest], []))
+    assert none is None and refused is not None
+    assert refused.problem == ("RTX4090:2 on vast (interruptible): at $0.25 an hour nothing wins; the lowest "
+                               "bid is $0.9012")
+    assert refused.fix == "add --set hardware.train.0.bid_usd_per_hour=0.91, or try again later"
+
+
+def test_a_benchmark_is_planned_where_something_wins_too():
+    hardware = ("hardware.bench=[{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.6}, "
+                "{infra: vast, gpu: 'RTX4090:1', bid_usd_per_hour: 0.6}]")
+    lowest = PricedOffer(cloud="vast", region="Utah, US", gpu="RTX5090", num_gpus=1, terms="bid",
+                         price_usd_per_hour=Decimal("0.61"), seen_at=NOW, source="me")
+    assert plan_of(GOOD, sets=(hardware,)).offers[Document.BENCH].gpu == "RTX5090"
+    assert plan_of(GOOD, sets=(hardware,), priced=[lowest]).offers[Document.BENCH].gpu == "RTX4090"
 
 
 def test_one_offer_is_no_choice():

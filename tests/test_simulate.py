@@ -1,6 +1,7 @@
 """Replays: against a replay written anew in plain Python, and through the command."""
 
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -159,6 +160,18 @@ def test_the_screen_ends_with_the_cheapest_policy_that_was_in_time(traces):
 def test_what_cannot_be_replayed_is_refused(traces, arguments, problem):
     with pytest.raises(Exception, match=problem):
         run("--traces", traces, *arguments)
+
+
+def test_what_cannot_be_drawn_is_refused_before_anything_is_replayed(tmp_path, traces, monkeypatch, capfd):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nshift\nexec "{sys.executable}" -S "$@"\n')  # -S: without any package
+    bare.chmod(0o755)
+    monkeypatch.setenv("LDLM_TRAIN_PYTHON", str(bare))
+    done = CliRunner().invoke(app, ["simulate", "--traces", str(traces), "--plot", str(tmp_path / "a.png")])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert capfd.readouterr().err == (
+        "error: --plot: matplotlib is not in the trainer's environment, and nothing was replayed\n"
+        "  fix: make evaluation-tools (once, about 400 MB), or leave --plot out\n")
 
 
 HISTORY = """date,machine_type,region,on_demand_usd_per_hour,spot_usd_per_hour

@@ -24,7 +24,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
     Args:
         figures: `report` as `ldlm cost --json` prints it, `spent` as pairs of a moment and dollars,
-            `cap_usd`, `now`.
+            `cap_usd`, `now`, `top_usd` up to which spending is drawn, `labels` of the categories,
+            their `total`.
         path: Of the PNG.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,10 +35,10 @@ def plot(figures: dict[str, Any], path: Path) -> None:
     spending, categories, attempts = figure.subplots(1, 3)
     report = figures["report"]
     _draw_spending(spending, figures)
-    _draw_categories(categories, report)
+    _draw_categories(categories, report, figures["labels"])
     _draw_attempts(attempts, report, figures["now"])
     simulated = " (simulated price)" if report["price_is_simulated"] else ""
-    figure.suptitle(f"{report['run_id']}: ${float(report['spent_usd']):,.4f}{simulated}")
+    figure.suptitle(f"{report['run_id']}: {figures['total']}{simulated}")
     FigureCanvasAgg(figure).print_png(path)
 
 
@@ -49,18 +50,20 @@ def _draw_spending(axes: Any, figures: dict[str, Any]) -> None:
         low, mid, high = map(float, planned)
         axes.axhspan(low, high, color=_OTHER, alpha=0.2, label="planned, p10 to p90")
         axes.axhline(mid, color=_OTHER, linestyle="--")
+    top = float(figures["top_usd"])
     if cap is not None:
-        axes.axhline(float(cap), color=_LOST, label="cap")
-    axes.set(title="Dollars over time (UTC)", ylim=(0, None))
+        far = f" ${float(cap):,.2f}, above this frame" if float(cap) > top else ""
+        axes.axhline(float(cap), color=_LOST, label=f"cap{far}")
+    axes.set(title="Dollars over time (UTC)", ylim=(0, top))
     axes.tick_params(axis="x", rotation=30)
     axes.legend(fontsize=8)
 
 
-def _draw_categories(axes: Any, report: dict[str, Any]) -> None:
+def _draw_categories(axes: Any, report: dict[str, Any], labels: Sequence[str]) -> None:
     names = list(report["usd_by_category"])[::-1]
     dollars = [float(report["usd_by_category"][name]) for name in names]
     bars = axes.barh(names, dollars, color=[_COLOURS.get(name, _OTHER) for name in names])
-    axes.bar_label(bars, fmt="$%.4f", fontsize=8, padding=2)
+    axes.bar_label(bars, labels=labels[::-1], fontsize=8, padding=2)
     axes.set(title="Where it went")
     axes.margins(x=0.25)
 

@@ -1,8 +1,10 @@
 """The picture of a simulation: what each policy costs, and how far it is from the clairvoyant.
 
     python -m trainer.policy_plot SCORES.json PICTURE.png
+    python -m trainer.policy_plot                            whether it can be drawn here
 """
 
+import importlib.util
 import json
 import sys
 from collections.abc import Sequence
@@ -63,13 +65,13 @@ def _words(setting: dict[str, float]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Draw; 1 where nothing here can draw."""
-    rows, path = json.loads(Path(arguments[0]).read_text()), Path(arguments[1])
-    try:
-        plot(rows, path)
-    except ImportError as error:
-        print(f"error: {error}{FIX}make evaluation-tools", file=sys.stderr)
+    """Draw, or without arguments only look; 1 where nothing here can draw."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("error: --plot: matplotlib is not in the trainer's environment, and nothing was replayed"
+              f"{FIX}make evaluation-tools (once, about 400 MB), or leave --plot out", file=sys.stderr)
         return 1
+    if arguments:
+        plot(json.loads(Path(arguments[0]).read_text()), Path(arguments[1]))
     return 0
 
 
