@@ -22,11 +22,12 @@ def query_at(settings: Mapping[str, Any], instance_type: str, region: str, disk_
 
 
 def offers_of(sdk: Any, query: Query, disk_gib: int, *, bids: bool) -> list[dict[str, Any]]:
-    """What Vast offers for a search, the cheapest first."""
+    """What Vast offers for a search, the cheapest first. One without a price is none: no cap could hold."""
     found: list[dict[str, Any]] = sdk.search_offers(
         query=dict(query), type="bid" if bids else "on-demand", order=_price(bids=bids), no_default=True,
         storage=disk_gib)
-    return found
+    price = "min_bid" if bids else "dph_base"  # of its GPUs
+    return [offer for offer in found if (offer.get(price) or 0) > 0]
 
 
 def look_at_market(wish: Wish) -> dict[str, Any]:

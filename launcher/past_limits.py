@@ -4,6 +4,7 @@ from datetime import datetime
 from decimal import ROUND_UP, Decimal
 from typing import Any
 
+from launcher import console
 from launcher.cost import Range
 from launcher.errors import NoOfferError
 from launcher.recipe import HIGHEST_LIMIT, LIMIT_OPTIONS, Recipe
@@ -28,7 +29,8 @@ def refuse_past_deadline(recipe: Recipe, hours: Range, now: datetime) -> None:
         return
     left_h = (limits.deadline - now).total_seconds() / 3600
     if float(hours.mid) > left_h:
-        over = f"in {left_h:.2f} h" if left_h > 0 else f"{-left_h:.2f} h ago"
+        away = console.duration(abs(limits.deadline - now))
+        over = f"in {away}" if left_h > 0 else f"{away} ago"
         raise NoOfferError(f"to train would take {takes}, and its deadline is "
                            f"{limits.deadline:%Y-%m-%d %H:%M} UTC, {over}",
                            place=recipe.place("limits", "deadline"),

@@ -15,6 +15,7 @@ from launcher.quotes import Quote
 from launcher.ranking_screen import show_ranking
 from trainer.contract import Document
 
+_PURPOSES = {Document.TRAIN: "to train", Document.BENCH: "to benchmark"}
 _WORTH_A_WORD = 0.05  # of losses: fewer are one in twenty runs
 
 
@@ -151,7 +152,9 @@ def _expected(plan: Plan) -> list[tuple[str, str]]:
         words.append(f"~{odds.losses:.1f} machines lost")
     words += [f"in time {odds.in_time:.0%}"] if plan.deadline else []
     words += [f"within the cap {odds.within_cap:.0%}"] if odds.within_cap is not None else []
-    words += ["dollars are a mean"] if odds.expected_usd is not None else []
+    means = ["dollars"] if odds.expected_usd is not None else []
+    means += ["losses"] if odds.losses >= _WORTH_A_WORD else []
+    words += [f"{' and '.join(means)} are {'means' if len(means) > 1 else 'a mean'}"] if means else []
     return [("expected", "; ".join(words)), *([("chosen", plan.choice)] if plan.choice else [])]
 
 
@@ -169,22 +172,25 @@ def _places(name: str, offers: Sequence[Offer], now: datetime) -> list[tuple[str
 
 def _bid_facts(plan: Plan) -> list[tuple[str, str]]:
     """What is advised of bids at Vast, once for offers of which the same is."""
-    told = [f"advised: {offer.advice.reason}" for which in Document for offer in plan.candidates(which)
-            if offer.advice and not (which is Document.TRAIN and plan.only_benchmark)]
-    return [("bid" if not index else "", text) for index, text in enumerate(dict.fromkeys(told))]
+    told = dict[str, dict[str, None]]()
+    for which in Document:
+        for offer in plan.candidates(which):
+            if offer.advice and not (which is Document.TRAIN and plan.only_benchmark):
+                told.setdefault(offer.advice.reason, {})[f"{_PURPOSES[which]} on {offer.hardware}"] = None
+    return [("" if index else "bid", f"advised {' and '.join(machines)}: {reason}")
+            for index, (reason, machines) in enumerate(told.items())]
 
 
 def _market_facts(proposal: Proposal) -> list[tuple[str, str]]:
     """Who pays, what there is now, and how long it waits for machines, where it has to ask for them."""
     limits, plan = proposal.recipe.limits, proposal.plan
-    names = {Document.TRAIN: "to train", Document.BENCH: "to benchmark"}
     asks = [which for which in Document
             if not plan.offers[which].is_local and not (which is Document.TRAIN and plan.only_benchmark)]
-    markets = [f"{names[which]}: {market.words}" for which, market in proposal.markets.items()]
+    markets = [f"{_PURPOSES[which]}: {market.words}" for which, market in proposal.markets.items()]
     markets += [proposal.market_problem] if proposal.market_problem else []
     if proposal.course:
         asks = [which for which in asks if which is Document.BENCH]  # to train it waits as its course says
-    waits = [f"{limits.wait_hours_for(which):g} h {names[which]}"
+    waits = [f"{limits.wait_hours_for(which):g} h {_PURPOSES[which]}"
              + (" (never past the deadline)" if plan.deadline_of(which) else "") for which in asks]
     credits = [("credits", proposal.payment.words)] if proposal.payment else []
     return [*credits, *zip(("market", ""), markets, strict=False),

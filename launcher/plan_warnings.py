@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 
+from launcher import console
 from launcher.advice import Changes, changed_config, smaller_micro_batches, typed
 from launcher.alternatives import Choice
 from launcher.cloud_prices import egress_usd_per_gb, hides_its_region
@@ -139,7 +140,8 @@ def _of_limits(recipe: Recipe, estimate: Estimate, spent_usd: Decimal) -> Iterat
     cap, deadline, most = recipe.limits.max_cost_usd, recipe.limits.deadline_hours, recipe.limits.max_hours
     usd, hours, training = estimate.usd, estimate.hours, estimate.training_hours
     if usd is not None and spent_usd + usd.high > cap:
-        yield f"may stop at its cap of ${cap}: the high estimate is ${spent_usd + usd.high:.2f}"
+        yield (f"may stop at its cap of {console.dollars(cap)}: the high estimate is "
+               f"{console.dollars(spent_usd + usd.high)}")
     if deadline is not None and float(training.high) > deadline:
         yield f"may stop at its deadline of {deadline:g} h: the high estimate is {training.high:.2f} h"
     if most is not None and float(hours.high) > most:

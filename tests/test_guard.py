@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from guarded_world import World
@@ -16,8 +17,8 @@ from trainer.limit_watch import LateClock, LimitWatch, check_again
 from trainer.limits import LimitError, Limits
 from trainer.metrics import OwnAttempt
 from trainer.own_bill import own_price
-from trainer.rental_terms import RentalTerms
-from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Event, Heartbeat, Phases
+from trainer.rental_terms import TERMS, RentalTerms
+from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Event, Heartbeat, Phases, Traffic
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
 
@@ -83,10 +84,31 @@ def test_a_price_that_is_missing_counts_as_the_dearest_and_never_as_zero() -> No
     rented = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "Vast"}', Env.MAX_COST: "5"}
     assert own_price({**rented, Env.PRICE: "2", Env.OFFERS: places}) == 2
     assert own_price({**rented, Env.PRICE: "", Env.OFFERS: places}) == 9
-    assert own_price({Env.MAX_COST: "5"}) == 0
-    for price in ("", "NaN", "-1", "cheap"):
+    assert own_price({**rented, Env.PRICE: "0.00", Env.OFFERS: places}) == 9
+    assert own_price({Env.MAX_COST: "5"}) == own_price({Env.MAX_COST: "5", Env.PRICE: "0"}) == 0
+    for price in ("", "NaN", "-1", "cheap", "0", "0.00"):
         with pytest.raises(ConfigError, match="could not stop at its cap"):
             own_price({**rented, Env.PRICE: price})
+
+
+def test_a_machine_that_was_rented_for_nothing_as_its_contract_says_costs_what_the_task_says(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rented = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "Vast"}', Env.MAX_COST: "5", Env.PRICE: "2"}
+    for told, usd in (("1.5", "1.5"), ("0", "2")):
+        terms = RentalTerms(rented_at=NOON, gpu_usd_per_hour=Decimal(told))
+        (tmp_path / TERMS).write_text(terms.model_dump_json())
+        assert own_price(rented) == Decimal(usd)
+
+
+def test_an_attempt_that_is_recorded_without_a_price_ends_at_the_cap_by_the_dearest_of_its_task() -> None:
+    places = TaskOffer.write_all([TaskOffer("vast", True, {Env.PRICE: "20"}), TaskOffer("gcp", True, {})])
+    envs = {Env.MAX_COST: "5", Env.PRICE: "0", Env.OFFERS: places}
+    own, minute = OwnAttempt(files(1, 0, usd="0").attempt, [], []), [0.0]
+    watch = LimitWatch(own, lambda: (0.0, 0), envs, lambda: at(minute[0]), Traffic)
+    assert watch.look() and not watch.is_past()
+    minute[0] = 15.1  # $5.03
+    assert watch.is_past()
 
 
 def test_who_rents_machines_may_know_of_more_than_their_nodes_have_written() -> None:

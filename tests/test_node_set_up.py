@@ -15,15 +15,16 @@ import pytest
 
 from tests.test_environment import CHECKOUT, Checkout
 from tests.trainer_runs import TrainerRun, tiny_config, write_text
+from trainer import own_bill
 from trainer.contract import Document, ExitCode, Name, Outcome
 from trainer.guard import Standing
 from trainer.limit_watch import check_limits
 from trainer.limits import LimitError
 from trainer.machine import MachineError, check_set_up
-from trainer.own_bill import set_up_left_s
+from trainer.own_bill import billed_from, set_up_left_s
 from trainer.rental_terms import TERMS, RentalTerms
 from trainer.rented import Rented
-from trainer.run_folder import Heartbeat, Phases, RunFolder, RunOutcome
+from trainer.run_folder import AttemptEnd, Heartbeat, Phases, RunFolder, RunOutcome
 from trainer.set_up import _Steps, limit_s
 from trainer.store import open_store
 
@@ -121,6 +122,22 @@ def test_set_up_has_what_earlier_attempts_have_left_of_the_limits(tmp_path: Path
     envs = {"LDLM_MAX_COST_USD": cap, "LDLM_PRICE_USD_PER_HOUR": "2"}
     found = set_up_left_s(folder, NOON, envs)
     assert found == (None if left_s is None else pytest.approx(left_s))
+
+
+@pytest.mark.parametrize(("minute", "billed"), [
+    (None, -20), (-60, -20), (-5, -5),  # the one before ended on this machine
+    (30, -20), (0.5, -20),  # or by a clock that was wrong
+])
+def test_an_attempt_is_billed_from_the_boot_or_the_end_before_it_on_the_machine(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minute: float | None, billed: float) -> None:
+    folder = RunFolder(open_store(f"file://{tmp_path}/store"), "run")
+    folder.claim_attempt(Document.TRAIN, billed_from=NOON - timedelta(hours=3), host="", offer="",
+                         price_usd_per_hour=Decimal(2), cloud="gcp", lease_until=NOON - timedelta(hours=2))
+    if minute is not None:
+        folder.write("attempts/1/end.json", AttemptEnd(
+            at=NOON + timedelta(minutes=minute), exit_code=75, preempted=False, reason=""))
+    monkeypatch.setattr(own_bill, "booted_at", lambda environ: NOON - timedelta(minutes=20))
+    assert billed_from(folder, NOON) == NOON + timedelta(minutes=billed)
 
 
 def test_a_set_up_is_killed_when_the_time_is_over_that_its_limits_leave() -> None:

@@ -103,6 +103,7 @@ def test_a_recipe_s_cloud_is_priced_by_its_list_region_by_region(clouds: Clouds)
     assert ("A100-80GB:1 on gcp/us-central1 (spot), $2.76/h, on demand $5.07 (SkyPilot's catalog, 3 h old)"
             ) in said
     assert "on vast (interruptible), $0.60/h, wins from $0.23, on demand $0.51 (Vast, 0 min old)" in said
+    assert "bid advised to benchmark on RTX5090:1: " in said
     clouds.catalog("gcp").unlink()
     said = " ".join(clouds.ldlm("plan", *PAPER, "--infra", "gcp").stdout.split())
     assert ("gcp: SkyPilot's catalog is not here; fetch it: .venv/bin/sky gpus list A100-80GB --infra gcp "

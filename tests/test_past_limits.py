@@ -60,10 +60,11 @@ def test_of_both_deadlines_the_earlier_counts() -> None:
         2026, 12, 1, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(("minutes", "words"), [(1, "in 0.02 h"), (-90, "1.50 h ago")])
+@pytest.mark.parametrize(("minutes", "words"), [
+    (1, "in 1 min 00 s"), (-90, "1 h 30 min ago"), (-90 * 1440, "90 d 00 h ago")])
 def test_a_deadline_that_cannot_be_met_or_is_over_is_refused(minutes: float, words: str) -> None:
     at = (NOW + timedelta(minutes=minutes)).isoformat()
-    with pytest.raises(NoOfferError, match=f"its deadline is 2026-11-23 .* UTC, {words}") as caught:
+    with pytest.raises(NoOfferError, match=f"its deadline is 2026-.* UTC, {words}") as caught:
         example_plan(None, f"limits.deadline={at}")
     (enough,) = re.findall(r"add --deadline ([\d.]+) ", caught.value.fix)
     assert example_plan(None, f"limits.deadline_hours={enough}").deadline

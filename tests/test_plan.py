@@ -174,7 +174,8 @@ def test_what_is_spent_counts_towards_the_cap_and_its_fix():
     fits = example_plan(None, f"limits.max_cost_usd={enough}", done=done)
     assert fits.warnings == whole.warnings
     tight = example_plan(done=Done(step=200, spent_usd=Decimal("0.985"), has_trained=False))
-    assert any(warning.startswith("may stop at its cap of $1.0") for warning in tight.warnings)
+    told = "may stop at its cap of $1.00: the high estimate is $1.0"
+    assert any(warning.startswith(told) for warning in tight.warnings)
     assert tight.bench_reserve_usd <= Decimal("0.015") / 2
 
 

@@ -153,3 +153,12 @@ def test_the_login_of_a_private_registry_reaches_vast(vast):
     rent(vast, login="-u me -p secret ghcr.io", ldlm=DEAR)
     (contract,) = vast.sent(f"/api/v0/asks/{CHEAPEST}/")
     assert contract["image_login"] == "-u me -p secret ghcr.io"
+
+
+@pytest.mark.parametrize("bid", [{}, {"bid_price": 1.5}])
+def test_a_machine_that_is_offered_for_nothing_is_passed_over(vast, bid):
+    """Its price is missing: no cap could hold."""
+    vast.market.price(H100_CHEAPEST, {"dph_base": "0", "min_bid": "0"})
+    number = rent(vast, ldlm=DEAR, **bid)
+    (had,) = rental_log.read().values()
+    assert (had.instance_id, had.machine_id, had.prices[0].usd_per_hour > 0) == (number, H100_SECOND, True)

@@ -19,7 +19,7 @@ UNBILLED = ("", "slurm")  # nobody bills machines that SkyPilot has not rented
 
 
 def standing_of(attempts: Sequence[AttemptFiles], events: Sequence[Event], now: datetime,
-                seen: Traffic | None = None) -> Standing:
+                seen: Traffic | None = None, dearest_usd_per_hour: Decimal = Decimal(0)) -> Standing:
     """Where a run stands now.
 
     Args:
@@ -28,10 +28,11 @@ def standing_of(attempts: Sequence[AttemptFiles], events: Sequence[Event], now: 
         now: UTC, by a clock that is never behind.
         seen: What has gone over the network of the newest attempt's machine until now; None: what it has
             written of that counts.
+        dearest_usd_per_hour: Of the places where its task may run: one without a price may have had it.
     """
     following = [files.attempt.billed_from for files in attempts[1:]]
     seconds = [_most_s(files, next_from, now) for files, next_from in zip_longest(attempts, following)]
-    dearest = max(map(price_now, attempts), default=Decimal(0))
+    dearest = max(dearest_usd_per_hour, *map(price_now, attempts), Decimal(0))
     usd = [attempt_usd(files, billed_s) or _unknown(files, dearest) * Decimal(billed_s) / 3600
            for files, billed_s in zip(attempts, seconds, strict=True)]
     own = attempts[-1] if attempts and attempts[-1].end is None else None
@@ -49,7 +50,7 @@ def controller_usd_per_hour(events: Sequence[Event]) -> Decimal:
 
 
 def _unknown(files: AttemptFiles, dearest: Decimal) -> Decimal:
-    """The price of an attempt that names none: on a rented machine the dearest that the run has seen."""
+    """The price of an attempt that names none: on a rented machine the dearest that is known."""
     return Decimal(0) if files.attempt.cloud in UNBILLED else dearest
 
 

@@ -58,12 +58,14 @@ class LimitWatch:
         self._limits, self._clock = Limits.of(environ), clock or LateClock()
         self._upload_usd_per_gb = Decimal(environ.get(Env.UPLOAD_PRICE) or 0)
         self._is_rented = own.attempt.cloud not in UNBILLED
+        self._dearest = max(TaskOffer.prices(environ), default=Decimal(0)) if self._is_rented else Decimal(0)
         self._again_usd = self._in_vain_usd(environ) if self._is_rented else Decimal(0)
 
     def standing(self) -> Standing:
         """Where the run stands now, by the dearest reading."""
         seen = self._seen() if self._own.attempt.terms else None
-        return standing_of([*self._own.earlier, self._own.files()], self._own.events, self._clock(), seen)
+        return standing_of([*self._own.earlier, self._own.files()], self._own.events, self._clock(), seen,
+                           self._dearest)
 
     def look(self) -> Headroom | None:
         """The nearest limit, beside what the end takes; None: there is none."""
@@ -81,7 +83,7 @@ class LimitWatch:
         """Dollars of another machine until it has looked at the limits, by the dearest that the task may
         rent, and of supervision while it is waited for."""
         supervision = controller_usd_per_hour(self._own.events)
-        price = max([self._own.attempt.price_usd_per_hour, *TaskOffer.prices(environ)])
+        price = max(self._own.attempt.price_usd_per_hour, self._dearest)
         waits_h = Decimal(environ.get(Env.WAIT) or 0)
         return (price + supervision) * Decimal(IN_VAIN_S) / 3600 + supervision * waits_h
 

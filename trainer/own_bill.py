@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -52,32 +52,40 @@ def _by_list(folder: RunFolder, environ: Mapping[str, str]) -> RentalTerms | Non
 def billed_from(folder: RunFolder, started_at: datetime) -> datetime:
     """When the bill of an attempt that begins now begins, see `Attempt`."""
     booted = booted_at(os.environ)
-    ends = [files.end.at for files in folder.attempts() if files.end]
+    # One that is yet to come was written by a wrong clock, and tells nothing of when this machine was free.
+    ends = [files.end.at for files in folder.attempts() if files.end and files.end.at <= started_at]
     return min(started_at, max([booted, *ends])) if booted else started_at
 
 
 def own_price(environ: Mapping[str, str] = os.environ) -> Decimal:
     """Dollars an hour of this machine: as it was rented, where it was told, else as the task says. One whose
-    price is missing is taken for the dearest that it may be.
+    price is missing is taken for the dearest that it may be; nobody rents out a machine for nothing.
 
     Raises:
         ConfigError: It has none, or one that is no amount, and the run has a cap.
     """
-    terms = terms_here(Path.home())
-    if terms and terms.gpu_usd_per_hour is not None:
-        return terms.gpu_usd_per_hour
-    try:
-        told = environ.get(Env.PRICE) or max(TaskOffer.prices(environ), default=None)
-        price = Decimal(told or 0)
-    except (ValueError, InvalidOperation):
-        told, price = None, Decimal("NaN")
     is_rented = cluster_info(environ).get("cloud", "") not in UNBILLED
+    try:
+        told = next((price for price in _prices_told(environ) if price or not is_rented), None)
+    except (ValueError, InvalidOperation):
+        told = Decimal("NaN")
+    price = told or Decimal(0)
     is_price = price.is_finite() and 0 <= price <= MOST_USD
     if not is_price or (told is None and is_rented and environ.get(Env.MAX_COST)):
         raise ConfigError(f"the price of this machine is {environ.get(Env.PRICE) or 'missing'}, so the run "
                           "could not stop at its cap", place=Env.PRICE,
                           fix=_RENDERED)
     return price
+
+
+def _prices_told(environ: Mapping[str, str]) -> Iterator[Decimal]:
+    """The price of this machine, by who knows it best first. Raises ValueError, InvalidOperation."""
+    terms = terms_here(Path.home())
+    if terms and terms.gpu_usd_per_hour is not None:
+        yield terms.gpu_usd_per_hour
+    if told := environ.get(Env.PRICE):
+        yield Decimal(told)
+    yield from sorted(TaskOffer.prices(environ))[-1:]
 
 
 def set_up_left_s(folder: RunFolder, now: datetime, environ: Mapping[str, str] = os.environ) -> float | None:

@@ -79,7 +79,7 @@ class Machine:
             "inet_down_cost": float(self.inet_down_cost), "inet_up_cost": float(self.inet_up_cost),
             "storage_cost": float(self.storage_cost), "storage_total_cost": float(storage),
             "dph_base": float(gpu), "dph_total": float(gpu + storage), "min_bid": float(self.min_bid),
-            "score": float(self.num_gpus * self.gpu_ram / gpu), "duration": 30 * 86400.0,
+            "score": float(self.num_gpus * self.gpu_ram / (gpu or 1)), "duration": 30 * 86400.0,
             "geolocation": self.geolocation, "verified": True, "verification": "verified",
             "rentable": True, "rented": False, "external": False, "datacenter": True, "hosting_type": 1,
             "static_ip": True,
