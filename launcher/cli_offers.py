@@ -25,5 +25,5 @@ def offers(gpu: Gpus = None, infra: Infra = None, region: Region = None, spot: S
     from launcher.offers_screen import run_offers
 
     most = read_most(max_usd_per_hour) if max_usd_per_hour else None
-    gpus = tuple(dict.fromkeys(map(read_gpu, gpu or ())))
+    gpus = tuple(dict.fromkeys(read_gpu(one, from_file=saved is not None) for one in gpu or ()))
     run_offers(Wanted(gpus, infra_of(infra), region, spot, most, read_sort(sort)), saved, as_data=as_json)

@@ -40,7 +40,8 @@ RecipeName = Annotated[str, typer.Argument(
 RecipeToLaunch = Annotated[str | None, typer.Argument(
     help="A name from `ldlm recipes`, or a .yaml file; none beside --plan.", metavar="[RECIPE]")]
 PlanDigest = Annotated[str | None, typer.Option(
-    "--plan", callback=not_empty, metavar="DIGEST", help="Carry out exactly this plan, which was shown.")]
+    "--plan", callback=not_empty, metavar="DIGEST", help="Carry out exactly this plan, which was shown: "
+    "to name it is to approve it, and nothing more is asked.")]
 RunId = Annotated[str, typer.Argument(help="Id of a run, see `ldlm status`.", metavar="RUN")]
 OneRun = Annotated[str | None, typer.Argument(help="Id of a run; none: all runs.", metavar="[RUN]")]
 Since = Annotated[str | None, typer.Option(

@@ -111,8 +111,8 @@ def answer_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 
 def answer_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (),
-                 total: Sequence[str] | None = None, spare: Sequence[int] = ()) -> None:
-    """Print a table.
+                 total: Sequence[str] | None = None, spare: Sequence[int] = ()) -> Sequence[str]:
+    """Print a table. Returns the headings of columns that this terminal has no room for.
 
     Args:
         columns: Headings.
@@ -131,6 +131,7 @@ def answer_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, right
     for row in rows:
         table.add_row(*(escape(row[index]) for index in kept))
     _print_without_trailing_spaces(table)
+    return [name for index, name in enumerate(columns) if index not in kept]
 
 
 def _columns_that_fit(rows: Sequence[Sequence[str]], spare: Sequence[int]) -> list[int]:

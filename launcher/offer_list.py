@@ -68,11 +68,11 @@ class Wanted:
                 and (self.most_usd_per_hour is None or one.price_usd_per_hour <= self.most_usd_per_hour))
 
 
-def read_gpu(text: str) -> str:
-    """`H100` or `H100:8`, spelled as SkyPilot does. Raises UsageError."""
+def read_gpu(text: str, *, from_file: bool = False) -> str:
+    """`H100` or `H100:8`, spelled as SkyPilot does; from a file any name. Raises UsageError."""
     name, colon, number = text.partition(":")
     spelled = known_name(name)
-    if spelled not in GPU_KINDS:
+    if spelled not in GPU_KINDS and not from_file:
         near = nearest_name(name)
         meant = f"did you mean {near}? Else " if near else ""
         raise UsageError(f"{name!r} is no GPU that ldlm knows", place="--gpu",

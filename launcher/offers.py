@@ -15,7 +15,7 @@ from launcher.availability import Seen
 from launcher.bids import BidAdvice, advise, losses_per_hour
 from launcher.frozen import Frozen
 from launcher.gpu_kinds import GPU_KINDS
-from launcher.priced_offers import PricedOffer, least_usd_per_hour, priced_for
+from launcher.priced_offers import PricedOffer, least_usd_per_hour, priced_for, with_dearest
 from launcher.recipe import OWN, Candidate
 
 DEFAULT_CPU_RANKS = 2
@@ -204,9 +204,10 @@ def make_offers(candidates: Iterable[Candidate], machine: Machine, now: datetime
     Args:
         priced: What clouds list, and markets have.
     """
+    counted = with_dearest(priced)
     offers = [offer for candidate in candidates
-              for offer in _listed_offers(candidate, priced, now)
-              or [_unlisted_offer(candidate, priced, machine, now)]]
+              for offer in _listed_offers(candidate, counted, now)
+              or [_unlisted_offer(candidate, counted, machine, now)]]
     return tuple(sorted(offers, key=lambda offer: offer.too_low is not None))
 
 

@@ -63,11 +63,13 @@ def _asked(wanted: Wanted) -> Found:
 def show_offers(found: Found, sort: str, now: datetime) -> None:
     """A table, who did not answer, what was passed over, and what it comes to."""
     shown = found.offers[:_MOST_SHOWN]
+    left_out: Sequence[str] = ()
     if shown:
-        _show_table([_row(one, now) for one in shown], _SORT_SHOWS.get(sort))
+        left_out = _show_table([_row(one, now) for one in shown], _SORT_SHOWS.get(sort))
         console.answer()
     notes = [f"{cloud}: {why}" for cloud, why in found.down.items()]
-    if notes := [*notes, *found.problems, *_old(found.offers, now)]:
+    if notes := [*notes, *found.problems, *_old(found.offers, now), *_vain_bids(found.offers),
+                 *_no_room(left_out)]:
         console.answer_notes(notes)
         console.answer()
     if more := len(found.offers) - len(shown):
@@ -76,13 +78,14 @@ def show_offers(found: Found, sort: str, now: datetime) -> None:
         console.answer_text(_summary(found.offers))
 
 
-def _show_table(rows: Sequence[Sequence[str]], sorted_by: str | None) -> None:
-    """Without columns that nobody has filled; that which the rows are sorted by always stays."""
+def _show_table(rows: Sequence[Sequence[str]], sorted_by: str | None) -> Sequence[str]:
+    """Without columns that nobody has filled; that which the rows are sorted by always stays. Returns those
+    that the terminal has no room for."""
     filled = [index for index in range(len(_COLUMNS)) if any(row[index] for row in rows)]
     names = [_COLUMNS[index] for index in filled]
-    console.answer_table(names, [[row[index] for index in filled] for row in rows],
-                         right=range(3, len(names)),
-                         spare=[names.index(name) for name in _SPARE if name in names and name != sorted_by])
+    spare = [names.index(name) for name in _SPARE if name in names and name != sorted_by]
+    return console.answer_table(names, [[row[index] for index in filled] for row in rows],
+                                right=range(3, len(names)), spare=spare)
 
 
 def _row(one: PricedOffer, now: datetime) -> list[str]:
@@ -104,6 +107,20 @@ def _old(offers: Sequence[PricedOffer], now: datetime) -> list[str]:
     ages = {one.cloud: one.age(now) for one in by_age if is_old(one, now)}
     return [f"{cloud}: prices are up to {console.age(length)} old, and may have changed"
             for cloud, length in ages.items()]
+
+
+def _no_room(left_out: Sequence[str]) -> list[str]:
+    return [f"no room for {', '.join(left_out)}: --json has all, as has a wider terminal"] if left_out else []
+
+
+def _vain_bids(offers: Sequence[PricedOffer]) -> list[str]:
+    """That a machine which can be taken costs no less than the same one that cannot."""
+    vain = [one for one in offers if one.can_be_taken and one.on_demand_usd_per_hour is not None
+            and one.price_usd_per_hour >= one.on_demand_usd_per_hour]
+    if not vain:
+        return []
+    first, more = vain[0], f", and {len(vain) - 1} more" if vain[1:] else ""
+    return [f"{first.accelerators} on {first.infra} ({first.terms}) costs no less than on demand{more}"]
 
 
 def _summary(offers: Sequence[PricedOffer]) -> str:

@@ -61,7 +61,11 @@ def price_warnings(plan: Plan, prices: Found) -> Iterator[str]:
     for cloud, why in prices.down.items():
         if any(offer.cloud == cloud and offer.listed is None for offer in offers):
             yield f"{cloud}: {why}"
+    unsaid = {one.place: one.unsaid for one in prices.offers if one.unsaid}
     for one in plan.listed:
+        if names := unsaid.get(one.place):
+            yield (f"{one.accelerators} on {one.infra} says no {', '.join(names)}: counted as the dearest "
+                   "that another host asks, else guessed")
         if is_old(one, plan.planned_at):
             yield f"the price of {one.accelerators} on {one.infra} is of {one.seen_at:%Y-%m-%d %H:%M} UTC"
 

@@ -24,6 +24,7 @@ Terms = Literal["spot", "bid", "on-demand"]
 LOWEST_USD_PER_HOUR = Decimal("0.01")  # of one machine; with the oldest cards 0.02 in 2026 (guess)
 HIGHEST_USD_PER_HOUR = 1000  # of one machine; the dearest with eight GPUs is at 150 in 2026 (guess)
 _HIGHEST_USD_PER_GB = 10  # kept for a month, or sent; a cent or two as a rule (guess)
+_ON_TOP = ("disk_usd_per_gb_month", "received_usd_per_gb", "sent_usd_per_gb")  # of the machine's hours
 
 _UsdPerHour = Annotated[Decimal, Field(ge=LOWEST_USD_PER_HOUR, le=HIGHEST_USD_PER_HOUR)]
 _UsdPerGb = Annotated[Decimal, Field(ge=0, le=_HIGHEST_USD_PER_GB)]
@@ -105,6 +106,11 @@ class PricedOffer(Frozen):
         """What makes it another offer: two of one place are the same machine, seen twice."""
         return self.cloud, self.region, self.accelerators, self.terms, self.instance_type, self.machine_id
 
+    @property
+    def unsaid(self) -> Sequence[str]:
+        """Fields of prices that a host of Vast has and that nobody has said; other clouds have lists."""
+        return [name for name in _ON_TOP if getattr(self, name) is None] if self.cloud == "vast" else []
+
     def is_at(self, infra: str) -> bool:
         """True for `gcp`, its region, and a zone of that; in SkyPilot's language a region of Vast has a
         continent behind it, which offers do not name."""
@@ -132,6 +138,8 @@ def read_offer(row: object, where: str) -> PricedOffer | str:
         row: By field; dollars as decimal text.
         where: Names it, `offers[3]`.
     """
+    if not isinstance(row, dict):
+        return f"{where}: it is no offer, which has its fields in braces"
     try:
         return PricedOffer.model_validate(row)
     except ValidationError as error:
@@ -172,6 +180,15 @@ class Found:
     def __add__(self, other: "Found") -> "Found":
         """Both."""
         return Found(self.offers + other.offers, self.problems + other.problems, {**self.down, **other.down})
+
+
+def with_dearest(priced: Sequence[PricedOffer]) -> Sequence[PricedOffer]:
+    """The same where a host of Vast that names no price of its disk or network has the dearest of the others:
+    to say nothing must not make it the cheapest. Where nobody has said anything, nothing is known."""
+    dearest = {name: max(said) for name in _ON_TOP if (said := [
+        price for one in priced if one.cloud == "vast" and (price := getattr(one, name)) is not None])}
+    return [one.model_copy(update={name: dearest[name] for name in one.unsaid if name in dearest})
+            if one.unsaid else one for one in priced]
 
 
 def priced_for(candidate: Candidate, priced: Iterable[PricedOffer]) -> Sequence[PricedOffer]:

@@ -103,7 +103,8 @@ def reason_of(rows: Sequence[Ranked]) -> str | None:
         least = min(cheaper, key=lambda row: row.own_usd or 0)
         return (f"the cheapest that keeps its limits: {least.offer.label}, ~${least.own_usd:.2f}, keeps "
                 f"them in {least.chance:.0%}")
-    more = (priced[0].own_usd or 0) - first.own_usd
+    # Of what the table shows, so that whoever reckons finds the same.
+    more = round(priced[0].own_usd or Decimal(0), 2) - round(first.own_usd, 2)
     whose = "" if first.out_of_pocket_usd is None else " out of your pocket"
     return f"the cheapest expected of {len(priced) + 1}: ${more:.2f} less{whose} than {priced[0].offer.label}"
 

@@ -17,6 +17,7 @@ from launcher.attempt_cost import Category
 from launcher.bills import is_over_before
 from launcher.report import CostReport, cost_report
 from launcher.report_html import Page, as_html
+from launcher.report_png import figures
 from launcher.report_svg import category_words, spent_over_time
 from launcher.run_record import load_record, look_at
 from launcher.runs import view_all_runs
@@ -217,6 +218,15 @@ def test_a_page_and_a_screen_call_no_dollars_nothing_that_are_some(store):
     words = dict(zip(Category, category_words(report_of(story), 4), strict=True))
     assert (words[Category.CHECKPOINT], words[Category.DISK]) == ("<$0.0001", "$0.0000")
     assert "checkpoint stall     <$0.0001" in answer(RUN_ID)
+
+
+def test_the_picture_has_the_amounts_of_the_page_and_is_as_high(store):
+    report = report_of(thirds_of_cents(store))
+    drawn = figures(Page(report, Decimal(99), at(9000)))
+    page = tree(page_of(report))
+    shown = [cell.text for cell in page.iter("td") if cell.get("class") == "num"]
+    assert [*drawn["labels"], drawn["total"]] == shown
+    assert drawn["top_usd"] == "4.320000"  # the plan's $4 and a margin
 
 
 @pytest.mark.parametrize(("cap", "words"), [("4.5", "cap $4.5000"), ("99", "cap $99.0000, above this frame")])

@@ -55,6 +55,12 @@ def test_a_card_that_there_is_not_is_refused(text: str) -> None:
     assert caught.value.place == "--gpu" and caught.value.fix
 
 
+def test_a_file_may_have_cards_that_ldlm_does_not_know() -> None:
+    assert read_gpu("FOO:2", from_file=True) == "FOO:2" and read_gpu("h100", from_file=True) == "H100"
+    with pytest.raises(UsageError, match="no number of GPUs"):
+        read_gpu("FOO:x", from_file=True)
+
+
 @pytest.mark.parametrize("text", ["-3", "0", "nan", "inf", "1e9", "two", ""])
 def test_dollars_that_nobody_can_mean_are_refused(text: str) -> None:
     with pytest.raises(UsageError) as caught:

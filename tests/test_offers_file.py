@@ -91,6 +91,12 @@ def test_what_is_wrong_with_one_offer_is_named_and_the_others_are_read(
     assert problem.startswith(f"offers.json: offers[1]: {said}") and problem.endswith("; passed over")
 
 
+@pytest.mark.parametrize("no_offer", [None, [], "text", 3, True])
+def test_what_is_no_offer_at_all_is_told_in_our_words(no_offer: object) -> None:
+    found = read_offers(written(offers=[no_offer]), "f", NOW)
+    assert found.problems == ("f: offers[0]: it is no offer, which has its fields in braces; passed over",)
+
+
 _JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
                      lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner))
 

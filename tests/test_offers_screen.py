@@ -131,6 +131,24 @@ def test_a_card_that_is_nowhere_is_named_beside_those_that_are_somewhere(clouds:
     assert json.loads(clouds.ldlm(*words, "--json").stdout)["problems"] == ["H200:3: no such offer"]
 
 
+def test_a_bid_above_the_price_on_demand_and_a_card_of_the_file_alone_are_told(
+        clouds: Clouds, tmp_path: Path) -> None:
+    saved = tmp_path / "offers.json"
+    bid = {"cloud": "vast", "region": "Utah, US", "gpu": "FOO", "num_gpus": 1, "terms": "bid", "source": "me",
+           "price_usd_per_hour": "0.90", "on_demand_usd_per_hour": "0.41", "machine_id": 1,
+           "seen_at": "2026-11-01T00:00:00Z"}
+    saved.write_text(json.dumps({"version": 1, "currency": "USD", "offers": [bid, bid | {"machine_id": 2}]}))
+    done = clouds.ldlm("offers", "--gpu", "FOO", "--offers", str(saved))
+    assert (done.returncode, done.stderr) == (0, "")
+    said = " ".join(done.stdout.split())
+    assert "! FOO:1 on vast/Utah, US (bid) costs no less than on demand, and 1 more" in said
+    assert "no room" not in said
+    saved.write_text(json.dumps({"version": 1, "currency": "USD", "offers": [
+        bid | {"cuda": 12.8, "reliability": 0.99, "upload_mbit_s": 500, "on_demand_usd_per_hour": "1"}]}))
+    said = " ".join(clouds.ldlm("offers", "--offers", str(saved), COLUMNS="60").stdout.split())
+    assert "costs no less" not in said and "! no room for CUDA, up Mbit/s: --json" in said
+
+
 def test_nothing_is_shown_for_a_reason_that_can_be_put_right(clouds: Clouds, tmp_path: Path) -> None:
     saved = tmp_path / "offers.json"
     saved.write_text(clouds.ldlm("offers", "--gpu", "A100-80GB:1", "--infra", "gcp", "--json").stdout)

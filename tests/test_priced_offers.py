@@ -126,6 +126,23 @@ def test_what_a_machine_asks_for_uploads_is_what_the_plan_counts() -> None:
     assert rates_of(guessed, None).upload_usd_per_gb == pytest.approx(0.01)  # a guess of what hosts ask
 
 
+@pytest.mark.parametrize("bids", [True, False])
+def test_a_host_that_names_no_price_of_disk_and_network_is_no_cheaper_for_it(bids: bool) -> None:
+    terms = "bid" if bids else "on-demand"
+    said = priced("vast", "Utah, US", terms, "0.20", disk_usd_per_gb_month=Decimal("0.30"), machine_id=1,
+                  sent_usd_per_gb=Decimal("0.02"), received_usd_per_gb=Decimal("0.03"))
+    silent = priced("vast", "Utah, US", terms, "0.21", machine_id=2)
+    limit = "bid_usd_per_hour" if bids else "price_usd_per_hour"
+    candidate = Candidate.model_validate({"infra": "vast", "gpu": "H100:1", limit: Decimal(2)})
+    offer, = make_offers([candidate], TWO_CORES, NOW, [silent, said])
+    assert offer.listed == said
+    alone, = make_offers([candidate], TWO_CORES, NOW, [
+        silent, said.model_copy(update={"gpu": "L4"}), priced("gcp", "us-east5", "spot", "1")])
+    assert alone.listed == said.model_copy(update={"price_usd_per_hour": Decimal("0.21"), "machine_id": 2})
+    nobody, = make_offers([candidate], TWO_CORES, NOW, [silent])
+    assert nobody.listed == silent
+
+
 def test_ages_are_never_negative() -> None:
     assert MARKET[0].age(NOW) == timedelta(hours=3)
     assert MARKET[0].age(SEEN - timedelta(minutes=1)) == timedelta(0)

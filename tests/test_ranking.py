@@ -11,7 +11,8 @@ from launcher.estimate import Case, Done, case_of
 from launcher.market import refusal_by_list
 from launcher.offers import Offer, make_offers
 from launcher.plan import Plan, best_plan
-from launcher.priced_offers import PricedOffer
+from launcher.price_sources import price_warnings
+from launcher.priced_offers import Found, PricedOffer
 from launcher.ranking import ENOUGH, best_first, ranked, reason_of
 from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
@@ -99,6 +100,28 @@ def test_a_benchmark_is_planned_where_something_wins_too():
                          price_usd_per_hour=Decimal("0.61"), seen_at=NOW, source="me")
     assert plan_of(GOOD, sets=(hardware,)).offers[Document.BENCH].gpu == "RTX5090"
     assert plan_of(GOOD, sets=(hardware,), priced=[lowest]).offers[Document.BENCH].gpu == "RTX4090"
+
+
+def test_a_price_that_a_host_does_not_say_is_told():
+    bids, rich = "{infra: vast, gpu: 'H100:1', bid_usd_per_hour: 2}", ("limits.max_cost_usd=90",)
+    silent = PricedOffer(cloud="vast", region="Utah, US", gpu="H100", num_gpus=1, terms="bid",
+                         price_usd_per_hour=Decimal("0.90"), sent_usd_per_gb=Decimal("0.01"), seen_at=NOW,
+                         source="me")
+    said = silent.model_copy(update={"disk_usd_per_gb_month": Decimal(1), "received_usd_per_gb": Decimal(1)})
+    assert list(price_warnings(plan_of(bids, sets=rich, priced=[said]), Found((said,)))) == []
+    assert list(price_warnings(plan_of(bids, sets=rich, priced=[silent]), Found((silent,)))) == [
+        "H100:1 on vast/Utah, US says no disk_usd_per_gb_month, received_usd_per_gb: counted as the dearest "
+        "that another host asks, else guessed"]
+
+
+def test_what_the_first_costs_less_is_the_difference_of_what_the_table_says():
+    rows = ranked(long_case(a_card("1.00", spot=True), a_card("2.95", spot=True)))
+    shown = [Decimal(f"{row.expected_usd:.2f}") for row in rows]
+    for fraction in ("0.000", "0.004", "0.005", "0.009"):
+        moved = [rows[0], rows[1].model_copy(update={"odds": rows[1].odds.model_copy(
+            update={"expected_usd": shown[1] + Decimal(fraction)})})]
+        told = Decimal(f"{moved[1].expected_usd:.2f}") - shown[0]
+        assert reason_of(moved).startswith(f"the cheapest expected of 2: ${told} less than ")
 
 
 def test_one_offer_is_no_choice():
