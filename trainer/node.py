@@ -6,25 +6,24 @@ itself exits 1 whatever its workers returned, and after SIGTERM even when every 
 """
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import zlib
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
-from pydantic import ValidationError
 
 from trainer import encoder_fetch, node_watch
 from trainer.at_most import standing_of
-from trainer.config import TrainConfig, grad_accum_steps
+from trainer.config import TrainConfig
 from trainer.contract import (
     AwayError,
-    ConfigError,
     Document,
     Env,
     ExitCode,
@@ -33,8 +32,8 @@ from trainer.contract import (
     RankEnd,
     attempt_file,
 )
+from trainer.guard import Standing
 from trainer.hang import HangWatch, HungError
-from trainer.lease import START_S, owner_here
 from trainer.limit_watch import LateClock, check_again, check_limits
 from trainer.limits import LimitError
 from trainer.machine import (
@@ -47,9 +46,17 @@ from trainer.machine import (
     traffic,
     visible_gpus,
 )
+from trainer.node_task import (
+    node_rank,
+    num_nodes,
+    own_attempt,
+    ranks_per_node,
+    read_config,
+    read_document,
+    required,
+)
 from trainer.notices import cloud_named, listen
 from trainer.overdue import bench_until, check_in_time, overdue_at
-from trainer.own_bill import billed_from, own_price, terms_of_run
 from trainer.own_offer import own_envs
 from trainer.programs import kill_tree
 from trainer.relay import relayed
@@ -57,6 +64,7 @@ from trainer.rental_terms import own_upload_price
 from trainer.rented import Rented, await_store, code_without_store
 from trainer.retention import abort_killed, tidy_finished
 from trainer.run_folder import Attempt, AttemptEnd, RunFolder
+from trainer.seen_machine import SeenMachine
 from trainer.set_up import LATE_NOTE
 from trainer.stop_request import SaveTime, StopRequest
 from trainer.store import AlreadyExistsError, open_store
@@ -74,6 +82,34 @@ _GOOD = (ExitCode.FINISHED, ExitCode.RECOVER)
 _LAST = (ExitCode.FINISHED, ExitCode.STOPPED, ExitCode.BROKEN, ExitCode.BAD_CONFIG)  # no attempt follows
 
 
+@dataclass
+class _Node:
+    """This node, once it knows its run.
+
+    Attributes:
+        rented: None where an engine of ours looks after the run.
+        attempt: None on every node but the first.
+        teller, follower: Of the attempt, from when they are begun.
+    """
+
+    document: Document
+    config: TrainConfig
+    folder: RunFolder
+    stop: StopRequest
+    rented: Rented | None
+    attempt: Attempt | None
+    teller: Teller | None = None
+    follower: Follower | None = None
+
+
+class _Ended(NamedTuple):
+    """How a document has ended on this node, and whether its machine was wrong or its ranks hung."""
+
+    end: RankEnd
+    is_wrong: bool = False
+    is_hung: bool = False
+
+
 def main(argv: list[str]) -> int:
     """Run one document of a task on this node. Returns the node's exit code."""
     started_at, cloud = datetime.now(UTC), cloud_named(cluster_info(os.environ).get("cloud", ""))
@@ -82,124 +118,113 @@ def main(argv: list[str]) -> int:
     stop = StopRequest(cloud)
     listen(cloud, stop.hear, lambda: stop.save_s())
     try:
-        document = read_document(argv)
-        config = read_config()
-        # Before anything is counted, and for the ranks too.
-        os.environ.update(own_envs(os.environ))
-        os.environ.update(own_upload_price(os.environ, Path.home()))
-        folder = RunFolder(open_store(_required(Env.STORE)), _required(Env.RUN_ID))
-        if managed:
-            await_store(folder, lambda: stop.received)
-        rented = Rented(folder, document, node=node_rank(),
-                        has_course=bool(os.environ.get(Env.COURSE))) if managed else None
-        if rented and rented.has_finished_before():
-            print("training had finished before", flush=True)
-            return ExitCode.FINISHED
-        attempt = own_attempt(folder, document, started_at) if node_rank() == 0 else None
+        node = _begin(read_document(argv), started_at, stop, managed=managed)
     except LdlmError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         if not managed or not isinstance(error, AwayError):
             return error.node_exit_code
         return ExitCode.RECOVER if stop.received else code_without_store()
-    if rented:
+    if node is None:
+        print("training had finished before", flush=True)
+        return ExitCode.FINISHED
+    return _conclude(node, _carry_out(node))
+
+
+def _begin(document: Document, started_at: datetime, stop: StopRequest, *, managed: bool) -> _Node | None:
+    """Find the run, and claim its next attempt on the first node; None: its training had finished before."""
+    config = read_config()
+    # Before anything is counted, and for the ranks too.
+    os.environ.update(own_envs(os.environ))
+    os.environ.update(own_upload_price(os.environ, Path.home()))
+    folder, rented = RunFolder(open_store(required(Env.STORE)), required(Env.RUN_ID)), None
+    if managed:
+        await_store(folder, lambda: stop.received)
+        rented = Rented(folder, document, node=node_rank(), has_course=bool(os.environ.get(Env.COURSE)))
+        if rented.has_finished_before():
+            return None
         stop.wish = rented.wish
+    attempt = own_attempt(folder, document, started_at) if node_rank() == 0 else None
     if document is Document.TRAIN:
         stop.save_s = SaveTime(folder)
-    follower, teller, is_wrong, is_hung = None, None, False, False
+    return _Node(document, config, folder, stop, rented, attempt)
+
+
+def _carry_out(node: _Node) -> _Ended:
+    """Run the document, and read how it ended out of what was raised."""
     try:
-        if attempt and rented:
-            written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
-            check_clock(datetime.now(UTC), folder.store.written_at(written))
-        clock, attempts, events = LateClock(), folder.attempts(), folder.events()
-        if attempt:
-            teller = Teller(Watch(folder, attempt, attempts, events, config, os.environ), folder,
-                            Webhook(os.environ), config.heartbeat_s)
-        standing = standing_of(attempts, events, clock(), traffic())
-        if rented:
-            note = LATE_NOTE.expanduser()
-            if document is Document.TRAIN or note.exists():  # a benchmark that can begin times one text
-                check_limits(document, standing)
-            check_set_up(note)
-        seen = check_machine(os.environ)
-        if attempt:
-            # Not before: a machine that is wrong has not been given the SDK of W&B.
-            follower = Follower(config.wandb, attempt, folder.run_id)
-            keys = key_files(Path.home()) if rented else None
-            folder.write(attempt_file(attempt.number, Name.MACHINE),
-                         seen.model_copy(update={"key_files": keys}))
-        if attempt:
-            threading.Thread(target=abort_killed, args=(folder, attempt.number), daemon=True,
-                             name="killed uploads").start()  # nothing waits for it
-            check_progress(attempts, attempt, resumed_at(events))
-        until = bench_until(attempts, attempt, resumed_at(events)) if attempt else None
-        check_in_time(None, until, standing.now)
-        end = run_document(document, attempt, stop, config, overdue_at(standing, until), until)
-        check_in_time(end, until, clock())
-        if rented:
-            check_again(document, end, standing_of(attempts, events, clock(), traffic()))
+        return _Ended(_run_checked(node))
     except MachineError as error:
-        is_wrong, end = True, refuse(rented, error)
+        return _Ended(refuse(node.rented, error), is_wrong=True)
     except LimitError as error:
-        end = rented.end_at_limit(error) if rented else RankEnd(error.node_exit_code, str(error))
+        return _Ended(node.rented.end_at_limit(error) if node.rented
+                      else RankEnd(error.node_exit_code, str(error)))
     except HungError as error:
-        is_hung, end = True, RankEnd(error.node_exit_code, str(error))
-        error.save(folder)
+        error.save(node.folder)
+        return _Ended(RankEnd(error.node_exit_code, str(error)), is_hung=True)
     except LdlmError as error:
-        end = RankEnd(error.node_exit_code, str(error))
+        return _Ended(RankEnd(error.node_exit_code, str(error)))
+
+
+def _run_checked(node: _Node) -> RankEnd:
+    """Run the document between the checks of limits, machine and progress. Raises LdlmError."""
+    folder, attempt = node.folder, node.attempt
+    if attempt and node.rented:
+        written = folder.key(attempt_file(attempt.number, "attempt.json"))  # a moment ago
+        check_clock(datetime.now(UTC), folder.store.written_at(written))
+    clock, attempts, events = LateClock(), folder.attempts(), folder.events()
     if attempt:
-        record_end(folder, attempt, end, wrong_machine=is_wrong, hung=is_hung,
-                   preempted=end.code == ExitCode.RECOVER and stop.is_taken)
-        if document is Document.TRAIN and end.code == ExitCode.FINISHED:
-            tidy_finished(folder, attempt.number, config.checkpoint.stays)
-    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
-    code = rented.conclude(end) if rented else end.code
-    if teller:
-        teller.end(is_last=code in _LAST)
-    if follower:
-        follower.end(end.code)
-    return code
+        node.teller = Teller(Watch(folder, attempt, attempts, events, node.config, os.environ), folder,
+                             Webhook(os.environ), node.config.heartbeat_s)
+    standing, until = standing_of(attempts, events, clock(), traffic()), None
+    if node.rented:
+        _check_rented(node.document, standing)
+    seen = check_machine(os.environ)
+    if attempt:
+        _begin_beside(node, attempt, seen)
+        check_progress(attempts, attempt, resumed_at(events))
+        until = bench_until(attempts, attempt, resumed_at(events))
+    check_in_time(None, until, standing.now)
+    end = run_document(node.document, attempt, node.stop, node.config, overdue_at(standing, until), until)
+    check_in_time(end, until, clock())
+    if node.rented:
+        check_again(node.document, end, standing_of(attempts, events, clock(), traffic()))
+    return end
 
 
-def read_document(argv: list[str]) -> Document:
-    """The document that the command line names. Raises ConfigError when it names none."""
-    if len(argv) == 1 and argv[0] in list(Document):
-        return Document(argv[0])
-    raise ConfigError(f"cannot run {' '.join(argv) or 'nothing'}", place="trainer.node",
-                      fix=f"name one of: {', '.join(Document)}")
+def _check_rented(document: Document, standing: Standing) -> None:
+    note = LATE_NOTE.expanduser()
+    if document is Document.TRAIN or note.exists():  # a benchmark that can begin times one text
+        check_limits(document, standing)
+    check_set_up(note)
 
 
-def read_config() -> TrainConfig:
-    """The train config of the task, checked against the ranks there are.
+def _begin_beside(node: _Node, attempt: Attempt, seen: SeenMachine) -> None:
+    """Start what runs beside the program of an attempt, and record its machine.
 
-    Raises:
-        ConfigError: It is missing, invalid, or its batch does not divide.
+    Not before the checks: a machine that is wrong has not been given the SDK of W&B.
     """
-    try:
-        config = TrainConfig.model_validate_json(_required(Env.TRAIN_CONFIG))
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        raise ConfigError(wrong["msg"].removeprefix("Value error, "),
-                          place=".".join(["train", *map(str, wrong["loc"])]),
-                          fix="correct the recipe and launch again") from error
-    try:
-        grad_accum_steps(config, num_nodes() * ranks_per_node())
-    except ValueError as error:
-        raise ConfigError(f"{error}", place="train.global_batch_size",
-                          fix="correct the recipe and launch again") from error
-    return config
+    node.follower = Follower(node.config.wandb, attempt, node.folder.run_id)
+    keys = key_files(Path.home()) if node.rented else None
+    node.folder.write(attempt_file(attempt.number, Name.MACHINE), seen.model_copy(update={"key_files": keys}))
+    threading.Thread(target=abort_killed, args=(node.folder, attempt.number), daemon=True,
+                     name="killed uploads").start()  # nothing waits for it
 
 
-def own_attempt(folder: RunFolder, document: Document, started_at: datetime) -> Attempt:
-    """The attempt that the engine has numbered, or the next free one."""
-    number, place = os.environ.get(Env.ATTEMPT), cluster_info(os.environ)
-    if number:
-        return folder.attempt(int(number)).attempt
-    return folder.claim_attempt(document, billed_from=billed_from(folder, started_at),
-                                host=socket.gethostname(), began_at=started_at, owner=owner_here(),
-                                lease_until=started_at + timedelta(seconds=START_S),
-                                price_usd_per_hour=own_price(),
-                                offer=os.environ.get(Env.OFFER, ""), terms=terms_of_run(folder),
-                                cloud=place.get("cloud", ""), region=place.get("region", ""))
+def _conclude(node: _Node, ended: _Ended) -> int:
+    """Record the end, and tell it to who waits for it. Returns the node's exit code."""
+    end, attempt = ended.end, node.attempt
+    if attempt:
+        record_end(node.folder, attempt, end, wrong_machine=ended.is_wrong, hung=ended.is_hung,
+                   preempted=end.code == ExitCode.RECOVER and node.stop.is_taken)
+        if node.document is Document.TRAIN and end.code == ExitCode.FINISHED:
+            tidy_finished(node.folder, attempt.number, node.config.checkpoint.stays)
+    print(end.reason if end.code in _GOOD else f"error: {end.reason}", flush=True)
+    code = node.rented.conclude(end) if node.rented else end.code
+    if node.teller:
+        node.teller.end(is_last=code in _LAST)
+    if node.follower:
+        node.follower.end(end.code)
+    return code
 
 
 def refuse(rented: Rented | None, error: MachineError) -> RankEnd:
@@ -267,7 +292,7 @@ def train_command() -> list[str]:
         # By its name, torchrun would wait for minutes on a machine whose name does not resolve.
         rendezvous = ["--standalone", "--local-addr", "127.0.0.1"]
     else:
-        head = _required("SKYPILOT_NODE_IPS").split()[0]
+        head = required("SKYPILOT_NODE_IPS").split()[0]
         rendezvous = ["--nnodes", str(num_nodes()), "--node-rank", str(node_rank()),
                       "--master-addr", head, "--master-port", str(master_port())]
     return [*torchrun, *rendezvous, "-m", "trainer.train"]
@@ -278,7 +303,7 @@ def master_port() -> int:
 
     Below the ports that Linux gives to outgoing connections (32768 on) and above those of Ray's workers.
     """
-    run = f"{_required(Env.STORE)}/{_required(Env.RUN_ID)}"
+    run = f"{required(Env.STORE)}/{required(Env.RUN_ID)}"
     return 20_000 + zlib.crc32(run.encode()) % 10_000
 
 
@@ -356,29 +381,6 @@ def record_end(folder: RunFolder, attempt: Attempt, end: RankEnd, *, wrong_machi
         pass
     except LdlmError as error:
         print(f"warning: end of attempt {attempt.number} not recorded: {error}", file=sys.stderr, flush=True)
-
-
-def ranks_per_node() -> int:
-    """Processes that train on this node."""
-    return int(_required(Env.RANKS_PER_NODE))
-
-
-def num_nodes() -> int:
-    """Nodes of this task."""
-    return int(os.environ.get("SKYPILOT_NUM_NODES") or 1)
-
-
-def node_rank() -> int:
-    """Which of them this is, from 0."""
-    return int(os.environ.get("SKYPILOT_NODE_RANK") or 0)
-
-
-def _required(name: str) -> str:
-    value = os.environ.get(name)
-    if not value:
-        raise ConfigError(f"the environment has no {name}", place="trainer.node",
-                          fix="start it through `ldlm launch`, which renders the task that sets it")
-    return value
 
 
 if __name__ == "__main__":
