@@ -22,12 +22,17 @@ def query_at(settings: Mapping[str, Any], instance_type: str, region: str, disk_
 
 
 def offers_of(sdk: Any, query: Query, disk_gib: int, *, bids: bool) -> list[dict[str, Any]]:
-    """What Vast offers for a search, the cheapest first. One without a price is none: no cap could hold."""
+    """What Vast offers for a search, the cheapest first, as it says it."""
     found: list[dict[str, Any]] = sdk.search_offers(
         query=dict(query), type="bid" if bids else "on-demand", order=_price(bids=bids), no_default=True,
         storage=disk_gib)
-    price = "min_bid" if bids else "dph_base"  # of its GPUs
-    return [offer for offer in found if (offer.get(price) or 0) > 0]
+    return found
+
+
+def rentable_of(sdk: Any, query: Query, disk_gib: int, *, bids: bool) -> list[dict[str, Any]]:
+    """Of those the ones that can be rented: with no price of its GPUs, no cap could hold."""
+    price = "min_bid" if bids else "dph_base"
+    return [offer for offer in offers_of(sdk, query, disk_gib, bids=bids) if (offer.get(price) or 0) > 0]
 
 
 def look_at_market(wish: Wish) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def _market(sdk: Any, queries: list[Query], disk_gib: int, *, bids: bool) -> Mar
     price = _price(bids=bids)
 
     def found(without: str) -> list[dict[str, Any]]:
-        return [offer for query in queries for offer in offers_of(
+        return [offer for query in queries for offer in rentable_of(
             sdk, {name: bounds for name, bounds in query.items() if name not in (price, without)},
             disk_gib, bids=bids)]
 

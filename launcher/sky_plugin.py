@@ -21,7 +21,7 @@ from launcher import capacity_watch, rental_log, rental_watch
 from launcher.course import ELSEWHERE, ON_COURSE
 from launcher.engine import has_credentials
 from launcher.market import MARKET
-from launcher.market_search import look_at_market, offers_of, query_at
+from launcher.market_search import look_at_market, query_at, rentable_of
 from launcher.plugin_version import plugin_version
 from launcher.reconcile import CHARGES, COSTS
 from launcher.rental_cost import node_terms
@@ -222,7 +222,7 @@ def launch_through(launch: Callable[..., str], sdk: Callable[[], Any]) -> Callab
                                           bid_follows=bid is not None and "bid_from" in settings),
             "login": more.get("login")} | wishes  # of a private registry
         query = query_at(settings, instance_type, region, disk_size, bids=bid is not None)
-        offers = offers_of(sdk(), query, disk_size, bids=bid is not None)
+        offers = rentable_of(sdk(), query, disk_size, bids=bid is not None)
         if not offers:  # as SkyPilot says it
             raise RuntimeError(f"Vast offers no machine that fits now: {json.dumps(query)}")
         told_at, known = datetime.now(UTC), rental_log.read().values()
