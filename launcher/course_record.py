@@ -62,7 +62,7 @@ def decide_next(folder: RunFolder, course: Course, limits: Limits, seen: Seen) -
     if before and before.seen.at < course.begins_at:  # a run that is resumed begins a new course
         before = None
     progress = progress_of(attempts, seen).model_copy(update={
-        "left_usd": left_usd(limits, attempts, folder.events(), seen.at)})
+        "left_usd": left_usd(limits, course, attempts, folder.events(), seen.at)})
     move = next_move(policy_named(course.policy), course, seen, progress, before)
     record.add(move)
     return move
@@ -101,12 +101,13 @@ def progress_of(attempts: Sequence[AttemptFiles], seen: Seen) -> Progress:
                                     "start_s": max(0.0, (began - seen.held_since).total_seconds())})
 
 
-def left_usd(limits: Limits, attempts: Sequence[AttemptFiles], events: Sequence[Event],
+def left_usd(limits: Limits, course: Course, attempts: Sequence[AttemptFiles], events: Sequence[Event],
              now: datetime) -> float | None:
     """What the cap of a run leaves for its training, by the reading that its nodes hold it by."""
     if limits.max_cost_usd is None:
         return None
-    spent = standing_of(attempts, events, now).spent_usd
+    dearest = max(place.usd_per_hour for place in course.places)
+    spent = standing_of(attempts, events, now, dearest_usd_per_hour=dearest).spent_usd
     return float(limits.max_cost_usd - limits.bench_reserve_usd - spent)
 
 

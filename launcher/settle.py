@@ -8,7 +8,8 @@ from datetime import datetime, timedelta
 
 from launcher.engine import EnginePhase, EngineState
 from launcher.run_record import RunRecord
-from trainer.contract import Document, Outcome
+from trainer.contract import CLOCK_SKEW, Document, Outcome
+from trainer.lease import newest_lease
 from trainer.run_folder import RunFolder, last_start
 
 _OUTCOMES = {"SUCCEEDED": Outcome.FINISHED, "CANCELLED": Outcome.STOPPED,
@@ -29,7 +30,7 @@ def settle(folder: RunFolder, record: RunRecord, state: EngineState, now: dateti
     outcome = state.outcome or _OUTCOMES.get(state.word, Outcome.LOST)
     # Another machine is looked for once an attempt has said that it ends, or its machine has vanished.
     folder.close_open_attempts(record.attempts, f"SkyPilot says {state.word}",
-                               preempted=outcome is Outcome.NO_CAPACITY)
+                               preempted=outcome is Outcome.NO_CAPACITY or _had_vanished(record))
     folder.close(outcome, min(now, state.ended_at or now), state.detail, state.document or Document.TRAIN)
     return True
 
@@ -39,3 +40,10 @@ def _is_of_the_job_before(record: RunRecord, state: EngineState, now: datetime) 
     started = last_start(record.events)
     return (started is not None and state.ended_at is not None and state.ended_at < started
             and now - started < _HAND_OVER)
+
+
+def _had_vanished(record: RunRecord) -> bool:
+    """True if the newest machine had been silent for longer than its lease when a person stopped the run."""
+    lease = newest_lease(record.attempts)
+    return lease is not None and any(event.kind == "stop_requested" and event.at > lease.until + CLOCK_SKEW
+                                     for event in record.events)

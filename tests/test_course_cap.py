@@ -103,14 +103,19 @@ def test_a_run_that_spot_could_finish_within_the_cap_is_never_brought_to_where_i
     assert work_h < 1e-9 and spent <= cap_usd + 1e-9
 
 
+def course_from(begins_at: datetime) -> Course:
+    """Four hours of work in ten, half an hour a start, always on demand."""
+    places = tuple(Place(infra="vast", spot=spot, resource=0, usd_per_hour=Decimal(usd), move_usd=Decimal(0),
+                         envs={}) for spot, usd in ((True, "1"), (False, "3")))
+    return Course(begins_at=begins_at, ends_at=begins_at + timedelta(hours=10), work_h=4, overhead_h=0.5,
+                  tick_s=600, from_step=0, to_step=400, policy="on-demand", places=places)
+
+
 def test_the_cap_of_the_task_less_what_the_record_has_cost_decides_and_replays(tmp_path: Path) -> None:
     """A cap of $8, of which $1 is the benchmark's, and half an hour at $4 that ended: $5 are left. 4 h of
     work and a start are $13.50 on demand; after a tick of it, $0.50, still $4.50 on spot."""
     begins_at = datetime.now(UTC).replace(microsecond=0)
-    places = tuple(Place(infra="vast", spot=spot, resource=0, usd_per_hour=Decimal(usd), move_usd=Decimal(0),
-                         envs={}) for spot, usd in ((True, "1"), (False, "3")))
-    course = Course(begins_at=begins_at, ends_at=begins_at + timedelta(hours=10), work_h=4, overhead_h=0.5,
-                    tick_s=600, from_step=0, to_step=400, policy="on-demand", places=places)
+    course = course_from(begins_at)
     run = RunFolder(open_store(f"file://{tmp_path}"), "run-1")
     run.add_event("submitted", begins_at)
     attempt = run.claim_attempt(Document.TRAIN, billed_from=begins_at - timedelta(minutes=30), offer="",
@@ -133,3 +138,17 @@ def test_the_cap_of_the_task_less_what_the_record_has_cost_decides_and_replays(t
         again = Move.model_validate_json(move.model_dump_json()).replayed(ON_DEMAND)
         assert (again.action.name.lower(), again.reason) == (move.action, move.reason)
     assert spent.replayed(UNIFORM_PROGRESS).action is Action.WAIT
+
+
+def test_an_hour_of_which_no_price_is_known_is_counted_at_the_dearest_place(tmp_path: Path) -> None:
+    """$3 and 90 s of giving the machine back: of a cap of $16 there are $12.925 left."""
+    begins_at = datetime.now(UTC).replace(microsecond=0)
+    run = RunFolder(open_store(f"file://{tmp_path}"), "run-1")
+    run.add_event("submitted", begins_at)
+    attempt = run.claim_attempt(Document.TRAIN, billed_from=begins_at - timedelta(hours=1), offer="", host="",
+                                price_usd_per_hour=Decimal(0), cloud="vast")
+    run.write(attempt_file(attempt.number, "end.json"),
+              AttemptEnd(at=begins_at, exit_code=75, preempted=False, reason=""))
+    move = decide_next(run, course_from(begins_at), Limits(max_cost_usd=Decimal(16)),
+                       Seen(at=begins_at + timedelta(minutes=5), looks={0: False}))
+    assert move is not None and move.left_usd == pytest.approx(16 - 3 * (1 + 90 / 3600))

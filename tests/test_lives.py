@@ -3,18 +3,23 @@
 import random
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from launch_examples import NOW as PLANNED
 from launch_examples import TWO_CORES, example_plan, example_recipe
+from run_stories import Story
 
 from launcher.availability import Seen
 from launcher.candidates import choose
+from launcher.engine import EnginePhase, EngineState
 from launcher.lives import Place, Sighting, believed, believed_by, guessed, sightings_of, with_seen
 from launcher.offers import Offer, make_offers
 from launcher.render import Templates, render
+from launcher.run_record import load_record
 from launcher.saves import rates_of
-from trainer.contract import CREDIT_USED_UP, Document, Env, ExitCode
+from launcher.settle import settle
+from trainer.contract import CREDIT_USED_UP, Document, Env, ExitCode, attempt_file
 from trainer.run_folder import Attempt, AttemptEnd, AttemptFiles, Event, Heartbeat, Phases
 
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -79,6 +84,24 @@ def test_a_machine_that_a_person_stopped_at_once_is_no_loss():
     """`ldlm stop --now`: SkyPilot's job is cancelled, and the attempt closed by whoever looks next."""
     events = (("stop_requested", 3.9), ("ended", 4.1), ("resumed", 8))
     assert only(attempt(1, 0, 4, code=None), attempt(2, 9, 10), events=events) == (0, 5.0, 0, 0.0)
+
+
+@pytest.mark.parametrize(("stopped_h", "losses", "waited_h"), [
+    ([3.9], 0, 0.0), ([4.02], 0, 0.0), ([5.5], 1, 1.5), ([3.9, 5.5], 1, 1.5), ([], 0, 0.0)])
+def test_a_machine_that_vanished_before_a_person_stopped_its_waiting_run_is_a_loss(
+        tmp_path: Path, stopped_h: list[float], losses: int, waited_h: float) -> None:
+    """It was silent from 4 h on, and its lease went until a minute after; SkyPilot tells only of the stop."""
+    story = Story(f"file://{tmp_path}", "run-1")
+    files = attempt(1, 0, None, beat_h=4)
+    for name, part, minutes in (("attempt", files.attempt, 5), ("heartbeat", files.heartbeat, 241)):
+        lease = {"lease_until": NOON + timedelta(minutes=minutes)}
+        story.folder.write(attempt_file(1, f"{name}.json"), part.model_copy(update=lease))
+    for number in stopped_h:
+        story.folder.add_event("stop_requested", hour(number))
+    cancelled = EngineState(EnginePhase.ENDED, Document.TRAIN, word="CANCELLED", ended_at=hour(6))
+    assert settle(story.folder, load_record(story.folder.store, "run-1"), cancelled, hour(7))
+    ((_, _, found),) = sightings_of("run-1", OFFERS, story.folder.attempts(), story.folder.events(), LATER)
+    assert found == Seen(losses=losses, up_h=4.0, returns=0, down_h=waited_h)
 
 
 def test_a_machine_on_which_a_program_crashed_before_it_was_taken_counts_once():

@@ -16,7 +16,7 @@ import pytest
 from tests.test_environment import CHECKOUT, Checkout
 from tests.trainer_runs import TrainerRun, tiny_config, write_text
 from trainer import own_bill
-from trainer.contract import Document, ExitCode, Name, Outcome
+from trainer.contract import Document, Env, ExitCode, Name, Outcome, TaskOffer
 from trainer.guard import Standing
 from trainer.limit_watch import check_limits
 from trainer.limits import LimitError
@@ -122,6 +122,17 @@ def test_set_up_has_what_earlier_attempts_have_left_of_the_limits(tmp_path: Path
     envs = {"LDLM_MAX_COST_USD": cap, "LDLM_PRICE_USD_PER_HOUR": "2"}
     found = set_up_left_s(folder, NOON, envs)
     assert found == (None if left_s is None else pytest.approx(left_s))
+
+
+def test_set_up_counts_an_earlier_attempt_without_a_price_by_the_dearest_place_of_its_task(
+        tmp_path: Path) -> None:
+    """An hour of which no price is known may have cost $8: of $9 one is left, half an hour at $2."""
+    folder = RunFolder(open_store(f"file://{tmp_path}/store"), "run")
+    folder.claim_attempt(Document.TRAIN, billed_from=NOON - timedelta(hours=3), host="", offer="",
+                         price_usd_per_hour=Decimal(0), cloud="gcp", lease_until=NOON - timedelta(hours=2))
+    places = TaskOffer.write_all([TaskOffer("gcp", True, {Env.PRICE: "8"}), TaskOffer("vast", True, {})])
+    found = set_up_left_s(folder, NOON, {Env.MAX_COST: "9", Env.PRICE: "2", Env.OFFERS: places})
+    assert found == pytest.approx(1800)
 
 
 @pytest.mark.parametrize(("minute", "billed"), [

@@ -8,11 +8,16 @@ torch = pytest.importorskip("torch")
 
 from trainer.config import SamplingConfig  # noqa: E402
 from trainer.diffusion import TimestepSampler, alpha_sigma  # noqa: E402
+from trainer.fast.noise import sample_keys  # noqa: E402
 from trainer.sampler import SampleNoise, integrate, noise_rate  # noqa: E402
 
 SOLVERS = ("ddim", "ancestral", "sde")
 D = 3.0
 SEED = 2
+
+
+def _noise(seed, indices, shape) -> SampleNoise:
+    return SampleNoise(sample_keys(seed, indices, "cpu"), shape)
 
 
 def _warp() -> TimestepSampler:
@@ -25,7 +30,7 @@ def _warp() -> TimestepSampler:
 def _sampled(denoise, solver: str, steps: int, grid: str = "uniform", num: int = 100, width: int = 400,
              temperature: float = 1.0, rounds: int = 1) -> torch.Tensor:
     sampling = SamplingConfig(steps=steps, solver=solver, grid=grid, temperature=temperature)
-    noise = SampleNoise(SEED, range(num), (width,), "cpu")
+    noise = _noise(SEED, range(num), (width,))
     return integrate(denoise, noise, sampling, D, _warp(), rounds)
 
 
@@ -71,7 +76,7 @@ def test_mean_and_covariance_of_correlated_data_come_back(solver, grid):
 def test_ddim_follows_the_exact_flow_of_correlated_data_and_halves_its_error_with_twice_the_steps():
     """Along each principal axis the flow keeps the place in units of the spread at that time."""
     spread, axes = torch.linalg.eigh(COVARIANCE.double())
-    first = SampleNoise(SEED, range(50), (3,), "cpu").start().double()
+    first = _noise(SEED, range(50), (3,)).start().double()
 
     def amplitudes(u):
         tangent = D * math.tan(math.pi * u / 2)
@@ -168,7 +173,7 @@ def test_each_pass_sees_the_estimate_of_the_one_before():
 
 def test_noise_of_a_sample_depends_on_seed_and_index_alone():
     def drawn(seed, indices):
-        noise = SampleNoise(seed, indices, (5, 2), "cpu")
+        noise = _noise(seed, indices, (5, 2))
         return torch.stack([noise.start(), noise.fresh(), noise.fresh()])
 
     eight = drawn(0, range(8))

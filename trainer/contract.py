@@ -184,10 +184,10 @@ class TaskOffer(NamedTuple):
         return json.dumps([offer._asdict() for offer in offers])
 
     @classmethod
-    def prices(cls, environ: Mapping[str, str]) -> list[Decimal]:
-        """Dollars an hour of all places where a task may run, as far as it tells them. Raises ValueError."""
+    def dearest(cls, environ: Mapping[str, str]) -> Decimal:
+        """Dollars an hour of the dearest place where a task may run; 0: it tells none. Raises ValueError."""
         told = [one.envs.get(Env.PRICE) for one in cls.read_all(environ.get(Env.OFFERS) or "[]")]
-        return [Decimal(price) for price in (environ.get(Env.PRICE), *told) if price]
+        return max((Decimal(price) for price in (environ.get(Env.PRICE), *told) if price), default=Decimal(0))
 
     @classmethod
     def read_all(cls, text: str) -> list[Self]:

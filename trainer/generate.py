@@ -13,6 +13,7 @@ from torch import Tensor
 from trainer.averaged_weights import TIME_DENSITY
 from trainer.config import SamplingConfig, TrainConfig
 from trainer.diffusion import TimestepSampler
+from trainer.fast.noise import sample_keys
 from trainer.manifest import Manifest
 from trainer.model import LatentDiffusionLM
 from trainer.prompt import PromptContext
@@ -130,7 +131,7 @@ def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, 
         rounds: How often each step is done, see `integrate`.
     """
     shape = (model.config.num_latents, model.config.model.latent_width)
-    noise = SampleNoise(seed, indices, shape, model.hidden_mean.device)
+    noise = SampleNoise(sample_keys(seed, indices, model.hidden_mean.device), shape)
     estimate = guided(model, sampling, prompt)
 
     def denoise(z: Tensor, u_B: Tensor, earlier: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class LimitWatch:
         self._limits, self._clock = Limits.of(environ), clock or LateClock()
         self._upload_usd_per_gb = Decimal(environ.get(Env.UPLOAD_PRICE) or 0)
         self._is_rented = own.attempt.cloud not in UNBILLED
-        self._dearest = max(TaskOffer.prices(environ), default=Decimal(0)) if self._is_rented else Decimal(0)
+        self._dearest = TaskOffer.dearest(environ) if self._is_rented else Decimal(0)
         self._again_usd = self._in_vain_usd(environ) if self._is_rented else Decimal(0)
 
     def standing(self) -> Standing:

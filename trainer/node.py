@@ -30,6 +30,7 @@ from trainer.contract import (
     LdlmError,
     Name,
     RankEnd,
+    TaskOffer,
     attempt_file,
 )
 from trainer.guard import Standing
@@ -175,7 +176,8 @@ def _run_checked(node: _Node) -> RankEnd:
     if attempt:
         node.teller = Teller(Watch(folder, attempt, attempts, events, node.config, os.environ), folder,
                              Webhook(os.environ), node.config.heartbeat_s)
-    standing, until = standing_of(attempts, events, clock(), traffic()), None
+    dearest, until = TaskOffer.dearest(os.environ), None
+    standing = standing_of(attempts, events, clock(), traffic(), dearest)
     if node.rented:
         _check_rented(node.document, standing)
     seen = check_machine(os.environ)
@@ -187,7 +189,7 @@ def _run_checked(node: _Node) -> RankEnd:
     end = run_document(node.document, attempt, node.stop, node.config, overdue_at(standing, until), until)
     check_in_time(end, until, clock())
     if node.rented:
-        check_again(node.document, end, standing_of(attempts, events, clock(), traffic()))
+        check_again(node.document, end, standing_of(attempts, events, clock(), traffic(), dearest))
     return end
 
 

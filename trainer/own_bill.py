@@ -85,7 +85,7 @@ def _prices_told(environ: Mapping[str, str]) -> Iterator[Decimal]:
         yield terms.gpu_usd_per_hour
     if told := environ.get(Env.PRICE):
         yield Decimal(told)
-    yield from sorted(TaskOffer.prices(environ))[-1:]
+    yield TaskOffer.dearest(environ)
 
 
 def set_up_left_s(folder: RunFolder, now: datetime, environ: Mapping[str, str] = os.environ) -> float | None:
@@ -101,6 +101,7 @@ def set_up_left_s(folder: RunFolder, now: datetime, environ: Mapping[str, str] =
     own = Attempt(number=len(attempts) + 1, document=Document.TRAIN, billed_from=billed_from(folder, now),
                   price_usd_per_hour=own_price(environ), offer="", host="",
                   cloud=cluster_info(environ).get("cloud", ""), terms=terms_of_run(folder, environ))
-    standing = standing_of([*attempts, AttemptFiles(attempt=own)], folder.events(), now, traffic())
+    standing = standing_of([*attempts, AttemptFiles(attempt=own)], folder.events(), now, traffic(),
+                           TaskOffer.dearest(environ))
     found = headroom(Limits.of(environ), Document.TRAIN, standing)
     return found.left_s if found else None

@@ -3,16 +3,17 @@
 Shapes: B samples, K latents, D latent width.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from trainer.chance import keyed_generator
 from trainer.config import SamplingConfig
 from trainer.diffusion import TimestepSampler, alpha_sigma, sampling_grid
+from trainer.fast.noise import normals
 
 # Noisy latents, their times and the estimate before -> clean latents.
 Denoise = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -32,37 +33,39 @@ class Step(NamedTuple):
     d: float
 
 
-# Noisy latents, the clean ones that the denoiser sees in them, the step, fresh noise -> less noisy latents.
-Advance = Callable[[Tensor, Tensor, Step, Callable[[], Tensor]], Tensor]
+class Mix(NamedTuple):
+    """Less noisy latents = keep * noisy latents + take * estimate of the clean ones + add * fresh noise."""
+
+    keep: float
+    take: float
+    add: float
+
+    def of(self, z: Tensor, estimate: Tensor, fresh: Callable[[], Tensor]) -> Tensor:
+        """Less noisy latents. Fresh noise is drawn only where some is added."""
+        z = self.keep * z + self.take * estimate
+        return z + self.add * fresh() if self.add else z
 
 
 class SampleNoise:
-    """Standard normal numbers of some samples. Those of one depend on the seed and its index alone.
-
-    What a sample starts from is the same on every device; what stochastic solvers add later is drawn on
-    the device, and differs between kinds of device.
+    """Standard normal numbers of some samples. Those of one depend on its key alone: on every device they are
+    the same but for rounding.
 
     Args:
-        seed: Of the whole batch, of which these samples are a part.
-        indices: Which samples.
+        keys_B2: From `trainer.fast.noise.sample_keys`, where the numbers are wanted.
         shape: Of one sample.
-        device: Where the numbers are wanted.
     """
 
-    def __init__(self, seed: int, indices: Sequence[int], shape: tuple[int, ...],
-                 device: torch.device | str) -> None:
-        self._shape, self._device = shape, device
-        self._first = [keyed_generator("cpu", "sample", seed, index, "start") for index in indices]
-        self._later = [keyed_generator(device, "sample", seed, index, "fresh") for index in indices]
+    def __init__(self, keys_B2: Tensor, shape: tuple[int, ...]) -> None:
+        self._keys_B2, self._shape = keys_B2, shape
+        self._draws = itertools.count(1)
 
     def start(self) -> Tensor:
         """What the samples start from: (B, *shape), float32."""
-        return torch.stack([torch.randn(self._shape, generator=own) for own in self._first]).to(self._device)
+        return normals(self._keys_B2, 0, self._shape)
 
     def fresh(self) -> Tensor:
         """More of it, other numbers at each call: (B, *shape), float32."""
-        return torch.stack([torch.randn(self._shape, generator=own, device=self._device)
-                            for own in self._later])
+        return normals(self._keys_B2, next(self._draws), self._shape)
 
 
 def integrate(denoise: Denoise, noise: SampleNoise, sampling: SamplingConfig, tan_d: float,
@@ -79,24 +82,23 @@ def integrate(denoise: Denoise, noise: SampleNoise, sampling: SamplingConfig, ta
             the rest come to terms (RePaint, arXiv 2201.09865).
     """
     z_BKD = noise.start() * sampling.temperature
-    grid = sampling_grid(sampling.steps, warp if sampling.grid == "warped" else None)
-    times, advance = grid.to(z_BKD.device), _SOLVERS[sampling.solver]
+    grid = grid_of(sampling, warp)
+    times, mix_of = grid.to(z_BKD.device), SOLVERS[sampling.solver]
     estimate_BKD = torch.zeros_like(z_BKD)
     for i, step in enumerate(solver_steps(grid, tan_d)):
         for round_ in range(rounds):
             if round_:
-                z_BKD = _noised_back(z_BKD, step, noise.fresh)
+                z_BKD = _noised_back(step).of(z_BKD, estimate_BKD, noise.fresh)
             estimate_BKD = denoise(z_BKD, times[i].expand(len(z_BKD)), estimate_BKD)
             if i + 1 == sampling.steps:
                 break
-            z_BKD = advance(z_BKD, estimate_BKD, step, noise.fresh)
+            z_BKD = mix_of(step).of(z_BKD, estimate_BKD, noise.fresh)
     return estimate_BKD
 
 
-def _noised_back(z: Tensor, step: Step, fresh: Callable[[], Tensor]) -> Tensor:
-    """From u_next to u again, as the noising process goes."""
-    ratio = step.alpha / step.alpha_next
-    return ratio * z + math.sqrt(max(0.0, step.sigma**2 - (ratio * step.sigma_next) ** 2)) * fresh()
+def grid_of(sampling: SamplingConfig, warp: TimestepSampler | None) -> Tensor:
+    """The times of a sampling, float32 of shape (steps + 1,), on the CPU."""
+    return sampling_grid(sampling.steps, warp if sampling.grid == "warped" else None)
 
 
 def solver_steps(grid: Tensor, tan_d: float) -> list[Step]:
@@ -107,29 +109,38 @@ def solver_steps(grid: Tensor, tan_d: float) -> list[Step]:
             for i in range(len(times) - 1)]
 
 
-def _ddim(z: Tensor, estimate: Tensor, step: Step, fresh: Callable[[], Tensor]) -> Tensor:
-    eps = (z - step.alpha * estimate) / step.sigma
-    return step.alpha_next * estimate + step.sigma_next * eps
+def _noised_back(step: Step) -> Mix:
+    """From u_next to u again, as the noising process goes."""
+    ratio = step.alpha / step.alpha_next
+    return Mix(ratio, 0.0, math.sqrt(max(0.0, step.sigma**2 - (ratio * step.sigma_next) ** 2)))
 
 
-def _ancestral(z: Tensor, estimate: Tensor, step: Step, fresh: Callable[[], Tensor]) -> Tensor:
+def _ddim(step: Step) -> Mix:
+    """alpha_next * estimate + sigma_next * eps, where eps = (z - alpha * estimate) / sigma."""
+    ratio = step.sigma_next / step.sigma
+    return Mix(ratio, step.alpha_next - ratio * step.alpha, 0.0)
+
+
+def _ancestral(step: Step) -> Mix:
     """Draw from what the noising process can have been at u_next, given its end at u and the clean latent."""
-    eps = (z - step.alpha * estimate) / step.sigma
     ratio = step.alpha / step.alpha_next
     eta = step.sigma_next / step.sigma * math.sqrt(max(0.0, 1 - ratio**2))
-    # The same as the square root of sigma_next^2 - eta^2, without a difference that rounds to below 0.
+    # Of eps: the square root of sigma_next^2 - eta^2, without a difference that may round to below 0.
     kept = step.sigma_next**2 / step.sigma * ratio
-    return step.alpha_next * estimate + kept * eps + eta * fresh()
+    return Mix(kept / step.sigma, step.alpha_next - kept * step.alpha / step.sigma, eta)
 
 
-def _sde(z: Tensor, estimate: Tensor, step: Step, fresh: Callable[[], Tensor]) -> Tensor:
-    """A step of Euler and Maruyama on the reverse-time equation of the noising process."""
-    score = (step.alpha * estimate - z) / step.sigma**2
+def _sde(step: Step) -> Mix:
+    """A step of Euler and Maruyama on the reverse-time equation: z + added * (z / 2 + score) + noise.
+
+    The score is (alpha * estimate - z) / sigma^2.
+    """
     added = noise_rate(min(step.u, _FASTEST_AT), step.d) * (step.u - step.u_next)
-    return z + added * (z / 2 + score) + math.sqrt(added) * fresh()
+    keep = 1 + added / 2 - added / step.sigma**2
+    return Mix(keep, added * step.alpha / step.sigma**2, math.sqrt(added))
 
 
-_SOLVERS: dict[str, Advance] = {"ddim": _ddim, "ancestral": _ancestral, "sde": _sde}
+SOLVERS: dict[str, Callable[[Step], Mix]] = {"ddim": _ddim, "ancestral": _ancestral, "sde": _sde}
 
 
 def noise_rate(u: float, d: float) -> float:
