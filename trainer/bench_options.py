@@ -35,6 +35,7 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--project", choices=["rtx5090"], help="also a projection by bandwidth, called that")
     parser.add_argument("--price", type=_price, metavar="USD", help="an hour of this machine: dollars per "
                                                                     "million tokens")
+    parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "

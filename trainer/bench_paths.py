@@ -9,6 +9,7 @@ from torch import Tensor
 
 from trainer.generate import Generator, Prompt, sample_latents
 
+FAST_PATH = "eager operations"
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -36,6 +37,12 @@ class Eager:
         """See `Path`."""
         generator = self.generator
         return sample_latents(generator.model, range(num), seed, generator.config.sampling, generator.warp)
+
+
+def usual_mode(device: torch.device) -> str:
+    """How weights are held where nobody says: bf16 where there are tensor cores for it."""
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if has_bf16 else "fp32"
 
 
 def fast_path(generator: Generator, mode: str) -> Path:
