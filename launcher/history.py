@@ -7,6 +7,7 @@ from datetime import datetime
 
 from launcher.errors import LdlmError, RunRecordError, StoreError
 from launcher.estimate import Done
+from launcher.forgiving import ForgivingFolder
 from launcher.lives import Sighting, sightings_of
 from launcher.offers import Offer
 from launcher.patience import soon
@@ -66,18 +67,24 @@ def _words(torn: Sequence[str]) -> list[str]:
         return []
     more = f" and {len(torn) - _NAMED} more" if torn[_NAMED:] else ""
     names = ", ".join(torn[-_NAMED:])
-    return [f"nothing is learned from {names}{more}: torn, or not readable by this version"]
+    return [f"nothing but speeds is learned from {names}{more}: torn, or not readable by this version"]
 
 
 def _learn(folder: RunFolder, now: datetime, found: Past) -> None:
-    """All of a run, or nothing where a part of it cannot be read."""
-    plan, attempts = Plan.model_validate_json(folder.read_bytes(Name.PLAN)), folder.attempts()
-    offers = {offer.label: offer for offer in plan.candidates(Document.TRAIN)}
-    is_lost = any(files.end and files.end.preempted for files in attempts)
-    events = folder.events() if is_lost else []  # of waits; a run has many
+    """All of a run; where a part of it cannot be read, its speed alone, and it is raised.
+
+    Each heartbeat that is whole tells its speed by itself. How machines live it does not: records tear where
+    machines die, so that those which are left would have lived longer than all have, and waited less.
+    """
+    plan, whole = Plan.model_validate_json(folder.read_bytes(Name.PLAN)), ForgivingFolder(folder)
+    offers, attempts = {offer.label: offer for offer in plan.candidates(Document.TRAIN)}, whole.attempts()
     speed = _measured_speed(folder, offers, attempts)
-    found.sightings.extend(sightings_of(folder.run_id, offers, attempts, events, now))
     found.speeds.extend([speed] if speed else [])
+    is_lost = any(files.end and files.end.preempted for files in attempts)
+    events = whole.events() if is_lost else []  # of waits; a run has many
+    if whole.torn:
+        raise whole.torn[0]
+    found.sightings.extend(sightings_of(folder.run_id, offers, attempts, events, now))
 
 
 def _measured_speed(folder: RunFolder, offers: Mapping[str, Offer], attempts: Sequence[AttemptFiles]

@@ -84,10 +84,11 @@ def refusal(recipe: Recipe, document: Document, wish: Wish, market: Market, *,
     if market.num_fit:
         return None
     place = recipe.place("hardware", str(document))
-    where = _candidate(recipe.hardware.train if document is Document.TRAIN else recipe.hardware.bench, wish)
+    candidates = recipe.hardware.train if document is Document.TRAIN else recipe.hardware.bench
+    where = _candidate(candidates, wish)
     key = f"hardware.{document}.{where}"
     if market.num_at_any_price and market.from_usd_per_hour:
-        return _too_cheap(wish, market, place, key, resuming)
+        return _too_cheap(candidates[where], wish, market, place, key, resuming)
     why = f": without {' or '.join(market.excluded_by)} there would be some" if market.excluded_by else ""
     fix = "try again later, or elsewhere: --infra" if resuming else (
         f"try again later; or name another card: {set_option(f'{key}.gpu', 'NAME:NUMBER')}; or --infra")
@@ -102,8 +103,7 @@ def refusal_by_list(recipe: Recipe, document: Document, offer: Offer, *,
     candidates = recipe.hardware.train if document is Document.TRAIN else recipe.hardware.bench
     where = next((index for index, found in enumerate(candidates)
                   if found.gpu == offer.accelerators and is_within(offer.infra, found.infra)), 0)
-    name = _price_name(is_bid=offer.bid_usd_per_hour is not None,
-                       follows=offer.bid_from_usd_per_hour is not None)
+    name = _price_name(candidates[where], is_bid=offer.bid_usd_per_hour is not None)
     least = _cents_up(offer.least_usd_per_hour or Decimal(0))
     change = set_option(f"hardware.{document}.{where}.{name}", least)
     return NoOfferError(f"{offer.label}: {offer.too_low}", place=recipe.place("hardware", str(document)),
@@ -111,16 +111,19 @@ def refusal_by_list(recipe: Recipe, document: Document, offer: Offer, *,
                             f"add {change}, or try again later")
 
 
-def _price_name(*, is_bid: bool, follows: bool) -> str:
-    """What a candidate calls the most that it pays."""
-    return "most_bid_usd_per_hour" if follows else "bid_usd_per_hour" if is_bid else "price_usd_per_hour"
+def _price_name(candidate: Candidate, *, is_bid: bool) -> str:
+    """What a candidate calls the most that it pays; with `bid: auto` of an hour on demand, too."""
+    if candidate.most_bid_usd_per_hour is not None:
+        return "most_bid_usd_per_hour"
+    return "bid_usd_per_hour" if is_bid else "price_usd_per_hour"
 
 
-def _too_cheap(wish: Wish, market: Market, place: str, key: str, resuming: bool) -> NoOfferError:
+def _too_cheap(candidate: Candidate, wish: Wish, market: Market, place: str, key: str, resuming: bool
+               ) -> NoOfferError:
     number, least = market.num_at_any_price, _cents_up(market.from_usd_per_hour or Decimal(0))
     is_bid = wish.bid_usd_per_hour is not None
     ours = wish.settings.get("usd_per_hour")
-    change = set_option(f"{key}.{_price_name(is_bid=is_bid, follows='bid_from' in wish.settings)}", least)
+    change = set_option(f"{key}.{_price_name(candidate, is_bid=is_bid)}", least)
     return NoOfferError(
         f"no machine at Vast fits {wish.gpu} at {'a bid of ' if is_bid else ''}${ours:.2f}/h: "
         f"{number} would from ${least}/h on", place=place,

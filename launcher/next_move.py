@@ -9,6 +9,8 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import AliasChoices, Field
+
 from launcher.course import Course, kept_back_h
 from launcher.course_cap import on_demand_usd, within_cap
 from launcher.frozen import Frozen
@@ -67,7 +69,7 @@ class Move(Frozen):
     Attributes:
         seen: What it follows.
         tick: Which look this is, counted from the begin of the course.
-        overhead_h: The longest start that was measured; None: none yet.
+        longest_start_h: That was measured, from asking for a machine to its first new step; None: none yet.
         setting, situation: As `launcher/policy.py` has them.
         left_usd: What the cap left for training then; None: not known.
         action: `wait`, `spot`, `on_demand`.
@@ -77,7 +79,8 @@ class Move(Frozen):
 
     seen: Seen
     tick: int
-    overhead_h: float | None
+    # Older records have it as `overhead_h`.
+    longest_start_h: float | None = Field(validation_alias=AliasChoices("longest_start_h", "overhead_h"))
     policy: str
     setting: dict[str, float]
     situation: dict[str, Any]
@@ -128,7 +131,7 @@ def next_move(policy: Policy, course: Course, seen: Seen, progress: Progress, be
                            _seen(course, seen, before, tick))
     found = _decided(policy, setting, situation, progress.left_usd)
     return Move(
-        seen=seen, tick=tick, overhead_h=measured_h, policy=policy.name, setting=asdict(setting),
+        seen=seen, tick=tick, longest_start_h=measured_h, policy=policy.name, setting=asdict(setting),
         situation=_written(situation), left_usd=progress.left_usd, action=found.action.name.lower(),
         place=_place(course, found), reason=found.reason,
         again_at=course.begins_at + timedelta(seconds=(tick + 1) * course.tick_s))
@@ -140,7 +143,7 @@ def _decided(policy: Policy, setting: Setting, situation: Situation, left_usd: f
 
 def _measured(seen: Seen, progress: Progress, before: Move | None) -> float | None:
     """The plan's guess counts until a start was seen; then the longest does, for a deadline forgives none."""
-    known = before.overhead_h if before else None
+    known = before.longest_start_h if before else None
     if progress.start_s is None or seen.place is None:
         return known
     return max(progress.start_s / 3600, known or 0.0)

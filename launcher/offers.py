@@ -207,6 +207,7 @@ def make_offers(candidates: Iterable[Candidate], machine: Machine, now: datetime
     counted = with_dearest(priced)
     offers = [offer for candidate in candidates
               for offer in _listed_offers(candidate, counted, now)
+              or _on_demand_instead(candidate, counted, now)
               or [_unlisted_offer(candidate, counted, machine, now)]]
     return tuple(sorted(offers, key=lambda offer: offer.too_low is not None))
 
@@ -223,6 +224,17 @@ def _listed_offers(candidate: Candidate, priced: Sequence[PricedOffer], now: dat
     for one in priced_for(candidate, priced):
         by_region.setdefault("" if one.cloud == "vast" else one.region, one)
     return [_listed_offer(candidate, one, now) for one in list(by_region.values())[:_MOST_REGIONS]]
+
+
+def _on_demand_instead(candidate: Candidate, priced: Sequence[PricedOffer], now: datetime) -> list[Offer]:
+    """With `bid: auto` on demand, where that is within its limit and no bid up to it wins."""
+    most, lowest = candidate.most_bid_usd_per_hour, least_usd_per_hour(candidate, priced)
+    if not candidate.bid or most is None or lowest is None:
+        return []
+    fixed = candidate.model_copy(update={"bid": None, "most_bid_usd_per_hour": None,
+                                         "price_usd_per_hour": most})
+    return [offer.model_copy(update={"advice": advise(lowest, offer.price_usd_per_hour, most)})
+            for offer in _listed_offers(fixed, priced, now)]
 
 
 def _listed_offer(candidate: Candidate, listed: PricedOffer, now: datetime) -> Offer:
@@ -244,16 +256,19 @@ def _bid_offer(candidate: Candidate, listed: PricedOffer, now: datetime) -> Offe
     """The offer behind a candidate that bids: at its own bid; with `bid: auto` at the one that is advised, or
     on demand where that is."""
     offer, on_demand = cloud_offer(candidate, now), listed.on_demand_usd_per_hour
-    advice = advise(listed.price_usd_per_hour, on_demand, offer.most_usd_per_hour or Decimal(0))
+    most = offer.most_usd_per_hour or Decimal(0)
+    fixed = None if on_demand is None else listed.model_copy(
+        update={"price_usd_per_hour": on_demand}).with_disk_usd_per_hour(candidate.disk_gib)
+    # On demand a limit is one with the disk.
+    is_within = fixed is not None and fixed <= most
+    advice = advise(listed.price_usd_per_hour, on_demand if is_within else None, most)
     offer = offer.model_copy(update={"listed": listed, "seen_at": listed.seen_at, "advice": advice,
                                      "on_demand_usd_per_hour": on_demand})
     if not candidate.bid or advice is None:
         return offer
-    if advice.bid_usd_per_hour is None and on_demand is not None:
-        whole = listed.model_copy(update={"price_usd_per_hour": on_demand})
-        return offer.model_copy(update={
-            "spot": False, "bid_usd_per_hour": None, "bid_from_usd_per_hour": None,
-            "price_usd_per_hour": whole.with_disk_usd_per_hour(candidate.disk_gib)})
+    if advice.bid_usd_per_hour is None:
+        return offer.model_copy(update={"spot": False, "bid_usd_per_hour": None,
+                                        "bid_from_usd_per_hour": None, "price_usd_per_hour": fixed})
     return offer.model_copy(update={"bid_usd_per_hour": advice.bid_usd_per_hour,
                                     "price_usd_per_hour": advice.bid_usd_per_hour})
 

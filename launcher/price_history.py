@@ -5,9 +5,10 @@ import gzip
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 from launcher.errors import UsageError
 from launcher.policy import Setting
@@ -31,8 +32,37 @@ class Price:
     spot_usd_per_hour: float
 
 
+class Period(NamedTuple):
+    """Days on which a price held.
+
+    Attributes:
+        until: First day of the price that followed; None: the history knows of none.
+    """
+
+    first: date
+    until: date | None
+
+    @property
+    def words(self) -> str:
+        """`2025-01-01 to 2025-04-30`, the last day included, or `2025-05-01 on`."""
+        return f"{self.first} to {self.until - timedelta(days=1)}" if self.until else f"{self.first} on"
+
+
+class Part(NamedTuple):
+    """What is replayed at one price.
+
+    Attributes:
+        groups: Windows, each with its places that are open at once.
+        periods: When the history has that price, oldest first; empty without a history.
+    """
+
+    setting: Setting
+    groups: list[Sequence[Trace]]
+    periods: list[Period]
+
+
 def priced(setting: Setting, groups: Sequence[Sequence[Trace]], path: Path | None, machine_type: str | None,
-           region: str | None) -> Iterator[tuple[Setting, Sequence[Sequence[Trace]]]]:
+           region: str | None) -> Iterator[Part]:
     """Settings and the windows that are replayed in each: one without a history, else one per price.
 
     No public data has both availability and prices of one place, so the windows are laid over the history in
@@ -48,19 +78,21 @@ def priced(setting: Setting, groups: Sequence[Sequence[Trace]], path: Path | Non
         if machine_type is not None or region is not None:
             raise UsageError("a machine type and a region choose from a history of prices, and none is given",
                              place="--machine-type, --region", fix="--prices FILE, or leave them out")
-        yield setting, groups
+        yield Part(setting, list(groups), [])
         return
     prices = read_prices(path, machine_type, region)
-    ends = [price.day.toordinal() for price in prices[1:]] + [prices[-1].day.toordinal() + 30]
-    first, span = prices[0].day.toordinal(), ends[-1] - prices[0].day.toordinal()
-    bounds = [0, *(round(len(groups) * (end - first) / span) for end in ends)]
-    parts: dict[Setting, list[Sequence[Trace]]] = {}  # a price may come back
-    for price, (begin, end) in zip(prices, pairwise(bounds), strict=True):
+    ends = [price.day for price in prices[1:]] + [prices[-1].day + timedelta(days=30)]
+    span = ends[-1] - prices[0].day
+    bounds = [0, *(round(len(groups) * (end - prices[0].day) / span) for end in ends)]
+    parts: dict[Setting, Part] = {}  # a price may come back
+    for price, until, (begin, end) in zip(prices, [*ends[:-1], None], pairwise(bounds), strict=True):
         if end > begin:
             then = replace(setting, spot_usd_per_hour=price.spot_usd_per_hour,
                            on_demand_usd_per_hour=price.on_demand_usd_per_hour)
-            parts.setdefault(then, []).extend(groups[begin:end])
-    yield from parts.items()
+            part = parts.setdefault(then, Part(then, [], []))
+            part.groups.extend(groups[begin:end])
+            part.periods.append(Period(price.day, until))
+    yield from parts.values()
 
 
 def read_prices(path: Path, machine_type: str | None, region: str | None) -> list[Price]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from launcher.clairvoyant import clairvoyant_usd
 from launcher.policy import Action, Course, Floats, Ints, Moment, Policy, Setting
+from launcher.price_history import Period
 from launcher.traces import Windows, num_ticks, one_place
 
 CLAIRVOYANT = "clairvoyant"
@@ -69,6 +70,7 @@ class Score:
         ratio_to_clairvoyant: Mean over windows of dollars by the clairvoyant's dollars.
         missed: Windows in which the work was not done at the deadline.
         checkpoint_minutes: Of work between two saves; None: nothing that was done is ever lost.
+        periods: When a history of prices has those of the setting; empty without one.
     """
 
     policy: str
@@ -79,6 +81,7 @@ class Score:
     ratio_to_clairvoyant: float
     missed: int
     checkpoint_minutes: float | None = None
+    periods: tuple[Period, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """As `ldlm simulate --json` prints it."""
@@ -89,7 +92,9 @@ class Score:
                             "on_demand_usd": setting.on_demand_usd_per_hour},
                 "num_windows": self.num_windows, "mean_usd": self.mean_usd, "p95_usd": self.p95_usd,
                 "ratio_to_clairvoyant": self.ratio_to_clairvoyant, "missed": self.missed,
-                "checkpoint_minutes": self.checkpoint_minutes}
+                "checkpoint_minutes": self.checkpoint_minutes,
+                "price_periods": [{"first": first.isoformat(), "until": until and until.isoformat()}
+                                  for first, until in self.periods]}
 
 
 class _Runs:

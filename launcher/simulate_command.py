@@ -3,7 +3,7 @@
 import json
 import tempfile
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launcher import console, simulate_screen
@@ -60,12 +60,12 @@ def run_simulate(asked: Simulation, *, as_json: bool) -> None:
     groups = together(traces) if asked.is_together else one_by_one(traces)
     scores: list[Score] = []
     num_short = 0
-    for setting, part in priced(asked.setting, groups, asked.prices, asked.machine_type, asked.region):
-        windows, num_left_out = stack(part, setting)
+    for part in priced(asked.setting, groups, asked.prices, asked.machine_type, asked.region):
+        windows, num_left_out = stack(part.groups, part.setting)
         num_short += num_left_out
         if windows:
-            scores += score_all(policies, setting, windows, adds_one_place=asked.is_together,
-                                saves=asked.saves)
+            scores += [replace(score, periods=tuple(part.periods)) for score in score_all(
+                policies, part.setting, windows, adds_one_place=asked.is_together, saves=asked.saves)]
     if not scores:
         raise UsageError(f"no window is {asked.setting.deadline_h:g} h long", place=str(asked.traces),
                          fix="a shorter deadline, or longer windows")

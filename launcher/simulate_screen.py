@@ -3,15 +3,19 @@
 from collections.abc import Sequence
 
 from launcher import console
+from launcher.price_history import Period
 from launcher.simulate import CLAIRVOYANT, Score
+
+_MOST_PERIODS = 3  # of one price that a caption names
 
 
 def show_scores(scores: Sequence[Score], notes: Sequence[str]) -> None:
     """A table per setting, and what was left out."""
-    for setting in dict.fromkeys(score.setting for score in scores):
+    for setting, periods in {score.setting: score.periods for score in scores}.items():
+        held = f", prices of {_periods(periods)}" if periods else ""
         console.answer_text(f"{setting.work_h:g} h of work in {setting.deadline_h:g} h, each start "
                             f"{setting.overhead_h:g} h; ${setting.spot_usd_per_hour:.2f}/h spot, "
-                            f"${setting.on_demand_usd_per_hour:.2f}/h on demand", "title")
+                            f"${setting.on_demand_usd_per_hour:.2f}/h on demand{held}", "title")
         console.answer()
         rows = [_row(score) for score in scores if score.setting == setting]
         console.answer_table(["policy", "mean", "p95", "of the clairvoyant", "missed", "windows"], rows,
@@ -19,6 +23,12 @@ def show_scores(scores: Sequence[Score], notes: Sequence[str]) -> None:
         console.answer()
     console.answer_notes(notes)
     console.answer_text(_last_line(scores))
+
+
+def _periods(periods: Sequence[Period]) -> str:
+    """The first of them, and how many more there are."""
+    told, num_more = ", ".join(one.words for one in periods[:_MOST_PERIODS]), len(periods[_MOST_PERIODS:])
+    return told + (f" and {num_more} more period{'s' if num_more > 1 else ''}" if num_more else "")
 
 
 def _row(score: Score) -> list[str]:

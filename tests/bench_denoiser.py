@@ -30,7 +30,7 @@ def main() -> None:
 
 
 def _bench(shape: Shape, num_steps: int) -> None:
-    from tests.persistent.read_rate import read_bytes_per_second
+    from trainer.read_rate import read_bytes_per_second
 
     read_rate = read_bytes_per_second()
     problem = random_problem(shape, _NUM_BLOCKS, num_steps, seed=0)

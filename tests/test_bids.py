@@ -149,6 +149,33 @@ def test_bid_auto_rents_on_demand_where_the_gap_is_small_with_the_disk_in_the_pr
     assert "bid_from" not in settings_of(found, "one", None)
 
 
+def fixed(usd_per_hour: str) -> list[PricedOffer]:
+    """The same card, for rent on demand alone."""
+    return [market(usd_per_hour, None)[0].model_copy(update={"terms": "on-demand", "machine_id": 8})]
+
+
+def test_bid_auto_rents_on_demand_within_its_limit_where_every_bid_that_wins_is_above_it():
+    found = offer(market("0.65", "0.80") + fixed("0.50"), **AUTO)
+    assert (found.spot, found.bid_usd_per_hour, found.bid_from_usd_per_hour, found.too_low) == (
+        False, None, None, None)
+    assert (found.price_usd_per_hour, found.most_usd_per_hour) == (Decimal("0.51"), Decimal("0.60"))
+    assert found.advice and found.advice.reason == (
+        "on demand: ~$0.51 a useful hour, and no bid wins below that")
+    assert settings_of(found, "one", None)["usd_per_hour"] == 0.6
+
+
+@pytest.mark.parametrize("found", [market("0.65", "0.80"), market("0.65", "0.80") + fixed("0.595")])
+def test_bid_auto_says_what_wins_where_neither_a_bid_nor_on_demand_with_its_disk_is_within_the_limit(found):
+    nothing = offer(found, **AUTO)
+    assert nothing.too_low == "at $0.60 an hour nothing wins; the lowest bid is $0.65"
+
+
+def test_bid_auto_rents_nothing_on_demand_that_with_its_disk_is_above_the_limit():
+    """100 GB are a cent: $0.605 is more than may be paid, so what is advised is a bid."""
+    found = offer(market("0.58", "0.595"), **AUTO)
+    assert found.spot and Decimal("0.58") <= (found.bid_usd_per_hour or 0) <= Decimal("0.60")
+
+
 def test_where_the_market_is_not_known_the_most_that_may_be_bid_counts():
     found = offer([], **AUTO)
     assert (found.spot, found.bid_usd_per_hour, found.price_usd_per_hour) == (True, *[Decimal("0.60")] * 2)

@@ -16,7 +16,7 @@ from launcher.quotes import Order, Quote
 from launcher.render import Templates, render
 from launcher.run_record import create_record
 from trainer.contract import AwayError, Document
-from trainer.run_folder import AttemptEnd, RunFolder
+from trainer.run_folder import AttemptEnd, Heartbeat, Phases, RunFolder
 from trainer.store import Store, local_store_url, open_store
 
 LATER = datetime(2026, 11, 30, tzinfo=UTC)
@@ -52,14 +52,38 @@ def test_runs_of_a_store_tell_how_their_machines_lived(store):
 
 
 @pytest.mark.parametrize("torn", ["plan.json", "attempts/1/attempt.json", "attempts/2/end.json", "events"])
-def test_a_run_that_is_torn_is_named_and_teaches_nothing_and_the_others_do(store, tmp_path, torn):
+def test_a_run_that_is_torn_is_named_and_says_nothing_of_machines_and_the_others_do(store, tmp_path, torn):
     add_run(store, "a")
     add_run(store, "b")
     path = tmp_path / "store" / "b" / torn
     (next(path.iterdir()) if path.is_dir() else path).write_text('{"at": "no')
     past = past_of(store, LATER)
     assert [one.run_id for one in past.sightings] == ["a"]
-    assert past.warnings == ["nothing is learned from b: torn, or not readable by this version"]
+    assert past.warnings == ["nothing but speeds is learned from b: torn, or not readable by this version"]
+
+
+def beat(folder: RunFolder, number: int, steps: int, train_s: float) -> None:
+    """What an attempt has trained."""
+    folder.write(f"attempts/{number}/heartbeat.json", Heartbeat(
+        at=NOW + timedelta(hours=1), step=steps, total_steps=400, resumed_from_step=0, durable_step=0,
+        durable_train_s=0, durable_evaluate_s=0, phases=Phases(train_s=train_s), tokens_per_s=1,
+        spent_usd=Decimal(0)))
+
+
+@pytest.mark.parametrize(("torn", "steps_per_s"), [
+    ("attempts/1/attempt.json", 3), ("attempts/1/end.json", 2.5), ("attempts/2/heartbeat.json", 2),
+    ("events", 2.5), ("plan.json", None), ("recipe.json", None)])
+def test_a_run_that_is_torn_still_tells_how_fast_it_trained(store, tmp_path, torn, steps_per_s):
+    """100 steps at 2 a second, and then as many seconds at 3."""
+    folder = add_run(store, "a")
+    beat(folder, 1, 100, 50)
+    beat(folder, 2, 150, 50)
+    path = tmp_path / "store" / "a" / torn
+    (next(path.iterdir()) if path.is_dir() else path).write_text('{"at": "no')
+    past = past_of(store, LATER)
+    each = example_recipe().train.tokens_per_step
+    assert [one.tokens_per_s for one in past.speeds] == ([each * steps_per_s] if steps_per_s else [])
+    assert past.sightings == [] and len(past.warnings) == 1
 
 
 def test_of_many_that_are_torn_the_newest_are_named(store, tmp_path):
@@ -67,7 +91,7 @@ def test_of_many_that_are_torn_the_newest_are_named(store, tmp_path):
         add_run(store, f"r{number}")
         (tmp_path / "store" / f"r{number}" / "plan.json").write_text("")
     assert past_of(store, LATER).warnings == [
-        "nothing is learned from r2, r3, r4 and 2 more: torn, or not readable by this version"]
+        "nothing but speeds is learned from r2, r3, r4 and 2 more: torn, or not readable by this version"]
 
 
 def test_a_run_whose_launch_is_still_writing_is_passed_over(store, tmp_path):
@@ -101,7 +125,7 @@ def test_a_plan_learns_from_its_store_and_its_digest_covers_what_it_has_learned(
     assert plan.availability_source == "2 of your runs, 4 h"
     assert plan.availability.hours_to_loss < 7
     assert plan.ranking[0].availability == plan.availability
-    assert any(warning.startswith("nothing is learned from r2") for warning in plan.warnings)
+    assert any(warning.startswith("nothing but speeds is learned from r2") for warning in plan.warnings)
     quote = Quote.of(Order(command="launch", what=str(RECIPE), options=options), proposal, None)
     said = json.loads(quote.text)["plan"]["offers"]["train"]["seen"]  # the text is what a digest is of
     assert said == [{"losses": 1, "up_h": 2.0, "returns": 1, "down_h": 0.5}] * 2
@@ -117,4 +141,4 @@ def test_a_screen_names_what_was_learned_and_what_was_not(store, tmp_path):
     shown = " ".join(done.stdout.split())
     assert re.search(r" machines live ~[1-6]\.\d h \([\d.]+ - \d+\), the next comes after ~0\.\d+ h "
                      r"\([\d.]+ - [\d.]+\): 2 of your runs, 4 h ", shown)
-    assert "! nothing is learned from r2: torn, or not readable by this version" in shown
+    assert "! nothing but speeds is learned from r2: torn, or not readable by this version" in shown

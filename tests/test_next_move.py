@@ -109,6 +109,9 @@ def test_the_longest_start_that_was_seen_counts_instead_of_the_plan_s():
                                moves[-1] if moves else None))
     assert [round(move.setting["overhead_h"] * 3600) for move in moves] == [1800, 240, 240, 900, 900]
     assert [move.situation["overhead_left_h"] for move in moves] == [0, 0, 0, 0, 0]
+    written = moves[-1].model_dump_json()
+    as_before = written.replace('"longest_start_h"', '"overhead_h"', 1)  # by older versions
+    assert as_before != written == Move.model_validate_json(as_before).model_dump_json()
 
 
 def test_what_a_loss_may_cost_is_added_to_a_start_that_was_measured():

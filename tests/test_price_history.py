@@ -27,13 +27,17 @@ def path(tmp_path):
 def test_each_price_gets_windows_by_the_days_it_held_and_none_is_split(path):
     groups = [[Trace(zone, str(number), 600, ((True, 9),)) for zone in "ab"] for number in range(10)]
     # 120 days at $2, though a month is missing, then 30 at $5.
-    assert [(setting.spot_usd_per_hour, setting.on_demand_usd_per_hour, part)
-            for setting, part in priced(SETTING, groups, path, "a3", "us")] == [
-        (2.0, 10.0, groups[:8]), (5.0, 10.0, groups[8:])]
+    first, may = date(2025, 1, 1), date(2025, 5, 1)
+    assert [(setting.spot_usd_per_hour, setting.on_demand_usd_per_hour, part, periods)
+            for setting, part, periods in priced(SETTING, groups, path, "a3", "us")] == [
+        (2.0, 10.0, groups[:8], [(first, may)]), (5.0, 10.0, groups[8:], [(may, None)])]
     path.write_text(HISTORY + "2025-05-31,a3,us,10.0,2.0\n")
-    assert [(setting.spot_usd_per_hour, part) for setting, part in priced(SETTING, groups, path, "a3", "us")
-            ] == [(2.0, [*groups[:7], groups[8], groups[9]]), (5.0, [groups[7]])]
-    assert list(priced(SETTING, groups, None, None, None)) == [(SETTING, groups)]
+    back = date(2025, 5, 31)
+    assert [(setting.spot_usd_per_hour, part, periods)
+            for setting, part, periods in priced(SETTING, groups, path, "a3", "us")] == [
+        (2.0, [*groups[:7], groups[8], groups[9]], [(first, may), (back, None)]),
+        (5.0, [groups[7]], [(may, back)])]
+    assert list(priced(SETTING, groups, None, None, None)) == [(SETTING, groups, [])]
 
 
 @pytest.mark.parametrize(("line", "problem"), [

@@ -8,7 +8,7 @@ from launch_examples import NOW, TWO_CORES, example_recipe
 from launcher.candidates import choose
 from launcher.errors import OverCapError
 from launcher.estimate import Case, Done, case_of
-from launcher.market import refusal_by_list
+from launcher.market import Market, Wish, refusal, refusal_by_list
 from launcher.offers import Offer, make_offers
 from launcher.plan import Plan, best_plan
 from launcher.price_sources import price_warnings
@@ -93,6 +93,16 @@ def test_a_launch_is_refused_where_nothing_wins_and_the_fix_is_a_bid_that_does()
     assert refused.fix == "add --set hardware.train.0.bid_usd_per_hour=0.91, or try again later"
 
 
+def test_where_bid_auto_rents_on_demand_and_nothing_is_within_its_limit_the_fix_raises_that_limit():
+    auto = "hardware.train=[{infra: vast, gpu: 'RTX4090:2', bid: auto, most_bid_usd_per_hour: 0.6}]"
+    wish = Wish(gpu="RTX4090:2", settings={"usd_per_hour": 0.6}, disk_gib=100)
+    market = Market(num_fit=0, num_at_any_price=3, from_usd_per_hour=Decimal("0.7012"))
+    refused = refusal(example_recipe(auto), Document.TRAIN, wish, market, resuming=False)
+    assert refused is not None
+    assert refused.fix == "add --set hardware.train.0.most_bid_usd_per_hour=0.71, or try again later"
+    assert example_recipe(auto, "hardware.train.0.most_bid_usd_per_hour=0.71")
+
+
 def test_a_benchmark_is_planned_where_something_wins_too():
     hardware = ("hardware.bench=[{infra: vast, gpu: 'RTX5090:1', bid_usd_per_hour: 0.6}, "
                 "{infra: vast, gpu: 'RTX4090:1', bid_usd_per_hour: 0.6}]")
@@ -144,6 +154,10 @@ def test_spot_is_taken_only_where_it_is_cheaper_after_all_that_it_costs():
     rows = ranked(long_case(dear, on_demand))
     assert rows[0].offer == on_demand
     assert rows[0].odds.losses < 0.5 < rows[1].odds.losses
+    seldom, often = (row.odds.losses_range for row in rows)
+    assert seldom.low == seldom.mid == 0 and seldom.high < often.high
+    assert often.low <= often.mid < often.high and often.low < rows[1].odds.losses < often.high
+    assert all(number == int(number) for _, number in often)
 
 
 def test_a_deadline_that_spot_is_not_likely_to_meet_sends_it_on_demand():

@@ -3,6 +3,8 @@
 import json
 import sys
 from dataclasses import replace
+from datetime import date
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from launcher.cli import app
 from launcher.errors import UsageError
 from launcher.policies_known import GREEDY, KNOWN, ON_DEMAND, SPOT_ONLY, UNIFORM_PROGRESS
 from launcher.policy import Action, PlaceNow, Setting, Situation, decide, run_lengths
-from launcher.simulate import Saves, replay, score_all
+from launcher.price_history import Period
+from launcher.simulate import Saves, Score, replay, score_all
 from launcher.simulate_command import POLICIES
+from launcher.simulate_screen import show_scores
 from launcher.traces import flat_prices, one_by_one, read_traces, stack
 
 SETTING = Setting(3, 4.3, 0.2, 0.97, 3.06, tick_h=1 / 6)
@@ -123,7 +127,7 @@ def test_the_command_prints_a_row_per_policy_for_programs(traces):
     assert rows[0] | {"setting": None, "ratio_to_clairvoyant": None} == {
         "policy": "on-demand", "setting": None, "num_windows": 12, "mean_usd": pytest.approx(61.812),
         "p95_usd": pytest.approx(61.812), "ratio_to_clairvoyant": None, "missed": 0,
-        "checkpoint_minutes": None}
+        "checkpoint_minutes": None, "price_periods": []}
     assert rows[-1]["ratio_to_clairvoyant"] == 1
 
 
@@ -208,6 +212,28 @@ def test_the_last_line_is_over_the_windows_of_all_prices(traces, history):
     # 20.2 h in each of 10 windows at $10 and 2 at $20.
     assert " ".join(lines[-2:]) == (
         "cheapest without a missed deadline: on-demand, $235.67 on average over 2 prices (replayed)")
+
+
+def test_what_is_replayed_at_a_price_says_when_it_held(traces, history):
+    Path(history[1]).write_text(HISTORY + "2025-05-31,a3,us,10.0,2.0\n2025-06-10,a3,us,20.0,5.0\n")
+    words = ("--traces", traces, "--policy", "on-demand", *history)
+    first, second = json.loads(run(*words, "--json"))
+    assert first["price_periods"] == [{"first": "2025-01-01", "until": "2025-05-01"},
+                                      {"first": "2025-05-31", "until": "2025-06-10"}]
+    assert second["price_periods"] == [{"first": "2025-05-01", "until": "2025-05-31"},
+                                       {"first": "2025-06-10", "until": None}]
+    said = " ".join(run(*words).split())
+    assert "$10.00/h on demand, prices of 2025-01-01 to 2025-04-30, 2025-05-31 to 2025-06-09 policy" in said
+    assert "$20.00/h on demand, prices of 2025-05-01 to 2025-05-30, 2025-06-10 on policy" in said
+
+
+def test_of_a_price_that_comes_back_often_the_first_periods_are_named(capsys):
+    days = [date(2025, month, 1) for month in range(1, 9)]
+    periods = tuple(map(Period, days[::2], days[1::2]))
+    show_scores([Score("greedy", SETTING, 1, 1.0, 1.0, 1.0, 0, periods=periods)], [])
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("prices of 2025-01-01 to 2025-01-31, 2025-03-01 to 2025-03-31, 2025-05-01 to 2025-05-31 and 1 "
+            "more period policy") in said
 
 
 def test_a_clairvoyant_alone_is_not_called_late(tmp_path):

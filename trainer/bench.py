@@ -1,14 +1,16 @@
 """The second document of a task: text from the trained model, its scores, and tokens per second.
 
+`python -m trainer.bench generate` is a command of its own, without a run (`trainer/bench_command.py`).
+
 Throughput counts everything from seed to token ids in device memory: noise, denoiser passes, latent
 decoder, token decoder, vocabulary head, argmax. The token encoder is not part of generation and is not
 loaded here: scores and reconstructions are those that the end of training has left.
 """
 
 import os
-import platform
 import signal
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +22,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from trainer.averaged_weights import load_averaged_weights
+from trainer.bench_device import device_name
 from trainer.config import TrainConfig
 from trainer.contract import Env, ExitCode, LdlmError, Name, RankEnd
 from trainer.evaluate import Evaluation
@@ -159,13 +162,6 @@ def _time(generator: Generator, prompt: Prompt | None, limit: Callable[[], str |
     return seconds
 
 
-def device_name(device: torch.device) -> str:
-    """What ran the benchmark, as its driver calls it; a CPU with its thread count."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
-
-
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -231,4 +227,8 @@ def open_recorder(config: TrainConfig, folder: RunFolder, own: OwnAttempt) -> Re
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["generate"]:
+        from trainer.bench_command import main as generate
+
+        sys.exit(generate(sys.argv[2:]))
     main()

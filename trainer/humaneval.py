@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from trainer.bench import device_name
+from trainer.bench_device import device_name
 from trainer.command import carry_out, talk
 from trainer.contract import ConfigError
 from trainer.generate import Generator

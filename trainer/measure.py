@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainer.bench import device_name
+from trainer.bench_device import device_name
 from trainer.command import carry_out, talk
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
 from trainer.data import Corpus, open_corpus

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import ValidationError
 
-from trainer.bench import device_name
+from trainer.bench_device import device_name
 from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError

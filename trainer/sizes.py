@@ -252,6 +252,48 @@ def _perceiver_flops(num_inputs: int, num_outputs: int, model: ModelConfig) -> f
     return 2 * width**2 * (own * num_outputs + 2 * num_inputs) + 4 * num_outputs * read * width
 
 
+def generation_parameters(config: TrainConfig, shape: EncoderShape,
+                          num_seen_ids: int | None = None) -> dict[str, int]:
+    """Parameters by part that one pass of it has to read to generate without a prompt.
+
+    Maps of the denoiser that see nothing but the time are left out: what they give for a grid of times can
+    be known beforehand. Neither encoder runs.
+    """
+    plain = _without_prompt(config)
+    found = trained_parameters(plain, shape, num_seen_ids)
+    del found["latent_encoder"]
+    return found | {"denoiser": found["denoiser"] - _time_maps(plain)[0]}
+
+
+def generation_flops(config: TrainConfig, shape: EncoderShape,
+                     num_seen_ids: int | None = None) -> dict[str, float]:
+    """Operations of one pass of each part over one sequence, as `generation_parameters` has the parts."""
+    plain = _without_prompt(config)
+    forward, width = _forward_flops(plain, shape), config.model.token_decoder_width
+    trained = {part: forward.blocks[part] + forward.around[part] for part in forward.blocks}
+    in_training = 2 * head_rows(plain, shape) * plain.token_loss_positions * width
+    return {
+        "latent_decoder": trained["latent_decoder"],
+        "token_decoder": trained["token_decoder"] - in_training,
+        "vocabulary_head": 2 * config.data.sequence_length * width * head_rows(plain, shape, num_seen_ids),
+        "denoiser": trained["denoiser"] - _time_maps(plain)[1],
+    }
+
+
+def _without_prompt(config: TrainConfig) -> TrainConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"prompt": False})})
+
+
+def _time_maps(config: TrainConfig) -> tuple[int, int]:
+    """Parameters of the denoiser's maps that see nothing but the time, and operations of one pass of them."""
+    width, layers = config.model.width, config.model.denoiser_layers
+    shapes = [(1, width), (width, width)]
+    if config.model.denoiser_block == "adaln":
+        shapes = [(width, width)] * 2 + [(width, 6 * width)] * layers + [(width, 2 * width)]
+    return (sum(_linear(*shape) for shape in shapes),
+            sum(2 * inputs * outputs for inputs, outputs in shapes))
+
+
 def checkpoint_bytes(config: TrainConfig, shape: EncoderShape, chance_steps: int) -> int:
     """Bytes of one checkpoint at most, all ranks together: float32 weights, two moments, average.
 

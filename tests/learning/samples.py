@@ -17,7 +17,7 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT)]
-from trainer.bench import device_name  # noqa: E402
+from trainer.bench_device import device_name  # noqa: E402
 from trainer.data import open_corpus  # noqa: E402
 from trainer.evaluate import evaluate  # noqa: E402
 from trainer.frontier import sample_frontier  # noqa: E402

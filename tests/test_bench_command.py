@@ -1,0 +1,156 @@
+"""`python -m trainer.bench generate` whole, on a CPU: what it writes, says and answers."""
+
+import json
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from trainer import bench_command, bench_models, bench_run  # noqa: E402
+from trainer.bench_cases import Model  # noqa: E402
+from trainer.bench_models import profile_config, random_generator  # noqa: E402
+from trainer.bench_paths import Eager  # noqa: E402
+from trainer.bench_result import problem_of, read_report, usd_per_million_tokens  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ("--preset", "smoke", "--length", "8", "--steps", "2", "--generations", "3")
+
+
+@pytest.fixture(autouse=True)
+def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_models, "head_rows", lambda config, shape: 50)
+
+
+def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
+    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.bench", "generate", *SMALL, "--out", str(out), "--plot", str(picture),
+         "--price", "0.36"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert (found["kind"], found["version"]) == ("ldlm generation benchmark", 1)
+    case, = found["cases"]
+    assert case["case"] == {"model": {"name": "smoke", "length": 8}, "steps": 2, "batch": 1, "mode": "fp32"}
+    assert case["fast"]["num_generations"] == case["reference"]["num_generations"] == 3
+    speed = case["fast"]["tokens_per_s"]
+    assert speed == pytest.approx(8 / case["fast"]["seconds_median"])
+    # $0.36 an hour is $0.0001 a second
+    assert float(case["usd_per_million_tokens"]) == pytest.approx(100 / speed, abs=1e-6)
+    assert case["fraction_of_limit"] == pytest.approx(case["floor_s"] / case["fast"]["seconds_median"])
+    assert case["check"]["problem"] is None and case["check"]["same_tokens"] == 1
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert "! this is not an RTX 5090 figure" in done.stdout
+    assert "1/1 smoke, 2 steps, 8 tokens, batch 1, fp32" in done.stderr
+
+
+def test_a_path_that_computes_something_else_is_named_not_timed_and_ends_with_1(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Off(Eager):
+        def latents(self, num, seed):
+            return 1.02 * super().latents(num, seed)
+
+    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Off(generator))
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--out", str(out)]) == 1
+    result, = read_report(out).cases
+    assert result.fast is None and result.reference is None
+    assert result.check is not None and result.check.latents_error == pytest.approx(0.02, rel=1e-4)
+    assert ("! smoke, 2 steps, 8 tokens, batch 1, fp32: latents are 0.0200 off, more than\n  0.001"
+            in capsys.readouterr().out)
+
+
+def test_a_graph_that_replays_its_first_input_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stale(Eager):
+        def latents(self, num, seed):
+            return super().latents(num, 1_000_003)
+
+    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Stale(generator))
+    assert bench_command.main([*SMALL]) == 1
+
+
+def test_what_does_not_fit_is_said_and_the_rest_goes_on(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Tight(Eager):
+        def tokens(self, num, seed, prompt=None):
+            if num > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return super().tokens(num, seed, prompt)
+
+    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Tight(generator))
+    assert bench_command.main([*SMALL, "--batch", "2", "--batch", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "      2      8     2  fp32 does not fit into memory\n" in out
+    assert "! smoke, 2 steps, 8 tokens, batch 2, fp32: does not fit into memory\n" in out
+
+
+def test_an_error_that_is_no_lack_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(Eager):
+        def tokens(self, num, seed, prompt=None):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Broken(generator))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench_command.main([*SMALL])
+
+
+def test_a_regression_ends_with_1_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    assert bench_command.main([*SMALL, "--out", str(first)]) == 0
+    told = json.loads(first.read_text())
+    for name in ("seconds_p10", "seconds_median", "seconds_p90"):
+        told["cases"][0]["fast"][name] /= 1000
+    first.write_text(json.dumps(told))
+    capsys.readouterr()
+    assert bench_command.main([*SMALL, "--out", str(second), "--against", str(first)]) == 1
+    assert "SLOWER: smoke, 2 steps, 8 tokens, batch 1, fp32: 0.00 times as fast" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (None, "cannot be read: No such file or directory"), ("{", "is no result of this benchmark: JSON"),
+    ('{"version": 2}', "is no result of this benchmark: version: Input should be 1")])
+def test_an_earlier_result_that_is_none_is_refused_before_anything_runs(
+        content: str | None, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier = tmp_path / "earlier.json"
+    if content is not None:
+        earlier.write_text(content)
+    assert bench_command.main([*SMALL, "--against", str(earlier)]) == 3
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [
+    ("--preset", "seed"), ("--preset", "smoke", "--steps", "0"), ("--preset", "smoke", "--price", "nan"),
+    ("--preset", "smoke", "--price", "-1"), ("--preset", "smoke", "--case-seconds", "nan"), ()])
+def test_what_makes_no_sense_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as end:
+        bench_command.main(arguments)
+    assert end.value.code == 2
+
+
+def test_random_weights_depend_on_the_seed_alone_and_none_is_zero() -> None:
+    config = profile_config(Model(name="smoke", length=8))
+    cpu = torch.device("cpu")
+    one, same, other = (random_generator(config, seed, cpu).model for seed in (1, 1, 2))
+    assert all(parameter.count_nonzero() > 0.9 * parameter.numel() for parameter in one.parameters())
+    assert all(map(torch.equal, one.parameters(), same.parameters()))
+    assert not any(map(torch.equal, one.parameters(), other.parameters()))
+
+
+def test_a_million_tokens_by_hand() -> None:
+    """$3.6 an hour is $0.001 a second, in which 2,000 tokens come."""
+    assert usd_per_million_tokens(Decimal("3.6"), 2000.0) == Decimal("0.500000")
+
+
+@pytest.mark.parametrize(("error", "same", "mode", "is_trained", "problem"), [
+    (0.0099, 0.2, "bf16", False, None),
+    (0.0101, 1.0, "bf16", False, "latents are 0.0101 off, more than 0.01"),
+    (0.001, 0.985, "bf16", True, "98.5% of tokens are the same, fewer than 99%"),
+    (0.001, 0.99, "bf16", True, None), (0.05, 0.5, "fp8", True, None),
+    (float("nan"), 0.0, "fp8", False, "latents are not numbers")])
+def test_how_far_apart_two_paths_may_be(error: float, same: float, mode: str, is_trained: bool,
+                                        problem: str | None) -> None:
+    assert problem_of(error, same, mode, is_trained) == problem

@@ -1,0 +1,126 @@
+"""`python -m trainer.bench generate`: random weights of profiles, the reference and the fast path in one run.
+
+Exit codes: 0 measured; 1 a path computes something else, nothing was measured, or a case is slower than in
+the earlier result; 2 usage; others as of the `ldlm` command.
+"""
+
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from trainer.bench_cases import Case, Grid, Model
+from trainer.bench_compare import Comparison, compare, in_words
+from trainer.bench_device import gpu_state, look_at, software
+from trainer.bench_limits import measure_rates
+from trainer.bench_models import profile_config, random_generator, shape_of
+from trainer.bench_options import read_bench_options
+from trainer.bench_plot import plot, require_plots
+from trainer.bench_result import CaseResult, Report, read_report
+from trainer.bench_run import Effort, Subject, run_cases
+from trainer.bench_table import screen
+from trainer.command import carry_out, talk
+from trainer.config import TrainConfig
+from trainer.profiles import profile_values
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Benchmark as the command line says. Returns the exit code."""
+    options = read_bench_options(arguments)
+    verdicts: list[bool] = []
+
+    def answer() -> str:
+        report, comparison = generate(options)
+        verdicts.append(is_good(report, comparison))
+        words = [] if comparison is None else ["", *in_words(comparison)]
+        return "\n".join([*screen(report), *words])
+
+    code = carry_out(answer, out=options.out)
+    return code or int(not all(verdicts))
+
+
+def generate(options: Namespace) -> tuple[Report, Comparison | None]:
+    """Measure every case and write it. What is quick to refuse comes first.
+
+    Raises:
+        LdlmError: See the exit codes.
+    """
+    earlier = read_report(options.against) if options.against else None
+    if options.plot:
+        require_plots()
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
+    before = gpu_state()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = _measured(options, device, Report(
+        at=datetime.now(UTC), source="random weights", fast_path="eager", seed=options.seed,
+        device=look_at(device, before, options.expect), software=software(device),
+        rates=measure_rates(device, _modes(options, device)), price_usd_per_hour=options.price, cases=()))
+    if options.plot:
+        plot(report, options.plot)
+    return report, compare(report, earlier) if earlier else None
+
+
+def is_good(report: Report, comparison: Comparison | None) -> bool:
+    """True when something was measured, no path computes something else, and nothing has become slower."""
+    measured = any(result.fast for result in report.cases)
+    compared = comparison is None or not (comparison.why_not or comparison.regressions)
+    return measured and not report.failed and compared
+
+
+def _modes(options: Namespace, device: torch.device) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(options.dtype or ["bf16" if device.type == "cuda" else "fp32"]))
+
+
+def _cases(options: Namespace, device: torch.device) -> list[Case]:
+    grid = Grid(steps=tuple(options.steps or [10]), batches=tuple(options.batch or [1]),
+                modes=_modes(options, device), sweeps=tuple(options.sweep))
+    return [case for name in dict.fromkeys(options.preset)
+            for case in grid.cases(name, options.length or [profile_values(name)["data"]["sequence_length"]])]
+
+
+def _measured(options: Namespace, device: torch.device, report: Report) -> Report:
+    """The report with all cases in it, written after each: what ends this early costs only the rest."""
+    effort = Effort(options.generations, options.case_seconds, options.seed, options.price,
+                    projects=options.project is not None)
+    cases, results = _cases(options, device), list[CaseResult]()
+    progress = Progress(len(cases), talk)
+    for name in dict.fromkeys(case.model.name for case in cases):
+        own = [case for case in cases if case.model.name == name]
+        for result in run_cases(own, _subject(own[0].model, options.seed, device), report.rates, effort,
+                                device):
+            results.append(result)
+            progress.done(result)
+            report = report.model_copy(update={"cases": tuple(results)})
+            if options.out:
+                _write(report, options)
+    return report
+
+
+def _subject(first: Model, seed: int, device: torch.device) -> Subject:
+    config: TrainConfig = profile_config(first)
+    return Subject(lambda model: random_generator(profile_config(model), seed, device), shape_of(config),
+                   is_trained=False)
+
+
+def _write(report: Report, options: Namespace) -> None:
+    draft = options.out.with_suffix(".tmp")
+    draft.write_text(report.model_dump_json(indent=1))
+    draft.replace(options.out)
+
+
+class Progress:
+    """Says what a case has come to, and about how long the rest takes."""
+
+    def __init__(self, num_cases: int, say: Callable[[str], None]) -> None:
+        self._num, self._say, self._began, self._done = num_cases, say, time.monotonic(), 0
+
+    def done(self, result: CaseResult) -> None:
+        """One more."""
+        self._done += 1
+        left_s = (time.monotonic() - self._began) / self._done * (self._num - self._done)
+        speed = f"{result.fast.tokens_per_s:,.0f} tokens/s" if result.fast else result.left_out
+        rest = f"; ~{left_s / 60:.0f} min left" if left_s >= 60 else f"; ~{left_s:.0f} s left"
+        self._say(f"{self._done}/{self._num} {result.case}: {speed}{rest if left_s else ''}")

@@ -1,0 +1,80 @@
+"""The least time that a generation can take on a device, part by part. No torch.
+
+Each pass of a part reads its weights once and does its arithmetic; the longer of the two is its floor. What
+is read and written besides (activations, logits) is left out, so nothing can be faster.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.bench_cases import Case
+from trainer.config import TrainConfig
+from trainer.encoder_shape import EncoderShape
+from trainer.sizes import generation_flops, generation_parameters
+
+# Of one weight; scales of the quantised ones are left out.
+BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "nf4": 0.5}
+
+
+class Rates(BaseModel):
+    """What this device can do, measured in the same run.
+
+    Attributes:
+        read_bytes_per_s: Of a program that only reads memory.
+        flops_per_s: By mode, of a large product of matrices.
+        read_how: What was read with, in words.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    read_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    read_how: str
+
+
+class PartWork(BaseModel):
+    """What one part of a generation has to do: all its passes, the whole batch."""
+
+    model_config = ConfigDict(frozen=True)
+    passes: int
+    num_bytes: float
+    flops: float
+    read_s: float
+    compute_s: float
+
+    @property
+    def floor_s(self) -> float:
+        """Reading and arithmetic can go on at once."""
+        return max(self.read_s, self.compute_s)
+
+
+def work_of(case: Case, config: TrainConfig, shape: EncoderShape, rates: Rates,
+            num_seen_ids: int | None = None) -> dict[str, PartWork]:
+    """The work of each part, in the order in which they run.
+
+    Args:
+        case: Steps, batch and mode.
+        config: Of the model, at the case's length.
+        shape: Of its token encoder.
+        rates: Of the device.
+        num_seen_ids: Rows of the head where it covers only those.
+    """
+    weights = generation_parameters(config, shape, num_seen_ids)
+    flops = generation_flops(config, shape, num_seen_ids)
+    found = {}
+    for part in ("denoiser", "latent_decoder", "token_decoder", "vocabulary_head"):
+        passes = case.steps if part == "denoiser" else 1
+        num_bytes = passes * weights[part] * BYTES_OF_WEIGHT[case.mode]
+        operations = passes * flops[part] * case.batch
+        found[part] = PartWork(passes=passes, num_bytes=num_bytes, flops=operations,
+                               read_s=num_bytes / rates.read_bytes_per_s,
+                               compute_s=operations / rates.flops_per_s[case.mode])
+    return found
+
+
+def floor_s(work: dict[str, PartWork]) -> float:
+    """Of a whole generation: its parts run one after the other."""
+    return sum(part.floor_s for part in work.values())
+
+
+def is_bound_by_reading(work: dict[str, PartWork]) -> bool:
+    """True where each part's floor is the time to read its weights."""
+    return all(part.read_s >= part.compute_s for part in work.values())

@@ -1,0 +1,70 @@
+"""What this device can do, measured in the same run as what is compared with it."""
+
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Iterable
+
+import torch
+
+from trainer.bench_floor import Rates
+
+_TIMES = 10
+_CPU_WORDS, _CPU_SIDE = 1 << 24, 512  # 64 MiB, more than most caches; small, since it is only a yardstick
+_GPU_SIDE = 8192
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def measure_rates(device: torch.device, modes: Iterable[str]) -> Rates:
+    """Read rate of the device, and its rate of products for each mode.
+
+    Modes with quantised weights count as bf16 does, but for fp8 where the device multiplies in it.
+    """
+    read, how = _read_rate(device)
+    return Rates(read_bytes_per_s=read, read_how=how,
+                 flops_per_s={mode: _matrix_rate(device, mode) for mode in sorted({*modes, "fp32"})})
+
+
+def _read_rate(device: torch.device) -> tuple[float, str]:
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from trainer.read_rate import read_bytes_per_second
+
+        return read_bytes_per_second(), "a kernel that only reads 4 GiB"
+    words = torch.ones(_CPU_WORDS, device=device)
+    return words.nbytes / _median_s(words.sum, device), "torch.sum over 64 MiB"
+
+
+def _matrix_rate(device: torch.device, mode: str) -> float:
+    side = _GPU_SIDE if device.type == "cuda" else _CPU_SIDE
+    left, right = (torch.randn(side, side, device=device) for _ in range(2))
+    if mode == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
+        return 2 * side**3 / _median_s(_fp8_product(left, right), device)
+    dtype = _DTYPES.get(mode, torch.bfloat16)
+    left, right = left.to(dtype), right.to(dtype)
+    return 2 * side**3 / _median_s(lambda: left @ right, device)
+
+
+def _fp8_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object]:
+    one = torch.ones((), device=left.device)
+    first, second = left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn).t()
+    return lambda: torch._scaled_mm(first, second, one, one, out_dtype=torch.bfloat16)
+
+
+def _median_s(work: Callable[[], object], device: torch.device) -> float:
+    """The median, after two that do not count."""
+    return statistics.median([timed_s(work, device) for _ in range(_TIMES + 2)][2:])
+
+
+def timed_s(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a clock from the call until the device has done it."""
+    wait_for(device)
+    began = time.perf_counter()
+    work()
+    wait_for(device)
+    return time.perf_counter() - began
+
+
+def wait_for(device: torch.device) -> None:
+    """Until all that was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

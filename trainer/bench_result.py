@@ -1,0 +1,135 @@
+"""`bench.json`: everything a benchmark has found, in one versioned form."""
+
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from trainer.bench_cases import Case
+from trainer.bench_device import Device, GpuState, Software
+from trainer.bench_floor import PartWork, Rates
+from trainer.bench_timing import Timed
+from trainer.contract import ConfigError
+
+# Greatest relative error of the latents by how weights are held. bf16: the benchmark's specification;
+# fp32: rounding of another order of sums; quantised ones are rows of their own, each with its error.
+MOST_ERROR = {"fp32": 1e-3, "bf16": 1e-2}
+LEAST_SAME_TOKENS = 0.99  # of a trained checkpoint; the likeliest of random tokens are near ties
+RTX5090_BYTES_PER_S = 1.79e12  # its memory, by its maker
+
+
+class Check(BaseModel):
+    """The fast path beside the float32 reference, on seeds that nothing else uses.
+
+    Attributes:
+        latents_error: Relative error of the latents, of the worst seed.
+        same_tokens: Share of positions with the same token, over all seeds.
+        problem: Why the case counts as failed and is not timed; None: it passed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    latents_error: float
+    same_tokens: float
+    problem: str | None
+
+
+class CaseResult(BaseModel):
+    """What was found of one case.
+
+    Attributes:
+        check: None where the device has no room for it.
+        reference: The float32 eager path, timed in the same run.
+        work: Floor of each part; None where it is not known.
+        fraction_of_limit: Floor of a generation by the median of the fast path.
+        ratio: Speed of the fast path by the reference's.
+        usd_per_million_tokens: At the price of the run; None without one.
+        projected_rtx5090_tokens_per_s: A projection by bandwidth, never a measurement; None: not asked for,
+            or arithmetic bounds it.
+        loaded: The card while the fast path runs.
+        left_out: Why it was not timed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    case: Case
+    check: Check | None = None
+    reference: Timed | None = None
+    fast: Timed | None = None
+    work: dict[str, PartWork] | None = None
+    floor_s: float | None = None
+    fraction_of_limit: float | None = None
+    ratio: float | None = None
+    usd_per_million_tokens: Decimal | None = None
+    projected_rtx5090_tokens_per_s: float | None = None
+    loaded: GpuState | None = None
+    left_out: str | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """True where the two paths do not compute the same."""
+        return self.check is not None and self.check.problem is not None
+
+
+class Report(BaseModel):
+    """A whole benchmark.
+
+    Attributes:
+        source: `random weights`, or the run and its step.
+        fast_path: What the fast path was, in words.
+        price_usd_per_hour: Of the machine.
+        seed: Of weights and inputs.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    kind: Literal["ldlm generation benchmark"] = "ldlm generation benchmark"
+    version: Literal[1] = 1
+    at: datetime
+    source: str
+    fast_path: str
+    seed: int
+    device: Device
+    software: Software
+    rates: Rates
+    price_usd_per_hour: Decimal | None
+    cases: tuple[CaseResult, ...]
+
+    @property
+    def failed(self) -> list[CaseResult]:
+        """Cases in which the fast path computes something else."""
+        return [result for result in self.cases if result.has_failed]
+
+
+def read_report(path: Path) -> Report:
+    """An earlier result.
+
+    Raises:
+        ConfigError: It is not there, or is none of this version.
+    """
+    try:
+        return Report.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", place=str(path),
+                          fix="name a file that --out has written") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ".".join(map(str, first["loc"])) or "JSON"
+        raise ConfigError(f"is no result of this benchmark: {what}: {first['msg']}", place=str(path),
+                          fix="name a file that --out of this version has written") from error
+
+
+def usd_per_million_tokens(price_usd_per_hour: Decimal, tokens_per_s: float) -> Decimal:
+    """Dollars of a million tokens on a machine that does nothing else, to a millionth."""
+    return (price_usd_per_hour / 3600 / Decimal(tokens_per_s) * 1_000_000).quantize(Decimal("0.000001"))
+
+
+def problem_of(latents_error: float, same_tokens: float, mode: str, is_trained: bool) -> str | None:
+    """Why two paths do not compute the same; None: they do."""
+    most = MOST_ERROR.get(mode)
+    if latents_error != latents_error:
+        return "latents are not numbers"
+    if most is not None and latents_error > most:
+        return f"latents are {latents_error:.4f} off, more than {most:g}"
+    if most is not None and is_trained and same_tokens < LEAST_SAME_TOKENS:
+        return f"{same_tokens:.1%} of tokens are the same, fewer than {LEAST_SAME_TOKENS:.0%}"
+    return None

@@ -1,0 +1,200 @@
+"""Carries out the cases of a benchmark, of trained and random weights alike: each is checked, then timed."""
+
+import dataclasses
+import gc
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from decimal import Decimal
+
+import torch
+from torch import Tensor
+
+from trainer.bench_cases import Case, Model
+from trainer.bench_device import GpuState, gpu_state
+from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
+from trainer.bench_paths import Eager, Path, fast_path, relative_error, same_tokens
+from trainer.bench_result import (
+    RTX5090_BYTES_PER_S,
+    CaseResult,
+    Check,
+    problem_of,
+    usd_per_million_tokens,
+)
+from trainer.bench_timing import Timed, time_path
+from trainer.encoder_shape import EncoderShape
+from trainer.generate import Generator
+
+_CHECKED_SEEDS = 2  # a graph that does not read its inputs would pass with one
+_FIRST_CHECKED = 1_000_003  # no timed generation has such a seed
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is benchmarked.
+
+    Attributes:
+        build: The float32 model of a length, on the device; its sampling is set by each case.
+        shape: Of its token encoder.
+        is_trained: True for a checkpoint, whose tokens have to be the same, too.
+    """
+
+    build: Callable[[Model], Generator]
+    shape: EncoderShape
+    is_trained: bool
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured, and what is said of it.
+
+    Attributes:
+        generations: Timed ones of each path.
+        case_seconds: Of timing each path, at most.
+        is_over: True once nothing more may be begun.
+    """
+
+    generations: int
+    case_seconds: float
+    seed: int
+    price_usd_per_hour: Decimal | None
+    projects: bool
+    is_over: Callable[[], bool] = lambda: False
+
+
+def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Effort, device: torch.device,
+              ) -> Iterator[CaseResult]:
+    """What is found of each case, in order; one model at a time is in memory."""
+    for model, group in itertools.groupby(cases, key=lambda case: case.model):
+        group_cases = list(group)
+        try:
+            runner = _Runner(subject.build(model), subject, rates, effort, device)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            yield from (_no_room(case, error) for case in group_cases)
+            continue
+        for case in group_cases:
+            yield runner.result(case)
+        del runner
+        _free()
+
+
+class _Runner:
+    """All cases of one model."""
+
+    def __init__(self, generator: Generator, subject: Subject, rates: Rates, effort: Effort,
+                 device: torch.device) -> None:
+        self._generator, self._subject, self._rates = generator, subject, rates
+        self._effort, self._device = effort, device
+        self._expected: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+        self._references: dict[tuple[int, int], Timed] = {}
+
+    def result(self, case: Case) -> CaseResult:
+        """Check a case and, where it passes, time it; say so where it does not fit."""
+        if self._effort.is_over():
+            return CaseResult(case=case, left_out="not begun: the time is over")
+        try:
+            return self._measured(case)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            return _no_room(case, error)
+
+    def _measured(self, case: Case) -> CaseResult:
+        own = _sampling(self._generator, case)
+        expected = self._outputs(case, own)
+        fast = fast_path(own, case.mode)
+        check = self._check(case, fast, expected)
+        work = work_of(case, own.config, self._subject.shape, self._rates, _num_seen(own))
+        found = CaseResult(case=case, check=check, work=work, floor_s=floor_s(work), left_out=check.problem)
+        if check.problem:
+            return found
+        timed = self._timed(case, fast)
+        loaded = _loaded(fast, case) if self._device.type == "cuda" else None
+        del fast
+        reference = self._reference(case, Eager(own))
+        return found.model_copy(update={"fast": timed, "loaded": loaded, "reference": reference}
+                                | self._figures(timed, reference, found))
+
+    def _figures(self, timed: Timed, reference: Timed, found: CaseResult) -> dict[str, object]:
+        """What follows from the times."""
+        assert found.floor_s is not None and found.work is not None
+        effort, projected, dollars = self._effort, None, None
+        if effort.price_usd_per_hour is not None:
+            dollars = usd_per_million_tokens(effort.price_usd_per_hour, timed.tokens_per_s)
+        if effort.projects and is_bound_by_reading(found.work):
+            projected = timed.tokens_per_s * RTX5090_BYTES_PER_S / self._rates.read_bytes_per_s
+        return {"fraction_of_limit": found.floor_s / timed.seconds_median,
+                "ratio": timed.tokens_per_s / reference.tokens_per_s,
+                "projected_rtx5090_tokens_per_s": projected, "usd_per_million_tokens": dollars}
+
+    def _outputs(self, case: Case, own: Generator) -> list[tuple[Tensor, Tensor]]:
+        """Latents and tokens of the reference for each checked seed, on the host."""
+        size = (case.steps, case.batch)
+        if size not in self._expected:
+            self._expected[size] = [_outputs(Eager(own), case.batch, seed) for seed in self._checked_seeds()]
+        return self._expected[size]
+
+    def _check(self, case: Case, fast: Path, expected: list[tuple[Tensor, Tensor]]) -> Check:
+        errors, shares = [], []
+        for seed, (latents, tokens) in zip(self._checked_seeds(), expected, strict=True):
+            own_latents, own_tokens = _outputs(fast, case.batch, seed)
+            errors.append(relative_error(own_latents, latents))
+            shares.append(same_tokens(own_tokens, tokens))
+        error = max(errors, key=lambda value: (value != value, value))  # NaN is the worst
+        share = sum(shares) / len(shares)
+        return Check(latents_error=error, same_tokens=share,
+                     problem=problem_of(error, share, case.mode, self._subject.is_trained))
+
+    def _checked_seeds(self) -> list[int]:
+        return [(self._effort.seed + 1) * _FIRST_CHECKED + index for index in range(_CHECKED_SEEDS)]
+
+    def _timed(self, case: Case, path: Path) -> Timed:
+        until = time.monotonic() + self._effort.case_seconds
+        return time_path(path, case.batch, case.model.length, self._effort.generations, self._device,
+                         lambda: time.monotonic() >= until or self._effort.is_over())
+
+    def _reference(self, case: Case, path: Path) -> Timed:
+        """Timed once for all modes."""
+        size = (case.steps, case.batch)
+        if size not in self._references:
+            self._references[size] = self._timed(case, path)
+        return self._references[size]
+
+
+def _sampling(generator: Generator, case: Case) -> Generator:
+    config = generator.config
+    sampling = config.sampling.model_copy(update={"steps": case.steps, "batch_size": case.batch})
+    return dataclasses.replace(generator, config=config.model_copy(update={"sampling": sampling}))
+
+
+def _outputs(path: Path, batch: int, seed: int) -> tuple[Tensor, Tensor]:
+    return path.latents(batch, seed).cpu(), path.tokens(batch, seed).cpu()
+
+
+def _num_seen(generator: Generator) -> int | None:
+    ids = generator.model.token_ids
+    return None if ids is None else len(ids)
+
+
+def _loaded(path: Path, case: Case) -> GpuState | None:
+    """The card as the driver sees it while it works."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(gpu_state)
+        while not asked.done():
+            path.tokens(case.batch, 0)
+        return asked.result()
+
+
+def _no_room(case: Case, error: Exception) -> CaseResult:
+    """Raises again what is no lack of memory."""
+    words = str(error)
+    if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in words:
+        raise error
+    _free()
+    return CaseResult(case=case, left_out="does not fit into memory")
+
+
+def _free() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

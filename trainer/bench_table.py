@@ -1,0 +1,109 @@
+"""What a person reads of a benchmark, at most 80 columns wide. Pure."""
+
+import itertools
+import textwrap
+from collections.abc import Iterator
+
+from trainer.bench_result import CaseResult, Report
+
+_WIDTH = 80
+
+
+def screen(report: Report) -> list[str]:
+    """The whole answer: device, limits, tables for each model, floors, what has to be said."""
+    lines = list(_head(report))
+    for name, group in itertools.groupby(report.cases, key=lambda result: result.case.model.name):
+        results = list(group)
+        lines += ["", *_speeds(name, results), "", *_spreads(results, report), "", *_floors(results)]
+    return [*lines, "", *_notes(report)]
+
+
+def _head(report: Report) -> Iterator[str]:
+    device, rates, software = report.device, report.rates, report.software
+    yield from _folded(f"{device.name}; torch {software.torch}; {report.source}; "
+                       f"fast path: {report.fast_path}")
+    matrix = ", ".join(f"{mode} {rate / 1e12:,.2f} TFLOP/s" for mode, rate in rates.flops_per_s.items())
+    yield from _folded(f"measured now: reads {rates.read_bytes_per_s / 1e12:.3f} TB/s ({rates.read_how}); "
+                       f"products {matrix}")
+    if state := device.before:
+        yield from _folded(
+            f"driver {state.driver_version}, clocks at most {_or_dash(state.clock_sm_max_mhz)} MHz, memory "
+            f"{_or_dash(state.clock_memory_max_mhz)} MHz, {_or_dash(state.power_limit_w)} W, {software.sm}")
+
+
+def _or_dash(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _size(result: CaseResult) -> str:
+    case = result.case
+    return f"  {case.steps:>5} {case.model.length:>6} {case.batch:>5} {case.mode:>5} "
+
+
+def _speeds(name: str, results: list[CaseResult]) -> Iterator[str]:
+    yield f"{name}: tokens/s (medians), share of the limit, distance from the reference"
+    yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'reference':>9} {'fast':>9} {'ratio':>6} "
+           f"{'limit':>5} {'error':>8} {'same':>6}")
+    for result in results:
+        size = _size(result)
+        yield size + (_figures(result) if result.left_out is None else result.left_out[:_WIDTH - len(size)])
+
+
+def _figures(result: CaseResult) -> str:
+    fast, reference, check = result.fast, result.reference, result.check
+    if fast is None or reference is None or check is None:
+        return ""
+    return (f"{reference.tokens_per_s:>9,.0f} {fast.tokens_per_s:>9,.0f} {result.ratio or 0:>5.1f}x "
+            f"{result.fraction_of_limit or 0:>5.0%} {check.latents_error:>8.5f} {check.same_tokens:>6.1%}")
+
+
+def _spreads(results: list[CaseResult], report: Report) -> Iterator[str]:
+    """Milliseconds; dollars and projections where they were asked for."""
+    price = report.price_usd_per_hour
+    dollars = f"; $ per million tokens at ${price}/h" if price is not None else ""
+    yield f"  milliseconds of a generation{dollars}"
+    yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'p10':>9} {'median':>9} {'p90':>9} "
+           f"{'of':>4}" + (f" {'$/M tokens':>11}" if price is not None else ""))
+    for result in results:
+        if (fast := result.fast) is not None:
+            seconds = (fast.seconds_p10, fast.seconds_median, fast.seconds_p90)
+            yield (_size(result) + " ".join(f"{1e3 * value:>9,.3f}" for value in seconds)
+                   + f" {fast.num_generations:>4}"
+                   + (f" {result.usd_per_million_tokens:>11}" if price is not None else ""))
+
+
+def _floors(results: list[CaseResult]) -> Iterator[str]:
+    """Of the first case whose work is known."""
+    first = next((result for result in results if result.work), None)
+    if first is None or first.work is None or first.floor_s is None:
+        return
+    yield f"  floor of {first.case}: {1e3 * first.floor_s:,.3f} ms"
+    yield f"  {'part':<16} {'passes':>6} {'MB':>9} {'GFLOP':>11} {'read us':>10} {'compute us':>11}"
+    for part, work in first.work.items():
+        yield (f"  {part.replace('_', ' '):<16} {work.passes:>6} {work.num_bytes / 1e6:>9,.1f} "
+               f"{work.flops / 1e9:>11,.2f} {work.read_s * 1e6:>10,.1f} {work.compute_s * 1e6:>11,.1f}")
+
+
+def _notes(report: Report) -> Iterator[str]:
+    """Every sentence that a figure must not be read without."""
+    for result in report.cases:
+        if result.left_out:
+            yield from _note(f"{result.case}: {result.left_out}")
+        elif result.loaded and result.loaded.throttled:
+            yield from _note(f"{result.case}: clocks were held down by {', '.join(result.loaded.throttled)}")
+    for warning in report.device.warnings:
+        yield from _note(warning)
+    if not report.device.is_rtx5090:
+        yield from _note("this is not an RTX 5090 figure")
+    for result in report.cases:
+        if result.projected_rtx5090_tokens_per_s is not None:
+            yield from _note(f"PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
+                             f"{result.case}: ~{result.projected_rtx5090_tokens_per_s:,.0f} tokens/s")
+
+
+def _note(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False)
+
+
+def _folded(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,53 @@
+"""How long a way of generating takes: one generation after the other, each from another seed."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from trainer.bench_limits import timed_s
+from trainer.bench_paths import Path
+
+WARM_UP_GENERATIONS = 3
+
+
+class Timed(BaseModel):
+    """Seconds of whole generations, from a seed to token ids in device memory."""
+
+    model_config = ConfigDict(frozen=True)
+    num_generations: int
+    seconds_p10: float
+    seconds_median: float
+    seconds_p90: float
+    tokens_per_s: float
+
+
+def summary(seconds: Sequence[float], num_tokens: int) -> Timed:
+    """Percentiles of at least one generation of so many tokens, all of its batch together."""
+    # Inclusive: the other method extrapolates, below zero for a few scattered values.
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [*seconds] * 9
+    median = statistics.median(seconds)
+    return Timed(num_generations=len(seconds), seconds_p10=deciles[0], seconds_median=median,
+                 seconds_p90=deciles[-1], tokens_per_s=num_tokens / median)
+
+
+def time_path(path: Path, batch: int, length: int, num: int, device: torch.device,
+              is_over: Callable[[], bool] = lambda: False) -> Timed:
+    """Time at most `num` generations of a batch after warm-up, at least one.
+
+    Args:
+        path: What generates.
+        batch: Texts of each generation.
+        length: Tokens of each text.
+        num: Generations.
+        device: Where.
+        is_over: True once time is up.
+    """
+    seconds = list[float]()
+    for seed in range(WARM_UP_GENERATIONS + num):
+        if len(seconds) > WARM_UP_GENERATIONS and is_over():
+            break
+        seconds.append(timed_s(partial(path.tokens, batch, seed), device))
+    return summary(seconds[WARM_UP_GENERATIONS:], batch * length)
