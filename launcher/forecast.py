@@ -20,7 +20,7 @@ from trainer.contract import Document
 
 if TYPE_CHECKING:
     from launcher.forecast_paths import Elsewhere, Job, Paths
-    from launcher.policy import Bools, Floats
+    from launcher.policy import Bools, Floats, Ints
 
 _PERCENTILES = (0.1, 0.5, 0.9)
 _MOST_ELSEWHERE = 2  # places that a forecast moves to: each takes time, and gains less than the one before
@@ -32,6 +32,7 @@ class Odds(Frozen):
     Attributes:
         expected_usd: The mean; None when a price is not known.
         losses: Machines that are taken back, the mean.
+        losses_range: Of the same; None in plans of older versions.
         in_time: Share of the ways in which training ends by its deadline; 1 without one.
         within_cap: Share in which all of it, with what is spent, costs no more than the cap; None when a
             price is not known.
@@ -39,6 +40,7 @@ class Odds(Frozen):
 
     expected_usd: Decimal | None
     losses: float
+    losses_range: Range | None = None
     in_time: float
     within_cap: float | None
 
@@ -61,6 +63,7 @@ def forecast(case: Case, estimate: Estimate) -> tuple[Estimate, Odds]:
     odds = Odds(
         expected_usd=None if usd is None else _decimal(float(usd.mean()), 4),
         losses=round(float(bill.paths.num_losses.mean()), 2),
+        losses_range=_range(bill.paths.num_losses, 1),
         in_time=1.0 if deadline is None else _share(training_h <= deadline),
         within_cap=None if usd is None else _share(usd <= float(case.recipe.limits.max_cost_usd - spent)))
     return replace(estimate, parts=bill.parts(), hours=_hours(hours), training_hours=_hours(training_h),
@@ -210,7 +213,7 @@ def _usd(usd: "Floats | None") -> Range | None:
     return None if usd is None else _range(usd, 4)
 
 
-def _range(values: "Floats", digits: int) -> Range:
+def _range(values: "Floats | Ints", digits: int) -> Range:
     import numpy as np
 
     found = np.quantile(values, _PERCENTILES, method="hazen")

@@ -149,7 +149,9 @@ def _expected(plan: Plan) -> list[tuple[str, str]]:
         words.insert(0, f"~{console.dollars(odds.expected_usd)}" + (
             f", ${of_tokens:,.2f} per B tokens" if of_tokens is not None else ""))
     if odds.losses >= _WORTH_A_WORD:
-        words.append(f"~{odds.losses:.1f} machines lost")
+        often = odds.losses_range
+        words.append(f"~{odds.losses:.1f} machines lost" + (
+            f" ({often.low:.0f} - {often.high:.0f})" if often else ""))
     words += [f"in time {odds.in_time:.0%}"] if plan.deadline else []
     words += [f"within the cap {odds.within_cap:.0%}"] if odds.within_cap is not None else []
     means = ["dollars"] if odds.expected_usd is not None else []

@@ -56,6 +56,8 @@ def test_losses_cost_what_a_replay_of_its_own_says():
     assert paths.held_h.mean() == pytest.approx(statistics.mean(held), rel=0.02)
     assert paths.waiting_h.mean() == pytest.approx(statistics.mean(waited), rel=0.12)
     assert paths.num_losses.mean() == pytest.approx(statistics.mean(losses), rel=0.07)
+    told = [sorted(losses)[share] for share in (400, 2000, 3600)]
+    assert np.quantile(paths.num_losses, [0.1, 0.5, 0.9]) == pytest.approx(told, abs=0.5)
 
 
 def benchmarked(rng: random.Random) -> tuple[float, float]:

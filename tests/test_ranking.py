@@ -154,6 +154,10 @@ def test_spot_is_taken_only_where_it_is_cheaper_after_all_that_it_costs():
     rows = ranked(long_case(dear, on_demand))
     assert rows[0].offer == on_demand
     assert rows[0].odds.losses < 0.5 < rows[1].odds.losses
+    seldom, often = (row.odds.losses_range for row in rows)
+    assert seldom.low == seldom.mid == 0 and seldom.high < often.high
+    assert often.low <= often.mid < often.high and often.low < rows[1].odds.losses < often.high
+    assert all(number == int(number) for _, number in often)
 
 
 def test_a_deadline_that_spot_is_not_likely_to_meet_sends_it_on_demand():
