@@ -16,7 +16,7 @@ from tests.tiny_ldlm import tiny_config as small_config  # noqa: E402
 from tests.tiny_ldlm import tiny_model as small_model  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.averaged_weights import load_averaged_weights  # noqa: E402
-from trainer.bench_paths import Eager  # noqa: E402
+from trainer.bench_paths import Eager, FastPaths  # noqa: E402
 from trainer.bench_trained import Circumstances, measure  # noqa: E402
 from trainer.contract import ExitCode, Name, Outcome  # noqa: E402
 from trainer.generate import Generator, Prompt, load_generator  # noqa: E402
@@ -78,7 +78,7 @@ def test_a_fast_path_that_computes_something_else_leaves_the_reference_s_speed(
         def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> torch.Tensor:
             return super().tokens(num, seed, prompt) + 1
 
-    monkeypatch.setattr("trainer.bench_run.fast_path", lambda generator, mode: Off(generator))
+    monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Off(generator))
     config = small_config(sampling={"steps": 3, "bench_generations": 2})
     generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
 

@@ -15,7 +15,7 @@ from trainer.bench_cases import Case, Model
 from trainer.bench_device import GpuState, gpu_state
 from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
 from trainer.bench_models import shape_behind
-from trainer.bench_paths import Eager, Path, fast_path, relative_error, same_tokens
+from trainer.bench_paths import Eager, FastPaths, Path, relative_error, same_tokens
 from trainer.bench_result import (
     RTX5090_BYTES_PER_S,
     CaseResult,
@@ -50,6 +50,7 @@ class Effort:
     Attributes:
         generations: Timed ones of each path.
         case_seconds: Of timing each path, at most.
+        compiles: See `FastPaths`.
         is_over: True once no case may be begun but the first.
     """
 
@@ -58,6 +59,7 @@ class Effort:
     seed: int
     price_usd_per_hour: Decimal | None
     projects: bool
+    compiles: bool = True
     is_over: Callable[[], bool] = lambda: False
 
 
@@ -91,6 +93,7 @@ class _Runner:
         self._effort, self._device = effort, device
         self._expected: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._references: dict[tuple[int, int], Timed] = {}
+        self._fast = FastPaths(generator, compiles=effort.compiles)
 
     def result(self, case: Case) -> CaseResult:
         """Check a case and, where it passes, time it; say so where it does not fit."""
@@ -102,10 +105,11 @@ class _Runner:
     def _measured(self, case: Case) -> CaseResult:
         own = with_sampling(self._generator, case)
         expected = self._outputs(case, own)
-        fast = fast_path(own, case.mode)
+        fast = self._fast.at(own, case.mode)
         check = self._check(case, fast, expected)
         work = work_of(case, own.config, shape_behind(own.model), self._rates, _num_seen(own))
-        found = CaseResult(case=case, check=check, work=work, floor_s=floor_s(work), left_out=check.problem)
+        found = CaseResult(case=case, check=check, work=work, floor_s=floor_s(work), left_out=check.problem,
+                           fast_path=tuple(self._fast.said))
         if check.problem:
             return found
         timed = self._timed(case, fast)

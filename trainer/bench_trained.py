@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from trainer.bench_cases import Case, Grid
 from trainer.bench_device import GpuState, look_at, software
 from trainer.bench_limits import measure_rates
-from trainer.bench_paths import FAST_PATH, Eager, Path, fast_path, usual_mode
+from trainer.bench_paths import Eager, FastPaths, Path, usual_mode
 from trainer.bench_result import CaseResult, Report
 from trainer.bench_run import Effort, Subject, run_cases, with_sampling
 from trainer.bench_timing import Timed, over_after, time_path
@@ -93,7 +93,7 @@ def measure(generator: Generator, run_id: str, step: int, told: Circumstances) -
                     generator.config.seed, told.price_usd_per_hour, projects=False, is_over=is_over)
     subject = Subject(lambda model: generator, is_trained=True)
     report = Report(
-        at=datetime.now(UTC), source=f"{run_id}, step {step}", fast_path=FAST_PATH, seed=effort.seed,
+        at=datetime.now(UTC), source=f"{run_id}, step {step}", seed=effort.seed,
         device=look_at(device, told.before, told.expected_gpu), software=software(device, told.git_sha),
         rates=measure_rates(device, [mode]), price_usd_per_hour=told.price_usd_per_hour, cases=())
     results = run_cases(_cases(generator, mode, device, run_id), subject, report.rates, effort, device)
@@ -113,7 +113,7 @@ def _cases(generator: Generator, mode: str, device: torch.device, name: str) -> 
 def _throughput(generator: Generator, report: Report) -> Throughput:
     first = report.cases[0]
     own = with_sampling(generator, first.case)
-    path: Path = Eager(own) if first.fast is None else fast_path(own, first.case.mode)
+    path: Path = Eager(own) if first.fast is None else FastPaths(generator).at(own, first.case.mode)
     timed = first.fast or _timed(path, first.case, generator)
     prompt = longest_dummy_prompt(generator) if generator.config.model.prompt else None
     prompted = _timed(path, first.case, generator, prompt) if prompt else None
