@@ -8,8 +8,7 @@ torch = pytest.importorskip("torch")
 
 from tiny_ldlm import VOCABULARY, tiny_config, tiny_model  # noqa: E402
 
-from trainer.config import SamplingConfig  # noqa: E402
-from trainer.generate import Generator, guided, sample_latents, to_text  # noqa: E402
+from trainer.generate import Generator, Guidance, guided, sample_latents, to_text  # noqa: E402
 
 END = 9
 
@@ -65,10 +64,9 @@ def _first_and_later(weight: float) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(1)
     z, estimate = (torch.randn(2, 8, 6, generator=generator) for _ in range(2))
     u_B = torch.tensor([0.3, 0.7])
-    sampling = SamplingConfig(self_conditioning_guidance=weight)
     with torch.no_grad():
         return (model.denoiser(z, u_B, torch.zeros_like(z)), model.denoiser(z, u_B, estimate),
-                guided(model, sampling, None)(z, u_B, estimate))
+                guided(model.denoiser, Guidance(weight, 1.0), None)(z, u_B, estimate))
 
 
 def test_guidance_weighs_the_estimates_with_and_without_self_conditioning() -> None:

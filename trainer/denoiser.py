@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
                 `self_conditioning`.
             prompt: What the text begins with; None: nothing is known. Only with `model.prompt`.
         """
-        time_B1W = self._time(u_B)[:, None]
+        time_B1W = self.time_vector(u_B)[:, None]
         readable = None if prompt is None or self.prompt is None else self.prompt(prompt)
         if self.config.model.self_conditioning:
             z_BKD = torch.cat([z_BKD, estimate_BKD], dim=-1)
@@ -95,7 +95,7 @@ class Denoiser(nn.Module):
             return None
         return rotation_of(x_BKW.shape[1], sizes.width // sizes.num_heads, x_BKW.device)
 
-    def _time(self, u_B: Tensor) -> Tensor:
+    def time_vector(self, u_B: Tensor) -> Tensor:
         """What the blocks are told of the time: (B, W)."""
         clock_B = u_B.float()
         if self.config.model.time_input == "log_snr":

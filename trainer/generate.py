@@ -5,7 +5,7 @@ Shapes: B batch, K latents, D latent width, L tokens.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from trainer.averaged_weights import TIME_DENSITY
 from trainer.config import SamplingConfig, TrainConfig
 from trainer.diffusion import TimestepSampler
+from trainer.fast.head import argmax_rows
 from trainer.fast.noise import sample_keys
 from trainer.manifest import Manifest
 from trainer.model import LatentDiffusionLM
@@ -54,6 +55,11 @@ class Generator:
     end_of_text_id: int
     tokenizer: Any = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights as they are multiplied."""
+        return next(self.model.parameters()).dtype
+
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
         """Token ids (num, L), int64: the whole way from a seed to tokens in device memory.
 
@@ -77,13 +83,16 @@ class Generator:
 
     def batch(self, indices: range, seed: int, prompt: Prompt | None) -> Tensor:
         """Token ids of some samples of a seed, at once."""
-        latents = sample_latents(self.model, indices, seed, self.config.sampling, self.warp,
-                                 self.context(len(indices), prompt))
-        tokens_BL = decode(self.model, latents, self.num_tokens)
+        tokens_BL = self.drawn(indices, seed, self.context(len(indices), prompt))
         if prompt is None:
             return tokens_BL
         own = prompt.for_each(len(indices))
         return with_prompt(tokens_BL, own.tokens_BP, own.lengths_B)
+
+    def drawn(self, indices: range, seed: int, context: PromptContext | None) -> Tensor:
+        """Token ids of some samples as the model gives them: where a prompt stands, too."""
+        latents = sample_latents(self.model, indices, seed, self.config.sampling, self.warp, context)
+        return decode(self.model, latents, self.num_tokens)
 
     def context(self, num: int, prompt: Prompt | None) -> PromptContext | None:
         """What the denoiser hears of the prompt of `num` samples."""
@@ -132,7 +141,7 @@ def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, 
     """
     shape = (model.config.num_latents, model.config.model.latent_width)
     noise = SampleNoise(sample_keys(seed, indices, model.hidden_mean.device), shape)
-    estimate = guided(model, sampling, prompt)
+    estimate = guided(model.denoiser, Guidance.of(sampling), prompt)
 
     def denoise(z: Tensor, u_B: Tensor, earlier: Tensor) -> Tensor:
         found = estimate(z, u_B, earlier)
@@ -141,20 +150,37 @@ def sample_latents(model: LatentDiffusionLM, indices: Sequence[int], seed: int, 
     return integrate(denoise, noise, sampling, model.config.diffusion.tan_d, warp, rounds)
 
 
-def guided(model: LatentDiffusionLM, sampling: SamplingConfig, prompt: PromptContext | None) -> Denoise:
+class Guidance(NamedTuple):
+    """Weights of the denoiser's earlier estimate and of the prompt: 0 ignores, 1 is as in training."""
+
+    self_conditioning: float
+    prompt: float
+
+    @classmethod
+    def of(cls, sampling: SamplingConfig) -> Self:
+        """As the settings have it."""
+        return cls(sampling.self_conditioning_guidance, sampling.prompt_guidance)
+
+
+def guided(denoiser: Callable[..., Tensor], guidance: Guidance, prompt: Any) -> Denoise:
     """The denoiser under guidance: estimate = without + weight * (with - without).
 
     The inner of the two is that of self-conditioning (as ELF and ConvergeFlow use it), the outer that of
     the prompt.
+
+    Args:
+        denoiser: (noisy latents, their times, earlier estimate, prompt) -> clean latents.
+        guidance: Weights.
+        prompt: As the denoiser takes it; None: there is none.
     """
 
-    def told(z: Tensor, u_B: Tensor, estimate: Tensor, prompt: PromptContext | None) -> Tensor:
-        return _weighted(sampling.self_conditioning_guidance,
-                         lambda: model.denoiser(z, u_B, torch.zeros_like(estimate), prompt),
-                         lambda: model.denoiser(z, u_B, estimate, prompt))
+    def told(z: Tensor, u_B: Tensor, estimate: Tensor, prompt: Any) -> Tensor:
+        return _weighted(guidance.self_conditioning,
+                         lambda: denoiser(z, u_B, torch.zeros_like(estimate), prompt),
+                         lambda: denoiser(z, u_B, estimate, prompt))
 
     def denoise(z: Tensor, u_B: Tensor, estimate: Tensor) -> Tensor:
-        return _weighted(0.0 if prompt is None else sampling.prompt_guidance,
+        return _weighted(0.0 if prompt is None else guidance.prompt,
                          lambda: told(z, u_B, estimate, None), lambda: told(z, u_B, estimate, prompt))
 
     return denoise
@@ -177,10 +203,9 @@ def decode(model: LatentDiffusionLM, z_BKD: Tensor, num_tokens: int | None = Non
             that covers them must not choose them.
     """
     features_BLW = model.token_decoder.features(model.decoder(z_BKD))
-    num_rows = None if model.token_ids is not None else num_tokens
-    # One text at a time: logits of a batch would be gigabytes at the vocabularies of today.
-    rows_BL = torch.stack([model.token_decoder.head(features_LW)[:, :num_rows].argmax(dim=-1)
-                           for features_LW in features_BLW])
+    head, num_rows = model.token_decoder.head, None if model.token_ids is not None else num_tokens
+    rows_N = argmax_rows(features_BLW.flatten(0, 1), head.weight, head.bias, num_rows)
+    rows_BL = rows_N.view(features_BLW.shape[:2])
     return rows_BL if model.token_ids is None else model.token_ids[rows_BL]
 
 

@@ -1,0 +1,98 @@
+"""The fast path behind the words of a generator: batches, programs, settings, and what it says."""
+
+import dataclasses
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
+
+from trainer.fast import generator as fast_path  # noqa: E402
+from trainer.fast.generator import FastGenerator, fast_generator  # noqa: E402
+from trainer.frontier import with_settings  # noqa: E402
+from trainer.generate import Generator, Prompt, decode  # noqa: E402
+from trainer.sample import quickened  # noqa: E402
+
+
+class _Letters:
+    """Stands in for a tokenizer: id 1 is a, 2 is b, ..."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(chr(96 + i) for i in ids if i or not skip_special_tokens)
+
+
+def _pair(model: dict | None = None, **sampling) -> tuple[Generator, FastGenerator, list[str]]:
+    """The reference, the fast path, and what that says."""
+    config = tiny_config(model, sampling={"steps": 2} | sampling)
+    reference, said = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 9, _Letters()), []
+    return reference, fast_generator(reference, said.append), said
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
+@pytest.mark.parametrize("num", [1, 4, 7])
+def test_tokens_and_texts_are_those_of_the_reference_whatever_the_batches(solver, num) -> None:
+    reference, fast, _ = _pair(solver=solver, batch_size=3)
+    tokens = fast.tokens(num, seed=5)
+    assert tokens.shape == (num, 8) and torch.equal(tokens, reference.tokens(num, seed=5))
+    assert fast.texts(num, seed=5) == reference.texts(num, seed=5)
+    assert torch.equal(_pair(solver=solver, batch_size=8)[1].tokens(9, seed=5)[:num], tokens)
+
+
+def test_samples_of_another_seed_are_others() -> None:
+    _, fast, _ = _pair()
+    assert not torch.equal(fast.tokens(4, seed=0), fast.tokens(4, seed=1))
+
+
+def test_prompts_stand_first_and_are_heard() -> None:
+    reference, fast, _ = _pair({"prompt": True}, batch_size=2)
+    hidden = torch.randn(1, 3, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+    prompt = Prompt(torch.tensor([[4, 5, 6]]), hidden, torch.tensor([3]))
+    assert torch.equal(fast.tokens(5, 0, prompt), reference.tokens(5, 0, prompt))
+    assert (fast.tokens(5, 0, prompt)[:, :3] == torch.tensor([4, 5, 6])).all()
+    assert torch.equal(fast.tokens(5, 0), reference.tokens(5, 0))
+
+
+def test_a_program_is_made_once_for_each_size_and_another_for_other_settings(monkeypatch) -> None:
+    made = []
+    plain = fast_path.choose_program
+    monkeypatch.setattr(fast_path, "choose_program",
+                        lambda *arguments: (made.append(arguments[2]), plain(*arguments))[1])
+    reference, fast, _ = _pair(batch_size=3)
+    for num in (1, 1, 3, 7, 2, 1):  # 7 are three batches of 3
+        fast.tokens(num, seed=0)
+    assert made == [1, 3, 2]
+    changed = (with_settings(generator, (1, 4), (0.5,), 3) for generator in (fast, reference))
+    for own, expected in zip(*changed, strict=True):
+        assert own.fast is fast.fast
+        assert torch.equal(own.tokens(3, seed=0), expected.tokens(3, seed=0))
+    assert made == [1, 3, 2, 3, 3]
+
+
+def test_latents_are_those_behind_the_tokens() -> None:
+    reference, fast, _ = _pair()
+    latents = fast.latents(3, seed=0)
+    assert latents.shape == (3, 8, 6) and latents.dtype == torch.float32
+    assert torch.equal(decode(reference.model, latents, VOCABULARY), fast.tokens(3, seed=0))
+
+
+def test_it_says_once_what_this_device_allows() -> None:
+    _, fast, said = _pair()
+    fast.tokens(5, seed=0)
+    assert said == ["fast path: no CUDA graphs here; float32 operations of torch"]
+    assert fast.dtype == torch.float32
+
+
+def test_a_generator_that_mends_its_estimates_stays_as_it_is() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Mending(Generator):
+        pass
+
+    mending, said = Mending(**vars(_pair()[0])), []
+    assert fast_generator(mending, said.append) is mending
+    assert said == ["what is filled in between given texts has no fast path: the plain one is taken"]
+
+
+def test_sampling_without_a_gpu_stays_on_the_plain_path_however_many_texts() -> None:
+    reference, _, _ = _pair()
+    assert quickened(reference, 10_000) is reference

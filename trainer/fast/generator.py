@@ -1,0 +1,102 @@
+"""The fast path behind the same words as `trainer.generate`: `fast_generator(generator)` is a generator.
+
+Shapes: B batch, K latents, D latent width, L tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from trainer.command import talk
+from trainer.fast.graph import CapturedProgram
+from trainer.fast.noise import sample_keys
+from trainer.fast.program import FastModel, Generated, Program, choose_program
+from trainer.generate import Generator, Prompt
+from trainer.prompt import PromptContext
+
+# Triton, by which torch compiles for GPUs, and tensor cores for bfloat16.
+_LEAST_FOR_TRITON, _LEAST_FOR_BF16 = (7, 0), (8, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastGenerator(Generator):
+    """A generator that keeps a program for each batch size and length of prompt that it was asked for.
+
+    Attributes:
+        fast: Its weights, as programs read them.
+        say: Hears what does not work, in a sentence.
+    """
+
+    fast: FastModel
+    say: Callable[[str], None] = talk
+    _programs: dict[tuple[int, int], Program] = field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights as they are multiplied."""
+        return self.fast.dtype
+
+    def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
+        """As of a generator; batches are all of one size, so that one program makes them."""
+        size = min(num, self.config.sampling.batch_size)
+        return torch.cat([self.batch(range(first, first + size), seed, prompt)
+                          for first in range(0, num, size)])[:num]
+
+    def latents(self, num: int, seed: int) -> Tensor:
+        """Clean latents (num, K, D), float32, of samples that are drawn at once."""
+        return self.generated(range(num), seed).latents_BKD.clone()
+
+    def drawn(self, indices: range, seed: int, context: PromptContext | None) -> Tensor:
+        """Token ids of some samples."""
+        return self.generated(indices, seed, context).tokens_BL.clone()
+
+    def generated(self, indices: range, seed: int, context: PromptContext | None = None) -> Generated:
+        """Latents and token ids of some samples; good until the next are asked for."""
+        keys_B2 = sample_keys(seed, indices, self.model.hidden_mean.device)
+        size = len(indices), 0 if context is None else context.hidden_BPD.shape[1]
+        if size not in self._programs:
+            self._programs[size] = self._program(keys_B2, context)
+        return self._programs[size](keys_B2, context)
+
+    def _program(self, keys_B2: Tensor, context: PromptContext | None) -> Program:
+        """A program for these sizes: as one graph where that works, compiled where that works."""
+        fast, device = self.fast, keys_B2.device
+        while device.type == "cuda":
+            try:
+                program = choose_program(self.config, fast, len(keys_B2), device)
+                return CapturedProgram(program, keys_B2, context)
+            except RuntimeError as error:
+                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: "
+                         f"{str(error).strip().splitlines()[0]}")
+                if fast.compile_mode is None:
+                    break
+                fast.compiled(None)
+        return choose_program(self.config, fast, len(keys_B2), device)
+
+
+def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
+                   compile_mode: str | None = "default") -> Generator:
+    """The fastest way to the same texts on the generator's device; what that is, is said once.
+
+    Args:
+        generator: As `load_generator` gives it. One that changes estimates on the way stays as it is.
+        say: Hears what the device and the generator allow.
+        compile_mode: Of `torch.compile`, on a GPU; None: without, which starts at once.
+    """
+    if type(generator) is not Generator:
+        say("what is filled in between given texts has no fast path: the plain one is taken")
+        return generator
+    device = generator.model.hidden_mean.device
+    ability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+    dtype = torch.bfloat16 if ability >= _LEAST_FOR_BF16 else torch.float32
+    fast = FastModel(generator, dtype, compile_mode if ability >= _LEAST_FOR_TRITON else None)
+    graphs = "one CUDA graph a batch size of" if device.type == "cuda" else "no CUDA graphs here;"
+    say(f"fast path: {graphs} {_way(fast)}")
+    return FastGenerator(**vars(generator), fast=fast, say=say)
+
+
+def _way(fast: FastModel) -> str:
+    name = str(fast.dtype).removeprefix("torch.")
+    return f"{name} operations of torch" if fast.compile_mode is None else f"compiled {name}"

@@ -1,0 +1,50 @@
+"""A program as one CUDA graph: the host gives one order for a whole generation."""
+
+import torch
+from torch import Tensor
+
+from trainer.fast.program import Generated, Program
+from trainer.prompt import PromptContext
+
+_MOST_SIZES = 1_000  # torch compiles one function for eight sizes, then refuses; here sizes are asked for
+_WARM_UPS = 3  # what compiles, tunes or asks for workspaces has done so before the capture
+
+
+class CapturedProgram:
+    """Replays a program with other keys and prompts. What it returns is overwritten by the next replay.
+
+    Raises:
+        RuntimeError: Something in the program cannot be compiled or captured, or there is no memory for it.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, program: Program, keys_B2: Tensor, prompt: PromptContext | None) -> None:
+        device = keys_B2.device
+        self._keys_B2 = keys_B2.clone()
+        self._prompt = prompt and PromptContext(*(part.to(device, copy=True) for part in prompt))
+        self._program = program  # the graph reads its tensors
+        with torch.cuda.device(device):
+            self._warm_up()
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._found = program(self._keys_B2, self._prompt)
+
+    @torch.inference_mode()
+    def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:
+        self._keys_B2.copy_(keys_B2)
+        for own, given in zip(self._prompt or (), prompt or (), strict=True):
+            own.copy_(given)
+        self._graph.replay()
+        return self._found
+
+    def _warm_up(self) -> None:
+        """On a stream of its own, as torch asks for before a capture."""
+        from torch._dynamo import config as compiler  # takes a second
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        limits = compiler.patch(recompile_limit=_MOST_SIZES, accumulated_recompile_limit=_MOST_SIZES)
+        with torch.cuda.stream(side), limits:
+            for _ in range(_WARM_UPS):
+                self._program(self._keys_B2, self._prompt)
+        torch.cuda.current_stream().wait_stream(side)

@@ -1,0 +1,49 @@
+"""The most likely row of a vocabulary head for each of many positions, without their logits in memory.
+
+Logits of 64 x 64 positions over 248,320 ids take 4 GB in float32. Here those of some positions and some rows
+exist at a time.
+
+Shapes: N positions, W width, V rows of the head; P and C positions and rows of a block.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A block of 32 MiB in float32 is read again from a GPU's second-level cache (guess), and few positions take
+# many rows at a time: at batch 1 the whole head is two blocks.
+_LOGITS = 2**23
+_POSITIONS = 512
+
+
+def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows: int | None) -> Tensor:
+    """Most likely rows (N,), int64. Of equal ones it is the first, as `argmax` has it.
+
+    Args:
+        features_NW: What the head reads, in the dtype of its weight.
+        weight_VW: Of the head.
+        bias_V: Of the head; it may be more exact than the weight.
+        num_rows: Only the first so many rows are looked at; None: all.
+    """
+    weight_VW, bias_V = weight_VW[:num_rows], bias_V[:num_rows]
+    return torch.cat([_best(part_PW, weight_VW, bias_V) for part_PW in features_NW.split(_POSITIONS)])
+
+
+def _best(features_PW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:
+    num = max(1, _LOGITS // len(features_PW))
+    largest_P, row_P = _logits(features_PW, weight_VW[:num], bias_V[:num]).max(dim=1)
+    for first in range(num, len(weight_VW), num):
+        rows = slice(first, first + num)
+        value_P, own_P = _logits(features_PW, weight_VW[rows], bias_V[rows]).max(dim=1)
+        row_P = torch.where(value_P > largest_P, own_P + first, row_P)
+        largest_P = torch.maximum(largest_P, value_P)
+    return row_P
+
+
+def _logits(features_PW: Tensor, weight_CW: Tensor, bias_C: Tensor) -> Tensor:
+    """Float32 (P, C): bfloat16 would make equals of what is not, and the first would win."""
+    if weight_CW.dtype == torch.float32:
+        return F.linear(features_PW, weight_CW, bias_C)
+    if weight_CW.is_cuda:
+        return torch.mm(features_PW, weight_CW.T, out_dtype=torch.float32).add_(bias_C)
+    return F.linear(features_PW.float(), weight_CW.float(), bias_C.float())

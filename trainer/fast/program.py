@@ -1,0 +1,132 @@
+"""Everything from keys to tokens for a batch of one size: static shapes, and nothing waits for the device.
+
+Shapes: B batch, K latents, D latent width, L tokens, P prompt tokens.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from trainer.config import TrainConfig
+from trainer.fast.decoder import FastDecoder
+from trainer.fast.denoiser import FastDenoiser, ReadPrompt
+from trainer.fast.head import argmax_rows
+from trainer.fast.noise import normals
+from trainer.generate import Generator, Guidance, guided
+from trainer.prompt import PromptContext
+from trainer.sampler import SOLVERS, Mix, grid_of, solver_steps
+
+
+class Generated(NamedTuple):
+    """Latents (B, K, D), float32, and the token ids (B, L), int64, that they are decoded to."""
+
+    latents_BKD: Tensor
+    tokens_BL: Tensor
+
+
+class Program(Protocol):
+    """Whole generations of one batch size."""
+
+    def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:
+        """What `sample_latents` and `decode` make of the samples with these keys.
+
+        Args:
+            keys_B2: From `trainer.fast.noise.sample_keys`.
+            prompt: Of each sample; all calls of a program have one, or none has.
+        """
+        ...
+
+
+class FastModel:
+    """The generating parts of a model, laid out once for all batch sizes and samplings.
+
+    Args:
+        generator: Whose model it is.
+        dtype: In which matrices are multiplied.
+        compile_mode: Of `torch.compile`; None: the operations of torch one by one. What is compiled is a
+            pass of the denoiser with its solver's step, the noise, and the decoders, each as a whole.
+    """
+
+    def __init__(self, generator: Generator, dtype: torch.dtype, compile_mode: str | None) -> None:
+        model = generator.model
+        self.generator, self.dtype = generator, dtype
+        self.shape = model.config.num_latents, model.config.model.latent_width
+        self.denoiser = FastDenoiser(model.denoiser, dtype)
+        self.decoder = FastDecoder(model.decoder, model.token_decoder, dtype)
+        head = model.token_decoder.head
+        self._head = head.weight.detach().to(dtype), head.bias.detach().float()
+        self.compiled(compile_mode)
+
+    def compiled(self, mode: str | None) -> None:
+        """Go on in another mode of `torch.compile`."""
+        self.compile_mode = mode
+
+        def made(function: Callable[..., Any]) -> Callable[..., Any]:
+            if mode is None:
+                return function
+            return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+
+        self.noise, self.step, self.features = made(self._noise), made(self._step), made(self.decoder)
+
+    def tokens(self, features_BLW: Tensor) -> Tensor:
+        """Most likely token ids (B, L) of what the head reads."""
+        generator = self.generator
+        token_ids = generator.model.token_ids
+        num_rows = generator.num_tokens if token_ids is None else None
+        rows_BL = argmax_rows(features_BLW.flatten(0, 1), *self._head, num_rows).view(features_BLW.shape[:2])
+        return rows_BL if token_ids is None else token_ids[rows_BL]
+
+    def _noise(self, keys_B2: Tensor, draw: Tensor) -> Tensor:
+        return normals(keys_B2, draw, self.shape)
+
+    def _step(self, z_BKD: Tensor, estimate_BKD: Tensor, told_MW: Tensor, mix_3: Tensor,
+              fresh_BKD: Tensor | None, guidance: Guidance,
+              prompt: ReadPrompt | None) -> tuple[Tensor, Tensor]:
+        """Less noisy latents, and the estimate of the clean ones that they come from."""
+        estimate_BKD = guided(self.denoiser, guidance, prompt)(z_BKD, told_MW, estimate_BKD)
+        keep, take, add = mix_3.unbind()
+        z_BKD = keep * z_BKD + take * estimate_BKD
+        return z_BKD if fresh_BKD is None else z_BKD + add * fresh_BKD, estimate_BKD
+
+
+class GeneralProgram:
+    """A program for any model, sampling and device.
+
+    Args:
+        config: Whose `sampling` it follows.
+        model: Weights.
+    """
+
+    def __init__(self, config: TrainConfig, model: FastModel) -> None:
+        self._sampling, self._model = config.sampling, model
+        grid = grid_of(config.sampling, model.generator.warp)
+        device = model.generator.model.hidden_mean.device
+        mixes = [SOLVERS[config.sampling.solver](step) for step in solver_steps(grid, config.diffusion.tan_d)]
+        with torch.inference_mode():
+            self._times = model.denoiser.times(grid[:-1].to(device))
+        self._mixes = [torch.tensor(mix, device=device) for mix in mixes]
+        self._draws = [torch.tensor(number, device=device) for number in _draws(mixes)]
+
+    @torch.inference_mode()
+    def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:
+        model, guidance = self._model, Guidance.of(self._sampling)
+        read = model.denoiser.read(prompt)
+        z_BKD = model.noise(keys_B2, self._draws[0]) * self._sampling.temperature
+        estimate_BKD = torch.zeros_like(z_BKD)
+        for told_MW, mix_3, draw in zip(self._times, self._mixes, self._draws[1:], strict=True):
+            fresh_BKD = None if self._sampling.solver == "ddim" else model.noise(keys_B2, draw)
+            z_BKD, estimate_BKD = model.step(z_BKD, estimate_BKD, told_MW, mix_3, fresh_BKD, guidance, read)
+        return Generated(estimate_BKD, model.tokens(model.features(estimate_BKD)))
+
+
+def _draws(mixes: list[Mix]) -> list[int]:
+    """Which of a sample's draws its start is, and which each step adds, as `SampleNoise` counts them."""
+    return [0, *itertools.accumulate(int(mix.add != 0) for mix in mixes)]
+
+
+def choose_program(config: TrainConfig, model: FastModel, batch: int, device: torch.device) -> Program:
+    """The fastest program that there is for a batch size on a device."""
+    return GeneralProgram(config, model)
