@@ -11,7 +11,8 @@ from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: 
 from trainer.fast import generator as fast_path  # noqa: E402
 from trainer.fast.generator import FastGenerator, fast_generator  # noqa: E402
 from trainer.frontier import with_settings  # noqa: E402
-from trainer.generate import Generator, Prompt  # noqa: E402
+from trainer.generate import Generator, Prompt, decode  # noqa: E402
+from trainer.sample import quickened  # noqa: E402
 
 
 class _Letters:
@@ -68,12 +69,11 @@ def test_a_program_is_made_once_for_each_size_and_another_for_other_settings(mon
     assert made == [1, 3, 2, 3, 3]
 
 
-def test_what_it_found_stays_when_more_is_drawn() -> None:
-    _, fast, _ = _pair()
-    first = fast.tokens(2, seed=0)
-    kept = first.clone()
-    fast.tokens(2, seed=1)
-    assert torch.equal(first, kept)
+def test_latents_are_those_behind_the_tokens() -> None:
+    reference, fast, _ = _pair()
+    latents = fast.latents(3, seed=0)
+    assert latents.shape == (3, 8, 6) and latents.dtype == torch.float32
+    assert torch.equal(decode(reference.model, latents, VOCABULARY), fast.tokens(3, seed=0))
 
 
 def test_it_says_once_what_this_device_allows() -> None:
@@ -91,3 +91,8 @@ def test_a_generator_that_mends_its_estimates_stays_as_it_is() -> None:
     mending, said = Mending(**vars(_pair()[0])), []
     assert fast_generator(mending, said.append) is mending
     assert said == ["what is filled in between given texts has no fast path: the plain one is taken"]
+
+
+def test_sampling_without_a_gpu_stays_on_the_plain_path_however_many_texts() -> None:
+    reference, _, _ = _pair()
+    assert quickened(reference, 10_000) is reference

@@ -18,6 +18,7 @@ from trainer.fast.noise import normals, sample_keys  # noqa: E402
 from trainer.fast.program import FastModel  # noqa: E402
 from trainer.generate import Generator, decode, sample_latents  # noqa: E402
 from trainer.model import LatentDiffusionLM  # noqa: E402
+from trainer.sample import quickened  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -134,6 +135,25 @@ def test_many_sizes_each_have_a_graph_when_compiled() -> None:
     assert len(fast._programs) == 11 and len(said) == 1
 
 
+def test_many_texts_are_sampled_by_the_fast_path_and_few_are_not(capsys) -> None:
+    generator = _generator("seed", batch_size=2)
+    assert quickened(generator, 8) is generator
+    fast = quickened(generator, 9)
+    assert isinstance(fast, FastGenerator) and fast.dtype == torch.bfloat16
+    assert (fast.tokens(9, seed=0) == generator.tokens(9, seed=0)).float().mean() > 0.9
+    said = "fast path: one CUDA graph a batch size of bfloat16 operations of torch\n"
+    assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_noise_is_that_of_the_cpu(is_compiled: bool) -> None:
+    made = torch.compile(normals, fullgraph=True) if is_compiled else normals
+    for draw in (0, 3):
+        here, there = (function(sample_keys(5, range(4), device), torch.tensor(draw, device=device), (64, 30))
+                       for function, device in ((normals, "cpu"), (made, "cuda")))
+        assert torch.allclose(here, there.cpu(), rtol=1e-4, atol=1e-5)
+
+
 def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(monkeypatch) -> None:
     generator = _generator("seed", steps=1)
     fast, said = _fast(generator)
@@ -154,12 +174,3 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(monkeypatch) -
     assert torch.equal(again.tokens(2, seed=0), expected)
     _, warning = said
     assert warning.startswith("warning: no CUDA graph of bfloat16 operations of torch at batch 2: ")
-
-
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_noise_is_that_of_the_cpu(is_compiled: bool) -> None:
-    made = torch.compile(normals, fullgraph=True) if is_compiled else normals
-    for draw in (0, 3):
-        here, there = (function(sample_keys(5, range(4), device), torch.tensor(draw, device=device), (64, 30))
-                       for function, device in ((normals, "cpu"), (made, "cuda")))
-        assert torch.allclose(here, there.cpu(), rtol=1e-4, atol=1e-5)

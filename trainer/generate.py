@@ -55,6 +55,11 @@ class Generator:
     end_of_text_id: int
     tokenizer: Any = None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights as they are multiplied."""
+        return next(self.model.parameters()).dtype
+
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
         """Token ids (num, L), int64: the whole way from a seed to tokens in device memory.
 

@@ -20,6 +20,7 @@ from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError
 from trainer.export import load_export, read_export
+from trainer.fast.generator import fast_generator
 from trainer.generate import Generator, Prompt
 from trainer.infilling import infiller
 from trainer.prompting import check_reads_prompts, read_prompt
@@ -29,6 +30,7 @@ from trainer.saved_run import load_run
 from trainer.store import named_store
 
 _WIDTH = 80
+_CAPTURE_BATCHES = 4  # capturing a CUDA graph takes about as long as so many batches without one (guess)
 _STEERING = "\N{REPLACEMENT CHARACTER}"  # shown for what would steer a terminal
 
 
@@ -58,7 +60,9 @@ def _answer(options: Namespace) -> str:
     source = _open(options)
     source = source._replace(generator=adjusted(source.generator, options))
     generator, prompt = _told(source.generator, options)
-    made = generate(generator, options.num or generator.config.sampling.num_samples, options.seed, prompt)
+    num = options.num or generator.config.sampling.num_samples
+    source = source._replace(generator=quickened(generator, num))
+    made = generate(source.generator, num, options.seed, prompt)
     if options.json:
         return json.dumps(_summary(source, made, options, prompt), ensure_ascii=False, indent=2)
     return screen(made.texts) + "\n" + _folded(_last_words(source, made, options.seed, prompt))
@@ -82,6 +86,14 @@ def adjusted(generator: Generator, options: Namespace, settings: Mapping[str, st
         problem = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
         raise ConfigError(problem, place="--guidance", fix="leave --guidance out") from error
     return dataclasses.replace(generator, config=config)
+
+
+def quickened(generator: Generator, num: int) -> Generator:
+    """By the fast path where a GPU draws so many texts that it pays; not compiled, which takes a minute."""
+    is_cuda = generator.model.hidden_mean.device.type == "cuda"
+    if not is_cuda or num <= _CAPTURE_BATCHES * generator.config.sampling.batch_size:
+        return generator
+    return fast_generator(generator, compile_mode=None)
 
 
 def generate(generator: Generator, num: int, seed: int, prompt: Prompt | None = None) -> Texts:
@@ -140,7 +152,8 @@ def _last_words(source: Source, made: Texts, seed: int, prompt: Prompt | None) -
             ("prompt guidance", 1.0 if prompt is None else sampling.prompt_guidance)) if value != 1.0]
     return (f"{num} text{'s' * (num != 1)} of {made.num_tokens // num} tokens from {source.name} at step "
             f"{source.step:,}, unselected: {', '.join(how)}; {made.seconds:.1f} s, "
-            f"{made.num_tokens / made.seconds:,.0f} tokens/s on {device_name(device)}")
+            f"{made.num_tokens / made.seconds:,.0f} tokens/s on {device_name(device)}"
+            + (" in bfloat16" if source.generator.dtype == torch.bfloat16 else ""))
 
 
 def _summary(source: Source, made: Texts, options: Namespace, prompt: Prompt | None) -> dict[str, Any]:
@@ -153,7 +166,7 @@ def _summary(source: Source, made: Texts, options: Namespace, prompt: Prompt | N
             "num_tokens": made.num_tokens, "seconds": round(made.seconds, 4),
             "tokens_per_s": round(made.num_tokens / made.seconds, 1),
             "device": device_name(generator.model.hidden_mean.device),
-            "dtype": str(next(generator.model.parameters()).dtype)}
+            "dtype": str(generator.dtype)}
 
 
 if __name__ == "__main__":

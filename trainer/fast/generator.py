@@ -1,6 +1,6 @@
 """The fast path behind the same words as `trainer.generate`: `fast_generator(generator)` is a generator.
 
-Shapes: B batch, L tokens.
+Shapes: B batch, K latents, D latent width, L tokens.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ class FastGenerator(Generator):
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which matrices are multiplied."""
+        """Of the weights as they are multiplied."""
         return self.fast.dtype
 
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
@@ -43,6 +43,10 @@ class FastGenerator(Generator):
         size = min(num, self.config.sampling.batch_size)
         return torch.cat([self.batch(range(first, first + size), seed, prompt)
                           for first in range(0, num, size)])[:num]
+
+    def latents(self, num: int, seed: int) -> Tensor:
+        """Clean latents (num, K, D), float32, of samples that are drawn at once."""
+        return self.generated(range(num), seed).latents_BKD.clone()
 
     def drawn(self, indices: range, seed: int, context: PromptContext | None) -> Tensor:
         """Token ids of some samples."""

@@ -19,10 +19,11 @@ class CapturedProgram:
 
     @torch.inference_mode()
     def __init__(self, program: Program, keys_B2: Tensor, prompt: PromptContext | None) -> None:
+        device = keys_B2.device
         self._keys_B2 = keys_B2.clone()
-        self._prompt = None if prompt is None else PromptContext(*(part.clone() for part in prompt))
+        self._prompt = prompt and PromptContext(*(part.to(device, copy=True) for part in prompt))
         self._program = program  # the graph reads its tensors
-        with torch.cuda.device(keys_B2.device):
+        with torch.cuda.device(device):
             self._warm_up()
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
