@@ -13,11 +13,13 @@ from trainer.command import talk
 from trainer.fast.graph import CapturedProgram
 from trainer.fast.noise import sample_keys
 from trainer.fast.program import FastModel, Generated, Program, choose_program
+from trainer.fast.weights import FORMATS, Mode
 from trainer.generate import Generator, Prompt
 from trainer.prompt import PromptContext
 
-# Triton, by which torch compiles for GPUs, and tensor cores for bfloat16.
-_LEAST_FOR_TRITON, _LEAST_FOR_BF16 = (7, 0), (8, 0)
+# Triton, by which torch compiles for GPUs; tensor cores for bfloat16; for fp8 with a scale for each row.
+_LEAST_FOR_TRITON = 7, 0
+_LEAST_FOR: dict[Mode, tuple[int, int]] = {"bf16": (8, 0), "fp8": (9, 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class FastGenerator(Generator):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights as they are multiplied."""
-        return self.fast.dtype
+        return FORMATS[self.fast.mode]
 
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
         """As of a generator; batches are all of one size, so that one program makes them."""
@@ -77,26 +79,27 @@ class FastGenerator(Generator):
 
 
 def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
-                   compile_mode: str | None = "default") -> Generator:
+                   compile_mode: str | None = "default", mode: Mode = "bf16") -> Generator:
     """The fastest way to the same texts on the generator's device; what that is, is said once.
 
     Args:
         generator: As `load_generator` gives it. One that changes estimates on the way stays as it is.
         say: Hears what the device and the generator allow.
-        compile_mode: Of `torch.compile`, on a GPU; None: without, which starts at once.
+        compile_mode: Of `torch.compile`, on a GPU, one that makes no graphs itself; None: without, which
+            starts at once.
+        mode: How matrices are held. A device without what that takes has bf16, or fp32.
     """
     if type(generator) is not Generator:
         say("what is filled in between given texts has no fast path: the plain one is taken")
         return generator
     device = generator.model.hidden_mean.device
     ability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    dtype = torch.bfloat16 if ability >= _LEAST_FOR_BF16 else torch.float32
-    fast = FastModel(generator, dtype, compile_mode if ability >= _LEAST_FOR_TRITON else None)
+    own = next((way for way in (mode, "bf16") if ability >= _LEAST_FOR.get(way, (0, 0))), "fp32")
+    fast = FastModel(generator, own, compile_mode if ability >= _LEAST_FOR_TRITON else None)
     graphs = "one CUDA graph a batch size of" if device.type == "cuda" else "no CUDA graphs here;"
     say(f"fast path: {graphs} {_way(fast)}")
     return FastGenerator(**vars(generator), fast=fast, say=say)
 
 
 def _way(fast: FastModel) -> str:
-    name = str(fast.dtype).removeprefix("torch.")
-    return f"{name} operations of torch" if fast.compile_mode is None else f"compiled {name}"
+    return f"{fast.mode} operations of torch" if fast.compile_mode is None else f"compiled {fast.mode}"
