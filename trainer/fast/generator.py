@@ -77,20 +77,21 @@ class FastGenerator(Generator):
 
 
 def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
-                   compile_mode: str | None = "default") -> Generator:
+                   compile_mode: str | None = "default", dtype: torch.dtype | None = None) -> Generator:
     """The fastest way to the same texts on the generator's device; what that is, is said once.
 
     Args:
         generator: As `load_generator` gives it. One that changes estimates on the way stays as it is.
         say: Hears what the device and the generator allow.
         compile_mode: Of `torch.compile`, on a GPU; None: without, which starts at once.
+        dtype: In which matrices are multiplied; None: bfloat16 where the device is made for it.
     """
     if type(generator) is not Generator:
         say("what is filled in between given texts has no fast path: the plain one is taken")
         return generator
     device = generator.model.hidden_mean.device
     ability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    dtype = torch.bfloat16 if ability >= _LEAST_FOR_BF16 else torch.float32
+    dtype = dtype or (torch.bfloat16 if ability >= _LEAST_FOR_BF16 else torch.float32)
     fast = FastModel(generator, dtype, compile_mode if ability >= _LEAST_FOR_TRITON else None)
     graphs = "one CUDA graph a batch size of" if device.type == "cuda" else "no CUDA graphs here;"
     say(f"fast path: {graphs} {_way(fast)}")
