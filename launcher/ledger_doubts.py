@@ -39,6 +39,8 @@ def doubts(record: RunRecord, untils: Sequence[datetime]) -> Iterator[str]:
         yield (f"{record.num_torn} of the lines in which SkyPilot's server notes what it rents cannot be "
                f"read: a machine may be missing here; compare: ldlm cost {record.run_id} --reconcile")
     starts = [event.at for event in record.events if event.kind in STARTS]
+    if record.attempts and not starts:
+        yield "no event tells when it was started: what its supervision has cost is not in the bill"
     if any(event.kind == "ended" and (not starts or event.at < starts[0]) for event in record.events):
         yield ("the run's end is dated before its start: a clock was wrong, and its supervision is charged "
                "until now")

@@ -151,7 +151,7 @@ def _expected(plan: Plan) -> list[tuple[str, str]]:
     if odds.losses >= _WORTH_A_WORD:
         often = odds.losses_range
         words.append(f"~{odds.losses:.1f} machines lost" + (
-            f" ({often.low:.0f} - {often.high:.0f})" if often else ""))
+            f" ({often.low:.0f} - {often.high:.0f})" if often and often.high else ""))
     words += [f"in time {odds.in_time:.0%}"] if plan.deadline else []
     words += [f"within the cap {odds.within_cap:.0%}"] if odds.within_cap is not None else []
     means = ["dollars"] if odds.expected_usd is not None else []

@@ -61,6 +61,10 @@ def price_warnings(plan: Plan, prices: Found) -> Iterator[str]:
     for cloud, why in prices.down.items():
         if any(offer.cloud == cloud and offer.listed is None for offer in offers):
             yield f"{cloud}: {why}"
+    # Where lists lack a price at Azure and GCP the plan says so anyway.
+    yield from dict.fromkeys(
+        f"{offer.label}: none is listed, so the plan goes by the recipe's word" for offer in offers
+        if offer.cloud == "vast" and "vast" not in prices.down and not offer.listed and not offer.too_low)
     unsaid = {one.place: one.unsaid for one in prices.offers if one.unsaid}
     for one in plan.listed:
         if names := unsaid.get(one.place):

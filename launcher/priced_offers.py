@@ -158,6 +158,8 @@ def _wrong(detail: ErrorDetails) -> str:
         return f"{name} is no field that ldlm knows"
     if detail["type"] in ("missing", "string_too_short"):
         return f"it has no {name}"
+    if detail["type"] in ("decimal_type", "decimal_parsing"):
+        return f"{name} is {detail['input']!r:.40}, which is no number"
     if detail["type"] == "string_pattern_mismatch":
         return f"{name} is {detail['input']!r:.40}, which can be none"
     return f"{name} is {detail['input']!s:.40}, and {re.sub('^(Input|String)', 'it', detail['msg'])}"

@@ -10,11 +10,11 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated
 
-from pydantic import AwareDatetime, Field
+from pydantic import Field
 
 from launcher.cost import price_for
 from launcher.frozen import Frozen
-from trainer.rental_terms import UsdPerGb, UsdPerHour
+from trainer.rental_terms import Moment, UsdPerGb, UsdPerHour
 
 RENTALS = "/plugins/api/ldlm/rentals"  # where SkyPilot's server tells of those of a run
 RENTED_AT = "vast"  # the one cloud whose rentals are noted down
@@ -27,7 +27,7 @@ HOURS_OF_MONTH = 30 * 24  # as $/GB/month is turned into $/h (guess: Vast does n
 class Price(Frozen):
     """What an hour of a machine's GPUs costs from a moment on."""
 
-    at: AwareDatetime
+    at: Moment
     usd_per_hour: UsdPerHour
 
 
@@ -64,16 +64,16 @@ class Rental(Frozen):
     run_id: str | None = None
     instance_id: str
     machine_id: int
-    rented_at: AwareDatetime
-    running_at: AwareDatetime | None = None
-    ended_at: AwareDatetime | None = None
-    given_back_at: AwareDatetime | None = None
-    returned_at: AwareDatetime | None = None
+    rented_at: Moment
+    running_at: Moment | None = None
+    ended_at: Moment | None = None
+    given_back_at: Moment | None = None
+    returned_at: Moment | None = None
     is_wrong: bool = False
     prices: Annotated[tuple[Price, ...], Field(min_length=1)]
     terms: Terms
     unpulled: str | None = None
-    told_at: AwareDatetime | None = None
+    told_at: Moment | None = None
     given_up: str | None = None
     left_by_choice: bool = False
     most_bid_usd_per_hour: UsdPerHour | None = None

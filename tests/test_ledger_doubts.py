@@ -12,7 +12,7 @@ from run_stories import ENDED, NOON, RUN_ID, Story, at, every_fate, preempted_on
 
 from launcher.report import CostReport, cost_report
 from launcher.run_record import RunRecord, load_record, look_at, read_record
-from trainer.contract import Outcome
+from trainer.contract import Name, Outcome
 
 
 @pytest.fixture
@@ -75,6 +75,15 @@ def test_an_end_that_is_dated_before_the_start_is_said(story):
     story.outcome(Outcome.FINISHED, -3600, 0)
     (doubt,) = report_of(story).doubts
     assert doubt.startswith("the run's end is dated before its start: a clock was wrong")
+
+
+def test_a_run_whose_start_no_event_tells_says_what_its_bill_lacks(story):
+    story.attempt(1, 0)
+    story.end(1, 100, 0)
+    folder = story.folder
+    folder.store.delete([one.key for one in folder.store.objects(folder.key(Name.EVENTS))])
+    assert_billed(story, "0.10", "no event tells when it was started: what its supervision has cost is not "
+                                 "in the bill")
 
 
 def test_torn_lines_of_the_log_of_rentals_are_told_of(story):

@@ -118,8 +118,11 @@ def test_a_price_that_a_host_does_not_say_is_told():
                          price_usd_per_hour=Decimal("0.90"), sent_usd_per_gb=Decimal("0.01"), seen_at=NOW,
                          source="me")
     said = silent.model_copy(update={"disk_usd_per_gb_month": Decimal(1), "received_usd_per_gb": Decimal(1)})
-    assert list(price_warnings(plan_of(bids, sets=rich, priced=[said]), Found((said,)))) == []
+    bench = "RTX5090:1 on vast (interruptible): none is listed, so the plan goes by the recipe's word"
+    assert list(price_warnings(plan_of(bids, sets=rich, priced=[said]), Found((said,)))) == [bench]
+    assert list(price_warnings(plan_of(bids, sets=rich), Found(down={"vast": "no key"}))) == ["vast: no key"]
     assert list(price_warnings(plan_of(bids, sets=rich, priced=[silent]), Found((silent,)))) == [
+        bench,
         "H100:1 on vast/Utah, US says no disk_usd_per_gb_month, received_usd_per_gb: counted as the dearest "
         "that another host asks, else guessed"]
 

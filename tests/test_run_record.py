@@ -137,7 +137,8 @@ def test_what_is_whole_of_a_record_is_read_and_what_goes_on_from_it_wants_all(st
 
 @pytest.mark.parametrize("wrong", [
     {"price_usd_per_hour": "-0.5"}, {"price_usd_per_hour": "1e30"}, {"price_usd_per_hour": "NaN"},
-    {"billed_from": "2026-11-23T12:00:00"},
+    {"billed_from": "2026-11-23T12:00:00"}, {"billed_from": "9999-12-31T23:59:59Z"},
+    {"billed_from": "0001-01-01T00:00:00Z"}, {"lease_until": "9999-12-31T23:59:59Z"},
 ])
 def test_an_attempt_of_no_price_or_no_moment_is_named_and_another_record_stands_in(store_url, wrong):
     story = preempted_once(store_url, "broken")

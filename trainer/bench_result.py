@@ -48,6 +48,7 @@ class CaseResult(BaseModel):
         projected_rtx5090_tokens_per_s: A projection by bandwidth, never a measurement; None: not asked for,
             or arithmetic bounds it.
         loaded: The card while the fast path runs.
+        fast_path: What the fast path has said of itself.
         left_out: Why it was not timed.
     """
 
@@ -63,6 +64,7 @@ class CaseResult(BaseModel):
     usd_per_million_tokens: Decimal | None = None
     projected_rtx5090_tokens_per_s: float | None = None
     loaded: GpuState | None = None
+    fast_path: tuple[str, ...] = ()
     left_out: str | None = None
 
     @property
@@ -76,7 +78,6 @@ class Report(BaseModel):
 
     Attributes:
         source: `random weights`, or the run and its step.
-        fast_path: What the fast path was, in words.
         price_usd_per_hour: Of the machine.
         seed: Of weights and inputs.
     """
@@ -86,7 +87,6 @@ class Report(BaseModel):
     version: Literal[1] = 1
     at: datetime
     source: str
-    fast_path: str
     seed: int
     device: Device
     software: Software

@@ -20,8 +20,9 @@ def screen(report: Report) -> list[str]:
 
 def _head(report: Report) -> Iterator[str]:
     device, rates, software = report.device, report.rates, report.software
-    yield from _folded(f"{device.name}; torch {software.torch}; {report.source}; "
-                       f"fast path: {report.fast_path}")
+    yield from _folded(f"{device.name}; torch {software.torch}; {report.source}")
+    for words in dict.fromkeys(words for result in report.cases for words in result.fast_path):
+        yield from _folded(words)
     matrix = ", ".join(f"{mode} {rate / 1e12:,.2f} TFLOP/s" for mode, rate in rates.flops_per_s.items())
     yield from _folded(f"measured now: reads {rates.read_bytes_per_s / 1e12:.3f} TB/s ({rates.read_how}); "
                        f"products {matrix}")

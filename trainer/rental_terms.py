@@ -6,7 +6,7 @@ machines have list prices and no contract, the task tells these (`Env.LIST_PRICE
 """
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,9 @@ MOST_USD = 100_000  # that an hour or a GB may cost: far more than any does (gue
 UsdPerHour = Annotated[Decimal, Field(ge=0, le=MOST_USD)]
 UsdPerGb = UsdPerHour
 Usd = Annotated[Decimal, Field(ge=0, le=10**9)]  # more than any run costs (guess)
+# As clocks tell that are wrong, too; far beyond, calendars end in the midst of a sum.
+Moment = Annotated[AwareDatetime, Field(ge=datetime(1970, 1, 1, tzinfo=UTC),
+                                        le=datetime(2200, 1, 1, tzinfo=UTC))]
 NumBytes = Annotated[int, Field(ge=0, le=2**64)]  # as a machine's counters count
 
 
@@ -29,7 +32,7 @@ class PriceFrom(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    at: AwareDatetime
+    at: Moment
     usd_per_hour: UsdPerHour
 
 
@@ -70,13 +73,13 @@ class RentalTerms(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    rented_at: AwareDatetime
+    rented_at: Moment
     gpu_usd_per_hour: UsdPerHour | None = None
     disk_usd_per_hour: UsdPerHour = Decimal(0)
     address_usd_per_hour: UsdPerHour = Decimal(0)
     received_usd_per_gb: UsdPerGb = Decimal(0)
     sent_usd_per_gb: UsdPerGb = Decimal(0)
-    earlier: tuple[tuple[AwareDatetime, Usd], ...] = ()
+    earlier: tuple[tuple[Moment, Usd], ...] = ()
     older_usd: Usd = Decimal(0)
     credit_usd: Decimal | None = None
     others_usd_per_hour: Usd = Decimal(0)

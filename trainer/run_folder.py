@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from trainer.contract import Document, Name, Outcome, StoreError, attempt_file
-from trainer.rental_terms import NumBytes, PriceFrom, RentalTerms, Usd, UsdPerHour
+from trainer.rental_terms import Moment, NumBytes, PriceFrom, RentalTerms, Usd, UsdPerHour
 from trainer.store import AlreadyExistsError, DamagedError, NotFoundError, Store, check_refuses
 
 
@@ -39,15 +39,15 @@ class Attempt(_Record):
 
     number: int
     document: Document
-    billed_from: AwareDatetime
+    billed_from: Moment
     price_usd_per_hour: UsdPerHour
     offer: str
     host: str
-    began_at: AwareDatetime | None = None
+    began_at: Moment | None = None
     cloud: str = ""
     region: str = ""
     owner: str = ""
-    lease_until: AwareDatetime | None = None
+    lease_until: Moment | None = None
     terms: RentalTerms | None = None
 
 
@@ -130,7 +130,7 @@ class Heartbeat(_Record):
         prices: Where the attempt's has changed since it began, oldest first.
     """
 
-    at: AwareDatetime
+    at: Moment
     step: int
     total_steps: int
     resumed_from_step: int
@@ -140,7 +140,7 @@ class Heartbeat(_Record):
     phases: Phases
     tokens_per_s: float
     spent_usd: Usd
-    lease_until: AwareDatetime | None = None
+    lease_until: Moment | None = None
     traffic: Traffic = Traffic()
     idle_gpus: tuple[IdleGpu, ...] = ()
     pace: SavePace | None = None
@@ -160,7 +160,7 @@ class AttemptEnd(_Record):
         traffic: Of the first node, since it was started.
     """
 
-    at: AwareDatetime
+    at: Moment
     exit_code: int | None
     preempted: bool
     reason: str
@@ -181,7 +181,7 @@ class _Detail(_Record):
 class Event(_Record):
     """Something that the launcher or the engine did to a run. One object each, never changed."""
 
-    at: AwareDatetime
+    at: Moment
     # bid_raised, submitted, resumed, engine_started, attempt_ended, preempted, wrong_machine, stop_requested,
     # taken_on_purpose, ended
     kind: str
@@ -198,7 +198,7 @@ class RunOutcome(_Record):
     """`outcome.json`: how the run ended."""
 
     outcome: Outcome
-    at: AwareDatetime
+    at: Moment
     step: int
     reason: str
 
@@ -212,7 +212,7 @@ class StopWish(_Record):
     """`stop.json`: a person wants the run to save and stop. One from before the last start says nothing.
     `move.json`: who supervises it wants the same of an attempt that has begun before, and goes on."""
 
-    at: AwareDatetime
+    at: Moment
 
 
 class AttemptFiles(_Record):

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from trainer.command import talk
+from trainer.contract import ConfigError
 from trainer.fast.graph import CapturedProgram
 from trainer.fast.noise import sample_keys
 from trainer.fast.program import FastModel, Generated, Program, choose_program
-from trainer.fast.weights import FORMATS, Mode
+from trainer.fast.weights import FORMATS, Mode, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.prompt import PromptContext
 
-# Triton, by which torch compiles for GPUs; tensor cores for bfloat16; for fp8 with a scale for each row.
-_LEAST_FOR_TRITON = 7, 0
-_LEAST_FOR: dict[Mode, tuple[int, int]] = {"bf16": (8, 0), "fp8": (9, 0)}
+_LEAST_FOR_TRITON, _LEAST_FOR_FP8 = (7, 0), (9, 0)  # torch compiles for GPUs by Triton
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +69,8 @@ class FastGenerator(Generator):
                 program = choose_program(self.config, fast, len(keys_B2), device)
                 return CapturedProgram(program, keys_B2, context)
             except RuntimeError as error:
-                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: "
-                         f"{str(error).strip().splitlines()[0]}")
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: {why}")
                 if fast.compile_mode is None:
                     break
                 fast.compiled(None)
@@ -79,7 +78,7 @@ class FastGenerator(Generator):
 
 
 def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
-                   compile_mode: str | None = "default", mode: Mode = "bf16") -> Generator:
+                   compile_mode: str | None = "default", mode: Mode | None = None) -> Generator:
     """The fastest way to the same texts on the generator's device; what that is, is said once.
 
     Args:
@@ -87,15 +86,22 @@ def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
         say: Hears what the device and the generator allow.
         compile_mode: Of `torch.compile`, on a GPU, one that makes no graphs itself; None: without, which
             starts at once.
-        mode: How matrices are held. A device without what that takes has bf16, or fp32.
+        mode: How matrices are held; None: as `usual_mode` has it.
+
+    Raises:
+        ConfigError: The device does not multiply matrices that are held so.
     """
     if type(generator) is not Generator:
         say("what is filled in between given texts has no fast path: the plain one is taken")
         return generator
     device = generator.model.hidden_mean.device
     ability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    own = next((way for way in (mode, "bf16") if ability >= _LEAST_FOR.get(way, (0, 0))), "fp32")
-    fast = FastModel(generator, own, compile_mode if ability >= _LEAST_FOR_TRITON else None)
+    if mode == "fp8" and device.type == "cuda" and ability < _LEAST_FOR_FP8:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"{name} does not multiply matrices of rows with a scale each: that takes compute "
+                          "capability 9.0", place="fp8", fix="take bf16")
+    fast = FastModel(generator, mode or usual_mode(device),
+                     compile_mode if ability >= _LEAST_FOR_TRITON else None)
     graphs = "one CUDA graph a batch size of" if device.type == "cuda" else "no CUDA graphs here;"
     say(f"fast path: {graphs} {_way(fast)}")
     return FastGenerator(**vars(generator), fast=fast, say=say)

@@ -70,6 +70,12 @@ class Fp8Map(nn.Module):
         return found_NO.unflatten(0, x.shape[:-1])
 
 
+def usual_mode(device: torch.device) -> Mode:
+    """Where nobody says: bf16 where there are tensor cores for it."""
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if has_bf16 else "fp32"
+
+
 def dtype_of(mode: Mode) -> torch.dtype:
     """Of what maps read and write."""
     return torch.float32 if mode == "fp32" else torch.bfloat16
