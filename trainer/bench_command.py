@@ -18,12 +18,12 @@ from trainer.bench_device import gpu_state, look_at, software
 from trainer.bench_limits import measure_rates
 from trainer.bench_models import profile_config, random_generator, shape_of
 from trainer.bench_options import read_bench_options
-from trainer.bench_paths import usual_mode
 from trainer.bench_plot import plot, require_plots
 from trainer.bench_result import CaseResult, Report, read_report
 from trainer.bench_run import Effort, Subject, run_cases
 from trainer.bench_table import screen
 from trainer.command import carry_out, talk
+from trainer.fast.weights import usual_mode
 from trainer.profiles import profile_values
 
 

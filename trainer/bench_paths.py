@@ -4,14 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from trainer.fast.generator import FastGenerator, fast_generator
+from trainer.fast.weights import Mode
 from trainer.generate import Generator, Prompt, sample_latents
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_SIZES = 64  # that are compiled in one run; torch gives up compiling after 8 by itself
 
 
 class Path(Protocol):
@@ -68,26 +65,19 @@ class FastPaths:
 
     def __init__(self, generator: Generator, *, compiles: bool = True) -> None:
         self._generator, self._compiles = generator, compiles
-        self._laid_out: dict[str, Generator] = {}
+        self._laid_out: dict[Mode, Generator] = {}
         self.said: dict[str, None] = {}
 
-    def at(self, own: Generator, mode: str) -> Path:
+    def at(self, own: Generator, mode: Mode) -> Path:
         """The path of one way of sampling: steps, batch size."""
         if mode not in self._laid_out:
-            torch._dynamo.config.recompile_limit = _SIZES
             self._laid_out[mode] = fast_generator(
-                self._generator, self._hear, "default" if self._compiles else None, dtype=_DTYPES[mode])
+                self._generator, self._hear, "default" if self._compiles else None, mode)
         fast = dataclasses.replace(self._laid_out[mode], config=own.config)
         return Fast(fast) if isinstance(fast, FastGenerator) else Eager(fast)
 
     def _hear(self, words: str) -> None:
         self.said[words] = None
-
-
-def usual_mode(device: torch.device) -> str:
-    """How weights are held where nobody says: bf16 where there are tensor cores for it."""
-    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if has_bf16 else "fp32"
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:

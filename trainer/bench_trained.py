@@ -11,10 +11,11 @@ from pydantic import BaseModel, ConfigDict
 from trainer.bench_cases import Case, Grid
 from trainer.bench_device import GpuState, look_at, software
 from trainer.bench_limits import measure_rates
-from trainer.bench_paths import Eager, FastPaths, Path, usual_mode
+from trainer.bench_paths import Eager, FastPaths, Path
 from trainer.bench_result import CaseResult, Report
 from trainer.bench_run import Effort, Subject, run_cases, with_sampling
 from trainer.bench_timing import Timed, over_after, time_path
+from trainer.fast.weights import usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.sizes import longest_prompt
 
