@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 import torch
 
 from trainer.bench_floor import Rates
+from trainer.fast.weights import Mode, dtype_of
 
 _TIMES = 10
 _CPU_WORDS, _CPU_SIDE = 1 << 24, 512  # 64 MiB, more than most caches; small, since it is only a yardstick
 _GPU_SIDE = 8192
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure_rates(device: torch.device, modes: Iterable[str]) -> Rates:
+def measure_rates(device: torch.device, modes: Iterable[Mode]) -> Rates:
     """Read rate of the device, and its rate of products for each mode.
 
     Modes with quantised weights count as bf16 does, but for fp8 where the device multiplies in it.
@@ -33,13 +33,12 @@ def _read_rate(device: torch.device) -> tuple[float, str]:
     return words.nbytes / _least_s(words.sum, device), "torch.sum over 64 MiB"
 
 
-def _matrix_rate(device: torch.device, mode: str) -> float:
+def _matrix_rate(device: torch.device, mode: Mode) -> float:
     side = _GPU_SIDE if device.type == "cuda" else _CPU_SIDE
     left, right = (torch.randn(side, side, device=device) for _ in range(2))
     if mode == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
         return 2 * side**3 / _least_s(_fp8_product(left, right), device)
-    dtype = _DTYPES.get(mode, torch.bfloat16)
-    left, right = left.to(dtype), right.to(dtype)
+    left, right = left.to(dtype_of(mode)), right.to(dtype_of(mode))
     return 2 * side**3 / _least_s(lambda: left @ right, device)
 
 

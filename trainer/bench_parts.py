@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.bench_limits import timed_s
 from trainer.bench_paths import Fast, Path
+from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator
 
 _TIMES = 10
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Parts(BaseModel):
@@ -54,23 +54,23 @@ def parts_of(whole_s: float, one_step_s: float, steps: int, attention_s: float, 
                  decoders=max(0.0, whole_s - denoiser - head_s))
 
 
-def attention_s(generator: Generator, batch: int, steps: int, mode: str) -> float:
+def attention_s(generator: Generator, batch: int, steps: int, mode: Mode) -> float:
     """Seconds of the denoiser's attention in all layers and passes, on random inputs of its sizes."""
     config, device = generator.config, generator.model.hidden_mean.device
     sizes = config.model
     shape = (batch, sizes.num_heads, config.num_latents, sizes.width // sizes.num_heads)
-    query, key, value = (torch.randn(shape, device=device, dtype=_DTYPES[mode]) for _ in range(3))
+    query, key, value = (torch.randn(shape, device=device, dtype=dtype_of(mode)) for _ in range(3))
     once = alone_s(lambda: F.scaled_dot_product_attention(query, key, value), device)
     return steps * sizes.denoiser_layers * once
 
 
-def head_s(path: Path, generator: Generator, batch: int, mode: str) -> float:
+def head_s(path: Path, generator: Generator, batch: int, mode: Mode) -> float:
     """Seconds of the fast path's head over all positions of a batch; 0 where the path shows none."""
     if not isinstance(path, Fast):
         return 0.0
     config, device, model = generator.config, generator.model.hidden_mean.device, path.generator.fast
     features_BLW = torch.randn(batch, config.data.sequence_length, config.model.token_decoder_width,
-                               device=device, dtype=_DTYPES[mode])
+                               device=device, dtype=dtype_of(mode))
     return alone_s(lambda: model.tokens(features_BLW), device)
 
 

@@ -108,11 +108,11 @@ def _notes(report: Report) -> Iterator[str]:
         elif result.loaded and result.loaded.throttled:
             yield from _note(f"{result.case}: clocks were held down by {', '.join(result.loaded.throttled)}")
         if result.fraction_of_limit and result.fraction_of_limit > 1:
-            yield from _note(f"{result.case}: faster than the limit: its weights lie in a cache, or something "
-                             "else was running while limits were measured")
+            yield from _note(f"{result.case}: faster than the limit: its weights lie in a cache, or "
+                             "something else was running while limits were measured")
         if (published := result.published_tokens_per_s) and (reference := result.reference):
-            yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a card, "
-                             f"the reference {reference.tokens_per_s / published:.2f} times that")
+            yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
+                             f"card, the reference {reference.tokens_per_s / published:.2f} times that")
     for warning in report.device.warnings:
         yield from _note(warning)
     if not report.device.is_rtx5090:
