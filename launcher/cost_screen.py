@@ -132,6 +132,8 @@ def comparisons(report: CostReport, digits: int) -> list[tuple[str, str]]:
         facts.append(("goodput", f"{report.goodput:.0%} of the training time moved training forward"))
     if (price := report.usd_per_billion_tokens) is not None:
         facts.append(("price", f"${price:,.2f} per B tokens"))
+    if (each := report.generation_usd_per_million_tokens) is not None:
+        facts.append(("generation", f"${each:,.4f} per M tokens at batch 1, by the benchmark"))
     return facts
 
 

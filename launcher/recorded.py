@@ -61,7 +61,10 @@ class Scores(Recorded):
 
 
 class Throughput(Recorded):
-    """What reports need of the speed of a benchmark."""
+    """What reports need of the speed of a benchmark, as `trainer/bench_trained.py` describes it.
+
+    What has a default was not measured by earlier versions.
+    """
 
     device: str
     is_rtx5090: bool
@@ -72,6 +75,14 @@ class Throughput(Recorded):
     seconds_p10: float
     seconds_p90: float
     tokens_per_s: float
+    prompt_tokens: int = 0
+    prompted_tokens_per_s: float | None = None
+    reference_tokens_per_s: float | None = None
+    fraction_of_limit: float | None = None
+    latents_error: float | None = None
+    same_tokens: float | None = None
+    usd_per_million_tokens: Decimal | None = None
+    warnings: tuple[str, ...] = ()
 
 
 class Bench(Recorded):

@@ -18,7 +18,7 @@ from launcher.attempt_cost import (
 )
 from launcher.cost import Range
 from launcher.ledger_doubts import doubts
-from launcher.recorded import PlannedOffer
+from launcher.recorded import PlannedOffer, Throughput
 from launcher.rental_cost import on_rentals, unused_rentals
 from launcher.run_record import RunRecord, RunView, Status
 from trainer.contract import Document, Outcome
@@ -43,6 +43,7 @@ class CostReport:
         beside: Dollars of no attempt: machines on which none has begun, and who supervises the run.
         has_finished: All that was planned is done, so that planned and spent can be compared.
         doubts: What in the record contradicts itself, a sentence each.
+        generation_usd_per_million_tokens: Of generated tokens, by the benchmark, at the price of its machine.
     """
 
     run_id: str
@@ -57,6 +58,7 @@ class CostReport:
     beside: Mapping[Category, Decimal]
     has_finished: bool
     doubts: Sequence[str]
+    generation_usd_per_million_tokens: Decimal | None = None
 
     @property
     def spent_usd(self) -> Decimal:
@@ -202,7 +204,15 @@ def cost_report(view: RunView, since: datetime | None = None) -> CostReport:
         price_is_simulated=of_training.price_is_simulated,
         tokens=_num_steps(record, costs) * plan.tokens_per_step if plan else 0, beside=beside,
         has_finished=since is None and view.status is Status.ENDED and _is_all_done(record),
-        doubts=[*view.doubts, *doubts(record, untils)])
+        doubts=[*view.doubts, *doubts(record, untils)],
+        generation_usd_per_million_tokens=_generation_usd(record))
+
+
+def _generation_usd(record: RunRecord) -> Decimal | None:
+    """As the benchmark has written it; None without one, or of a version that did not count it."""
+    if record.bench is None:
+        return None
+    return Throughput.model_validate(record.bench["throughput"]).usd_per_million_tokens
 
 
 def _num_steps(record: RunRecord, costs: Sequence[AttemptCost]) -> int:

@@ -14,7 +14,7 @@ from launcher.learning import Learned
 from launcher.learning_screen import show_learning
 from launcher.model_screen import pace_words
 from launcher.recipe import RecipeSummary
-from launcher.recorded import Scores
+from launcher.recorded import Scores, Throughput
 from launcher.run_record import RunRecord, RunView, Status, ending_words
 from launcher.vast_credit import credit_words
 from trainer.contract import Document, Outcome
@@ -154,7 +154,7 @@ def show_bench(record: RunRecord) -> None:
     bench = record.bench
     if bench is None:
         return
-    scores, speed = Scores.model_validate(bench["scores"]), bench["throughput"]
+    scores = Scores.model_validate(bench["scores"])
     console.answer()
     console.answer(f"What it learned by step {bench['step']} (held-out text)", "title")
     console.answer(f"  reconstruction: {_score(scores.reconstruction_accuracy, '.1%')} of tokens, "
@@ -170,23 +170,43 @@ def show_bench(record: RunRecord) -> None:
     for sample in bench["samples"]:
         console.answer(f"  > {console.one_line(sample)}")
     console.answer()
+    _show_speed(Throughput.model_validate(bench["throughput"]))
+
+
+def _show_speed(speed: Throughput) -> None:
+    """Tokens per second, how sure they are, what they stand beside, what they are not."""
     console.answer("Benchmark", "title")
-    console.answer(f"  {speed['tokens_per_s']:,.0f} tokens/s on {speed['device']}")
-    console.answer(f"  {speed['denoiser_steps']} steps, batch 1, {speed['tokens']} tokens, {speed['dtype']}; "
-                   f"median of {speed['num_generations']}: {speed['seconds_p10'] * 1e3:.0f} to "
-                   f"{speed['seconds_p90'] * 1e3:.0f} ms")
-    if speed.get("prompted_tokens_per_s"):
-        console.answer(f"  {speed['prompted_tokens_per_s']:,.0f} tokens/s after a prompt of "
-                       f"{speed['prompt_tokens']} tokens")
+    console.answer(f"  {speed.tokens_per_s:,.0f} tokens/s on {speed.device}")
+    console.answer(f"  {speed.denoiser_steps} steps, batch 1, {speed.tokens} tokens, {speed.dtype}; "
+                   f"median of {speed.num_generations}: {speed.seconds_p10 * 1e3:.{_digits(speed)}f} to "
+                   f"{speed.seconds_p90 * 1e3:.{_digits(speed)}f} ms")
+    if speed.reference_tokens_per_s and speed.fraction_of_limit is not None:
+        ratio = speed.tokens_per_s / speed.reference_tokens_per_s
+        console.answer(f"  {ratio:.1f} times the float32 reference, {speed.fraction_of_limit:.0%} of what "
+                       "this device allows")
+    if speed.latents_error is not None and speed.same_tokens is not None:
+        console.answer(f"  beside the reference: latents {speed.latents_error:.4f} off, "
+                       f"{speed.same_tokens:.1%} of tokens the same")
+    if speed.usd_per_million_tokens is not None:
+        console.answer(f"  ${speed.usd_per_million_tokens:.4f} per million tokens at this machine's price")
+    if speed.prompted_tokens_per_s:
+        console.answer(f"  {speed.prompted_tokens_per_s:,.0f} tokens/s after a prompt of "
+                       f"{speed.prompt_tokens} tokens")
     if notes := list(_bench_notes(speed)):
         console.answer_notes(notes)
 
 
-def _bench_notes(speed: dict[str, Any]) -> Iterator[str]:
-    if speed["device"].startswith("CPU"):
+def _digits(speed: Throughput) -> int:
+    """Of milliseconds: a fast GPU takes one or two of them."""
+    return 0 if speed.seconds_p10 >= 0.01 else 2
+
+
+def _bench_notes(speed: Throughput) -> Iterator[str]:
+    if speed.device.startswith("CPU"):
         yield "a few CPU minutes do not make language: the samples show that the path works, no more"
-    if not speed["is_rtx5090"]:
+    if not speed.is_rtx5090:
         yield "this is not an RTX 5090 figure"
+    yield from speed.warnings
 
 
 def _steps(record: RunRecord) -> tuple[str, str]:

@@ -26,7 +26,10 @@ BENCH = {
     "throughput": {"device": "CPU (x86_64, 2 threads)", "is_rtx5090": False, "dtype": "torch.float32",
                    "torch_version": "2.13.0", "denoiser_steps": 16, "tokens": 64, "num_generations": 20,
                    "seconds_p10": 0.08, "seconds_median": 0.1, "seconds_p90": 0.12, "tokens_per_s": 640.0,
-                   "prompt_tokens": 32, "prompted_tokens_per_s": 600.0},
+                   "prompt_tokens": 32, "prompted_tokens_per_s": 600.0, "reference_tokens_per_s": 160.0,
+                   "fraction_of_limit": 0.415, "latents_error": 0.00512, "same_tokens": 0.9984,
+                   "usd_per_million_tokens": "0.277778",
+                   "warnings": ["2 other processes compute on this GPU"]},
     "reconstructions": [["the cat sat on the mat", "the cat sat on the map"]],
     "samples": ["a sample of some words " * 6],
 }

@@ -2,6 +2,7 @@
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from tests.tiny_ldlm import tiny_config as small_config  # noqa: E402
 from tests.tiny_ldlm import tiny_model as small_model  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer.averaged_weights import load_averaged_weights  # noqa: E402
-from trainer.bench import measure  # noqa: E402
+from trainer.bench_paths import Eager, FastPaths  # noqa: E402
+from trainer.bench_trained import Circumstances, measure  # noqa: E402
 from trainer.contract import ExitCode, Name, Outcome  # noqa: E402
-from trainer.generate import Generator, load_generator  # noqa: E402
+from trainer.generate import Generator, Prompt, load_generator  # noqa: E402
 from trainer.run_folder import RunOutcome  # noqa: E402
 
 
@@ -41,7 +43,7 @@ def test_it_samples_as_the_recipe_says_and_repeats_the_scores_of_training(
     few = {"steps": 2, "num_samples": 2, "bench_generations": 2}
     run = TrainerRun(tiny_config(text, steps=4, precision="bf16", sampling=few | sampling), trained.store)
 
-    code, output = run.finish("bench")
+    code, output = run.finish("bench", LDLM_PRICE_USD_PER_HOUR="0.36")
 
     assert code == 0, output
     result = run.folder.read_json("bench/result.json")
@@ -49,22 +51,43 @@ def test_it_samples_as_the_recipe_says_and_repeats_the_scores_of_training(
     assert result["step"] == 4 and len(result["samples"]) == 2
     assert result["scores"] == evaluation["scores"]
     assert result["reconstructions"] == evaluation["reconstructions"]
-    assert result["throughput"]["tokens"] == 16 and result["throughput"]["tokens_per_s"] > 0
-    assert (result["throughput"]["prompt_tokens"], result["throughput"]["prompted_tokens_per_s"]) == (0, None)
+    speed, whole = result["throughput"], run.folder.read_json("bench/report.json")
+    assert (speed["tokens"], speed["prompt_tokens"], speed["prompted_tokens_per_s"]) == (16, 0, None)
+    case, = whole["cases"]
+    assert whole["source"] == "run, step 4" and case["case"]["model"] == {"name": "run", "length": 16}
+    assert (case["case"]["steps"], case["fast"]["num_generations"]) == (2, 2)
+    assert speed["tokens_per_s"] == case["fast"]["tokens_per_s"] > 0
+    assert speed["reference_tokens_per_s"] == case["reference"]["tokens_per_s"] > 0
+    assert speed["same_tokens"] >= 0.99 and speed["latents_error"] < 1e-3
+    # $0.36 an hour is $0.0001 a second
+    assert float(speed["usd_per_million_tokens"]) == pytest.approx(100 / speed["tokens_per_s"], abs=1e-6)
 
 
 def test_a_model_that_reads_prompts_is_timed_with_the_longest_one_too() -> None:
     config = small_config({"prompt": True}, sampling={"steps": 3, "bench_generations": 2})
     generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
-    read: list[int | None] = []
-    denoiser = generator.model.denoiser
-    denoiser.register_forward_pre_hook(
-        lambda _, inputs: read.append(None if inputs[3] is None else inputs[3].hidden_BPD.shape[1]))
 
-    found = measure(generator, limit=lambda: None)
+    _, found = measure(generator, "run", 4, Circumstances(limit=lambda: None))
 
     assert found.prompt_tokens == 4 and (found.prompted_tokens_per_s or 0) > 0  # half of 8 tokens
-    assert read == [None] * 5 * 3 + [4] * 5 * 3  # 3 to warm up and 2 timed, of 3 steps
+
+
+def test_a_fast_path_that_computes_something_else_leaves_the_reference_s_speed(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    class Off(Eager):
+        def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> torch.Tensor:
+            return super().tokens(num, seed, prompt) + 1
+
+    monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Off(generator))
+    config = small_config(sampling={"steps": 3, "bench_generations": 2})
+    generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
+
+    report, found = measure(generator, "run", 4, Circumstances(lambda: None, Decimal("0.36")))
+
+    assert report.cases[0].fast is None and found.dtype == "fp32" and found.tokens_per_s > 0
+    assert (found.same_tokens, found.latents_error, found.usd_per_million_tokens) == (0, 0, None)
+    assert found.warnings == (
+        "run, 3 steps, 8 tokens, batch 1, fp32: 0.0% of tokens are the same, fewer than 99%",)
 
 
 def test_a_warped_grid_follows_the_density_that_training_ended_with(trained: TrainerRun, text: Path) -> None:
@@ -87,7 +110,7 @@ def test_it_ends_itself_when_its_own_time_is_over_with_what_it_has(trained: Trai
     code, output = run.finish("bench", LDLM_BENCH_HOURS="0.008", LDLM_MAX_COST_USD="1000")
 
     assert code == 0, output
-    assert "generations: its own time is over (limits.bench_hours)" in output
+    assert "the benchmark was cut short: its own time is over (limits.bench_hours)" in output
     assert run.folder.read_json("bench/result.json")["throughput"]["num_generations"] > 0
 
 

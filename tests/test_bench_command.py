@@ -10,10 +10,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from trainer import bench_command, bench_models, bench_run  # noqa: E402
+from trainer import bench_command, bench_models  # noqa: E402
 from trainer.bench_cases import Model  # noqa: E402
 from trainer.bench_models import profile_config, random_generator  # noqa: E402
-from trainer.bench_paths import Eager  # noqa: E402
+from trainer.bench_paths import Eager, FastPaths  # noqa: E402
 from trainer.bench_result import problem_of, read_report, usd_per_million_tokens  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,7 +54,7 @@ def test_a_path_that_computes_something_else_is_named_not_timed_and_ends_with_1(
         def latents(self, num, seed):
             return 1.02 * super().latents(num, seed)
 
-    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Off(generator))
+    monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Off(generator))
     out = tmp_path / "bench.json"
     assert bench_command.main([*SMALL, "--out", str(out)]) == 1
     result, = read_report(out).cases
@@ -69,7 +69,7 @@ def test_a_graph_that_replays_its_first_input_is_caught(monkeypatch: pytest.Monk
         def latents(self, num, seed):
             return super().latents(num, 1_000_003)
 
-    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Stale(generator))
+    monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Stale(generator))
     assert bench_command.main([*SMALL]) == 1
 
 
@@ -81,7 +81,7 @@ def test_what_does_not_fit_is_said_and_the_rest_goes_on(
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return super().tokens(num, seed, prompt)
 
-    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Tight(generator))
+    monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Tight(generator))
     assert bench_command.main([*SMALL, "--batch", "2", "--batch", "1"]) == 0
     out = capsys.readouterr().out
     assert "      2      8     2  fp32 does not fit into memory\n" in out
@@ -93,7 +93,7 @@ def test_an_error_that_is_no_lack_of_memory_is_not_hidden(monkeypatch: pytest.Mo
         def tokens(self, num, seed, prompt=None):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(bench_run, "fast_path", lambda generator, mode: Broken(generator))
+    monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Broken(generator))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         bench_command.main([*SMALL])
 

@@ -22,7 +22,7 @@ def result(steps: int, p10: float, median: float, p90: float) -> CaseResult:
 
 def report(*results: CaseResult, device: str = "NVIDIA H200") -> Report:
     return Report(
-        at=datetime(2026, 11, 29, tzinfo=UTC), source="random weights", fast_path="graph", seed=0,
+        at=datetime(2026, 11, 29, tzinfo=UTC), source="random weights", seed=0,
         device=Device(name=device, is_rtx5090=False, memory_gib=140, before=None, warnings=()),
         software=Software(python="3.12", torch="2.11", triton=None, cuda="13.0", sm="sm_90",
                           built_for=("sm_90",), git_sha=None),

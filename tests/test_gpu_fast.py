@@ -81,14 +81,30 @@ def test_one_graph_gives_the_latents_of_the_reference(layout: str, compile_mode:
         print(f"{layout}, compile {compile_mode}, batch {num}: error {error:.5f}, same tokens {same:.4f}")
         assert error < 1e-2 and same > 0.9
     assert all(isinstance(program, CapturedProgram) for program in fast._programs.values())
-    way = "bfloat16 operations of torch" if compile_mode is None else "compiled bfloat16"
+    way = "bf16 operations of torch" if compile_mode is None else "compiled bf16"
     assert said == [f"fast path: one CUDA graph a batch size of {way}"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0),
+                    reason="needs products in fp8 with a scale for each row")
+@pytest.mark.parametrize("compile_mode", [None, "default"])
+def test_fp8_is_off_by_no_more_than_a_fifth(compile_mode: str | None) -> None:
+    generator, said = _generator("seed"), []
+    fast = fast_generator(generator, said.append, compile_mode, mode="fp8")
+    for num in (1, 64):
+        latents = sample_latents(generator.model, range(num), 3, generator.config.sampling)
+        found = fast.generated(range(num), 3)
+        error = float((found.latents_BKD - latents).norm() / latents.norm())
+        same = float((found.tokens_BL == decode(generator.model, latents, ROWS)).float().mean())
+        print(f"fp8, compile {compile_mode}, batch {num}: error {error:.5f}, same tokens {same:.4f}")
+        assert 1e-2 < error < 2e-1
+    assert len(said) == 1 and "fp8" in said[0]
 
 
 @pytest.mark.parametrize("solver", ["ddim", "ancestral", "sde"])
 def test_in_float32_the_graph_gives_the_very_tokens(solver: str) -> None:
     generator = _generator("bottleneck", solver=solver, self_conditioning_guidance=1.5)
-    fast = FastGenerator(**vars(generator), fast=FastModel(generator, torch.float32, None))
+    fast = FastGenerator(**vars(generator), fast=FastModel(generator, "fp32", None))
     latents = sample_latents(generator.model, range(5), 3, generator.config.sampling)
     found = fast.generated(range(5), 3)
     assert (found.latents_BKD - latents).norm() / latents.norm() < 1e-4
@@ -141,7 +157,7 @@ def test_many_texts_are_sampled_by_the_fast_path_and_few_are_not(capsys) -> None
     fast = quickened(generator, 9)
     assert isinstance(fast, FastGenerator) and fast.dtype == torch.bfloat16
     assert (fast.tokens(9, seed=0) == generator.tokens(9, seed=0)).float().mean() > 0.9
-    said = "fast path: one CUDA graph a batch size of bfloat16 operations of torch\n"
+    said = "fast path: one CUDA graph a batch size of bf16 operations of torch\n"
     assert capsys.readouterr().err == said
 
 
@@ -173,4 +189,4 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(monkeypatch) -
     again = dataclasses.replace(fast)
     assert torch.equal(again.tokens(2, seed=0), expected)
     _, warning = said
-    assert warning.startswith("warning: no CUDA graph of bfloat16 operations of torch at batch 2: ")
+    assert warning.startswith("warning: no CUDA graph of bf16 operations of torch at batch 2: ")

@@ -23,7 +23,7 @@ from trainer.bench_result import CaseResult, Report, read_report
 from trainer.bench_run import Effort, Subject, run_cases
 from trainer.bench_table import screen
 from trainer.command import carry_out, talk
-from trainer.config import TrainConfig
+from trainer.fast.weights import usual_mode
 from trainer.profiles import profile_values
 
 
@@ -55,8 +55,8 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
     before = gpu_state()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     report = _measured(options, device, Report(
-        at=datetime.now(UTC), source="random weights", fast_path="eager", seed=options.seed,
-        device=look_at(device, before, options.expect), software=software(device),
+        at=datetime.now(UTC), source="random weights", seed=options.seed,
+        device=look_at(device, before, options.expect), software=software(device, options.git_sha),
         rates=measure_rates(device, _modes(options, device)), price_usd_per_hour=options.price, cases=()))
     if options.plot:
         plot(report, options.plot)
@@ -71,7 +71,7 @@ def is_good(report: Report, comparison: Comparison | None) -> bool:
 
 
 def _modes(options: Namespace, device: torch.device) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(options.dtype or ["bf16" if device.type == "cuda" else "fp32"]))
+    return tuple(dict.fromkeys(options.dtype or [usual_mode(device)]))
 
 
 def _cases(options: Namespace, device: torch.device) -> list[Case]:
@@ -84,7 +84,8 @@ def _cases(options: Namespace, device: torch.device) -> list[Case]:
 def _measured(options: Namespace, device: torch.device, report: Report) -> Report:
     """The report with all cases in it, written after each: what ends this early costs only the rest."""
     effort = Effort(options.generations, options.case_seconds, options.seed, options.price,
-                    projects=options.project is not None)
+                    projects=options.project is not None, compiles=not options.no_compile,
+                    has_parts=options.parts)
     cases, results = _cases(options, device), list[CaseResult]()
     progress = Progress(len(cases), talk)
     for name in dict.fromkeys(case.model.name for case in cases):
@@ -100,9 +101,8 @@ def _measured(options: Namespace, device: torch.device, report: Report) -> Repor
 
 
 def _subject(first: Model, seed: int, device: torch.device) -> Subject:
-    config: TrainConfig = profile_config(first)
-    return Subject(lambda model: random_generator(profile_config(model), seed, device), shape_of(config),
-                   is_trained=False)
+    shape_of(profile_config(first))  # that it is not known is said before anything is built
+    return Subject(lambda model: random_generator(profile_config(model), seed, device), is_trained=False)
 
 
 def _write(report: Report, options: Namespace) -> None:

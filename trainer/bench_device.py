@@ -117,14 +117,14 @@ def _warnings(name: str, before: GpuState | None, expected: str | None) -> list[
     return found
 
 
-def software(device: torch.device) -> Software:
-    """Versions of what computes."""
+def software(device: torch.device, git_sha: str | None = None) -> Software:
+    """Versions of what computes; the commit is this checkout's where none is told."""
     is_cuda = device.type == "cuda"
     return Software(
         python=platform.python_version(), torch=torch.__version__, triton=_version("triton"),
         cuda=torch.version.cuda if is_cuda else None,
         sm="sm_{}{}".format(*torch.cuda.get_device_capability(device)) if is_cuda else None,
-        built_for=tuple(torch.cuda.get_arch_list()) if is_cuda else (), git_sha=_git_sha())
+        built_for=tuple(torch.cuda.get_arch_list()) if is_cuda else (), git_sha=git_sha or _git_sha())
 
 
 def _version(package: str) -> str | None:

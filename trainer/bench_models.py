@@ -41,6 +41,12 @@ def shape_of(config: TrainConfig) -> EncoderShape:
     return shape
 
 
+def shape_behind(model: LatentDiffusionLM) -> EncoderShape:
+    """What generation has of a token encoder's shape: its width and the rows of its embedding."""
+    rows = model.token_decoder.head.out_features
+    return EncoderShape("", len(model.hidden_mean), rows, 0, 0, ())
+
+
 def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Generator:
     """A float32 model whose weights depend on seed, names and shapes alone; none of them is left at zero.
 

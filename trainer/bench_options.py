@@ -10,7 +10,7 @@ from trainer.bench_cases import SWEEPS
 from trainer.measure_options import number
 from trainer.profiles import PROFILES
 
-_MODES = ("fp32", "bf16")
+_MODES = ("fp32", "bf16", "fp8")
 _EXAMPLES = """examples:
   python -m trainer.bench generate --preset seed-35b-a3b --steps 10 --steps 4
   python -m trainer.bench generate --preset seed-27b --sweep batch --plot batch.png --out batch.json
@@ -30,11 +30,16 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="timed generations of each path and case, after 3 to warm up (default 50)")
     parser.add_argument("--case-seconds", type=number(float, 0.01, 1e6), default=math.inf, metavar="S",
                         help="of timing each path of a case: fewer generations where they take longer")
+    parser.add_argument("--parts", action="store_true", help="also where the time of the fast path goes: "
+                                                             "denoiser, attention, decoders, head")
+    parser.add_argument("--no-compile", action="store_true",
+                        help="the fast path without torch.compile: slower, but no minutes for each size")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and inputs")
     parser.add_argument("--expect", metavar="GPU", help="says so where the device is another: RTX5090")
     parser.add_argument("--project", choices=["rtx5090"], help="also a projection by bandwidth, called that")
     parser.add_argument("--price", type=_price, metavar="USD", help="an hour of this machine: dollars per "
                                                                     "million tokens")
+    parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "

@@ -1,15 +1,14 @@
 """The two ways of generating that a benchmark compares, and how far apart they are."""
 
-import copy
+import dataclasses
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from trainer.fast.generator import FastGenerator, fast_generator
+from trainer.fast.weights import Mode
 from trainer.generate import Generator, Prompt, sample_latents
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Path(Protocol):
@@ -38,10 +37,47 @@ class Eager:
         return sample_latents(generator.model, range(num), seed, generator.config.sampling, generator.warp)
 
 
-def fast_path(generator: Generator, mode: str) -> Path:
-    """The fastest way there is to generate with these weights, held as `mode` says."""
-    return Eager(Generator(generator.config, copy.deepcopy(generator.model).to(_DTYPES[mode]),
-                           generator.warp, generator.num_tokens, generator.end_of_text_id))
+@dataclass(frozen=True)
+class Fast:
+    """The fast path, as `ldlm sample` takes it."""
+
+    generator: FastGenerator
+
+    def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
+        """See `Path`."""
+        return self.generator.tokens(num, seed, prompt)
+
+    def latents(self, num: int, seed: int) -> Tensor:
+        """See `Path`."""
+        return self.generator.generated(range(num), seed).latents_BKD.clone()
+
+
+class FastPaths:
+    """The fast paths of one model: the weights of each mode are laid out once.
+
+    Args:
+        generator: The float32 model.
+        compiles: False: operations of torch as they are, in one graph: slower, and minutes sooner.
+
+    Attributes:
+        said: What the paths have said of themselves, each sentence once.
+    """
+
+    def __init__(self, generator: Generator, *, compiles: bool = True) -> None:
+        self._generator, self._compiles = generator, compiles
+        self._laid_out: dict[Mode, Generator] = {}
+        self.said: dict[str, None] = {}
+
+    def at(self, own: Generator, mode: Mode) -> Path:
+        """The path of one way of sampling: steps, batch size."""
+        if mode not in self._laid_out:
+            self._laid_out[mode] = fast_generator(
+                self._generator, self._hear, "default" if self._compiles else None, mode)
+        fast = dataclasses.replace(self._laid_out[mode], config=own.config)
+        return Fast(fast) if isinstance(fast, FastGenerator) else Eager(fast)
+
+    def _hear(self, words: str) -> None:
+        self.said[words] = None
 
 
 def relative_error(found: Tensor, wanted: Tensor) -> float:

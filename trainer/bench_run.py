@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import itertools
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,9 +12,12 @@ import torch
 from torch import Tensor
 
 from trainer.bench_cases import Case, Model
-from trainer.bench_device import GpuState, gpu_state
+from trainer.bench_device import GpuState, device_name, gpu_state
 from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
-from trainer.bench_paths import Eager, Path, fast_path, relative_error, same_tokens
+from trainer.bench_models import shape_behind
+from trainer.bench_parts import Parts, attention_s, head_s, parts_of
+from trainer.bench_paths import Eager, FastPaths, Path, relative_error, same_tokens
+from trainer.bench_published import published_tokens_per_s
 from trainer.bench_result import (
     RTX5090_BYTES_PER_S,
     CaseResult,
@@ -23,8 +25,7 @@ from trainer.bench_result import (
     problem_of,
     usd_per_million_tokens,
 )
-from trainer.bench_timing import Timed, time_path
-from trainer.encoder_shape import EncoderShape
+from trainer.bench_timing import Timed, over_after, time_path
 from trainer.generate import Generator
 
 _CHECKED_SEEDS = 2  # a graph that does not read its inputs would pass with one
@@ -37,12 +38,10 @@ class Subject:
 
     Attributes:
         build: The float32 model of a length, on the device; its sampling is set by each case.
-        shape: Of its token encoder.
         is_trained: True for a checkpoint, whose tokens have to be the same, too.
     """
 
     build: Callable[[Model], Generator]
-    shape: EncoderShape
     is_trained: bool
 
 
@@ -53,7 +52,9 @@ class Effort:
     Attributes:
         generations: Timed ones of each path.
         case_seconds: Of timing each path, at most.
-        is_over: True once nothing more may be begun.
+        compiles: See `FastPaths`.
+        has_parts: Also take the time of the fast path apart.
+        is_over: True once no case may be begun but the first.
     """
 
     generations: int
@@ -61,12 +62,15 @@ class Effort:
     seed: int
     price_usd_per_hour: Decimal | None
     projects: bool
+    compiles: bool = True
+    has_parts: bool = False
     is_over: Callable[[], bool] = lambda: False
 
 
 def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Effort, device: torch.device,
               ) -> Iterator[CaseResult]:
     """What is found of each case, in order; one model at a time is in memory."""
+    num_done = 0
     for model, group in itertools.groupby(cases, key=lambda case: case.model):
         group_cases = list(group)
         try:
@@ -75,7 +79,11 @@ def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Eff
             yield from (_no_room(case, error) for case in group_cases)
             continue
         for case in group_cases:
-            yield runner.result(case)
+            if num_done and effort.is_over():
+                yield CaseResult(case=case, left_out="not begun: no time left")
+            else:
+                yield runner.result(case)
+            num_done += 1
         del runner
         _free()
 
@@ -89,31 +97,34 @@ class _Runner:
         self._effort, self._device = effort, device
         self._expected: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._references: dict[tuple[int, int], Timed] = {}
+        self._fast = FastPaths(generator, compiles=effort.compiles)
 
     def result(self, case: Case) -> CaseResult:
         """Check a case and, where it passes, time it; say so where it does not fit."""
-        if self._effort.is_over():
-            return CaseResult(case=case, left_out="not begun: the time is over")
         try:
             return self._measured(case)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             return _no_room(case, error)
 
     def _measured(self, case: Case) -> CaseResult:
-        own = _sampling(self._generator, case)
+        own = with_sampling(self._generator, case)
         expected = self._outputs(case, own)
-        fast = fast_path(own, case.mode)
+        fast = self._fast.at(own, case.mode)
         check = self._check(case, fast, expected)
-        work = work_of(case, own.config, self._subject.shape, self._rates, _num_seen(own))
-        found = CaseResult(case=case, check=check, work=work, floor_s=floor_s(work), left_out=check.problem)
+        work = work_of(case, own.config, shape_behind(own.model), self._rates, _num_seen(own))
+        found = CaseResult(case=case, check=check, work=work, floor_s=floor_s(work), left_out=check.problem,
+                           fast_path=tuple(self._fast.said))
         if check.problem:
             return found
         timed = self._timed(case, fast)
         loaded = _loaded(fast, case) if self._device.type == "cuda" else None
+        parts = self._parts(case, own, fast, timed) if self._effort.has_parts and case.steps > 1 else None
         del fast
         reference = self._reference(case, Eager(own))
-        return found.model_copy(update={"fast": timed, "loaded": loaded, "reference": reference}
-                                | self._figures(timed, reference, found))
+        return found.model_copy(update={
+            "fast": timed, "loaded": loaded, "reference": reference, "parts": parts,
+            "published_tokens_per_s": published_tokens_per_s(case, device_name(self._device)),
+        } | self._figures(timed, reference, found))
 
     def _figures(self, timed: Timed, reference: Timed, found: CaseResult) -> dict[str, object]:
         """What follows from the times."""
@@ -126,6 +137,13 @@ class _Runner:
         return {"fraction_of_limit": found.floor_s / timed.seconds_median,
                 "ratio": timed.tokens_per_s / reference.tokens_per_s,
                 "projected_rtx5090_tokens_per_s": projected, "usd_per_million_tokens": dollars}
+
+    def _parts(self, case: Case, own: Generator, fast: Path, timed: Timed) -> Parts:
+        one_step = case.model_copy(update={"steps": 1})
+        once = self._timed(one_step, self._fast.at(with_sampling(self._generator, one_step), case.mode))
+        return parts_of(timed.seconds_median, once.seconds_median, case.steps,
+                        attention_s(own, case.batch, case.steps, case.mode),
+                        head_s(fast, own, case.batch, case.mode))
 
     def _outputs(self, case: Case, own: Generator) -> list[tuple[Tensor, Tensor]]:
         """Latents and tokens of the reference for each checked seed, on the host."""
@@ -149,9 +167,9 @@ class _Runner:
         return [(self._effort.seed + 1) * _FIRST_CHECKED + index for index in range(_CHECKED_SEEDS)]
 
     def _timed(self, case: Case, path: Path) -> Timed:
-        until = time.monotonic() + self._effort.case_seconds
+        is_late = over_after(self._effort.case_seconds)
         return time_path(path, case.batch, case.model.length, self._effort.generations, self._device,
-                         lambda: time.monotonic() >= until or self._effort.is_over())
+                         lambda: is_late() or self._effort.is_over())
 
     def _reference(self, case: Case, path: Path) -> Timed:
         """Timed once for all modes."""
@@ -161,7 +179,8 @@ class _Runner:
         return self._references[size]
 
 
-def _sampling(generator: Generator, case: Case) -> Generator:
+def with_sampling(generator: Generator, case: Case) -> Generator:
+    """The same, for as many steps and texts at once as a case has."""
     config = generator.config
     sampling = config.sampling.model_copy(update={"steps": case.steps, "batch_size": case.batch})
     return dataclasses.replace(generator, config=config.model_copy(update={"sampling": sampling}))

@@ -1,6 +1,7 @@
 """How long a way of generating takes: one generation after the other, each from another seed."""
 
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from trainer.bench_limits import timed_s
 from trainer.bench_paths import Path
+from trainer.generate import Prompt
 
 WARM_UP_GENERATIONS = 3
 
@@ -34,7 +36,7 @@ def summary(seconds: Sequence[float], num_tokens: int) -> Timed:
 
 
 def time_path(path: Path, batch: int, length: int, num: int, device: torch.device,
-              is_over: Callable[[], bool] = lambda: False) -> Timed:
+              is_over: Callable[[], bool], prompt: Prompt | None = None) -> Timed:
     """Time at most `num` generations of a batch after warm-up, at least one.
 
     Args:
@@ -44,10 +46,17 @@ def time_path(path: Path, batch: int, length: int, num: int, device: torch.devic
         num: Generations.
         device: Where.
         is_over: True once time is up.
+        prompt: Which each text begins with.
     """
     seconds = list[float]()
     for seed in range(WARM_UP_GENERATIONS + num):
         if len(seconds) > WARM_UP_GENERATIONS and is_over():
             break
-        seconds.append(timed_s(partial(path.tokens, batch, seed), device))
+        seconds.append(timed_s(partial(path.tokens, batch, seed, prompt), device))
     return summary(seconds[WARM_UP_GENERATIONS:], batch * length)
+
+
+def over_after(seconds: float) -> Callable[[], bool]:
+    """Turns true so many seconds from now."""
+    until = time.monotonic() + seconds
+    return lambda: time.monotonic() >= until

@@ -220,6 +220,7 @@ class Name:
     RENTALS = "rentals.json"  # what the side that rents the machines knows of them
     OUTCOME = "outcome.json"
     BENCH = "bench/result.json"
+    BENCH_REPORT = "bench/report.json"  # every case, floor and limit behind it
     MACHINE = "machine.json"  # of an attempt: what its first node found where it runs
     WANDB = "wandb.json"  # of an attempt: where it is seen on W&B
     STACKS = "stacks"  # of an attempt that hung: a text for each rank

@@ -16,7 +16,7 @@ NF4_VALUES = (
     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023,
     1.0)
-_FP8_MAX = 448.0
+FP8_MAX = 448.0
 # Weights at a time: at most 12 bytes of temporaries each, so 48 MiB (arithmetic).
 _PIECE = 4 * 2**20
 
@@ -69,12 +69,12 @@ def encode_fp8(weights: Tensor, codes: Tensor, scales: Tensor) -> None:
     rows = weights.reshape(-1, weights.shape[-1])
     coded = codes.view(rows.shape)
     # A tensor of the device: by a plain number a GPU multiplies with the rounded inverse instead.
-    top = torch.tensor(_FP8_MAX, device=weights.device)
+    top = torch.tensor(FP8_MAX, device=weights.device)
     for start, end in _row_pieces(*rows.shape):
         piece = rows[start:end].float()
         scale = piece.abs().amax(dim=1) / top
         piece = piece / torch.where(scale > 0, scale, 1)[:, None]
-        coded[start:end] = piece.clamp_(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn)
+        coded[start:end] = piece.clamp_(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
         scales[start:end] = scale
 
 

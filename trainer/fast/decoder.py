@@ -7,19 +7,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.fast.weights import behind_norm, joined, laid_out
+from trainer.fast.weights import Mode, behind_norm, dtype_of, joined, laid_out
 from trainer.latents import JointBlock, LatentDecoder, Perceiver, SplitBlock, TokenDecoder
 
 
 class FastDecoder(nn.Module):
     """`LatentDecoder` and `TokenDecoder.features` in one."""
 
-    def __init__(self, decoder: LatentDecoder, tokens: TokenDecoder, dtype: torch.dtype) -> None:
+    def __init__(self, decoder: LatentDecoder, tokens: TokenDecoder, mode: Mode) -> None:
         super().__init__()
-        self.dtype = dtype
-        self.perceiver = FastPerceiver(decoder.perceiver, dtype)
+        self.dtype = dtype_of(mode)
+        self.perceiver = FastPerceiver(decoder.perceiver, mode)
         self.input, self.blocks, self.norm = (
-            laid_out(part, dtype) for part in (tokens.input, tokens.blocks, tokens.norm))
+            laid_out(part, mode) for part in (tokens.input, tokens.blocks, tokens.norm))
         self.positions = tokens.positions
 
     def forward(self, z_BKD: Tensor) -> Tensor:
@@ -34,16 +34,16 @@ class FastDecoder(nn.Module):
 class FastPerceiver(nn.Module):
     """A `Perceiver` whose blocks read their context by one matrix product: it is the same for all of them."""
 
-    def __init__(self, perceiver: Perceiver, dtype: torch.dtype) -> None:
+    def __init__(self, perceiver: Perceiver, mode: Mode) -> None:
         super().__init__()
-        self.dtype = dtype
+        self.dtype = dtype_of(mode)
         self.input, self.norm, self.output = (
-            laid_out(part, dtype) for part in (perceiver.input, perceiver.norm, perceiver.output))
+            laid_out(part, mode) for part in (perceiver.input, perceiver.norm, perceiver.output))
         self.positions, self.queries = perceiver.positions, perceiver.queries
         self.keys_values = laid_out(joined(behind_norm(part, block.context_norm) for block in perceiver.blocks
-                                           for part in _context_maps(block)), dtype)
+                                           for part in _context_maps(block)), mode)
         self.blocks = nn.ModuleList(
-            (_Joint if isinstance(block, JointBlock) else _Split)(block, dtype) for block in perceiver.blocks)
+            (_Joint if isinstance(block, JointBlock) else _Split)(block, mode) for block in perceiver.blocks)
 
     def forward(self, inputs_BKD: Tensor) -> Tensor:
         context_BKW = self.input(inputs_BKD.to(self.dtype)).float() + self.positions
@@ -64,10 +64,10 @@ def _context_maps(block: JointBlock | SplitBlock) -> tuple[nn.Linear, nn.Linear]
 class _Joint(nn.Module):
     """`JointBlock` whose latents are read by one matrix product."""
 
-    def __init__(self, block: JointBlock, dtype: torch.dtype) -> None:
+    def __init__(self, block: JointBlock, mode: Mode) -> None:
         super().__init__()
-        self.query_key_value = laid_out(joined([block.query, block.latent_key, block.latent_value]), dtype)
-        self.block = laid_out(block, dtype)
+        self.query_key_value = laid_out(joined([block.query, block.latent_key, block.latent_value]), mode)
+        self.block = laid_out(block, mode)
         for unused in ("query", "latent_key", "latent_value", "context_key", "context_value", "context_norm"):
             delattr(self.block, unused)
 
@@ -82,9 +82,9 @@ class _Joint(nn.Module):
 class _Split(nn.Module):
     """`SplitBlock` that is given keys and values of its context."""
 
-    def __init__(self, block: SplitBlock, dtype: torch.dtype) -> None:
+    def __init__(self, block: SplitBlock, mode: Mode) -> None:
         super().__init__()
-        self.block = laid_out(block, dtype)
+        self.block = laid_out(block, mode)
         del self.block.context_norm, self.block.cross_attention.key, self.block.cross_attention.value
 
     def forward(self, x_BLW: Tensor, key_BKW: Tensor, value_BKW: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.attention import rotation_of
 from trainer.denoiser import Denoiser
-from trainer.fast.weights import laid_out
+from trainer.fast.weights import Mode, dtype_of, laid_out
 from trainer.prompt import PromptAttention, PromptContext
 
 _OF_A_BLOCK = 6  # shift, scale and gate of attention and of the MLP
@@ -31,12 +31,14 @@ class ReadPrompt(NamedTuple):
 class FastDenoiser(nn.Module):
     """Computes what a `Denoiser` does, but is told `times(u)` where that is told u."""
 
-    def __init__(self, denoiser: Denoiser, dtype: torch.dtype) -> None:
+    def __init__(self, denoiser: Denoiser, mode: Mode) -> None:
         super().__init__()
         self.reads_estimate = denoiser.config.model.self_conditioning
-        self.is_plain, self.dtype = denoiser.is_plain, dtype
+        self.is_plain, self.dtype = denoiser.is_plain, dtype_of(mode)
+        self.has_input, self.has_output = (isinstance(part, nn.Linear)
+                                           for part in (denoiser.input, denoiser.output))
         self.input, self.blocks, self.output = (
-            laid_out(part, dtype) for part in (denoiser.input, denoiser.blocks, denoiser.output))
+            laid_out(part, mode) for part in (denoiser.input, denoiser.blocks, denoiser.output))
         if not self.is_plain:
             for block in self.blocks:
                 del block.modulation
@@ -72,7 +74,7 @@ class FastDenoiser(nn.Module):
         """Clean latents (B, K, D), float32; see `Denoiser.forward`."""
         if self.reads_estimate:
             z_BKD = torch.cat([z_BKD, estimate_BKD], dim=-1)
-        x_BKW = self.input(z_BKD.to(self.dtype)) if isinstance(self.input, nn.Linear) else z_BKD
+        x_BKW = self.input(z_BKD.to(self.dtype)) if self.has_input else z_BKD
         x_BKW = x_BKW.float()
         if self.positions is not None:
             x_BKW = x_BKW + self.positions
@@ -82,7 +84,7 @@ class FastDenoiser(nn.Module):
             x_BKW = self._block(number, block, x_BKW, told_MW, prompt)
         if not self.is_plain:
             x_BKW = self._modulated(x_BKW, told_MW[-2], told_MW[-1])
-        if isinstance(self.output, nn.Linear):
+        if self.has_output:
             x_BKW = x_BKW.to(self.dtype)
         return self.output(x_BKW).float()
 

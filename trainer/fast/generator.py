@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from trainer.command import talk
+from trainer.contract import ConfigError
 from trainer.fast.graph import CapturedProgram
 from trainer.fast.noise import sample_keys
 from trainer.fast.program import FastModel, Generated, Program, choose_program
+from trainer.fast.weights import FORMATS, Mode, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.prompt import PromptContext
 
-# Triton, by which torch compiles for GPUs, and tensor cores for bfloat16.
-_LEAST_FOR_TRITON, _LEAST_FOR_BF16 = (7, 0), (8, 0)
+_LEAST_FOR_TRITON, _LEAST_FOR_FP8 = (7, 0), (9, 0)  # torch compiles for GPUs by Triton
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class FastGenerator(Generator):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights as they are multiplied."""
-        return self.fast.dtype
+        return FORMATS[self.fast.mode]
 
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
         """As of a generator; batches are all of one size, so that one program makes them."""
@@ -68,8 +69,8 @@ class FastGenerator(Generator):
                 program = choose_program(self.config, fast, len(keys_B2), device)
                 return CapturedProgram(program, keys_B2, context)
             except RuntimeError as error:
-                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: "
-                         f"{str(error).strip().splitlines()[0]}")
+                why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: {why}")
                 if fast.compile_mode is None:
                     break
                 fast.compiled(None)
@@ -77,26 +78,34 @@ class FastGenerator(Generator):
 
 
 def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
-                   compile_mode: str | None = "default") -> Generator:
+                   compile_mode: str | None = "default", mode: Mode | None = None) -> Generator:
     """The fastest way to the same texts on the generator's device; what that is, is said once.
 
     Args:
         generator: As `load_generator` gives it. One that changes estimates on the way stays as it is.
         say: Hears what the device and the generator allow.
-        compile_mode: Of `torch.compile`, on a GPU; None: without, which starts at once.
+        compile_mode: Of `torch.compile`, on a GPU, one that makes no graphs itself; None: without, which
+            starts at once.
+        mode: How matrices are held; None: as `usual_mode` has it.
+
+    Raises:
+        ConfigError: The device does not multiply matrices that are held so.
     """
     if type(generator) is not Generator:
         say("what is filled in between given texts has no fast path: the plain one is taken")
         return generator
     device = generator.model.hidden_mean.device
     ability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    dtype = torch.bfloat16 if ability >= _LEAST_FOR_BF16 else torch.float32
-    fast = FastModel(generator, dtype, compile_mode if ability >= _LEAST_FOR_TRITON else None)
+    if mode == "fp8" and device.type == "cuda" and ability < _LEAST_FOR_FP8:
+        name = torch.cuda.get_device_name(device)
+        raise ConfigError(f"{name} does not multiply matrices of rows with a scale each: that takes compute "
+                          "capability 9.0", place="fp8", fix="take bf16")
+    fast = FastModel(generator, mode or usual_mode(device),
+                     compile_mode if ability >= _LEAST_FOR_TRITON else None)
     graphs = "one CUDA graph a batch size of" if device.type == "cuda" else "no CUDA graphs here;"
     say(f"fast path: {graphs} {_way(fast)}")
     return FastGenerator(**vars(generator), fast=fast, say=say)
 
 
 def _way(fast: FastModel) -> str:
-    name = str(fast.dtype).removeprefix("torch.")
-    return f"{name} operations of torch" if fast.compile_mode is None else f"compiled {name}"
+    return f"{fast.mode} operations of torch" if fast.compile_mode is None else f"compiled {fast.mode}"

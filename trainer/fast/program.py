@@ -15,6 +15,7 @@ from trainer.fast.decoder import FastDecoder
 from trainer.fast.denoiser import FastDenoiser, ReadPrompt
 from trainer.fast.head import argmax_rows
 from trainer.fast.noise import normals
+from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator, Guidance, guided
 from trainer.prompt import PromptContext
 from trainer.sampler import SOLVERS, Mix, grid_of, solver_steps
@@ -45,19 +46,19 @@ class FastModel:
 
     Args:
         generator: Whose model it is.
-        dtype: In which matrices are multiplied.
+        mode: How matrices are held and multiplied.
         compile_mode: Of `torch.compile`; None: the operations of torch one by one. What is compiled is a
             pass of the denoiser with its solver's step, the noise, and the decoders, each as a whole.
     """
 
-    def __init__(self, generator: Generator, dtype: torch.dtype, compile_mode: str | None) -> None:
+    def __init__(self, generator: Generator, mode: Mode, compile_mode: str | None) -> None:
         model = generator.model
-        self.generator, self.dtype = generator, dtype
+        self.generator, self.mode = generator, mode
         self.shape = model.config.num_latents, model.config.model.latent_width
-        self.denoiser = FastDenoiser(model.denoiser, dtype)
-        self.decoder = FastDecoder(model.decoder, model.token_decoder, dtype)
+        self.denoiser = FastDenoiser(model.denoiser, mode)
+        self.decoder = FastDecoder(model.decoder, model.token_decoder, mode)
         head = model.token_decoder.head
-        self._head = head.weight.detach().to(dtype), head.bias.detach().float()
+        self._head = head.weight.detach().to(dtype_of(mode)), head.bias.detach().float()
         self.compiled(compile_mode)
 
     def compiled(self, mode: str | None) -> None:

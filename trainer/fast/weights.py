@@ -1,18 +1,24 @@
-"""Weights as the fast path reads them: matrices in the dtype that they are multiplied in, laid out once.
+"""Weights as the fast path reads them: matrices in the format that they are multiplied in, laid out once.
 
 The stream between the blocks and all norms stay in float32: only what goes into a matrix product is rounded.
+Shapes: N positions, I and O inputs and outputs of a map.
 """
 
 import copy
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.attention import GatedMlp
+from trainer.quantise import FP8_MAX, encode_fp8
 
+# fp8: matrices of the blocks in e4m3, a scale for each of their rows and of what they read; the rest as bf16.
+Mode = Literal["fp32", "bf16", "fp8"]
+FORMATS: dict[Mode, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+_FP8_SIDES = 16  # torch multiplies matrices in fp8 whose sides divide by it
 Part = TypeVar("Part", bound=nn.Module)
 
 
@@ -39,23 +45,62 @@ class JoinedGatedMlp(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-def laid_out(part: Part, dtype: torch.dtype) -> Part:
-    """A copy of a part for inference. What is in its dtype already is shared with the original."""
+class Fp8Map(nn.Module):
+    """A linear map in fp8, both what it reads and its weight, added up in float32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight_OI = linear.weight
+        self.codes_OI = torch.empty_like(weight_OI, dtype=torch.float8_e4m3fn, requires_grad=False)
+        self.scale_1O = torch.empty(1, len(weight_OI), device=weight_OI.device)
+        encode_fp8(weight_OI, self.codes_OI.view(-1), self.scale_1O[0])
+        self.bias_O = linear.bias
+
+    @staticmethod
+    def fits(linear: nn.Linear) -> bool:
+        """True for a map that torch can multiply so."""
+        return linear.in_features % _FP8_SIDES == 0 and linear.out_features % _FP8_SIDES == 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        x_NI = x.flatten(0, -2).float()
+        scale_N1 = x_NI.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / FP8_MAX
+        codes_NI = (x_NI / scale_N1).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+        found_NO = torch._scaled_mm(codes_NI, self.codes_OI.T, scale_N1, self.scale_1O, self.bias_O,
+                                    out_dtype=torch.bfloat16, use_fast_accum=x.is_cuda)
+        return found_NO.unflatten(0, x.shape[:-1])
+
+
+def usual_mode(device: torch.device) -> Mode:
+    """Where nobody says: bf16 where there are tensor cores for it."""
+    has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if has_bf16 else "fp32"
+
+
+def dtype_of(mode: Mode) -> torch.dtype:
+    """Of what maps read and write."""
+    return torch.float32 if mode == "fp32" else torch.bfloat16
+
+
+def laid_out(part: Part, mode: Mode) -> Part:
+    """A copy of a part for inference. What is in its format already is shared with the original."""
+    dtype = dtype_of(mode)
     matrices = {id(weight) for module in part.modules() if isinstance(module, nn.Linear)
                 for weight in module.parameters(recurse=False)}
     # Rounded weights instead of copies that would be rounded later: a copy of all has no room beside 27B's.
     made = {id(weight): nn.Parameter(weight.detach().to(dtype if id(weight) in matrices else torch.float32),
                                      requires_grad=False) for weight in part.parameters()}
-    return _for_inference(copy.deepcopy(part, made).eval(), dtype)
+    return _for_inference(copy.deepcopy(part, made).eval(), mode)
 
 
-def _for_inference(module: nn.Module, dtype: torch.dtype) -> Any:
+def _for_inference(module: nn.Module, mode: Mode) -> Any:
     if isinstance(module, nn.LayerNorm):
-        return RoundedNorm(module, dtype)
+        return RoundedNorm(module, dtype_of(mode))
+    if isinstance(module, nn.Linear) and mode == "fp8" and Fp8Map.fits(module):
+        return Fp8Map(module)
     if isinstance(module, GatedMlp):
-        return JoinedGatedMlp(module)
+        module = JoinedGatedMlp(module)
     for name, child in module.named_children():
-        setattr(module, name, _for_inference(child, dtype))
+        setattr(module, name, _for_inference(child, mode))
     return module
 
 
