@@ -71,8 +71,8 @@ class FastGenerator(Generator):
             except RuntimeError as error:
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
                 self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: {why}")
-                if fast.compile_mode is None:
-                    break
+                if fast.compile_mode is None or isinstance(error, torch.OutOfMemoryError):
+                    break  # for want of memory other sizes need not do without
                 fast.compiled(None)
         return choose_program(self.config, fast, len(keys_B2), device)
 
