@@ -16,7 +16,17 @@ def screen(report: Report) -> list[str]:
         results = list(group)
         lines += ["", *_speeds(name, results), "", *_spreads(results, report), *_parts(results), "",
                   *_floors(results)]
-    return [*lines, "", *_notes(report)]
+    return [*lines, *_first_texts(report), "", *_notes(report)]
+
+
+def _first_texts(report: Report) -> Iterator[str]:
+    """Cold starts: each part, then all until the first text."""
+    for found in report.first_texts:
+        path = "by the fast path" if found.is_fast else "operation by operation"
+        parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.parts_s.items())
+        yield ""
+        yield f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}"
+        yield from (f"  {line}" for line in textwrap.wrap(f"seconds: {parts}", _WIDTH - 2))
 
 
 def _head(report: Report) -> Iterator[str]:
