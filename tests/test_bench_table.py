@@ -74,7 +74,7 @@ seed-35b-a3b: median tokens/s, share of the limit, distance from reference
   steps tokens batch  mode       p10    median       p90   of  $/M tokens
      10     64     1  bf16     1.800     2.000     2.500   50    0.031250
 
-  share of the time; attention is the denoiser's, it and the head were timed alone
+  share of the time; the denoiser's attention and the head were timed alone
   steps tokens batch  mode  denoiser attention  decoders      head
      10     64     1  bf16     60.0%      5.0%     20.0%     20.0%
 

@@ -89,7 +89,7 @@ def _parts(results: list[CaseResult]) -> Iterator[str]:
     measured = [result for result in results if result.parts and result.fast]
     if measured:
         yield ""
-        yield "  share of the time; attention is the denoiser's, it and the head were timed alone"
+        yield "  share of the time; the denoiser's attention and the head were timed alone"
         yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'denoiser':>9} {'attention':>9} "
                f"{'decoders':>9} {'head':>9}")
     for result in measured:
