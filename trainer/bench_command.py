@@ -58,7 +58,8 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
     report = _measured(options, sources, device, Report(
         at=datetime.now(UTC), source=_source_words(options), seed=options.seed,
         device=look_at(device, before, options.expect), software=software(device, options.git_sha),
-        rates=measure_rates(device, _modes(options, device)), price_usd_per_hour=options.price, cases=()))
+        rates=measure_rates(device, _modes(options, device)), price_usd_per_hour=options.price, cases=(),
+        projects=options.project is not None))
     if options.plot:
         plot(report, options.plot)
     return report, compare(report, earlier) if earlier else None

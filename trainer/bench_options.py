@@ -1,4 +1,4 @@
-"""Command line of `python -m trainer.bench generate`. No torch."""
+"""Command line of `ldlm bench-here`, which is `python -m trainer.bench generate`. No torch."""
 
 import argparse
 import math
@@ -12,16 +12,16 @@ from trainer.profiles import PROFILES
 
 _MODES = ("fp32", "bf16", "fp8")
 _EXAMPLES = """examples:
-  python -m trainer.bench generate --preset seed-35b-a3b --steps 10 --steps 4
-  python -m trainer.bench generate --preset seed-27b --sweep batch --plot batch.png --out batch.json
-  python -m trainer.bench generate --preset smoke --against earlier.json
+  ldlm bench-here --preset seed-35b-a3b --steps 10 --steps 4
+  ldlm bench-here --preset seed-27b --sweep batch --plot batch.png --out batch.json
+  ldlm bench-here --preset smoke --against earlier.json
 """
 
 
 def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
     """What was typed behind `generate`. Ends the program with code 2 when it goes wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.bench generate", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="ldlm bench-here", formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, epilog=_EXAMPLES,
         description="Time generation, of random weights of a profile or of an export: the float32 reference "
                     "and the fast path in one run, checked against each other first, beside what the device "

@@ -86,6 +86,7 @@ class Report(BaseModel):
         source: `random weights`, or the run and its step.
         price_usd_per_hour: Of the machine.
         seed: Of weights and inputs.
+        projects: A projection for an RTX 5090 was asked for, where one can be made.
         first_texts: Cold starts; none: not asked for.
     """
 
@@ -100,6 +101,7 @@ class Report(BaseModel):
     rates: Rates
     price_usd_per_hour: Decimal | None
     cases: tuple[CaseResult, ...]
+    projects: bool = False
     first_texts: tuple[FirstText, ...] = ()
 
     @property

@@ -53,7 +53,7 @@ def _size(result: CaseResult) -> str:
 
 
 def _speeds(name: str, results: list[CaseResult]) -> Iterator[str]:
-    yield f"{name}: tokens/s (medians), share of the limit, distance from the reference"
+    yield f"{name}: median tokens/s, share of the limit, distance from reference"
     yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'reference':>9} {'fast':>9} {'ratio':>6} "
            f"{'limit':>5} {'error':>8} {'same':>6}")
     for result in results:
@@ -89,7 +89,7 @@ def _parts(results: list[CaseResult]) -> Iterator[str]:
     measured = [result for result in results if result.parts and result.fast]
     if measured:
         yield ""
-        yield "  share of the time; attention is the denoiser's, it and the head were timed alone"
+        yield "  share of the time; the denoiser's attention and the head were timed alone"
         yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'denoiser':>9} {'attention':>9} "
                f"{'decoders':>9} {'head':>9}")
     for result in measured:
@@ -127,10 +127,18 @@ def _notes(report: Report) -> Iterator[str]:
         yield from _note(warning)
     if not report.device.is_rtx5090:
         yield from _note("this is not an RTX 5090 figure")
+    if report.projects:
+        yield from _projections(report)
+
+
+def _projections(report: Report) -> Iterator[str]:
     for result in report.cases:
-        if result.projected_rtx5090_tokens_per_s is not None:
-            yield from _note(f"PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
-                             f"{result.case}: ~{result.projected_rtx5090_tokens_per_s:,.0f} tokens/s")
+        projected = result.projected_rtx5090_tokens_per_s
+        if projected is not None:
+            yield from _note("PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
+                             f"{result.case}: ~{projected:,.0f} tokens/s")
+        elif result.fast:
+            yield from _note(f"no projection for an RTX 5090 of {result.case}: arithmetic bounds it, too")
 
 
 def _note(text: str) -> list[str]:
