@@ -32,8 +32,10 @@ def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], rentals: S
     """
     submitted = next((event.at for event in events if event.kind == "submitted"), None)
     told = {event.detail.get("attempt"): event.at for event in events if event.kind == "attempt_ended"}
+    doubts = list[str]()
+    attempts = [_not_begun_ahead(files, doubts) for files in attempts]
     following = [files.attempt.billed_from for files in attempts[1:]]
-    found, doubts = [], list[str]()
+    found = []
     for files, next_from in zip_longest(attempts, following):
         files = _not_seen_ahead(_begun(files, next_from, submitted, doubts), now, doubts)
         files = _not_far_behind(files, list(_bounds(files, events, rentals, written)), doubts)
@@ -80,6 +82,19 @@ def _begun(files: AttemptFiles, next_from: datetime | None, submitted: datetime 
     if is_before:
         return files
     return files.model_copy(update={"attempt": files.attempt.model_copy(update={"billed_from": submitted})})
+
+
+def _not_begun_ahead(files: AttemptFiles, doubts: list[str]) -> AttemptFiles:
+    """From when its steady clock says, if it begins behind its end and its heartbeat, which agree: its clock
+    was set back after it had begun, and one that vanished before it would be billed until then."""
+    begin, beat, end = files.attempt.billed_from, files.heartbeat, files.end
+    if beat is None or end is None or abs(end.at - beat.at) > _FAR or begin - max(end.at, beat.at) <= _FAR:
+        return files
+    told = told_by(beat)
+    doubts.append(f"attempt {files.attempt.number} begins {console.duration(begin - end.at)} behind its own "
+                  "end: its clock was set back; it is billed for as long as its heartbeats tell")
+    return files.model_copy(update={
+        "attempt": files.attempt.model_copy(update={"billed_from": min(end.at, beat.at) - told})})
 
 
 def _not_seen_ahead(files: AttemptFiles, now: datetime, doubts: list[str]) -> AttemptFiles:
