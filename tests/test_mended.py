@@ -51,6 +51,17 @@ def assert_billed(story: Story, usd: str, doubt: str) -> None:
     assert (report.doubts[:1], report.spent_usd) == ([doubt], Decimal(usd))
 
 
+def test_a_begin_behind_all_that_was_heard_of_it_is_moved_and_the_one_before_billed_to_that(story):
+    """One vanished after 500 s at least; the next took 200 s, by a clock that was first a day ahead."""
+    story.folder.store.delete([story.folder.key(attempt_file(1, "end.json"))])
+    story.attempt(2, 86400)
+    story.beat(2, 800, step=70, durable=70, resumed=50, setup=100, train=100, durable_train=100)
+    story.end(2, 810, 0)
+    story.outcome(Outcome.FINISHED, 810, 70)
+    assert_billed(story, "0.81", "attempt 2 begins 23 h 46 min behind its own end: its clock was set back; "
+                                 "it is billed for as long as its heartbeats tell")
+
+
 def test_an_end_that_nobody_contradicts_is_billed(story):
     report = report_of(story)
     assert (report.doubts, report.spent_usd) == ([], Decimal("259.2"))

@@ -106,8 +106,8 @@ def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
                           "capability 9.0", place="fp8", fix="take bf16")
     fast = FastModel(generator, mode or usual_mode(device),
                      compile_mode if ability >= _LEAST_FOR_TRITON else None)
-    graphs = "one CUDA graph a batch size of" if device.type == "cuda" else "no CUDA graphs here;"
-    say(f"fast path: {graphs} {_way(fast)}")
+    graphs = "one CUDA graph for each batch size" if device.type == "cuda" else "no CUDA graphs here"
+    say(f"fast path: {_way(fast)}, {graphs}")
     return FastGenerator(**vars(generator), fast=fast, say=say)
 
 
