@@ -63,18 +63,17 @@ class FastGenerator(Generator):
 
     def _program(self, keys_B2: Tensor, context: PromptContext | None) -> Program:
         """A program for these sizes: as one graph where that works, compiled where that works."""
-        fast, device = self.fast, keys_B2.device
-        while device.type == "cuda":
+        fast, batch, has_prompt = self.fast, len(keys_B2), context is not None
+        while keys_B2.is_cuda:
             try:
-                program = choose_program(self.config, fast, len(keys_B2), device)
+                program = choose_program(self.config, fast, batch, has_prompt)
                 return CapturedProgram(program, keys_B2, context)
             except RuntimeError as error:
-                why = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: {why}")
-                if fast.compile_mode is None:
+                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {batch}: "
+                         f"{str(error).strip().splitlines()[0]}")
+                if not fast.step_back():
                     break
-                fast.compiled(None)
-        return choose_program(self.config, fast, len(keys_B2), device)
+        return choose_program(self.config, fast, batch, has_prompt)
 
 
 def fast_generator(generator: Generator, say: Callable[[str], None] = talk,

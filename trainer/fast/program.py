@@ -64,13 +64,23 @@ class FastModel:
     def compiled(self, mode: str | None) -> None:
         """Go on in another mode of `torch.compile`."""
         self.compile_mode = mode
+        self.noise, self.step, self.features = map(self.made, (self._noise, self._step, self.decoder))
 
-        def made(function: Callable[..., Any]) -> Callable[..., Any]:
-            if mode is None:
-                return function
-            return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+    def made(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of static shapes as this model runs it."""
+        if self.compile_mode is None:
+            return function
+        return torch.compile(function, mode=self.compile_mode, fullgraph=True, dynamic=False)
 
-        self.noise, self.step, self.features = made(self._noise), made(self._step), made(self.decoder)
+    def step_back(self) -> bool:
+        """Do without the last of what makes it fast and may not work here; False: there is nothing left."""
+        if self.persistent:
+            self.persistent = False
+        elif self.compile_mode is not None:
+            self.compiled(None)
+        else:
+            return False
+        return True
 
     def tokens(self, features_BLW: Tensor) -> Tensor:
         """Most likely token ids (B, L) of what the head reads."""
@@ -128,6 +138,15 @@ def _draws(mixes: list[Mix]) -> list[int]:
     return [0, *itertools.accumulate(int(mix.add != 0) for mix in mixes)]
 
 
-def choose_program(config: TrainConfig, model: FastModel, batch: int, device: torch.device) -> Program:
-    """The fastest program that there is for a batch size on a device."""
-    return GeneralProgram(config, model)
+def choose_program(config: TrainConfig, model: FastModel, batch: int, has_prompt: bool) -> Program:
+    """The fastest program that there is for a batch size.
+
+    Raises:
+        RuntimeError: One that should work here does not; `model.step_back` leaves it out.
+    """
+    from trainer.fast.persistent.program import PersistentProgram, why_not, why_not_here
+
+    mean_D = model.generator.model.hidden_mean
+    if not model.persistent or why_not(config, len(mean_D), batch, has_prompt) or why_not_here(mean_D.device):
+        return GeneralProgram(config, model)
+    return PersistentProgram(config, model)

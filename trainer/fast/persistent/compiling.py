@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.persistent.shape import Shape
+from trainer.fast.persistent.shape import Shape
 
 _FOLDER = Path(__file__).parent
 _HEADERS = ("primitives.cuh", "shape.cuh", "helpers.cuh", "attention.cuh")
