@@ -287,8 +287,8 @@ def dollars(usd: Decimal | float, digits: int | None = None) -> str:
 
 
 def one_line(text: str, width: int = 68) -> str:
-    """A text without its line ends, cut off where it would be longer than `width`."""
-    flat = " ".join(text.split())
+    """A text without its line ends and what moves a cursor, cut off where it would be longer than `width`."""
+    flat = "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
     return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 

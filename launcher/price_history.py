@@ -138,7 +138,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Lines of the file, gzipped or not, with their numbers."""
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode()
+        # Spreadsheets put a mark of their own before the first name.
+        text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
         reader = csv.DictReader(text.splitlines())
         if set(_COLUMNS) - set(reader.fieldnames or ()):
             raise UsageError("no history of prices", place=str(path), fix=f"columns {', '.join(_COLUMNS)}")
@@ -155,6 +156,11 @@ def _price(row: dict[str, str], place: str) -> Price:
     except (TypeError, ValueError) as error:
         raise UsageError(f"no price: {error}", place=place,
                          fix="a day and two numbers, or leave the line out") from error
+    if not 1970 <= day.year < 2200:
+        raise UsageError(f"a price of {day}", place=place, fix="correct its day, or leave the line out")
+    if (currency := row.get("currency") or "USD") != "USD":
+        raise UsageError(f"currency is {currency!r}, and ldlm counts in USD", place=place,
+                         fix="turn its prices into dollars")
     if not all(LOWEST_USD_PER_HOUR <= usd <= HIGHEST_USD_PER_HOUR for usd in (on_demand, spot)):
         raise UsageError(f"prices of ${on_demand:g} and ${spot:g} an hour", place=place,
                          fix=f"dollars from {LOWEST_USD_PER_HOUR} to {HIGHEST_USD_PER_HOUR:,}, or leave the "

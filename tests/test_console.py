@@ -35,6 +35,12 @@ def test_sizes_name_their_units(num_bytes, shown):
     assert console.data_size(num_bytes) == shown
 
 
+@pytest.mark.parametrize(("text", "shown"), [
+    ("two\nlines", "two lines"), ("x" * 12, "x" * 9 + "…"), ("a\x1b[31mb\x00", "a?[31mb?"), ("été", "été")])
+def test_a_text_in_one_line_moves_no_cursor(text, shown):
+    assert console.one_line(text, 10) == shown
+
+
 def test_a_table_has_no_trailing_spaces_and_marks_in_cells_stay_text(capsys):
     console.answer_table(["name", "[bold]n[/]"], [["[red]a[/red]", "1"], ["b", "22"]], right=[1],
                          total=["total", "23"])

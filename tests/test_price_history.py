@@ -45,13 +45,28 @@ def test_each_price_gets_windows_by_the_days_it_held_and_none_is_split(path):
     ("2025-06-01,a3,us,10,0", "prices of"), ("2025-06-01,a3,us,1e300,1", r"prices of \$1e.300 and \$1 an"),
     ("2025-06-01,a3,us,1001,1", "prices of"), ("2025-06-01,a3,us,10,1e-320", "prices of"),
     ("2025-13-01,a3,us,10,1", "no price"), ("2025-06-01,a3,us,,1", "no price"),
-    ("2025-06-01,a3,us", "no price"),
+    ("2025-06-01,a3,us", "no price"), ("9999-12-31,a3,us,10,1", "a price of 9999-12-31"),
+    ("0001-01-01,a3,us,10,1", "a price of 0001-01-01"),
     ("2025-05-01,a3,us,10.0,8.0", "a second price of 2025-05-01, unlike the first")])
 def test_a_price_that_cannot_be_is_refused_by_its_line(path, line, problem):
     path.write_text(HISTORY + "\n" + line + "\n")
     with pytest.raises(UsageError, match=problem) as refused:
         read_prices(path, "a3", "us")
     assert refused.value.place == f"{path}, line 7"
+
+
+def test_prices_in_another_currency_are_refused(path):
+    lines = HISTORY.splitlines()
+    path.write_text("\n".join([f"{lines[0]},currency", *(f"{line},USD" for line in lines[1:-1]),
+                               f"{lines[-1]},EUR"]))
+    with pytest.raises(UsageError, match="currency is 'EUR', and ldlm counts in USD") as refused:
+        read_prices(path, "a3", "us")
+    assert refused.value.place == f"{path}, line 5"
+
+
+def test_a_file_as_a_spreadsheet_writes_it_is_read(path):
+    path.write_text(HISTORY, encoding="utf-8-sig")
+    assert read_prices(path, "a3", "us") == [Price(date(2025, 1, 1), 10, 2), Price(date(2025, 5, 1), 10, 5)]
 
 
 def test_a_price_that_is_said_twice_counts_once(path):

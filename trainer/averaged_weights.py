@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from trainer.manifest import CheckpointError, Manifest, newest_readable, read_rest
+from trainer.manifest import TIME_DENSITY, CheckpointError, Manifest, newest_readable, read_rest
 from trainer.piece_reader import read_pieces
 from trainer.run_folder import RunFolder
 
 BUFFER, TIMESTEPS = "buffer/", "timesteps/"  # before the names of small tensors in a checkpoint
-TIME_DENSITY = "time_density"  # among the weights: probability of each bin of time
 
 
 def load_averaged_weights(folder: RunFolder, say: Callable[[str], None]) -> tuple[Manifest, dict[str, Any]]:

@@ -84,7 +84,8 @@ def _cases(options: Namespace, device: torch.device) -> list[Case]:
 def _measured(options: Namespace, device: torch.device, report: Report) -> Report:
     """The report with all cases in it, written after each: what ends this early costs only the rest."""
     effort = Effort(options.generations, options.case_seconds, options.seed, options.price,
-                    projects=options.project is not None, compiles=not options.no_compile)
+                    projects=options.project is not None, compiles=not options.no_compile,
+                    has_parts=options.parts)
     cases, results = _cases(options, device), list[CaseResult]()
     progress = Progress(len(cases), talk)
     for name in dict.fromkeys(case.model.name for case in cases):

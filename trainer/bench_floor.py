@@ -11,8 +11,8 @@ from trainer.config import TrainConfig
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import generation_flops, generation_parameters
 
-# Of one weight; scales of the quantised ones are left out.
-BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "nf4": 0.5}
+# Of one weight, were all held so; scales are left out.
+BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0}
 
 
 class Rates(BaseModel):

@@ -1,21 +1,20 @@
 """What this device can do, measured in the same run as what is compared with it."""
 
 import importlib.util
-import statistics
 import time
 from collections.abc import Callable, Iterable
 
 import torch
 
 from trainer.bench_floor import Rates
+from trainer.fast.weights import Mode, dtype_of
 
 _TIMES = 10
 _CPU_WORDS, _CPU_SIDE = 1 << 24, 512  # 64 MiB, more than most caches; small, since it is only a yardstick
 _GPU_SIDE = 8192
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure_rates(device: torch.device, modes: Iterable[str]) -> Rates:
+def measure_rates(device: torch.device, modes: Iterable[Mode]) -> Rates:
     """Read rate of the device, and its rate of products for each mode.
 
     Modes with quantised weights count as bf16 does, but for fp8 where the device multiplies in it.
@@ -31,17 +30,16 @@ def _read_rate(device: torch.device) -> tuple[float, str]:
 
         return read_bytes_per_second(), "a kernel that only reads 4 GiB"
     words = torch.ones(_CPU_WORDS, device=device)
-    return words.nbytes / _median_s(words.sum, device), "torch.sum over 64 MiB"
+    return words.nbytes / _least_s(words.sum, device), "torch.sum over 64 MiB"
 
 
-def _matrix_rate(device: torch.device, mode: str) -> float:
+def _matrix_rate(device: torch.device, mode: Mode) -> float:
     side = _GPU_SIDE if device.type == "cuda" else _CPU_SIDE
     left, right = (torch.randn(side, side, device=device) for _ in range(2))
     if mode == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
-        return 2 * side**3 / _median_s(_fp8_product(left, right), device)
-    dtype = _DTYPES.get(mode, torch.bfloat16)
-    left, right = left.to(dtype), right.to(dtype)
-    return 2 * side**3 / _median_s(lambda: left @ right, device)
+        return 2 * side**3 / _least_s(_fp8_product(left, right), device)
+    left, right = left.to(dtype_of(mode)), right.to(dtype_of(mode))
+    return 2 * side**3 / _least_s(lambda: left @ right, device)
 
 
 def _fp8_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object]:
@@ -50,9 +48,9 @@ def _fp8_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object
     return lambda: torch._scaled_mm(first, second, one, one, out_dtype=torch.bfloat16)
 
 
-def _median_s(work: Callable[[], object], device: torch.device) -> float:
-    """The median, after two that do not count."""
-    return statistics.median([timed_s(work, device) for _ in range(_TIMES + 2)][2:])
+def _least_s(work: Callable[[], object], device: torch.device) -> float:
+    """The fastest of some, after two that do not count: this is about what can be."""
+    return min([timed_s(work, device) for _ in range(_TIMES + 2)][2:])
 
 
 def timed_s(work: Callable[[], object], device: torch.device) -> float:

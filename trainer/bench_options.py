@@ -30,6 +30,8 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="timed generations of each path and case, after 3 to warm up (default 50)")
     parser.add_argument("--case-seconds", type=number(float, 0.01, 1e6), default=math.inf, metavar="S",
                         help="of timing each path of a case: fewer generations where they take longer")
+    parser.add_argument("--parts", action="store_true", help="also where the time of the fast path goes: "
+                                                             "denoiser, attention, decoders, head")
     parser.add_argument("--no-compile", action="store_true",
                         help="the fast path without torch.compile: slower, but no minutes for each size")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and inputs")

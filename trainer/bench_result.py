@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from trainer.bench_cases import Case
 from trainer.bench_device import Device, GpuState, Software
 from trainer.bench_floor import PartWork, Rates
+from trainer.bench_parts import Parts
 from trainer.bench_timing import Timed
 from trainer.contract import ConfigError
 
@@ -47,6 +48,8 @@ class CaseResult(BaseModel):
         usd_per_million_tokens: At the price of the run; None without one.
         projected_rtx5090_tokens_per_s: A projection by bandwidth, never a measurement; None: not asked for,
             or arithmetic bounds it.
+        published_tokens_per_s: Of the published code on such a card; None where it was not measured.
+        parts: Where the time of the fast path goes; None: not asked for.
         loaded: The card while the fast path runs.
         fast_path: What the fast path has said of itself.
         left_out: Why it was not timed.
@@ -63,6 +66,8 @@ class CaseResult(BaseModel):
     ratio: float | None = None
     usd_per_million_tokens: Decimal | None = None
     projected_rtx5090_tokens_per_s: float | None = None
+    published_tokens_per_s: float | None = None
+    parts: Parts | None = None
     loaded: GpuState | None = None
     fast_path: tuple[str, ...] = ()
     left_out: str | None = None

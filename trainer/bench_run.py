@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from trainer.bench_cases import Case, Model
-from trainer.bench_device import GpuState, gpu_state
+from trainer.bench_device import GpuState, device_name, gpu_state
 from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
 from trainer.bench_models import shape_behind
+from trainer.bench_parts import Parts, attention_s, head_s, parts_of
 from trainer.bench_paths import Eager, FastPaths, Path, relative_error, same_tokens
+from trainer.bench_published import published_tokens_per_s
 from trainer.bench_result import (
     RTX5090_BYTES_PER_S,
     CaseResult,
@@ -51,6 +53,7 @@ class Effort:
         generations: Timed ones of each path.
         case_seconds: Of timing each path, at most.
         compiles: See `FastPaths`.
+        has_parts: Also take the time of the fast path apart.
         is_over: True once no case may be begun but the first.
     """
 
@@ -60,6 +63,7 @@ class Effort:
     price_usd_per_hour: Decimal | None
     projects: bool
     compiles: bool = True
+    has_parts: bool = False
     is_over: Callable[[], bool] = lambda: False
 
 
@@ -114,10 +118,13 @@ class _Runner:
             return found
         timed = self._timed(case, fast)
         loaded = _loaded(fast, case) if self._device.type == "cuda" else None
+        parts = self._parts(case, own, fast, timed) if self._effort.has_parts and case.steps > 1 else None
         del fast
         reference = self._reference(case, Eager(own))
-        return found.model_copy(update={"fast": timed, "loaded": loaded, "reference": reference}
-                                | self._figures(timed, reference, found))
+        return found.model_copy(update={
+            "fast": timed, "loaded": loaded, "reference": reference, "parts": parts,
+            "published_tokens_per_s": published_tokens_per_s(case, device_name(self._device)),
+        } | self._figures(timed, reference, found))
 
     def _figures(self, timed: Timed, reference: Timed, found: CaseResult) -> dict[str, object]:
         """What follows from the times."""
@@ -130,6 +137,13 @@ class _Runner:
         return {"fraction_of_limit": found.floor_s / timed.seconds_median,
                 "ratio": timed.tokens_per_s / reference.tokens_per_s,
                 "projected_rtx5090_tokens_per_s": projected, "usd_per_million_tokens": dollars}
+
+    def _parts(self, case: Case, own: Generator, fast: Path, timed: Timed) -> Parts:
+        one_step = case.model_copy(update={"steps": 1})
+        once = self._timed(one_step, self._fast.at(with_sampling(self._generator, one_step), case.mode))
+        return parts_of(timed.seconds_median, once.seconds_median, case.steps,
+                        attention_s(own, case.batch, case.steps, case.mode),
+                        head_s(fast, own, case.batch, case.mode))
 
     def _outputs(self, case: Case, own: Generator) -> list[tuple[Tensor, Tensor]]:
         """Latents and tokens of the reference for each checked seed, on the host."""

@@ -14,7 +14,8 @@ def screen(report: Report) -> list[str]:
     lines = list(_head(report))
     for name, group in itertools.groupby(report.cases, key=lambda result: result.case.model.name):
         results = list(group)
-        lines += ["", *_speeds(name, results), "", *_spreads(results, report), "", *_floors(results)]
+        lines += ["", *_speeds(name, results), "", *_spreads(results, report), *_parts(results), "",
+                  *_floors(results)]
     return [*lines, "", *_notes(report)]
 
 
@@ -73,6 +74,20 @@ def _spreads(results: list[CaseResult], report: Report) -> Iterator[str]:
                    + (f" {result.usd_per_million_tokens:>11}" if price is not None else ""))
 
 
+def _parts(results: list[CaseResult]) -> Iterator[str]:
+    """Shares of the time."""
+    measured = [result for result in results if result.parts and result.fast]
+    if measured:
+        yield ""
+        yield "  share of the time; attention is the denoiser's, it and the head were timed alone"
+        yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'denoiser':>9} {'attention':>9} "
+               f"{'decoders':>9} {'head':>9}")
+    for result in measured:
+        if (parts := result.parts) and (fast := result.fast):
+            shares = (parts.denoiser, parts.attention, parts.decoders, parts.head)
+            yield _size(result) + " ".join(f"{share / fast.seconds_median:>9.1%}" for share in shares)
+
+
 def _floors(results: list[CaseResult]) -> Iterator[str]:
     """Of the first case whose work is known."""
     first = next((result for result in results if result.work), None)
@@ -92,6 +107,12 @@ def _notes(report: Report) -> Iterator[str]:
             yield from _note(f"{result.case}: {result.left_out}")
         elif result.loaded and result.loaded.throttled:
             yield from _note(f"{result.case}: clocks were held down by {', '.join(result.loaded.throttled)}")
+        if result.fraction_of_limit and result.fraction_of_limit > 1:
+            yield from _note(f"{result.case}: faster than the limit: its weights lie in a cache, or "
+                             "something else was running while limits were measured")
+        if (published := result.published_tokens_per_s) and (reference := result.reference):
+            yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
+                             f"card, the reference {reference.tokens_per_s / published:.2f} times that")
     for warning in report.device.warnings:
         yield from _note(warning)
     if not report.device.is_rtx5090:

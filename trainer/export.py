@@ -29,13 +29,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from trainer.averaged_weights import TIME_DENSITY
 from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError, Name, StoreError
 from trainer.generate import Generator, warp_of
 from trainer.local_cache import sha256_of
-from trainer.manifest import StoredFile
+from trainer.manifest import TIME_DENSITY, StoredFile
 from trainer.model import LatentDiffusionLM
 from trainer.model_card import Facts, draw_curves, facts_of, model_card, recipe_yaml
 from trainer.push import check_name, push

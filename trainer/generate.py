@@ -10,12 +10,11 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from trainer.averaged_weights import TIME_DENSITY
 from trainer.config import SamplingConfig, TrainConfig
 from trainer.diffusion import TimestepSampler
 from trainer.fast.head import argmax_rows
 from trainer.fast.noise import sample_keys
-from trainer.manifest import Manifest
+from trainer.manifest import TIME_DENSITY, Manifest
 from trainer.model import LatentDiffusionLM
 from trainer.prompt import PromptContext
 from trainer.sampler import Denoise, SampleNoise, integrate

@@ -18,6 +18,7 @@ from trainer.run_folder import RunFolder
 from trainer.store import DamagedError, NotFoundError, StoredObject
 
 _T = TypeVar("_T")
+TIME_DENSITY = "time_density"  # among averaged weights: probability of each bin of time
 FORMAT = 2  # of a manifest; 1 was DeepSpeed's own files, which bound a run to its number of ranks
 
 

@@ -48,12 +48,13 @@ class FastModel:
         generator: Whose model it is.
         mode: How matrices are held and multiplied.
         compile_mode: Of `torch.compile`; None: the operations of torch one by one. What is compiled is a
-            pass of the denoiser with its solver's step, the noise, and the decoders, each as a whole.
+            pass of the denoiser with its solver's step, and the decoders, each as a whole.
     """
 
     def __init__(self, generator: Generator, mode: Mode, compile_mode: str | None) -> None:
         model = generator.model
         self.generator, self.mode = generator, mode
+        self.persistent = mode == "bf16"
         self.shape = model.config.num_latents, model.config.model.latent_width
         self.denoiser = FastDenoiser(model.denoiser, mode)
         self.decoder = FastDecoder(model.decoder, model.token_decoder, mode)
@@ -64,7 +65,7 @@ class FastModel:
     def compiled(self, mode: str | None) -> None:
         """Go on in another mode of `torch.compile`."""
         self.compile_mode = mode
-        self.noise, self.step, self.features = map(self.made, (self._noise, self._step, self.decoder))
+        self.step, self.features = self.made(self._step), self.made(self.decoder)
 
     def made(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of static shapes as this model runs it."""
@@ -82,6 +83,10 @@ class FastModel:
             return False
         return True
 
+    def noise(self, keys_B2: Tensor, draw: int) -> Tensor:
+        """Standard normal numbers (B, K, D), float32, see `normals`."""
+        return normals(keys_B2, draw, self.shape)
+
     def tokens(self, features_BLW: Tensor) -> Tensor:
         """Most likely token ids (B, L) of what the head reads."""
         generator = self.generator
@@ -89,9 +94,6 @@ class FastModel:
         num_rows = generator.num_tokens if token_ids is None else None
         rows_BL = argmax_rows(features_BLW.flatten(0, 1), *self._head, num_rows).view(features_BLW.shape[:2])
         return rows_BL if token_ids is None else token_ids[rows_BL]
-
-    def _noise(self, keys_B2: Tensor, draw: Tensor) -> Tensor:
-        return normals(keys_B2, draw, self.shape)
 
     def _step(self, z_BKD: Tensor, estimate_BKD: Tensor, told_MW: Tensor, mix_3: Tensor,
               fresh_BKD: Tensor | None, guidance: Guidance,
@@ -119,7 +121,7 @@ class GeneralProgram:
         with torch.inference_mode():
             self._times = model.denoiser.times(grid[:-1].to(device))
         self._mixes = [torch.tensor(mix, device=device) for mix in mixes]
-        self._draws = [torch.tensor(number, device=device) for number in _draws(mixes)]
+        self._draws = _draws(mixes)
 
     @torch.inference_mode()
     def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:

@@ -84,10 +84,11 @@ def dtype_of(mode: Mode) -> torch.dtype:
 def laid_out(part: Part, mode: Mode) -> Part:
     """A copy of a part for inference. What is in its format already is shared with the original."""
     dtype = dtype_of(mode)
-    matrices = {id(weight) for module in part.modules() if isinstance(module, nn.Linear)
-                for weight in module.parameters(recurse=False)}
+    # Gains of queries and keys, too: they are multiplied in the dtype of what the map before them writes.
+    rounded = {id(weight) for module in part.modules() if isinstance(module, nn.Linear | nn.RMSNorm)
+               for weight in module.parameters(recurse=False)}
     # Rounded weights instead of copies that would be rounded later: a copy of all has no room beside 27B's.
-    made = {id(weight): nn.Parameter(weight.detach().to(dtype if id(weight) in matrices else torch.float32),
+    made = {id(weight): nn.Parameter(weight.detach().to(dtype if id(weight) in rounded else torch.float32),
                                      requires_grad=False) for weight in part.parameters()}
     return _for_inference(copy.deepcopy(part, made).eval(), mode)
 

@@ -1,1 +1,1 @@
-"""Generation of one text of 64 tokens as two persistent kernels, for Hopper: `denoiser.cu` explains how they work."""
+"""One text of 64 tokens by two persistent kernels, for Hopper: `persistent.cu` explains how they work."""

@@ -1,4 +1,4 @@
-// Two warps of the persistent kernel that bring what its consumers read: denoiser.cu explains it all.
+// Two warps of the persistent kernel that bring what its consumers read: persistent.cu explains it all.
 #pragma once
 
 // Warp 8: this CTA's weights of all phases, as fast as slots come free.

@@ -32,7 +32,7 @@ class PersistentKernel:
 
     Attributes:
         z0: (K, W), float32, to be written before a launch: the stream begins as z0 + positions + time.
-        context: (W / 64, K, 64), bf16, swizzled (layout.py), to be written where keys and values are made of it.
+        context: (W / 64, K, 64), bf16, swizzled (layout.py), to be written where keys and values come of it.
         latents: (K, W), float32: what comes of it.
 
     Args:

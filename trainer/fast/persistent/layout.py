@@ -48,7 +48,7 @@ def tile_tiles(weights: Tensor) -> Tensor:
 
 
 def head_rows(shape: Shape, num_parts: int) -> Tensor:
-    """Rows of a map to parts of `width` columns each, as queries, keys and values, in the order of the CTAs that
+    """Rows of a map to parts as wide as the model (queries, keys, values), in the order of the CTAs that
     finish them, (C x n,).
 
     The CTAs of a head share its channels; each has the same of all parts.

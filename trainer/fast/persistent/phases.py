@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Kind(IntEnum):
-    """As in shape.cuh; `denoiser.cu` says what each does."""
+    """As in shape.cuh; `persistent.cu` says what each does."""
 
     QKV = 0
     ATTEND = 1
@@ -57,8 +57,8 @@ class Sublayer:
 
 @dataclass(frozen=True)
 class End:
-    """Of a step: the stream times `gain_W` is the estimate; z = keep z + take estimate; the stream begins again
-    as z + positions + time. Without `time_W`: of all, and the estimate is the result."""
+    """Of a step: the stream times `gain_W` is the estimate, z becomes keep z + take estimate, and the stream
+    begins again as z + positions + time. Without `time_W`: of all, and the estimate is the result."""
 
     gain_W: Tensor
     keep: float = 0.0
@@ -105,7 +105,8 @@ def chained(contexts: Sequence[Map], sublayers: Sequence[tuple[Sublayer, End | N
     return phases
 
 
-def _placed(sublayer: Sublayer, end: End | None, next_gain_W: Tensor, first: int, stream: int) -> Iterator[Phase]:
+def _placed(sublayer: Sublayer, end: End | None, next_gain_W: Tensor, first: int,
+            stream: int) -> Iterator[Phase]:
     *before, last = sublayer.maps
     for found in before:
         yield Phase(found.kind, found, found.columns, stream, stream)

@@ -93,7 +93,7 @@ FN void poll(const u32* counter, u32 target, u32* fault, u32 who) {
 FN void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
 // ---- wgmma: a warpgroup's product of 64 x 16 by 16 x N. `mma<N>(sums, a, b)` takes both from shared memory, `mma_reg<N>` the
-// first from registers; the specialisations are written by host.py (wgmma.cuh). Operands are the low halves of descriptors:
+// first from registers; the specialisations are written by compiling.py (wgmma.cuh). Operands are the low halves of descriptors:
 // rows of 128 bytes, swizzled in groups of eight rows (1,024 bytes); 16 columns further is 2 more.
 template <int N> __device__ void mma(float (&sums)[N/2], u32 a, u32 b);
 template <int N> __device__ void mma_reg(float (&sums)[N/2], const u32* a, u32 b);

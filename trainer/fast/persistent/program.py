@@ -33,17 +33,17 @@ class PersistentProgram:
         with torch.inference_mode():
             self._denoiser = _denoiser(config, model, shape)
             self._decoder = _decoder(model, shape)
-        self._draw = torch.tensor(0, device=self._denoiser.z0.device)
         self._context, self._features = model.made(self._context_of), model.made(model.decoder.norm)
 
     @torch.inference_mode()
     def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:
         model = self._model
-        self._denoiser.z0.copy_(model.noise(keys_B2, self._draw)[0] * self._temperature)
+        self._denoiser.z0.copy_(model.noise(keys_B2, 0)[0] * self._temperature)
         self._denoiser.launch()
         self._decoder.context.copy_(self._context(self._denoiser.latents))
         self._decoder.launch()
-        return Generated(self._denoiser.latents[None], model.tokens(self._features(self._decoder.latents[None])))
+        features_1KW = self._features(self._decoder.latents[None])
+        return Generated(self._denoiser.latents[None], model.tokens(features_1KW))
 
     def _context_of(self, latents_KW: Tensor) -> Tensor:
         """What the latent decoder reads, as the kernel wants it."""

@@ -1,4 +1,4 @@
-// Sizes, arguments and shared memory of the persistent kernel (denoiser.cu explains it), from the numbers that host.py defines.
+// Sizes, arguments and shared memory of the persistent kernel (persistent.cu explains it), from the numbers that shape.py defines.
 #pragma once
 constexpr int BLOCK = 64*128;              // bytes of 64 rows and 64 columns of bf16, as activations lie
 constexpr int HEAD = D/HEADS;
@@ -21,7 +21,7 @@ FN constexpr int slot_rows(u32 kind) { return into_stream(kind) ? ND : 2*padded(
 FN constexpr int k_blocks(u32 kind) { return kind == ATTEND ? HEADB : into_stream(kind) ? UPB : KB/2; }
 FN constexpr bool has_norm(u32 kind) { return kind == ATTEND || !into_stream(kind); }
 
-// denoiser.cu says what a kind does, layout.py in what order weights lie.
+// persistent.cu says what a kind does, layout.py in what order weights lie.
 struct Phase {
   const char* weights; u32 bytes, kind;    // bytes: of a CTA
   // All float32. Maps behind a norm: bias, colsum, gain of queries and keys (QKV, QUERY). Maps into the stream: bias, gain of the
@@ -51,7 +51,7 @@ constexpr int AT_HALF = AT_PAR + 2*NPAR*4;
 constexpr int AT_STAT = AT_HALF + XBYTES;
 constexpr int AT_RED = AT_STAT + 2*2*64*4;
 constexpr int AT_BARS = AT_RED + 8*8*2*4;
-static_assert(AT_BARS + 8*(2*WSLOTS + 2*ASLOTS + 8 + 2) <= SHARED_BYTES, "host.py counts less shared memory");
+static_assert(AT_BARS + 8*(2*WSLOTS + 2*ASLOTS + 8 + 2) <= SHARED_BYTES, "shape.py counts less shared memory");
 
 struct Shared {
   u32 base, wlow, alow, wfull, wempty, afull, aempty, statbar, seen, pfull, pempty, xfull, xfree, there;

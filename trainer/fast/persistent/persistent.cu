@@ -1,4 +1,4 @@
-// All denoiser steps of a text as ONE kernel: batch 1, 64 latents of width D, plain blocks, DDIM steps.
+// Transformer blocks of one text as ONE kernel, batch 1, 64 positions of width D: all denoiser steps, or both decoders.
 //
 // At batch 1 the time goes into reading weights: 24 D^2 bytes a block, once per block and step. So the kernel is built around
 // a stream of weights that never stops:
@@ -9,13 +9,17 @@
 // - Warps 0 to 7 are two warpgroups of consumers, each with half of the CTA's columns. Then one warp each brings weights (8),
 //   activations (9), the means and deviations of norms (10), and the per-column numbers of a phase, as biases (11).
 //
-// A table of phases, four a block, says what to do (layout.py writes it):
-//   0  queries, keys, values   K is split over the two CTAs of a pair; each sends half of its sums to the other's shared
-//   2  MLP up, GELU            memory (st.async), then owns half of the pair's columns and writes them as bf16
-//   1  attention, output map   8 CTAs (s = 0 to 7: a head, or an eighth of the MLP's channels) have partial sums for the same
-//   3  MLP down                D/16 columns ("tile"). These go through L2: CTA s adds up the rows 8s to 8s + 7
-//   4  as 3, and ends a step   estimate = x gain; z = c1 z + c2 estimate; x = z + positions + time
-//   5  as 3, and ends all      the estimate is the result
+// A table of phases, four a block, says what to do (phases.py makes it):
+//   QKV          queries, keys, values     K is split over the two CTAs of a pair; each sends half of its sums to the other's
+//   QUERY        of cross-attention        shared memory (st.async), then owns half of the pair's columns and writes them as
+//   KEYS_VALUES  of a context              bf16
+//   UP           MLP up, GELU
+//   GATE         SiLU, kept for GATED_UP
+//   GATED_UP     MLP up, times the gate
+//   ATTEND       attention, output map     8 CTAs (s = 0 to 7: a head, or an eighth of the MLP's channels) have partial sums
+//   DOWN         MLP down                  for the same D/16 columns ("tile"). These go through L2: CTA s adds up the rows 8s
+//   END_STEP     as DOWN, ends a step      to 8s + 7. A step ends so: estimate = x gain; z = c1 z + c2 estimate;
+//   END          as DOWN, ends all         x = z + positions + time. All ends so: the estimate is the result
 // The residual stream x and the noisy latents z never leave shared memory: a CTA owns 8 rows of D/16 columns of both, float32.
 // Norms are folded into the maps: with y = LayerNorm(x), gain g and shift b, W y + bias is
 //   (W (g x) - mean (W g)) / deviation + (W b + bias),
@@ -270,7 +274,6 @@ FN void consume(const Shared& S, const Args& A, const Place& at) {
   }
 }
 
-// Warps 10 and 11 are written out here: as functions they set some registers in another order than the kernel that was measured.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) generate(const __grid_constant__ Args A) {
   extern __shared__ __align__(1024) char smem[];
   Shared S; lay_out(S, smem);
