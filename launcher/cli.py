@@ -250,6 +250,12 @@ def bench(run: RunId, plan: PlanDigest = None, infra: Infra = None, store: Store
           _manner(yes, detach, allow_dirty, None))
 
 
+@app.command("bench-here", rich_help_panel=ADVANCED, **_PASSED_ON)
+def bench_here(ctx: typer.Context) -> None:
+    """Time generation here, beside what the device allows at best."""
+    _in_trainer("trainer.bench", ["generate", *ctx.args])
+
+
 @app.command(rich_help_panel=ADVANCED, **_PASSED_ON)
 def evaluate(ctx: typer.Context) -> None:
     """Measure a run on held-out text, and its own text by a judge."""

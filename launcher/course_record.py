@@ -7,6 +7,7 @@ one process of SkyPilot supervises many runs, and a store that hangs must not ho
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 from launcher.course import Course
@@ -18,7 +19,7 @@ from trainer.at_most import standing_of
 from trainer.contract import CLOCK_SKEW, Document, Env, Name
 from trainer.limits import Limits
 from trainer.run_folder import AttemptFiles, Event, RunFolder, RunOutcome, StopWish, last_start
-from trainer.store import open_store
+from trainer.store import DamagedError, open_store
 
 
 class CourseRecord:
@@ -35,6 +36,13 @@ class CourseRecord:
         """The last decision."""
         names = self._names()
         return self._folder.read(names[-1], Move) if names else None
+
+    def newest_whole(self) -> Move | None:
+        """The last decision that can be read: what it had seen is more than nothing."""
+        for name in reversed(self._names()):
+            with suppress(DamagedError):
+                return self._folder.read(name, Move)
+        return None
 
     def add(self, move: Move) -> None:
         """Write a decision down."""
@@ -58,7 +66,7 @@ def decide_next(folder: RunFolder, course: Course, limits: Limits, seen: Seen) -
     if _is_over(folder):
         return None
     record, attempts = CourseRecord(folder), folder.attempts()
-    before = record.newest()
+    before = record.newest_whole()
     if before and before.seen.at < course.begins_at:  # a run that is resumed begins a new course
         before = None
     progress = progress_of(attempts, seen).model_copy(update={

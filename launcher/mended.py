@@ -5,6 +5,7 @@ Who wrote it may be gone, and its clock with it: nothing can be set right there.
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import zip_longest
 
 from launcher import console
 from launcher.rental_cost import rental_of
@@ -31,9 +32,10 @@ def mended(attempts: Sequence[AttemptFiles], events: Sequence[Event], rentals: S
     """
     submitted = next((event.at for event in events if event.kind == "submitted"), None)
     told = {event.detail.get("attempt"): event.at for event in events if event.kind == "attempt_ended"}
+    following = [files.attempt.billed_from for files in attempts[1:]]
     found, doubts = [], list[str]()
-    for files in attempts:
-        files = _not_seen_ahead(_begun(files, submitted, doubts), now, doubts)
+    for files, next_from in zip_longest(attempts, following):
+        files = _not_seen_ahead(_begun(files, next_from, submitted, doubts), now, doubts)
         files = _not_far_behind(files, list(_bounds(files, events, rentals, written)), doubts)
         number = files.attempt.number
         if files.end is None and number in told:
@@ -64,12 +66,14 @@ def is_unheard(files: AttemptFiles) -> bool:
     return files.end is not None and files.end.at - files.attempt.billed_from - told > _FAR
 
 
-def _begun(files: AttemptFiles, submitted: datetime | None, doubts: list[str]) -> AttemptFiles:
+def _begun(files: AttemptFiles, next_from: datetime | None, submitted: datetime | None,
+           doubts: list[str]) -> AttemptFiles:
     """From the submission on, if it is dated before: no machine is paid before there is a run. One that also
-    ended before is as long as it says."""
+    ended before, or was followed by another, is as long as that says."""
     if submitted is None or (early := submitted - files.attempt.billed_from) <= CLOCK_SKEW:
         return files
-    is_before = files.end is not None and files.end.at < submitted and not is_unheard(files)
+    until = files.end.at if files.end else next_from
+    is_before = until is not None and until < submitted and not is_unheard(files)
     how = "for as long as it says" if is_before else "from the submission on"
     doubts.append(f"attempt {files.attempt.number} begins {console.duration(early)} before its run was "
                   f"submitted: a clock was wrong; it is billed {how}")

@@ -7,12 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, AwareDatetime, Field, FiniteFloat, model_validator
 
 from launcher.course import Course, kept_back_h
 from launcher.course_cap import on_demand_usd, within_cap
+from launcher.errors import LdlmError
 from launcher.frozen import Frozen
 from launcher.policy import (
     Action,
@@ -57,9 +58,9 @@ class Seen(Frozen):
         looks: For spot places by their number: whether a machine would be given. Others are as they were.
     """
 
-    at: datetime
+    at: AwareDatetime
     place: int | None = None
-    held_since: datetime | None = None
+    held_since: AwareDatetime | None = None
     looks: dict[int, bool] = {}
 
 
@@ -84,11 +85,23 @@ class Move(Frozen):
     policy: str
     setting: dict[str, float]
     situation: dict[str, Any]
-    left_usd: float | None = None
+    left_usd: FiniteFloat | None = None
     action: str
     place: int | None
     reason: str
-    again_at: datetime
+    again_at: AwareDatetime
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        """Refuse what no decision rests on. Raises ValueError."""
+        try:
+            looks = [list(read_runs(place.seen)) for place in _read(self.situation).places]
+            is_whole = bool(looks) and math.isfinite(self.on_demand_usd) and self.on_demand_at >= self.seen.at
+        except (LdlmError, TypeError, KeyError, AttributeError, OverflowError) as error:
+            raise ValueError(f"setting or situation cannot be read: {error}") from error
+        if not is_whole:
+            raise ValueError("setting or situation cannot be")
+        return self
 
     def replayed(self, policy: Policy) -> Decision:
         """What is decided by a policy from what was recorded."""

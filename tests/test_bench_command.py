@@ -29,7 +29,7 @@ def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
     done = subprocess.run(
         [sys.executable, "-m", "trainer.bench", "generate", *SMALL, "--out", str(out), "--plot", str(picture),
-         "--price", "0.36"], cwd=ROOT, capture_output=True, text=True, check=False)
+         "--price", "0.36", "--first-text"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert (found["kind"], found["version"]) == ("ldlm generation benchmark", 1)
@@ -42,6 +42,13 @@ def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     assert float(case["usd_per_million_tokens"]) == pytest.approx(100 / speed, abs=1e-6)
     assert case["fraction_of_limit"] == pytest.approx(case["floor_s"] / case["fast"]["seconds_median"])
     assert case["check"]["problem"] is None and case["check"]["same_tokens"] == 1
+    fast, plain = found["first_texts"]
+    assert (fast["is_fast"], plain["is_fast"]) == (True, False)
+    assert list(fast["parts_s"]) == list(plain["parts_s"]) == [
+        "python", "imports", "device", "weights", "layout", "first text", "next text"]
+    assert plain["parts_s"]["imports"] > 0.1 and plain["parts_s"]["first text"] > 0
+    until_first = sum([*fast["parts_s"].values()][:-1])
+    assert f"smoke: first text of a new process after {until_first:.2f} s" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "! this is not an RTX 5090 figure" in done.stdout

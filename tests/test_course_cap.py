@@ -14,7 +14,7 @@ from launcher.course_record import decide_next
 from launcher.next_move import Move, Seen
 from launcher.policies_known import GREEDY, ON_DEMAND, UNIFORM_PROGRESS
 from launcher.policy import Action, Decision, PlaceNow, Setting, Situation, decide
-from trainer.contract import Document, Env, attempt_file
+from trainer.contract import Document, Env, Name, attempt_file
 from trainer.limits import Limits
 from trainer.run_folder import AttemptEnd, RunFolder
 from trainer.store import open_store
@@ -152,3 +152,23 @@ def test_an_hour_of_which_no_price_is_known_is_counted_at_the_dearest_place(tmp_
     move = decide_next(run, course_from(begins_at), Limits(max_cost_usd=Decimal(16)),
                        Seen(at=begins_at + timedelta(minutes=5), looks={0: False}))
     assert move is not None and move.left_usd == pytest.approx(16 - 3 * (1 + 90 / 3600))
+
+
+@pytest.mark.parametrize("torn", ['{"seen": {', '{"tick": 1}', ""])
+def test_a_decision_that_is_torn_takes_none_of_those_before_it_away(tmp_path: Path, torn: str) -> None:
+    """It rests on the newest that can be read, and on what that had seen."""
+    begins_at, spot = datetime.now(UTC).replace(microsecond=0), Limits()
+    run = RunFolder(open_store(f"file://{tmp_path}"), "run-1")
+    run.add_event("submitted", begins_at)
+
+    def decided(minute: int, *, is_up: bool) -> Move:
+        move = decide_next(run, course_from(begins_at), spot,
+                           Seen(at=begins_at + timedelta(minutes=minute), looks={0: is_up}))
+        assert move is not None
+        return move
+
+    decided(1, is_up=True)
+    stamp = f"{begins_at + timedelta(minutes=11):%Y%m%dT%H%M%S}.000000Z"
+    run.write_bytes(f"{Name.COURSE}/{stamp}.json", torn.encode())
+    (seen,) = (place["seen"] for place in decided(21, is_up=False).situation["places"])
+    assert seen == "2u,1d"  # nobody looked in between that could be read

@@ -88,6 +88,22 @@ def test_a_course_of_an_earlier_start_is_none_of_this_one(story: Story) -> None:
     assert "\n  course " not in screen(story)
 
 
+WHOLE = decided(11, 100, is_up=True).model_dump(mode="json")
+
+
+@pytest.mark.parametrize("wrong", [
+    {"situation": {}}, {"situation": WHOLE["situation"] | {"places": []}}, {"setting": {}}, {"seen": {}},
+    {"situation": WHOLE["situation"] | {"held": "taxi"}}, {"left_usd": "NaN"},
+    {"situation": WHOLE["situation"] | {"work_left_h": None}},
+    {"situation": WHOLE["situation"] | {"elapsed_h": "NaN"}},
+    {"setting": WHOLE["setting"] | {"deadline_h": 1e308}},
+    {"setting": WHOLE["setting"] | {"on_demand_usd_per_hour": 1e308}},
+    {"seen": WHOLE["seen"] | {"at": "2026-11-23T12:11:00"}}], ids=str)
+def test_a_decision_that_cannot_be_is_not_read(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="1 validation error for Move"):
+        Move.model_validate_json(json.dumps(WHOLE | wrong))
+
+
 def test_a_torn_decision_is_said_and_the_rest_is_shown(story: Story) -> None:
     story.folder.write_bytes(f"{Name.COURSE}/20261123T130000.json", b'{"seen": {')
     said = screen(story)

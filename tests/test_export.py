@@ -18,6 +18,8 @@ from safetensors.torch import load_file  # noqa: E402
 import trainer.export  # noqa: E402
 from tests.fake_hub import running_hub  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer import bench_command  # noqa: E402
+from trainer.bench_result import read_report  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
 from trainer.export import load_export, read_export, write_export  # noqa: E402
 from trainer.generate import Generator  # noqa: E402
@@ -347,3 +349,16 @@ def test_a_run_of_another_version_is_told_as_such(run, tmp_path):
     other.folder.write_bytes("recipe.json", b'{"train": {"steps": 1}}')
     with pytest.raises(StoreError, match="not a recipe of this version"):
         load_run(other.folder, lambda _line: None)
+
+
+def test_an_export_is_benchmarked_as_a_trained_model(exported, tmp_path, capsys):
+    out = str(tmp_path / "a.json")
+    arguments = ["--from", str(exported), "--steps", "2", "--generations", "2", "--out", out]
+    assert bench_command.main(arguments) == 0
+    report = read_report(tmp_path / "a.json")
+    case, = report.cases
+    assert (report.source, case.case.model.name) == (str(exported), "bf16")
+    assert case.case.model.length == load_export(exported).config.data.sequence_length
+    assert case.check is not None and case.check.same_tokens >= 0.99
+    assert bench_command.main([*arguments, "--length", "5"]) == 3
+    assert "bf16 has learned texts of 16 tokens, and no others" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_latents_are_those_behind_the_tokens() -> None:
 def test_it_says_once_what_this_device_allows() -> None:
     _, fast, said = _pair()
     fast.tokens(5, seed=0)
-    assert said == ["fast path: no CUDA graphs here; fp32 operations of torch"]
+    assert said == ["fast path: fp32 operations of torch, no CUDA graphs here"]
     assert fast.dtype == torch.float32
 
 

@@ -82,7 +82,7 @@ def test_one_graph_gives_the_latents_of_the_reference(layout: str, compile_mode:
         assert error < 1e-2 and same > 0.9
     assert all(isinstance(program, CapturedProgram) for program in fast._programs.values())
     way = "bf16 operations of torch" if compile_mode is None else "compiled bf16"
-    assert said == [f"fast path: one CUDA graph a batch size of {way}"]
+    assert said == [f"fast path: {way}, one CUDA graph for each batch size"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0),
@@ -157,7 +157,7 @@ def test_many_texts_are_sampled_by_the_fast_path_and_few_are_not(capsys) -> None
     fast = quickened(generator, 9)
     assert isinstance(fast, FastGenerator) and fast.dtype == torch.bfloat16
     assert (fast.tokens(9, seed=0) == generator.tokens(9, seed=0)).float().mean() > 0.9
-    said = "fast path: one CUDA graph a batch size of bf16 operations of torch\n"
+    said = "fast path: bf16 operations of torch, one CUDA graph for each batch size\n"
     assert capsys.readouterr().err == said
 
 

@@ -119,6 +119,18 @@ def test_an_attempt_before_its_submission_is_billed_from_there(story):
                                  "wrong; it is billed from the submission on")
 
 
+def test_attempts_that_all_come_before_their_submission_are_billed_as_they_say(story):
+    """It is the clock of who submitted that was ahead: 20 min of a machine that vanished, 15 of the next."""
+    story.attempt(1, -7200)
+    story.beat(1, -6900, step=5, durable=5, setup=20, train=30, durable_train=30)
+    story.attempt(2, -6000)
+    story.end(2, -5100, 0)
+    report = report_of(story)
+    assert report.spent_usd == Decimal("2.10") == sum(report.by_category().values())
+    billed = [doubt.rpartition("; ")[2] for doubt in report.doubts]
+    assert billed == ["it is billed for as long as it says"] * 2
+
+
 def test_an_attempt_without_an_end_is_billed_by_the_events_else_by_its_lease_else_said(story):
     story.attempt(1, 0)
     story.outcome(Outcome.FINISHED, 500, 0)

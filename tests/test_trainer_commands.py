@@ -60,6 +60,12 @@ def test_arguments_folder_store_and_exit_code_are_passed_on(echo, tmp_path, monk
     assert (err, process.returncode) == ("talk\n", 6)
 
 
+def test_a_benchmark_of_this_machine_runs_in_the_trainer_s_environment(echo):
+    out, _ = ldlm("bench-here", "--preset", "seed-27b", "--steps", "4", "--help").communicate(timeout=60)
+    asked = ["-P", "-m", "trainer.bench", "generate", "--preset", "seed-27b", "--steps", "4", "--help"]
+    assert out.startswith(f"{asked} ")
+
+
 @pytest.mark.parametrize(("command", "module"), [
     (("data", "prepare"), "trainer.prepare"), (("weights", "mirror"), "trainer.mirror")])
 def test_help_is_that_of_the_trainer_and_the_store_is_the_usual_one(echo, monkeypatch, command, module):

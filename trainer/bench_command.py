@@ -12,19 +12,19 @@ from datetime import UTC, datetime
 
 import torch
 
-from trainer.bench_cases import Case, Grid, Model
+from trainer.bench_cases import Case, Grid
 from trainer.bench_compare import Comparison, compare, in_words
 from trainer.bench_device import gpu_state, look_at, software
 from trainer.bench_limits import measure_rates
-from trainer.bench_models import profile_config, random_generator, shape_of
 from trainer.bench_options import read_bench_options
 from trainer.bench_plot import plot, require_plots
 from trainer.bench_result import CaseResult, Report, read_report
-from trainer.bench_run import Effort, Subject, run_cases
+from trainer.bench_run import Effort, run_cases
+from trainer.bench_sources import Source, of_export, of_profile
 from trainer.bench_table import screen
 from trainer.command import carry_out, talk
+from trainer.contract import ConfigError
 from trainer.fast.weights import usual_mode
-from trainer.profiles import profile_values
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -54,10 +54,12 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    report = _measured(options, device, Report(
-        at=datetime.now(UTC), source="random weights", seed=options.seed,
+    sources = _sources(options, device)
+    report = _measured(options, sources, device, Report(
+        at=datetime.now(UTC), source=_source_words(options), seed=options.seed,
         device=look_at(device, before, options.expect), software=software(device, options.git_sha),
-        rates=measure_rates(device, _modes(options, device)), price_usd_per_hour=options.price, cases=()))
+        rates=measure_rates(device, _modes(options, device)), price_usd_per_hour=options.price, cases=(),
+        projects=options.project is not None))
     if options.plot:
         plot(report, options.plot)
     return report, compare(report, earlier) if earlier else None
@@ -70,45 +72,62 @@ def is_good(report: Report, comparison: Comparison | None) -> bool:
     return measured and not report.failed and compared
 
 
+def _source_words(options: Namespace) -> str:
+    random = ["random weights"] if options.preset else []
+    return ", ".join([*random, *(str(path) for path in options.exports)])
+
+
 def _modes(options: Namespace, device: torch.device) -> tuple[str, ...]:
     return tuple(dict.fromkeys(options.dtype or [usual_mode(device)]))
 
 
-def _cases(options: Namespace, device: torch.device) -> list[Case]:
+def _sources(options: Namespace, device: torch.device) -> list[Source]:
+    """What was named, each once.
+
+    Raises:
+        ConfigError: There is no such export, or one was asked for another length than its own.
+    """
+    profiles = [of_profile(name, options.seed, device) for name in dict.fromkeys(options.preset)]
+    exports = [of_export(path, device) for path in dict.fromkeys(options.exports)]
+    for source in exports:
+        if options.length and set(options.length) != {source.length}:
+            raise ConfigError(f"{source.name} has learned texts of {source.length} tokens, and no others",
+                              place="--length", fix="leave --length out")
+    return [*profiles, *exports]
+
+
+def _cases(source: Source, options: Namespace, device: torch.device) -> list[Case]:
+    sweeps = [axis for axis in options.sweep if source.has_lengths or axis != "length"]
     grid = Grid(steps=tuple(options.steps or [10]), batches=tuple(options.batch or [1]),
-                modes=_modes(options, device), sweeps=tuple(options.sweep))
-    return [case for name in dict.fromkeys(options.preset)
-            for case in grid.cases(name, options.length or [profile_values(name)["data"]["sequence_length"]])]
+                modes=_modes(options, device), sweeps=tuple(sweeps))
+    return grid.cases(source.name, options.length or [source.length])
 
 
-def _measured(options: Namespace, device: torch.device, report: Report) -> Report:
+def _measured(options: Namespace, sources: list[Source], device: torch.device, report: Report) -> Report:
     """The report with all cases in it, written after each: what ends this early costs only the rest."""
     effort = Effort(options.generations, options.case_seconds, options.seed, options.price,
                     projects=options.project is not None, compiles=not options.no_compile,
                     has_parts=options.parts)
-    cases, results = _cases(options, device), list[CaseResult]()
-    progress = Progress(len(cases), talk)
-    for name in dict.fromkeys(case.model.name for case in cases):
-        own = [case for case in cases if case.model.name == name]
-        for result in run_cases(own, _subject(own[0].model, options.seed, device), report.rates, effort,
-                                device):
-            results.append(result)
+    cases = {source.name: _cases(source, options, device) for source in sources}
+    progress = Progress(sum(map(len, cases.values())), talk)
+    for source in sources:
+        for result in run_cases(cases[source.name], source.subject, report.rates, effort, device):
             progress.done(result)
-            report = report.model_copy(update={"cases": tuple(results)})
-            if options.out:
-                _write(report, options)
+            report = report.model_copy(update={"cases": (*report.cases, result)})
+            _keep(report, options)
+        if options.first_text:
+            talk(f"{source.name}: the first text of a new process")
+            found = source.first_texts(_modes(options, device)[0])
+            report = report.model_copy(update={"first_texts": (*report.first_texts, *found)})
+            _keep(report, options)
     return report
 
 
-def _subject(first: Model, seed: int, device: torch.device) -> Subject:
-    shape_of(profile_config(first))  # that it is not known is said before anything is built
-    return Subject(lambda model: random_generator(profile_config(model), seed, device), is_trained=False)
-
-
-def _write(report: Report, options: Namespace) -> None:
-    draft = options.out.with_suffix(".tmp")
-    draft.write_text(report.model_dump_json(indent=1))
-    draft.replace(options.out)
+def _keep(report: Report, options: Namespace) -> None:
+    if options.out:
+        draft = options.out.with_suffix(".tmp")
+        draft.write_text(report.model_dump_json(indent=1))
+        draft.replace(options.out)
 
 
 class Progress:

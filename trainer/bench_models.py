@@ -1,5 +1,7 @@
 """What is benchmarked without a run: a profile's model with random weights, its token encoder not loaded."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -50,20 +52,38 @@ def shape_behind(model: LatentDiffusionLM) -> EncoderShape:
 def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Generator:
     """A float32 model whose weights depend on seed, names and shapes alone; none of them is left at zero.
 
-    What training starts at zero would hide errors. The latent encoder, which does not generate, is left out.
+    What training starts at zero would hide errors.
     """
+    model = _without_weights(config).to_empty(device=device)
+    for name, parameter in model.named_parameters():
+        _fill(name, parameter.detach(), keyed_generator(device, "bench", seed, name))
+    model.set_statistics(torch.zeros_like(model.hidden_mean), torch.ones_like(model.hidden_mean))
+    if model.token_ids is not None:
+        model.token_ids.copy_(torch.arange(len(model.token_ids)))
+    return _generator(config, model)
+
+
+def generator_of(config: TrainConfig, weights: Mapping[str, Tensor]) -> Generator:
+    """A model with such weights and buffers, where they are."""
+    model = _without_weights(config)
+    model.load_state_dict(weights, assign=True)
+    return _generator(config, model)
+
+
+def _without_weights(config: TrainConfig) -> LatentDiffusionLM:
+    """The parts that generate, on no device: no time for starts that are thrown away."""
     shape = shape_of(config)
-    rows = None if config.model.head_vocabulary == "full" else torch.arange(head_rows(config, shape))
-    with torch.device("meta"):  # no time for starts that are thrown away
+    is_full = config.model.head_vocabulary == "full"
+    with torch.device("meta"):
+        rows = None if is_full else torch.arange(head_rows(config, shape))
         model = LatentDiffusionLM(config, shape.hidden_size, rows, shape.vocab_size)
     model.encoder = nn.Identity()  # type: ignore[assignment]
-    model.to_empty(device=device).requires_grad_(False).eval()
-    for name, parameter in model.named_parameters():
-        _fill(name, parameter, keyed_generator(device, "bench", seed, name))
-    model.set_statistics(torch.zeros(shape.hidden_size), torch.ones(shape.hidden_size))
-    if model.token_ids is not None and rows is not None:
-        model.token_ids.copy_(rows)
-    return Generator(config, model, None, shape.vocab_size, end_of_text_id=0)
+    return model
+
+
+def _generator(config: TrainConfig, model: LatentDiffusionLM) -> Generator:
+    rows = model.token_decoder.head.out_features
+    return Generator(config, model.requires_grad_(False).eval(), None, rows, end_of_text_id=0)
 
 
 def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:

@@ -1,4 +1,4 @@
-"""Command line of `python -m trainer.bench generate`. No torch."""
+"""Command line of `ldlm bench-here`, which is `python -m trainer.bench generate`. No torch."""
 
 import argparse
 import math
@@ -12,19 +12,20 @@ from trainer.profiles import PROFILES
 
 _MODES = ("fp32", "bf16", "fp8")
 _EXAMPLES = """examples:
-  python -m trainer.bench generate --preset seed-35b-a3b --steps 10 --steps 4
-  python -m trainer.bench generate --preset seed-27b --sweep batch --plot batch.png --out batch.json
-  python -m trainer.bench generate --preset smoke --against earlier.json
+  ldlm bench-here --preset seed-35b-a3b --steps 10 --steps 4
+  ldlm bench-here --preset seed-27b --sweep batch --plot batch.png --out batch.json
+  ldlm bench-here --preset smoke --against earlier.json
 """
 
 
 def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
     """What was typed behind `generate`. Ends the program with code 2 when it goes wrong."""
     parser = argparse.ArgumentParser(
-        prog="python -m trainer.bench generate", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="ldlm bench-here", formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, epilog=_EXAMPLES,
-        description="Time generation with random weights of a profile: the float32 reference and the fast "
-                    "path in one run, checked against each other first, beside what the device can do.")
+        description="Time generation, of random weights of a profile or of an export: the float32 reference "
+                    "and the fast path in one run, checked against each other first, beside what the device "
+                    "can do.")
     _add_cases(parser)
     parser.add_argument("--generations", type=number(int, 1, 1_000_000), default=50, metavar="N",
                         help="timed generations of each path and case, after 3 to warm up (default 50)")
@@ -32,6 +33,8 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="of timing each path of a case: fewer generations where they take longer")
     parser.add_argument("--parts", action="store_true", help="also where the time of the fast path goes: "
                                                              "denoiser, attention, decoders, head")
+    parser.add_argument("--first-text", action="store_true", help="also how long a new process takes to its "
+                                                                  "first text, by part")
     parser.add_argument("--no-compile", action="store_true",
                         help="the fast path without torch.compile: slower, but no minutes for each size")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and inputs")
@@ -44,12 +47,17 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
                                                                      "case is slower than the noise of both")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if not options.preset and not options.exports:
+        parser.error("name what to benchmark: --preset NAME, or --from PATH")
+    return options
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--preset", action="append", required=True, choices=sorted(PROFILES), metavar="NAME",
+    parser.add_argument("--preset", action="append", default=[], choices=sorted(PROFILES), metavar="NAME",
                         help=f"profile, several times for several: {', '.join(PROFILES)}")
+    parser.add_argument("--from", action="append", default=[], type=Path, metavar="PATH", dest="exports",
+                        help="a trained model: a folder that `ldlm export` has made")
     parser.add_argument("--steps", action="append", type=number(int, 1, 10_000), metavar="N",
                         help="denoiser passes (default 10); every combination of what is given is timed")
     parser.add_argument("--length", action="append", type=number(int, 2, 1_000_000), metavar="N",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from trainer.bench_cases import Case
 from trainer.bench_device import Device, GpuState, Software
+from trainer.bench_first import FirstText
 from trainer.bench_floor import PartWork, Rates
 from trainer.bench_parts import Parts
 from trainer.bench_timing import Timed
@@ -85,6 +86,8 @@ class Report(BaseModel):
         source: `random weights`, or the run and its step.
         price_usd_per_hour: Of the machine.
         seed: Of weights and inputs.
+        projects: A projection for an RTX 5090 was asked for, where one can be made.
+        first_texts: Cold starts; none: not asked for.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -98,6 +101,8 @@ class Report(BaseModel):
     rates: Rates
     price_usd_per_hour: Decimal | None
     cases: tuple[CaseResult, ...]
+    projects: bool = False
+    first_texts: tuple[FirstText, ...] = ()
 
     @property
     def failed(self) -> list[CaseResult]:

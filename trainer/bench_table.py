@@ -16,7 +16,17 @@ def screen(report: Report) -> list[str]:
         results = list(group)
         lines += ["", *_speeds(name, results), "", *_spreads(results, report), *_parts(results), "",
                   *_floors(results)]
-    return [*lines, "", *_notes(report)]
+    return [*lines, *_first_texts(report), "", *_notes(report)]
+
+
+def _first_texts(report: Report) -> Iterator[str]:
+    """Cold starts: each part, then all until the first text."""
+    for found in report.first_texts:
+        path = "by the fast path" if found.is_fast else "operation by operation"
+        parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.parts_s.items())
+        yield ""
+        yield f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}"
+        yield from (f"  {line}" for line in textwrap.wrap(f"seconds: {parts}", _WIDTH - 2))
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -43,7 +53,7 @@ def _size(result: CaseResult) -> str:
 
 
 def _speeds(name: str, results: list[CaseResult]) -> Iterator[str]:
-    yield f"{name}: tokens/s (medians), share of the limit, distance from the reference"
+    yield f"{name}: median tokens/s, share of the limit, distance from reference"
     yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'reference':>9} {'fast':>9} {'ratio':>6} "
            f"{'limit':>5} {'error':>8} {'same':>6}")
     for result in results:
@@ -79,7 +89,7 @@ def _parts(results: list[CaseResult]) -> Iterator[str]:
     measured = [result for result in results if result.parts and result.fast]
     if measured:
         yield ""
-        yield "  share of the time; attention is the denoiser's, it and the head were timed alone"
+        yield "  share of the time; the denoiser's attention and the head were timed alone"
         yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'denoiser':>9} {'attention':>9} "
                f"{'decoders':>9} {'head':>9}")
     for result in measured:
@@ -117,10 +127,18 @@ def _notes(report: Report) -> Iterator[str]:
         yield from _note(warning)
     if not report.device.is_rtx5090:
         yield from _note("this is not an RTX 5090 figure")
+    if report.projects:
+        yield from _projections(report)
+
+
+def _projections(report: Report) -> Iterator[str]:
     for result in report.cases:
-        if result.projected_rtx5090_tokens_per_s is not None:
-            yield from _note(f"PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
-                             f"{result.case}: ~{result.projected_rtx5090_tokens_per_s:,.0f} tokens/s")
+        projected = result.projected_rtx5090_tokens_per_s
+        if projected is not None:
+            yield from _note("PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
+                             f"{result.case}: ~{projected:,.0f} tokens/s")
+        elif result.fast:
+            yield from _note(f"no projection for an RTX 5090 of {result.case}: arithmetic bounds it, too")
 
 
 def _note(text: str) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError
-from trainer.frontier import dtype_on, in_bf16, in_words, setting_of, with_settings
+from trainer.frontier import in_words, setting_of, with_settings
 from trainer.generate import Generator, to_text
 from trainer.prompting import check_reads_prompts, encoded
 from trainer.sizes import longest_prompt
@@ -93,3 +93,16 @@ def complete(generator: Generator, encoder: TokenEncoder, prompts_NP: Tensor, se
         with in_bf16(device):
             found.append(generator.batch(indices, seed, prompt))
     return torch.cat(found).cpu()
+
+
+def in_bf16(device: torch.device) -> torch.autocast:
+    """Generation as it is measured: networks in bfloat16 on a GPU, as the baselines' are.
+
+    Latents between the steps, times and the solver's arithmetic stay float32.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def dtype_on(device: torch.device) -> str:
+    """What `in_bf16` computes in, for the record."""
+    return "bfloat16 autocast" if device.type == "cuda" else "float32"

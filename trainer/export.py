@@ -92,8 +92,8 @@ def load_export(path: Path | str, device: torch.device | str = "cpu",
     """
     path, device = Path(path), torch.device(device)
     record = read_export(path)
-    state = load_file(path / _WEIGHTS)
-    warp = warp_of(record.train, state.pop(TIME_DENSITY))
+    state = load_file(path / _WEIGHTS, device=str(device))
+    warp = warp_of(record.train, state.pop(TIME_DENSITY).cpu())
     # The latent encoder has a buffer that no file holds.
     with torch.device("cpu" if record.has_encoder else "meta"):
         model = LatentDiffusionLM(record.train, record.model["hidden_size"], state.get("token_ids"),

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from trainer.generate import Generator, to_text
@@ -39,7 +38,7 @@ def sample_frontier(generator: Generator, steps: Sequence[int], temperatures: Se
         say(f"{num} texts of {in_words(own)}: {num * length / seconds:,.0f} tokens/s")
         found.append({
             "setting": setting_of(own), "seed": seed, "batch": sampling.batch_size,
-            "dtype": dtype_on(generator.model.hidden_mean.device),
+            "dtype": str(generator.dtype).removeprefix("torch."),
             "seconds_batch_1": latency, "tokens_per_s_batch_1": length / latency,
             f"tokens_per_s_batch_{sampling.batch_size}": num * length / seconds, "tokens": tokens_NL.tolist(),
             "texts": to_text(generator.tokenizer, tokens_NL, generator.end_of_text_id)})
@@ -79,22 +78,8 @@ def judged(generation: dict[str, Any], row_judge: RowJudge, reference: JudgeRows
     return kept | row_judge.scores(tokens_NL, reference.rows, num_prompt)
 
 
-def in_bf16(device: torch.device) -> torch.autocast:
-    """Generation as it is measured: networks in bfloat16 on a GPU, as the baselines' are.
-
-    Latents between the steps, times and the solver's arithmetic stay float32.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
-
-
-def dtype_on(device: torch.device) -> str:
-    """What `in_bf16` computes in, for the record."""
-    return "bfloat16 autocast" if device.type == "cuda" else "float32"
-
-
 def _timed(generator: Generator, num: int, seed: int) -> tuple[Tensor, float]:
     """Token ids on the host, and the seconds they took: once they are here the device has finished."""
     began = time.perf_counter()
-    with in_bf16(generator.model.hidden_mean.device):
-        tokens_NL = generator.tokens(num, seed).cpu()
+    tokens_NL = generator.tokens(num, seed).cpu()
     return tokens_NL, time.perf_counter() - began

@@ -17,6 +17,7 @@ from trainer.command import carry_out, talk
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
 from trainer.data import Corpus, open_corpus
 from trainer.evaluate import evaluate
+from trainer.fast.generator import fast_generator
 from trainer.frontier import judged, sample_frontier
 from trainer.generate import Generator
 from trainer.judge_rows import RowJudge
@@ -59,7 +60,8 @@ def measure(options: Namespace) -> dict[str, Any]:
     rows_NL = _heldout(run, generator, options.num)
     told = beginnings(generator, rows_NL, options.prompt_tokens) if options.prompt_tokens else None
     on_heldout, completions = _with_encoder(run, generator, rows_NL, told, options, device)
-    generations = sample_frontier(generator, options.steps, options.temperatures, options.num, options.batch,
+    quick = fast_generator(generator, talk)
+    generations = sample_frontier(quick, options.steps, options.temperatures, options.num, options.batch,
                                   options.seed, talk)
     samples = {"model": "ldlm", "seed": options.seed, "source": options.run, "step": run.manifest.step,
                "heldout_tokens": rows_NL.tolist(), "heldout_texts": generator.to_texts(rows_NL.tolist()),

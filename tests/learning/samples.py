@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT)]
 from trainer.bench_device import device_name  # noqa: E402
 from trainer.data import open_corpus  # noqa: E402
 from trainer.evaluate import evaluate  # noqa: E402
+from trainer.fast.generator import fast_generator  # noqa: E402
 from trainer.frontier import sample_frontier  # noqa: E402
 from trainer.local_cache import cache_folder  # noqa: E402
 from trainer.run_folder import RunFolder  # noqa: E402
@@ -65,7 +66,7 @@ def main() -> int:
         "train_seconds": beat.phases.train_s if beat else None,
         "heldout": heldout_scores(under_noise(run, noise_std), device), "heldout_noise_std": noise_std,
         "generations": sample_frontier(
-            run.generator(device), [int(word) for word in options.steps.split(",")],
+            fast_generator(run.generator(device), print), [int(word) for word in options.steps.split(",")],
             [float(word) for word in options.temperatures.split(",")], options.samples, options.samples,
             int(seed), print)}
     (options.out / f"{options.run}.json").write_text(json.dumps(record))

@@ -17,6 +17,7 @@ from trainer.fast.noise import sample_keys
 from trainer.fast.program import FastModel, Generated, Program, choose_program
 from trainer.fast.weights import FORMATS, Mode, usual_mode
 from trainer.generate import Generator, Prompt
+from trainer.host_copies import to_device
 from trainer.prompt import PromptContext
 
 _LEAST_FOR_FP8 = (9, 0)
@@ -56,11 +57,14 @@ class FastGenerator(Generator):
 
     def generated(self, indices: range, seed: int, context: PromptContext | None = None) -> Generated:
         """Latents and token ids of some samples; good until the next are asked for."""
-        keys_B2 = sample_keys(seed, indices, self.model.hidden_mean.device)
+        keys_B2, device = sample_keys(seed, indices, "cpu"), self.model.hidden_mean.device
         size = len(indices), 0 if context is None else context.hidden_BPD.shape[1]
         if size not in self._programs:
-            self._programs[size] = self._program(keys_B2, context)
-        return self._programs[size](keys_B2, context)
+            self._programs[size] = self._program(to_device(keys_B2, device), context)
+        program = self._programs[size]
+        # A graph has a place for keys: that is one copy less on the way to the first noise.
+        is_graph = isinstance(program, CapturedProgram)
+        return program(keys_B2 if is_graph else to_device(keys_B2, device), context)
 
     def _program(self, keys_B2: Tensor, context: PromptContext | None) -> Program:
         """A program for these sizes: as one graph where that works, compiled where that works."""
@@ -103,8 +107,8 @@ def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
                           "capability 9.0", place="fp8", fix="take bf16")
     fast = FastModel(generator, mode or usual_mode(device),
                      compile_mode if has_triton(device) else None)
-    graphs = "one CUDA graph a batch size of" if device.type == "cuda" else "no CUDA graphs here;"
-    say(f"fast path: {graphs} {_way(fast)}")
+    graphs = "one CUDA graph for each batch size" if device.type == "cuda" else "no CUDA graphs here"
+    say(f"fast path: {_way(fast)}, {graphs}")
     return FastGenerator(**vars(generator), fast=fast, say=say)
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from trainer.fast.program import Generated, Program
+from trainer.host_copies import write_to
 from trainer.prompt import PromptContext
 
 _MOST_SIZES = 1_000  # torch compiles one function for eight sizes, then refuses; here sizes are asked for
@@ -11,7 +12,9 @@ _WARM_UPS = 3  # what compiles, tunes or asks for workspaces has done so before 
 
 
 class CapturedProgram:
-    """Replays a program with other keys and prompts. What it returns is overwritten by the next replay.
+    """Replays a program with other keys and prompts, wherever they lie.
+
+    What it returns is overwritten by the next replay.
 
     Raises:
         RuntimeError: Something in the program cannot be compiled or captured, or there is no memory for it.
@@ -31,9 +34,9 @@ class CapturedProgram:
 
     @torch.inference_mode()
     def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:
-        self._keys_B2.copy_(keys_B2)
+        write_to(self._keys_B2, keys_B2)
         for own, given in zip(self._prompt or (), prompt or (), strict=True):
-            own.copy_(given)
+            write_to(own, given)
         self._graph.replay()
         return self._found
 

@@ -49,9 +49,8 @@ def normals_by_torch(keys_B2: Tensor, draw: int, shape: tuple[int, ...]) -> Tens
     num = math.prod(shape)
     group_1N = torch.arange(-(-num // 4), device=keys_B2.device)[None]
     zero_1N = torch.zeros_like(group_1N)
-    words = philox((group_1N, zero_1N, zero_1N + draw, zero_1N), (keys_B2[:, :1], keys_B2[:, 1:]))
-    pairs = (_box_muller(*words[:2]), _box_muller(*words[2:]))
-    numbers_BN4 = torch.stack([number for pair in pairs for number in pair], dim=-1)
+    a, b, c, d = philox((group_1N, zero_1N, zero_1N + draw, zero_1N), (keys_B2[:, :1], keys_B2[:, 1:]))
+    numbers_BN4 = _box_muller(torch.stack([a, c], dim=-1), torch.stack([b, d], dim=-1)).flatten(2)
     return numbers_BN4.flatten(1)[:, :num].unflatten(1, shape)
 
 
@@ -61,17 +60,19 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     Products of int64 wrap around, and so hold the 64 bits of the unsigned product.
     """
     a, b, c, d = counter
+    rounds = torch.arange(_ROUNDS, device=a.device)
+    lefts, rights = (word[..., None] + rounds * weyl for word, weyl in zip(key, _WEYL, strict=True))
     for number in range(_ROUNDS):
-        left, right = ((word + number * weyl) & _WORD for word, weyl in zip(key, _WEYL, strict=True))
         first, third = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a, b = ((third >> 32) ^ b ^ left) & _WORD, third & _WORD
-        c, d = ((first >> 32) ^ d ^ right) & _WORD, first & _WORD
-    return a, b, c, d
+        # Above their 32 bits b and d, and keys, may hold anything until a mask takes it away.
+        a, b = ((third >> 32) ^ b ^ lefts[..., number]) & _WORD, third
+        c, d = ((first >> 32) ^ d ^ rights[..., number]) & _WORD, first
+    return a, b & _WORD, c, d & _WORD
 
 
-def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two independent normal numbers of two words."""
+def _box_muller(first: Tensor, second: Tensor) -> Tensor:
+    """Two independent normal numbers (..., 2) of two words."""
     # In (0, 1]: half a step above a multiple of 2^-32. So no number is beyond 6.77.
     radius = (-2 * (first.float() * 2.0**-32 + 2.0**-33).log()).sqrt()
     angle = second.float() * (2 * math.pi * 2.0**-32)
-    return radius * angle.cos(), radius * angle.sin()
+    return torch.stack([radius * angle.cos(), radius * angle.sin()], dim=-1)

@@ -1,0 +1,70 @@
+"""Time to the first text: a process of its own, from its start, with the fast path and without."""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import save_file
+
+from trainer.contract import LdlmError
+from trainer.fast.weights import dtype_of
+from trainer.generate import Generator
+
+_WAIT_S = 600
+
+
+class FirstText(BaseModel):
+    """One cold start; files of weights and programs may have been in the system's cache.
+
+    Attributes:
+        name: The profile or export.
+        is_fast: By the fast path, as one graph but not compiled; False: operation by operation.
+        parts_s: Seconds in order: python, imports, device, weights, layout, first text (graph capture in
+            it); and the text after it, for comparison.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    is_fast: bool
+    mode: str
+    parts_s: dict[str, float]
+
+    @property
+    def total_s(self) -> float:
+        """From the start of the process to the first text."""
+        return sum(seconds for part, seconds in self.parts_s.items() if part != "next text")
+
+
+def first_texts_of_export(path: Path, mode: str) -> list[FirstText]:
+    """Of an export, its tokenizer and the check of its hashes in it."""
+    return [_first_text({"export": str(path.absolute())}, path.name, is_fast, mode)
+            for is_fast in (True, False)]
+
+
+def first_texts_of_profile(generator: Generator, name: str, mode: str) -> list[FirstText]:
+    """Of a profile's random weights: token ids, since they have no tokenizer. Frees nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        model = generator.model
+        trained = {name for name, _ in model.named_parameters()}
+        save_file({key: tensor.to(dtype_of(mode) if key in trained else tensor.dtype).contiguous()
+                   for key, tensor in model.state_dict().items()}, path)
+        asked = {"export": None, "weights": str(path), "preset": name,
+                 "length": generator.config.data.sequence_length}
+        return [_first_text(asked, name, is_fast, mode) for is_fast in (True, False)]
+
+
+def _first_text(asked: dict[str, Any], name: str, is_fast: bool, mode: str) -> FirstText:
+    order = asked | {"is_fast": is_fast, "mode": mode, "began": time.time()}
+    done = subprocess.run([sys.executable, "-m", "trainer.first_text", json.dumps(order)],
+                          capture_output=True, text=True, timeout=_WAIT_S, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise LdlmError(f"a process of its own did not come to a text: {last}", place=name,
+                        fix="leave --first-text out")
+    return FirstText(name=name, is_fast=is_fast, mode=mode, parts_s=json.loads(done.stdout.splitlines()[-1]))

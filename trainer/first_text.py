@@ -1,0 +1,82 @@
+"""From the start of a process to its first text, part by part: `python -m trainer.first_text JSON`.
+
+Answers with a line of JSON: seconds by part, in order. The benchmark starts it (`trainer/bench_first.py`).
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from trainer.generate import Generator
+
+
+class Marks:
+    """Seconds from one moment to the next.
+
+    Args:
+        began: Seconds of the wall clock: when the process was asked for, before it could look at a clock.
+    """
+
+    def __init__(self, began: float) -> None:
+        self._last, self.parts = began, dict[str, float]()
+
+    def reached(self, part: str) -> None:
+        """A part has ended now."""
+        now = time.time()
+        self.parts[part] = now - self._last
+        self._last = now
+
+
+def main() -> None:
+    """Do what the benchmark asks for, and say how long each part took."""
+    asked = json.loads(sys.argv[1])
+    marks = Marks(asked["began"])
+    marks.reached("python")
+    import torch
+
+    from trainer.fast.generator import fast_generator
+
+    marks.reached("imports")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.zeros(1, device=device)
+    marks.reached("device")
+    generator = _generator(asked, device)
+    marks.reached("weights")
+    if asked["is_fast"]:
+        generator = fast_generator(generator, lambda words: None, None, asked["mode"])
+    marks.reached("layout")
+    _write_text(generator)
+    marks.reached("first text")
+    _write_text(generator)
+    marks.reached("next text")
+    print(json.dumps(marks.parts))
+
+
+def _generator(asked: dict[str, Any], device: "torch.device") -> "Generator":
+    """Of an export; or of weights of a profile that the benchmark has made."""
+    if asked["export"]:
+        from trainer.export import load_export
+
+        return load_export(asked["export"], device)
+    from safetensors.torch import load_file
+
+    from trainer.bench_cases import Model
+    from trainer.bench_models import generator_of, profile_config
+
+    config = profile_config(Model(name=asked["preset"], length=asked["length"]))
+    return generator_of(config, load_file(Path(asked["weights"]), device=str(device)))
+
+
+def _write_text(generator: "Generator") -> None:
+    tokens = generator.tokens(1, 0).cpu()
+    if generator.tokenizer is not None:
+        generator.to_texts(tokens)
+
+
+if __name__ == "__main__":
+    main()
