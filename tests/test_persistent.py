@@ -1,38 +1,35 @@
-"""What the persistent kernel's host does alone: where weights lie, who waits for whom, shared memory.
+"""What is worked out for the persistent kernels before they run: where weights lie, which phases there are,
+who waits for whom, shared memory; and that they are told to compute what the model computes.
 
-Where a weight must lie is computed here, from the rules that denoiser.cu and layout.py state in words.
+Where a weight must lie is computed here, from the rules that persistent.cu and layout.py state in words.
 """
-
-import ctypes
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from phase_machine import PhaseMachine, unpaired, unswizzled, untiled  # noqa: E402
 from torch import nn  # noqa: E402
 
-from tests import bench_denoiser  # noqa: E402
-from tests.persistent import host  # noqa: E402
-from tests.persistent.compiling import cubin_of  # noqa: E402
-from tests.persistent.host import folded  # noqa: E402
-from tests.persistent.layout import pair_tiles, phase_rows, qkv_rows, swizzled, tile_tiles  # noqa: E402
-from tests.persistent.problem import random_problem  # noqa: E402
-from tests.persistent.shape import SHAPES, Shape  # noqa: E402
+from trainer.bench_cases import Model  # noqa: E402
+from trainer.bench_models import profile_config  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
+from trainer.fast.noise import sample_keys  # noqa: E402
+from trainer.fast.persistent import program  # noqa: E402
+from trainer.fast.persistent.compiling import cubin_of  # noqa: E402
+from trainer.fast.persistent.layout import head_rows, pair_tiles, swizzled, tile_tiles  # noqa: E402
+from trainer.fast.persistent.packing import folded  # noqa: E402
+from trainer.fast.persistent.phases import Kind  # noqa: E402
+from trainer.fast.persistent.shape import SHAPES, Shape  # noqa: E402
+from trainer.fast.program import FastModel  # noqa: E402
+from trainer.generate import Generator, sample_latents  # noqa: E402
+from trainer.model import LatentDiffusionLM  # noqa: E402
+from trainer.sampler import SampleNoise  # noqa: E402
 
 # Small, and with columns that must be filled up: 24 of queries, keys and values a CTA.
 SMALL = Shape(1024, weight_slots=2, activation_slots=2, blocks_per_slot=1)
 SHAPE_WIDTHS = sorted(SHAPES)
-
-
-def unswizzled(block: np.ndarray) -> np.ndarray:
-    """A block of 64 columns as it was: row r, 16-byte unit u lies at unit u XOR (r mod 8)."""
-    plain = np.zeros_like(block)
-    for row in range(len(block)):
-        for unit in range(8):
-            at = unit ^ (row % 8)
-            plain[row, 8 * unit:8 * unit + 8] = block[row, 8 * at:8 * at + 8]
-    return plain
 
 
 def numbered(num_rows: int, width: int) -> torch.Tensor:
@@ -96,7 +93,7 @@ def test_a_tile_of_the_residual_stream_is_summed_by_eight_ctas_one_of_each_pair(
 
 @pytest.mark.parametrize("width", SHAPE_WIDTHS)
 def test_the_ctas_of_a_head_share_its_channels_the_same_of_queries_keys_and_values(width: int) -> None:
-    rows = qkv_rows(SHAPES[width]).view(128, 3, -1).numpy()
+    rows = head_rows(SHAPES[width], 3).view(128, 3, -1).numpy()
     assert sorted(rows.ravel()) == list(range(3 * width))
     for cta in range(128):
         channels = rows[cta, 0]
@@ -105,47 +102,103 @@ def test_the_ctas_of_a_head_share_its_channels_the_same_of_queries_keys_and_valu
         assert np.array_equal(rows[cta, 2], channels + 2 * width)
 
 
-@pytest.mark.parametrize(("steps", "blocks"), [(1, 1), (3, 2)])
-def test_each_phase_waits_for_the_last_that_wrote_what_it_reads(steps: int, blocks: int) -> None:
-    reads = {0: "stream", 1: "qkv", 2: "stream", 3: "hidden", 4: "hidden", 5: "hidden"}
-    writes = {0: "qkv", 1: "stream", 2: "hidden", 3: "stream", 4: "stream", 5: "latents"}
-    rows = phase_rows(steps, blocks)
-    last_writer = {"stream": len(rows)}  # the start has the counters after those of all phases
-    for index, row in enumerate(rows):
-        assert row.dep == last_writer[reads[row.kind]]
-        last_writer[writes[row.kind]] = index
+def test_what_is_packed_can_be_read_again_by_the_written_rules() -> None:
+    weights = numbered(3 * SMALL.width, SMALL.width)
+    assert np.array_equal(unpaired(pair_tiles(weights).numpy(), 24), weights.numpy())
+    weights = numbered(SMALL.width, 4 * SMALL.width)
+    assert np.array_equal(untiled(tile_tiles(weights).numpy()), weights.numpy())
 
 
-def test_a_step_ends_with_its_last_block_and_all_ends_with_the_last_step() -> None:
-    found = [(row.step, row.block, row.kind) for row in phase_rows(2, 2)]
-    assert found == [(0, 0, 0), (0, 0, 1), (0, 0, 2), (0, 0, 3), (0, 1, 0), (0, 1, 1), (0, 1, 2), (0, 1, 4),
-                     (1, 0, 0), (1, 0, 1), (1, 0, 2), (1, 0, 3), (1, 1, 0), (1, 1, 1), (1, 1, 2), (1, 1, 5)]
+class Told:
+    """In place of a kernel: what it was told."""
+
+    def __init__(self, shape, phases, positions_KW, time_W, gain_W) -> None:
+        self.phases, self.added_KW, self.gain_W = phases, positions_KW + time_W, gain_W
+
+    def result(self, z0_KW: torch.Tensor, context_KW: torch.Tensor | None) -> torch.Tensor:
+        """What plain arithmetic makes of it."""
+        begin = z0_KW.double().numpy(), self.added_KW.double().numpy()
+        context = None if context_KW is None else context_KW.double().numpy()
+        return torch.from_numpy(PhaseMachine(self.phases, begin, self.gain_W.double().numpy(), context).found)
 
 
-def numbers_at(address: int, count: int) -> list[float]:
-    return list((ctypes.c_float * count).from_address(address))
+def small_generator() -> Generator:
+    """Of the seed's kind at width 1,024, with numbers that bf16 can hold where they are multiplied."""
+    sizes = {"latent_width": 1024, "width": 1024, "token_decoder_width": 1024, "decoder_layers": 2,
+             "denoiser_layers": 1, "token_decoder_layers": 1}
+    values = profile_config(Model(name="seed-35b-a3b", length=64)).model_dump(exclude_defaults=True)
+    sampling = {"steps": 3, "batch_size": 1, "temperature": 0.9}
+    values |= {"model": values["model"] | sizes, "sampling": sampling}
+    config = TrainConfig.model_validate(values)
+    torch.manual_seed(0)
+    model = LatentDiffusionLM(config, 1024, None, 50).eval().requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        if "context_norm.weight" in name:  # is multiplied into a matrix before that is rounded
+            parameter.copy_(2.0 ** torch.randint(-1, 2, parameter.shape))
+        elif parameter.ndim == 2:
+            is_stream = "positions" in name or "queries" in name
+            parameter.normal_(std=0.5 if is_stream else parameter.shape[1] ** -0.5)
+            parameter.copy_(parameter.bfloat16())
+        else:
+            parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.1)
+    return Generator(config, model, None, 50, 0)
 
 
-def test_the_last_maps_of_blocks_are_given_what_comes_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host, "cubin_of", lambda shape: b"")
-    monkeypatch.setattr(host, "_loaded", lambda cubin, shared_bytes: None)
-    problem = random_problem(SMALL, num_blocks=2, num_steps=2, seed=0, device="cpu")
-    kernel = host.PersistentDenoiser(problem, SMALL)
-    table = np.frombuffer(kernel._phases.numpy().tobytes(), dtype=host._PHASE)
-    first, second = problem.blocks
-    wanted = {3: [first.mlp[2].bias, second.attention_norm.weight],
-              7: [second.mlp[2].bias, first.attention_norm.weight, problem.gain_W, problem.times_SW[1]],
-              11: [first.mlp[2].bias, second.attention_norm.weight],
-              15: [second.mlp[2].bias, first.attention_norm.weight, problem.gain_W]}
-    for index, columns in wanted.items():
-        row = table[index]
-        addresses = [int(row[name]) for name in ("p0", "p1", "p2", "p3")]
-        assert [address != 0 for address in addresses] == [True] * len(columns) + [False] * (4 - len(columns))
-        for address, column in zip(addresses, columns, strict=False):
-            assert numbers_at(address, SMALL.width) == column.tolist()
-    assert [(int(row["dep"]), int(row["bytes"])) for row in table[:4]] == [
-        (16, 64 * 1024), (0, 64 * 128 * 2), (1, 64 * 1024), (2, 64 * 512 * 2)]
-    assert table[7]["c1"] == np.float32(problem.coefficients[0][0])
+@pytest.fixture(scope="module")
+def told() -> tuple[Generator, Told, Told]:
+    """A model, and what the kernels of its denoiser and decoders are told."""
+    generator = small_generator()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program, "PersistentKernel", Told)
+        patch.setitem(program.SHAPES, 1024, SMALL)
+        made = program.PersistentProgram(generator.config, FastModel(generator, "bf16", None))
+    return generator, made._denoiser, made._decoder
+
+
+def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found.double() - wanted.double()).norm() / wanted.double().norm())
+
+
+def test_the_phases_of_the_denoiser_make_the_latents_of_the_reference(told) -> None:
+    generator, denoiser, _ = told
+    noise = SampleNoise(sample_keys(7, [0], "cpu"), (64, 1024)).start() * 0.9
+    wanted = sample_latents(generator.model, range(1), 7, generator.config.sampling)
+    assert relative(denoiser.result(noise[0], None), wanted[0]) < 1e-5
+
+
+def test_the_phases_of_the_decoders_make_what_the_head_reads_but_for_its_norm(told) -> None:
+    generator, _, decoder = told
+    latents = torch.randn(1, 64, 1024)
+    model = generator.model
+    context = torch.nn.functional.layer_norm(latents[0], (1024,)) + model.decoder.perceiver.positions
+    context = torch.nn.functional.layer_norm(context, (1024,))
+    found = model.token_decoder.norm(decoder.result(torch.zeros(64, 1024), context).float())
+    assert relative(found, model.token_decoder.features(model.decoder(latents))[0]) < 1e-5
+
+
+def test_each_phase_waits_for_the_last_that_wrote_what_it_reads(told) -> None:
+    reads = {Kind.QKV: "stream", Kind.QUERY: "stream", Kind.UP: "stream", Kind.GATE: "stream",
+             Kind.GATED_UP: "stream", Kind.ATTEND: "queries", Kind.DOWN: "hidden", Kind.END_STEP: "hidden",
+             Kind.END: "hidden"}
+    writes = {Kind.QKV: "queries", Kind.QUERY: "queries", Kind.UP: "hidden", Kind.GATED_UP: "hidden"}
+    for kernel in told[1:]:
+        last_writer = {"stream": len(kernel.phases)}  # the start has the counters after those of all phases
+        for index, phase in enumerate(kernel.phases):
+            if phase.kind in reads:
+                assert phase.dep == last_writer[reads[phase.kind]]
+            if phase.kind == Kind.ATTEND:
+                assert phase.keys_dep == last_writer[f"keys {phase.map.context}"]
+            if phase.kind in (Kind.QKV, Kind.KEYS_VALUES):
+                last_writer[f"keys {phase.map.context}"] = index
+            written = writes.get(phase.kind, "stream" if phase.kind in reads else None)
+            if written and phase.kind != Kind.GATE:
+                last_writer[written] = index
+
+
+def test_a_step_ends_with_its_last_block_and_all_ends_with_the_last_step(told) -> None:
+    block = [Kind.QKV, Kind.ATTEND, Kind.UP]
+    assert [phase.kind for phase in told[1].phases] == [
+        *block, Kind.END_STEP, *block, Kind.END_STEP, *block, Kind.END]
 
 
 @pytest.mark.parametrize("width", SHAPE_WIDTHS)
@@ -153,7 +206,7 @@ def test_the_rings_and_all_else_fit_into_the_shared_memory_of_an_sm(width: int) 
     assert SHAPES[width].shared_bytes <= 227 * 1024  # CUDA programming guide: capability 9.0
 
 
-@pytest.mark.parametrize(("width", "slot_bytes"), [(2048, 32_768), (5120, 40_960)])
+@pytest.mark.parametrize(("width", "slot_bytes"), [(2048, 16_384), (5120, 40_960)])
 def test_a_slot_takes_the_largest_chunk_of_any_phase(width: int, slot_bytes: int) -> None:
     assert SHAPES[width].weight_slot_bytes == slot_bytes  # as measured, recipes/LOG.md
 
@@ -176,11 +229,12 @@ def test_the_kernel_compiles(width: int) -> None:
     assert cubin_of(SHAPES[width]).startswith(b"\x7fELF")
 
 
-def test_the_bench_says_in_a_sentence_that_it_needs_another_gpu(
-        capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["bench_denoiser"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as ended:
-        bench_denoiser.main()
-    assert (ended.value.code, capsys.readouterr().out) == (
-        1, "no CUDA device: the persistent kernel needs an H100 or H200\n")
+def test_what_the_kernels_do_not_compute_is_named() -> None:
+    config = profile_config(Model(name="seed-35b-a3b", length=64))
+    assert program.why_not(config, 2048, 1, has_prompt=False) is None
+    assert program.why_not(config, 2048, 2, has_prompt=False) == "one text at a time"
+    assert program.why_not(config, 2048, 1, has_prompt=True) == "one text at a time"
+    assert program.why_not(config, 1024, 1, has_prompt=False) == "one width of 2048 or 5120"
+    longer = profile_config(Model(name="seed-35b-a3b", length=128))
+    assert program.why_not(longer, 2048, 1, has_prompt=False) == "64 tokens and latents"
+    assert program.why_not_here(torch.device("cpu")) == "no CUDA device"

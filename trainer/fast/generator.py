@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.command import talk
 from trainer.contract import ConfigError
+from trainer.fast.devices import has_triton
 from trainer.fast.graph import CapturedProgram
 from trainer.fast.noise import sample_keys
 from trainer.fast.program import FastModel, Generated, Program, choose_program
@@ -19,7 +20,7 @@ from trainer.generate import Generator, Prompt
 from trainer.host_copies import to_device
 from trainer.prompt import PromptContext
 
-_LEAST_FOR_TRITON, _LEAST_FOR_FP8 = (7, 0), (9, 0)  # torch compiles for GPUs by Triton
+_LEAST_FOR_FP8 = (9, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +44,8 @@ class FastGenerator(Generator):
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
         """As of a generator; batches are all of one size, so that one program makes them."""
         size = min(num, self.config.sampling.batch_size)
-        return torch.cat([self.batch(range(first, first + size), seed, prompt)
-                          for first in range(0, num, size)])[:num]
+        parts = [self.batch(range(first, first + size), seed, prompt) for first in range(0, num, size)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)[:num]
 
     def latents(self, num: int, seed: int) -> Tensor:
         """Clean latents (num, K, D), float32, of samples that are drawn at once."""
@@ -67,18 +68,18 @@ class FastGenerator(Generator):
 
     def _program(self, keys_B2: Tensor, context: PromptContext | None) -> Program:
         """A program for these sizes: as one graph where that works, compiled where that works."""
-        fast, device = self.fast, keys_B2.device
-        while device.type == "cuda":
+        fast, batch, has_prompt = self.fast, len(keys_B2), context is not None
+        while keys_B2.is_cuda:
             try:
-                program = choose_program(self.config, fast, len(keys_B2), device)
+                program = choose_program(self.config, fast, batch, has_prompt)
                 return CapturedProgram(program, keys_B2, context)
             except RuntimeError as error:
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {len(keys_B2)}: {why}")
-                if fast.compile_mode is None or isinstance(error, torch.OutOfMemoryError):
-                    break  # for want of memory other sizes need not do without
-                fast.compiled(None)
-        return choose_program(self.config, fast, len(keys_B2), device)
+                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {batch}: {why}")
+                # For want of memory other sizes need not do without.
+                if isinstance(error, torch.OutOfMemoryError) or not fast.step_back():
+                    break
+        return choose_program(self.config, fast, batch, has_prompt)
 
 
 def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
@@ -105,7 +106,7 @@ def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
         raise ConfigError(f"{name} does not multiply matrices of rows with a scale each: that takes compute "
                           "capability 9.0", place="fp8", fix="take bf16")
     fast = FastModel(generator, mode or usual_mode(device),
-                     compile_mode if ability >= _LEAST_FOR_TRITON else None)
+                     compile_mode if has_triton(device) else None)
     graphs = "one CUDA graph for each batch size" if device.type == "cuda" else "no CUDA graphs here"
     say(f"fast path: {_way(fast)}, {graphs}")
     return FastGenerator(**vars(generator), fast=fast, say=say)

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.fast.devices import has_triton
+
 # A block of 32 MiB in float32 is read again from a GPU's second-level cache (guess), and few positions take
 # many rows at a time: at batch 1 the whole head is two blocks.
 _LOGITS = 2**23
 _POSITIONS = 512
+_MOST_FOR_KERNEL = 128  # which takes all positions at once
 
 
 def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows: int | None) -> Tensor:
@@ -26,6 +29,11 @@ def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows
         num_rows: Only the first so many rows are looked at; None: all.
     """
     weight_VW, bias_V = weight_VW[:num_rows], bias_V[:num_rows]
+    is_small = len(features_NW) <= _MOST_FOR_KERNEL and weight_VW.dtype == torch.bfloat16
+    if is_small and has_triton(weight_VW.device):
+        from trainer.fast.head_kernel import argmax_rows_by_kernel
+
+        return argmax_rows_by_kernel(features_NW.contiguous(), weight_VW, bias_V)
     return torch.cat([_best(part_PW, weight_VW, bias_V) for part_PW in features_NW.split(_POSITIONS)])
 
 

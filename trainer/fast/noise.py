@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.chance import key_words
+from trainer.fast.devices import has_triton
 from trainer.host_copies import to_device
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -28,14 +29,23 @@ def sample_keys(seed: int, indices: Sequence[int], device: torch.device | str) -
     return to_device(torch.tensor([key_words("sample", seed, index) for index in indices]), device)
 
 
-def normals(keys_B2: Tensor, draw: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+def normals(keys_B2: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
     """Standard normal numbers (B, *shape), float32: those of a sample depend on its key and `draw` alone.
 
     Args:
         keys_B2: From `sample_keys`.
-        draw: Which of the sample's draws, from 0; a number, or a scalar int64 tensor on the device.
+        draw: Which of the sample's draws, from 0.
         shape: Of one sample.
     """
+    if has_triton(keys_B2.device):
+        from trainer.fast.noise_kernel import normals_by_kernel
+
+        return normals_by_kernel(keys_B2, draw, shape)
+    return normals_by_torch(keys_B2, draw, shape)
+
+
+def normals_by_torch(keys_B2: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
+    """The same in operations of torch, on any device."""
     num = math.prod(shape)
     group_1N = torch.arange(-(-num // 4), device=keys_B2.device)[None]
     zero_1N = torch.zeros_like(group_1N)

@@ -48,12 +48,13 @@ class FastModel:
         generator: Whose model it is.
         mode: How matrices are held and multiplied.
         compile_mode: Of `torch.compile`; None: the operations of torch one by one. What is compiled is a
-            pass of the denoiser with its solver's step, the noise, and the decoders, each as a whole.
+            pass of the denoiser with its solver's step, and the decoders, each as a whole.
     """
 
     def __init__(self, generator: Generator, mode: Mode, compile_mode: str | None) -> None:
         model = generator.model
         self.generator, self.mode = generator, mode
+        self.persistent = mode == "bf16"
         self.shape = model.config.num_latents, model.config.model.latent_width
         self.denoiser = FastDenoiser(model.denoiser, mode)
         self.decoder = FastDecoder(model.decoder, model.token_decoder, mode)
@@ -64,13 +65,27 @@ class FastModel:
     def compiled(self, mode: str | None) -> None:
         """Go on in another mode of `torch.compile`."""
         self.compile_mode = mode
+        self.step, self.features = self.made(self._step), self.made(self.decoder)
 
-        def made(function: Callable[..., Any]) -> Callable[..., Any]:
-            if mode is None:
-                return function
-            return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+    def made(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of static shapes as this model runs it."""
+        if self.compile_mode is None:
+            return function
+        return torch.compile(function, mode=self.compile_mode, fullgraph=True, dynamic=False)
 
-        self.noise, self.step, self.features = made(self._noise), made(self._step), made(self.decoder)
+    def step_back(self) -> bool:
+        """Do without the last of what makes it fast and may not work here; False: there is nothing left."""
+        if self.persistent:
+            self.persistent = False
+        elif self.compile_mode is not None:
+            self.compiled(None)
+        else:
+            return False
+        return True
+
+    def noise(self, keys_B2: Tensor, draw: int) -> Tensor:
+        """Standard normal numbers (B, K, D), float32, see `normals`."""
+        return normals(keys_B2, draw, self.shape)
 
     def tokens(self, features_BLW: Tensor) -> Tensor:
         """Most likely token ids (B, L) of what the head reads."""
@@ -79,9 +94,6 @@ class FastModel:
         num_rows = generator.num_tokens if token_ids is None else None
         rows_BL = argmax_rows(features_BLW.flatten(0, 1), *self._head, num_rows).view(features_BLW.shape[:2])
         return rows_BL if token_ids is None else token_ids[rows_BL]
-
-    def _noise(self, keys_B2: Tensor, draw: Tensor) -> Tensor:
-        return normals(keys_B2, draw, self.shape)
 
     def _step(self, z_BKD: Tensor, estimate_BKD: Tensor, told_MW: Tensor, mix_3: Tensor,
               fresh_BKD: Tensor | None, guidance: Guidance,
@@ -109,7 +121,7 @@ class GeneralProgram:
         with torch.inference_mode():
             self._times = model.denoiser.times(grid[:-1].to(device))
         self._mixes = [torch.tensor(mix, device=device) for mix in mixes]
-        self._draws = [torch.tensor(number, device=device) for number in _draws(mixes)]
+        self._draws = _draws(mixes)
 
     @torch.inference_mode()
     def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:
@@ -128,6 +140,15 @@ def _draws(mixes: list[Mix]) -> list[int]:
     return [0, *itertools.accumulate(int(mix.add != 0) for mix in mixes)]
 
 
-def choose_program(config: TrainConfig, model: FastModel, batch: int, device: torch.device) -> Program:
-    """The fastest program that there is for a batch size on a device."""
-    return GeneralProgram(config, model)
+def choose_program(config: TrainConfig, model: FastModel, batch: int, has_prompt: bool) -> Program:
+    """The fastest program that there is for a batch size.
+
+    Raises:
+        RuntimeError: One that should work here does not; `model.step_back` leaves it out.
+    """
+    from trainer.fast.persistent.program import PersistentProgram, why_not, why_not_here
+
+    mean_D = model.generator.model.hidden_mean
+    if not model.persistent or why_not(config, len(mean_D), batch, has_prompt) or why_not_here(mean_D.device):
+        return GeneralProgram(config, model)
+    return PersistentProgram(config, model)

@@ -1,4 +1,4 @@
-// All denoiser steps of a text as ONE kernel: batch 1, 64 latents of width D, plain blocks, DDIM steps.
+// Transformer blocks of one text as ONE kernel, batch 1, 64 positions of width D: all denoiser steps, or both decoders.
 //
 // At batch 1 the time goes into reading weights: 24 D^2 bytes a block, once per block and step. So the kernel is built around
 // a stream of weights that never stops:
@@ -9,13 +9,17 @@
 // - Warps 0 to 7 are two warpgroups of consumers, each with half of the CTA's columns. Then one warp each brings weights (8),
 //   activations (9), the means and deviations of norms (10), and the per-column numbers of a phase, as biases (11).
 //
-// A table of phases, four a block, says what to do (layout.py writes it):
-//   0  queries, keys, values   K is split over the two CTAs of a pair; each sends half of its sums to the other's shared
-//   2  MLP up, GELU            memory (st.async), then owns half of the pair's columns and writes them as bf16
-//   1  attention, output map   8 CTAs (s = 0 to 7: a head, or an eighth of the MLP's channels) have partial sums for the same
-//   3  MLP down                D/16 columns ("tile"). These go through L2: CTA s adds up the rows 8s to 8s + 7
-//   4  as 3, and ends a step   estimate = x gain; z = c1 z + c2 estimate; x = z + positions + time
-//   5  as 3, and ends all      the estimate is the result
+// A table of phases, four a block, says what to do (phases.py makes it):
+//   QKV          queries, keys, values     K is split over the two CTAs of a pair; each sends half of its sums to the other's
+//   QUERY        of cross-attention        shared memory (st.async), then owns half of the pair's columns and writes them as
+//   KEYS_VALUES  of a context              bf16
+//   UP           MLP up, GELU
+//   GATE         SiLU, kept for GATED_UP
+//   GATED_UP     MLP up, times the gate
+//   ATTEND       attention, output map     8 CTAs (s = 0 to 7: a head, or an eighth of the MLP's channels) have partial sums
+//   DOWN         MLP down                  for the same D/16 columns ("tile"). These go through L2: CTA s adds up the rows 8s
+//   END_STEP     as DOWN, ends a step      to 8s + 7. A step ends so: estimate = x gain; z = c1 z + c2 estimate;
+//   END          as DOWN, ends all         x = z + positions + time. All ends so: the estimate is the result
 // The residual stream x and the noisy latents z never leave shared memory: a CTA owns 8 rows of D/16 columns of both, float32.
 // Norms are folded into the maps: with y = LayerNorm(x), gain g and shift b, W y + bias is
 //   (W (g x) - mean (W g)) / deviation + (W b + bias),
@@ -75,24 +79,40 @@ template <int N> FN void add_halves(const float (&acc)[N/2], const Shared& S, co
 }
 
 // Eight columns of a row of queries, keys or values, from column 8j of this CTA; and the sum of their squares.
-FN void write_qkv(float (&y)[8], int j, int row, const float* par, const Args& A, const Place& at) {
-  int which = 8*j/QC, own8 = 8*j - which*QC, part = at.cta % PARTS, d = part*QC + own8;
+FN void write_qkv(float (&y)[8], int j, int row, const float* par, const Phase& P, const Args& A, const Place& at) {
+  int which = 8*j/QC + (P.kind == KEYS_VALUES), own8 = 8*j % QC, part = at.cta % PARTS, d = part*QC + own8;
   if (which < 2) {
     float sum = 0.f;
 #pragma unroll
-    for (int e = 0; e < 8; e++) { sum += y[e]*y[e]; if (which == 0) y[e] *= par[2*NQ + own8 + e]; }
-    __stcg(A.squares + ((which*HEADS + at.head)*SLOTS + part*(QC/8) + own8/8)*64 + row, sum);
-    *(uint4*)swizzled((which ? A.k : A.q) + (at.head*HEADB + (d >> 6))*BLOCK, row, (d & 63)*2) = pack8(y);
+    for (int e = 0; e < 8; e++) { sum += y[e]*y[e]; if (which == 0) y[e] *= par[2*columns_of(P.kind) + own8 + e]; }
+    __stcg((which ? P.key_squares : A.query_squares) + (at.head*SLOTS + part*(QC/8) + own8/8)*64 + row, sum);
+    *(uint4*)swizzled((which ? P.k : A.q) + (at.head*HEADB + (d >> 6))*BLOCK, row, (d & 63)*2) = pack8(y);
   } else {  // transposed: the second product of attention runs over rows
-    char* block = A.v + (at.head*HEADB + (d >> 6))*BLOCK;
+    char* block = P.v + (at.head*HEADB + (d >> 6))*BLOCK;
 #pragma unroll
     for (int e = 0; e < 8; e++) *(u16*)swizzled(block, (d + e) & 63, row*2) = (u16)pack(y[e], 0.f);
   }
 }
 
+// Eight inner channels of the MLP. Those of a gate wait where the same thread will find them.
+FN void write_hidden(float (&y)[8], int j, int row, const Phase& P, const Args& A, const Place& at) {
+  int col = at.cta*NU + 8*j;
+  uint4* to = (uint4*)swizzled(A.hidden + (col >> 6)*BLOCK, row, (col & 63)*2);
+  if (P.kind == GATED_UP) {
+    uint4 gate = __ldcg(to);
+    const u32 words[4] = {gate.x, gate.y, gate.z, gate.w};
+#pragma unroll
+    for (int e = 0; e < 8; e++) y[e] *= unpack(words[e/2], e & 1);
+  } else {
+#pragma unroll
+    for (int e = 0; e < 8; e++) y[e] = P.kind == GATE ? silu(y[e]) : gelu(y[e]);
+  }
+  *to = pack8(y);
+}
+
 // Norm, bias and what follows, for the sums that add_halves left. par: biases, colsums; st: means, 1/deviations.
-FN void finish_linear(bool is_up, int groups8, const float* par, const float* st, const Shared& S, const Args& A, const Place& at) {
-  const int n = is_up ? NU : NQ;
+FN void finish_linear(const float* par, const float* st, const Phase& P, const Shared& S, const Args& A, const Place& at) {
+  const int n = columns_of(P.kind), groups8 = padded(n)/16;
 #pragma unroll 1
   for (int item = at.lane; item < groups8*16; item += 32) {
     int g = item & 7, h = (item >> 3) & 1, i = item >> 4, j = at.group*groups8 + i;
@@ -106,13 +126,22 @@ FN void finish_linear(bool is_up, int groups8, const float* par, const float* st
       float2 bias = *(const float2*)(par + 8*j + 2*q), c = *(const float2*)(par + n + 8*j + 2*q);
       y[2*q] = (a.x - mean*c.x)*rstd + bias.x; y[2*q + 1] = (a.y - mean*c.y)*rstd + bias.y;
     }
-    if (is_up) {
-#pragma unroll
-      for (int e = 0; e < 8; e++) y[e] = gelu(y[e]);
-      int col = at.cta*NU + 8*j;
-      *(uint4*)swizzled(A.hidden + (col >> 6)*BLOCK, row, (col & 63)*2) = pack8(y);
-    } else write_qkv(y, j, row, par, A, at);
+    if (P.kind == QKV || P.kind == KEYS_VALUES || P.kind == QUERY) write_qkv(y, j, row, par, P, A, at);
+    else write_hidden(y, j, row, P, A, at);
   }
+}
+
+// A map behind a norm. Before sums go to the other CTA it must have read those of the phase before: between most phases all CTAs
+// wait for each other, but not after KEYS_VALUES and GATE.
+template <int N> FN void normed_map(const float* par, const float* st, u32 statbar, u32 parity, u32 exchange, u32 free_parity,
+                                    const Phase& P, const Shared& S, const Args& A, Ring& w, Ring& a, const Place& at) {
+  if (at.tid == 0) bar_expect(S.xfull, 64*4*N);
+  float acc[N/2];
+  main_loop<N>(acc, at.group*N, 2*N, KB/2/BPS, S, w, a, at.lane);
+  if (free_parity < 2) bar_wait(S.xfree, free_parity);
+  add_halves<N>(acc, S, at, exchange & 1);
+  bar_wait(statbar, parity);
+  finish_linear(par, st, P, S, A, at);
 }
 
 // ======== consumers: the residual stream
@@ -167,7 +196,7 @@ FN void write_stats(float sum, float square, u32 index, u32* counters, const Sha
 FN void residual(bool begins, const Phase& P, const float* par, u32 index, u32* counters, const Shared& S, const Args& A,
                  const Place& at) {
   int g = at.lane >> 2, t = at.lane & 3, row = 8*at.s + g;
-  bool ends = P.kind >= 4, last = P.kind == 5;
+  bool last = P.kind == END, ends = last || P.kind == END_STEP;
   const float2* from = (const float2*)A.partial + ((at.tile*8 + at.s)*8)*(NJ*32) + at.warp*PER*32 + at.lane;
   const float* gain = begins ? A.gain0 + at.tile*ND : par + ND;
   float sum = 0.f, square = 0.f;
@@ -194,7 +223,7 @@ FN void residual(bool begins, const Phase& P, const float* par, u32 index, u32* 
       }
     }
     if (begins || ends) {
-      float2 add = *(const float2*)(A.positions + row*D + col);
+      float2 add = *(const float2*)((begins ? A.positions : P.positions) + row*D + col);
       float2 time = begins ? *(const float2*)(A.time0 + col) : *(const float2*)(par + 3*ND + own);
       x.x = z.x + add.x + time.x; x.y = z.y + add.y + time.y;
     }
@@ -206,49 +235,45 @@ FN void residual(bool begins, const Phase& P, const float* par, u32 index, u32* 
   if (!last) write_stats(sum, square, index, counters, S, A, at);
 }
 
-// All phases in turn. "Phase" -1 has no map: it makes the residual stream of the first step.
+// All phases in turn. "Phase" -1 has no map: it makes the residual stream that the first reads.
 FN void consume(const Shared& S, const Args& A, const Place& at) {
-  Ring w{0, 0}, a{0, 0}; u32 use = 0, exchanges = 0;
+  Ring w{0, 0}, a{0, 0}; u32 use = 0, exchanges = 0, frees = 0; bool waits = false;
 #pragma unroll 1
   for (int p = -1; p < (int)A.num_phases; p++) {
     u32 index = p < 0 ? A.num_phases : p;
     const Phase P = A.phases[p < 0 ? 0 : p];
     u32* counters = A.counters + index*256;
     const float* par = S.par + (p & 1)*NPAR;
+    bool is_stream = p < 0 || into_stream(P.kind);
     if (p >= 0) {
       bar_wait(S.pfull + 8*(p & 1), (p >> 1) & 1);
       bar_wait(S.afull + 8*a.slot, a.parity); bar_wait(S.wfull + 8*w.slot, w.parity);
       u32 parity = (use >> 1) & 1, bar = S.statbar + 8*(use & 1); const float* st = S.stat + (use & 1)*128;
-      if (P.kind <= 2) use++;
-      if (P.kind == 0 || P.kind == 2) {
-        bool is_up = P.kind == 2;
-        if (at.tid == 0) bar_expect(S.xfull, 64*4*(is_up ? NU : NQP));
-        if (is_up) {
-          float acc[NU/2]; main_loop<NU>(acc, at.group*NU, 2*NU, KB/2/BPS, S, w, a, at.lane);
-          add_halves<NU>(acc, S, at, exchanges & 1);
-        } else {
-          float acc[NQP/2]; main_loop<NQP>(acc, at.group*NQP, 2*NQP, KB/2/BPS, S, w, a, at.lane);
-          add_halves<NQP>(acc, S, at, exchanges & 1);
-        }
-        exchanges++;
-        bar_wait(bar, parity);
-        finish_linear(is_up, (is_up ? NU : NQP)/16, par, st, S, A, at);
+      if (has_norm(P.kind)) use++;
+      if (!is_stream) {
+        u32 free_parity = waits ? frees++ & 1 : 2, exchange = exchanges++;
+        if (P.kind == QKV) normed_map<padded(3*QC)>(par, st, bar, parity, exchange, free_parity, P, S, A, w, a, at);
+        else if (P.kind == KEYS_VALUES) normed_map<padded(2*QC)>(par, st, bar, parity, exchange, free_parity, P, S, A, w, a, at);
+        else if (P.kind == QUERY) normed_map<padded(QC)>(par, st, bar, parity, exchange, free_parity, P, S, A, w, a, at);
+        else normed_map<NU>(par, st, bar, parity, exchange, free_parity, P, S, A, w, a, at);
         consumers_sync();
-        if (at.tid == 0) add_release(counters + 128 + (is_up ? at.cta/(NCTA/8) : at.head));
+        waits = P.kind == KEYS_VALUES || P.kind == GATE;
+        if (at.tid == 0 && waits) arrive_there(S.there - S.base + S.xfree);
+        if (at.tid == 0 && P.kind != GATE)
+          add_release(counters + 128 + (P.kind == UP || P.kind == GATED_UP ? at.cta/(NCTA/8) : at.head));
       } else {
         float acc[ND/4];
-        if (P.kind == 1) attend(acc, S, w, a, st, bar, parity, at);
+        if (P.kind == ATTEND) attend(acc, S, w, a, st, bar, parity, at);
         else main_loop<ND/2>(acc, at.group*(ND/2), ND, UPB/BPS, S, w, a, at.lane);
         give_partials(acc, counters, S, A, at);
       }
     }
-    if (p < 0 || P.kind == 1 || P.kind >= 3) residual(p < 0, P, par, index, counters, S, A, at);
+    if (is_stream) residual(p < 0, P, par, index, counters, S, A, at);
     __syncwarp();
     if (p >= 0 && at.lane == 0) bar_arrive(S.pempty + 8*(p & 1));
   }
 }
 
-// Warps 10 and 11 are written out here: as functions they set some registers in another order than the kernel that was measured.
 extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) generate(const __grid_constant__ Args A) {
   extern __shared__ __align__(1024) char smem[];
   Shared S; lay_out(S, smem);
@@ -264,27 +289,26 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
       int use = 0;
       for (u32 p = 0; p < A.num_phases; p++) {
         const Phase& P = A.phases[p];
-        if (P.kind > 2) continue;
+        if (!has_norm(P.kind)) continue;
         float* to = S.stat + (use & 1)*128;
-        if (P.kind == 1) {
-          bar_wait(S.seen, use & 1);
-          for (int half = 0; half < 2; half++) {
-            int r = half*32 + lane; float q = 0.f, k = 0.f;
+        bar_wait(S.seen, use & 1);
+        for (int r = lane; r < 64; r += 32) {
+          float first = 0.f, second = 1.f;  // KEYS_VALUES: what it reads has its norm behind it
+          if (P.kind == ATTEND) {
+            float q = 0.f, k = 0.f;
 #pragma unroll 8
             for (int c = 0; c < SLOTS; c++) {
-              q += __ldcg(A.squares + (s*SLOTS + c)*64 + r); k += __ldcg(A.squares + ((HEADS + s)*SLOTS + c)*64 + r);
+              q += __ldcg(A.query_squares + (s*SLOTS + c)*64 + r); k += __ldcg(P.key_squares + (s*SLOTS + c)*64 + r);
             }
-            to[r] = rsqrtf(q/HEAD + QK_EPS); to[64 + r] = rsqrtf(k/HEAD + QK_EPS);
-          }
-        } else {
-          bar_wait(S.seen, use & 1);
-          for (int half = 0; half < 2; half++) {
-            int r = half*32 + lane; float a = 0.f, b = 0.f;
+            first = rsqrtf(q/HEAD + QK_EPS); second = rsqrtf(k/HEAD + QK_EPS);
+          } else if (P.kind != KEYS_VALUES) {
+            float a = 0.f, b = 0.f;
             const float* stats = A.stats + (P.dep & 1)*16*2*64;
 #pragma unroll
             for (int c = 0; c < 16; c++) { a += __ldcg(stats + (c*2)*64 + r); b += __ldcg(stats + (c*2 + 1)*64 + r); }
-            float mean = a/D; to[r] = mean; to[64 + r] = rsqrtf(b/D - mean*mean + NORM_EPS);
+            first = a/D; second = rsqrtf(b/D - first*first + NORM_EPS);
           }
+          to[r] = first; to[64 + r] = second;
         }
         __syncwarp();
         if (lane == 0) bar_arrive(S.statbar + 8*(use & 1));
@@ -296,15 +320,14 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         const Phase P = A.phases[p];
         float* to = S.par + r.slot*NPAR;
         bar_wait(S.pempty + 8*r.slot, r.parity);
-        if (P.kind == 0) {
-          for (int i = lane; i < NQ; i += 32) { to[i] = P.p0[cta*NQ + i]; to[NQ + i] = P.p1[cta*NQ + i]; }
-          for (int i = lane; i < QC; i += 32) to[2*NQ + i] = P.p2[(cta % (NCTA/HEADS))*QC + i];
-        } else if (P.kind == 2) {
-          for (int i = lane; i < NU; i += 32) { to[i] = P.p0[cta*NU + i]; to[NU + i] = P.p1[cta*NU + i]; }
+        if (!into_stream(P.kind)) {
+          const int n = columns_of(P.kind);
+          for (int i = lane; i < n; i += 32) { to[i] = P.p0[cta*n + i]; to[n + i] = P.p1[cta*n + i]; }
+          if (P.kind == QKV || P.kind == QUERY) for (int i = lane; i < QC; i += 32) to[2*n + i] = P.p2[(cta % (NCTA/HEADS))*QC + i];
         } else {
           for (int i = lane; i < ND; i += 32) { to[i] = P.p0[tile*ND + i]; to[ND + i] = P.p1[tile*ND + i]; }
-          if (P.kind == 4 || P.kind == 5) for (int i = lane; i < ND; i += 32) to[2*ND + i] = P.p2[tile*ND + i];
-          if (P.kind == 4) for (int i = lane; i < ND; i += 32) to[3*ND + i] = P.p3[tile*ND + i];
+          if (P.kind == END_STEP || P.kind == END) for (int i = lane; i < ND; i += 32) to[2*ND + i] = P.p2[tile*ND + i];
+          if (P.kind == END_STEP) for (int i = lane; i < ND; i += 32) to[3*ND + i] = P.p3[tile*ND + i];
         }
         __syncwarp();
         if (lane == 0) bar_arrive(S.pfull + 8*r.slot);

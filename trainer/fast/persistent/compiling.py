@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.persistent.shape import Shape
+from trainer.fast.persistent.shape import Shape
 
 _FOLDER = Path(__file__).parent
 _HEADERS = ("primitives.cuh", "shape.cuh", "helpers.cuh", "attention.cuh")
@@ -20,9 +20,9 @@ def cubin_of(shape: Shape) -> bytes:
 
     headers = {name: (_FOLDER / name).read_text() for name in _HEADERS} | {"wgmma.cuh": _wgmma_header(shape)}
     macros = "".join(f"#define {name} {value}\n" for name, value in shape.macros.items())
-    source = macros + (_FOLDER / "denoiser.cu").read_text()
+    source = macros + (_FOLDER / "persistent.cu").read_text()
     status, program = nvrtc.nvrtcCreateProgram(
-        source.encode(), b"denoiser.cu", len(headers), [text.encode() for text in headers.values()],
+        source.encode(), b"persistent.cu", len(headers), [text.encode() for text in headers.values()],
         [name.encode() for name in headers])
     if int(status) == 0:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(_OPTIONS), list(_OPTIONS))

@@ -1,15 +1,13 @@
-"""How the persistent kernel's weights lie in memory, and its table of phases.
+"""How the persistent kernel's weights lie in memory.
 
 Weights of a CTA lie in the order in which it reads them: swizzled blocks of 64 columns of K, 128 bytes a row.
 Shapes: C 128 CTAs, N rows of a CTA, K columns that it sums over, W width.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from tests.persistent.shape import NUM_CTAS, NUM_SUMMED_PARTS, NUM_TILES, Shape, padded
+from trainer.fast.persistent.shape import NUM_CTAS, NUM_SUMMED_PARTS, NUM_TILES, Shape, padded
 
 _BLOCK = 64
 _UNIT = 8  # numbers of bf16 in 16 bytes
@@ -49,43 +47,13 @@ def tile_tiles(weights: Tensor) -> Tensor:
     return tiled(rows.permute(0, 3, 1, 2, 4).flatten(0, 2))
 
 
-def qkv_rows(shape: Shape) -> Tensor:
-    """Rows of the map to queries, keys and values in the order of the CTAs that finish them, (C x n,).
+def head_rows(shape: Shape, num_parts: int) -> Tensor:
+    """Rows of a map to parts as wide as the model (queries, keys, values), in the order of the CTAs that
+    finish them, (C x n,).
 
-    The CTAs of a head share its channels; each has the same of queries, keys and values.
+    The CTAs of a head share its channels; each has the same of all parts.
     """
-    count = shape.qkv_columns // 3
-    ctas = torch.arange(NUM_CTAS)
+    ctas, count = torch.arange(NUM_CTAS), shape.head_columns
     first = ctas // shape.ctas_per_head * shape.head_width + ctas % shape.ctas_per_head * count
     columns = first[:, None] + torch.arange(count)
-    return torch.cat([columns + part * shape.width for part in range(3)], dim=1).flatten()
-
-
-@dataclass(frozen=True)
-class PhaseRow:
-    """One map of one block in one step.
-
-    Args:
-        step: Step of the solver.
-        block: Denoiser block.
-        kind: 0 QKV, 1 attention and output map, 2 MLP up, 3 MLP down, 4 down that ends a step, 5 all.
-        dep: Index of the row that writes what this one reads; the number of rows: the start before them.
-    """
-
-    step: int
-    block: int
-    kind: int
-    dep: int
-
-
-def phase_rows(num_steps: int, num_blocks: int) -> list[PhaseRow]:
-    """All maps in order: each reads what the one before it writes."""
-    rows: list[PhaseRow] = []
-    num_rows = 4 * num_steps * num_blocks
-    for step in range(num_steps):
-        for block in range(num_blocks):
-            ends = block + 1 == num_blocks
-            last_kind = 3 if not ends else 5 if step + 1 == num_steps else 4
-            for kind in (0, 1, 2, last_kind):
-                rows.append(PhaseRow(step, block, kind, len(rows) - 1 if rows else num_rows))
-    return rows
+    return torch.cat([columns + part * shape.width for part in range(num_parts)], dim=1).flatten()

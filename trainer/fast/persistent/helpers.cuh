@@ -1,4 +1,4 @@
-// Two warps of the persistent kernel that bring what its consumers read: denoiser.cu explains it all.
+// Two warps of the persistent kernel that bring what its consumers read: persistent.cu explains it all.
 #pragma once
 
 // Warp 8: this CTA's weights of all phases, as fast as slots come free.
@@ -8,8 +8,7 @@ FN void bring_weights(const Shared& S, const Args& A, int cta) {
   for (u32 p = 0; p < A.num_phases; p++) {
     const Phase& P = A.phases[p];
     u32 kind = P.kind;
-    u32 bytes = (kind == 0 ? 2*NQP : kind == 2 ? 2*NU : ND)*128*BPS;
-    u32 chunks = (kind == 0 || kind == 2 ? KB/2 : kind == 1 ? HEADB : UPB)/BPS;
+    u32 bytes = slot_rows(kind)*128*BPS, chunks = k_blocks(kind)/BPS;
     const char* w = P.weights + (u64)cta*P.bytes;
 #pragma unroll 1
     for (u32 c = 0; c < chunks; c++) {
@@ -36,16 +35,19 @@ FN void bring_activations(const Shared& S, const Args& A, int cta, int s) {
   for (u32 p = 0; p < A.num_phases; p++) {
     const Phase& P = A.phases[p];
     const u32* counters = A.counters + P.dep*256;
-    if (P.kind == 0 || P.kind == 2) {
-      poll(counters + 160, NCTA, A.fault, 2000 + p); proxy_fence(); bar_arrive(S.seen);
-      for (int b = 0; b < KB/2; b += BPS) put(A.acopy + ((cta & 1)*(KB/2) + b)*BLOCK, 0);
-    } else if (P.kind == 1) {
-      poll(counters + 128 + s, NCTA/HEADS, A.fault, 3000 + p); proxy_fence(); bar_arrive(S.seen);
+    if (!into_stream(P.kind)) {
+      if (P.kind != KEYS_VALUES) { poll(counters + 160, NCTA, A.fault, 2000 + p); proxy_fence(); }
+      bar_arrive(S.seen);
+      for (int b = 0; b < KB/2; b += BPS) put(P.input + ((cta & 1)*(KB/2) + b)*BLOCK, 0);
+    } else if (P.kind == ATTEND) {
+      poll(counters + 128 + s, NCTA/HEADS, A.fault, 3000 + p);
+      poll(A.counters + P.dep2*256 + 128 + s, NCTA/HEADS, A.fault, 3500 + p);
+      proxy_fence(); bar_arrive(S.seen);
       for (int b = 0; b < HEADB; b++) {
-        const char *q = A.q + (s*HEADB + b)*BLOCK, *k = A.k + (s*HEADB + b)*BLOCK;
+        const char *q = A.q + (s*HEADB + b)*BLOCK, *k = P.k + (s*HEADB + b)*BLOCK;
         if (BPS == 2) put(q, k); else { put(q, 0); put(k, 0); }
       }
-      for (int b = 0; b < HEADB; b += BPS) put(A.v + (s*HEADB + b)*BLOCK, 0);
+      for (int b = 0; b < HEADB; b += BPS) put(P.v + (s*HEADB + b)*BLOCK, 0);
     } else {
       poll(counters + 128 + s, NCTA/8, A.fault, 4000 + p); proxy_fence();
       for (int b = 0; b < UPB; b += BPS) put(A.hidden + (s*UPB + b)*BLOCK, 0);

@@ -1,4 +1,4 @@
-// Attention and the output map, by the consumer warps of the persistent kernel: denoiser.cu explains it all.
+// Attention and the output map, by the consumer warps of the persistent kernel: persistent.cu explains it all.
 #pragma once
 
 // Sums of q k of a head: 16 rows of this warp, all 64 columns.

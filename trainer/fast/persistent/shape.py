@@ -7,7 +7,7 @@ NUM_LATENTS = 64
 # Parts of the columns of the output map and of the MLP's second, and of what is summed over: 16 x 8 = 128.
 NUM_TILES = 16
 NUM_SUMMED_PARTS = 8
-_BARRIERS_BESIDE_RINGS = 9
+_BARRIERS_BESIDE_RINGS = 10
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Shape:
         return NUM_CTAS // self.num_heads
 
     @property
-    def qkv_columns(self) -> int:
-        """Queries, keys and values that a CTA finishes, a third each."""
-        return 3 * self.width // NUM_CTAS
+    def head_columns(self) -> int:
+        """Queries that a CTA finishes; and as many keys, and values."""
+        return self.width // NUM_CTAS
 
     @property
     def up_columns(self) -> int:
@@ -55,7 +55,7 @@ class Shape:
     @property
     def weight_slot_bytes(self) -> int:
         """The most weights that a slot of the ring takes: those of a pair's columns, or of a tile's."""
-        rows = max(2 * padded(self.qkv_columns), 2 * self.up_columns, self.tile_columns)
+        rows = max(2 * padded(3 * self.head_columns), 2 * self.up_columns, self.tile_columns)
         return rows * 128 * self.blocks_per_slot
 
     @property
@@ -65,7 +65,7 @@ class Shape:
         rings += self.activation_slots * NUM_LATENTS * 128 * self.blocks_per_slot
         residual = 2 * 4 * 8 * self.tile_columns  # 8 rows of x and of z in float32
         columns = 2 * 4 * 4 * self.tile_columns  # up to four numbers a column, twice
-        halves = 4 * NUM_LATENTS * max(self.up_columns, padded(self.qkv_columns))
+        halves = 4 * NUM_LATENTS * max(self.up_columns, padded(3 * self.head_columns))
         norms, sums = 2 * 2 * 4 * NUM_LATENTS, 8 * 8 * 2 * 4
         barriers = 8 * (2 * self.weight_slots + 2 * self.activation_slots + _BARRIERS_BESIDE_RINGS)
         return rings + residual + columns + halves + norms + sums + barriers
@@ -75,12 +75,13 @@ class Shape:
         """What the kernel's source is compiled with."""
         return {"D": self.width, "HEADS": self.num_heads, "NCTA": NUM_CTAS, "WBYTES": self.weight_slot_bytes,
                 "WSLOTS": self.weight_slots, "ASLOTS": self.activation_slots, "BPS": self.blocks_per_slot,
-                "SHARED_BYTES": self.shared_bytes, "QK_EPS": "1e-6f", "NORM_EPS": "1e-5f"}
+                "SHARED_BYTES": self.shared_bytes, "QK_EPS": "1.1920929e-7f", "NORM_EPS": "1e-5f"}
 
     @property
     def product_widths(self) -> set[int]:
         """Columns of the wgmma products that the kernel makes."""
-        return {padded(self.qkv_columns), self.up_columns, self.tile_columns // 2, 64}
+        head_maps = {padded(parts * self.head_columns) for parts in (1, 2, 3)}
+        return head_maps | {self.up_columns, self.tile_columns // 2, 64}
 
 
 def padded(columns: int) -> int:
@@ -90,5 +91,5 @@ def padded(columns: int) -> int:
 
 # The rings that were fastest of those tried on an H200 (recipes/LOG.md), of seed-35b-a3b and seed-27b.
 SHAPES = {shape.width: shape for shape in (
-    Shape(2048, weight_slots=4, activation_slots=4, blocks_per_slot=2),
+    Shape(2048, weight_slots=8, activation_slots=8, blocks_per_slot=1),
     Shape(5120, weight_slots=3, activation_slots=4, blocks_per_slot=1))}

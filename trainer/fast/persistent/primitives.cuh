@@ -29,6 +29,9 @@ FN u32 address_at(u32 address, u32 rank) {
   return there;
 }
 FN void cluster_sync() { asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory"); }
+FN void arrive_there(u32 bar) {
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" :: "r"(bar) : "memory");
+}
 // The bytes count for the barrier there, so that no fence is needed.
 FN void store_there(u32 to, float4 v, u32 bar) {
   asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
@@ -90,7 +93,7 @@ FN void poll(const u32* counter, u32 target, u32* fault, u32 who) {
 FN void consumers_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
 
 // ---- wgmma: a warpgroup's product of 64 x 16 by 16 x N. `mma<N>(sums, a, b)` takes both from shared memory, `mma_reg<N>` the
-// first from registers; the specialisations are written by host.py (wgmma.cuh). Operands are the low halves of descriptors:
+// first from registers; the specialisations are written by compiling.py (wgmma.cuh). Operands are the low halves of descriptors:
 // rows of 128 bytes, swizzled in groups of eight rows (1,024 bytes); 16 columns further is 2 more.
 template <int N> __device__ void mma(float (&sums)[N/2], u32 a, u32 b);
 template <int N> __device__ void mma_reg(float (&sums)[N/2], const u32* a, u32 b);
@@ -110,6 +113,7 @@ FN u32 pack(float low, float high) {
   asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
   return both;
 }
+FN float unpack(u32 both, int high) { return __uint_as_float(high ? both & 0xffff0000u : both << 16); }
 FN uint4 pack8(const float (&y)[8]) { return make_uint4(pack(y[0], y[1]), pack(y[2], y[3]), pack(y[4], y[5]), pack(y[6], y[7])); }
 template <int N> FN float4 four(const float (&acc)[N], int i) { return make_float4(acc[i], acc[i+1], acc[i+2], acc[i+3]); }
 template <int N> FN void clear(float (&acc)[N]) {
@@ -122,6 +126,7 @@ FN float gelu(float x) {
   float p = ((((1.061405429f*k - 1.453152027f)*k + 1.421413741f)*k - 0.284496736f)*k + 0.254829592f)*k*__expf(-a*a);
   return x > 0.f ? x - 0.5f*x*p : 0.5f*x*p;
 }
+FN float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
 FN float sum_of_four(float v) {  // over the four lanes that share a row of a wgmma tile
   v += __shfl_xor_sync(~0u, v, 1);
   return v + __shfl_xor_sync(~0u, v, 2);

@@ -1,0 +1,15 @@
+"""What a device can do."""
+
+import functools
+import importlib.util
+
+import torch
+
+_LEAST_FOR_TRITON = (7, 0)
+
+
+@functools.cache
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels in Triton's language run there, and so what torch compiles for GPUs."""
+    return (device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_FOR_TRITON
+            and importlib.util.find_spec("triton") is not None)
