@@ -34,7 +34,8 @@ class FastGenerator(Generator):
 
     fast: FastModel
     say: Callable[[str], None] = talk
-    _programs: dict[tuple[int, int], Program] = field(default_factory=dict, init=False, repr=False)
+    _programs: dict[tuple[int, int], Program] = field(default_factory=dict, init=False, repr=False,
+                                                             compare=False)
 
     @property
     def dtype(self) -> torch.dtype:

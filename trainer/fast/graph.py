@@ -1,5 +1,8 @@
 """A program as one CUDA graph: the host gives one order for a whole generation."""
 
+import contextlib
+import sys
+
 import torch
 from torch import Tensor
 
@@ -7,7 +10,7 @@ from trainer.fast.program import Generated, Program
 from trainer.host_copies import write_to
 from trainer.prompt import PromptContext
 
-_MOST_SIZES = 1_000  # torch compiles one function for eight sizes, then refuses; here sizes are asked for
+_MOST_SIZES = 1_000  # by itself torch compiles one function for eight
 _WARM_UPS = 3  # what compiles, tunes or asks for workspaces has done so before the capture
 
 
@@ -26,7 +29,8 @@ class CapturedProgram:
         self._keys_B2 = keys_B2.clone()
         self._prompt = prompt and PromptContext(*(part.to(device, copy=True) for part in prompt))
         self._program = program  # the graph reads its tensors
-        with torch.cuda.device(device):
+        # The stream of now: torch does not come back to it from a capture that fails.
+        with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
             self._warm_up()
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
@@ -42,12 +46,17 @@ class CapturedProgram:
 
     def _warm_up(self) -> None:
         """On a stream of its own, as torch asks for before a capture."""
-        from torch._dynamo import config as compiler  # takes a second
-
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
-        limits = compiler.patch(recompile_limit=_MOST_SIZES, accumulated_recompile_limit=_MOST_SIZES)
-        with torch.cuda.stream(side), limits:
+        with torch.cuda.stream(side), _many_sizes():
             for _ in range(_WARM_UPS):
                 self._program(self._keys_B2, self._prompt)
         torch.cuda.current_stream().wait_stream(side)
+
+
+def _many_sizes() -> contextlib.AbstractContextManager[object]:
+    """Lets torch compile for as many sizes as are asked for. Whoever compiles has loaded its compiler."""
+    compiler = sys.modules.get("torch._dynamo.config")  # a second's work for who does not
+    if compiler is None:
+        return contextlib.nullcontext()
+    return compiler.patch(recompile_limit=_MOST_SIZES, accumulated_recompile_limit=_MOST_SIZES)
