@@ -27,11 +27,13 @@ from trainer.bench_result import (
     usd_per_million_tokens,
 )
 from trainer.bench_timing import Timed, over_after, time_path
+from trainer.contract import ConfigError
 from trainer.fast.weights import dtype_of
 from trainer.generate import Generator
 from trainer.sizes import generation_parameters
 
 _CHECKED_SEEDS = 2  # a graph that does not read its inputs would pass with one
+_NO_ROOM = ("out of memory", "allocate memory")  # of CUDA, its graphs among it, and of a CPU
 _FIRST_CHECKED = 1_000_003  # no timed generation has such a seed
 
 
@@ -80,7 +82,7 @@ def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Eff
         group_cases = list(group)
         try:
             runner = _Runner(subject.build(model), subject, rates, effort, device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             yield from (_no_room(case, error) for case in group_cases)
             continue
         for case in group_cases:
@@ -106,10 +108,12 @@ class _Runner:
         self._fast = FastPaths(generator, compiles=effort.compiles)
 
     def result(self, case: Case) -> CaseResult:
-        """Check a case and, where it passes, time it; say so where it does not fit."""
+        """Check a case and, where it passes, time it; say so where the device cannot do it."""
         try:
             return self._measured(case)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except ConfigError as error:
+            return CaseResult(case=case, left_out=error.problem)
+        except RuntimeError as error:
             return _no_room(case, error)
 
     def _measured(self, case: Case) -> CaseResult:
@@ -222,8 +226,7 @@ def _loaded(path: Path, case: Case) -> GpuState | None:
 
 def _no_room(case: Case, error: Exception) -> CaseResult:
     """Raises again what is no lack of memory."""
-    words = str(error)
-    if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in words:
+    if not any(words in str(error) for words in _NO_ROOM):
         raise error
     _free()
     return CaseResult(case=case, left_out="does not fit into memory")
