@@ -15,6 +15,8 @@ from trainer.bench_cases import Model  # noqa: E402
 from trainer.bench_models import profile_config, random_generator  # noqa: E402
 from trainer.bench_paths import Eager, FastPaths  # noqa: E402
 from trainer.bench_result import problem_of, read_report, usd_per_million_tokens  # noqa: E402
+from trainer.contract import ConfigError  # noqa: E402
+from trainer.generate import Generator  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--preset", "smoke", "--length", "8", "--steps", "2", "--generations", "3")
@@ -93,6 +95,18 @@ def test_what_does_not_fit_is_said_and_the_rest_goes_on(
     out = capsys.readouterr().out
     assert "      2      8     2  fp32 does not fit into memory\n" in out
     assert "! smoke, 2 steps, 8 tokens, batch 2, fp32: does not fit into memory\n" in out
+
+
+def test_a_mode_that_the_device_does_not_have_is_said_and_the_rest_goes_on(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def at(self: FastPaths, own: Generator, mode: str) -> Eager:
+        if mode == "fp8":
+            raise ConfigError("this card does not multiply in fp8", place="fp8", fix="take bf16")
+        return Eager(own)
+
+    monkeypatch.setattr(FastPaths, "at", at)
+    assert bench_command.main([*SMALL, "--dtype", "fp8", "--dtype", "fp32"]) == 0
+    assert "      2      8     1   fp8 this card does not multiply in fp8\n" in capsys.readouterr().out
 
 
 def test_an_error_that_is_no_lack_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def _measured(options: Namespace, sources: list[Source], device: torch.device, r
     """The report with all cases in it, written after each: what ends this early costs only the rest."""
     effort = Effort(options.generations, options.case_seconds, options.seed, options.price,
                     projects=options.project is not None, compiles=not options.no_compile,
-                    has_parts=options.parts)
+                    has_parts=options.parts, has_autoregressive=options.autoregressive)
     cases = {source.name: _cases(source, options, device) for source in sources}
     progress = Progress(sum(map(len, cases.values())), talk)
     for source in sources:

@@ -55,8 +55,7 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
     What training starts at zero would hide errors.
     """
     model = _without_weights(config).to_empty(device=device)
-    for name, parameter in model.named_parameters():
-        _fill(name, parameter.detach(), keyed_generator(device, "bench", seed, name))
+    fill(model, seed)
     model.set_statistics(torch.zeros_like(model.hidden_mean), torch.ones_like(model.hidden_mean))
     if model.token_ids is not None:
         model.token_ids.copy_(torch.arange(len(model.token_ids)))
@@ -84,6 +83,12 @@ def _without_weights(config: TrainConfig) -> LatentDiffusionLM:
 def _generator(config: TrainConfig, model: LatentDiffusionLM) -> Generator:
     rows = model.token_decoder.head.out_features
     return Generator(config, model.requires_grad_(False).eval(), None, rows, end_of_text_id=0)
+
+
+def fill(model: nn.Module, seed: int) -> None:
+    """Give every parameter random numbers that depend on the seed, its name and its shape."""
+    for name, parameter in model.named_parameters():
+        _fill(name, parameter.detach(), keyed_generator(parameter.device, "bench", seed, name))
 
 
 def _fill(name: str, parameter: Tensor, generator: torch.Generator) -> None:

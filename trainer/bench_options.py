@@ -33,6 +33,8 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="of timing each path of a case: fewer generations where they take longer")
     parser.add_argument("--parts", action="store_true", help="also where the time of the fast path goes: "
                                                              "denoiser, attention, decoders, head")
+    parser.add_argument("--autoregressive", action="store_true",
+                        help="also a transformer of as many parameters, one token after the other")
     parser.add_argument("--first-text", action="store_true", help="also how long a new process takes to its "
                                                                   "first text, by part")
     parser.add_argument("--no-compile", action="store_true",

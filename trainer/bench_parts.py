@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 
 from trainer.bench_limits import timed_s
-from trainer.bench_paths import Fast, Path
+from trainer.bench_paths import Path
+from trainer.fast.generator import FastGenerator
 from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator
 
@@ -66,9 +67,9 @@ def attention_s(generator: Generator, batch: int, steps: int, mode: Mode) -> flo
 
 def head_s(path: Path, generator: Generator, batch: int, mode: Mode) -> float:
     """Seconds of the fast path's head over all positions of a batch; 0 where the path shows none."""
-    if not isinstance(path, Fast):
+    if not isinstance(path, FastGenerator):
         return 0.0
-    config, device, model = generator.config, generator.model.hidden_mean.device, path.generator.fast
+    config, device, model = generator.config, generator.model.hidden_mean.device, path.fast
     features_BLW = torch.randn(batch, config.data.sequence_length, config.model.token_decoder_width,
                                device=device, dtype=dtype_of(mode))
     return alone_s(lambda: model.tokens(features_BLW), device)

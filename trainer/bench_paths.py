@@ -37,21 +37,6 @@ class Eager:
         return sample_latents(generator.model, range(num), seed, generator.config.sampling, generator.warp)
 
 
-@dataclass(frozen=True)
-class Fast:
-    """The fast path, as `ldlm sample` takes it."""
-
-    generator: FastGenerator
-
-    def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
-        """See `Path`."""
-        return self.generator.tokens(num, seed, prompt)
-
-    def latents(self, num: int, seed: int) -> Tensor:
-        """See `Path`."""
-        return self.generator.generated(range(num), seed).latents_BKD.clone()
-
-
 class FastPaths:
     """The fast paths of one model: the weights of each mode are laid out once.
 
@@ -74,7 +59,7 @@ class FastPaths:
             self._laid_out[mode] = fast_generator(
                 self._generator, self._hear, "default" if self._compiles else None, mode)
         fast = dataclasses.replace(self._laid_out[mode], config=own.config)
-        return Fast(fast) if isinstance(fast, FastGenerator) else Eager(fast)
+        return fast if isinstance(fast, FastGenerator) else Eager(fast)
 
     def _hear(self, words: str) -> None:
         self.said[words] = None

@@ -51,6 +51,7 @@ class CaseResult(BaseModel):
             or arithmetic bounds it.
         published_tokens_per_s: Of the published code on such a card; None where it was not measured.
         parts: Where the time of the fast path goes; None: not asked for.
+        autoregressive: A transformer of as many parameters, one CUDA graph a token; None: not asked for.
         loaded: The card while the fast path runs.
         fast_path: What the fast path has said of itself.
         left_out: Why it was not timed.
@@ -69,6 +70,7 @@ class CaseResult(BaseModel):
     projected_rtx5090_tokens_per_s: float | None = None
     published_tokens_per_s: float | None = None
     parts: Parts | None = None
+    autoregressive: Timed | None = None
     loaded: GpuState | None = None
     fast_path: tuple[str, ...] = ()
     left_out: str | None = None

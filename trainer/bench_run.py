@@ -11,6 +11,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
+from trainer.bench_autoregressive import Decoding, comparable
 from trainer.bench_cases import Case, Model
 from trainer.bench_device import GpuState, device_name, gpu_state
 from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
@@ -26,9 +27,13 @@ from trainer.bench_result import (
     usd_per_million_tokens,
 )
 from trainer.bench_timing import Timed, over_after, time_path
+from trainer.contract import ConfigError
+from trainer.fast.weights import dtype_of
 from trainer.generate import Generator
+from trainer.sizes import generation_parameters
 
 _CHECKED_SEEDS = 2  # a graph that does not read its inputs would pass with one
+_NO_ROOM = ("out of memory", "allocate memory")  # of CUDA, its graphs among it, and of a CPU
 _FIRST_CHECKED = 1_000_003  # no timed generation has such a seed
 
 
@@ -54,6 +59,7 @@ class Effort:
         case_seconds: Of timing each path, at most.
         compiles: See `FastPaths`.
         has_parts: Also take the time of the fast path apart.
+        has_autoregressive: Also time a transformer of as many parameters, one token after the other.
         is_over: True once no case may be begun but the first.
     """
 
@@ -64,6 +70,7 @@ class Effort:
     projects: bool
     compiles: bool = True
     has_parts: bool = False
+    has_autoregressive: bool = False
     is_over: Callable[[], bool] = lambda: False
 
 
@@ -75,7 +82,7 @@ def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Eff
         group_cases = list(group)
         try:
             runner = _Runner(subject.build(model), subject, rates, effort, device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             yield from (_no_room(case, error) for case in group_cases)
             continue
         for case in group_cases:
@@ -97,13 +104,16 @@ class _Runner:
         self._effort, self._device = effort, device
         self._expected: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
         self._references: dict[tuple[int, int], Timed] = {}
+        self._autoregressive: dict[tuple[str, int], Timed] = {}
         self._fast = FastPaths(generator, compiles=effort.compiles)
 
     def result(self, case: Case) -> CaseResult:
-        """Check a case and, where it passes, time it; say so where it does not fit."""
+        """Check a case and, where it passes, time it; say so where the device cannot do it."""
         try:
             return self._measured(case)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except ConfigError as error:
+            return CaseResult(case=case, left_out=error.problem)
+        except RuntimeError as error:
             return _no_room(case, error)
 
     def _measured(self, case: Case) -> CaseResult:
@@ -123,6 +133,7 @@ class _Runner:
         reference = self._reference(case, Eager(own))
         return found.model_copy(update={
             "fast": timed, "loaded": loaded, "reference": reference, "parts": parts,
+            "autoregressive": self._one_by_one(case, own) if self._effort.has_autoregressive else None,
             "published_tokens_per_s": published_tokens_per_s(case, device_name(self._device)),
         } | self._figures(timed, reference, found))
 
@@ -144,6 +155,15 @@ class _Runner:
         return parts_of(timed.seconds_median, once.seconds_median, case.steps,
                         attention_s(own, case.batch, case.steps, case.mode),
                         head_s(fast, own, case.batch, case.mode))
+
+    def _one_by_one(self, case: Case, own: Generator) -> Timed:
+        """Timed once for all numbers of steps."""
+        size = (case.mode, case.batch)
+        if size not in self._autoregressive:
+            read = generation_parameters(own.config, shape_behind(own.model), _num_seen(own))
+            model = comparable(own, sum(read.values()), dtype_of(case.mode))
+            self._autoregressive[size] = self._timed(case, Decoding(model, case.batch))
+        return self._autoregressive[size]
 
     def _outputs(self, case: Case, own: Generator) -> list[tuple[Tensor, Tensor]]:
         """Latents and tokens of the reference for each checked seed, on the host."""
@@ -206,8 +226,7 @@ def _loaded(path: Path, case: Case) -> GpuState | None:
 
 def _no_room(case: Case, error: Exception) -> CaseResult:
     """Raises again what is no lack of memory."""
-    words = str(error)
-    if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in words:
+    if not any(words in str(error) for words in _NO_ROOM):
         raise error
     _free()
     return CaseResult(case=case, left_out="does not fit into memory")

@@ -120,6 +120,10 @@ def _notes(report: Report) -> Iterator[str]:
         if result.fraction_of_limit and result.fraction_of_limit > 1:
             yield from _note(f"{result.case}: faster than the limit: its weights lie in a cache, or "
                              "something else was running while limits were measured")
+        if result.autoregressive and result.fast:
+            ratio = result.fast.tokens_per_s / result.autoregressive.tokens_per_s
+            yield from _note(f"{result.case}: {ratio:.1f} times an autoregressive transformer of as many "
+                             f"parameters, {result.autoregressive.tokens_per_s:,.0f} tokens/s")
         if (published := result.published_tokens_per_s) and (reference := result.reference):
             yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
                              f"card, the reference {reference.tokens_per_s / published:.2f} times that")
