@@ -28,8 +28,18 @@ class ReadPrompt(NamedTuple):
     given_B11: Tensor
 
 
+def told_times(denoiser: Denoiser, u_S: Tensor) -> list[Tensor]:
+    """What each pass is told of its time: (M, W), float32; one vector, or six of each block and two."""
+    told_SN = denoiser.time_vector(u_S)
+    if denoiser.modulation is not None:
+        maps = [*(block.modulation for block in denoiser.blocks), denoiser.modulation]
+        told_SN = torch.cat([part(told_SN) for part in maps], dim=-1)
+    # Each by itself, not a view: a compiled pass takes them to begin where memory was given out.
+    return [told_N.view(-1, denoiser.config.model.width).float().clone() for told_N in told_SN]
+
+
 class FastDenoiser(nn.Module):
-    """Computes what a `Denoiser` does, but is told `times(u)` where that is told u."""
+    """Computes what a `Denoiser` does, but is told `told_times` where that is told u."""
 
     def __init__(self, denoiser: Denoiser, mode: Mode) -> None:
         super().__init__()
@@ -47,16 +57,6 @@ class FastDenoiser(nn.Module):
         self.rotation = None if sizes.denoiser_positions == "learned" else rotation_of(
             denoiser.config.num_latents, sizes.width // sizes.num_heads, next(denoiser.parameters()).device)
         self._original = [denoiser]  # in a list: not a part of this one
-
-    def times(self, u_S: Tensor) -> list[Tensor]:
-        """What each pass is told of its time: (M, W), float32; one vector, or six of each block and two."""
-        denoiser = self._original[0]
-        told_SN = denoiser.time_vector(u_S)
-        if denoiser.modulation is not None:
-            maps = [*(block.modulation for block in denoiser.blocks), denoiser.modulation]
-            told_SN = torch.cat([part(told_SN) for part in maps], dim=-1)
-        # Each by itself, not a view: a compiled pass takes them to begin where memory was given out.
-        return [told_N.view(-1, denoiser.config.model.width).float().clone() for told_N in told_SN]
 
     def read(self, prompt: PromptContext | None) -> ReadPrompt | None:
         """What all passes read of a prompt, worked out once."""

@@ -6,6 +6,8 @@ exist at a time.
 Shapes: N positions, W width, V rows of the head; P and C positions and rows of a block.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,7 +21,18 @@ _POSITIONS = 512
 _MOST_FOR_KERNEL = 128  # which takes all positions at once
 
 
-def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows: int | None) -> Tensor:
+# Features (P, W), weight (C, W), bias (C,) -> the largest logit (P,) and which of the C rows has it (P,).
+Largest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def largest(features_PW: Tensor, weight_CW: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+    """See `Largest`. Where it is compiled, bias and search are one pass over the products."""
+    value_P, row_P = _logits(features_PW, weight_CW, bias_C).max(dim=1)
+    return value_P, row_P
+
+
+def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows: int | None,
+                largest: Largest = largest) -> Tensor:
     """Most likely rows (N,), int64. Of equal ones it is the first, as `argmax` has it.
 
     Args:
@@ -27,6 +40,7 @@ def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows
         weight_VW: Of the head.
         bias_V: Of the head; it may be more exact than the weight.
         num_rows: Only the first so many rows are looked at; None: all.
+        largest: What looks at a block of them.
     """
     weight_VW, bias_V = weight_VW[:num_rows], bias_V[:num_rows]
     is_small = len(features_NW) <= _MOST_FOR_KERNEL and weight_VW.dtype == torch.bfloat16
@@ -34,17 +48,18 @@ def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows
         from trainer.fast.head_kernel import argmax_rows_by_kernel
 
         return argmax_rows_by_kernel(features_NW.contiguous(), weight_VW, bias_V)
-    return torch.cat([_best(part_PW, weight_VW, bias_V) for part_PW in features_NW.split(_POSITIONS)])
+    parts = features_NW.split(_POSITIONS)
+    return torch.cat([_best(part_PW, weight_VW, bias_V, largest) for part_PW in parts])
 
 
-def _best(features_PW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:
+def _best(features_PW: Tensor, weight_VW: Tensor, bias_V: Tensor, largest: Largest) -> Tensor:
     num = max(1, _LOGITS // len(features_PW))
-    largest_P, row_P = _logits(features_PW, weight_VW[:num], bias_V[:num]).max(dim=1)
+    best_P, row_P = largest(features_PW, weight_VW[:num], bias_V[:num])
     for first in range(num, len(weight_VW), num):
         rows = slice(first, first + num)
-        value_P, own_P = _logits(features_PW, weight_VW[rows], bias_V[rows]).max(dim=1)
-        row_P = torch.where(value_P > largest_P, own_P + first, row_P)
-        largest_P = torch.maximum(largest_P, value_P)
+        value_P, own_P = largest(features_PW, weight_VW[rows], bias_V[rows])
+        row_P = torch.where(value_P > best_P, own_P + first, row_P)
+        best_P = torch.maximum(best_P, value_P)
     return row_P
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from trainer.config import TrainConfig
 from trainer.fast.decoder import FastDecoder
-from trainer.fast.denoiser import FastDenoiser, ReadPrompt
-from trainer.fast.head import argmax_rows
+from trainer.fast.denoiser import FastDenoiser, ReadPrompt, told_times
+from trainer.fast.head import argmax_rows, largest
 from trainer.fast.noise import normals
 from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator, Guidance, guided
@@ -42,13 +42,13 @@ class Program(Protocol):
 
 
 class FastModel:
-    """The generating parts of a model, laid out once for all batch sizes and samplings.
+    """The generating parts of a model, laid out once for all batch sizes and samplings that want them so.
 
     Args:
         generator: Whose model it is.
         mode: How matrices are held and multiplied.
-        compile_mode: Of `torch.compile`; None: the operations of torch one by one. What is compiled is a
-            pass of the denoiser with its solver's step, and the decoders, each as a whole.
+        compile_mode: Of `torch.compile`; None: the operations of torch one by one. A pass of the denoiser
+            with its solver's step, the decoders, and a block of the head are compiled, each as a whole.
     """
 
     def __init__(self, generator: Generator, mode: Mode, compile_mode: str | None) -> None:
@@ -56,8 +56,7 @@ class FastModel:
         self.generator, self.mode = generator, mode
         self.persistent = mode == "bf16"
         self.shape = model.config.num_latents, model.config.model.latent_width
-        self.denoiser = FastDenoiser(model.denoiser, mode)
-        self.decoder = FastDecoder(model.decoder, model.token_decoder, mode)
+        self._parts: tuple[FastDenoiser, FastDecoder] | None = None
         head = model.token_decoder.head
         self._head = head.weight.detach().to(dtype_of(mode)), head.bias.detach().float()
         self.compiled(compile_mode)
@@ -65,10 +64,20 @@ class FastModel:
     def compiled(self, mode: str | None) -> None:
         """Go on in another mode of `torch.compile`."""
         self.compile_mode = mode
-        self.step, self.features = self.made(self._step), self.made(self.decoder)
+        self._largest = self._made(largest)
+        if self._parts is not None:
+            self.step, self.features = self._made(self._step), self._made(self.decoder)
 
-    def made(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of static shapes as this model runs it."""
+    def lay_out(self) -> None:
+        """Have the denoiser and the decoders, too: persistent kernels have weights of their own."""
+        if self._parts is None:
+            model = self.generator.model
+            self._parts = (FastDenoiser(model.denoiser, self.mode),
+                           FastDecoder(model.decoder, model.token_decoder, self.mode))
+            self.denoiser, self.decoder = self._parts
+            self.compiled(self.compile_mode)
+
+    def _made(self, function: Callable[..., Any]) -> Callable[..., Any]:
         if self.compile_mode is None:
             return function
         return torch.compile(function, mode=self.compile_mode, fullgraph=True, dynamic=False)
@@ -92,7 +101,8 @@ class FastModel:
         generator = self.generator
         token_ids = generator.model.token_ids
         num_rows = generator.num_tokens if token_ids is None else None
-        rows_BL = argmax_rows(features_BLW.flatten(0, 1), *self._head, num_rows).view(features_BLW.shape[:2])
+        rows_N = argmax_rows(features_BLW.flatten(0, 1), *self._head, num_rows, self._largest)
+        rows_BL = rows_N.view(features_BLW.shape[:2])
         return rows_BL if token_ids is None else token_ids[rows_BL]
 
     def _step(self, z_BKD: Tensor, estimate_BKD: Tensor, told_MW: Tensor, mix_3: Tensor,
@@ -119,7 +129,8 @@ class GeneralProgram:
         device = model.generator.model.hidden_mean.device
         mixes = [SOLVERS[config.sampling.solver](step) for step in solver_steps(grid, config.diffusion.tan_d)]
         with torch.inference_mode():
-            self._times = model.denoiser.times(grid[:-1].to(device))
+            model.lay_out()
+            self._times = told_times(model.generator.model.denoiser, grid[:-1].to(device))
         self._mixes = [torch.tensor(mix, device=device) for mix in mixes]
         self._draws = _draws(mixes)
 

@@ -1,5 +1,6 @@
 """From the kernel's source to machine code by NVRTC, which torch for CUDA brings (`cuda.bindings`)."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ _HEADERS = ("primitives.cuh", "shape.cuh", "helpers.cuh", "attention.cuh")
 _OPTIONS = (b"--gpu-architecture=sm_90a", b"--std=c++17")
 
 
+@functools.cache
 def cubin_of(shape: Shape) -> bytes:
     """Machine code for sm_90a.
 

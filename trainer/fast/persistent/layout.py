@@ -4,6 +4,8 @@ Weights of a CTA lie in the order in which it reads them: swizzled blocks of 64 
 Shapes: C 128 CTAs, N rows of a CTA, K columns that it sums over, W width.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -15,10 +17,16 @@ _UNIT = 8  # numbers of bf16 in 16 bytes
 
 def swizzled(blocks: Tensor) -> Tensor:
     """Blocks (..., N, 64) as wgmma reads them: 16-byte unit u of row r lies at unit u XOR (r mod 8)."""
-    rows = torch.arange(blocks.shape[-2], device=blocks.device)
-    order = torch.arange(_BLOCK // _UNIT, device=blocks.device) ^ (rows % 8)[:, None]
     units = blocks.unflatten(-1, (-1, _UNIT))
-    return torch.take_along_dim(units, order[..., None].expand(units.shape), -2).flatten(-2)
+    order = _swizzle(blocks.shape[-2], blocks.device)
+    return torch.take_along_dim(units, order.expand(units.shape), -2).flatten(-2)
+
+
+@functools.cache
+def _swizzle(num_rows: int, device: torch.device) -> Tensor:
+    """Kept, so that a CUDA graph need not make it."""
+    rows = torch.arange(num_rows, device=device)
+    return (torch.arange(_BLOCK // _UNIT, device=device) ^ (rows % 8)[:, None])[..., None]
 
 
 def tiled(weights_CNK: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.config import TrainConfig
+from trainer.fast.denoiser import told_times
 from trainer.fast.persistent.kernel import PersistentKernel
 from trainer.fast.persistent.layout import swizzled
 from trainer.fast.persistent.packing import cross_attention, keys_values, mlp, self_attention
 from trainer.fast.persistent.phases import End, Sublayer, chained
 from trainer.fast.persistent.shape import NUM_CTAS, NUM_LATENTS, NUM_SUMMED_PARTS, SHAPES, Shape
 from trainer.fast.program import FastModel, Generated
+from trainer.fast.weights import RoundedNorm
 from trainer.prompt import PromptContext
 from trainer.sampler import SOLVERS, grid_of, solver_steps
 
@@ -33,22 +35,24 @@ class PersistentProgram:
         with torch.inference_mode():
             self._denoiser = _denoiser(config, model, shape)
             self._decoder = _decoder(model, shape)
-        self._context, self._features = model.made(self._context_of), model.made(model.decoder.norm)
+        decoders = model.generator.model
+        self._positions = decoders.decoder.perceiver.positions.float()
+        self._norm = RoundedNorm(decoders.token_decoder.norm, torch.bfloat16)
 
     @torch.inference_mode()
     def __call__(self, keys_B2: Tensor, prompt: PromptContext | None) -> Generated:
         model = self._model
         self._denoiser.z0.copy_(model.noise(keys_B2, 0)[0] * self._temperature)
         self._denoiser.launch()
-        self._decoder.context.copy_(self._context(self._denoiser.latents))
+        self._decoder.context.copy_(self._context())
         self._decoder.launch()
-        features_1KW = self._features(self._decoder.latents[None])
+        features_1KW = self._norm(self._decoder.latents[None])
         return Generated(self._denoiser.latents[None], model.tokens(features_1KW))
 
-    def _context_of(self, latents_KW: Tensor) -> Tensor:
-        """What the latent decoder reads, as the kernel wants it."""
-        width = latents_KW.shape[1:]
-        context_KW = F.layer_norm(latents_KW, width) + self._model.decoder.perceiver.positions
+    def _context(self) -> Tensor:
+        """What the latent decoder reads of the latents, as the kernel wants it."""
+        width = self._denoiser.latents.shape[1:]
+        context_KW = F.layer_norm(self._denoiser.latents, width) + self._positions
         read_KW = F.layer_norm(context_KW, width).bfloat16()
         return swizzled(read_KW.unflatten(-1, (-1, 64)).transpose(0, 1))
 
@@ -87,7 +91,7 @@ def why_not_here(device: torch.device) -> str | None:
 def _denoiser(config: TrainConfig, model: FastModel, shape: Shape) -> PersistentKernel:
     denoiser = model.generator.model.denoiser
     grid = grid_of(config.sampling, model.generator.warp)
-    times = [told_1W[0] for told_1W in model.denoiser.times(grid[:-1].to(denoiser.positions.device))]
+    times = [told_1W[0] for told_1W in told_times(denoiser, grid[:-1].to(denoiser.positions.device))]
     mixes = [SOLVERS["ddim"](step) for step in solver_steps(grid, config.diffusion.tan_d)]
     gain_W, positions_KW = denoiser.output.weight.float(), denoiser.positions.float()
     ends = [End(gain_W, mix.keep, mix.take, positions_KW, time_W)
