@@ -170,7 +170,8 @@ def arguments(run: TrainerRun, *more: str) -> list[str]:
 def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(trained.store.parent / "cache"))
     judge, out = save_model(tmp_path / "tiny judge", "gpt2"), tmp_path / "deep" / "out"
-    assert main(arguments(trained, "--judge", str(judge), "--temperatures", "0.9,1", "--out", str(out))) == 0
+    assert main(arguments(trained, "--judge", str(judge), "--temperatures", "0.9,1", "--out", str(out),
+                          "--autoregressive")) == 0
     printed = capsys.readouterr()
     assert "clean" in printed.out and "wrote evaluation.json, evaluation.png and samples.json" in printed.out
     # A path is not broken.
@@ -179,6 +180,9 @@ def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, 
     assert "MAUVE of 24 texts: says little" in printed.out
     result = json.loads((out / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert result["step"] == 4 and result["heldout_sequences"] == 24
+    other = result["autoregressive"]
+    assert other["tokens_per_s_batch_1"] > 0 and other["tokens_per_s_batch_8"] > 0
+    assert f"transformer of {other['parameters'] / 1e6:.1f} M parameters" in " ".join(printed.out.split())
     assert result["judge"]["name"] == str(judge) and result["judge"]["is_the_fields"] is False
     assert 0 <= result["panel"]["clean"]["accuracy"] <= 1 and result["heldout"]["diffusion_loss"] > 0
     assert [point["setting"]["steps"] for point in result["frontier"]] == [1, 1, 2, 2]

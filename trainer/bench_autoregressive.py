@@ -6,16 +6,22 @@ weights are random: speed does not depend on them.
 Shapes: B batch, W width, H heads, L tokens, C channels of a head.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.attention import AttentionShape, TransformerBlock
-from trainer.bench_models import fill
+from trainer.bench_models import fill, shape_behind
+from trainer.bench_timing import over_after, time_path
 from trainer.config import ModelConfig
+from trainer.fast.weights import dtype_of, usual_mode
 from trainer.generate import Generator, Prompt
+from trainer.sizes import generation_parameters
 
 _START = 0  # the id that a row begins with
+_TIMED, _MOST_S = 10, 30.0  # of `speeds`: rows of batches at most, and seconds
 
 
 class Transformer(nn.Module):
@@ -138,3 +144,22 @@ def comparable(generator: Generator, num_parameters: int, dtype: torch.dtype) ->
     model = model.to(dtype).to_empty(device=generator.model.hidden_mean.device)
     fill(model, generator.config.seed)
     return model.requires_grad_(False).eval()
+
+
+def parameters_read(generator: Generator) -> int:
+    """All parameters that a generator reads to generate."""
+    model = generator.model
+    num_seen = None if model.token_ids is None else len(model.token_ids)
+    return sum(generation_parameters(generator.config, shape_behind(model), num_seen).values())
+
+
+def speeds(generator: Generator, batches: Iterable[int]) -> dict[str, float]:
+    """Tokens/s of a transformer as large as a generator, at some batch sizes; the keys are a frontier's."""
+    device, length = generator.model.hidden_mean.device, generator.config.data.sequence_length
+    model = comparable(generator, parameters_read(generator), dtype_of(usual_mode(device)))
+    read = [weight.numel() for name, weight in model.named_parameters() if not name.startswith("embedding")]
+    found: dict[str, float] = {"parameters": sum(read)}
+    for batch in batches:
+        timed = time_path(Decoding(model, batch), batch, length, _TIMED, device, over_after(_MOST_S))
+        found[f"tokens_per_s_batch_{batch}"] = timed.tokens_per_s
+    return found

@@ -11,7 +11,7 @@ from decimal import Decimal
 import torch
 from torch import Tensor
 
-from trainer.bench_autoregressive import Decoding, comparable
+from trainer.bench_autoregressive import Decoding, comparable, parameters_read
 from trainer.bench_cases import Case, Model
 from trainer.bench_device import GpuState, device_name, gpu_state
 from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
@@ -30,7 +30,6 @@ from trainer.bench_timing import Timed, over_after, time_path
 from trainer.contract import ConfigError
 from trainer.fast.weights import dtype_of
 from trainer.generate import Generator
-from trainer.sizes import generation_parameters
 
 _CHECKED_SEEDS = 2  # a graph that does not read its inputs would pass with one
 _NO_ROOM = ("out of memory", "allocate memory")  # of CUDA, its graphs among it, and of a CPU
@@ -160,8 +159,7 @@ class _Runner:
         """Timed once for all numbers of steps."""
         size = (case.mode, case.batch)
         if size not in self._autoregressive:
-            read = generation_parameters(own.config, shape_behind(own.model), _num_seen(own))
-            model = comparable(own, sum(read.values()), dtype_of(case.mode))
+            model = comparable(own, parameters_read(own), dtype_of(case.mode))
             self._autoregressive[size] = self._timed(case, Decoding(model, case.batch))
         return self._autoregressive[size]
 

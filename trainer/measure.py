@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.bench_autoregressive import speeds
 from trainer.bench_device import device_name
 from trainer.command import carry_out, talk
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
@@ -78,6 +79,9 @@ def measure(options: Namespace) -> dict[str, Any]:
     if told:
         result["completions"] = {"prompt_tokens": options.prompt_tokens, **_judged(
             row_judge, told.tokens_NL.tolist(), completions, options.prompt_tokens)}
+    if options.autoregressive:
+        talk("a transformer of as many parameters, token after token")
+        result["autoregressive"] = speeds(generator, dict.fromkeys((1, generations[0]["batch"])))
     (options.out / "evaluation.json").write_text(json.dumps(result, indent=1))
     plot(result, judge, options.out / "evaluation.png")
     return result
@@ -132,8 +136,20 @@ def _screen(result: dict[str, Any], options: Namespace) -> str:
         lines += [*_folded(f"completions of {told['reference']['num_texts']} held-out texts after "
                            f"{told['prompt_tokens']} tokens, perplexity given those:"),
                   *_table(told, "perplexity_given_prompt", "the original")]
+    if "autoregressive" in result:
+        lines += _folded(_beside(result))
     lines += _folded(f"wrote evaluation.json, evaluation.png and samples.json to {options.out}")
     return "\n".join(lines)
+
+
+def _beside(result: dict[str, Any]) -> str:
+    """Speeds of one text at a time, ours over steps and the autoregressive one."""
+    other = result["autoregressive"]
+    ours = {point["setting"]["steps"]: point["tokens_per_s_batch_1"] for point in result["frontier"]}
+    words = ", ".join(f"{steps} steps {speed:,.0f}" for steps, speed in ours.items())
+    return (f"tokens/s at batch 1: {words}; an autoregressive transformer of "
+            f"{other['parameters'] / 1e6:,.1f} M parameters (random weights) "
+            f"{other['tokens_per_s_batch_1']:,.0f}")
 
 
 def _folded(text: str, indent: str = "") -> list[str]:

@@ -52,6 +52,9 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER",
                         help="evaluation.json, evaluation.png, samples.json go there")
+    parser.add_argument("--autoregressive", action="store_true",
+                        help="also the speed of a transformer of as many parameters, token after token, on a "
+                             "GPU under a CUDA graph")
     parser.add_argument("--json", action="store_true", help="print evaluation.json")
     return parser.parse_args(arguments)
 
