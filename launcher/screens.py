@@ -180,10 +180,11 @@ def _show_speed(speed: Throughput) -> None:
     console.answer(f"  {speed.denoiser_steps} steps, batch 1, {speed.tokens} tokens, {speed.dtype}; "
                    f"median of {speed.num_generations}: {speed.seconds_p10 * 1e3:.{_digits(speed)}f} to "
                    f"{speed.seconds_p90 * 1e3:.{_digits(speed)}f} ms")
-    if speed.reference_tokens_per_s and speed.fraction_of_limit is not None:
-        ratio = speed.tokens_per_s / speed.reference_tokens_per_s
-        console.answer(f"  {ratio:.1f} times the float32 reference, {speed.fraction_of_limit:.0%} of what "
-                       "this device allows")
+    if speed.reference_tokens_per_s:
+        ratio = f"  {speed.tokens_per_s / speed.reference_tokens_per_s:.1f} times the float32 reference"
+        # Above 1 something else ran while limits were measured: that says nothing.
+        share = speed.fraction_of_limit if speed.fraction_of_limit and speed.fraction_of_limit <= 1 else None
+        console.answer(ratio if share is None else f"{ratio}, {share:.0%} of what this device allows")
     if speed.latents_error is not None and speed.same_tokens is not None:
         console.answer(f"  beside the reference: latents {speed.latents_error:.4f} off, "
                        f"{speed.same_tokens:.1%} of tokens the same")

@@ -97,6 +97,18 @@ def test_what_does_not_fit_is_said_and_the_rest_goes_on(
     assert "! smoke, 2 steps, 8 tokens, batch 2, fp32: does not fit into memory\n" in out
 
 
+def test_what_stands_beside_is_left_out_where_there_is_no_room_for_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def comparable(*_: object) -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr("trainer.bench_run.comparable", comparable)
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--autoregressive", "--parts", "--out", str(out)]) == 0
+    result, = read_report(out).cases
+    assert result.fast is not None and result.parts is not None and result.autoregressive is None
+
+
 def test_a_mode_that_the_device_does_not_have_is_said_and_the_rest_goes_on(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def at(self: FastPaths, own: Generator, mode: str) -> Eager:

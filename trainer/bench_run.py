@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ from trainer.contract import ConfigError
 from trainer.fast.weights import dtype_of
 from trainer.generate import Generator
 
+_T = TypeVar("_T")
 _CHECKED_SEEDS = 2  # a graph that does not read its inputs would pass with one
 _NO_ROOM = ("out of memory", "allocate memory")  # of CUDA, its graphs among it, and of a CPU
 _FIRST_CHECKED = 1_000_003  # no timed generation has such a seed
@@ -79,18 +82,18 @@ def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Eff
     num_done = 0
     for model, group in itertools.groupby(cases, key=lambda case: case.model):
         group_cases = list(group)
-        try:
-            runner = _Runner(subject.build(model), subject, rates, effort, device)
-        except RuntimeError as error:
-            yield from (_no_room(case, error) for case in group_cases)
+        generator = _if_room(partial(subject.build, model))
+        if generator is None:
+            yield from map(_no_room, group_cases)
             continue
+        runner = _Runner(generator, subject, rates, effort, device)
         for case in group_cases:
             if num_done and effort.is_over():
                 yield CaseResult(case=case, left_out="not begun: no time left")
             else:
                 yield runner.result(case)
             num_done += 1
-        del runner
+        del generator, runner
         _free()
 
 
@@ -109,11 +112,9 @@ class _Runner:
     def result(self, case: Case) -> CaseResult:
         """Check a case and, where it passes, time it; say so where the device cannot do it."""
         try:
-            return self._measured(case)
+            return _if_room(lambda: self._measured(case)) or _no_room(case)
         except ConfigError as error:
             return CaseResult(case=case, left_out=error.problem)
-        except RuntimeError as error:
-            return _no_room(case, error)
 
     def _measured(self, case: Case) -> CaseResult:
         own = with_sampling(self._generator, case)
@@ -127,12 +128,12 @@ class _Runner:
             return found
         timed = self._timed(case, fast)
         loaded = _loaded(fast, case) if self._device.type == "cuda" else None
-        parts = self._parts(case, own, fast, timed) if self._effort.has_parts and case.steps > 1 else None
-        del fast
+        has_parts = self._effort.has_parts and case.steps > 1
+        parts = _if_room(lambda: self._parts(case, own, fast, timed)) if has_parts else None
         reference = self._reference(case, Eager(own))
+        other = _if_room(lambda: self._one_by_one(case, own)) if self._effort.has_autoregressive else None
         return found.model_copy(update={
-            "fast": timed, "loaded": loaded, "reference": reference, "parts": parts,
-            "autoregressive": self._one_by_one(case, own) if self._effort.has_autoregressive else None,
+            "fast": timed, "loaded": loaded, "reference": reference, "parts": parts, "autoregressive": other,
             "published_tokens_per_s": published_tokens_per_s(case, device_name(self._device)),
         } | self._figures(timed, reference, found))
 
@@ -222,12 +223,19 @@ def _loaded(path: Path, case: Case) -> GpuState | None:
         return asked.result()
 
 
-def _no_room(case: Case, error: Exception) -> CaseResult:
-    """Raises again what is no lack of memory."""
-    if not any(words in str(error) for words in _NO_ROOM):
-        raise error
-    _free()
+def _no_room(case: Case) -> CaseResult:
     return CaseResult(case=case, left_out="does not fit into memory")
+
+
+def _if_room(work: Callable[[], _T]) -> _T | None:
+    """What some work gives; None where the device has no memory for it. Another error is raised again."""
+    try:
+        return work()
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _NO_ROOM):
+            raise
+    _free()
+    return None
 
 
 def _free() -> None:
