@@ -44,6 +44,7 @@ def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     assert float(case["usd_per_million_tokens"]) == pytest.approx(100 / speed, abs=1e-6)
     assert case["fraction_of_limit"] == pytest.approx(case["floor_s"] / case["fast"]["seconds_median"])
     assert case["check"]["problem"] is None and case["check"]["same_tokens"] == 1
+    assert case["way"] == "operations of torch"
     fast, plain = found["first_texts"]
     assert (fast["is_fast"], plain["is_fast"]) == (True, False)
     assert list(fast["parts_s"]) == list(plain["parts_s"]) == [

@@ -38,7 +38,8 @@ MEASURED = CaseResult(
           "vocabulary_head": PartWork(passes=1, num_bytes=1e9, flops=6.5e10, read_s=0.0004, compute_s=8e-5)},
     usd_per_million_tokens=Decimal("0.031250"), projected_rtx5090_tokens_per_s=13019.0,
     published_tokens_per_s=3040, parts=Parts(denoiser=0.0012, attention=0.0001, decoders=0.0004, head=0.0004),
-    loaded=STATE, fast_path=("fast path: one CUDA graph a batch size of compiled bf16",))
+    loaded=STATE, fast_path=("fast path: one CUDA graph a batch size of compiled bf16",),
+    way="persistent kernels")
 FAILED = CaseResult(case=case(64), left_out="latents are off",
                     check=Check(latents_error=0.02, same_tokens=0.5, problem="latents are off"))
 NO_ROOM = CaseResult(case=case(256), left_out="does not fit into memory")
@@ -71,8 +72,8 @@ seed-35b-a3b: median tokens/s, share of the limit, distance from reference
      10     64   256  bf16 does not fit into memory
 
   milliseconds of a generation; $ per million tokens at $3.60/h
-  steps tokens batch  mode       p10    median       p90   of  $/M tokens
-     10     64     1  bf16     1.800     2.000     2.500   50    0.031250
+  steps tokens batch  mode       p10    median       p90   of     path   $/M tok
+     10     64     1  bf16     1.800     2.000     2.500   50  kernels  0.031250
 
   share of the time; the denoiser's attention and the head were timed alone
   steps tokens batch  mode  denoiser attention  decoders      head

@@ -10,6 +10,7 @@ from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: 
 
 from trainer.fast import generator as fast_path  # noqa: E402
 from trainer.fast.generator import FastGenerator, fast_generator  # noqa: E402
+from trainer.fast.persistent import program as persistent  # noqa: E402
 from trainer.frontier import with_settings  # noqa: E402
 from trainer.generate import Generator, Prompt, decode  # noqa: E402
 from trainer.sample import quickened  # noqa: E402
@@ -54,11 +55,10 @@ def test_prompts_stand_first_and_are_heard() -> None:
 
 
 def test_a_program_is_made_once_for_each_size_and_another_for_other_settings(monkeypatch) -> None:
-    made = []
-    plain = fast_path.choose_program
-    monkeypatch.setattr(fast_path, "choose_program",
-                        lambda *arguments: (made.append(arguments[2]), plain(*arguments))[1])
     reference, fast, _ = _pair(batch_size=3)
+    made, plain = [], fast_path.way_of
+    monkeypatch.setattr(fast_path, "way_of",
+                        lambda *arguments: (made.append(arguments[2]), plain(*arguments))[1])
     for num in (1, 1, 3, 7, 2, 1):  # 7 are three batches of 3
         fast.tokens(num, seed=0)
     assert made == [1, 3, 2]
@@ -79,8 +79,29 @@ def test_latents_are_those_behind_the_tokens() -> None:
 def test_it_says_once_what_this_device_allows() -> None:
     _, fast, said = _pair()
     fast.tokens(5, seed=0)
-    assert said == ["fast path: fp32 operations of torch, no CUDA graphs here"]
+    assert said == ["fast path: fp32, operations of torch; no CUDA graphs here"]
     assert fast.dtype == torch.float32
+
+
+def test_it_names_the_kernels_of_one_text_at_a_time_where_there_are_some(monkeypatch) -> None:
+    monkeypatch.setattr(persistent, "why_not_here", lambda device: None)
+    monkeypatch.setattr(persistent, "why_not", lambda config, size, batch, has_prompt:
+                        None if batch == 1 and not has_prompt else "one text at a time")
+    reference, said = _pair()[0], []
+    fast = fast_generator(reference, said.append, mode="bf16")
+    assert said == ["fast path: bf16, persistent kernels for one text at a time, else operations of torch; "
+                    "no CUDA graphs here"]
+    assert fast.way(1) == "persistent kernels"
+    assert fast.way(2) == fast.way(1, has_prompt=True) == "operations of torch"
+
+
+def test_what_fails_is_left_out_alone_and_the_last_way_is_not_tried_twice(monkeypatch) -> None:
+    fast = fast_generator(_pair()[0], lambda words: None, mode="bf16")
+    assert fast.way(1) == "operations of torch" and not fast.fast.step_back(fast.way(1))
+    monkeypatch.setattr(persistent, "why_not_here", lambda device: None)
+    monkeypatch.setattr(persistent, "why_not", lambda *sizes: None)
+    assert fast.way(1) == "persistent kernels" and fast.fast.step_back(fast.way(1))
+    assert fast.way(1) == "operations of torch"
 
 
 def test_a_generator_that_mends_its_estimates_stays_as_it_is() -> None:

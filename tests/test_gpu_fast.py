@@ -150,7 +150,7 @@ def test_many_texts_are_sampled_by_the_fast_path_and_few_are_not(capsys) -> None
     fast = quickened(generator, 9)
     assert isinstance(fast, FastGenerator) and fast.dtype == torch.bfloat16
     assert (fast.tokens(9, seed=0) == generator.tokens(9, seed=0)).float().mean() > 0.9
-    said = "fast path: bf16 operations of torch, one CUDA graph for each batch size\n"
+    said = "fast path: bf16, operations of torch; one CUDA graph for each batch size\n"
     assert capsys.readouterr().err == said
 
 
@@ -176,10 +176,10 @@ def test_what_cannot_be_captured_runs_without_a_graph_and_says_so(monkeypatch) -
 
         return generate
 
-    plain = fast_path.choose_program
-    monkeypatch.setattr(fast_path, "choose_program", waiting)
+    plain = fast_path.program_of
+    monkeypatch.setattr(fast_path, "program_of", waiting)
     again = dataclasses.replace(fast)
     assert torch.equal(again.tokens(2, seed=0), expected)
     *_, warning = said
     assert len(said) > 1
-    assert warning.startswith("warning: no CUDA graph of bf16 operations of torch at batch 2: ")
+    assert warning.startswith("warning: no CUDA graph of bf16, operations of torch, at batch 2: ")

@@ -14,6 +14,7 @@ from trainer.bench_floor import PartWork, Rates
 from trainer.bench_parts import Parts
 from trainer.bench_timing import Timed
 from trainer.contract import ConfigError
+from trainer.fast.program import Way
 
 # Greatest relative error of the latents by how weights are held. bf16: the benchmark's specification;
 # fp32: rounding of another order of sums; quantised ones are rows of their own, each with its error.
@@ -54,6 +55,7 @@ class CaseResult(BaseModel):
         autoregressive: A transformer of as many parameters, one CUDA graph a token; None: not asked for.
         loaded: The card while the fast path runs.
         fast_path: What the fast path has said of itself.
+        way: How its texts were made; None: not by the fast path.
         left_out: Why it was not timed.
     """
 
@@ -73,6 +75,7 @@ class CaseResult(BaseModel):
     autoregressive: Timed | None = None
     loaded: GpuState | None = None
     fast_path: tuple[str, ...] = ()
+    way: Way | None = None
     left_out: str | None = None
 
     @property

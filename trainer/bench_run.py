@@ -30,6 +30,7 @@ from trainer.bench_result import (
 )
 from trainer.bench_timing import Timed, over_after, time_path
 from trainer.contract import ConfigError
+from trainer.fast.generator import FastGenerator
 from trainer.fast.weights import dtype_of
 from trainer.generate import Generator
 
@@ -123,7 +124,8 @@ class _Runner:
         check = self._check(case, fast, expected)
         work = work_of(case, own.config, shape_behind(own.model), self._rates, _num_seen(own))
         found = CaseResult(case=case, check=check, work=work, floor_s=floor_s(work), left_out=check.problem,
-                           fast_path=tuple(self._fast.said))
+                           fast_path=tuple(self._fast.said),
+                           way=fast.way(case.batch) if isinstance(fast, FastGenerator) else None)
         if check.problem:
             return found
         timed = self._timed(case, fast)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from trainer.bench_result import CaseResult, Report
 
 _WIDTH = 80
+_WAYS = {"persistent kernels": "kernels", "compiled": "compiled", "operations of torch": "torch", None: "-"}
 
 
 def screen(report: Report) -> list[str]:
@@ -75,13 +76,13 @@ def _spreads(results: list[CaseResult], report: Report) -> Iterator[str]:
     dollars = f"; $ per million tokens at ${price}/h" if price is not None else ""
     yield f"  milliseconds of a generation{dollars}"
     yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'p10':>9} {'median':>9} {'p90':>9} "
-           f"{'of':>4}" + (f" {'$/M tokens':>11}" if price is not None else ""))
+           f"{'of':>4} {'path':>8}" + (f" {'$/M tok':>9}" if price is not None else ""))
     for result in results:
         if (fast := result.fast) is not None:
             seconds = (fast.seconds_p10, fast.seconds_median, fast.seconds_p90)
             yield (_size(result) + " ".join(f"{1e3 * value:>9,.3f}" for value in seconds)
-                   + f" {fast.num_generations:>4}"
-                   + (f" {result.usd_per_million_tokens:>11}" if price is not None else ""))
+                   + f" {fast.num_generations:>4} {_WAYS[result.way]:>8}"
+                   + (f" {result.usd_per_million_tokens:>9}" if price is not None else ""))
 
 
 def _parts(results: list[CaseResult]) -> Iterator[str]:

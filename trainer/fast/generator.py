@@ -14,7 +14,7 @@ from trainer.contract import ConfigError
 from trainer.fast.devices import has_triton
 from trainer.fast.graph import CapturedProgram
 from trainer.fast.noise import sample_keys
-from trainer.fast.program import FastModel, Generated, Program, choose_program
+from trainer.fast.program import FastModel, Generated, Program, Way, program_of, way_of
 from trainer.fast.weights import FORMATS, Mode, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.host_copies import to_device
@@ -67,20 +67,24 @@ class FastGenerator(Generator):
         is_graph = isinstance(program, CapturedProgram)
         return program(keys_B2 if is_graph else to_device(keys_B2, device), context)
 
+    def way(self, batch: int, *, has_prompt: bool = False) -> Way:
+        """How so many texts at once are made, as far as it is known by now."""
+        return way_of(self.config, self.fast, batch, has_prompt)
+
     def _program(self, keys_B2: Tensor, context: PromptContext | None) -> Program:
-        """A program for these sizes: as one graph where that works, compiled where that works."""
-        fast, batch, has_prompt = self.fast, len(keys_B2), context is not None
+        """A program for these sizes: as one graph where that works, in the fastest way that works."""
+        batch, has_prompt = len(keys_B2), context is not None
         while keys_B2.is_cuda:
+            way = self.way(batch, has_prompt=has_prompt)
             try:
-                program = choose_program(self.config, fast, batch, has_prompt)
-                return CapturedProgram(program, keys_B2, context)
+                return CapturedProgram(program_of(way, self.config, self.fast), keys_B2, context)
             except RuntimeError as error:
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
-                self.say(f"warning: no CUDA graph of {_way(fast)} at batch {batch}: {why}")
+                self.say(f"warning: no CUDA graph of {self.fast.mode}, {way}, at batch {batch}: {why}")
                 # For want of memory other sizes need not do without.
-                if isinstance(error, torch.OutOfMemoryError) or not fast.step_back():
+                if isinstance(error, torch.OutOfMemoryError) or not self.fast.step_back(way):
                     break
-        return choose_program(self.config, fast, batch, has_prompt)
+        return program_of(self.way(batch, has_prompt=has_prompt), self.config, self.fast)
 
 
 def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
@@ -108,10 +112,9 @@ def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
                           "capability 9.0", place="fp8", fix="take bf16")
     fast = FastModel(generator, mode or usual_mode(device),
                      compile_mode if has_triton(device) else None)
+    found = FastGenerator(**vars(generator), fast=fast, say=say)
+    ways = list(dict.fromkeys(found.way(batch) for batch in (1, 2)))
+    words = ways[0] if len(ways) == 1 else f"{ways[0]} for one text at a time, else {ways[1]}"
     graphs = "one CUDA graph for each batch size" if device.type == "cuda" else "no CUDA graphs here"
-    say(f"fast path: {_way(fast)}, {graphs}")
-    return FastGenerator(**vars(generator), fast=fast, say=say)
-
-
-def _way(fast: FastModel) -> str:
-    return f"{fast.mode} operations of torch" if fast.compile_mode is None else f"compiled {fast.mode}"
+    say(f"fast path: {fast.mode}, {words}; {graphs}")
+    return found

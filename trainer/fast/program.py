@@ -5,7 +5,7 @@ Shapes: B batch, K latents, D latent width, L tokens, P prompt tokens.
 
 import itertools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator, Guidance, guided
 from trainer.prompt import PromptContext
 from trainer.sampler import SOLVERS, Mix, grid_of, solver_steps
+
+# Fastest first. What works on no device or in no memory is left out, and the next is taken.
+Way = Literal["persistent kernels", "compiled", "operations of torch"]
 
 
 class Generated(NamedTuple):
@@ -82,15 +85,13 @@ class FastModel:
             return function
         return torch.compile(function, mode=self.compile_mode, fullgraph=True, dynamic=False)
 
-    def step_back(self) -> bool:
-        """Do without the last of what makes it fast and may not work here; False: there is nothing left."""
-        if self.persistent:
+    def step_back(self, way: Way) -> bool:
+        """Do without a way that does not work here; False: there is no other."""
+        if way == "persistent kernels":
             self.persistent = False
-        elif self.compile_mode is not None:
+        elif way == "compiled":
             self.compiled(None)
-        else:
-            return False
-        return True
+        return way != "operations of torch"
 
     def noise(self, keys_B2: Tensor, draw: int) -> Tensor:
         """Standard normal numbers (B, K, D), float32, see `normals`."""
@@ -151,15 +152,23 @@ def _draws(mixes: list[Mix]) -> list[int]:
     return [0, *itertools.accumulate(int(mix.add != 0) for mix in mixes)]
 
 
-def choose_program(config: TrainConfig, model: FastModel, batch: int, has_prompt: bool) -> Program:
-    """The fastest program that there is for a batch size.
-
-    Raises:
-        RuntimeError: One that should work here does not; `model.step_back` leaves it out.
-    """
-    from trainer.fast.persistent.program import PersistentProgram, why_not, why_not_here
+def way_of(config: TrainConfig, model: FastModel, batch: int, has_prompt: bool) -> Way:
+    """The fastest way to so many texts that is known to work here."""
+    from trainer.fast.persistent.program import why_not, why_not_here
 
     mean_D = model.generator.model.hidden_mean
-    if not model.persistent or why_not(config, len(mean_D), batch, has_prompt) or why_not_here(mean_D.device):
-        return GeneralProgram(config, model)
-    return PersistentProgram(config, model)
+    if model.persistent and not (why_not(config, len(mean_D), batch, has_prompt)
+                                 or why_not_here(mean_D.device)):
+        return "persistent kernels"
+    return "operations of torch" if model.compile_mode is None else "compiled"
+
+
+def program_of(way: Way, config: TrainConfig, model: FastModel) -> Program:
+    """Generates in a way.
+
+    Raises:
+        RuntimeError: It should work here and does not; `model.step_back` leaves it out.
+    """
+    from trainer.fast.persistent.program import PersistentProgram
+
+    return PersistentProgram(config, model) if way == "persistent kernels" else GeneralProgram(config, model)
