@@ -1,7 +1,5 @@
 """What is benchmarked without a run: a profile's model with random weights, its token encoder not loaded."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +11,7 @@ from trainer.encoder_shape import EncoderShape, encoder_shape
 from trainer.generate import Generator
 from trainer.model import LatentDiffusionLM
 from trainer.sizes import head_rows
+from trainer.stored_model import generating_model, model_of
 
 _GAIN_STD = _BIAS_STD = 0.1
 
@@ -54,7 +53,10 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
 
     What training starts at zero would hide errors.
     """
-    model = _without_weights(config).to_empty(device=device)
+    shape = shape_of(config)
+    is_full = config.model.head_vocabulary == "full"
+    rows = None if is_full else torch.arange(head_rows(config, shape), device="meta")
+    model = generating_model(config, shape.hidden_size, shape.vocab_size, rows).to_empty(device=device)
     fill(model, seed)
     model.set_statistics(torch.zeros_like(model.hidden_mean), torch.ones_like(model.hidden_mean))
     if model.token_ids is not None:
@@ -62,22 +64,10 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
     return _generator(config, model)
 
 
-def generator_of(config: TrainConfig, weights: Mapping[str, Tensor]) -> Generator:
+def generator_of(config: TrainConfig, weights: dict[str, Tensor]) -> Generator:
     """A model with such weights and buffers, where they are."""
-    model = _without_weights(config)
-    model.load_state_dict(weights, assign=True)
-    return _generator(config, model)
-
-
-def _without_weights(config: TrainConfig) -> LatentDiffusionLM:
-    """The parts that generate, on no device: no time for starts that are thrown away."""
     shape = shape_of(config)
-    is_full = config.model.head_vocabulary == "full"
-    with torch.device("meta"):
-        rows = None if is_full else torch.arange(head_rows(config, shape))
-        model = LatentDiffusionLM(config, shape.hidden_size, rows, shape.vocab_size)
-    model.encoder = nn.Identity()  # type: ignore[assignment]
-    return model
+    return _generator(config, model_of(config, shape.hidden_size, shape.vocab_size, weights))
 
 
 def _generator(config: TrainConfig, model: LatentDiffusionLM) -> Generator:
