@@ -1,6 +1,7 @@
 """What is benchmarked without a run: a profile's model with random weights, its token encoder not loaded."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from trainer.model import LatentDiffusionLM
 from trainer.sizes import head_rows
 
 _GAIN_STD = _BIAS_STD = 0.1
+_MEMORY = Path("/proc/meminfo")
+_COPIES = 2  # of the weights: the reference's and, at most, as many of the fast path
 
 
 def profile_config(model: Model) -> TrainConfig:
@@ -53,13 +56,31 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
     """A float32 model whose weights depend on seed, names and shapes alone; none of them is left at zero.
 
     What training starts at zero would hide errors.
+
+    Raises:
+        torch.OutOfMemoryError: There is no room for it.
     """
-    model = _without_weights(config).to_empty(device=device)
+    model = _without_weights(config)
+    _require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
+    model = model.to_empty(device=device)
     fill(model, seed)
     model.set_statistics(torch.zeros_like(model.hidden_mean), torch.ones_like(model.hidden_mean))
     if model.token_ids is not None:
         model.token_ids.copy_(torch.arange(len(model.token_ids)))
     return _generator(config, model)
+
+
+def _require_room(num_bytes: int, device: torch.device) -> None:
+    """Where a process takes more than a computer has, Linux ends it, or another, without a word."""
+    try:
+        lines = _MEMORY.read_text().splitlines() if device.type == "cpu" else []
+    except OSError:
+        return  # no Linux
+    told = dict(line.split(":") for line in lines)
+    available = 1024 * int(told.get("MemAvailable", "-1 kB").split()[0])
+    if 0 <= available < _COPIES * num_bytes:
+        raise torch.OutOfMemoryError(f"out of memory: {_COPIES * num_bytes / 1e9:.0f} GB are needed, "
+                                     f"{available / 1e9:.0f} GB are free")
 
 
 def generator_of(config: TrainConfig, weights: Mapping[str, Tensor]) -> Generator:
