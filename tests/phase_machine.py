@@ -13,10 +13,10 @@ NUM_CTAS, NUM_HEADS, NUM_TILES = 128, 8, 16
 
 
 def unswizzled(blocks: np.ndarray) -> np.ndarray:
-    """Blocks (..., N, 64) as they were: row r, 16-byte unit u lies at unit u XOR (r mod 8)."""
+    """Blocks of 128 bytes a row as they were: row r, 16-byte unit u lies at unit u XOR (r mod 8)."""
     rows = np.arange(blocks.shape[-2])[:, None]
     at = np.arange(8)[None] ^ rows % 8
-    units = blocks.reshape(*blocks.shape[:-1], 8, 8)
+    units = blocks.reshape(*blocks.shape[:-1], 8, -1)
     at = at.reshape(*[1] * (blocks.ndim - 2), -1, 8, 1)
     return np.take_along_axis(units, at, axis=-2).reshape(blocks.shape)
 
@@ -24,8 +24,8 @@ def unswizzled(blocks: np.ndarray) -> np.ndarray:
 def unpaired(tiles: np.ndarray, num_columns: int) -> np.ndarray:
     """Rows (128 x num_columns, K) of a map whose K is split over a pair, in the order of the CTAs that finish
     them; columns that were filled up with zeros are left out."""
-    ctas, blocks, rows, _ = tiles.shape
-    halves = unswizzled(tiles).transpose(0, 2, 1, 3).reshape(ctas // 2, 2, rows, blocks * 64)
+    ctas, blocks, rows, columns = tiles.shape
+    halves = unswizzled(tiles).transpose(0, 2, 1, 3).reshape(ctas // 2, 2, rows, blocks * columns)
     whole = np.concatenate([halves[:, 0], halves[:, 1]], axis=-1)  # pair, row, K
     group_cta = whole.reshape(ctas // 2, 2, 2, rows // 4, -1)
     return group_cta.transpose(0, 2, 1, 3, 4).reshape(ctas, rows // 2, -1)[:, :num_columns].reshape(
@@ -34,9 +34,22 @@ def unpaired(tiles: np.ndarray, num_columns: int) -> np.ndarray:
 
 def untiled(tiles: np.ndarray) -> np.ndarray:
     """A map (W, K) into the residual stream: CTA 16 a + 2 s + b has rows of tile 2 a + b and part s of K."""
-    ctas, blocks, rows, _ = tiles.shape
-    own = unswizzled(tiles).transpose(0, 2, 1, 3).reshape(8, 8, 2, rows, blocks * 64)
-    return own.transpose(0, 2, 3, 1, 4).reshape(NUM_TILES * rows, 8 * blocks * 64)
+    _, blocks, rows, columns = tiles.shape
+    own = unswizzled(tiles).transpose(0, 2, 1, 3).reshape(8, 8, 2, rows, blocks * columns)
+    return own.transpose(0, 2, 3, 1, 4).reshape(NUM_TILES * rows, 8 * blocks * columns)
+
+
+def numbers(phase: Any) -> np.ndarray:
+    """The tiles of a phase's matrix: bf16, or bytes of e4m3."""
+    import torch
+
+    matrix = phase.map.matrix
+    return (matrix.view(torch.float8_e4m3fn) if matrix.dtype == torch.uint8 else matrix).double().numpy()
+
+
+def scaled(rows: np.ndarray, phase: Any) -> np.ndarray:
+    """Rows of a map as they are meant."""
+    return rows if phase.map.scale is None else rows * phase.map.scale.double().numpy()[:, None]
 
 
 class PhaseMachine:
@@ -70,7 +83,7 @@ class PhaseMachine:
         self.queries = self._unscaled * self._columns[2]
 
     def _keys_values(self, phase: Any) -> None:
-        rows = unpaired(phase.map.matrix.double().numpy(), 2 * self.width // NUM_CTAS)
+        rows = scaled(unpaired(numbers(phase), 2 * self.width // NUM_CTAS), phase)
         parts = self._heads(self.context @ rows.T + self._columns[0], 2)
         self.keys_values[phase.map.context] = parts[0], parts[1]
 
@@ -108,12 +121,12 @@ class PhaseMachine:
         self.found = self.stream * self._columns[2]
 
     def _add(self, read: np.ndarray, phase: Any) -> None:
-        self.stream = self.stream + read @ untiled(phase.map.matrix.double().numpy()).T + self._columns[0]
+        self.stream = self.stream + read @ scaled(untiled(numbers(phase)), phase).T + self._columns[0]
         self.gain = self._columns[1]
 
     def _normed(self, phase: Any, num_parts: int) -> np.ndarray:
         """A map behind a norm, from what the kernel has: the stream times the gain, and its statistics."""
-        rows = unpaired(phase.map.matrix.double().numpy(), num_parts * self.width // NUM_CTAS)
+        rows = scaled(unpaired(numbers(phase), num_parts * self.width // NUM_CTAS), phase)
         mean = self.stream.mean(1, keepdims=True)
         deviation = np.sqrt(self.stream.var(1, keepdims=True) + 1e-5)
         bias, colsum = self._columns[:2]

@@ -4,13 +4,14 @@ who waits for whom, shared memory; and that they are told to compute what the mo
 Where a weight must lie is computed here, from the rules that persistent.cu and layout.py state in words.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from phase_machine import PhaseMachine, unpaired, unswizzled, untiled  # noqa: E402
-from torch import nn  # noqa: E402
 
 from trainer.bench_cases import Model  # noqa: E402
 from trainer.bench_models import profile_config  # noqa: E402
@@ -19,7 +20,6 @@ from trainer.fast.noise import sample_keys  # noqa: E402
 from trainer.fast.persistent import program  # noqa: E402
 from trainer.fast.persistent.compiling import cubin_of  # noqa: E402
 from trainer.fast.persistent.layout import head_rows, pair_tiles, swizzled, tile_tiles  # noqa: E402
-from trainer.fast.persistent.packing import folded  # noqa: E402
 from trainer.fast.persistent.phases import Kind  # noqa: E402
 from trainer.fast.persistent.shape import SHAPES, Shape  # noqa: E402
 from trainer.fast.program import FastModel  # noqa: E402
@@ -29,7 +29,8 @@ from trainer.sampler import SampleNoise  # noqa: E402
 
 # Small, and with columns that must be filled up: 24 of queries, keys and values a CTA.
 SMALL = Shape(1024, weight_slots=2, activation_slots=2, blocks_per_slot=1)
-SHAPE_WIDTHS = sorted(SHAPES)
+SMALL_FP8 = dataclasses.replace(SMALL, is_fp8=True)
+ALL = pytest.mark.parametrize("shape", SHAPES.values(), ids=lambda shape: f"{shape.width}-{shape.is_fp8}")
 
 
 def numbered(num_rows: int, width: int) -> torch.Tensor:
@@ -91,9 +92,10 @@ def test_a_tile_of_the_residual_stream_is_summed_by_eight_ctas_one_of_each_pair(
             assert np.array_equal(unswizzled(tiles[cta, block]), wanted)
 
 
-@pytest.mark.parametrize("width", SHAPE_WIDTHS)
-def test_the_ctas_of_a_head_share_its_channels_the_same_of_queries_keys_and_values(width: int) -> None:
-    rows = head_rows(SHAPES[width], 3).view(128, 3, -1).numpy()
+@ALL
+def test_the_ctas_of_a_head_share_its_channels_the_same_of_queries_keys_and_values(shape: Shape) -> None:
+    width = shape.width
+    rows = head_rows(shape, 3).view(128, 3, -1).numpy()
     assert sorted(rows.ravel()) == list(range(3 * width))
     for cta in range(128):
         channels = rows[cta, 0]
@@ -122,8 +124,8 @@ class Told:
         return torch.from_numpy(PhaseMachine(self.phases, begin, self.gain_W.double().numpy(), context).found)
 
 
-def small_generator() -> Generator:
-    """Of the seed's kind at width 1,024, with numbers that bf16 can hold where they are multiplied."""
+def small_generator(is_fp8: bool) -> Generator:
+    """Of the seed's kind at width 1,024, with weights that bf16 or e4m3 can hold."""
     sizes = {"latent_width": 1024, "width": 1024, "token_decoder_width": 1024, "decoder_layers": 2,
              "denoiser_layers": 1, "token_decoder_layers": 1}
     values = profile_config(Model(name="seed-35b-a3b", length=64)).model_dump(exclude_defaults=True)
@@ -133,10 +135,15 @@ def small_generator() -> Generator:
     torch.manual_seed(0)
     model = LatentDiffusionLM(config, 1024, None, 50).eval().requires_grad_(False)
     for name, parameter in model.named_parameters():
+        is_stream = "positions" in name or "queries" in name
         if "context_norm.weight" in name:  # is multiplied into a matrix before that is rounded
             parameter.copy_(2.0 ** torch.randint(-1, 2, parameter.shape))
+        elif parameter.ndim == 2 and is_fp8 and not is_stream:  # powers of two, the largest in each row
+            power = torch.randint(0, 5, parameter.shape)
+            power[:, 0] = 0
+            sign = 2.0 * torch.randint(0, 2, parameter.shape) - 1
+            parameter.copy_(sign * 2.0 ** (1 - power) * parameter.shape[1] ** -0.5)
         elif parameter.ndim == 2:
-            is_stream = "positions" in name or "queries" in name
             parameter.normal_(std=0.5 if is_stream else parameter.shape[1] ** -0.5)
             parameter.copy_(parameter.bfloat16())
         else:
@@ -144,14 +151,16 @@ def small_generator() -> Generator:
     return Generator(config, model, None, 50, 0)
 
 
-@pytest.fixture(scope="module")
-def told() -> tuple[Generator, Told, Told]:
+@pytest.fixture(scope="module", params=[SMALL, SMALL_FP8], ids=["bf16", "fp8"])
+def told(request: pytest.FixtureRequest) -> tuple[Generator, Told, Told]:
     """A model, and what the kernels of its denoiser and decoders are told."""
-    generator = small_generator()
+    shape = request.param
+    generator = small_generator(shape.is_fp8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "PersistentKernel", Told)
-        patch.setitem(program.SHAPES, 1024, SMALL)
-        made = program.PersistentProgram(generator.config, FastModel(generator, "bf16", None))
+        patch.setitem(program.SHAPES, (1024, shape.is_fp8), shape)
+        model = FastModel(generator, "fp8" if shape.is_fp8 else "bf16", None)
+        made = program.PersistentProgram(generator.config, model)
     return generator, made._denoiser, made._decoder
 
 
@@ -201,32 +210,21 @@ def test_a_step_ends_with_its_last_block_and_all_ends_with_the_last_step(told) -
         *block, Kind.END_STEP, *block, Kind.END_STEP, *block, Kind.END]
 
 
-@pytest.mark.parametrize("width", SHAPE_WIDTHS)
-def test_the_rings_and_all_else_fit_into_the_shared_memory_of_an_sm(width: int) -> None:
-    assert SHAPES[width].shared_bytes <= 227 * 1024  # CUDA programming guide: capability 9.0
+@ALL
+def test_the_rings_and_all_else_fit_into_the_shared_memory_of_an_sm(shape: Shape) -> None:
+    assert shape.shared_bytes <= 227 * 1024  # CUDA programming guide: capability 9.0
 
 
 @pytest.mark.parametrize(("width", "slot_bytes"), [(2048, 16_384), (5120, 40_960)])
 def test_a_slot_takes_the_largest_chunk_of_any_phase(width: int, slot_bytes: int) -> None:
-    assert SHAPES[width].weight_slot_bytes == slot_bytes  # as measured, recipes/LOG.md
+    found = {SHAPES[width, is_fp8].weight_slot_bytes for is_fp8 in (False, True)}
+    assert found == {slot_bytes}  # as measured, recipes/LOG.md
 
 
-def test_a_map_behind_a_norm_is_the_map_of_g_x_with_two_numbers_a_column_and_two_a_row() -> None:
-    torch.manual_seed(0)
-    norm, linear = nn.LayerNorm(96), nn.Linear(96, 40)
-    for parameter in norm.parameters():
-        nn.init.normal_(parameter, 1.0)
-    x = 3 * torch.randn(5, 96) + 2
-    bias, colsum = folded(linear, norm)
-    mean, deviation = x.mean(1, keepdim=True), (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
-    found = ((x * norm.weight) @ linear.weight.T - mean * colsum) / deviation + bias
-    torch.testing.assert_close(found, linear(norm(x)), rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("width", SHAPE_WIDTHS)
-def test_the_kernel_compiles(width: int) -> None:
+@ALL
+def test_the_kernel_compiles(shape: Shape) -> None:
     pytest.importorskip("cuda.bindings", reason="torch for CUDA brings NVRTC")
-    assert cubin_of(SHAPES[width]).startswith(b"\x7fELF")
+    assert cubin_of(shape).startswith(b"\x7fELF")
 
 
 def test_what_the_kernels_do_not_compute_is_named() -> None:

@@ -24,8 +24,8 @@ class FirstText(BaseModel):
     Attributes:
         name: The profile or export.
         is_fast: By the fast path, as one graph but not compiled; False: operation by operation.
-        parts_s: Seconds in order: python, imports, device, weights, layout, first text (graph capture in
-            it); and the text after it, for comparison.
+        parts_s: Seconds in order: python, torch (its import, which is the floor), imports, device, weights,
+            layout, first text (graph capture in it); and the text after it, for comparison.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -1,6 +1,5 @@
 """What is benchmarked without a run: a profile's model with random weights, its token encoder not loaded."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from trainer.encoder_shape import EncoderShape, encoder_shape
 from trainer.generate import Generator
 from trainer.model import LatentDiffusionLM
 from trainer.sizes import head_rows
+from trainer.stored_model import generating_model, model_of
 
 _GAIN_STD = _BIAS_STD = 0.1
 _MEMORY = Path("/proc/meminfo")
@@ -60,7 +60,10 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
     Raises:
         torch.OutOfMemoryError: There is no room for it.
     """
-    model = _without_weights(config)
+    shape = shape_of(config)
+    is_full = config.model.head_vocabulary == "full"
+    rows = None if is_full else torch.arange(head_rows(config, shape), device="meta")
+    model = generating_model(config, shape.hidden_size, shape.vocab_size, rows)
     _require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
     model = model.to_empty(device=device)
     fill(model, seed)
@@ -83,22 +86,10 @@ def _require_room(num_bytes: int, device: torch.device) -> None:
                                      f"{available / 1e9:.0f} GB are free")
 
 
-def generator_of(config: TrainConfig, weights: Mapping[str, Tensor]) -> Generator:
+def generator_of(config: TrainConfig, weights: dict[str, Tensor]) -> Generator:
     """A model with such weights and buffers, where they are."""
-    model = _without_weights(config)
-    model.load_state_dict(weights, assign=True)
-    return _generator(config, model)
-
-
-def _without_weights(config: TrainConfig) -> LatentDiffusionLM:
-    """The parts that generate, on no device: no time for starts that are thrown away."""
     shape = shape_of(config)
-    is_full = config.model.head_vocabulary == "full"
-    with torch.device("meta"):
-        rows = None if is_full else torch.arange(head_rows(config, shape))
-        model = LatentDiffusionLM(config, shape.hidden_size, rows, shape.vocab_size)
-    model.encoder = nn.Identity()  # type: ignore[assignment]
-    return model
+    return _generator(config, model_of(config, shape.hidden_size, shape.vocab_size, weights))
 
 
 def _generator(config: TrainConfig, model: LatentDiffusionLM) -> Generator:

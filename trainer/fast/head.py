@@ -18,7 +18,7 @@ from trainer.fast.devices import has_triton
 # many rows at a time: at batch 1 the whole head is two blocks.
 _LOGITS = 2**23
 _POSITIONS = 512
-_MOST_FOR_KERNEL = 128  # which takes all positions at once
+_MOST_FOR_KERNEL = 64  # which takes all positions at once; tiles of more do not fit into shared memory
 
 
 # Features (P, W), weight (C, W), bias (C,) -> the largest logit (P,) and which of the C rows has it (P,).

@@ -53,11 +53,16 @@ def _wgmma(columns: int) -> str:
     sums = ", ".join(f"%{i}" for i in range(count))
     outputs = ", ".join(f'"+f"(sums[{i}])' for i in range(count))
     name = f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16"
+    name_e4m3 = f"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3"
     first = ", ".join(f"%{count + i}" for i in range(4))
     registers = ", ".join(f'"r"(a[{i}])' for i in range(4))
     return f'''
 template <> FN void mma<{columns}>(float (&sums)[{count}], u32 a, u32 b) {{
   asm volatile("{name} {{{sums}}}, %{count}, %{count + 1}, 1, 1, 1, 0, 0;"
+               : {outputs} : "l"(descriptor(a)), "l"(descriptor(b)));
+}}
+template <> FN void mma_e4m3<{columns}>(float (&sums)[{count}], u32 a, u32 b) {{
+  asm volatile("{name_e4m3} {{{sums}}}, %{count}, %{count + 1}, 1, 1, 1;"
                : {outputs} : "l"(descriptor(a)), "l"(descriptor(b)));
 }}
 template <> FN void mma_reg<{columns}>(float (&sums)[{count}], const u32* a, u32 b) {{

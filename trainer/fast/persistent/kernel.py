@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer.fast.persistent.compiling import cubin_of
+from trainer.fast.persistent.layout import blocks_of
 from trainer.fast.persistent.phases import Kind, Phase
 from trainer.fast.persistent.shape import NUM_CTAS, NUM_LATENTS, NUM_SUMMED_PARTS, NUM_TILES, Shape
 
@@ -18,10 +19,11 @@ _NUM_THREADS = 384
 _NUM_COUNTERS = 256  # of a phase
 # As `Phase` and `Args` in shape.cuh.
 _COLUMNS = ("p0", "p1", "p2", "p3")
-_PHASE = np.dtype([("weights", "u8"), ("bytes", "u4"), ("kind", "u4"), *((name, "u8") for name in _COLUMNS),
+_PHASE = np.dtype([("weights", "u8"), ("bytes", "u4"), ("kind", "u4"), ("scale", "u8"),
+                   *((name, "u8") for name in _COLUMNS),
                    ("input", "u8"), ("k", "u8"), ("v", "u8"), ("key_squares", "u8"), ("positions", "u8"),
                    ("c1", "f4"), ("c2", "f4"), ("dep", "u4"), ("dep2", "u4")])
-_BUFFERS = ("counters", "acopy", "hidden", "q", "partial", "stats", "query_squares",
+_BUFFERS = ("counters", "acopy", "hidden", "gates", "q", "partial", "stats", "query_squares",
             "z0", "positions", "time0", "gain0", "latents", "fault")
 _ARGS = np.dtype([("phases", "u8"), ("num_phases", "u4"), ("unused", "u4"),
                   *((name, "u8") for name in _BUFFERS)])
@@ -32,7 +34,8 @@ class PersistentKernel:
 
     Attributes:
         z0: (K, W), float32, to be written before a launch: the stream begins as z0 + positions + time.
-        context: (W / 64, K, 64), bf16, swizzled (layout.py), to be written where keys and values come of it.
+        context: Blocks of K rows, swizzled (layout.py), bf16 or bytes of e4m3, to be written where keys and
+            values come of it.
         latents: (K, W), float32: what comes of it.
 
     Args:
@@ -54,7 +57,9 @@ class PersistentKernel:
         with self._device:
             self._buffers = self._new_buffers(len(phases))
             self._heads = [self._new_heads() for _ in range(1 + num_contexts)]
-            self.context = torch.zeros(shape.width // 64, NUM_LATENTS, 64, dtype=torch.bfloat16)
+            dtype = torch.uint8 if shape.is_fp8 else torch.bfloat16
+            rows_KW = torch.zeros(NUM_LATENTS, shape.width, dtype=dtype)
+            self.context = blocks_of(rows_KW).transpose(0, 1).contiguous()
         self._buffers |= {"positions": self._keep(positions_KW), "time0": self._keep(time_W),
                           "gain0": self._keep(gain_W)}
         self.z0, self.latents = self._buffers["z0"], self._buffers["latents"]
@@ -67,7 +72,7 @@ class PersistentKernel:
             self._function = _loaded(cubin_of(shape), shape.shared_bytes)
 
     def launch(self) -> None:
-        """Everything, on its device's current stream. Two at once would share buffers: one after the other."""
+        """Everything, on its device's current stream. One after the other: all share its buffers."""
         from cuda.bindings import driver
 
         self._buffers["counters"].zero_()
@@ -84,7 +89,8 @@ class PersistentKernel:
         heads = self._heads[phase.map.context]
         positions = 0 if end is None or end.positions_KW is None else self._address(end.positions_KW)
         keep, take = (0.0, 0.0) if end is None else (end.keep, end.take)
-        return (matrix.data_ptr(), matrix[0].nbytes, phase.kind, *columns, source.data_ptr(),
+        scale = 0 if phase.map.scale is None else self._address(phase.map.scale)
+        return (matrix.data_ptr(), matrix[0].nbytes, phase.kind, scale, *columns, source.data_ptr(),
                 *(part.data_ptr() for part in heads), positions, keep, take, phase.dep, phase.keys_dep)
 
     def _address(self, column: Tensor) -> int:
@@ -97,7 +103,7 @@ class PersistentKernel:
     def _new_buffers(self, num_phases: int) -> dict[str, Tensor]:
         shape, numbers = self._shape, NUM_LATENTS * self._shape.width
         activations = {name: torch.empty(size * numbers, dtype=torch.bfloat16)
-                       for name, size in (("acopy", 1), ("hidden", 4), ("q", 1))}
+                       for name, size in (("acopy", 1), ("hidden", 4), ("gates", 4), ("q", 1))}
         # One set of counters more: the residual stream before the first phase.
         counters = torch.zeros((num_phases + 1) * _NUM_COUNTERS, dtype=torch.int32)
         return {**activations, "counters": counters, "partial": torch.zeros(NUM_SUMMED_PARTS * numbers),

@@ -1,6 +1,7 @@
 """How the persistent kernel's weights lie in memory.
 
-Weights of a CTA lie in the order in which it reads them: swizzled blocks of 64 columns of K, 128 bytes a row.
+Weights of a CTA lie in the order in which it reads them: swizzled blocks of 128 bytes a row, which are 64
+columns of K, or 128 where a weight is a byte.
 Shapes: C 128 CTAs, N rows of a CTA, K columns that it sums over, W width.
 """
 
@@ -11,13 +12,12 @@ from torch import Tensor
 
 from trainer.fast.persistent.shape import NUM_CTAS, NUM_SUMMED_PARTS, NUM_TILES, Shape, padded
 
-_BLOCK = 64
-_UNIT = 8  # numbers of bf16 in 16 bytes
+_NUM_UNITS = 8  # of 16 bytes in a row of a block
 
 
 def swizzled(blocks: Tensor) -> Tensor:
-    """Blocks (..., N, 64) as wgmma reads them: 16-byte unit u of row r lies at unit u XOR (r mod 8)."""
-    units = blocks.unflatten(-1, (-1, _UNIT))
+    """Blocks (..., N, 64 or 128) as wgmma reads them: 16-byte unit u of row r lies at u XOR (r mod 8)."""
+    units = blocks.unflatten(-1, (_NUM_UNITS, -1))
     order = _swizzle(blocks.shape[-2], blocks.device)
     return torch.take_along_dim(units, order.expand(units.shape), -2).flatten(-2)
 
@@ -26,12 +26,17 @@ def swizzled(blocks: Tensor) -> Tensor:
 def _swizzle(num_rows: int, device: torch.device) -> Tensor:
     """Kept, so that a CUDA graph need not make it."""
     rows = torch.arange(num_rows, device=device)
-    return (torch.arange(_BLOCK // _UNIT, device=device) ^ (rows % 8)[:, None])[..., None]
+    return (torch.arange(_NUM_UNITS, device=device) ^ (rows % 8)[:, None])[..., None]
 
 
 def tiled(weights_CNK: Tensor) -> Tensor:
-    """The rows of each CTA as swizzled blocks: (C, K/64, N, 64)."""
-    return swizzled(weights_CNK.unflatten(-1, (-1, _BLOCK)).transpose(1, 2)).contiguous()
+    """The rows of each CTA as swizzled blocks: (C, blocks, N, 64 or 128)."""
+    return swizzled(blocks_of(weights_CNK).transpose(1, 2)).contiguous()
+
+
+def blocks_of(rows: Tensor) -> Tensor:
+    """Rows (..., K) cut into blocks (..., K / 64, 64), or of 128 where a number is a byte."""
+    return rows.unflatten(-1, (-1, 128 if rows.itemsize == 1 else 64))
 
 
 def pair_tiles(weights: Tensor) -> Tensor:

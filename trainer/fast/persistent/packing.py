@@ -1,5 +1,5 @@
-"""The trainer's own sublayers as the persistent kernel reads them: matrices in bf16, norms folded into what
-follows them, all else float32."""
+"""The trainer's own sublayers as the persistent kernel reads them: matrices in bf16 or e4m3, norms folded
+into what follows them, all else float32."""
 
 import torch
 from torch import Tensor, nn
@@ -9,25 +9,28 @@ from trainer.fast.persistent.layout import head_rows, pair_tiles, tile_tiles
 from trainer.fast.persistent.phases import Kind, Map, Sublayer
 from trainer.fast.persistent.shape import Shape
 
+_LARGEST_E4M3 = 448.0
+
 
 def self_attention(attention: SelfAttention, norm: nn.LayerNorm, shape: Shape) -> Sublayer:
     """Of the stream to itself."""
-    qkv = _normed(Kind.QKV, attention.query_key_value, norm, head_rows(shape, 3), (_gain(attention, shape),))
-    return Sublayer(norm.weight.float(), (qkv, _into_stream(Kind.ATTEND, attention.output)))
+    qkv = _normed(Kind.QKV, attention.query_key_value, norm, shape, head_rows(shape, 3),
+                  (_gain(attention, shape),))
+    return Sublayer(norm.weight.float(), (qkv, _attended(attention.output)))
 
 
 def cross_attention(attention: CrossAttention, norm: nn.LayerNorm, context: int, shape: Shape) -> Sublayer:
     """Of the stream to a context, whose keys and values are made elsewhere."""
-    query = _normed(Kind.QUERY, attention.query, norm, head_rows(shape, 1), (_gain(attention, shape),))
-    return Sublayer(norm.weight.float(), (query, _into_stream(Kind.ATTEND, attention.output, context)))
+    query = _normed(Kind.QUERY, attention.query, norm, shape, head_rows(shape, 1), (_gain(attention, shape),))
+    return Sublayer(norm.weight.float(), (query, _attended(attention.output, context)))
 
 
-def mlp(part: nn.Sequential | GatedMlp, norm: nn.LayerNorm) -> Sublayer:
+def mlp(part: nn.Sequential | GatedMlp, norm: nn.LayerNorm, shape: Shape) -> Sublayer:
     """Plain with GELU, or gated with SiLU."""
     if isinstance(part, GatedMlp):
-        up = (_normed(Kind.GATE, part.gate, norm), _normed(Kind.GATED_UP, part.up, norm))
-        return Sublayer(norm.weight.float(), (*up, _into_stream(Kind.DOWN, part.down)))
-    return Sublayer(norm.weight.float(), (_normed(Kind.UP, part[0], norm), _into_stream(Kind.DOWN, part[2])))
+        up = (_normed(Kind.GATE, part.gate, norm, shape), _normed(Kind.GATED_UP, part.up, norm, shape))
+        return Sublayer(norm.weight.float(), (*up, _down(part.down, shape)))
+    return Sublayer(norm.weight.float(), (_normed(Kind.UP, part[0], norm, shape), _down(part[2], shape)))
 
 
 def keys_values(attention: CrossAttention, norm: nn.LayerNorm, context: int, shape: Shape) -> Map:
@@ -35,28 +38,38 @@ def keys_values(attention: CrossAttention, norm: nn.LayerNorm, context: int, sha
     weight = torch.cat([attention.key.weight, attention.value.weight]).float()
     bias = torch.cat([attention.key.bias, attention.value.bias]).float() + weight @ norm.bias.float()
     rows = head_rows(shape, 2).to(weight.device)
-    matrix = pair_tiles((weight * norm.weight.float()).bfloat16()[rows])
-    return Map(Kind.KEYS_VALUES, matrix, (bias[rows], torch.zeros_like(bias)), context)
+    matrix, scale, _ = _held((weight * norm.weight.float())[rows], shape)
+    return Map(Kind.KEYS_VALUES, pair_tiles(matrix), (bias[rows], torch.zeros_like(bias)), context, scale)
 
 
-def folded(linear: nn.Linear, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """Bias with the norm's shift in it, and W g: what a map behind a norm needs when only g x is written."""
-    weight = linear.weight.float()
-    return linear.bias.float() + weight @ norm.bias.float(), weight @ norm.weight.float()
-
-
-def _normed(kind: Kind, linear: nn.Linear, norm: nn.LayerNorm, rows: Tensor | None = None,
+def _normed(kind: Kind, linear: nn.Linear, norm: nn.LayerNorm, shape: Shape, rows: Tensor | None = None,
             columns: tuple[Tensor, ...] = ()) -> Map:
-    bias, colsum = folded(linear, norm)
-    matrix = linear.weight.bfloat16()
+    """The kernel writes g x only: the norm's shift is in the bias, W g in another number of each column."""
+    weight, bias = linear.weight.float(), linear.bias.float()
+    bias = bias + weight @ norm.bias.float()
     if rows is not None:
-        rows = rows.to(matrix.device)
-        bias, colsum, matrix = bias[rows], colsum[rows], matrix[rows]
-    return Map(kind, pair_tiles(matrix), (bias, colsum, *columns))
+        weight, bias = weight[rows.to(weight.device)], bias[rows.to(weight.device)]
+    matrix, scale, held = _held(weight, shape)
+    return Map(kind, pair_tiles(matrix), (bias, held @ norm.weight.float(), *columns), scale=scale)
 
 
-def _into_stream(kind: Kind, linear: nn.Linear, context: int = 0) -> Map:
-    return Map(kind, tile_tiles(linear.weight.bfloat16()), (linear.bias.float(),), context)
+def _attended(linear: nn.Linear, context: int = 0) -> Map:
+    """In bf16 always: it multiplies what is mixed, which is in registers."""
+    return Map(Kind.ATTEND, tile_tiles(linear.weight.bfloat16()), (linear.bias.float(),), context)
+
+
+def _down(linear: nn.Linear, shape: Shape) -> Map:
+    matrix, scale, _ = _held(linear.weight.float(), shape)
+    return Map(Kind.DOWN, tile_tiles(matrix), (linear.bias.float(),), scale=scale)
+
+
+def _held(weight: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None, Tensor]:
+    """A matrix as the kernel reads it, the scale of its rows, and what the two stand for in float32."""
+    if not shape.is_fp8:
+        return weight.bfloat16(), None, weight
+    scale = weight.abs().amax(1).clamp(min=1e-12) / _LARGEST_E4M3
+    rounded = (weight / scale[:, None]).to(torch.float8_e4m3fn)
+    return rounded.view(torch.uint8), scale, rounded.float() * scale[:, None]
 
 
 def _gain(heads: MultiHead, shape: Shape) -> Tensor:

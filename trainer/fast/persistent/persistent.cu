@@ -25,6 +25,7 @@
 //   (W (g x) - mean (W g)) / deviation + (W b + bias),
 // so the owner writes g x as bf16 and the sums of x and x^2 of its part; W g ("colsum") and W b + bias come from the host.
 // The norms of queries and keys likewise become factors of the scores' rows and columns.
+// With FP8 all maps but that of ATTEND have weights and activations in e4m3, weights with a scale for each row; all else is the same.
 //
 // Waiting: each phase has counters of its own, all zero at launch, so that nothing is ever reset.
 //   [8 tile + s]  warps of partial sums      [128 + s]  CTAs that wrote their share of head s or MLP eighth s
@@ -51,7 +52,10 @@ template <int N> FN void main_loop(float (&acc)[N/2], u32 skip, u32 rows, int ch
 #pragma unroll
     for (int b = 0; b < BPS; b++)
 #pragma unroll
-      for (int i = 0; i < 4; i++) mma<N>(acc, ab + 512*b + 2*i, wb + b*rows*8 + 2*i);
+      for (int i = 0; i < 4; i++) {
+        if constexpr (FP8) mma_e4m3<N>(acc, ab + 512*b + 2*i, wb + b*rows*8 + 2*i);
+        else mma<N>(acc, ab + 512*b + 2*i, wb + b*rows*8 + 2*i);
+      }
     wgmma_commit();
     if (c > 0) {  // the products before these are done: their slots are free
       wgmma_wait<1>();
@@ -97,9 +101,8 @@ FN void write_qkv(float (&y)[8], int j, int row, const float* par, const Phase& 
 // Eight inner channels of the MLP. Those of a gate wait where the same thread will find them.
 FN void write_hidden(float (&y)[8], int j, int row, const Phase& P, const Args& A, const Place& at) {
   int col = at.cta*NU + 8*j;
-  uint4* to = (uint4*)swizzled(A.hidden + (col >> 6)*BLOCK, row, (col & 63)*2);
   if (P.kind == GATED_UP) {
-    uint4 gate = __ldcg(to);
+    uint4 gate = __ldcg((const uint4*)(A.gates + (row*4*D + col)*2));
     const u32 words[4] = {gate.x, gate.y, gate.z, gate.w};
 #pragma unroll
     for (int e = 0; e < 8; e++) y[e] *= unpack(words[e/2], e & 1);
@@ -107,7 +110,8 @@ FN void write_hidden(float (&y)[8], int j, int row, const Phase& P, const Args& 
 #pragma unroll
     for (int e = 0; e < 8; e++) y[e] = P.kind == GATE ? silu(y[e]) : gelu(y[e]);
   }
-  *to = pack8(y);
+  if (P.kind == GATE) *(uint4*)(A.gates + (row*4*D + col)*2) = pack8(y);
+  else put8(activation(A.hidden, row, col), y);
 }
 
 // Norm, bias and what follows, for the sums that add_halves left. par: biases, colsums; st: means, 1/deviations.
@@ -124,6 +128,7 @@ FN void finish_linear(const float* par, const float* st, const Phase& P, const S
     for (int q = 0; q < 4; q++) {
       float2 a = load2(S.base + AT_HALF + from + 16*q);
       float2 bias = *(const float2*)(par + 8*j + 2*q), c = *(const float2*)(par + n + 8*j + 2*q);
+      if (FP8) { float2 k = *(const float2*)(par + 2*n + QC + 8*j + 2*q); a.x *= k.x; a.y *= k.y; }
       y[2*q] = (a.x - mean*c.x)*rstd + bias.x; y[2*q + 1] = (a.y - mean*c.y)*rstd + bias.y;
     }
     if (P.kind == QKV || P.kind == KEYS_VALUES || P.kind == QUERY) write_qkv(y, j, row, par, P, A, at);
@@ -213,6 +218,11 @@ FN void residual(bool begins, const Phase& P, const float* par, u32 index, u32* 
       for (int o = 0; o < 8; o++) v[o] = __ldcg(from + o*(NJ*32) + i*32);
       float2 b = *(const float2*)(par + own);
       x = *xs; x.x += b.x; x.y += b.y;
+      if (FP8) {
+        float2 k = *(const float2*)(par + 4*ND + own);
+#pragma unroll
+        for (int o = 0; o < 8; o++) { v[o].x *= k.x; v[o].y *= k.y; }
+      }
 #pragma unroll
       for (int o = 0; o < 8; o++) { x.x += v[o].x; x.y += v[o].y; }
       if (ends) {
@@ -230,7 +240,7 @@ FN void residual(bool begins, const Phase& P, const float* par, u32 index, u32* 
     *xs = x;
     sum += x.x + x.y; square += x.x*x.x + x.y*x.y;
     float2 sc = *(const float2*)(gain + own);
-    *(u32*)swizzled(A.acopy + (col >> 6)*BLOCK, row, (col & 63)*2) = pack(x.x*sc.x, x.y*sc.y);
+    put2(activation(A.acopy, row, col), x.x*sc.x, x.y*sc.y);
   }
   if (!last) write_stats(sum, square, index, counters, S, A, at);
 }
@@ -324,10 +334,12 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
           const int n = columns_of(P.kind);
           for (int i = lane; i < n; i += 32) { to[i] = P.p0[cta*n + i]; to[n + i] = P.p1[cta*n + i]; }
           if (P.kind == QKV || P.kind == QUERY) for (int i = lane; i < QC; i += 32) to[2*n + i] = P.p2[(cta % (NCTA/HEADS))*QC + i];
+          if (FP8) for (int i = lane; i < n; i += 32) to[2*n + QC + i] = P.scale[cta*n + i];
         } else {
           for (int i = lane; i < ND; i += 32) { to[i] = P.p0[tile*ND + i]; to[ND + i] = P.p1[tile*ND + i]; }
           if (P.kind == END_STEP || P.kind == END) for (int i = lane; i < ND; i += 32) to[2*ND + i] = P.p2[tile*ND + i];
           if (P.kind == END_STEP) for (int i = lane; i < ND; i += 32) to[3*ND + i] = P.p3[tile*ND + i];
+          if (FP8) for (int i = lane; i < ND; i += 32) to[4*ND + i] = P.scale ? P.scale[tile*ND + i] : 1.f;
         }
         __syncwarp();
         if (lane == 0) bar_arrive(S.pfull + 8*r.slot);

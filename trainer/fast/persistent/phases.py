@@ -31,8 +31,9 @@ class Map:
 
     Args:
         kind: Of a map into the residual stream that ends nothing: DOWN or ATTEND.
-        matrix: bf16, (C, blocks of K, rows, 64), see layout.py.
+        matrix: (C, blocks of K, rows, 64) in bf16, or bytes of e4m3, 128 in a row; see layout.py.
         columns: Float32 numbers of its columns, as far as they belong to it.
+        scale: What each row of an e4m3 matrix is to be multiplied by, float32, in the order of `columns`.
         context: Which context it makes or reads keys and values of, from 1; 0: those of the stream itself.
     """
 
@@ -40,6 +41,7 @@ class Map:
     matrix: Tensor
     columns: tuple[Tensor, ...]
     context: int = 0
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.fast.denoiser import told_times
 from trainer.fast.persistent.kernel import PersistentKernel
-from trainer.fast.persistent.layout import swizzled
+from trainer.fast.persistent.layout import blocks_of, swizzled
 from trainer.fast.persistent.packing import cross_attention, keys_values, mlp, self_attention
 from trainer.fast.persistent.phases import End, Sublayer, chained
-from trainer.fast.persistent.shape import NUM_CTAS, NUM_LATENTS, NUM_SUMMED_PARTS, SHAPES, Shape
+from trainer.fast.persistent.shape import NUM_CTAS, NUM_LATENTS, NUM_SUMMED_PARTS, SHAPES, WIDTHS, Shape
 from trainer.fast.program import FastModel, Generated
 from trainer.fast.weights import RoundedNorm
 from trainer.prompt import PromptContext
@@ -30,13 +30,14 @@ class PersistentProgram:
     """
 
     def __init__(self, config: TrainConfig, model: FastModel) -> None:
-        shape = SHAPES[config.model.width]
+        shape = SHAPES[config.model.width, model.mode == "fp8"]
         self._model, self._temperature = model, config.sampling.temperature
         with torch.inference_mode():
             self._denoiser = _denoiser(config, model, shape)
             self._decoder = _decoder(model, shape)
         decoders = model.generator.model
         self._positions = decoders.decoder.perceiver.positions.float()
+        self._dtype = torch.float8_e4m3fn if shape.is_fp8 else torch.bfloat16
         self._norm = RoundedNorm(decoders.token_decoder.norm, torch.bfloat16)
 
     @torch.inference_mode()
@@ -53,8 +54,10 @@ class PersistentProgram:
         """What the latent decoder reads of the latents, as the kernel wants it."""
         width = self._denoiser.latents.shape[1:]
         context_KW = F.layer_norm(self._denoiser.latents, width) + self._positions
-        read_KW = F.layer_norm(context_KW, width).bfloat16()
-        return swizzled(read_KW.unflatten(-1, (-1, 64)).transpose(0, 1))
+        read_KW = F.layer_norm(context_KW, width).to(self._dtype)
+        if self._dtype == torch.float8_e4m3fn:  # as bytes: torch does not move its numbers about
+            read_KW = read_KW.view(torch.uint8)
+        return swizzled(blocks_of(read_KW).transpose(0, 1))
 
 
 def why_not(config: TrainConfig, hidden_size: int, batch: int, has_prompt: bool) -> str | None:
@@ -63,7 +66,7 @@ def why_not(config: TrainConfig, hidden_size: int, batch: int, has_prompt: bool)
     wants = {
         "one text at a time": batch == 1 and not has_prompt,
         f"{NUM_LATENTS} tokens and latents": config.data.sequence_length == config.num_latents == NUM_LATENTS,
-        f"one width of {' or '.join(map(str, SHAPES))}": sizes.width in SHAPES and {
+        f"one width of {' or '.join(map(str, WIDTHS))}": sizes.width in WIDTHS and {
             hidden_size, sizes.latent_width, sizes.token_decoder_width} == {sizes.width},
         f"{NUM_SUMMED_PARTS} heads": {sizes.num_heads, sizes.token_decoder_heads} == {NUM_SUMMED_PARTS},
         "plain denoiser blocks with learned positions":
@@ -97,7 +100,7 @@ def _denoiser(config: TrainConfig, model: FastModel, shape: Shape) -> Persistent
     ends = [End(gain_W, mix.keep, mix.take, positions_KW, time_W)
             for mix, time_W in zip(mixes, times[1:], strict=False)] + [End(gain_W)]
     block = [sublayer for part in denoiser.blocks for sublayer in (
-        self_attention(part.attention, part.attention_norm, shape), mlp(part.mlp, part.mlp_norm))]
+        self_attention(part.attention, part.attention_norm, shape), mlp(part.mlp, part.mlp_norm, shape))]
     phases = chained([], [placed for end in ends for placed in _ended(block, end)])
     return PersistentKernel(shape, phases, positions_KW, times[0], block[0].gain_W)
 
@@ -110,9 +113,10 @@ def _decoder(model: FastModel, shape: Shape) -> PersistentKernel:
                 for number, part in enumerate(perceiver.blocks, 1)]
     hidden = [sublayer for number, part in enumerate(perceiver.blocks, 1) for sublayer in (
         self_attention(part.self_attention, part.self_norm, shape),
-        cross_attention(part.cross_attention, part.cross_norm, number, shape), mlp(part.mlp, part.mlp_norm))]
+        cross_attention(part.cross_attention, part.cross_norm, number, shape),
+        mlp(part.mlp, part.mlp_norm, shape))]
     after = [sublayer for part in tokens.blocks for sublayer in (
-        self_attention(part.attention, part.attention_norm, shape), mlp(part.mlp, part.mlp_norm))]
+        self_attention(part.attention, part.attention_norm, shape), mlp(part.mlp, part.mlp_norm, shape))]
     ones_W, zeros_W = torch.ones_like(hidden[0].gain_W), torch.zeros_like(hidden[0].gain_W)
     between = End(ones_W, 0.0, 1.0, tokens.positions.float(), zeros_W)
     phases = chained(contexts, [*_ended(hidden, between), *_ended(after, End(ones_W))])

@@ -3,7 +3,8 @@
 constexpr int BLOCK = 64*128;              // bytes of 64 rows and 64 columns of bf16, as activations lie
 constexpr int HEAD = D/HEADS;
 constexpr int PARTS = NCTA/HEADS;          // CTAs of a head
-constexpr int KB = D/64, HEADB = HEAD/64, UPB = 4*D/8/64;  // blocks of 64 columns: a row, a head, an eighth of the MLP
+constexpr int BC = FP8 ? 128 : 64;         // columns of a block of 128 bytes a row, of what maps multiply; of attention it is 64
+constexpr int KB = D/BC, HEADB = HEAD/64, UPB = 4*D/8/BC;  // blocks of a row, a head, an eighth of the MLP
 constexpr int QC = D/NCTA, NU = 4*D/NCTA, ND = D/16;       // columns of a CTA: queries (keys, values), up, output and down
 constexpr int NJ = ND/8, PER = NJ/8;       // groups of 8 columns of a tile, and those of a consumer warp
 constexpr int SLOTS = PARTS*QC/8;          // sums of squares of a row and a head
@@ -24,6 +25,7 @@ FN constexpr bool has_norm(u32 kind) { return kind == ATTEND || !into_stream(kin
 // persistent.cu says what a kind does, layout.py in what order weights lie.
 struct Phase {
   const char* weights; u32 bytes, kind;    // bytes: of a CTA
+  const float* scale;                      // of e4m3 weights, for each row of the map; null: they are bf16
   // All float32. Maps behind a norm: bias, colsum, gain of queries and keys (QKV, QUERY). Maps into the stream: bias, gain of the
   // next norm, output's gain (END_STEP, END), embedding of the next time (END_STEP).
   const float *p0, *p1, *p2, *p3;
@@ -35,14 +37,15 @@ struct Phase {
 };
 struct Args {
   const Phase* phases; u32 num_phases; u32* counters;
-  char *acopy, *hidden, *q;                // bf16, blocks of 64 x 64, swizzled
+  char *acopy, *hidden;                    // blocks of 64 x BC, swizzled, bf16 or e4m3
+  char *gates, *q;                         // bf16, rows of 4 D; blocks of 64 x 64, swizzled
   float *partial, *stats, *query_squares;
   const float *z0, *positions, *time0, *gain0; float* latents;
   u32* fault;                              // who waited too long, for cuda-gdb: after the trap the host cannot read it
 };
 
 // Shared memory: rings, residual stream, per-column numbers (double), halves from the other CTA, norms (double), sums, barriers.
-constexpr int NPAR = 4*ND;
+constexpr int NPAR = (FP8 ? 5 : 4)*ND;
 constexpr int XBYTES = 256*16*(NU > padded(3*QC) ? NU : padded(3*QC))/16;  // float4 of each thread and 8 columns
 constexpr int AT_A = WSLOTS*WBYTES;
 constexpr int AT_X = AT_A + ASLOTS*ABYTES;
@@ -61,6 +64,19 @@ struct Place { int cta, tile, s, head, warp, lane, tid, group; };
 
 // A byte of a row of a block of 64 columns: 16-byte unit u of row r lies at unit u XOR (r mod 8).
 FN char* swizzled(char* block, int row, int byte) { return block + row*128 + (((byte >> 4) ^ (row & 7)) << 4) + (byte & 15); }
+
+// A column of a row of what maps multiply.
+FN char* activation(char* blocks, int row, int col) {
+  return swizzled(blocks + col/BC*BLOCK, row, col % BC*(128/BC));
+}
+FN void put8(char* to, const float (&y)[8]) {
+  if (FP8) *(uint2*)to = make_uint2(pack4_e4m3(y[0], y[1], y[2], y[3]), pack4_e4m3(y[4], y[5], y[6], y[7]));
+  else *(uint4*)to = pack8(y);
+}
+FN void put2(char* to, float low, float high) {
+  if (FP8) *(u16*)to = pack_e4m3(low, high);
+  else *(u32*)to = pack(low, high);
+}
 
 FN void lay_out(Shared& S, char* memory) {
   S.base = shared_address(memory); S.wlow = descriptor_low(S.base); S.alow = descriptor_low(S.base + AT_A);

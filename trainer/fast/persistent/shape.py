@@ -18,13 +18,15 @@ class Shape:
         width: Channels of a latent, a multiple of 1,024.
         weight_slots: Slots of the ring of weights.
         activation_slots: Slots of the ring of activations.
-        blocks_per_slot: Blocks of 64 columns of K in a slot, 1 or 2.
+        blocks_per_slot: Blocks of 128 bytes a row in a slot, 1 or 2.
+        is_fp8: Maps but attention's have weights and activations in e4m3.
     """
 
     width: int
     weight_slots: int
     activation_slots: int
     blocks_per_slot: int
+    is_fp8: bool = False
     num_heads: int = NUM_SUMMED_PARTS
 
     @property
@@ -64,7 +66,7 @@ class Shape:
         rings = self.weight_slots * self.weight_slot_bytes
         rings += self.activation_slots * NUM_LATENTS * 128 * self.blocks_per_slot
         residual = 2 * 4 * 8 * self.tile_columns  # 8 rows of x and of z in float32
-        columns = 2 * 4 * 4 * self.tile_columns  # up to four numbers a column, twice
+        columns = 2 * 4 * (4 + self.is_fp8) * self.tile_columns  # so many numbers a column, twice
         halves = 4 * NUM_LATENTS * max(self.up_columns, padded(3 * self.head_columns))
         norms, sums = 2 * 2 * 4 * NUM_LATENTS, 8 * 8 * 2 * 4
         barriers = 8 * (2 * self.weight_slots + 2 * self.activation_slots + _BARRIERS_BESIDE_RINGS)
@@ -75,6 +77,7 @@ class Shape:
         """What the kernel's source is compiled with."""
         return {"D": self.width, "HEADS": self.num_heads, "NCTA": NUM_CTAS, "WBYTES": self.weight_slot_bytes,
                 "WSLOTS": self.weight_slots, "ASLOTS": self.activation_slots, "BPS": self.blocks_per_slot,
+                "FP8": int(self.is_fp8),
                 "SHARED_BYTES": self.shared_bytes, "QK_EPS": "1.1920929e-7f", "NORM_EPS": "1e-5f"}
 
     @property
@@ -90,6 +93,9 @@ def padded(columns: int) -> int:
 
 
 # The rings that were fastest of those tried on an H200 (recipes/LOG.md), of seed-35b-a3b and seed-27b.
-SHAPES = {shape.width: shape for shape in (
+SHAPES = {(shape.width, shape.is_fp8): shape for shape in (
     Shape(2048, weight_slots=8, activation_slots=8, blocks_per_slot=1),
-    Shape(5120, weight_slots=3, activation_slots=4, blocks_per_slot=1))}
+    Shape(5120, weight_slots=3, activation_slots=4, blocks_per_slot=1),
+    Shape(2048, weight_slots=8, activation_slots=8, blocks_per_slot=1, is_fp8=True),
+    Shape(5120, weight_slots=3, activation_slots=4, blocks_per_slot=1, is_fp8=True))}
+WIDTHS = sorted({width for width, _ in SHAPES})
