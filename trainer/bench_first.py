@@ -63,7 +63,7 @@ def first_text_of_export(path: Path, *, is_fast: bool, mode: str, compiled: Path
     Raises:
         LdlmError: It did not come to a text.
     """
-    return _first_text({"export": str(path.absolute())}, path.name, is_fast, mode, compiled, option)
+    return _first_text({"export": str(path.absolute())}, path.resolve().name, is_fast, mode, compiled, option)
 
 
 def first_texts_of_profile(generator: Generator, name: str, mode: str) -> list[FirstText]:
@@ -92,9 +92,13 @@ def _first_text(asked: dict[str, Any], name: str, is_fast: bool, mode: str, comp
                 option: str = "--first-text") -> FirstText:
     was_compiled = any(compiled.iterdir())
     order = asked | {"is_fast": is_fast, "mode": mode, "began": time.time()}
-    done = subprocess.run([sys.executable, "-m", "trainer.first_text", json.dumps(order)],
-                          env=os.environ | {COMPILED: str(compiled)}, capture_output=True, text=True,
-                          timeout=_WAIT_S, check=False)
+    try:
+        done = subprocess.run([sys.executable, "-m", "trainer.first_text", json.dumps(order)],
+                              env=os.environ | {COMPILED: str(compiled)}, capture_output=True, text=True,
+                              timeout=_WAIT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LdlmError(f"a process of its own had come to no text after {_WAIT_S} s", place=name,
+                        fix=f"leave {option} out") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LdlmError(f"a process of its own did not come to a text: {last}", place=name,

@@ -1,5 +1,7 @@
 """What is benchmarked without a run: a profile's model with random weights, its token encoder not loaded."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,8 @@ from trainer.sizes import head_rows
 from trainer.stored_model import generating_model, model_of
 
 _GAIN_STD = _BIAS_STD = 0.1
+_MEMORY = Path("/proc/meminfo")
+_COPIES = 2  # of the weights: the reference's and, at most, as many of the fast path
 
 
 def profile_config(model: Model) -> TrainConfig:
@@ -52,16 +56,34 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
     """A float32 model whose weights depend on seed, names and shapes alone; none of them is left at zero.
 
     What training starts at zero would hide errors.
+
+    Raises:
+        torch.OutOfMemoryError: There is no room for it.
     """
     shape = shape_of(config)
     is_full = config.model.head_vocabulary == "full"
     rows = None if is_full else torch.arange(head_rows(config, shape), device="meta")
-    model = generating_model(config, shape.hidden_size, shape.vocab_size, rows).to_empty(device=device)
+    model = generating_model(config, shape.hidden_size, shape.vocab_size, rows)
+    _require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
+    model = model.to_empty(device=device)
     fill(model, seed)
     model.set_statistics(torch.zeros_like(model.hidden_mean), torch.ones_like(model.hidden_mean))
     if model.token_ids is not None:
         model.token_ids.copy_(torch.arange(len(model.token_ids)))
     return _generator(config, model)
+
+
+def _require_room(num_bytes: int, device: torch.device) -> None:
+    """Where a process takes more than a computer has, Linux ends it, or another, without a word."""
+    try:
+        lines = _MEMORY.read_text().splitlines() if device.type == "cpu" else []
+    except OSError:
+        return  # no Linux
+    told = dict(line.split(":") for line in lines)
+    available = 1024 * int(told.get("MemAvailable", "-1 kB").split()[0])
+    if 0 <= available < _COPIES * num_bytes:
+        raise torch.OutOfMemoryError(f"out of memory: {_COPIES * num_bytes / 1e9:.0f} GB are needed, "
+                                     f"{available / 1e9:.0f} GB are free")
 
 
 def generator_of(config: TrainConfig, weights: dict[str, Tensor]) -> Generator:
