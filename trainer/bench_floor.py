@@ -11,8 +11,8 @@ from trainer.config import TrainConfig
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import generation_flops, generation_parameters
 
-# Of one weight, were all held so; scales are left out.
-BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0}
+# Of one weight, were all held so; scales of rows are left out, those of fp4 for each 16 weights are in.
+BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp4": 4.5 / 8}
 
 
 class Rates(BaseModel):

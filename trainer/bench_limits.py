@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from trainer.bench_floor import Rates
-from trainer.fast.weights import Mode, dtype_of
+from trainer.fast.nvfp4 import tiled, unscaled_product
+from trainer.fast.weights import Mode, dtype_of, is_emulated
+from trainer.quantise import encode_nvfp4
 
 _TIMES = 10
 _CPU_WORDS, _CPU_SIDE = 1 << 24, 512  # 64 MiB, more than most caches; small, since it is only a yardstick
@@ -17,11 +19,12 @@ _GPU_SIDE = 8192
 def measure_rates(device: torch.device, modes: Iterable[Mode]) -> Rates:
     """Read rate of the device, and its rate of products for each mode.
 
-    Modes with quantised weights count as bf16 does, but for fp8 where the device multiplies in it.
+    fp8 counts as bf16 does where the device does not multiply in it; a mode that is emulated has no rate.
     """
     read, how = _read_rate(device)
+    timed = sorted(mode for mode in {*modes, "fp32"} if not is_emulated(mode, device))
     rates = Rates(read_bytes_per_s=read, read_how=how,
-                  flops_per_s={mode: _matrix_rate(device, mode) for mode in sorted({*modes, "fp32"})})
+                  flops_per_s={mode: _matrix_rate(device, mode) for mode in timed})
     if device.type == "cuda":
         torch.cuda.empty_cache()  # graphs, which have memory of their own, must not do without these 4 GiB
     return rates
@@ -41,6 +44,8 @@ def _matrix_rate(device: torch.device, mode: Mode) -> float:
     left, right = (torch.randn(side, side, device=device) for _ in range(2))
     if mode == "fp8" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9):
         return 2 * side**3 / _least_s(_fp8_product(left, right), device)
+    if mode == "fp4":
+        return 2 * side**3 / _least_s(_fp4_product(left, right), device)
     left, right = left.to(dtype_of(mode)), right.to(dtype_of(mode))
     return 2 * side**3 / _least_s(lambda: left @ right, device)
 
@@ -49,6 +54,12 @@ def _fp8_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object
     one = torch.ones((), device=left.device)
     first, second = left.to(torch.float8_e4m3fn), right.to(torch.float8_e4m3fn).t()
     return lambda: torch._scaled_mm(first, second, one, one, out_dtype=torch.bfloat16)
+
+
+def _fp4_product(left: torch.Tensor, right: torch.Tensor) -> Callable[[], object]:
+    first, second = encode_nvfp4(left), encode_nvfp4(right)
+    scales = tiled(second.block_scales)
+    return lambda: unscaled_product(first, second.codes, scales)
 
 
 def _least_s(work: Callable[[], object], device: torch.device) -> float:

@@ -37,12 +37,15 @@ class Check(BaseModel):
     same_tokens: float
     problem: str | None
 
+    def __str__(self) -> str:
+        return f"error {self.latents_error:.5f}, {self.same_tokens:.1%} the same"
+
 
 class CaseResult(BaseModel):
     """What was found of one case.
 
     Attributes:
-        check: None where the device has no room for it.
+        check: None where the device has no room for it. A mode that is emulated is checked and not timed.
         reference: The float32 eager path, timed in the same run.
         work: Floor of each part; None where it is not known.
         fraction_of_limit: Floor of a generation by the median of the fast path.
