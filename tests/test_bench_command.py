@@ -14,7 +14,8 @@ from trainer import bench_command, bench_models  # noqa: E402
 from trainer.bench_cases import Model  # noqa: E402
 from trainer.bench_models import profile_config, random_generator  # noqa: E402
 from trainer.bench_paths import Eager, FastPaths  # noqa: E402
-from trainer.bench_result import problem_of, read_report, usd_per_million_tokens  # noqa: E402
+from trainer.bench_result import CaseResult, check_of, read_report, usd_per_million_tokens  # noqa: E402
+from trainer.bench_sources import Source  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.generate import Generator  # noqa: E402
 
@@ -48,8 +49,8 @@ def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     fast, plain = found["first_texts"]
     assert (fast["is_fast"], plain["is_fast"]) == (True, False)
     assert list(fast["parts_s"]) == list(plain["parts_s"]) == [
-        "python", "imports", "device", "weights", "layout", "first text", "next text"]
-    assert plain["parts_s"]["imports"] > 0.1 and plain["parts_s"]["first text"] > 0
+        "python", "torch", "imports", "device", "weights", "layout", "first text", "next text"]
+    assert plain["parts_s"]["torch"] > 0.1 and plain["parts_s"]["first text"] > 0
     until_first = sum([*fast["parts_s"].values()][:-1])
     assert f"smoke: first text of a new process after {until_first:.2f} s" in done.stdout
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -81,6 +82,80 @@ def test_a_graph_that_replays_its_first_input_is_caught(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Stale(generator))
     assert bench_command.main([*SMALL]) == 1
+
+
+def test_latents_that_are_no_numbers_end_with_1_and_leave_a_result_that_can_be_read(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Off(Eager):
+        def latents(self, num, seed):
+            return float("nan") * super().latents(num, seed)
+
+    monkeypatch.setattr(FastPaths, "at", lambda self, generator, mode: Off(generator))
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--out", str(out)]) == 1
+    assert "fp32: latents are not numbers\n" in capsys.readouterr().out
+    result, = read_report(out).cases
+    assert result.check is not None and result.check.latents_error is None
+
+
+def test_a_model_that_the_computer_has_no_room_for_is_not_begun(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:       24000000 kB\nMemAvailable:       1000 kB\n")
+    monkeypatch.setattr(bench_models, "_MEMORY", told)
+    assert bench_command.main([*SMALL]) == 1
+    assert "! smoke, 2 steps, 8 tokens, batch 1, fp32: does not fit into memory\n" in capsys.readouterr().out
+    told.write_text("MemAvailable:   1000000 kB\n")
+    assert bench_command.main([*SMALL]) == 0
+
+
+def test_a_first_text_that_does_not_come_ends_with_1_beside_what_was_measured(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("trainer.bench_first._WAIT_S", 0.01)
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--first-text", "--out", str(out)]) == 1
+    problem = "smoke: a process of its own had come to no text after 0.01 s"
+    assert f"! {problem}\n" in capsys.readouterr().out
+    report = read_report(out)
+    assert report.problems == (problem,) and report.cases[0].fast is not None
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_command, "run_cases", None)
+    assert bench_command.main([*SMALL, "--out", str(tmp_path / "none" / "x.json")]) == 3
+    assert f"--out {tmp_path}/none/x.json: {tmp_path}/none is no folder" in capsys.readouterr().err
+    for option in ("--out", "--plot"):  # `/dev/stdout` is none either; as root a file would take its place
+        assert bench_command.main([*SMALL, option, str(tmp_path)]) == 3
+        assert f"{option} {tmp_path}: is there, and no file" in capsys.readouterr().err
+
+
+def test_an_interruption_says_where_the_cases_are_that_were_done(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_cases(cases, *_):
+        yield CaseResult(case=cases[0], left_out="done")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_command, "run_cases", run_cases)
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--out", str(out)]) == 130
+    assert capsys.readouterr().err.endswith(f"interrupted; cases that were done are in {out}\n")
+    assert [result.left_out for result in read_report(out).cases] == ["done"]
+
+
+def test_two_models_of_one_name_are_refused_since_nobody_could_tell_their_figures_apart(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_command, "of_export",
+                        lambda path, device: Source(path.name, 64, False, None, None))
+    assert bench_command.main(["--from", "mine/run", "--from", "yours/run"]) == 3
+    assert "--from: 2 of them are called run: their figures" in capsys.readouterr().err
+
+
+def test_a_kept_result_touches_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "bench.tmp").write_text("mine")
+    assert bench_command.main([*SMALL, "--out", str(tmp_path / "bench.json")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.tmp"]
+    assert (tmp_path / "bench.tmp").read_text() == "mine"
 
 
 def test_what_does_not_fit_is_said_and_the_rest_goes_on(
@@ -172,6 +247,18 @@ def test_an_earlier_result_that_is_none_is_refused_before_anything_runs(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("speed", ["NaN", "-1", "0", '"fast"'])
+def test_an_earlier_result_with_times_that_are_none_is_refused(
+        speed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier = tmp_path / "earlier.json"
+    assert bench_command.main([*SMALL, "--out", str(earlier)]) == 0
+    told = json.loads(earlier.read_text())
+    told["cases"][0]["fast"]["seconds_p90"] = "here"
+    earlier.write_text(json.dumps(told).replace('"here"', speed))
+    assert bench_command.main([*SMALL, "--against", str(earlier)]) == 3
+    assert "is no result of this benchmark: cases.0.fast.seconds_p90: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [
     ("--preset", "seed"), ("--preset", "smoke", "--steps", "0"), ("--preset", "smoke", "--price", "nan"),
     ("--preset", "smoke", "--price", "-1"), ("--preset", "smoke", "--case-seconds", "nan"), ()])
@@ -200,7 +287,10 @@ def test_a_million_tokens_by_hand() -> None:
     (0.0101, 1.0, "bf16", False, "latents are 0.0101 off, more than 0.01"),
     (0.001, 0.985, "bf16", True, "98.5% of tokens are the same, fewer than 99%"),
     (0.001, 0.99, "bf16", True, None), (0.05, 0.5, "fp8", True, None),
+    (0.3, 0.0, "fp8", False, "latents are 0.3000 off, more than 0.2"),
+    (float("inf"), 0.0, "fp8", False, "latents are not numbers"),
     (float("nan"), 0.0, "fp8", False, "latents are not numbers")])
 def test_how_far_apart_two_paths_may_be(error: float, same: float, mode: str, is_trained: bool,
                                         problem: str | None) -> None:
-    assert problem_of(error, same, mode, is_trained) == problem
+    for errors in ([error, 0.0], [0.0, error]):  # the worst seed counts
+        assert check_of(errors, [same, same], mode, is_trained=is_trained).problem == problem

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from tests.tiny_ldlm import LAYOUTS, name_of, tiny_config, tiny_model  # noqa: E402
 from trainer.bench_cases import Case, Model  # noqa: E402
-from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of  # noqa: E402
+from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, mode_of, work_of  # noqa: E402
+from trainer.bench_limits import measure_rates  # noqa: E402
 from trainer.bench_models import profile_config, shape_of  # noqa: E402
 from trainer.encoder_shape import shape_of_config  # noqa: E402
 from trainer.sizes import generation_flops, generation_parameters  # noqa: E402
@@ -28,6 +29,11 @@ def test_weights_of_the_published_shapes_are_the_published_ones(
     denoiser = found.pop("denoiser")
     assert denoiser + width**2 == pytest.approx(denoiser_millions * 1e6, abs=1e6)
     assert sum(found.values()) == pytest.approx(rest_millions * 1e6, abs=1e6)
+
+
+def test_rates_are_measured_for_each_way_in_which_some_part_is_multiplied():
+    rates = measure_rates(torch.device("cpu"), ["fp8"]).flops_per_s
+    assert {"fp8", mode_of("vocabulary_head", "fp8"), "fp32"} == set(rates) == {"fp8", "bf16", "fp32"}
 
 
 @LAYOUT
@@ -88,5 +94,10 @@ def test_a_floor_by_hand():
     assert list(work) == ["denoiser", "latent_decoder", "token_decoder", "vocabulary_head"]
     assert floor_s(work) == pytest.approx(sum(max(part.read_s, part.compute_s) for part in work.values()))
     assert is_bound_by_reading(work)
+    in_fp8 = work_of(case.model_copy(update={"mode": "fp8"}), config, TINY,
+                     rates.model_copy(update={"flops_per_s": {"bf16": 1e8, "fp8": 2e8}}))
+    assert in_fp8["denoiser"].num_bytes == work["denoiser"].num_bytes / 2
+    assert in_fp8["denoiser"].compute_s == work["denoiser"].compute_s / 2
+    assert in_fp8["vocabulary_head"] == work["vocabulary_head"]  # which is held in bf16
     slow = work_of(case, config, TINY, rates.model_copy(update={"flops_per_s": {"bf16": 1e6}}))
     assert slow["denoiser"].floor_s == slow["denoiser"].compute_s and not is_bound_by_reading(slow)

@@ -35,6 +35,17 @@ def test_of_equal_rows_it_is_the_first(monkeypatch, logits) -> None:
     assert torch.equal(head.argmax_rows(features, *doubled, None), best)
 
 
+@pytest.mark.parametrize("logits", [2**23, 64])
+def test_where_nothing_is_a_number_it_is_the_first_row_and_never_one_that_is_not_there(
+        monkeypatch, logits) -> None:
+    monkeypatch.setattr(head, "_LOGITS", logits)
+    features, weight, bias = _problem(4, 30)
+    wanted = (features @ weight.T + bias).argmax(dim=1)
+    features[1] = float("nan")
+    wanted[1] = 0
+    assert torch.equal(head.argmax_rows(features, weight, bias, None), wanted)
+
+
 def test_weights_in_bfloat16_are_told_apart_as_their_exact_products_are() -> None:
     features, weight, bias = _problem(200, 20_000, dtype=torch.bfloat16)
     exact = features.double() @ weight.double().T + bias.double()

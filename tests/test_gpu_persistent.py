@@ -59,6 +59,8 @@ def test_the_head_kernel_finds_the_first_of_the_largest_logits() -> None:
         fewer = argmax_rows(features, weight, bias, rows - 3)
         assert torch.equal(fewer, logits[:, :rows - 3].max(dim=1, keepdim=True).values.eq(
             logits[:, :rows - 3]).int().argmax(dim=1))
+        features[-1] = float("nan")
+        assert argmax_rows(features, weight, bias, None).tolist() == [*wanted[:-1].tolist(), 0]
 
 
 def test_the_noise_kernel_draws_the_numbers_of_torch() -> None:

@@ -293,7 +293,7 @@ def test_what_is_quick_to_refuse_is_refused_with_what_to_type(trained, tmp_path,
     (tmp_path / "file").write_text("in the way")
     assert main(arguments(trained, "--judge", judge, "--out", str(tmp_path / "file"))) == 3
     error = capsys.readouterr().err
-    assert "cannot be written" in error and "--out FOLDER" in error
+    assert "cannot be written" in error and "--out PATH" in error
 
 
 @pytest.mark.parametrize(("module", "package"), [("mauve", "mauve-text"), ("matplotlib", "matplotlib")])
@@ -308,11 +308,11 @@ def test_a_missing_package_is_named_before_anything_is_measured(
 
 
 @pytest.mark.parametrize(("typed", "problem"), [
-    (["--steps", "4,x"], "'x' is not a whole number from 1 to 10000"),
-    (["--steps", "0"], "'0' is not a whole number from 1 to 10000"),
+    (["--steps", "4,x"], "'x' is not a whole number from 1 to 10,000"),
+    (["--steps", "0"], "'0' is not a whole number from 1 to 10,000"),
     (["--temperatures", "0"], "'0' is not a number from 0.01 to 10"),
     (["--temperatures", "nan"], "'nan' is not a number from 0.01 to 10"),
-    (["-n", "-1"], "'-1' is not a whole number from 1 to 1e+06"),
+    (["-n", "-1"], "'-1' is not a whole number from 1 to 1,000,000"),
 ])
 def test_numbers_that_make_no_sense_are_refused(typed: list[str], problem: str, capsys) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -139,7 +139,7 @@ class BlockStack(nn.ModuleList):
         return x
 
 
-def sinusoid(length: int, width: int, stretch: float = 1.0) -> Tensor:
+def sinusoid(length: int, width: int, stretch: float = 1.0, amplitude: float = 1.0) -> Tensor:
     """Sine and cosine of positions 0, stretch, 2 stretch, ...: shape (length, width), width even.
 
     The longest wave is as long as the sequence. Waves of thousands of positions, as for embeddings of
@@ -148,9 +148,11 @@ def sinusoid(length: int, width: int, stretch: float = 1.0) -> Tensor:
     longest = max(length * stretch / (2 * math.pi), 1.0)
     # Said outright: once transformers has loaded a model, torch.linspace forgets the default device.
     device = torch.get_default_device()
+    if device.type == "meta":  # arithmetic there would load torch's compiler: a second for no number at all
+        return torch.empty(length, width)
     frequencies = longest ** -torch.linspace(0, 1, width // 2, device=device)
     angles = torch.arange(length)[:, None] * stretch * frequencies
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+    return amplitude * torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def rotation_of(length: int, head_width: int, device: torch.device) -> Rotation:

@@ -1,14 +1,17 @@
 """`python -m trainer.bench generate`: random weights of profiles, the reference and the fast path in one run.
 
-Exit codes: 0 measured; 1 a path computes something else, nothing was measured, or a case is slower than in
-the earlier result; 2 usage; others as of the `ldlm` command.
+Exit codes: 0 measured; 1 a path computes something else, nothing was measured, no first text came, a case is
+slower than in the earlier result, or nothing can be compared with it; 2 usage; others as of the `ldlm`
+command.
 """
 
 import os
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
@@ -23,8 +26,8 @@ from trainer.bench_run import Effort, run_cases
 from trainer.bench_sources import Source, of_export, of_profile
 from trainer.bench_table import screen
 from trainer.command import carry_out, talk
-from trainer.contract import ConfigError
-from trainer.fast.weights import is_emulated, usual_mode
+from trainer.contract import ConfigError, LdlmError
+from trainer.fast.weights import Mode, is_emulated, usual_mode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,7 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         words = [] if comparison is None else ["", *in_words(comparison)]
         return "\n".join([*screen(report), *words])
 
-    code = carry_out(answer, out=options.out)
+    kept = f"; cases that were done are in {options.out}" if options.out else ""
+    code = carry_out(answer, out=options.out or options.plot, interrupted=f"interrupted{kept}")
     return code or int(not all(verdicts))
 
 
@@ -51,6 +55,8 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
     earlier = read_report(options.against) if options.against else None
     if options.plot:
         require_plots()
+    for option in ("out", "plot"):
+        _require_place(f"--{option}", getattr(options, option))
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,10 +75,21 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
 
 
 def is_good(report: Report, comparison: Comparison | None) -> bool:
-    """True when something was measured, no path computes something else, and nothing has become slower."""
-    measured = any(result.check for result in report.cases)
+    """True when what was asked for was measured, no path computes something else, and nothing is slower."""
+    measured = any(result.check for result in report.cases) and not report.problems
     compared = comparison is None or not (comparison.why_not or comparison.regressions)
     return measured and not report.failed and compared
+
+
+def _require_place(option: str, path: Path | None) -> None:
+    """Raises ConfigError where no file can be written: before anything is measured."""
+    if path is None:
+        return
+    if path.exists() and not path.is_file():  # as root one would put a file in place of /dev/stdout
+        raise ConfigError("is there, and no file", place=f"{option} {path}", fix="name a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        why = "may not be written to" if path.parent.is_dir() else "is no folder"
+        raise ConfigError(f"{path.parent} {why}", place=f"{option} {path}", fix="name another place")
 
 
 def _source_words(options: Namespace) -> str:
@@ -80,7 +97,7 @@ def _source_words(options: Namespace) -> str:
     return ", ".join([*random, *(str(path) for path in options.exports)])
 
 
-def _modes(options: Namespace, device: torch.device) -> tuple[str, ...]:
+def _modes(options: Namespace, device: torch.device) -> tuple[Mode, ...]:
     return tuple(dict.fromkeys(options.dtype or [usual_mode(device)]))
 
 
@@ -88,7 +105,8 @@ def _sources(options: Namespace, device: torch.device) -> list[Source]:
     """What was named, each once.
 
     Raises:
-        ConfigError: There is no such export, or one was asked for another length than its own.
+        ConfigError: There is no such export, one was asked for another length than its own, or two have one
+            name.
     """
     profiles = [of_profile(name, options.seed, device) for name in dict.fromkeys(options.preset)]
     exports = [of_export(path, device) for path in dict.fromkeys(options.exports)]
@@ -96,6 +114,10 @@ def _sources(options: Namespace, device: torch.device) -> list[Source]:
         if options.length and set(options.length) != {source.length}:
             raise ConfigError(f"{source.name} has learned texts of {source.length} tokens, and no others",
                               place="--length", fix="leave --length out")
+    for name, num in Counter(source.name for source in [*profiles, *exports]).items():
+        if num > 1:
+            raise ConfigError(f"{num} of them are called {name}: their figures could not be told apart",
+                              place="--from", fix="rename a folder, or benchmark one after the other")
     return [*profiles, *exports]
 
 
@@ -120,17 +142,27 @@ def _measured(options: Namespace, sources: list[Source], device: torch.device, r
             _keep(report, options)
         if options.first_text:
             talk(f"{source.name}: the first text of a new process")
-            found = source.first_texts(_modes(options, device)[0])
-            report = report.model_copy(update={"first_texts": (*report.first_texts, *found)})
+            report = _with_first_texts(report, source, _modes(options, device)[0])
             _keep(report, options)
     return report
 
 
+def _with_first_texts(report: Report, source: Source, mode: Mode) -> Report:
+    try:
+        found = source.first_texts(mode)
+    except LdlmError as error:  # what was measured before stays
+        return report.model_copy(update={"problems": (*report.problems, f"{source.name}: {error.problem}")})
+    return report.model_copy(update={"first_texts": (*report.first_texts, *found)})
+
+
 def _keep(report: Report, options: Namespace) -> None:
     if options.out:
-        draft = options.out.with_suffix(".tmp")
-        draft.write_text(report.model_dump_json(indent=1))
-        draft.replace(options.out)
+        draft = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")  # of this process alone
+        try:
+            draft.write_text(report.model_dump_json(indent=1))
+            draft.replace(options.out)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 class Progress:

@@ -24,8 +24,8 @@ class FirstText(BaseModel):
     Attributes:
         name: The profile or export.
         is_fast: By the fast path, as one graph but not compiled; False: operation by operation.
-        parts_s: Seconds in order: python, imports, device, weights, layout, first text (graph capture in
-            it); and the text after it, for comparison.
+        parts_s: Seconds in order: python, torch (its import, which is the floor), imports, device, weights,
+            layout, first text (graph capture in it); and the text after it, for comparison.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +42,7 @@ class FirstText(BaseModel):
 
 def first_texts_of_export(path: Path, mode: str) -> list[FirstText]:
     """Of an export, its tokenizer and the check of its hashes in it."""
-    return [_first_text({"export": str(path.absolute())}, path.name, is_fast, mode)
+    return [_first_text({"export": str(path.absolute())}, path.resolve().name, is_fast, mode)
             for is_fast in (True, False)]
 
 
@@ -61,8 +61,12 @@ def first_texts_of_profile(generator: Generator, name: str, mode: str) -> list[F
 
 def _first_text(asked: dict[str, Any], name: str, is_fast: bool, mode: str) -> FirstText:
     order = asked | {"is_fast": is_fast, "mode": mode, "began": time.time()}
-    done = subprocess.run([sys.executable, "-m", "trainer.first_text", json.dumps(order)],
-                          capture_output=True, text=True, timeout=_WAIT_S, check=False)
+    try:
+        done = subprocess.run([sys.executable, "-m", "trainer.first_text", json.dumps(order)],
+                              capture_output=True, text=True, timeout=_WAIT_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise LdlmError(f"a process of its own had come to no text after {_WAIT_S} s", place=name,
+                        fix="leave --first-text out") from error
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise LdlmError(f"a process of its own did not come to a text: {last}", place=name,

@@ -11,8 +11,9 @@ from trainer.config import TrainConfig
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import generation_flops, generation_parameters
 
-# Of one weight, were all held so; scales of rows are left out, those of fp4 for each 16 weights are in.
+# Of one weight; scales are left out, but for those of each 16 weights in fp4.
 BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp4": 4.5 / 8}
+HEAD = "vocabulary_head"
 
 
 class Rates(BaseModel):
@@ -46,6 +47,11 @@ class PartWork(BaseModel):
         return max(self.read_s, self.compute_s)
 
 
+def mode_of(part: str, mode: str) -> str:
+    """How a part is held and multiplied in a mode: the head has no fp8 or fp4 (`trainer/fast/program.py`)."""
+    return "bf16" if mode in ("fp8", "fp4") and part == HEAD else mode
+
+
 def work_of(case: Case, config: TrainConfig, shape: EncoderShape, rates: Rates,
             num_seen_ids: int | None = None) -> dict[str, PartWork]:
     """The work of each part, in the order in which they run.
@@ -60,13 +66,14 @@ def work_of(case: Case, config: TrainConfig, shape: EncoderShape, rates: Rates,
     weights = generation_parameters(config, shape, num_seen_ids)
     flops = generation_flops(config, shape, num_seen_ids)
     found = {}
-    for part in ("denoiser", "latent_decoder", "token_decoder", "vocabulary_head"):
+    for part in ("denoiser", "latent_decoder", "token_decoder", HEAD):
         passes = case.steps if part == "denoiser" else 1
-        num_bytes = passes * weights[part] * BYTES_OF_WEIGHT[case.mode]
+        held = mode_of(part, case.mode)
+        num_bytes = passes * weights[part] * BYTES_OF_WEIGHT[held]
         operations = passes * flops[part] * case.batch
         found[part] = PartWork(passes=passes, num_bytes=num_bytes, flops=operations,
                                read_s=num_bytes / rates.read_bytes_per_s,
-                               compute_s=operations / rates.flops_per_s[case.mode])
+                               compute_s=operations / rates.flops_per_s[held])
     return found
 
 

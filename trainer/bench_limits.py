@@ -1,12 +1,12 @@
 """What this device can do, measured in the same run as what is compared with it."""
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterable
 
 import torch
 
-from trainer.bench_floor import Rates
+from trainer.bench_floor import HEAD, Rates, mode_of
+from trainer.fast.devices import has_triton
 from trainer.fast.nvfp4 import tiled, unscaled_product
 from trainer.fast.weights import Mode, dtype_of, is_emulated
 from trainer.quantise import encode_nvfp4
@@ -17,21 +17,22 @@ _GPU_SIDE = 8192
 
 
 def measure_rates(device: torch.device, modes: Iterable[Mode]) -> Rates:
-    """Read rate of the device, and its rate of products for each mode.
+    """Read rate of the device, and its rate of products for each mode that some part is multiplied in.
 
     fp8 counts as bf16 does where the device does not multiply in it; a mode that is emulated has no rate.
     """
     read, how = _read_rate(device)
-    timed = sorted(mode for mode in {*modes, "fp32"} if not is_emulated(mode, device))
+    timed = [mode for mode in modes if not is_emulated(mode, device)]
+    needed = {"fp32"}.union(*({mode, mode_of(HEAD, mode)} for mode in timed))
     rates = Rates(read_bytes_per_s=read, read_how=how,
-                  flops_per_s={mode: _matrix_rate(device, mode) for mode in timed})
+                  flops_per_s={mode: _matrix_rate(device, mode) for mode in sorted(needed)})
     if device.type == "cuda":
         torch.cuda.empty_cache()  # graphs, which have memory of their own, must not do without these 4 GiB
     return rates
 
 
 def _read_rate(device: torch.device) -> tuple[float, str]:
-    if device.type == "cuda" and importlib.util.find_spec("triton"):
+    if has_triton(device):
         from trainer.read_rate import read_bytes_per_second
 
         return read_bytes_per_second(), "a kernel that only reads 4 GiB"

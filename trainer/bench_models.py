@@ -1,6 +1,6 @@
 """What is benchmarked without a run: a profile's model with random weights, its token encoder not loaded."""
 
-from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,11 @@ from trainer.encoder_shape import EncoderShape, encoder_shape
 from trainer.generate import Generator
 from trainer.model import LatentDiffusionLM
 from trainer.sizes import head_rows
+from trainer.stored_model import generating_model, model_of
 
 _GAIN_STD = _BIAS_STD = 0.1
+_MEMORY = Path("/proc/meminfo")
+_COPIES = 2  # of the weights: the reference's and, at most, as many of the fast path
 
 
 def profile_config(model: Model) -> TrainConfig:
@@ -53,8 +56,16 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
     """A float32 model whose weights depend on seed, names and shapes alone; none of them is left at zero.
 
     What training starts at zero would hide errors.
+
+    Raises:
+        torch.OutOfMemoryError: There is no room for it.
     """
-    model = _without_weights(config).to_empty(device=device)
+    shape = shape_of(config)
+    is_full = config.model.head_vocabulary == "full"
+    rows = None if is_full else torch.arange(head_rows(config, shape), device="meta")
+    model = generating_model(config, shape.hidden_size, shape.vocab_size, rows)
+    _require_room(sum(parameter.nbytes for parameter in model.parameters()), device)
+    model = model.to_empty(device=device)
     fill(model, seed)
     model.set_statistics(torch.zeros_like(model.hidden_mean), torch.ones_like(model.hidden_mean))
     if model.token_ids is not None:
@@ -62,22 +73,23 @@ def random_generator(config: TrainConfig, seed: int, device: torch.device) -> Ge
     return _generator(config, model)
 
 
-def generator_of(config: TrainConfig, weights: Mapping[str, Tensor]) -> Generator:
+def _require_room(num_bytes: int, device: torch.device) -> None:
+    """Where a process takes more than a computer has, Linux ends it, or another, without a word."""
+    try:
+        lines = _MEMORY.read_text().splitlines() if device.type == "cpu" else []
+    except OSError:
+        return  # no Linux
+    told = dict(line.split(":") for line in lines)
+    available = 1024 * int(told.get("MemAvailable", "-1 kB").split()[0])
+    if 0 <= available < _COPIES * num_bytes:
+        raise torch.OutOfMemoryError(f"out of memory: {_COPIES * num_bytes / 1e9:.0f} GB are needed, "
+                                     f"{available / 1e9:.0f} GB are free")
+
+
+def generator_of(config: TrainConfig, weights: dict[str, Tensor]) -> Generator:
     """A model with such weights and buffers, where they are."""
-    model = _without_weights(config)
-    model.load_state_dict(weights, assign=True)
-    return _generator(config, model)
-
-
-def _without_weights(config: TrainConfig) -> LatentDiffusionLM:
-    """The parts that generate, on no device: no time for starts that are thrown away."""
     shape = shape_of(config)
-    is_full = config.model.head_vocabulary == "full"
-    with torch.device("meta"):
-        rows = None if is_full else torch.arange(head_rows(config, shape))
-        model = LatentDiffusionLM(config, shape.hidden_size, rows, shape.vocab_size)
-    model.encoder = nn.Identity()  # type: ignore[assignment]
-    return model
+    return _generator(config, model_of(config, shape.hidden_size, shape.vocab_size, weights))
 
 
 def _generator(config: TrainConfig, model: LatentDiffusionLM) -> Generator:

@@ -39,7 +39,8 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                                                                   "first text, by part")
     parser.add_argument("--no-compile", action="store_true",
                         help="the fast path without torch.compile: slower, but no minutes for each size")
-    parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and inputs")
+    parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0,
+                        help="of random weights, and of the inputs that are checked")
     parser.add_argument("--expect", metavar="GPU", help="says so where the device is another: RTX5090")
     parser.add_argument("--project", choices=["rtx5090"], help="also a projection by bandwidth, called that")
     parser.add_argument("--price", type=_price, metavar="USD", help="an hour of this machine: dollars per "

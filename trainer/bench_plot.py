@@ -49,7 +49,7 @@ def _draw(axes: Any, report: Report, axis: str, name: str, *, share: bool) -> No
     axes.set_xticks(ticks, [str(x) for x in ticks])
     axes.set(xlabel=name, ylabel="% of the limit" if share else "tokens/s")
     if share:
-        axes.set_ylim(0, 105)
+        axes.set_ylim(0, max([105, *(1.05 * y for points in lines.values() for _, y in points)]))
     else:
         axes.set_yscale("log")
     if lines:

@@ -25,7 +25,7 @@ from trainer.bench_result import (
     RTX5090_BYTES_PER_S,
     CaseResult,
     Check,
-    problem_of,
+    check_of,
     usd_per_million_tokens,
 )
 from trainer.bench_timing import Timed, over_after, time_path
@@ -182,10 +182,7 @@ class _Runner:
             own_latents, own_tokens = _outputs(fast, case.batch, seed)
             errors.append(relative_error(own_latents, latents))
             shares.append(same_tokens(own_tokens, tokens))
-        error = max(errors, key=lambda value: (value != value, value))  # NaN is the worst
-        share = sum(shares) / len(shares)
-        return Check(latents_error=error, same_tokens=share,
-                     problem=problem_of(error, share, case.mode, self._subject.is_trained))
+        return check_of(errors, shares, case.mode, is_trained=self._subject.is_trained)
 
     def _checked_seeds(self) -> list[int]:
         return [(self._effort.seed + 1) * _FIRST_CHECKED + index for index in range(_CHECKED_SEEDS)]

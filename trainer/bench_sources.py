@@ -52,6 +52,6 @@ def of_export(path: Path, device: torch.device) -> Source:
     from trainer.export import load_export, read_export
 
     record = read_export(path)
-    return Source(path.name, record.train.data.sequence_length, False,
+    return Source(path.resolve().name, record.train.data.sequence_length, False,
                   Subject(lambda model: load_export(path, device, torch.float32), is_trained=True),
                   lambda mode: first_texts_of_export(path, mode))

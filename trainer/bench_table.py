@@ -64,7 +64,7 @@ def _speeds(name: str, results: list[CaseResult]) -> Iterator[str]:
 
 def _figures(result: CaseResult) -> str:
     fast, reference, check = result.fast, result.reference, result.check
-    if fast is None or reference is None or check is None:
+    if fast is None or reference is None or check is None or check.latents_error is None:
         return ""
     return (f"{reference.tokens_per_s:>9,.0f} {fast.tokens_per_s:>9,.0f} {result.ratio or 0:>5.1f}x "
             f"{result.fraction_of_limit or 0:>5.0%} {check.latents_error:>8.5f} {check.same_tokens:>6.1%}")
@@ -128,7 +128,7 @@ def _notes(report: Report) -> Iterator[str]:
         if (published := result.published_tokens_per_s) and (reference := result.reference):
             yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
                              f"card, the reference {reference.tokens_per_s / published:.2f} times that")
-    for warning in report.device.warnings:
+    for warning in (*report.problems, *report.device.warnings):
         yield from _note(warning)
     if not report.device.is_rtx5090:
         yield from _note("this is not an RTX 5090 figure")

@@ -4,26 +4,28 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Annotated
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from trainer.bench_limits import timed_s
 from trainer.bench_paths import Path
 from trainer.generate import Prompt
 
 WARM_UP_GENERATIONS = 3
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # of files, too: a NaN is never slower
 
 
 class Timed(BaseModel):
     """Seconds of whole generations, from a seed to token ids in device memory."""
 
     model_config = ConfigDict(frozen=True)
-    num_generations: int
-    seconds_p10: float
-    seconds_median: float
-    seconds_p90: float
-    tokens_per_s: float
+    num_generations: PositiveInt
+    seconds_p10: _Positive
+    seconds_median: _Positive
+    seconds_p90: _Positive
+    tokens_per_s: _Positive
 
 
 def summary(seconds: Sequence[float], num_tokens: int) -> Timed:

@@ -20,7 +20,7 @@ def carry_out(work: Callable[[], str], *, out: Path | None = None, interrupted: 
 
     Args:
         work: Returns the answer.
-        out: The folder that it writes, for what its disk may say.
+        out: What it writes, for what its disk may say.
         interrupted: Said after Ctrl-C: what has become of the work.
         words: How an error is told to whoever typed the command.
     """
@@ -33,7 +33,7 @@ def carry_out(work: Callable[[], str], *, out: Path | None = None, interrupted: 
         if out is None:
             raise
         problem: LdlmError = ConfigError(f"cannot be written: {error.strerror or error}", place=str(out),
-                                         fix="name another folder: --out FOLDER")
+                                         fix="name another place: --out PATH")
     except LdlmError as error:
         problem = error
     else:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.command import carry_out, talk
@@ -35,21 +36,21 @@ from trainer.contract import ConfigError, Name, StoreError
 from trainer.generate import Generator, warp_of
 from trainer.local_cache import sha256_of
 from trainer.manifest import TIME_DENSITY, StoredFile
-from trainer.model import LatentDiffusionLM
 from trainer.model_card import Facts, draw_curves, facts_of, model_card, recipe_yaml
 from trainer.push import check_name, push
 from trainer.run_folder import RunFolder
 from trainer.sample_options import read_export_options
 from trainer.saved_run import SavedRun, load_run
 from trainer.store import named_store
+from trainer.stored_model import ENCODER, model_of
 from trainer.token_encoder import load_tokenizer, open_tokenizer
 from trainer.trunk import first_line
+from trainer.weights_file import read_tensors
 
 _FORMAT = "ldlm-export-1"
 _WEIGHTS, _CONFIG, _RECIPE, _TOKENIZER, _CARD, _PLOT = (
     "model.safetensors", "config.json", "recipe.yaml", "tokenizer", "README.md", "curves.png")
 _DRAFT = ".unfinished-export"  # ends the hidden name of a folder that is being written
-_ENCODER = "encoder."  # the latent encoder: it makes latents of texts, never texts
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _NUM_SAMPLES, _SEED = 5, 0  # on the model card
 Precision = Literal["bf16", "fp32"]
@@ -90,23 +91,23 @@ def load_export(path: Path | str, device: torch.device | str = "cpu",
     Raises:
         ConfigError: It is no export, of another version, or not what was written.
     """
-    path, device = Path(path), torch.device(device)
-    record = read_export(path)
-    state = load_file(path / _WEIGHTS, device=str(device))
+    return open_export(Path(path), torch.device(device), dtype)[1]
+
+
+def open_export(path: Path, device: torch.device,
+                dtype: torch.dtype | None = None) -> tuple[ExportRecord, Generator]:
+    """What an export says of itself, and its generator. Arguments and errors as of `load_export`."""
+    with ThreadPoolExecutor(3) as pool:  # hashes are worked out while weights are on their way
+        checked = pool.submit(read_export, path)
+        tensors = pool.submit(read_tensors, path / _WEIGHTS, device)
+        tokenizer = pool.submit(open_tokenizer, path / _TOKENIZER)
+        record = checked.result()  # first: of what is not whole the others may have read anything
+    state, sizes = tensors.result(), record.model
     warp = warp_of(record.train, state.pop(TIME_DENSITY).cpu())
-    # The latent encoder has a buffer that no file holds.
-    with torch.device("cpu" if record.has_encoder else "meta"):
-        model = LatentDiffusionLM(record.train, record.model["hidden_size"], state.get("token_ids"),
-                                  record.model["vocab_size"])
-    if not record.has_encoder:
-        del model.encoder
+    model = model_of(record.train, sizes["hidden_size"], sizes["vocab_size"], state).requires_grad_(False)
     dtype = dtype or (torch.float32 if device.type == "cpu" else _DTYPES[record.precision])
-    weights = {name for name, _ in model.named_parameters()}
-    model.load_state_dict({name: tensor.to(dtype) if name in weights else tensor
-                           for name, tensor in state.items()}, assign=True)
-    return Generator(record.train, model.requires_grad_(False).to(device).eval(), warp,
-                     record.model["num_tokens"], record.model["end_of_text_id"],
-                     open_tokenizer(path / _TOKENIZER))
+    return record, Generator(record.train, model.to(dtype), warp, sizes["num_tokens"],
+                             sizes["end_of_text_id"], tokenizer.result())
 
 
 def read_export(path: Path) -> ExportRecord:
@@ -174,7 +175,7 @@ def _same_export(run: SavedRun, out: Path, precision: Precision, with_encoder: b
 def _needed(run: SavedRun, precision: Precision, with_encoder: bool) -> dict[str, Tensor]:
     """Tensors of the file: trained weights in the precision, buffers as they are."""
     return {name: (tensor.to(_DTYPES[precision]) if name in run.manifest.shapes else tensor).contiguous()
-            for name, tensor in run.weights.items() if with_encoder or not name.startswith(_ENCODER)}
+            for name, tensor in run.weights.items() if with_encoder or not name.startswith(ENCODER)}
 
 
 def _files(draft: Path) -> Iterator[StoredFile]:

@@ -39,13 +39,15 @@ def main() -> None:
     marks.reached("python")
     import torch
 
+    marks.reached("torch")
+    from trainer.export import load_export
     from trainer.fast.generator import fast_generator
 
     marks.reached("imports")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.zeros(1, device=device)
     marks.reached("device")
-    generator = _generator(asked, device)
+    generator = load_export(asked["export"], device) if asked["export"] else _of_profile(asked, device)
     marks.reached("weights")
     if asked["is_fast"]:
         generator = fast_generator(generator, lambda words: None, None, asked["mode"])
@@ -57,19 +59,14 @@ def main() -> None:
     print(json.dumps(marks.parts))
 
 
-def _generator(asked: dict[str, Any], device: "torch.device") -> "Generator":
-    """Of an export; or of weights of a profile that the benchmark has made."""
-    if asked["export"]:
-        from trainer.export import load_export
-
-        return load_export(asked["export"], device)
-    from safetensors.torch import load_file
-
+def _of_profile(asked: dict[str, Any], device: "torch.device") -> "Generator":
+    """Of weights that the benchmark has made."""
     from trainer.bench_cases import Model
     from trainer.bench_models import generator_of, profile_config
+    from trainer.weights_file import read_tensors
 
     config = profile_config(Model(name=asked["preset"], length=asked["length"]))
-    return generator_of(config, load_file(Path(asked["weights"]), device=str(device)))
+    return generator_of(config, read_tensors(Path(asked["weights"]), device))
 
 
 def _write_text(generator: "Generator") -> None:

@@ -18,6 +18,7 @@ from trainer.manifest import TIME_DENSITY, Manifest
 from trainer.model import LatentDiffusionLM
 from trainer.prompt import PromptContext
 from trainer.sampler import Denoise, SampleNoise, integrate
+from trainer.stored_model import model_of
 
 
 class Prompt(NamedTuple):
@@ -103,13 +104,12 @@ class Generator:
 
 def load_generator(config: TrainConfig, manifest: Manifest, weights: dict[str, Tensor], device: torch.device,
                    tokenizer: Any = None) -> Generator:
-    """Build the model of a checkpoint and give it the averaged weights."""
+    """The model of a checkpoint's averaged weights, of which it has copies, in their dtype."""
     sizes, state = manifest.model, dict(weights)
     warp = warp_of(config, state.pop(TIME_DENSITY))
-    model = LatentDiffusionLM(config, sizes["hidden_size"], state.get("token_ids"), sizes["vocab_size"])
-    model.load_state_dict(state)
-    return Generator(config, model.to(device).eval(), warp, sizes["num_tokens"], sizes["end_of_text_id"],
-                     tokenizer)
+    own = {name: tensor.to(device, copy=True) for name, tensor in state.items()}
+    return Generator(config, model_of(config, sizes["hidden_size"], sizes["vocab_size"], own), warp,
+                     sizes["num_tokens"], sizes["end_of_text_id"], tokenizer)
 
 
 def warp_of(config: TrainConfig, density: Tensor) -> TimestepSampler:

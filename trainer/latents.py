@@ -110,8 +110,7 @@ class Perceiver(nn.Module):
             self.input = nn.Linear(input_width, width)
             nn.init.orthogonal_(self.input.weight)
         self.positions = nn.Parameter(sinusoid(num_inputs, width))
-        queries = sinusoid(num_outputs, width, stretch=num_inputs / num_outputs)
-        self.queries = nn.Parameter(_QUERY_AMPLITUDE * queries)
+        self.queries = nn.Parameter(sinusoid(num_outputs, width, num_inputs / num_outputs, _QUERY_AMPLITUDE))
         block, shape = JointBlock if is_joint else SplitBlock, attention_shape(sizes)
         self.blocks = BlockStack((block(shape) for _ in range(num_layers)), config.activation_checkpointing)
         projects = is_joint or output_width != width
@@ -163,7 +162,8 @@ class TokenDecoder(nn.Module):
         width, gated = sizes.token_decoder_width, sizes.token_decoder_mlp == "gated"
         shape = AttentionShape(width, sizes.token_decoder_heads, sizes.qk_norm, sizes.dropout)
         self.input = nn.Linear(hidden_size, width) if hidden_size != width else nn.Identity()
-        self.positions = nn.Parameter(0.02 * torch.randn(config.data.sequence_length, width))
+        self.positions = nn.Parameter(torch.empty(config.data.sequence_length, width))
+        nn.init.normal_(self.positions, std=0.02)
         self.blocks = BlockStack((TransformerBlock(shape, gated) for _ in range(sizes.token_decoder_layers)),
                                  config.activation_checkpointing)
         self.norm = nn.LayerNorm(width)

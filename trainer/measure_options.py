@@ -67,8 +67,8 @@ def number(kind: type[_T], least: float, most: float) -> Callable[[str], _T]:
         except ValueError:
             value = kind(least - 1)
         if not least <= value <= most:
-            what = "whole number" if kind is int else "number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {what} from {least:g} to {most:g}")
+            what, form = ("whole number", ",") if kind is int else ("number", "g")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what} from {least:{form}} to {most:{form}}")
         return value
 
     return read

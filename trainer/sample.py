@@ -19,7 +19,7 @@ from trainer.bench_device import device_name
 from trainer.command import carry_out, talk
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError
-from trainer.export import load_export, read_export
+from trainer.export import open_export
 from trainer.fast.generator import fast_generator
 from trainer.generate import Generator, Prompt
 from trainer.infilling import infiller
@@ -126,8 +126,8 @@ def _folded(text: str) -> str:
 def _open(options: Namespace) -> Source:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.export is not None:
-        generator = load_export(options.export, device)
-        return Source(generator, str(options.export), read_export(options.export).step)
+        record, generator = open_export(options.export, device)
+        return Source(generator, str(options.export), record.step)
     run = load_run(RunFolder(named_store(options.store), options.run), talk)
     return Source(run.generator(device), options.run, run.manifest.step)
 

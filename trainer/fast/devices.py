@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import os
+import shutil
 
 import torch
 
@@ -12,4 +14,9 @@ _LEAST_FOR_TRITON = (7, 0)
 def has_triton(device: torch.device) -> bool:
     """Whether kernels in Triton's language run there, and so what torch compiles for GPUs."""
     return (device.type == "cuda" and torch.cuda.get_device_capability(device) >= _LEAST_FOR_TRITON
-            and importlib.util.find_spec("triton") is not None)
+            and importlib.util.find_spec("triton") is not None and _has_c_compiler())
+
+
+def _has_c_compiler() -> bool:
+    """Triton builds what starts its kernels by one, and images for inference have none."""
+    return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang")))

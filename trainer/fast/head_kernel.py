@@ -46,7 +46,8 @@ def _best_of_all(values, rows, found, num_positions, num_tiles, T: tl.constexpr)
     row = tl.load(rows + tile * num_positions + position, mask=is_tile, other=2**31 - 1)
     # Of equal ones the first.
     best = tl.min(tl.where(value == tl.max(value, axis=0), row, 2**31 - 1), axis=0)
-    tl.store(found + position, best.to(tl.int64))
+    # Where nothing is a number none equals the largest: it is the first, too, never a row that is not there.
+    tl.store(found + position, tl.where(best == 2**31 - 1, 0, best).to(tl.int64))
 
 
 def argmax_rows_by_kernel(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:

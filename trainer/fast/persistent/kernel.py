@@ -68,16 +68,18 @@ class PersistentKernel:
         addresses = (self._buffers[name].data_ptr() for name in _BUFFERS)
         self._args = np.array([(self._phases.data_ptr(), len(phases), 0, *addresses)], dtype=_ARGS)
         self._parameters = np.array([self._args.ctypes.data], dtype=np.uint64)
-        self._function = _loaded(cubin_of(shape), shape.shared_bytes)
+        with torch.cuda.device(self._device):  # the driver loads into the context of now
+            self._function = _loaded(cubin_of(shape), shape.shared_bytes)
 
     def launch(self) -> None:
-        """Everything, on the current stream."""
+        """Everything, on its device's current stream. One after the other: all share its buffers."""
         from cuda.bindings import driver
 
         self._buffers["counters"].zero_()
-        _checked(driver.cuLaunchKernel(
-            self._function, NUM_CTAS, 1, 1, _NUM_THREADS, 1, 1, self._shape.shared_bytes,
-            torch.cuda.current_stream().cuda_stream, self._parameters.ctypes.data, 0))
+        with torch.cuda.device(self._device):
+            _checked(driver.cuLaunchKernel(
+                self._function, NUM_CTAS, 1, 1, _NUM_THREADS, 1, 1, self._shape.shared_bytes,
+                torch.cuda.current_stream().cuda_stream, self._parameters.ctypes.data, 0))
 
     def _row(self, phase: Phase) -> tuple[float, ...]:
         columns = [self._address(column) for column in phase.columns]

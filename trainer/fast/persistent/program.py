@@ -82,7 +82,7 @@ def why_not_here(device: torch.device) -> str | None:
     """What of a device keeps the kernels from it; None: they run."""
     if device.type != "cuda":
         return "no CUDA device"
-    if importlib.util.find_spec("cuda") is None:
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.bindings") is None:
         return "no cuda.bindings, which torch for CUDA brings"
     name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
     if (major, minor) != (9, 0):
