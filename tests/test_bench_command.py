@@ -198,6 +198,22 @@ def test_a_mode_that_the_device_does_not_have_is_said_and_the_rest_goes_on(
     assert "      2      8     1   fp8 this card does not multiply in fp8\n" in capsys.readouterr().out
 
 
+def test_an_emulated_mode_is_checked_and_named_but_neither_timed_nor_set_beside_a_limit(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--dtype", "fp4", "--out", str(out)]) == 0
+    report = read_report(out)
+    result, = report.cases
+    assert result.check is not None and result.check.problem is None
+    assert 0.05 < result.check.latents_error < 0.5
+    assert result.fast is result.reference is result.work is None and "fp4" not in report.rates.flops_per_s
+    words = (f"emulated, so not timed: error {result.check.latents_error:.5f}, "
+             f"{result.check.same_tokens:.1%} the same")
+    assert f"      2      8     1   fp4 {words}\n" in capsys.readouterr().out
+    assert bench_command.main([*SMALL, "--dtype", "fp4", "--first-text"]) == 3
+    assert "--first-text: fp4 is emulated here: its speed says nothing" in capsys.readouterr().err
+
+
 def test_an_error_that_is_no_lack_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Eager):
         def tokens(self, num, seed, prompt=None):
