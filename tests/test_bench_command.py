@@ -48,6 +48,7 @@ def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     assert case["way"] == "operations of torch"
     fast, plain = found["first_texts"]
     assert (fast["is_fast"], plain["is_fast"]) == (True, False)
+    assert not fast["was_compiled"] and not plain["was_compiled"]  # nothing is, for a CPU
     assert list(fast["parts_s"]) == list(plain["parts_s"]) == [
         "python", "torch", "imports", "device", "weights", "layout", "first text", "next text"]
     assert plain["parts_s"]["torch"] > 0.1 and plain["parts_s"]["first text"] > 0

@@ -24,9 +24,10 @@ def _first_texts(report: Report) -> Iterator[str]:
     """Cold starts: each part, then all until the first text."""
     for found in report.first_texts:
         path = "by the fast path" if found.is_fast else "operation by operation"
+        path += ", kernels compiled before" if found.was_compiled else ""
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.parts_s.items())
         yield ""
-        yield f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}"
+        yield from _folded(f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}")
         yield from (f"  {line}" for line in textwrap.wrap(f"seconds: {parts}", _WIDTH - 2))
 
 
