@@ -288,7 +288,7 @@ def test_a_million_tokens_by_hand() -> None:
     (0.0101, 1.0, "bf16", False, "latents are 0.0101 off, more than 0.01"),
     (0.001, 0.985, "bf16", True, "98.5% of tokens are the same, fewer than 99%"),
     (0.001, 0.99, "bf16", True, None), (0.05, 0.5, "fp8", True, None),
-    (0.3, 0.0, "fp8", False, "latents are 0.3000 off, more than 0.2"),
+    (0.3, 0.0, "fp8", False, "latents are 0.3000 off, more than 0.2"), (0.3, 0.0, "fp4", True, None),
     (float("inf"), 0.0, "fp8", False, "latents are not numbers"),
     (float("nan"), 0.0, "fp8", False, "latents are not numbers")])
 def test_how_far_apart_two_paths_may_be(error: float, same: float, mode: str, is_trained: bool,
