@@ -50,6 +50,7 @@ def test_the_command_as_it_is_typed(tmp_path: Path) -> None:
     assert case["way"] == "operations of torch"
     fast, plain = found["first_texts"]
     assert (fast["is_fast"], plain["is_fast"]) == (True, False)
+    assert not fast["was_compiled"] and not plain["was_compiled"]  # nothing is, for a CPU
     assert list(fast["parts_s"]) == list(plain["parts_s"]) == [
         "python", "torch", "imports", "device", "weights", "layout", "first text", "next text"]
     assert plain["parts_s"]["torch"] > 0.1 and plain["parts_s"]["first text"] > 0
@@ -199,6 +200,22 @@ def test_a_mode_that_the_device_does_not_have_is_said_and_the_rest_goes_on(
     assert "      2      8     1   fp8 this card does not multiply in fp8\n" in capsys.readouterr().out
 
 
+def test_an_emulated_mode_is_checked_and_named_but_neither_timed_nor_set_beside_a_limit(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--dtype", "fp4", "--out", str(out)]) == 0
+    report = read_report(out)
+    result, = report.cases
+    assert result.check is not None and result.check.problem is None
+    assert 0.05 < result.check.latents_error < 0.5
+    assert result.fast is result.reference is result.work is None and "fp4" not in report.rates.flops_per_s
+    words = (f"emulated, so not timed: error {result.check.latents_error:.5f}, "
+             f"{result.check.same_tokens:.1%} the same")
+    assert f"      2      8     1   fp4 {words}\n" in capsys.readouterr().out
+    assert bench_command.main([*SMALL, "--dtype", "fp4", "--first-text"]) == 3
+    assert "--first-text: fp4 is emulated here: its speed says nothing" in capsys.readouterr().err
+
+
 def test_an_error_that_is_no_lack_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(Eager):
         def tokens(self, num, seed, prompt=None):
@@ -291,7 +308,7 @@ def test_a_million_tokens_by_hand() -> None:
     (0.0101, 1.0, "bf16", False, "latents are 0.0101 off, more than 0.01"),
     (0.001, 0.985, "bf16", True, "98.5% of tokens are the same, fewer than 99%"),
     (0.001, 0.99, "bf16", True, None), (0.05, 0.5, "fp8", True, None),
-    (0.3, 0.0, "fp8", False, "latents are 0.3000 off, more than 0.2"),
+    (0.3, 0.0, "fp8", False, "latents are 0.3000 off, more than 0.2"), (0.3, 0.0, "fp4", True, None),
     (float("inf"), 0.0, "fp8", False, "latents are not numbers"),
     (float("nan"), 0.0, "fp8", False, "latents are not numbers")])
 def test_how_far_apart_two_paths_may_be(error: float, same: float, mode: str, is_trained: bool,

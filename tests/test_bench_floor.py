@@ -32,7 +32,7 @@ def test_weights_of_the_published_shapes_are_the_published_ones(
 
 
 def test_rates_are_measured_for_each_way_in_which_some_part_is_multiplied():
-    rates = measure_rates(torch.device("cpu"), ["fp8"]).flops_per_s
+    rates = measure_rates(torch.device("cpu"), ["fp8", "fp4"]).flops_per_s  # fp4: emulated, so not one of it
     assert {"fp8", mode_of("vocabulary_head", "fp8"), "fp32"} == set(rates) == {"fp8", "bf16", "fp32"}
 
 
@@ -94,10 +94,11 @@ def test_a_floor_by_hand():
     assert list(work) == ["denoiser", "latent_decoder", "token_decoder", "vocabulary_head"]
     assert floor_s(work) == pytest.approx(sum(max(part.read_s, part.compute_s) for part in work.values()))
     assert is_bound_by_reading(work)
-    in_fp8 = work_of(case.model_copy(update={"mode": "fp8"}), config, TINY,
-                     rates.model_copy(update={"flops_per_s": {"bf16": 1e8, "fp8": 2e8}}))
-    assert in_fp8["denoiser"].num_bytes == work["denoiser"].num_bytes / 2
-    assert in_fp8["denoiser"].compute_s == work["denoiser"].compute_s / 2
-    assert in_fp8["vocabulary_head"] == work["vocabulary_head"]  # which is held in bf16
+    for mode, bits in (("fp8", 8), ("fp4", 4.5)):
+        quantised = work_of(case.model_copy(update={"mode": mode}), config, TINY,
+                            rates.model_copy(update={"flops_per_s": {"bf16": 1e8, mode: 2e8}}))
+        assert quantised["denoiser"].num_bytes == work["denoiser"].num_bytes * bits / 16
+        assert quantised["denoiser"].compute_s == work["denoiser"].compute_s / 2
+        assert quantised["vocabulary_head"] == work["vocabulary_head"]  # which is held in bf16
     slow = work_of(case, config, TINY, rates.model_copy(update={"flops_per_s": {"bf16": 1e6}}))
     assert slow["denoiser"].floor_s == slow["denoiser"].compute_s and not is_bound_by_reading(slow)

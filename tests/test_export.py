@@ -18,7 +18,7 @@ from safetensors.torch import load_file  # noqa: E402
 import trainer.export  # noqa: E402
 from tests.fake_hub import running_hub  # noqa: E402
 from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa: E402
-from trainer import bench_command  # noqa: E402
+from trainer import bench_command, compiled  # noqa: E402
 from trainer.bench_result import read_report  # noqa: E402
 from trainer.contract import ConfigError, StoreError  # noqa: E402
 from trainer.export import load_export, read_export, write_export  # noqa: E402
@@ -349,6 +349,40 @@ def test_a_run_of_another_version_is_told_as_such(run, tmp_path):
     other.folder.write_bytes("recipe.json", b'{"train": {"steps": 1}}')
     with pytest.raises(StoreError, match="not a recipe of this version"):
         load_run(other.folder, lambda _line: None)
+
+
+def test_compiled_code_comes_along_where_it_is_asked_for_and_runs_where_it_is_trusted(
+        run, saved, exported, tmp_path, monkeypatch, capsys):
+    """Nothing is compiled for a CPU: of the code there is only what it was made for."""
+    here = compiled.MadeFor(device="NVIDIA H200", torch="2.11.0", python="3.12.3", machine="x86_64")
+    monkeypatch.setattr(compiled, "made_for_here", lambda: here)
+    monkeypatch.setattr(compiled, "usual_mode", lambda device: "fp32")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", "own")
+    out = tmp_path / "out"
+    record = write_export(saved, out, with_compiled=True)
+    assert [file.name for file in record.files if compiled.is_compiled(file)] == ["compiled/made-for.json"]
+    assert write_export(saved, out, with_compiled=True) == record == read_export(out)
+    with pytest.raises(ConfigError, match="something else at this place"):
+        write_export(saved, out)
+
+    texts = load_export(exported).texts(2, seed=0)
+    assert load_export(out).texts(2, seed=0) == texts and os.environ["TRITON_CACHE_DIR"] == "own"
+    typed = ("--from", str(out), "-n", "2", "--json")
+    assert json.loads(_sampled(run, capsys, *typed, "--trust-compiled")[1])["texts"] == texts
+    assert os.environ["TRITON_CACHE_DIR"].startswith(str(tmp_path / "cache"))
+    (out / "compiled" / "made-for.json").write_text(here.model_dump_json() + " ")
+    assert "made-for.json is missing, cut off or changed" in _sampled(run, capsys, *typed)[2]
+    with pytest.raises(SystemExit):
+        read_sample_options(["run", "--trust-compiled"])
+
+
+def test_code_that_cannot_be_compiled_here_is_refused_before_anything_is_written(saved, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("here it can")
+    with pytest.raises(ConfigError, match="there is no CUDA device here"):
+        write_export(saved, tmp_path / "out", with_compiled=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_export_is_benchmarked_as_a_trained_model(exported, tmp_path, capsys):

@@ -83,6 +83,16 @@ def test_it_says_once_what_this_device_allows() -> None:
     assert fast.dtype == torch.float32
 
 
+def test_4_bits_without_tensor_cores_for_them_are_called_emulated_and_take_no_kernels(monkeypatch) -> None:
+    reference, said = _pair({"width": 32})[0], []
+    monkeypatch.setattr(persistent, "why_not_here", lambda device: None)
+    monkeypatch.setattr(persistent, "why_not", lambda *sizes: None)
+    fast = fast_generator(reference, said.append, mode="fp4")
+    assert said == ["fast path: fp4 emulated in bf16 (its error, not its speed), operations of torch; "
+                    "no CUDA graphs here"]
+    assert fast.dtype == torch.float4_e2m1fn_x2 and fast.way(1) == "operations of torch"
+
+
 def test_it_names_the_kernels_of_one_text_at_a_time_where_there_are_some(monkeypatch) -> None:
     monkeypatch.setattr(persistent, "why_not_here", lambda device: None)
     monkeypatch.setattr(persistent, "why_not", lambda config, size, batch, has_prompt:

@@ -101,9 +101,10 @@ def test_one_pass_in_bfloat16_is_off_by_no_more_than_a_hundredth(layout) -> None
     assert 1e-4 < error < 1e-2
 
 
-@pytest.mark.parametrize(("mode", "least", "most"), [("bf16", 1e-4, 1e-2), ("fp8", 3e-2, 2e-1)])
+@pytest.mark.parametrize(("mode", "least", "most"), [("bf16", 1e-4, 1e-2), ("fp8", 3e-2, 2e-1),
+                                                     ("fp4", 2e-1, 5e-1)])
 @pytest.mark.parametrize("block", ["adaln", "plain"])
-def test_ten_passes_are_off_by_a_hundredth_at_most_in_bfloat16_and_a_fifth_in_fp8(
+def test_ten_passes_are_off_by_a_hundredth_at_most_in_bfloat16_a_fifth_in_fp8_half_in_fp4(
         block, mode, least, most) -> None:
     """With matrices that keep the size of what they read; others here blow errors up from pass to pass."""
     generator = _generator({"denoiser_block": block, "width": 64, "latent_width": 64}, steps=10)
@@ -111,7 +112,8 @@ def test_ten_passes_are_off_by_a_hundredth_at_most_in_bfloat16_and_a_fifth_in_fp
     for parameter in generator.model.denoiser.parameters():
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5, generator=chance)
-    error, _ = _errors(generator, 3, mode)
+    error, same = _errors(generator, 3, mode)
+    print(f"{block}, {mode}: error {error:.4f}, same tokens {same:.3f}")
     assert least < error < most
 
 

@@ -32,4 +32,5 @@ def test_everything_that_the_benchmark_measures_is_measured(tmp_path: Path) -> N
         assert result.parts is not None and 0 < result.parts.head < result.fast.seconds_median
         assert result.autoregressive is not None and result.autoregressive.tokens_per_s > 0
     assert report.device.is_rtx5090 is ("RTX 5090" in report.device.name)
-    assert [found.is_fast for found in report.first_texts] == [True, False]
+    assert [found.is_fast for found in report.first_texts] == [True, True, False]
+    assert [found.was_compiled for found in report.first_texts] == [False, True, True]

@@ -15,7 +15,9 @@ from trainer.fast import generator as fast_path  # noqa: E402
 from trainer.fast.generator import FastGenerator, fast_generator  # noqa: E402
 from trainer.fast.graph import CapturedProgram  # noqa: E402
 from trainer.fast.noise import normals, normals_by_torch, sample_keys  # noqa: E402
+from trainer.fast.nvfp4 import multiplies_nvfp4  # noqa: E402
 from trainer.fast.program import FastModel  # noqa: E402
+from trainer.fast.weights import Mode  # noqa: E402
 from trainer.generate import Generator, decode, sample_latents  # noqa: E402
 from trainer.model import LatentDiffusionLM  # noqa: E402
 from trainer.sample import quickened  # noqa: E402
@@ -86,20 +88,29 @@ def test_one_graph_gives_the_latents_of_the_reference(layout: str, compile_mode:
     assert said == [f"fast path: {way}, one CUDA graph for each batch size"]
 
 
-@pytest.mark.skipif(not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0),
-                    reason="needs products in fp8 with a scale for each row")
+ABILITY = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+
+
+@pytest.mark.skipif(ABILITY < (9, 0), reason="needs products in fp8 with a scale for each row")
+@pytest.mark.parametrize(("mode", "least", "most"), [("fp8", 1e-2, 2e-1), ("fp4", 1e-1, 7e-1)])
 @pytest.mark.parametrize("compile_mode", [None, "default"])
-def test_fp8_is_off_by_no_more_than_a_fifth(compile_mode: str | None) -> None:
+def test_fp8_is_off_by_no_more_than_a_fifth_and_fp4_by_no_more_than_the_benchmark_allows(
+        compile_mode: str | None, mode: Mode, least: float, most: float) -> None:
     generator, said = _generator("seed"), []
-    fast = fast_generator(generator, said.append, compile_mode, mode="fp8")
+    fast = fast_generator(generator, said.append, compile_mode, mode=mode)
     for num in SIZES_OF[compile_mode]:
         latents = sample_latents(generator.model, range(num), 3, generator.config.sampling)
         found = fast.generated(range(num), 3)
         error = float((found.latents_BKD - latents).norm() / latents.norm())
         same = float((found.tokens_BL == decode(generator.model, latents, ROWS)).float().mean())
-        print(f"fp8, compile {compile_mode}, batch {num}: error {error:.5f}, same tokens {same:.4f}")
-        assert 1e-2 < error < 2e-1
-    assert len(said) == 1 and "fp8" in said[0]
+        print(f"{mode}, compile {compile_mode}, batch {num}: error {error:.5f}, same tokens {same:.4f}")
+        assert least < error < most
+    assert len(said) == 1 and mode in said[0]
+
+
+@pytest.mark.skipif(ABILITY < (10, 0), reason="needs products in fp4")
+def test_tensor_cores_multiply_in_fp4() -> None:
+    assert multiplies_nvfp4(torch.device("cuda"))
 
 
 @pytest.mark.parametrize("solver", ["ddim", "ancestral", "sde"])

@@ -29,7 +29,7 @@ class Case(BaseModel):
     Attributes:
         steps: Denoiser passes.
         batch: Texts at once.
-        mode: How the fast path holds its weights: `fp32`, `bf16`, `fp8`.
+        mode: How the fast path holds its weights: `fp32`, `bf16`, `fp8`, `fp4`.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -27,7 +27,7 @@ from trainer.bench_sources import Source, of_export, of_profile
 from trainer.bench_table import screen
 from trainer.command import carry_out, talk
 from trainer.contract import ConfigError, LdlmError
-from trainer.fast.weights import Mode, usual_mode
+from trainer.fast.weights import Mode, is_emulated, usual_mode
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,6 +60,9 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.first_text and is_emulated(mode := _modes(options, device)[0], device):
+        raise ConfigError(f"{mode} is emulated here: its speed says nothing", place="--first-text",
+                          fix="give another --dtype first")
     sources = _sources(options, device)
     report = _measured(options, sources, device, Report(
         at=datetime.now(UTC), source=_source_words(options), seed=options.seed,
@@ -73,7 +76,7 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
 
 def is_good(report: Report, comparison: Comparison | None) -> bool:
     """True when what was asked for was measured, no path computes something else, and nothing is slower."""
-    measured = any(result.fast for result in report.cases) and not report.problems
+    measured = any(result.check for result in report.cases) and not report.problems
     compared = comparison is None or not (comparison.why_not or comparison.regressions)
     return measured and not report.failed and compared
 

@@ -11,8 +11,8 @@ from trainer.config import TrainConfig
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import generation_flops, generation_parameters
 
-# Of one weight; scales are left out.
-BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0}
+# Of one weight; scales are left out, but for those of each 16 weights in fp4.
+BYTES_OF_WEIGHT = {"fp32": 4.0, "bf16": 2.0, "fp8": 1.0, "fp4": 4.5 / 8}
 HEAD = "vocabulary_head"
 
 
@@ -48,12 +48,12 @@ class PartWork(BaseModel):
 
 
 def mode_of(part: str, mode: str) -> str:
-    """How a part is held and multiplied in a mode: in fp8 the head is bf16 (`trainer/fast/weights.py`).
+    """How a part is held and multiplied in a mode: the head has no fp8 or fp4 (`trainer/fast/program.py`).
 
     Where a path holds matrices of blocks in more bytes than its mode says, that is no part of a limit: the
     persistent kernels have attention's outputs in bf16.
     """
-    return "bf16" if mode == "fp8" and part == HEAD else mode
+    return "bf16" if mode in ("fp8", "fp4") and part == HEAD else mode
 
 
 def work_of(case: Case, config: TrainConfig, shape: EncoderShape, rates: Rates,

@@ -10,7 +10,7 @@ from trainer.bench_cases import SWEEPS
 from trainer.measure_options import number
 from trainer.profiles import PROFILES
 
-_MODES = ("fp32", "bf16", "fp8")
+_MODES = ("fp32", "bf16", "fp8", "fp4")
 _EXAMPLES = """examples:
   ldlm bench-here --preset seed-35b-a3b --steps 10 --steps 4
   ldlm bench-here --preset seed-27b --sweep batch --plot batch.png --out b.json

@@ -31,7 +31,7 @@ from trainer.bench_result import (
 from trainer.bench_timing import Timed, over_after, time_path
 from trainer.contract import ConfigError
 from trainer.fast.generator import FastGenerator
-from trainer.fast.weights import dtype_of
+from trainer.fast.weights import dtype_of, is_emulated
 from trainer.generate import Generator
 
 _T = TypeVar("_T")
@@ -122,6 +122,9 @@ class _Runner:
         expected = self._outputs(case, own)
         fast = self._fast.at(own, case.mode)
         check = self._check(case, fast, expected)
+        if is_emulated(case.mode, self._device):
+            return CaseResult(case=case, check=check, fast_path=tuple(self._fast.said),
+                              left_out=check.problem or f"emulated, so not timed: {check}")
         work = work_of(case, own.config, shape_behind(own.model), self._rates, _num_seen(own))
         found = CaseResult(case=case, check=check, work=work, floor_s=floor_s(work), left_out=check.problem,
                            fast_path=tuple(self._fast.said),

@@ -24,9 +24,10 @@ def _first_texts(report: Report) -> Iterator[str]:
     """Cold starts: each part, then all until the first text."""
     for found in report.first_texts:
         path = "by the fast path" if found.is_fast else "operation by operation"
+        path += ", kernels compiled before" if found.was_compiled else ""
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.parts_s.items())
         yield ""
-        yield f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}"
+        yield from _folded(f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}")
         yield from (f"  {line}" for line in textwrap.wrap(f"seconds: {parts}", _WIDTH - 2))
 
 
@@ -123,7 +124,7 @@ def _notes(report: Report) -> Iterator[str]:
                              "something else was running while limits were measured")
         if result.autoregressive and result.fast:
             other = result.autoregressive.tokens_per_s
-            held = "bf16" if result.case.mode == "fp8" else result.case.mode  # it has no kernels of its own
+            held = "fp32" if result.case.mode == "fp32" else "bf16"  # it has no quantised weights
             yield from _note(f"{result.case}: {result.fast.tokens_per_s / other:.1f} times an autoregressive "
                              f"transformer of as many parameters in {held}, {other:,.0f} tokens/s")
         if (published := result.published_tokens_per_s) and (reference := result.reference):

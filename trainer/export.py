@@ -5,6 +5,7 @@
     tokenizer/          in Hugging Face layout
     recipe.yaml         reproduces it: `ldlm launch recipe.yaml`
     README.md           model card; curves.png where matplotlib is there
+    compiled/           with --with-compiled: kernels, see trainer/compiled.py
 
 The folder appears whole, by a rename; a copy of it that was cut off does not match its hashes.
 Exit codes: those of the `ldlm` command.
@@ -31,6 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.command import carry_out, talk
+from trainer.compiled import check_compiles, compile_into, is_compiled, use_compiled
 from trainer.config import TrainConfig
 from trainer.contract import ConfigError, Name, StoreError
 from trainer.generate import Generator, warp_of
@@ -78,6 +80,11 @@ class ExportRecord(BaseModel):
     train: TrainConfig
     files: list[StoredFile]
 
+    @property
+    def has_compiled(self) -> bool:
+        """What was compiled on its maker's device is in it, too."""
+        return any(map(is_compiled, self.files))
+
 
 def load_export(path: Path | str, device: torch.device | str = "cpu",
                 dtype: torch.dtype | None = None) -> Generator:
@@ -94,14 +101,20 @@ def load_export(path: Path | str, device: torch.device | str = "cpu",
     return open_export(Path(path), torch.device(device), dtype)[1]
 
 
-def open_export(path: Path, device: torch.device,
-                dtype: torch.dtype | None = None) -> tuple[ExportRecord, Generator]:
-    """What an export says of itself, and its generator. Arguments and errors as of `load_export`."""
+def open_export(path: Path, device: torch.device, dtype: torch.dtype | None = None, *,
+                trusts_compiled: bool = False) -> tuple[ExportRecord, Generator]:
+    """What an export says of itself, and its generator. Arguments and errors as of `load_export`.
+
+    Args:
+        trusts_compiled: This process may run the machine code that lies in it.
+    """
     with ThreadPoolExecutor(3) as pool:  # hashes are worked out while weights are on their way
         checked = pool.submit(read_export, path)
         tensors = pool.submit(read_tensors, path / _WEIGHTS, device)
         tokenizer = pool.submit(open_tokenizer, path / _TOKENIZER)
         record = checked.result()  # first: of what is not whole the others may have read anything
+    if trusts_compiled:
+        use_compiled(path, record.files)
     state, sizes = tensors.result(), record.model
     warp = warp_of(record.train, state.pop(TIME_DENSITY).cpu())
     model = model_of(record.train, sizes["hidden_size"], sizes["vocab_size"], state).requires_grad_(False)
@@ -131,29 +144,33 @@ def _is_whole(path: Path, file: StoredFile) -> bool:
     return path.is_file() and path.stat().st_size == file.num_bytes and sha256_of(path) == file.sha256
 
 
-def write_export(run: SavedRun, out: Path, precision: Precision = "bf16", *,
-                 with_encoder: bool = False) -> ExportRecord:
+def write_export(run: SavedRun, out: Path, precision: Precision = "bf16", *, with_encoder: bool = False,
+                 with_compiled: bool = False) -> ExportRecord:
     """Write a run's newest weights into a new folder, whole or not at all.
 
     Before it counts it is loaded again, and has made the samples of its model card.
 
     Raises:
-        ConfigError: Something else is there already, or the tokenizer cannot be found.
+        ConfigError: Something else is there already, the tokenizer cannot be found, or nothing is compiled
+            on this device.
         StoreError: The disk does not take it.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        return _same_export(run, out, precision, with_encoder)
+        return _same_export(run, out, (precision, with_encoder, with_compiled))
+    here = check_compiles() if with_compiled else None
     with _draft_of(out.absolute()) as draft:
         save_file(_needed(run, precision, with_encoder), draft / _WEIGHTS)
         _write_tokenizer(load_tokenizer(run.config.token_encoder, run.folder.store), draft / _TOKENIZER)
         recipe = run.folder.read_json(Name.RECIPE)
         recipe["train"]["token_encoder"] = run.config.token_encoder.model_dump(mode="json")
         (draft / _RECIPE).write_text(recipe_yaml(recipe))
-        record = ExportRecord(run_id=run.folder.run_id, step=run.manifest.step, precision=precision,
-                              has_encoder=with_encoder, model=run.manifest.model, train=run.config,
-                              facts=facts_of(run.folder, run.config, run.manifest),
-                              files=list(_files(draft)))
-        (draft / _CONFIG).write_text(record.model_dump_json(indent=1))
+        record = _recorded(draft, ExportRecord(
+            run_id=run.folder.run_id, step=run.manifest.step, precision=precision, has_encoder=with_encoder,
+            model=run.manifest.model, train=run.config,
+            facts=facts_of(run.folder, run.config, run.manifest), files=[]))
+        if here:
+            compile_into(draft, here)
+            record = _recorded(draft, record)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         samples = load_export(draft, device).texts(_NUM_SAMPLES, _SEED)
         has_plot = draw_curves(run.folder, record.step, draft / _PLOT)
@@ -162,11 +179,20 @@ def write_export(run: SavedRun, out: Path, precision: Precision = "bf16", *,
     return record
 
 
-def _same_export(run: SavedRun, out: Path, precision: Precision, with_encoder: bool) -> ExportRecord:
+def _recorded(draft: Path, record: ExportRecord) -> ExportRecord:
+    """The record with all files that lie there, written."""
+    files = [file for file in _files(draft) if file.name != _CONFIG]
+    record = record.model_copy(update={"files": files})
+    (draft / _CONFIG).write_text(record.model_dump_json(indent=1))
+    return record
+
+
+def _same_export(run: SavedRun, out: Path, kind: tuple[Precision, bool, bool]) -> ExportRecord:
     """What is at `out` already, when it is this very export: then a push can go on."""
-    wanted = (run.folder.run_id, run.manifest.step, precision, with_encoder)
+    wanted = (run.folder.run_id, run.manifest.step, kind)
     record = read_export(out) if (out / _CONFIG).is_file() else None
-    if record and (record.run_id, record.step, record.precision, record.has_encoder) == wanted:
+    if record and (record.run_id, record.step,
+                   (record.precision, record.has_encoder, record.has_compiled)) == wanted:
         return record
     raise ConfigError("there is something else at this place already", place=str(out),
                       fix="name another folder: --out PATH, or remove this one")
@@ -254,7 +280,8 @@ def _export(options: Namespace) -> str:
     folder = RunFolder(named_store(options.store), options.run)
     run = load_run(folder, talk)
     out = options.out or Path(f"{options.run}-step-{run.manifest.step}")
-    record = write_export(run, out, options.precision, with_encoder=options.with_encoder)
+    record = write_export(run, out, options.precision, with_encoder=options.with_encoder,
+                          with_compiled=options.with_compiled)
     num_bytes = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     url = None
     if options.push_to_hub is not None:

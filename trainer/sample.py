@@ -126,7 +126,7 @@ def _folded(text: str) -> str:
 def _open(options: Namespace) -> Source:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if options.export is not None:
-        record, generator = open_export(options.export, device)
+        record, generator = open_export(options.export, device, trusts_compiled=options.trust_compiled)
         return Source(generator, str(options.export), record.step)
     run = load_run(RunFolder(named_store(options.store), options.run), talk)
     return Source(run.generator(device), options.run, run.manifest.step)

@@ -31,6 +31,8 @@ def read_sample_options(arguments: Sequence[str] | None = None) -> argparse.Name
                      "an export. What is left out is as in the run's recipe.", _SAMPLE_EXAMPLES)
     _add_run(parser, "RUN", nargs="?")
     parser.add_argument("--from", dest="export", type=_path, metavar="PATH", help="an export, not a run")
+    parser.add_argument("--trust-compiled", action="store_true", help="run the machine code that lies in the "
+                        "export (made by --with-compiled, on such a device): only if you know who made it")
     parser.add_argument("-n", "--num", type=positive, metavar="N", help="texts")
     parser.add_argument("--seed", type=_seed, default=0, help="text i depends on it and i alone (default 0)")
     add_sampling(parser)
@@ -54,6 +56,8 @@ def read_export_options(arguments: Sequence[str] | None = None) -> argparse.Name
                         "(default bf16)")
     parser.add_argument("--with-encoder", action="store_true", help="the latent encoder too, for "
                         "`ldlm sample --suffix`")
+    parser.add_argument("--with-compiled", action="store_true", help="also the kernels of a first text on "
+                        "this machine's GPU, for `ldlm sample --trust-compiled`")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="then upload it as this model")
     parser.add_argument("--json", action="store_true", help="for programs")
     return parser.parse_args(arguments)
@@ -90,6 +94,8 @@ def _add_run(parser: argparse.ArgumentParser, metavar: str, nargs: str | None = 
 def _checked(parser: argparse.ArgumentParser, options: argparse.Namespace) -> argparse.Namespace:
     if (options.run is None) == (options.export is None):
         parser.error("name either a RUN or an export by --from PATH")
+    if options.trust_compiled and options.export is None:
+        parser.error("--trust-compiled is for an export: name one by --from PATH")
     if options.prompt_guidance is not None and options.prompt is None:
         parser.error("--prompt-guidance weighs a prompt: add --prompt TEXT, or leave it out")
     return options

@@ -15,7 +15,7 @@ from trainer.fast.devices import has_triton
 from trainer.fast.graph import CapturedProgram
 from trainer.fast.noise import sample_keys
 from trainer.fast.program import FastModel, Generated, Program, Way, program_of, way_of
-from trainer.fast.weights import FORMATS, Mode, usual_mode
+from trainer.fast.weights import FORMATS, Mode, is_emulated, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.host_copies import to_device
 from trainer.prompt import PromptContext
@@ -116,5 +116,6 @@ def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
     ways = list(dict.fromkeys(found.way(batch) for batch in (1, 2)))
     words = ways[0] if len(ways) == 1 else f"{ways[0]} for one text at a time, else {ways[1]}"
     graphs = "one CUDA graph for each batch size" if device.type == "cuda" else "no CUDA graphs here"
-    say(f"fast path: {fast.mode}, {words}; {graphs}")
+    how = " emulated in bf16 (its error, not its speed)" if is_emulated(fast.mode, device) else ""
+    say(f"fast path: {fast.mode}{how}, {words}; {graphs}")
     return found

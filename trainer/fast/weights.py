@@ -13,11 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer.attention import GatedMlp
+from trainer.fast.nvfp4 import Nvfp4Map, multiplies_nvfp4
 from trainer.quantise import FP8_MAX, encode_fp8
 
 # fp8: matrices of the blocks in e4m3, a scale for each of their rows and of what they read; the rest as bf16.
-Mode = Literal["fp32", "bf16", "fp8"]
-FORMATS: dict[Mode, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+# fp4: the same matrices, and what they read, in NVFP4.
+Mode = Literal["fp32", "bf16", "fp8", "fp4"]
+FORMATS: dict[Mode, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn,
+                                    "fp4": torch.float4_e2m1fn_x2}
 _FP8_SIDES = 16  # torch multiplies matrices in fp8 whose sides divide by it
 Part = TypeVar("Part", bound=nn.Module)
 
@@ -70,6 +73,14 @@ class Fp8Map(nn.Module):
         return found_NO.unflatten(0, x.shape[:-1])
 
 
+_QUANTISED: dict[Mode, type[Fp8Map] | type[Nvfp4Map]] = {"fp8": Fp8Map, "fp4": Nvfp4Map}
+
+
+def is_emulated(mode: str, device: torch.device) -> bool:
+    """True where a mode gives its numbers, and so its error, but not its speed."""
+    return mode == "fp4" and not multiplies_nvfp4(device)
+
+
 def usual_mode(device: torch.device) -> Mode:
     """Where nobody says: bf16 where there are tensor cores for it."""
     has_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
@@ -96,8 +107,9 @@ def laid_out(part: Part, mode: Mode) -> Part:
 def _for_inference(module: nn.Module, mode: Mode) -> Any:
     if isinstance(module, nn.LayerNorm):
         return RoundedNorm(module, dtype_of(mode))
-    if isinstance(module, nn.Linear) and mode == "fp8" and Fp8Map.fits(module):
-        return Fp8Map(module)
+    quantised = _QUANTISED.get(mode)
+    if isinstance(module, nn.Linear) and quantised and quantised.fits(module):
+        return quantised(module)
     if isinstance(module, GatedMlp):
         module = JoinedGatedMlp(module)
     for name, child in module.named_children():

@@ -1,8 +1,17 @@
-"""From the kernel's source to machine code by NVRTC, which torch for CUDA brings (`cuda.bindings`)."""
+"""From the kernel's source to machine code by NVRTC, which torch for CUDA brings (`cuda.bindings`).
 
+It is kept beside Triton's, so that one setting, TRITON_CACHE_DIR, moves all that was compiled.
+"""
+
+import contextlib
 import functools
+import hashlib
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from trainer.fast.persistent.shape import Shape
 
@@ -13,16 +22,40 @@ _OPTIONS = (b"--gpu-architecture=sm_90a", b"--std=c++17")
 
 @functools.cache
 def cubin_of(shape: Shape) -> bytes:
-    """Machine code for sm_90a.
+    """Machine code for sm_90a, compiled once on a machine for a source and a version of torch.
 
     Raises:
         RuntimeError: NVRTC refused the source; its messages.
     """
-    from cuda.bindings import nvrtc
-
     headers = {name: (_FOLDER / name).read_text() for name in _HEADERS} | {"wgmma.cuh": _wgmma_header(shape)}
     macros = "".join(f"#define {name} {value}\n" for name, value in shape.macros.items())
     source = macros + (_FOLDER / "persistent.cu").read_text()
+    told = repr((source, sorted(headers.items()), _OPTIONS, torch.__version__))
+    path = _folder() / f"{hashlib.sha256(told.encode()).hexdigest()}.cubin"
+    if path.is_file():
+        return path.read_bytes()
+    cubin = _compiled(source, headers)
+    with contextlib.suppress(OSError):  # then the next process compiles again
+        _keep(path, cubin)
+    return cubin
+
+
+def _folder() -> Path:
+    home = Path(os.environ.get("TRITON_HOME") or Path.home())
+    return Path(os.environ.get("TRITON_CACHE_DIR") or home / ".triton" / "cache") / "ldlm"
+
+
+def _keep(path: Path, cubin: bytes) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as draft:
+        draft.write(cubin)
+    os.replace(draft.name, path)
+
+
+def _compiled(source: str, headers: dict[str, str]) -> bytes:
+    from cuda.bindings import nvrtc
+
     status, program = nvrtc.nvrtcCreateProgram(
         source.encode(), b"persistent.cu", len(headers), [text.encode() for text in headers.values()],
         [name.encode() for name in headers])

@@ -301,7 +301,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384, 1) g
         const Phase& P = A.phases[p];
         if (!has_norm(P.kind)) continue;
         float* to = S.stat + (use & 1)*128;
-        bar_wait(S.seen, use & 1);
+        if (RUNS_AHEAD) { wait_for_consumers(S, p); bar_wait(S.seen + 8*(use & 1), (use >> 1) & 1); }
+        else bar_wait(S.seen, use & 1);
         for (int r = lane; r < 64; r += 32) {
           float first = 0.f, second = 1.f;  // KEYS_VALUES: what it reads has its norm behind it
           if (P.kind == ATTEND) {

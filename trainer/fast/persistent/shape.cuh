@@ -12,6 +12,8 @@ constexpr int ABYTES = BLOCK*BPS;
 constexpr bool STAGED = 64*ND*4 <= ASLOTS*ABYTES;              // partial sums fit into the ring of activations
 constexpr int QKSLOTS = HEADB*(BPS == 1 ? 2 : 1);              // slots of a head's queries and keys
 constexpr bool HOLDS = QKSLOTS <= ASLOTS;
+// A phase that waits for nobody may be brought whole before the consumers begin: then warps 9 and 10 must not get further ahead.
+constexpr bool RUNS_AHEAD = KB/2/BPS <= ASLOTS;
 
 enum Kind : u32 { QKV, ATTEND, UP, DOWN, END_STEP, END, KEYS_VALUES, QUERY, GATE, GATED_UP };
 FN constexpr int padded(int columns) { return (columns + 15)/16*16; }  // for two warpgroups
@@ -91,7 +93,7 @@ FN void lay_out(Shared& S, char* memory) {
 FN void init_barriers(const Shared& S) {
   for (int i = 0; i < WSLOTS; i++) { bar_init(S.wfull + 8*i, 1); bar_init(S.wempty + 8*i, 8); }
   for (int i = 0; i < ASLOTS; i++) { bar_init(S.afull + 8*i, 1); bar_init(S.aempty + 8*i, 8); }
-  bar_init(S.statbar, 1); bar_init(S.statbar + 8, 1); bar_init(S.seen, 1); bar_init(S.xfull, 1); bar_init(S.xfree, 1);
+  bar_init(S.statbar, 1); bar_init(S.statbar + 8, 1); bar_init(S.seen, 1); if (RUNS_AHEAD) bar_init(S.seen + 8, 1); bar_init(S.xfull, 1); bar_init(S.xfree, 1);
   for (int i = 0; i < 2; i++) { bar_init(S.pfull + 8*i, 1); bar_init(S.pempty + 8*i, 8); }
   bar_inits_seen();
 }
