@@ -47,7 +47,8 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                                                                     "million tokens")
     parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit "
+                                                                  "over what was varied")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
                                                                      "case is slower than the noise of both")
     options = parser.parse_args(arguments)

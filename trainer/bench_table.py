@@ -128,8 +128,9 @@ def _notes(report: Report) -> Iterator[str]:
             yield from _note(f"{result.case}: {result.fast.tokens_per_s / other:.1f} times an autoregressive "
                              f"transformer of as many parameters in {held}, {other:,.0f} tokens/s")
         if (published := result.published_tokens_per_s) and (reference := result.reference):
+            fast = f", the fast path {result.fast.tokens_per_s / published:.1f} times" if result.fast else ""
             yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
-                             f"card, the reference {reference.tokens_per_s / published:.2f} times that")
+                             f"card, the reference {reference.tokens_per_s / published:.2f} times that{fast}")
     for warning in (*report.problems, *report.device.warnings):
         yield from _note(warning)
     if not report.device.is_rtx5090:
@@ -142,8 +143,9 @@ def _projections(report: Report) -> Iterator[str]:
     for result in report.cases:
         projected = result.projected_rtx5090_tokens_per_s
         if projected is not None:
+            none = ", had it such kernels" if result.way == "persistent kernels" else ""  # of Hopper alone
             yield from _note("PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
-                             f"{result.case}: ~{projected:,.0f} tokens/s")
+                             f"{result.case}: ~{projected:,.0f} tokens/s{none}")
         elif result.fast:
             yield from _note(f"no projection for an RTX 5090 of {result.case}: arithmetic bounds it, too")
 
