@@ -13,11 +13,13 @@ torch = pytest.importorskip("torch")
 from trainer import bench_command, bench_models  # noqa: E402
 from trainer.bench_cases import Model  # noqa: E402
 from trainer.bench_models import profile_config, random_generator  # noqa: E402
+from trainer.bench_options import read_bench_options  # noqa: E402
 from trainer.bench_paths import Eager, FastPaths  # noqa: E402
 from trainer.bench_result import CaseResult, check_of, read_report, usd_per_million_tokens  # noqa: E402
 from trainer.bench_sources import Source  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.generate import Generator  # noqa: E402
+from trainer.measure_options import read_measure_options  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ("--preset", "smoke", "--length", "8", "--steps", "2", "--generations", "3")
@@ -258,6 +260,24 @@ def test_an_earlier_result_with_times_that_are_none_is_refused(
     earlier.write_text(json.dumps(told).replace('"here"', speed))
     assert bench_command.main([*SMALL, "--against", str(earlier)]) == 3
     assert "is no result of this benchmark: cases.0.fast.seconds_p90: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train"]])
+def test_what_is_for_nodes_says_so_to_a_person(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "trainer.bench", *arguments], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("usage: python -m trainer.bench generate --help\n"
+                           "without `generate` it is for nodes; of a run: `ldlm bench RUN`\n")
+
+
+def test_the_help_has_eighty_columns(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for read in (read_bench_options, read_measure_options):
+        with pytest.raises(SystemExit):
+            read(["--help"])
+        assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize("arguments", [

@@ -90,6 +90,14 @@ def test_a_driver_that_says_something_else_says_nothing(smi: NvidiaSmi, row: str
     assert gpu_state() is None
 
 
+def test_a_card_that_is_hidden_from_this_process_is_not_asked_about(
+        smi: NvidiaSmi, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi.answers(f"--query-gpu={FIELDS}", HOME)
+    assert gpu_state() is not None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu_state() is None
+
+
 def test_without_a_driver_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_state() is None

@@ -3,7 +3,10 @@
 `python -m trainer.bench generate`: generation without a run (`trainer/bench_command.py`).
 """
 
+import os
 import sys
+
+from trainer.contract import Env
 
 
 def main() -> int:
@@ -12,6 +15,10 @@ def main() -> int:
         from trainer.bench_command import main as generate
 
         return generate(sys.argv[2:])
+    if sys.argv[1:] or Env.END_FOLDER not in os.environ:
+        print("usage: python -m trainer.bench generate --help\n"
+              "without `generate` it is for nodes; of a run: `ldlm bench RUN`", file=sys.stderr)
+        return 2
     from trainer.bench_document import main as document
 
     document()

@@ -144,7 +144,10 @@ def _git_sha() -> str | None:
 
 
 def gpu_state() -> GpuState | None:
-    """Ask the driver about the first card that this process may use; None without a driver that answers."""
+    """Ask the driver about the first card that this process may use; None where it may use none, and without
+    a driver that answers."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        return None
     fields = ",".join([*_TEXT, *_NUMBERS.values()])
     row = _row(fields)
     if row is None or len(row) != len(_TEXT) + len(_NUMBERS):

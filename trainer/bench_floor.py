@@ -48,7 +48,11 @@ class PartWork(BaseModel):
 
 
 def mode_of(part: str, mode: str) -> str:
-    """How a part is held and multiplied in a mode: the head has no fp8 or fp4 (`trainer/fast/program.py`)."""
+    """How a part is held and multiplied in a mode: the head has no fp8 or fp4 (`trainer/fast/program.py`).
+
+    Where a path holds matrices of blocks in more bytes than its mode says, that is no part of a limit: the
+    persistent kernels have attention's outputs in bf16.
+    """
     return "bf16" if mode in ("fp8", "fp4") and part == HEAD else mode
 
 

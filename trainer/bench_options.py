@@ -13,7 +13,7 @@ from trainer.profiles import PROFILES
 _MODES = ("fp32", "bf16", "fp8", "fp4")
 _EXAMPLES = """examples:
   ldlm bench-here --preset seed-35b-a3b --steps 10 --steps 4
-  ldlm bench-here --preset seed-27b --sweep batch --plot batch.png --out batch.json
+  ldlm bench-here --preset seed-27b --sweep batch --plot batch.png --out b.json
   ldlm bench-here --preset smoke --against earlier.json
 """
 
@@ -23,9 +23,9 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="ldlm bench-here", formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, epilog=_EXAMPLES,
-        description="Time generation, of random weights of a profile or of an export: the float32 reference "
-                    "and the fast path in one run, checked against each other first, beside what the device "
-                    "can do.")
+        description="Time generation, of random weights of a profile or of an export: the float32\n"
+                    "reference and the fast path in one run, checked against each other first, beside\n"
+                    "what the device can do.")
     _add_cases(parser)
     parser.add_argument("--generations", type=number(int, 1, 1_000_000), default=50, metavar="N",
                         help="timed generations of each path and case, after 3 to warm up (default 50)")
@@ -47,7 +47,8 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                                                                     "million tokens")
     parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit "
+                                                                  "over what was varied")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
                                                                      "case is slower than the noise of both")
     options = parser.parse_args(arguments)

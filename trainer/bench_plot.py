@@ -1,4 +1,4 @@
-"""The picture of a benchmark: speed and share of the limit against batch and length."""
+"""The picture of a benchmark: speed and share of the limit against whatever was varied."""
 
 import importlib.util
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Any
 
 from trainer.bench_result import CaseResult, Report
 from trainer.contract import ConfigError
+
+_AXES = {"batch": "batch", "length": "tokens of a text", "steps": "denoiser steps"}
 
 
 def require_plots() -> None:
@@ -18,19 +20,43 @@ def require_plots() -> None:
 def plot(report: Report, path: Path) -> None:
     """Draw it into a PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure_of(report)).print_png(path)
+
+
+def figure_of(report: Report) -> Any:
+    """A row for each axis along which cases differ: speed, and share of the limit."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    panels = figure.subplots(2, 2)
-    for row, (axis, name) in enumerate((("batch", "batch"), ("length", "tokens of a text"))):
-        _draw(panels[row][0], report, axis, name, share=False)
-        _draw(panels[row][1], report, axis, name, share=True)
+    varied = [axis for axis in _AXES if len({_x(result, axis) for result in report.cases if result.fast}) > 1]
+    rows = varied or ["batch"]
+    figure = Figure(figsize=(12, 4 * len(rows)), layout="constrained")
+    for (left, right), axis in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
+        _draw(left, report, axis, share=False)
+        _draw(right, report, axis, share=True)
     figure.suptitle(f"{report.device.name}, {report.source}, torch {report.software.torch}")
-    FigureCanvasAgg(figure).print_png(path)
+    return figure
 
 
-def _draw(axes: Any, report: Report, axis: str, name: str, *, share: bool) -> None:
-    """One line for each model, number of steps and mode, and whatever is not on the axis."""
+def _draw(axes: Any, report: Report, axis: str, *, share: bool) -> None:
+    lines = _lines(report, axis, share=share)
+    for label, points in lines.items():
+        style = "x:" if "reference" in label else "o-"
+        axes.plot([x for x, _ in points], [y for _, y in points], style, label=label)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({x for points in lines.values() for x, _ in points})
+    axes.set_xticks(ticks, [str(x) for x in ticks])
+    axes.set(xlabel=_AXES[axis], ylabel="% of the limit" if share else "tokens/s")
+    if share:
+        axes.set_ylim(0, max([105, *(1.05 * y for points in lines.values() for _, y in points)]))
+    else:
+        axes.set_yscale("log")
+    if lines:
+        axes.legend(fontsize=7)
+
+
+def _lines(report: Report, axis: str, *, share: bool) -> dict[str, list[tuple[int, float]]]:
+    """One for each model, mode, and whatever is not on the axis; none of one point beside longer ones."""
     lines: dict[str, list[tuple[int, float]]] = {}
     for result in report.cases:
         if result.fast is None or result.fraction_of_limit is None:
@@ -40,27 +66,18 @@ def _draw(axes: Any, report: Report, axis: str, name: str, *, share: bool) -> No
         if not share and result.reference is not None:
             lines.setdefault(_label(result, axis, "float32 reference"), []).append(
                 (_x(result, axis), result.reference.tokens_per_s))
-    for label, points in lines.items():
-        points.sort()
-        style = "x:" if "reference" in label else "o-"
-        axes.plot([x for x, _ in points], [y for _, y in points], style, label=label)
-    axes.set_xscale("log", base=2)
-    ticks = sorted({x for points in lines.values() for x, _ in points})
-    axes.set_xticks(ticks, [str(x) for x in ticks])
-    axes.set(xlabel=name, ylabel="% of the limit" if share else "tokens/s")
-    if share:
-        axes.set_ylim(0, max([105, *(1.05 * y for points in lines.values() for _, y in points)]))
-    else:
-        axes.set_yscale("log")
-    if lines:
-        axes.legend(fontsize=7)
+    longer = {label: sorted(set(points)) for label, points in lines.items() if len(set(points)) > 1}
+    return longer or lines
 
 
 def _x(result: CaseResult, axis: str) -> int:
-    return result.case.batch if axis == "batch" else result.case.model.length
+    case = result.case
+    return {"batch": case.batch, "length": case.model.length, "steps": case.steps}[axis]
 
 
 def _label(result: CaseResult, axis: str, path: str | None = None) -> str:
     case = result.case
-    other = f"{case.model.length} tokens" if axis == "batch" else f"batch {case.batch}"
-    return f"{case.model.name}, {case.steps} steps, {other}, {path or case.mode}"
+    sizes = {"steps": f"{case.steps} steps", "length": f"{case.model.length} tokens",
+             "batch": f"batch {case.batch}"}
+    return ", ".join([case.model.name, *(words for name, words in sizes.items() if name != axis),
+                      path or case.mode])

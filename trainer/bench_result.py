@@ -43,7 +43,8 @@ class Check(BaseModel):
     problem: str | None
 
     def __str__(self) -> str:
-        return f"error {self.latents_error or math.nan:.5f}, {self.same_tokens:.1%} the same"
+        error = math.nan if self.latents_error is None else self.latents_error
+        return f"error {error:.5f}, {self.same_tokens:.1%} the same"
 
 
 class CaseResult(BaseModel):

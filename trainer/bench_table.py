@@ -123,12 +123,14 @@ def _notes(report: Report) -> Iterator[str]:
             yield from _note(f"{result.case}: faster than the limit: its weights lie in a cache, or "
                              "something else was running while limits were measured")
         if result.autoregressive and result.fast:
-            ratio = result.fast.tokens_per_s / result.autoregressive.tokens_per_s
-            yield from _note(f"{result.case}: {ratio:.1f} times an autoregressive transformer of as many "
-                             f"parameters, {result.autoregressive.tokens_per_s:,.0f} tokens/s")
+            other = result.autoregressive.tokens_per_s
+            held = "fp32" if result.case.mode == "fp32" else "bf16"  # it has no quantised weights
+            yield from _note(f"{result.case}: {result.fast.tokens_per_s / other:.1f} times an autoregressive "
+                             f"transformer of as many parameters in {held}, {other:,.0f} tokens/s")
         if (published := result.published_tokens_per_s) and (reference := result.reference):
+            fast = f", the fast path {result.fast.tokens_per_s / published:.1f} times" if result.fast else ""
             yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
-                             f"card, the reference {reference.tokens_per_s / published:.2f} times that")
+                             f"card, the reference {reference.tokens_per_s / published:.2f} times that{fast}")
     for warning in (*report.problems, *report.device.warnings):
         yield from _note(warning)
     if not report.device.is_rtx5090:
@@ -141,8 +143,9 @@ def _projections(report: Report) -> Iterator[str]:
     for result in report.cases:
         projected = result.projected_rtx5090_tokens_per_s
         if projected is not None:
+            none = ", had it such kernels" if result.way == "persistent kernels" else ""  # of Hopper alone
             yield from _note("PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
-                             f"{result.case}: ~{projected:,.0f} tokens/s")
+                             f"{result.case}: ~{projected:,.0f} tokens/s{none}")
         elif result.fast:
             yield from _note(f"no projection for an RTX 5090 of {result.case}: arithmetic bounds it, too")
 

@@ -13,8 +13,8 @@ from trainer.store import store_url
 
 FIELDS_JUDGE = "openai-community/gpt2-large"
 _EXAMPLES = """examples:
-  ldlm evaluate RUN --out quality                        judged by GPT-2 large, as the field does
-  ldlm evaluate RUN --judge ./my-judge --out quality     without network, by a local model
+  ldlm evaluate RUN --out quality                     by GPT-2 large, as usual
+  ldlm evaluate RUN --judge ./my-judge --out quality  without network
   ldlm evaluate RUN --steps 8,32,128 --temperatures 0.9,1 -n 1024 --out quality
   ldlm evaluate RUN --solver ancestral --grid warped --out quality
   ldlm evaluate RUN --prompt-tokens 16 --out quality     completions too
@@ -26,8 +26,8 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     """What was typed behind `ldlm evaluate`. Ends the program with code 2 when it goes wrong."""
     parser = argparse.ArgumentParser(
         prog="ldlm evaluate", formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        description="Measure a run's newest checkpoint on held-out text, and its own text by a judge: "
-                    "reconstruction, losses, perplexity over entropy, repetition, MAUVE, speed. "
+        description="Measure a run's newest checkpoint on held-out text, and its own text by a judge:\n"
+                    "reconstruction, losses, perplexity over entropy, repetition, MAUVE, speed.\n"
                     "Needs `make evaluation-tools` once.",
         epilog=_EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="id of a run, see `ldlm status`")

@@ -8,8 +8,7 @@ from trainer.attention import CrossAttention, GatedMlp, MultiHead, SelfAttention
 from trainer.fast.persistent.layout import head_rows, pair_tiles, tile_tiles
 from trainer.fast.persistent.phases import Kind, Map, Sublayer
 from trainer.fast.persistent.shape import Shape
-
-_LARGEST_E4M3 = 448.0
+from trainer.quantise import FP8_MAX
 
 
 def self_attention(attention: SelfAttention, norm: nn.LayerNorm, shape: Shape) -> Sublayer:
@@ -67,7 +66,7 @@ def _held(weight: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None, Tensor]:
     """A matrix as the kernel reads it, the scale of its rows, and what the two stand for in float32."""
     if not shape.is_fp8:
         return weight.bfloat16(), None, weight
-    scale = weight.abs().amax(1).clamp(min=1e-12) / _LARGEST_E4M3
+    scale = weight.abs().amax(1).clamp(min=1e-12) / FP8_MAX
     rounded = (weight / scale[:, None]).to(torch.float8_e4m3fn)
     return rounded.view(torch.uint8), scale, rounded.float() * scale[:, None]
 
