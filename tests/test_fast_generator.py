@@ -8,7 +8,9 @@ torch = pytest.importorskip("torch")
 
 from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
 
+from trainer.contract import ConfigError  # noqa: E402
 from trainer.fast import generator as fast_path  # noqa: E402
+from trainer.fast import weights  # noqa: E402
 from trainer.fast.generator import FastGenerator, fast_generator  # noqa: E402
 from trainer.fast.persistent import program as persistent  # noqa: E402
 from trainer.frontier import with_settings  # noqa: E402
@@ -81,6 +83,20 @@ def test_it_says_once_what_this_device_allows() -> None:
     fast.tokens(5, seed=0)
     assert said == ["fast path: fp32, operations of torch; no CUDA graphs here"]
     assert fast.dtype == torch.float32
+
+
+def test_fp8_is_refused_where_torch_does_not_multiply_so(monkeypatch) -> None:
+    def refuses(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED")
+
+    reference = _pair()[0]
+    weights.multiplies_fp8.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_scaled_mm", refuses)
+        with pytest.raises(ConfigError, match="torch multiplies no matrices in fp8"):
+            fast_generator(reference, mode="fp8")
+    weights.multiplies_fp8.cache_clear()
+    assert fast_generator(reference, lambda words: None, mode="fp8").dtype == torch.float8_e4m3fn
 
 
 def test_4_bits_without_tensor_cores_for_them_are_called_emulated_and_take_no_kernels(monkeypatch) -> None:

@@ -85,8 +85,14 @@ def _align(query: nn.Linear, key: nn.Linear, value: nn.Linear, output: nn.Linear
         with torch.no_grad():
             query.weight.mul_(_PERCEIVER_GAIN * 3**0.5)
     key.load_state_dict(query.state_dict())
-    nn.init.orthogonal_(value.weight)
-    nn.init.orthogonal_(output.weight)
+    _orthogonal(value)
+    _orthogonal(output)
+
+
+def _orthogonal(linear: nn.Linear) -> None:
+    """Let a map keep lengths; it has none without memory, where torch 2.11 would load its compiler for it."""
+    if not linear.weight.is_meta:
+        nn.init.orthogonal_(linear.weight)
 
 
 class Perceiver(nn.Module):
@@ -108,7 +114,7 @@ class Perceiver(nn.Module):
         self.input: nn.Module = nn.Identity()
         if is_joint or input_width != width:
             self.input = nn.Linear(input_width, width)
-            nn.init.orthogonal_(self.input.weight)
+            _orthogonal(self.input)
         self.positions = nn.Parameter(sinusoid(num_inputs, width))
         self.queries = nn.Parameter(sinusoid(num_outputs, width, num_inputs / num_outputs, _QUERY_AMPLITUDE))
         block, shape = JointBlock if is_joint else SplitBlock, attention_shape(sizes)

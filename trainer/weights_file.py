@@ -57,7 +57,7 @@ class _Staging:
         is_gone.synchronize()
         _read(self._file, buffer[:len(part)])
         part.copy_(buffer[:len(part)], non_blocking=True)
-        is_gone.record()
+        is_gone.record(torch.cuda.current_stream(part.device))
 
 
 def _read(file: FileIO, part: Tensor) -> None:

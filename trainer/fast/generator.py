@@ -15,12 +15,10 @@ from trainer.fast.devices import has_triton
 from trainer.fast.graph import CapturedProgram
 from trainer.fast.noise import sample_keys
 from trainer.fast.program import FastModel, Generated, Program, Way, program_of, way_of
-from trainer.fast.weights import FORMATS, Mode, is_emulated, usual_mode
+from trainer.fast.weights import FORMATS, Mode, is_emulated, multiplies_fp8, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.host_copies import to_device
 from trainer.prompt import PromptContext
-
-_LEAST_FOR_FP8 = (9, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,11 +103,9 @@ def fast_generator(generator: Generator, say: Callable[[str], None] = talk,
         say("what is filled in between given texts has no fast path: the plain one is taken")
         return generator
     device = generator.model.hidden_mean.device
-    ability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-    if mode == "fp8" and device.type == "cuda" and ability < _LEAST_FOR_FP8:
-        name = torch.cuda.get_device_name(device)
-        raise ConfigError(f"{name} does not multiply matrices of rows with a scale each: that takes compute "
-                          "capability 9.0", place="fp8", fix="take bf16")
+    if mode == "fp8" and not multiplies_fp8(device):
+        raise ConfigError("torch multiplies no matrices in fp8 with a scale for each row on this device",
+                          place="fp8", fix="take bf16")
     fast = FastModel(generator, mode or usual_mode(device),
                      compile_mode if has_triton(device) else None)
     found = FastGenerator(**vars(generator), fast=fast, say=say)

@@ -5,6 +5,7 @@ Shapes: N positions, I and O inputs and outputs of a map.
 """
 
 import copy
+import functools
 from collections.abc import Iterable
 from typing import Any, Literal, TypeVar
 
@@ -71,6 +72,21 @@ class Fp8Map(nn.Module):
         found_NO = torch._scaled_mm(codes_NI, self.codes_OI.T, scale_N1, self.scale_1O, self.bias_O,
                                     out_dtype=torch.bfloat16, use_fast_accum=x.is_cuda)
         return found_NO.unflatten(0, x.shape[:-1])
+
+
+@functools.cache
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether torch does there with a scale for each row.
+
+    A small product is tried, since compute capability does not tell: Hopper has it, and torch 2.10 has not
+    on 12.0 (github.com/pytorch/pytorch/issues/192707).
+    """
+    ones = torch.ones(_FP8_SIDES, _FP8_SIDES, dtype=torch.bfloat16, device=device)
+    try:
+        Fp8Map(linear(ones, ones[0]))(ones)
+    except (RuntimeError, ValueError):
+        return False
+    return True
 
 
 _QUANTISED: dict[Mode, type[Fp8Map] | type[Nvfp4Map]] = {"fp8": Fp8Map, "fp4": Nvfp4Map}
