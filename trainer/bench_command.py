@@ -1,8 +1,8 @@
 """`python -m trainer.bench generate`: random weights of profiles, the reference and the fast path in one run.
 
 Exit codes: 0 measured; 1 a path computes something else, nothing was measured, no first text came, a case is
-slower than in the earlier result, or nothing can be compared with it; 2 usage; others as of the `ldlm`
-command.
+slower than in the earlier result, or lost, or nothing can be compared with it; 2 usage; others as of the
+`ldlm` command.
 """
 
 import os
@@ -77,8 +77,7 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
 def is_good(report: Report, comparison: Comparison | None) -> bool:
     """True when what was asked for was measured, no path computes something else, and nothing is slower."""
     measured = any(result.check for result in report.cases) and not report.problems
-    compared = comparison is None or not (comparison.why_not or comparison.regressions)
-    return measured and not report.failed and compared
+    return measured and not report.failed and (comparison is None or comparison.is_good)
 
 
 def _require_place(option: str, path: Path | None) -> None:

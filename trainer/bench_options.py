@@ -50,7 +50,7 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: speed and share of the limit "
                                                                   "over what was varied")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
-                                                                     "case is slower than the noise of both")
+                                                                     "case is slower than noise explains")
     options = parser.parse_args(arguments)
     if not options.preset and not options.exports:
         parser.error("name what to benchmark: --preset NAME, or --from PATH")
