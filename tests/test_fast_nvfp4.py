@@ -153,6 +153,8 @@ def _tensor_cores(left, right, left_scales, right_scales, out_dtype):
 def test_tensor_cores_are_given_what_is_emulated_elsewhere(monkeypatch) -> None:
     x, linear = _inputs(), laid_out(_map(64, 144), "bf16")
     emulated = Nvfp4Map(linear)(x)
+    monkeypatch.setattr(nvfp4, "_WEIGHTS_AT_A_TIME", 64 * 50)
+    assert torch.equal(Nvfp4Map(linear)(x), emulated)
     monkeypatch.setattr(nvfp4, "multiplies_nvfp4", lambda device: True)
     monkeypatch.setattr(torch, "_scaled_mm", _tensor_cores)
     native = Nvfp4Map(linear)

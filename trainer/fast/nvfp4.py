@@ -13,6 +13,7 @@ from trainer.quantise import Nvfp4, encode_nvfp4, unscaled_nvfp4
 
 _LEAST_CAPABILITY = (10, 0)
 _INPUTS, _OUTPUTS = 32, 16  # torch multiplies matrices in fp4 whose sides divide by these
+_WEIGHTS_AT_A_TIME = 4 * 2**20  # some 30 bytes each while they are encoded: 120 MiB (arithmetic)
 _TILE_ROWS, _TILE_COLUMNS = 128, 4  # of block scales
 
 
@@ -25,11 +26,12 @@ class Nvfp4Map(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        coded = encode_nvfp4(linear.weight)
+        rows = max(1, _WEIGHTS_AT_A_TIME // linear.in_features)
+        coded = [encode_nvfp4(piece) for piece in linear.weight.split(rows)]
         is_native = multiplies_nvfp4(linear.weight.device)
-        self.weight = coded.codes if is_native else unscaled_nvfp4(coded)
-        self.block_scales = tiled(coded.block_scales) if is_native else None
-        self.scale_1O, self.bias_O = coded.row_scales.T, linear.bias
+        self.weight = torch.cat([part.codes if is_native else unscaled_nvfp4(part) for part in coded])
+        self.block_scales = tiled(torch.cat([part.block_scales for part in coded])) if is_native else None
+        self.scale_1O, self.bias_O = torch.cat([part.row_scales for part in coded]).T, linear.bias
 
     @staticmethod
     def fits(linear: nn.Linear) -> bool:
