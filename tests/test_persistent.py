@@ -69,7 +69,8 @@ def test_what_a_norm_takes_away_is_of_the_weights_as_they_are_held() -> None:
     width, norm = SMALL.width, torch.nn.LayerNorm(SMALL.width)
     up = torch.nn.Linear(width, 4 * width)
     torch.nn.init.normal_(norm.weight)
-    first, _ = mlp(torch.nn.Sequential(up, torch.nn.GELU(), torch.nn.Linear(4 * width, width)), norm, SMALL).maps
+    down = torch.nn.Linear(4 * width, width)
+    first, _ = mlp(torch.nn.Sequential(up, torch.nn.GELU(), down), norm, SMALL).maps
     wanted = up.weight.detach().bfloat16().double() @ norm.weight.detach().double()
     assert torch.allclose(first.columns[1].double(), wanted, atol=1e-5)
 
