@@ -262,6 +262,23 @@ def test_an_earlier_result_with_times_that_are_none_is_refused(
     assert "is no result of this benchmark: cases.0.fast.seconds_p90: " in capsys.readouterr().err
 
 
+def test_an_interruption_while_torch_is_imported_shows_no_traceback() -> None:
+    code = """
+import builtins, os, signal, sys
+from trainer import bench
+plain = builtins.__import__
+def imported(name, *rest):
+    if name == "torch":
+        os.kill(os.getpid(), signal.SIGINT)
+    return plain(name, *rest)
+builtins.__import__ = imported
+sys.argv = ["bench", "generate", "--preset", "smoke"]
+bench.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted before it began\n")
+
+
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["train"]])
 def test_what_is_for_nodes_says_so_to_a_person(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "trainer.bench", *arguments], cwd=ROOT, capture_output=True,

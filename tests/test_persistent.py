@@ -20,6 +20,7 @@ from trainer.fast.noise import sample_keys  # noqa: E402
 from trainer.fast.persistent import program  # noqa: E402
 from trainer.fast.persistent.compiling import cubin_of  # noqa: E402
 from trainer.fast.persistent.layout import head_rows, pair_tiles, swizzled, tile_tiles  # noqa: E402
+from trainer.fast.persistent.packing import mlp  # noqa: E402
 from trainer.fast.persistent.phases import Kind  # noqa: E402
 from trainer.fast.persistent.shape import SHAPES, Shape  # noqa: E402
 from trainer.fast.program import FastModel  # noqa: E402
@@ -61,6 +62,17 @@ def test_every_weight_of_a_map_split_over_pairs_occurs_once_and_zeros_fill_up(co
 def test_every_weight_of_a_map_into_the_residual_stream_occurs_once(factor: int) -> None:
     width = SMALL.width
     assert occurrences(tile_tiles(numbered(width, factor * width))) == [0] + [1] * (factor * width * width)
+
+
+def test_what_a_norm_takes_away_is_of_the_weights_as_they_are_held() -> None:
+    """Rows of one number have no deviation, so that nothing may be left of them: mean W g less mean W g."""
+    width, norm = SMALL.width, torch.nn.LayerNorm(SMALL.width)
+    up = torch.nn.Linear(width, 4 * width)
+    torch.nn.init.normal_(norm.weight)
+    down = torch.nn.Linear(4 * width, width)
+    first, _ = mlp(torch.nn.Sequential(up, torch.nn.GELU(), down), norm, SMALL).maps
+    wanted = up.weight.detach().bfloat16().double() @ norm.weight.detach().double()
+    assert torch.allclose(first.columns[1].double(), wanted, atol=1e-5)
 
 
 def test_each_cta_of_a_pair_has_the_columns_of_both_for_its_half_of_the_sum() -> None:

@@ -7,12 +7,14 @@ import os
 import sys
 
 from trainer.contract import Env
+from trainer.interrupts import ends_at_once
 
 
 def main() -> int:
     """Do what was typed. Returns the exit code; of the document, its node reads a file."""
     if sys.argv[1:2] == ["generate"]:
-        from trainer.bench_command import main as generate
+        with ends_at_once("interrupted before it began"):  # it imports much
+            from trainer.bench_command import main as generate
 
         return generate(sys.argv[2:])
     if sys.argv[1:] or Env.END_FOLDER not in os.environ:

@@ -16,6 +16,7 @@ from trainer.attention import AttentionShape, TransformerBlock
 from trainer.bench_models import fill, shape_behind
 from trainer.bench_timing import over_after, time_path
 from trainer.config import ModelConfig
+from trainer.fast.graph import replay_of
 from trainer.fast.weights import dtype_of, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.sizes import generation_parameters
@@ -80,7 +81,7 @@ class Decoding:
         self._latest_B1 = torch.full((batch, 1), _START, device=device)
         self._drawn_BL = torch.zeros(batch, length, dtype=torch.int64, device=device)
         self._places_L = torch.arange(length, device=device)
-        self._graph = self._captured() if device.type == "cuda" else None
+        self._go_on = replay_of(self._step) if device.type == "cuda" else self._step
 
     @torch.inference_mode()
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:
@@ -88,22 +89,8 @@ class Decoding:
         self._at.zero_()
         self._latest_B1.fill_(seed % self._model.head.out_features)
         for _ in range(self._drawn_BL.shape[1]):
-            if self._graph is None:
-                self._step()
-            else:
-                self._graph.replay()
+            self._go_on()
         return self._drawn_BL.clone()
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            self._step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._step()
-        return graph
 
     def _step(self) -> None:
         """One more token of each row. What lies behind it in the kept keys and values is not read."""

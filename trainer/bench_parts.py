@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from trainer.bench_limits import timed_s
 from trainer.bench_paths import Path
 from trainer.fast.generator import FastGenerator
+from trainer.fast.graph import replay_of
 from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator
 
@@ -79,18 +80,7 @@ def head_s(path: Path, generator: Generator, batch: int, mode: Mode) -> float:
 def alone_s(work: Callable[[], object], device: torch.device) -> float:
     """Median seconds of some work; on a GPU replayed as a graph, so that giving orders costs nothing."""
     if device.type == "cuda":
-        work = _captured(work)
+        work = replay_of(work)
     timed_s(work, device)
     return statistics.median(timed_s(work, device) for _ in range(_TIMES))
 
-
-def _captured(work: Callable[[], object]) -> Callable[[], object]:
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay

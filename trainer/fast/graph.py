@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -52,6 +53,19 @@ class CapturedProgram:
             for _ in range(_WARM_UPS):
                 self._program(self._keys_B2, self._prompt)
         torch.cuda.current_stream().wait_stream(side)
+
+
+def replay_of(work: Callable[[], object]) -> Callable[[], None]:
+    """Some work on the current device as one graph, after it was done once: what does it again."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
 
 
 def _many_sizes() -> contextlib.AbstractContextManager[object]:

@@ -65,7 +65,7 @@ def _down(linear: nn.Linear, shape: Shape) -> Map:
 def _held(weight: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None, Tensor]:
     """A matrix as the kernel reads it, the scale of its rows, and what the two stand for in float32."""
     if not shape.is_fp8:
-        return weight.bfloat16(), None, weight
+        return (rounded := weight.bfloat16()), None, rounded.float()
     scale = weight.abs().amax(1).clamp(min=1e-12) / FP8_MAX
     rounded = (weight / scale[:, None]).to(torch.float8_e4m3fn)
     return rounded.view(torch.uint8), scale, rounded.float() * scale[:, None]
