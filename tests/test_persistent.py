@@ -176,6 +176,20 @@ def told(request: pytest.FixtureRequest) -> tuple[Generator, Told, Told]:
     return generator, made._denoiser, made._decoder
 
 
+def test_programs_of_one_model_share_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "PersistentKernel", Told)
+    monkeypatch.setitem(program.SHAPES, (1024, False), SMALL)
+    generator = small_generator(is_fp8=False)
+    model = FastModel(generator, "bf16", None)
+    fewer = generator.config.model_copy(
+        update={"sampling": generator.config.sampling.model_copy(update={"steps": 1})})
+    programs = [program.PersistentProgram(config, model) for config in (generator.config, fewer)]
+    kernels = [(made._denoiser, made._decoder) for made in programs]
+    matrices = [{phase.map.matrix.data_ptr() for kernel in pair for phase in kernel.phases}
+                for pair in kernels]
+    assert matrices[0] == matrices[1]
+
+
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 

@@ -5,7 +5,7 @@ Shapes: B batch, K latents, D latent width, L tokens, P prompt tokens.
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator, Guidance, guided
 from trainer.prompt import PromptContext
 from trainer.sampler import SOLVERS, Mix, grid_of, solver_steps
+
+if TYPE_CHECKING:
+    from trainer.fast.persistent.packing import Packed
 
 # Fastest first. What works on no device or in no memory is left out, and the next is taken.
 Way = Literal["persistent kernels", "compiled", "operations of torch"]
@@ -60,6 +63,7 @@ class FastModel:
         self.persistent = mode == "bf16"  # in e4m3 the kernels have not run to their end yet
         self.shape = model.config.num_latents, model.config.model.latent_width
         self._parts: tuple[FastDenoiser, FastDecoder] | None = None
+        self.packed: Packed | None = None  # what persistent kernels read instead, kept for all samplings
         head = model.token_decoder.head
         self._head = head.weight.detach().to(dtype_of(mode)), head.bias.detach().float()
         self.compiled(compile_mode)

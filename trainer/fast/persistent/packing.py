@@ -1,14 +1,45 @@
 """The trainer's own sublayers as the persistent kernel reads them: matrices in bf16 or e4m3, norms folded
 into what follows them, all else float32."""
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from trainer.attention import CrossAttention, GatedMlp, MultiHead, SelfAttention
+from trainer.attention import CrossAttention, GatedMlp, MultiHead, SelfAttention, TransformerBlock
 from trainer.fast.persistent.layout import head_rows, pair_tiles, tile_tiles
 from trainer.fast.persistent.phases import Kind, Map, Sublayer
 from trainer.fast.persistent.shape import Shape
+from trainer.model import LatentDiffusionLM
 from trainer.quantise import FP8_MAX
+
+
+class Packed(NamedTuple):
+    """What both kernels read of a model, whatever the sampling: sublayers in order, maps of the latents."""
+
+    denoiser: list[Sublayer]
+    latents: list[Map]
+    latent_decoder: list[Sublayer]
+    token_decoder: list[Sublayer]
+
+
+def packed(model: LatentDiffusionLM, shape: Shape) -> Packed:
+    """A copy of the weights that generate, but for the head's."""
+    layers = list(enumerate(model.decoder.perceiver.blocks, 1))
+    return Packed(
+        _transformer(model.denoiser.blocks, shape),
+        [keys_values(part.cross_attention, part.context_norm, number, shape) for number, part in layers],
+        [sublayer for number, part in layers for sublayer in (
+            self_attention(part.self_attention, part.self_norm, shape),
+            cross_attention(part.cross_attention, part.cross_norm, number, shape),
+            mlp(part.mlp, part.mlp_norm, shape))],
+        _transformer(model.token_decoder.blocks, shape))
+
+
+def _transformer(blocks: Iterable[TransformerBlock], shape: Shape) -> list[Sublayer]:
+    return [sublayer for part in blocks for sublayer in (
+        self_attention(part.attention, part.attention_norm, shape), mlp(part.mlp, part.mlp_norm, shape))]
 
 
 def self_attention(attention: SelfAttention, norm: nn.LayerNorm, shape: Shape) -> Sublayer:

@@ -13,7 +13,7 @@ from trainer.config import TrainConfig
 from trainer.fast.denoiser import told_times
 from trainer.fast.persistent.kernel import PersistentKernel
 from trainer.fast.persistent.layout import blocks_of, swizzled
-from trainer.fast.persistent.packing import cross_attention, keys_values, mlp, self_attention
+from trainer.fast.persistent.packing import Packed, packed
 from trainer.fast.persistent.phases import End, Sublayer, chained
 from trainer.fast.persistent.shape import NUM_CTAS, NUM_LATENTS, NUM_SUMMED_PARTS, SHAPES, WIDTHS, Shape
 from trainer.fast.program import FastModel, Generated
@@ -33,8 +33,10 @@ class PersistentProgram:
         shape = SHAPES[config.model.width, model.mode == "fp8"]
         self._model, self._temperature = model, config.sampling.temperature
         with torch.inference_mode():
-            self._denoiser = _denoiser(config, model, shape)
-            self._decoder = _decoder(model, shape)
+            if model.packed is None:
+                model.packed = packed(model.generator.model, shape)
+            self._denoiser = _denoiser(config, model, model.packed, shape)
+            self._decoder = _decoder(model, model.packed, shape)
         decoders = model.generator.model
         self._positions = decoders.decoder.perceiver.positions.float()
         self._dtype = torch.float8_e4m3fn if shape.is_fp8 else torch.bfloat16
@@ -91,7 +93,7 @@ def why_not_here(device: torch.device) -> str | None:
     return None if num_sms >= NUM_CTAS else f"{name} has {num_sms} SMs, not {NUM_CTAS}"
 
 
-def _denoiser(config: TrainConfig, model: FastModel, shape: Shape) -> PersistentKernel:
+def _denoiser(config: TrainConfig, model: FastModel, own: Packed, shape: Shape) -> PersistentKernel:
     denoiser = model.generator.model.denoiser
     grid = grid_of(config.sampling, model.generator.warp)
     times = [told_1W[0] for told_1W in told_times(denoiser, grid[:-1].to(denoiser.positions.device))]
@@ -99,28 +101,19 @@ def _denoiser(config: TrainConfig, model: FastModel, shape: Shape) -> Persistent
     gain_W, positions_KW = denoiser.output.weight.float(), denoiser.positions.float()
     ends = [End(gain_W, mix.keep, mix.take, positions_KW, time_W)
             for mix, time_W in zip(mixes, times[1:], strict=False)] + [End(gain_W)]
-    block = [sublayer for part in denoiser.blocks for sublayer in (
-        self_attention(part.attention, part.attention_norm, shape), mlp(part.mlp, part.mlp_norm, shape))]
-    phases = chained([], [placed for end in ends for placed in _ended(block, end)])
-    return PersistentKernel(shape, phases, positions_KW, times[0], block[0].gain_W)
+    phases = chained([], [placed for end in ends for placed in _ended(own.denoiser, end)])
+    return PersistentKernel(shape, phases, positions_KW, times[0], own.denoiser[0].gain_W)
 
 
-def _decoder(model: FastModel, shape: Shape) -> PersistentKernel:
+def _decoder(model: FastModel, own: Packed, shape: Shape) -> PersistentKernel:
     """Latent decoder and token decoder, up to the norm before the head."""
     whole = model.generator.model
-    perceiver, tokens = whole.decoder.perceiver, whole.token_decoder
-    contexts = [keys_values(part.cross_attention, part.context_norm, number, shape)
-                for number, part in enumerate(perceiver.blocks, 1)]
-    hidden = [sublayer for number, part in enumerate(perceiver.blocks, 1) for sublayer in (
-        self_attention(part.self_attention, part.self_norm, shape),
-        cross_attention(part.cross_attention, part.cross_norm, number, shape),
-        mlp(part.mlp, part.mlp_norm, shape))]
-    after = [sublayer for part in tokens.blocks for sublayer in (
-        self_attention(part.attention, part.attention_norm, shape), mlp(part.mlp, part.mlp_norm, shape))]
-    ones_W, zeros_W = torch.ones_like(hidden[0].gain_W), torch.zeros_like(hidden[0].gain_W)
-    between = End(ones_W, 0.0, 1.0, tokens.positions.float(), zeros_W)
-    phases = chained(contexts, [*_ended(hidden, between), *_ended(after, End(ones_W))])
-    return PersistentKernel(shape, phases, perceiver.queries.float(), zeros_W, hidden[0].gain_W)
+    first_W = own.latent_decoder[0].gain_W
+    ones_W, zeros_W = torch.ones_like(first_W), torch.zeros_like(first_W)
+    between = End(ones_W, 0.0, 1.0, whole.token_decoder.positions.float(), zeros_W)
+    phases = chained(own.latents, [*_ended(own.latent_decoder, between),
+                                   *_ended(own.token_decoder, End(ones_W))])
+    return PersistentKernel(shape, phases, whole.decoder.perceiver.queries.float(), zeros_W, first_W)
 
 
 def _ended(sublayers: list[Sublayer], end: End) -> list[tuple[Sublayer, End | None]]:
