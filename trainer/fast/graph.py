@@ -32,7 +32,8 @@ class CapturedProgram:
         self._program = program  # the graph reads its tensors
         # The stream of now: torch does not come back to it from a capture that fails.
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.current_stream(device)):
-            self._warm_up()
+            with _many_sizes():
+                _do_aside(lambda: program(self._keys_B2, self._prompt), _WARM_UPS)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._found = program(self._keys_B2, self._prompt)
@@ -45,27 +46,24 @@ class CapturedProgram:
         self._graph.replay()
         return self._found
 
-    def _warm_up(self) -> None:
-        """On a stream of its own, as torch asks for before a capture."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side), _many_sizes():
-            for _ in range(_WARM_UPS):
-                self._program(self._keys_B2, self._prompt)
-        torch.cuda.current_stream().wait_stream(side)
-
 
 def replay_of(work: Callable[[], object]) -> Callable[[], None]:
     """Some work on the current device as one graph, after it was done once: what does it again."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        work()
-    torch.cuda.current_stream().wait_stream(side)
+    _do_aside(work, 1)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         work()
     return graph.replay
+
+
+def _do_aside(work: Callable[[], object], times: int) -> None:
+    """On a stream of its own, as torch asks for before a capture."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(times):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
 
 
 def _many_sizes() -> contextlib.AbstractContextManager[object]:
