@@ -12,7 +12,7 @@ from trainer.fast.persistent.layout import head_rows, pair_tiles, tile_tiles
 from trainer.fast.persistent.phases import Kind, Map, Sublayer
 from trainer.fast.persistent.shape import Shape
 from trainer.model import LatentDiffusionLM
-from trainer.quantise import FP8_MAX
+from trainer.quantise import decode_fp8, encode_fp8
 
 
 class Packed(NamedTuple):
@@ -97,9 +97,11 @@ def _held(weight: Tensor, shape: Shape) -> tuple[Tensor, Tensor | None, Tensor]:
     """A matrix as the kernel reads it, the scale of its rows, and what the two stand for in float32."""
     if not shape.is_fp8:
         return (rounded := weight.bfloat16()), None, rounded.float()
-    scale = weight.abs().amax(1).clamp(min=1e-12) / FP8_MAX
-    rounded = (weight / scale[:, None]).to(torch.float8_e4m3fn)
-    return rounded.view(torch.uint8), scale, rounded.float() * scale[:, None]
+    codes, held = torch.empty_like(weight, dtype=torch.float8_e4m3fn), torch.empty_like(weight)
+    scale = weight.new_empty(len(weight))
+    encode_fp8(weight, codes.view(-1), scale)
+    decode_fp8(codes.view(-1), scale, held)
+    return codes.view(torch.uint8), scale, held
 
 
 def _gain(heads: MultiHead, shape: Shape) -> Tensor:
