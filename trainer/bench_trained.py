@@ -114,10 +114,12 @@ def _cases(generator: Generator, mode: str, device: torch.device, name: str) -> 
 def _throughput(generator: Generator, report: Report) -> Throughput:
     first = report.cases[0]
     own = with_sampling(generator, first.case)
-    path: Path = Eager(own) if first.fast is None else FastPaths(generator).at(own, first.case.mode)
-    timed = first.fast or _timed(path, first.case, generator)
+    timed = first.fast or _timed(Eager(own), first.case, generator)
     prompt = longest_dummy_prompt(generator) if generator.config.model.prompt else None
-    prompted = _timed(path, first.case, generator, prompt) if prompt else None
+    prompted = None
+    if prompt:  # weights are laid out again for it: those of the cases are gone
+        path: Path = FastPaths(generator).at(own, first.case.mode) if first.fast else Eager(own)
+        prompted = _timed(path, first.case, generator, prompt)
     problems = [f"{result.case}: {result.left_out}" for result in report.cases if result.has_failed]
     return Throughput(
         device=report.device.name, is_rtx5090=report.device.is_rtx5090,
