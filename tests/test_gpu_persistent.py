@@ -33,7 +33,6 @@ def test_texts_of_the_kernels_are_those_of_float32_and_twice_the_same_bits(
         generator = dataclasses.replace(whole, config=whole.config.model_copy(update={"sampling": sampling}))
         said: list[str] = []
         fast = fast_generator(generator, said.append, mode=mode)
-        fast.fast.persistent = True  # in both modes
         for seed in (1, 2):
             wanted = sample_latents(generator.model, range(1), seed, sampling)
             found = fast.latents(1, seed)

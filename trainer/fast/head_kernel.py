@@ -31,7 +31,8 @@ def _best_of_tiles(features, weight, bias, values, rows, num_positions, num_rows
         w = tl.load(from_weight + first, mask=is_row[:, None] & is_column, other=0.0)
         logits = tl.dot(x, w.T, logits)
     logits += tl.load(bias + row, mask=is_row, other=0.0)[None, :]
-    logits = tl.where(is_row[None, :], logits, float("-inf"))
+    # What is no number is never the largest: a row that is not there must not win against it.
+    logits = tl.where(is_row[None, :] & (logits == logits), logits, float("-inf"))
     value, best = tl.max(logits, axis=1, return_indices=True, return_indices_tie_break_left=True)
     to = tile * num_positions + position
     tl.store(values + to, value, mask=is_position)
@@ -46,8 +47,7 @@ def _best_of_all(values, rows, found, num_positions, num_tiles, T: tl.constexpr)
     row = tl.load(rows + tile * num_positions + position, mask=is_tile, other=2**31 - 1)
     # Of equal ones the first.
     best = tl.min(tl.where(value == tl.max(value, axis=0), row, 2**31 - 1), axis=0)
-    # Where nothing is a number none equals the largest: it is the first, too, never a row that is not there.
-    tl.store(found + position, tl.where(best == 2**31 - 1, 0, best).to(tl.int64))
+    tl.store(found + position, best.to(tl.int64))
 
 
 def argmax_rows_by_kernel(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:

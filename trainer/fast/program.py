@@ -60,7 +60,7 @@ class FastModel:
     def __init__(self, generator: Generator, mode: Mode, compile_mode: str | None) -> None:
         model = generator.model
         self.generator, self.mode = generator, mode
-        self.persistent = mode == "bf16"  # in e4m3 the kernels have not run to their end yet
+        self.persistent = mode in ("bf16", "fp8")
         self.shape = model.config.num_latents, model.config.model.latent_width
         self._parts: tuple[FastDenoiser, FastDecoder] | None = None
         self.packed: Packed | None = None  # what persistent kernels read instead, kept for all samplings
