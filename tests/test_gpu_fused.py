@@ -49,7 +49,8 @@ def test_a_map_with_its_gelu_is_off_by_a_rounding_of_bfloat16() -> None:
     assert error < 5e-3
 
 
-@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="no e4m3")
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
+                    reason="no e4m3")
 @pytest.mark.parametrize("width", [300, 8192, 20_480])
 def test_gelu_in_e4m3_is_what_torch_rounds_it_to(width: int) -> None:
     x = 3 * _drawn(130, width).bfloat16()
