@@ -1,5 +1,7 @@
 """The trainer's own step under the benchmark: tiny encoders of the real kinds, on a CPU."""
 
+import gc
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +18,7 @@ from trainer.bench_models import shape_of  # noqa: E402
 from trainer.bench_train_cases import Scope, TrainCase, config_of  # noqa: E402
 from trainer.bench_train_encoder import GivenStates, random_encoder  # noqa: E402
 from trainer.bench_train_floor import flops_of_step  # noqa: E402
-from trainer.bench_train_job import as_first_rank, build_step, take_step  # noqa: E402
+from trainer.bench_train_job import as_first_rank, build_step, end_step, take_step  # noqa: E402
 from trainer.bench_train_run import TrainEffort, run_cases  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -77,6 +79,7 @@ def test_useful_operations_are_those_that_a_step_takes(zero_stage: int) -> None:
     config = config_of(told)
     shape = shape_of(config)
     job = build_step(told, GivenStates(shape, config, CPU), 0, CPU)
+    engine = weakref.ref(job.engine)
     # Attention as plain products, which torch counts the same on every device.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         take_step(job, 0)
@@ -87,6 +90,10 @@ def test_useful_operations_are_those_that_a_step_takes(zero_stage: int) -> None:
     bins = 2 * 4 * config.diffusion.time_bins  # losses by bins of time: a product by form only
     # The logits are written into room that is there already (`out=`), which torch does not count.
     assert sum(flops.values()) - head + bins == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    end_step(job)
+    del job
+    gc.collect()
+    assert engine() is None  # the next case needs its memory
 
 
 @pytest.mark.parametrize("profile", ENCODERS)

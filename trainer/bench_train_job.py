@@ -99,6 +99,13 @@ def _normalise(model: Any, encoder: Any, text: RandomText) -> None:
     model.set_statistics(found.mean_D, found.std_D)
 
 
+def end_step(job: StepJob) -> None:
+    """Let go of everything: else the hooks on its gradients would hold an engine, and all that it has."""
+    assert job.batches is not None
+    job.batches.close()
+    job.engine.destroy()
+
+
 def take_step(job: StepJob, step: int) -> None:
     """One step as the training loop takes it, from 0."""
     job.state.round(step)

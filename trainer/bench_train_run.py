@@ -17,7 +17,7 @@ from trainer.bench_timing import over_after, spread
 from trainer.bench_train_cases import TrainCase, config_of, profile_config
 from trainer.bench_train_encoder import GivenStates, RandomText, random_encoder
 from trainer.bench_train_floor import flops_of_step, work_of_step
-from trainer.bench_train_job import build_step, take_step
+from trainer.bench_train_job import build_step, end_step, take_step
 from trainer.bench_train_profile import Kernels, kernels_of
 from trainer.bench_train_result import StepTimes, TrainCaseResult
 from trainer.bench_train_timing import parts_of_step, time_each
@@ -121,8 +121,7 @@ class _Runner:
         try:
             return self._steps(case, job)
         finally:
-            assert job.batches is not None
-            job.batches.close()
+            end_step(job)
 
     def _steps(self, case: TrainCase, job: StepJob) -> dict[str, Any]:
         count = _Counter()
