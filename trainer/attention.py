@@ -4,7 +4,7 @@ Shapes: B batch, Q positions that read, C positions that are read, W width, H he
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -39,11 +39,16 @@ class Rotation(NamedTuple):
 
 
 class MultiHead(nn.Module):
-    """Queries that read keys and values in several heads; queries and keys RMS-normalised if asked for."""
+    """Queries that read keys and values in several heads; queries and keys RMS-normalised if asked for.
+
+    Attributes:
+        mixer: What computes `mix`: torch, unless the fast path has put a kernel there.
+    """
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.shape = shape
+        self.mixer: Mixer = mix_by_torch
         head_width = shape.width // shape.num_heads
         self.query_norm = _HeadNorm(head_width) if shape.qk_norm else nn.Identity()
         self.key_norm = _HeadNorm(head_width) if shape.qk_norm else nn.Identity()
@@ -51,14 +56,24 @@ class MultiHead(nn.Module):
     def mix(self, query_BQW: Tensor, key_BCW: Tensor, value_BCW: Tensor, mask: Tensor | None = None,
             rotation: Rotation | None = None) -> Tensor:
         """What each query reads, (B, Q, W). `mask` is True where reading is allowed."""
-        query, key, value = (part.unflatten(-1, (self.shape.num_heads, -1)).transpose(1, 2)
-                             for part in (query_BQW, key_BCW, value_BCW))
-        query, key = self.query_norm(query), self.key_norm(key)
-        if rotation is not None:
-            query, key = _rotated(query, rotation), _rotated(key, rotation)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
-                                               dropout_p=self.shape.dropout if self.training else 0.0)
-        return mixed.transpose(1, 2).flatten(-2)
+        return self.mixer(self, query_BQW, key_BCW, value_BCW, mask, rotation)
+
+
+# As `MultiHead.mix`, of the heads given first.
+Mixer = Callable[[MultiHead, Tensor, Tensor, Tensor, Tensor | None, Rotation | None], Tensor]
+
+
+def mix_by_torch(heads: MultiHead, query_BQW: Tensor, key_BCW: Tensor, value_BCW: Tensor,
+                 mask: Tensor | None, rotation: Rotation | None) -> Tensor:
+    """See `MultiHead.mix`."""
+    query, key, value = (part.unflatten(-1, (heads.shape.num_heads, -1)).transpose(1, 2)
+                         for part in (query_BQW, key_BCW, value_BCW))
+    query, key = heads.query_norm(query), heads.key_norm(key)
+    if rotation is not None:
+        query, key = _rotated(query, rotation), _rotated(key, rotation)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
+                                           dropout_p=heads.shape.dropout if heads.training else 0.0)
+    return mixed.transpose(1, 2).flatten(-2)
 
 
 class SelfAttention(MultiHead):

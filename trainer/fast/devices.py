@@ -20,3 +20,8 @@ def has_triton(device: torch.device) -> bool:
 def _has_c_compiler() -> bool:
     """Triton builds what starts its kernels by one, and images for inference have none."""
     return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang")))
+
+
+def shared_bytes(device: torch.device) -> int:
+    """The most shared memory that a program on a GPU may have."""
+    return int(torch.cuda.get_device_properties(device).shared_memory_per_block_optin)

@@ -20,19 +20,12 @@ _LOGITS = 2**23
 _POSITIONS = 512
 _MOST_FOR_KERNEL = 64  # which takes all positions at once; tiles of more do not fit into shared memory
 
-
-# Features (P, W), weight (C, W), bias (C,) -> the largest logit (P,) and which of the C rows has it (P,).
-Largest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def largest(features_PW: Tensor, weight_CW: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
-    """See `Largest`. Where it is compiled, bias and search are one pass over the products."""
-    value_P, row_P = _logits(features_PW, weight_CW, bias_C).max(dim=1)
-    return value_P, row_P
+# Products (P, C) and bias (C,) of rows from the given one on -> the best so far, value (P,) and row (P,), are
+# replaced where one of these rows is better. What is no number is never the best.
+TakeBetter = Callable[[Tensor, Tensor, int, Tensor, Tensor], None]
 
 
-def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows: int | None,
-                largest: Largest = largest) -> Tensor:
+def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows: int | None) -> Tensor:
     """Most likely rows (N,), int64. Of equal ones it is the first, as `argmax` has it.
 
     Args:
@@ -40,33 +33,40 @@ def argmax_rows(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, num_rows
         weight_VW: Of the head.
         bias_V: Of the head; it may be more exact than the weight.
         num_rows: Only the first so many rows are looked at; None: all.
-        largest: What looks at a block of them.
     """
     weight_VW, bias_V = weight_VW[:num_rows], bias_V[:num_rows]
-    is_small = len(features_NW) <= _MOST_FOR_KERNEL and weight_VW.dtype == torch.bfloat16
-    if is_small and has_triton(weight_VW.device):
-        from trainer.fast.head_kernel import argmax_rows_by_kernel
+    take_better: TakeBetter = take_better_by_torch
+    # Not in float32: that is the reference, which stays torch's.
+    if weight_VW.dtype == torch.bfloat16 and has_triton(weight_VW.device):
+        from trainer.fast import head_kernel
 
-        return argmax_rows_by_kernel(features_NW.contiguous(), weight_VW, bias_V)
-    parts = features_NW.split(_POSITIONS)
-    return torch.cat([_best(part_PW, weight_VW, bias_V, largest) for part_PW in parts])
+        if len(features_NW) <= _MOST_FOR_KERNEL:
+            return head_kernel.argmax_rows_by_kernel(features_NW.contiguous(), weight_VW, bias_V)
+        take_better = head_kernel.take_better_by_kernel
+    return torch.cat([_best(part_PW, weight_VW, bias_V, take_better)
+                      for part_PW in features_NW.split(_POSITIONS)])
 
 
-def _best(features_PW: Tensor, weight_VW: Tensor, bias_V: Tensor, largest: Largest) -> Tensor:
+def _best(features_PW: Tensor, weight_VW: Tensor, bias_V: Tensor, take_better: TakeBetter) -> Tensor:
+    best_P = features_PW.new_full((len(features_PW),), float("-inf"), dtype=torch.float32)
+    row_P = torch.zeros_like(best_P, dtype=torch.int64)
     num = max(1, _LOGITS // len(features_PW))
-    best_P, row_P = largest(features_PW, weight_VW[:num], bias_V[:num])
-    for first in range(num, len(weight_VW), num):
+    for first in range(0, len(weight_VW), num):
         rows = slice(first, first + num)
-        value_P, own_P = largest(features_PW, weight_VW[rows], bias_V[rows])
-        row_P = torch.where(value_P > best_P, own_P + first, row_P)
-        best_P = torch.maximum(best_P, value_P)
+        take_better(_products(features_PW, weight_VW[rows]), bias_V[rows], first, best_P, row_P)
     return row_P
 
 
-def _logits(features_PW: Tensor, weight_CW: Tensor, bias_C: Tensor) -> Tensor:
+def take_better_by_torch(products_PC: Tensor, bias_C: Tensor, first: int, best_P: Tensor,
+                         row_P: Tensor) -> None:
+    """See `TakeBetter`."""
+    value_P, own_P = products_PC.add_(bias_C).max(dim=1)
+    row_P.copy_(torch.where(value_P > best_P, own_P + first, row_P))
+    best_P.copy_(torch.maximum(best_P, value_P))
+
+
+def _products(features_PW: Tensor, weight_CW: Tensor) -> Tensor:
     """Float32 (P, C): bfloat16 would make equals of what is not, and the first would win."""
-    if weight_CW.dtype == torch.float32:
-        return F.linear(features_PW, weight_CW, bias_C)
-    if weight_CW.is_cuda:
-        return torch.mm(features_PW, weight_CW.T, out_dtype=torch.float32).add_(bias_C)
-    return F.linear(features_PW.float(), weight_CW.float(), bias_C.float())
+    if weight_CW.is_cuda and weight_CW.dtype != torch.float32:
+        return torch.mm(features_PW, weight_CW.T, out_dtype=torch.float32)
+    return F.linear(features_PW.float(), weight_CW.float())

@@ -1,7 +1,7 @@
 """The vocabulary head with its argmax in one kernel, for few positions: the weight is read once, and logits
-never leave the chip. Imports triton.
+never leave the chip. For many the products are a library's, and a kernel looks for the best. Imports triton.
 
-Shapes: N positions, W width, V rows of the head, T tiles of rows.
+Shapes: N positions, W width, V rows of the head, T tiles of rows; P and C positions and rows of a block.
 """
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 _LEAST_POSITIONS = 16  # of a product on tensor cores
 # Rows, columns at a time, stages, warps: the best of those tried on an H200 (recipes/LOG.md).
 _ROWS, _COLUMNS, _NUM_STAGES, _NUM_WARPS = 128, 128, 4, 8
+_SEARCHED = 4096  # logits of a position at a time (guess)
 
 
 @triton.jit
@@ -48,6 +49,35 @@ def _best_of_all(values, rows, found, num_positions, num_tiles, T: tl.constexpr)
     # Of equal ones the first.
     best = tl.min(tl.where(value == tl.max(value, axis=0), row, 2**31 - 1), axis=0)
     tl.store(found + position, best.to(tl.int64))
+
+
+@triton.jit
+def _take_better(products, bias, best, rows, first, num_columns, C: tl.constexpr):
+    position, column = tl.program_id(0), tl.arange(0, C)
+    value = tl.full((C,), float("-inf"), tl.float32)
+    row = column
+    for start in range(0, num_columns, C):
+        is_row = start + column < num_columns
+        logit = tl.load(products + position.to(tl.int64) * num_columns + start + column, mask=is_row,
+                        other=float("-inf"))
+        logit += tl.load(bias + start + column, mask=is_row, other=0.0)
+        is_better = logit > value
+        value = tl.where(is_better, logit, value)
+        row = tl.where(is_better, start + column, row)
+    top = tl.max(value, axis=0)
+    is_better = top > tl.load(best + position)
+    tl.store(best + position, top, mask=is_better)
+    # Of equal ones the first.
+    found = first + tl.min(tl.where(value == top, row, 2**31 - 1), axis=0).to(tl.int64)
+    tl.store(rows + position, found, mask=is_better)
+
+
+def take_better_by_kernel(products_PC: Tensor, bias_C: Tensor, first: int, best_P: Tensor,
+                          row_P: Tensor) -> None:
+    """See `trainer.fast.head.TakeBetter`: on a CUDA device, contiguous."""
+    with torch.cuda.device(products_PC.device):
+        _take_better[(len(products_PC),)](products_PC, bias_C, best_P, row_P, first, products_PC.shape[1],
+                                          _SEARCHED, num_warps=_NUM_WARPS)
 
 
 def argmax_rows_by_kernel(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor) -> Tensor:

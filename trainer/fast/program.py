@@ -13,7 +13,7 @@ from torch import Tensor
 from trainer.config import TrainConfig
 from trainer.fast.decoder import FastDecoder
 from trainer.fast.denoiser import FastDenoiser, ReadPrompt, told_times
-from trainer.fast.head import argmax_rows, largest
+from trainer.fast.head import argmax_rows
 from trainer.fast.noise import normals
 from trainer.fast.weights import Mode, dtype_of
 from trainer.generate import Generator, Guidance, guided
@@ -54,7 +54,7 @@ class FastModel:
         generator: Whose model it is.
         mode: How matrices are held and multiplied.
         compile_mode: Of `torch.compile`; None: the operations of torch one by one. A pass of the denoiser
-            with its solver's step, the decoders, and a block of the head are compiled, each as a whole.
+            with its solver's step and the decoders are compiled, each as a whole.
     """
 
     def __init__(self, generator: Generator, mode: Mode, compile_mode: str | None) -> None:
@@ -71,7 +71,6 @@ class FastModel:
     def compiled(self, mode: str | None) -> None:
         """Go on in another mode of `torch.compile`."""
         self.compile_mode = mode
-        self._largest = self._made(largest)
         if self._parts is not None:
             self.step, self.features = self._made(self._step), self._made(self.decoder)
 
@@ -106,7 +105,7 @@ class FastModel:
         generator = self.generator
         token_ids = generator.model.token_ids
         num_rows = generator.num_tokens if token_ids is None else None
-        rows_N = argmax_rows(features_BLW.flatten(0, 1), *self._head, num_rows, self._largest)
+        rows_N = argmax_rows(features_BLW.flatten(0, 1), *self._head, num_rows)
         rows_BL = rows_N.view(features_BLW.shape[:2])
         return rows_BL if token_ids is None else token_ids[rows_BL]
 

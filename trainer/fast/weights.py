@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.attention import GatedMlp
+from trainer.attention import GatedMlp, MultiHead
+from trainer.fast.devices import has_triton
+from trainer.fast.fused import gelu_in_fp8, map_gelu, mixer_for
 from trainer.fast.nvfp4 import Nvfp4Map, multiplies_nvfp4
 from trainer.quantise import FP8_MAX, encode_fp8
 
@@ -49,6 +51,25 @@ class JoinedGatedMlp(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
+class PlainMlp(nn.Module):
+    """Two maps with a GELU between them, which is computed along with one of them where that can be."""
+
+    def __init__(self, mlp: nn.Sequential) -> None:
+        super().__init__()
+        self.up, _, self.down, *_ = mlp
+        self.is_gpu = next(mlp.parameters()).is_cuda
+        self.has_kernels = self.is_gpu and has_triton(next(mlp.parameters()).device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_gpu and isinstance(self.up, nn.Linear) and self.up.weight.dtype == torch.bfloat16:
+            rows_NO = map_gelu(x.flatten(0, -2), self.up.weight, self.up.bias)
+            return self.down(rows_NO.unflatten(0, x.shape[:-1]))
+        hidden = self.up(x)
+        if self.has_kernels and isinstance(self.down, Fp8Map) and hidden.dtype == torch.bfloat16:
+            return self.down.multiplied(*gelu_in_fp8(hidden.flatten(0, -2))).unflatten(0, x.shape[:-1])
+        return self.down(F.gelu(hidden))
+
+
 class Fp8Map(nn.Module):
     """A linear map in fp8, both what it reads and its weight, added up in float32."""
 
@@ -69,9 +90,12 @@ class Fp8Map(nn.Module):
         x_NI = x.flatten(0, -2).float()
         scale_N1 = x_NI.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / FP8_MAX
         codes_NI = (x_NI / scale_N1).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-        found_NO = torch._scaled_mm(codes_NI, self.codes_OI.T, scale_N1, self.scale_1O, self.bias_O,
-                                    out_dtype=torch.bfloat16, use_fast_accum=x.is_cuda)
-        return found_NO.unflatten(0, x.shape[:-1])
+        return self.multiplied(codes_NI, scale_N1).unflatten(0, x.shape[:-1])
+
+    def multiplied(self, codes_NI: Tensor, scale_N1: Tensor) -> Tensor:
+        """The map of what is in e4m3 already, (N, O)."""
+        return torch._scaled_mm(codes_NI, self.codes_OI.T, scale_N1, self.scale_1O, self.bias_O,
+                                out_dtype=torch.bfloat16, use_fast_accum=codes_NI.is_cuda)
 
 
 @functools.cache
@@ -128,8 +152,12 @@ def _for_inference(module: nn.Module, mode: Mode) -> Any:
         return quantised(module)
     if isinstance(module, GatedMlp):
         module = JoinedGatedMlp(module)
+    if isinstance(module, MultiHead):
+        module.mixer = mixer_for(module, next(module.parameters()).device)
     for name, child in module.named_children():
         setattr(module, name, _for_inference(child, mode))
+    if isinstance(module, nn.Sequential) and len(module) > 1 and isinstance(module[1], nn.GELU):
+        return PlainMlp(module)
     return module
 
 
