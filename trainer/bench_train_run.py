@@ -98,7 +98,7 @@ class _Runner:
         """The same with a reference, where there is room for one."""
         assert found.fast is not None
         free_memory()  # of the fast one's engine
-        with plainly():
+        with plainly(encoder):
             other = if_room(partial(self._reference, found.case, encoder, outputs))
         if other is None:
             return found.model_copy(update={"has_no_room_for_reference": True})

@@ -3,13 +3,14 @@
 Shapes: N steps, B batch, L tokens, D channels of a hidden state.
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.bench_models import shape_of
 from trainer.bench_paths import relative_error
@@ -118,20 +119,30 @@ class Encoding:
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
-    """Within, all runs operation by operation: linear attention by transformers' own code of torch's
-    operations, nothing compiled."""
-    import importlib
-
-    bound = []
+def plainly(encoder: Any) -> Iterator[None]:
+    """Within, all runs operation by operation: the encoder's blocks by transformers' own modules, their
+    linear attention by its code of torch's operations, nothing compiled."""
+    bound: list[tuple[Any, str, Any]] = []
     for module_name in _BOUND[0]:
         module = importlib.import_module(f"transformers.models.{module_name}.modeling_{module_name}")
         bound += [(module, name, getattr(module, name)) for name in _BOUND[1]]
     try:
         for module, name, function in bound:
             setattr(module, name, function.__wrapped__)
-        with torch.compiler.set_stance("force_eager"):
+        with torch.compiler.set_stance("force_eager"), _own_forwards(getattr(encoder, "trunk", None)):
             yield
     finally:
         for module, name, function in bound:
             setattr(module, name, function)
+
+
+@contextmanager
+def _own_forwards(trunk: nn.Module | None) -> Iterator[None]:
+    """Within, no module computes by anything but its class."""
+    instead = [(module, module.__dict__.pop("forward")) for module in (trunk.modules() if trunk else ())
+               if "forward" in module.__dict__]
+    try:
+        yield
+    finally:
+        for module, forward in instead:
+            module.forward = forward
