@@ -11,11 +11,20 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import torch.nn.functional as F  # noqa: E402
+from transformers.models.qwen3_5 import modeling_qwen3_5  # noqa: E402
+from transformers.models.qwen3_5.modeling_qwen3_5 import (  # noqa: E402
+    Qwen3_5RMSNorm,
+    Qwen3_5RMSNormGated,
+    apply_rotary_pos_emb,
+    l2norm,
+)
+from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe  # noqa: E402
 
 from trainer.quick import experts  # noqa: E402
 from trainer.quick.blocks import quicken  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+_RULE = "torch_chunk_gated_delta_rule"
 _SHAPE = {"vocab_size": 512, "hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 6,
           "num_key_value_heads": 2, "head_dim": 256, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
           "linear_num_key_heads": 4, "linear_num_value_heads": 8}
@@ -32,10 +41,11 @@ def _trunk(kind: str):
             moe_intermediate_size=128, shared_expert_intermediate_size=128, num_experts=8,
             num_experts_per_tok=8, **_SHAPE)
         trunk = transformers.Qwen3_5MoeTextModel(config)
+    trunk.requires_grad_(False).eval()
     for name, parameter in trunk.named_parameters():
         if "norm" in name and parameter.ndim == 1:  # as drawn they are all 0 or 1
             torch.nn.init.normal_(parameter, mean=float(parameter.mean()), std=0.2)
-    return trunk.requires_grad_(False).eval(), config
+    return trunk, config
 
 
 def _states(trunk, tokens):
@@ -45,10 +55,13 @@ def _states(trunk, tokens):
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe"])
-def test_quick_blocks_are_as_near_to_float32_as_those_of_transformers(kind: str) -> None:
+def test_quick_blocks_are_as_near_to_float32_as_those_of_transformers(kind: str, monkeypatch) -> None:
     trunk, config = _trunk(kind)
     tokens = torch.randint(1, 500, (3, 200), generator=torch.Generator().manual_seed(0))
-    reference = _states(trunk, tokens)
+    with monkeypatch.context() as patch:  # fla's kernels do not run on a CPU
+        for module in (modeling_qwen3_5, modeling_qwen3_5_moe):
+            patch.setattr(module, _RULE, getattr(module, _RULE).__wrapped__)
+        reference = _states(trunk, tokens)
     plain = copy.deepcopy(trunk).bfloat16().cuda()
     slow = _states(plain, tokens.cuda())
     assert quicken(plain.layers, config, torch.device("cuda"))
@@ -77,8 +90,6 @@ def test_kernels_between_products_are_what_torch_computes() -> None:
 
 
 def test_heads_are_normalised_and_turned_as_by_transformers() -> None:
-    from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5RMSNorm, apply_rotary_pos_emb
-
     from trainer.quick.mixer_kernels import gated_by, normed_and_turned
 
     chance = torch.Generator("cuda").manual_seed(0)
@@ -92,3 +103,27 @@ def test_heads_are_normalised_and_turned_as_by_transformers() -> None:
     found = normed_and_turned(heads, norm.weight, angles.cos(), angles.sin(), norm.eps)
     torch.testing.assert_close(found, wanted.bfloat16())
     torch.testing.assert_close(gated_by(heads, gate), (heads.float() * F.sigmoid(gate.float())).bfloat16())
+
+
+def test_norms_and_convolutions_are_those_of_transformers() -> None:
+    from trainer.quick.norm_kernels import convolved_heads, gated_norm, normed
+
+    chance = torch.Generator("cuda").manual_seed(0)
+    x, residual = torch.randn(2, 33, 2048, device="cuda", generator=chance).bfloat16()
+    norm, gated = Qwen3_5RMSNorm(2048).cuda(), Qwen3_5RMSNormGated(128).cuda()
+    for part in (norm, gated):
+        part.requires_grad_(False).weight.normal_(generator=chance)
+    both = x.float() + residual.float()
+    torch.testing.assert_close(normed(x, residual, norm.weight, norm.eps),
+                               (norm(both).bfloat16(), both.bfloat16()))
+    torch.testing.assert_close(normed(x, None, norm.weight, norm.eps), (norm(x.float()).bfloat16(), x))
+    heads, gate = torch.randn(2, 300, 128, device="cuda", generator=chance).bfloat16()
+    torch.testing.assert_close(gated_norm(heads, gate, gated.weight, gated.variance_epsilon),
+                               gated(heads.float(), gate.float()).bfloat16())
+    wide = torch.randn(2, 70, 3 * 512, device="cuda", generator=chance).bfloat16()[..., 512:1024]
+    weight = torch.randn(512, 4, device="cuda", generator=chance).bfloat16()
+    shifted = F.pad(wide.float().transpose(1, 2), (3, 0))
+    wanted = F.silu(F.conv1d(shifted.double(), weight.double()[:, None], groups=512)).float().transpose(1, 2)
+    wanted = wanted.unflatten(-1, (-1, 128))
+    torch.testing.assert_close(convolved_heads(wide, weight, 128, False), wanted.bfloat16())
+    torch.testing.assert_close(convolved_heads(wide, weight, 128, True), l2norm(wanted).bfloat16())

@@ -27,8 +27,9 @@ def quicken(blocks: nn.ModuleList, config: Any, device: torch.device) -> bool:
     Returns:
         Whether they do.
     """
-    knows = config.model_type in _KINDS and config.hidden_act == "silu" and has_triton(device)
-    if not knows or importlib.util.find_spec("fla") is None:
+    knows = config.model_type in _KINDS and config.hidden_act == "silu" and all(
+        width & (width - 1) == 0 for width in (config.linear_key_head_dim, config.linear_value_head_dim))
+    if not knows or not has_triton(device) or importlib.util.find_spec("fla") is None:
         return False
     for block in blocks:
         block.forward = functools.partial(_forward, block)
@@ -60,14 +61,9 @@ def block_type(block: Any) -> str:
 
 
 def _normed(norm: Any, x_BLD: Tensor, residual_BLD: Tensor | None) -> tuple[Tensor, Tensor]:
-    """RMS norm of residual + x, times 1 + gain, and that sum."""
-    from fla.modules.norm.layernorm import rms_norm
+    from trainer.quick.norm_kernels import normed
 
-    gain_D = 1.0 + norm.weight.float()
-    if residual_BLD is None:
-        return rms_norm(x_BLD, gain_D, None, eps=norm.eps), x_BLD
-    normed_BLD, stream_BLD = rms_norm(x_BLD, gain_D, None, residual=residual_BLD, eps=norm.eps, prenorm=True)
-    return normed_BLD, stream_BLD
+    return normed(x_BLD.contiguous(), residual_BLD, norm.weight, norm.eps)
 
 
 def _gated_mlp(mlp: Any, x_BLD: Tensor) -> Tensor:

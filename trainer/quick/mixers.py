@@ -1,4 +1,4 @@
-"""Gated DeltaNet by flash-linear-attention's kernels alone, and attention with its norms and rotation in one.
+"""Gated DeltaNet and attention over whole sequences, with what stands around them in few kernels.
 
 Shapes: B batch, L tokens, D channels, H heads, C channels of a head, W width of the convolution.
 """
@@ -12,26 +12,25 @@ from torch import Tensor
 def linear_attention(part: Any, x_BLD: Tensor) -> Tensor:
     """What `Qwen3_5GatedDeltaNet` computes of whole sequences without padding.
 
-    Convolutions of queries, keys and values read the projection where it lies; the decay, the sigmoid of
-    beta and the norms are in fla's kernels.
+    The rule itself is flash-linear-attention's. Convolutions of queries, keys and values read the projection
+    where it lies, and norm heads where they have them.
     """
-    from fla.modules.causal_conv1d import causal_conv1d
-    from fla.modules.norm.fused_norm_gate import rms_norm_gated
     from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    from trainer.quick.norm_kernels import convolved_heads, gated_norm
 
     widths = part.key_dim, part.key_dim, part.value_dim
     heads = part.head_k_dim, part.head_k_dim, part.head_v_dim
-    mixed_BLC, weight_CW = part.in_proj_qkv(x_BLD), part.conv1d.weight.squeeze(1)
-    parts = zip(mixed_BLC.split(widths, dim=-1), weight_CW.split(widths), heads, strict=True)
-    query, key, value = (causal_conv1d(own, weight, activation="silu")[0].unflatten(-1, (-1, head))
-                         for own, weight, head in parts)
-    read_BLHC, _ = chunk_gated_delta_rule(
-        query, key, value, g=part.in_proj_a(x_BLD), beta=part.in_proj_b(x_BLD), A_log=part.A_log,
-        dt_bias=part.dt_bias, use_qk_l2norm_in_kernel=True, use_gate_in_kernel=True,
-        use_beta_sigmoid_in_kernel=True)
+    parts = zip(part.in_proj_qkv(x_BLD).split(widths, dim=-1), part.conv1d.weight.squeeze(1).split(widths),
+                heads, (True, True, False), strict=True)
+    query, key, value = (convolved_heads(*of) for of in parts)
+    decay_BLH = -part.A_log.float().exp() * F.softplus(part.in_proj_a(x_BLD).float() + part.dt_bias)
+    beta_BLH = part.in_proj_b(x_BLD).sigmoid()
+    read_BLHC, _ = chunk_gated_delta_rule(query, key, value, g=decay_BLH, beta=beta_BLH)
     gate_BLHC = part.in_proj_z(x_BLD).view_as(read_BLHC)
-    normed = rms_norm_gated(read_BLHC, gate_BLHC, part.norm.weight, None, eps=part.norm.variance_epsilon)
-    return part.out_proj(normed.flatten(-2))
+    normed_NC = gated_norm(read_BLHC.flatten(0, 2), gate_BLHC.flatten(0, 2), part.norm.weight,
+                           part.norm.variance_epsilon)
+    return part.out_proj(normed_NC.view(*x_BLD.shape[:2], -1))
 
 
 def full_attention(part: Any, x_BLD: Tensor, cos_BLR: Tensor, sin_BLR: Tensor) -> Tensor:
