@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 _TOKENS = 32  # of a program that convolves (guess)
+_LENGTH_EPS = 1e-6  # of transformers' `l2norm`
 
 
 @triton.jit
@@ -56,8 +57,8 @@ def gated_norm(heads_NH: Tensor, gate_NH: Tensor, gain_H: Tensor, eps: float) ->
     found_NH = torch.empty_like(heads_NH)
     num_rows, width = heads_NH.shape
     with torch.cuda.device(heads_NH.device):
-        _gated_norm[(triton.cdiv(num_rows, _TOKENS),)](heads_NH, gate_NH, gain_H, found_NH, num_rows, width, eps,
-                                                       _TOKENS, triton.next_power_of_2(width))
+        _gated_norm[(triton.cdiv(num_rows, _TOKENS),)](
+            heads_NH, gate_NH, gain_H, found_NH, num_rows, width, eps, _TOKENS, triton.next_power_of_2(width))
     return found_NH
 
 
@@ -93,6 +94,6 @@ def convolved_heads(x_BLC: Tensor, weight_CW: Tensor, head_width: int, normed: b
     found_BLC = torch.empty(x_BLC.shape, dtype=x_BLC.dtype, device=x_BLC.device)
     with torch.cuda.device(x_BLC.device):
         _convolved[(triton.cdiv(num_tokens, _TOKENS), num_channels // head_width, batch)](
-            x_BLC, weight_CW, found_BLC, x_BLC.stride(0), x_BLC.stride(1), num_tokens, num_channels, 1e-6, normed,
-            weight_CW.shape[1], _TOKENS, head_width)
+            x_BLC, weight_CW, found_BLC, x_BLC.stride(0), x_BLC.stride(1), num_tokens, num_channels,
+            _LENGTH_EPS, normed, weight_CW.shape[1], _TOKENS, head_width)
     return found_BLC.unflatten(-1, (-1, head_width))
