@@ -11,6 +11,7 @@ from itertools import chain
 
 from launcher import console
 from launcher.ask_market import with_market
+from launcher.benchmarks import MEASURED, read_benchmarks
 from launcher.canary import own_preemption
 from launcher.candidates import choose
 from launcher.engine import ALIVE, EnginePhase
@@ -173,11 +174,13 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         price = None if train.is_local else controller_usd_per_hour()
         wallets, unknown = ([], []) if train.is_local else wallets_now(recipe.store, now)
         case = case_of(text.priced(recipe), shape, offers, past.speeds, done, weights.mirrors, price)
-        plan = best_plan(replace(case, wallets=wallets), now, run_id)
+        benchmarks, unread = read_benchmarks(checkout_folder() / MEASURED)
+        plan = best_plan(replace(case, wallets=wallets, benchmarks=benchmarks), now, run_id)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error
-    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan), *unknown, *past.warnings))
+    unlearned = (*unknown, *past.warnings, *unread)
+    warnings = text.among((*plan.warnings, *weights.warnings(recipe, plan), *unlearned))
     if not train.is_local:
         warnings += (*_of_rented(recipe, plan), *price_warnings(plan, prices))
     elif not train.lacks:

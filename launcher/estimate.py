@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import Literal
 
 from launcher.advice import Changes, changed_offer, changed_recipe
+from launcher.benchmarks import Benchmarked
 from launcher.cost import Range, hours_range, total, usd_range
 from launcher.fit import Fit, fit
 from launcher.frozen import Frozen
@@ -67,6 +68,7 @@ class Case:
         now: UTC; None: a deadline that is a date counts for nothing.
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
         wallets: The user's credits, as they are now.
+        benchmarks: Of training on some GPUs, as they are committed.
     """
 
     recipe: Recipe
@@ -79,6 +81,7 @@ class Case:
     others: Mapping[Document, Sequence[Offer]] = field(default_factory=dict)
     now: datetime | None = None
     wallets: Sequence[Wallet] = ()
+    benchmarks: Sequence[Benchmarked] = ()
 
     @property
     def deadline_h(self) -> float | None:
@@ -139,7 +142,7 @@ def estimate_of(case: Case) -> Estimate:
     recipe, shape, train = case.recipe, case.shape, case.offers[Document.TRAIN]
     fitted = fit(recipe, shape, train)
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
-                           same_speeds(recipe.train, train, case.history))
+                           same_speeds(recipe.train, train, case.history), case.benchmarks)
     sizes = plan_sizes(fitted, shape, train, speed.tokens_per_s, case.mirrors,
                        recipe.store) if shape else None
     saves = plan_saves(recipe.train, speed.tokens_per_s, sizes.checkpoint_bytes, fitted.world_size, train,

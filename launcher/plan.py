@@ -27,7 +27,7 @@ from launcher.priced_offers import PricedOffer
 from launcher.ranking import Ranked, best_first, ranked, reason_of
 from launcher.recipe import Recipe
 from launcher.saves import SavesPlan, check_promise
-from launcher.speed import MeasuredSpeed
+from launcher.speed import MeasuredSpeed, SpeedOrigin
 from launcher.starts import StartPlan
 from launcher.uncounted import uncounted_usd
 from trainer.config import Placement, TrainConfig, grad_accum_steps
@@ -55,7 +55,8 @@ class Plan(Frozen):
         max_hours: Paid for, over all attempts; None: no such limit.
         bench_reserve_hours: Part of them that training leaves for the benchmark.
         deadline: UTC; training stops itself before it.
-        speed_source: Where tokens_per_s comes from, for the reader.
+        speed_origin: Where tokens_per_s comes from; None: by a plan of before there was a word for it.
+        speed_source: The same for the reader.
         availability: How long machines that train live, and how long it takes until there is one again; None:
             training is done.
         availability_source: Where that comes from, for the reader.
@@ -79,6 +80,7 @@ class Plan(Frozen):
     spent_usd: Decimal = Decimal(0)
     tokens_per_step: int
     tokens_per_s: float
+    speed_origin: SpeedOrigin | None = None
     speed_source: str
     availability: Availability | None = None
     availability_source: str | None = None
@@ -209,7 +211,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         grad_accum_steps=grad_accum_steps(recipe.train, fitted.world_size),
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
         tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
-        speed_source=estimate.speed.source,
+        speed_origin=estimate.speed.origin, speed_source=estimate.speed.source,
         availability=train and believed(train), availability_source=train and believed_by(train),
         parts=parts, hours=hours, controller_usd_per_hour=case.controller_usd_per_hour,
         controller_usd=estimate.controller_usd, usd=usd, odds=odds, max_cost_usd=recipe.limits.max_cost_usd,

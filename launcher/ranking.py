@@ -19,6 +19,7 @@ from launcher.frozen import Frozen
 from launcher.lives import believed, believed_by
 from launcher.offers import Offer
 from launcher.saves import check_promise
+from launcher.speed import SpeedOrigin
 from trainer.contract import Document
 
 ENOUGH = 0.8  # a chance to keep the limits that is taken for keeping them (guess)
@@ -28,6 +29,7 @@ class Ranked(Frozen):
     """One offer, with what a run would probably take and cost there.
 
     Attributes:
+        speed_origin: Of `tokens_per_s`; `speed_source` has it in words.
         hours: Until the benchmark has ended.
         usd: None when a price is not known.
         usd_per_billion_tokens: Expected, of the tokens that are left.
@@ -37,6 +39,7 @@ class Ranked(Frozen):
 
     offer: Offer
     tokens_per_s: float | None = None
+    speed_origin: SpeedOrigin | None = None
     speed_source: str | None = None
     availability: Availability | None = None
     availability_source: str | None = None
@@ -132,7 +135,8 @@ def _row(case: Case) -> Ranked:
     return Ranked(offer=offer, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
                   out_of_pocket_usd=_out_of_pocket_usd(case, estimate, usd),
                   availability=believed(offer), availability_source=believed_by(offer),
-                  speed_source=estimate.speed.source, hours=estimate.hours, usd=estimate.usd, odds=odds,
+                  speed_origin=estimate.speed.origin, speed_source=estimate.speed.source,
+                  hours=estimate.hours, usd=estimate.usd, odds=odds,
                   usd_per_billion_tokens=None if usd is None or not left else usd * 10**9 / left)
 
 

@@ -1,11 +1,14 @@
-"""How fast a config trains on some hardware: measured by an earlier run, else guessed. Pure."""
+"""How fast a config trains on some hardware: by an earlier run, by a benchmark, else by a model. Pure."""
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Literal
 
+from launcher.advice import changed_config
+from launcher.benchmarks import Benchmarked, nearest
 from launcher.gpu_kinds import GPU_KINDS, GpuKind, gpu_kind
 from launcher.offers import Offer
 from trainer.config import TrainConfig, grad_accum_steps
@@ -35,8 +38,13 @@ _DECODED_PER_S = {"fp8": 115e9, "nf4": 137e9}
 _ENCODED_PER_S = {"fp8": 17.5e6, "nf4": 26e6}
 _ENCODING_SHARE = 0.1
 _HOST_TO_GPU_BYTES_PER_S = 20e9  # page-locked memory over PCIe 4
-GUESS_FACTORS = (0.5, 2.0)  # on hours
-_MEASURED_FACTORS = (0.9, 1.2)  # guess: the same hardware again
+# Where a speed comes from: earlier runs of the store on this hardware, a committed benchmark of this GPU, one
+# of other hardware by the ratio of what the model gives both, or the model by FLOPs alone.
+SpeedOrigin = Literal["runs", "bench", "scaled", "model"]
+# On hours; guesses, the narrower the more of it was measured.
+GUESS_FACTORS = (0.5, 2.0)
+_FACTORS: Mapping[SpeedOrigin, tuple[float, float]] = {
+    "runs": (0.9, 1.2), "bench": (0.9, 1.3), "scaled": (0.65, 1.6), "model": GUESS_FACTORS}
 
 
 @dataclass(frozen=True)
@@ -57,16 +65,21 @@ class MeasuredSpeed:
 
 @dataclass(frozen=True)
 class Speed:
-    """Tokens per second over all ranks, where that comes from, and factors on hours for a range's ends."""
+    """Tokens per second over all ranks, where that comes from, and the same in words."""
 
     tokens_per_s: float
+    origin: SpeedOrigin
     source: str
-    factors: tuple[float, float]
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """On hours, for the ends of a range."""
+        return _FACTORS[self.origin]
 
     @property
     def is_measured(self) -> bool:
-        """By an earlier run on this hardware."""
-        return self.factors == _MEASURED_FACTORS
+        """Rests on a measurement, if only one of other hardware."""
+        return self.origin != "model"
 
 
 def config_fingerprint(config: TrainConfig) -> str:
@@ -84,7 +97,7 @@ def config_fingerprint(config: TrainConfig) -> str:
 
 
 def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer, world_size: int,
-                   history: Sequence[MeasuredSpeed]) -> Speed:
+                   history: Sequence[MeasuredSpeed], benchmarks: Sequence[Benchmarked] = ()) -> Speed:
     """Speed of a config on an offer.
 
     Args:
@@ -93,28 +106,59 @@ def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer
         offer: What it trains on.
         world_size: Ranks over all nodes.
         history: Speeds of earlier runs, oldest first, all of this hardware and config.
+        benchmarks: Of any GPU and config; what is not of this config counts nothing.
     """
     if history:
         runs = f"run {history[-1].run_id}" if len(history) == 1 else (
             f"{len(history)} runs, last {history[-1].run_id}")
-        return Speed(median(past.tokens_per_s for past in history), f"measured in {runs}", _MEASURED_FACTORS)
+        return Speed(median(past.tokens_per_s for past in history), "runs", f"measured in {runs}")
     if offer.gpu is None:
         rate = offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9 / flops_per_token(config, shape).total
-        return Speed(rate, f"guess: {CPU_GFLOPS_PER_CORE:g} GFLOP/s per core", GUESS_FACTORS)
-    kind = gpu_kind(offer.gpu)
+        return Speed(rate, "model", f"model by FLOPs: {CPU_GFLOPS_PER_CORE:g} GFLOP/s per core")
+    found = nearest(config, offer.gpu, benchmarks) if shape else None
+    if found:
+        return _by_benchmark(config, shape, offer, world_size, found)
+    rate = _modelled(config, shape, offer.gpu, world_size, offer.num_nodes)
+    return Speed(rate, "model", _source(config, shape, offer.gpu))
+
+
+def _by_benchmark(config: TrainConfig, shape: EncoderShape | None, offer: Offer, world_size: int,
+                  found: Benchmarked) -> Speed:
+    """As measured where hardware and micro-batch are the same, else scaled by the model of both.
+
+    Where arithmetic decides, that is by the ratio of their peak rates; it also knows blocks that have to be
+    moved or decoded, and what several GPUs share. What they tell each other it does not know.
+    """
+    assert offer.gpu is not None, "a benchmark is of a GPU"
+    then = changed_config(config, {
+        "train.micro_batch_size": found.micro_batch_size, "train.global_batch_size": found.global_batch_size,
+        "train.token_encoder.placement": "gpu"})
+    is_same = (offer.gpu, world_size, config.micro_batch_size, config.token_encoder.placement) == (
+        found.gpu, 1, found.micro_batch_size, "gpu")
+    if is_same:
+        return Speed(found.tokens_per_s, "bench", f"measured on one {found.gpu}: {found.words}")
+    ratio = _modelled(config, shape, offer.gpu, world_size, offer.num_nodes) / _modelled(
+        then, shape, found.gpu, 1, 1)
+    return Speed(found.tokens_per_s * ratio, "scaled", f"scaled from {found.gpu}: {found.words}")
+
+
+def _modelled(config: TrainConfig, shape: EncoderShape | None, gpu: str, world_size: int, num_nodes: int
+              ) -> float:
+    """Tokens per second by FLOPs, bytes and launches."""
+    kind = gpu_kind(gpu)
     step_s = grad_accum_steps(config, world_size) * micro_batch_time(
-        config, shape, kind, world_size // offer.num_nodes).total_s
+        config, shape, kind, world_size // num_nodes).total_s
     step_s += _STEP_S + _update_s(config, shape, kind, world_size)
-    return Speed(config.tokens_per_step / step_s, _source(config, shape, offer.gpu), GUESS_FACTORS)
+    return config.tokens_per_step / step_s
 
 
 def _source(config: TrainConfig, shape: EncoderShape | None, gpu: str) -> str:
     peak, share = _trained_peak(config, gpu_kind(gpu))
     known = "" if gpu in GPU_KINDS else " of an unknown card"
     if shape is None:
-        return f"guess: {share:.0%} of {peak:g} TFLOP/s{known}, without the encoder"
+        return f"model by FLOPs: {share:.0%} of {peak:g} TFLOP/s{known}, without the encoder"
     encoder = f"{_ENCODER_UTILISATION[shape.family]:.0%} of {gpu_kind(gpu).bf16_tflops:g} at most"
-    return f"guess: {share:.0%} of {peak:g} TFLOP/s{known}, the encoder {encoder}"
+    return f"model by FLOPs: {share:.0%} of {peak:g} TFLOP/s{known}, the encoder {encoder}"
 
 
 def _trained_peak(config: TrainConfig, kind: GpuKind) -> tuple[float, float]:

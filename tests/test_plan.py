@@ -66,7 +66,7 @@ def test_a_batch_that_does_not_divide_names_line_and_number():
 
 def test_a_guess_says_that_it_is_one_and_is_wide():
     plan = example_plan()
-    assert plan.speed_source.startswith("guess: ")
+    assert plan.speed_source.startswith("model by FLOPs: ")
     training = plan.parts[1].hours
     assert float(training.mid) == pytest.approx(plan.tokens / plan.tokens_per_s / 3600, rel=1e-3)
     assert float(training.high / training.low) == pytest.approx(4.0, rel=0.02)
@@ -85,7 +85,7 @@ def test_a_measured_speed_replaces_the_guess():
     measured("a", 1.0, precision="bf16"),
 ])
 def test_speeds_of_other_hardware_or_configs_do_not_count(other):
-    assert example_plan(history=(other,)).speed_source.startswith("guess: ")
+    assert example_plan(history=(other,)).speed_source.startswith("model by FLOPs: ")
 
 
 def test_steps_and_seed_do_not_change_the_fingerprint():

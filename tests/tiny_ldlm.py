@@ -49,3 +49,23 @@ def tiny_model(config: TrainConfig, token_ids: torch.Tensor | None = None) -> La
         if parameter.ndim == 2 or name in ("output.weight", "blocks.0.prompt.gate"):
             torch.nn.init.normal_(parameter, std=0.3, generator=generator)
     return model
+
+
+class TableEncoder:
+    """Hidden states from a table."""
+
+    num_tokens = VOCABULARY
+    table = torch.randn(VOCABULARY, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
+
+    def hidden_states(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        return self.table[tokens_BL]
+
+    def prompt_states(self, tokens_BP: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        return self.table[tokens_BP]
+
+
+class Words:
+    """A tokenizer that writes ids as numbers."""
+
+    def decode(self, ids: list[int], skip_special_tokens: bool = True) -> str:
+        return " ".join(map(str, ids))

@@ -1,6 +1,7 @@
 """`python -m trainer.bench`: the second document of a task, as nodes start it (`trainer/bench_document.py`).
 
 `python -m trainer.bench generate`: generation without a run (`trainer/bench_command.py`).
+`python -m trainer.bench train`: training steps without a run (`trainer/bench_train_command.py`).
 """
 
 import os
@@ -17,9 +18,14 @@ def main() -> int:
             from trainer.bench_command import main as generate
 
         return generate(sys.argv[2:])
+    if sys.argv[1:2] == ["train"]:
+        with ends_at_once("interrupted before it began"):
+            from trainer.bench_train_command import main as train
+
+        return train(sys.argv[2:])
     if sys.argv[1:] or Env.END_FOLDER not in os.environ:
-        print("usage: python -m trainer.bench generate --help\n"
-              "without `generate` it is for nodes; of a run: `ldlm bench RUN`", file=sys.stderr)
+        print("usage: python -m trainer.bench generate --help, or train --help\n"
+              "without either it is for nodes; of a run: `ldlm bench RUN`", file=sys.stderr)
         return 2
     from trainer.bench_document import main as document
 

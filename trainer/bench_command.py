@@ -6,12 +6,10 @@ slower than in the earlier result, or lost, or nothing can be compared with it; 
 """
 
 import os
-import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
@@ -20,8 +18,9 @@ from trainer.bench_compare import Comparison, compare, in_words
 from trainer.bench_device import gpu_state, look_at, software
 from trainer.bench_limits import measure_rates
 from trainer.bench_options import read_bench_options
+from trainer.bench_output import Progress, keep, require_place
 from trainer.bench_plot import plot, require_plots
-from trainer.bench_result import CaseResult, Report, read_report
+from trainer.bench_result import Report, read_report
 from trainer.bench_run import Effort, run_cases
 from trainer.bench_sources import Source, of_export, of_profile
 from trainer.bench_table import screen
@@ -56,7 +55,7 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
     if options.plot:
         require_plots()
     for option in ("out", "plot"):
-        _require_place(f"--{option}", getattr(options, option))
+        require_place(f"--{option}", getattr(options, option))
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -78,17 +77,6 @@ def is_good(report: Report, comparison: Comparison | None) -> bool:
     """True when what was asked for was measured, no path computes something else, and nothing is slower."""
     measured = any(result.check for result in report.cases) and not report.problems
     return measured and not report.failed and (comparison is None or comparison.is_good)
-
-
-def _require_place(option: str, path: Path | None) -> None:
-    """Raises ConfigError where no file can be written: before anything is measured."""
-    if path is None:
-        return
-    if path.exists() and not path.is_file():  # as root one would put a file in place of /dev/stdout
-        raise ConfigError("is there, and no file", place=f"{option} {path}", fix="name a file")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        why = "may not be written to" if path.parent.is_dir() else "is no folder"
-        raise ConfigError(f"{path.parent} {why}", place=f"{option} {path}", fix="name another place")
 
 
 def _source_words(options: Namespace) -> str:
@@ -138,11 +126,11 @@ def _measured(options: Namespace, sources: list[Source], device: torch.device, r
         for result in run_cases(cases[source.name], source.subject, report.rates, effort, device):
             progress.done(result)
             report = report.model_copy(update={"cases": (*report.cases, result)})
-            _keep(report, options)
+            keep(report, options.out)
         if options.first_text:
             talk(f"{source.name}: the first text of a new process")
             report = _with_first_texts(report, source, _modes(options, device)[0])
-            _keep(report, options)
+            keep(report, options.out)
     return report
 
 
@@ -152,28 +140,3 @@ def _with_first_texts(report: Report, source: Source, mode: Mode) -> Report:
     except LdlmError as error:  # what was measured before stays
         return report.model_copy(update={"problems": (*report.problems, f"{source.name}: {error.problem}")})
     return report.model_copy(update={"first_texts": (*report.first_texts, *found)})
-
-
-def _keep(report: Report, options: Namespace) -> None:
-    if options.out:
-        draft = options.out.with_name(f".{options.out.name}.{os.getpid()}.tmp")  # of this process alone
-        try:
-            draft.write_text(report.model_dump_json(indent=1))
-            draft.replace(options.out)
-        finally:
-            draft.unlink(missing_ok=True)
-
-
-class Progress:
-    """Says what a case has come to, and about how long the rest takes."""
-
-    def __init__(self, num_cases: int, say: Callable[[str], None]) -> None:
-        self._num, self._say, self._began, self._done = num_cases, say, time.monotonic(), 0
-
-    def done(self, result: CaseResult) -> None:
-        """One more."""
-        self._done += 1
-        left_s = (time.monotonic() - self._began) / self._done * (self._num - self._done)
-        speed = f"{result.fast.tokens_per_s:,.0f} tokens/s" if result.fast else result.left_out
-        rest = f"; ~{left_s / 60:.0f} min left" if left_s >= 60 else f"; ~{left_s:.0f} s left"
-        self._say(f"{self._done}/{self._num} {result.case}: {speed}{rest if left_s else ''}")

@@ -1,12 +1,24 @@
 """A benchmark beside an earlier one: what is slower or faster than the noise of both. Pure."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
-from trainer.bench_result import CaseResult, Report
+from trainer.bench_device import Device
+from trainer.bench_output import Found
 
 # Less says nothing: two runs with the same kernels lay 3.3 % apart, each within 2 % of itself
 # (recipes/measured).
 _LEAST_CHANGE = 0.05
+
+
+class Result(Protocol):
+    """A whole benchmark, of generation or of training."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def cases(self) -> Sequence[Found]: ...
 
 
 class Change(NamedTuple):
@@ -48,7 +60,7 @@ class Comparison(NamedTuple):
         return not (self.why_not or self.slower or self.lost)
 
 
-def compare(now: Report, before: Report) -> Comparison:
+def compare(now: Result, before: Result) -> Comparison:
     """Compare medians case by case; only a difference outside the band of both counts."""
     if now.device.name != before.device.name:
         return Comparison(f"measured on {before.device.name}, this is {now.device.name}")
@@ -62,7 +74,7 @@ def compare(now: Report, before: Report) -> Comparison:
     return Comparison(why_not, changes, lost, tuple(name for name in earlier if name not in asked))
 
 
-def _change(name: str, now: CaseResult, before: CaseResult) -> Change:
+def _change(name: str, now: Found, before: Found) -> Change:
     assert now.fast is not None and before.fast is not None
     ratio, kind = before.fast.seconds_median / now.fast.seconds_median, "same"
     if now.fast.seconds_p10 > before.fast.seconds_p90 and 1 / ratio > 1 + _LEAST_CHANGE:

@@ -4,6 +4,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -155,6 +157,16 @@ def gpu_state() -> GpuState | None:
     numbers = {name: _number(cell) for name, cell in zip(_NUMBERS, row[len(_TEXT):], strict=True)}
     return GpuState(**dict(zip(_TEXT, row, strict=False)), **numbers, throttled=_throttled(),
                     other_processes=_other_processes())
+
+
+def state_during(work: Callable[[], object]) -> GpuState | None:
+    """The card as its driver sees it while some work is done again and again, at least once."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(gpu_state)
+        work()
+        while not asked.done():
+            work()
+        return asked.result()
 
 
 def _throttled() -> tuple[str, ...]:

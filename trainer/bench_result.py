@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,6 +23,7 @@ from trainer.fast.program import Way
 # is a fault (guesses: about twice what was measured; what is unlike the reference is 1.4 off).
 MOST_ERROR = {"fp32": 1e-3, "bf16": 1e-2, "fp8": 0.2, "fp4": 0.7}
 _QUANTISED = {"fp8", "fp4"}
+_Form = TypeVar("_Form", bound=BaseModel)
 LEAST_SAME_TOKENS = 0.99  # of a trained checkpoint; the likeliest of random tokens are near ties
 RTX5090_BYTES_PER_S = 1.79e12  # its memory, by its maker
 
@@ -126,14 +127,14 @@ class Report(BaseModel):
         return [result for result in self.cases if result.has_failed]
 
 
-def read_report(path: Path) -> Report:
-    """An earlier result.
+def read_report(path: Path, form: type[_Form] = Report) -> _Form:  # type: ignore[assignment]
+    """An earlier result, of generation unless another form is named.
 
     Raises:
         ConfigError: It is not there, or is none of this version.
     """
     try:
-        return Report.model_validate_json(path.read_bytes())
+        return form.model_validate_json(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", place=str(path),
                           fix="name a file that --out has written") from error

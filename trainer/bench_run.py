@@ -1,21 +1,18 @@
 """Carries out the cases of a benchmark, of trained and random weights alike: each is checked, then timed."""
 
 import dataclasses
-import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from trainer.bench_autoregressive import Decoding, comparable, parameters_read
 from trainer.bench_cases import Case, Model
-from trainer.bench_device import GpuState, device_name, gpu_state
+from trainer.bench_device import device_name, state_during
 from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
 from trainer.bench_models import shape_behind
 from trainer.bench_parts import Parts, attention_s, head_s, parts_of
@@ -28,15 +25,14 @@ from trainer.bench_result import (
     check_of,
     usd_per_million_tokens,
 )
+from trainer.bench_room import free_memory, if_room
 from trainer.bench_timing import Timed, over_after, time_path
 from trainer.contract import ConfigError
 from trainer.fast.generator import FastGenerator
 from trainer.fast.weights import dtype_of, is_emulated
 from trainer.generate import Generator
 
-_T = TypeVar("_T")
 _CHECKED_SEEDS = 2  # a graph that does not read its inputs would pass with one
-_NO_ROOM = ("out of memory", "allocate memory")  # of CUDA, its graphs among it, and of a CPU
 _FIRST_CHECKED = 1_000_003  # no timed generation has such a seed
 
 
@@ -83,7 +79,7 @@ def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Eff
     num_done = 0
     for model, group in itertools.groupby(cases, key=lambda case: case.model):
         group_cases = list(group)
-        generator = _if_room(partial(subject.build, model))
+        generator = if_room(partial(subject.build, model))
         if generator is None:
             yield from map(_no_room, group_cases)
             continue
@@ -95,7 +91,7 @@ def run_cases(cases: Sequence[Case], subject: Subject, rates: Rates, effort: Eff
                 yield runner.result(case)
             num_done += 1
         del generator, runner
-        _free()
+        free_memory()
 
 
 class _Runner:
@@ -113,7 +109,7 @@ class _Runner:
     def result(self, case: Case) -> CaseResult:
         """Check a case and, where it passes, time it; say so where the device cannot do it."""
         try:
-            return _if_room(lambda: self._measured(case)) or _no_room(case)
+            return if_room(lambda: self._measured(case)) or _no_room(case)
         except ConfigError as error:
             return CaseResult(case=case, left_out=error.problem)
 
@@ -132,11 +128,11 @@ class _Runner:
         if check.problem:
             return found
         timed = self._timed(case, fast)
-        loaded = _loaded(fast, case) if self._device.type == "cuda" else None
+        loaded = state_during(lambda: fast.tokens(case.batch, 0)) if self._device.type == "cuda" else None
         has_parts = self._effort.has_parts and case.steps > 1
-        parts = _if_room(lambda: self._parts(case, own, fast, timed)) if has_parts else None
+        parts = if_room(lambda: self._parts(case, own, fast, timed)) if has_parts else None
         reference = self._reference(case, Eager(own))
-        other = _if_room(lambda: self._one_by_one(case, own)) if self._effort.has_autoregressive else None
+        other = if_room(lambda: self._one_by_one(case, own)) if self._effort.has_autoregressive else None
         return found.model_copy(update={
             "fast": timed, "loaded": loaded, "reference": reference, "parts": parts, "autoregressive": other,
             "published_tokens_per_s": published_tokens_per_s(case, device_name(self._device)),
@@ -216,31 +212,5 @@ def _num_seen(generator: Generator) -> int | None:
     return None if ids is None else len(ids)
 
 
-def _loaded(path: Path, case: Case) -> GpuState | None:
-    """The card as the driver sees it while it works."""
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(gpu_state)
-        while not asked.done():
-            path.tokens(case.batch, 0)
-        return asked.result()
-
-
 def _no_room(case: Case) -> CaseResult:
     return CaseResult(case=case, left_out="does not fit into memory")
-
-
-def _if_room(work: Callable[[], _T]) -> _T | None:
-    """What some work gives; None where the device has no memory for it. Another error is raised again."""
-    try:
-        return work()
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _NO_ROOM):
-            raise
-    _free()
-    return None
-
-
-def _free() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -27,20 +27,20 @@ def _first_texts(report: Report) -> Iterator[str]:
         path += ", kernels compiled before" if found.was_compiled else ""
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.parts_s.items())
         yield ""
-        yield from _folded(f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}")
+        yield from folded(f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}")
         yield from (f"  {line}" for line in textwrap.wrap(f"seconds: {parts}", _WIDTH - 2))
 
 
 def _head(report: Report) -> Iterator[str]:
     device, rates, software = report.device, report.rates, report.software
-    yield from _folded(f"{device.name}; torch {software.torch}; {report.source}")
+    yield from folded(f"{device.name}; torch {software.torch}; {report.source}")
     for words in dict.fromkeys(words for result in report.cases for words in result.fast_path):
-        yield from _folded(words)
+        yield from folded(words)
     matrix = ", ".join(f"{mode} {rate / 1e12:,.2f} TFLOP/s" for mode, rate in rates.flops_per_s.items())
-    yield from _folded(f"measured now: reads {rates.read_bytes_per_s / 1e12:.3f} TB/s ({rates.read_how}); "
+    yield from folded(f"measured now: reads {rates.read_bytes_per_s / 1e12:.3f} TB/s ({rates.read_how}); "
                        f"products {matrix}")
     if state := device.before:
-        yield from _folded(
+        yield from folded(
             f"driver {state.driver_version}, clocks at most {_or_dash(state.clock_sm_max_mhz)} MHz, memory "
             f"{_or_dash(state.clock_memory_max_mhz)} MHz, {_or_dash(state.power_limit_w)} W, {software.sm}")
 
@@ -116,25 +116,25 @@ def _notes(report: Report) -> Iterator[str]:
     """Every sentence that a figure must not be read without."""
     for result in report.cases:
         if result.left_out:
-            yield from _note(f"{result.case}: {result.left_out}")
+            yield from note(f"{result.case}: {result.left_out}")
         elif result.loaded and result.loaded.throttled:
-            yield from _note(f"{result.case}: clocks were held down by {', '.join(result.loaded.throttled)}")
+            yield from note(f"{result.case}: clocks were held down by {', '.join(result.loaded.throttled)}")
         if result.fraction_of_limit and result.fraction_of_limit > 1:
-            yield from _note(f"{result.case}: faster than the limit: its weights lie in a cache, or "
+            yield from note(f"{result.case}: faster than the limit: its weights lie in a cache, or "
                              "something else was running while limits were measured")
         if result.autoregressive and result.fast:
             other = result.autoregressive.tokens_per_s
             held = "fp32" if result.case.mode == "fp32" else "bf16"  # it has no quantised weights
-            yield from _note(f"{result.case}: {result.fast.tokens_per_s / other:.1f} times an autoregressive "
+            yield from note(f"{result.case}: {result.fast.tokens_per_s / other:.1f} times an autoregressive "
                              f"transformer of as many parameters in {held}, {other:,.0f} tokens/s")
         if (published := result.published_tokens_per_s) and (reference := result.reference):
             fast = f", the fast path {result.fast.tokens_per_s / published:.1f} times" if result.fast else ""
-            yield from _note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
+            yield from note(f"{result.case}: the published code runs {published:,.0f} tokens/s on such a "
                              f"card, the reference {reference.tokens_per_s / published:.2f} times that{fast}")
     for warning in (*report.problems, *report.device.warnings):
-        yield from _note(warning)
+        yield from note(warning)
     if not report.device.is_rtx5090:
-        yield from _note("this is not an RTX 5090 figure")
+        yield from note("this is not an RTX 5090 figure")
     if report.projects:
         yield from _projections(report)
 
@@ -144,15 +144,17 @@ def _projections(report: Report) -> Iterator[str]:
         projected = result.projected_rtx5090_tokens_per_s
         if projected is not None:
             none = ", had it such kernels" if result.way == "persistent kernels" else ""  # of Hopper alone
-            yield from _note("PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
+            yield from note("PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured: "
                              f"{result.case}: ~{projected:,.0f} tokens/s{none}")
         elif result.fast:
-            yield from _note(f"no projection for an RTX 5090 of {result.case}: arithmetic bounds it, too")
+            yield from note(f"no projection for an RTX 5090 of {result.case}: arithmetic bounds it, too")
 
 
-def _note(text: str) -> list[str]:
+def note(text: str) -> list[str]:
+    """Lines of a sentence that figures must not be read without."""
     return textwrap.wrap(text, _WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False)
 
 
-def _folded(text: str) -> list[str]:
+def folded(text: str) -> list[str]:
+    """Lines of a longer sentence."""
     return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

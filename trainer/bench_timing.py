@@ -17,24 +17,34 @@ WARM_UP_GENERATIONS = 3
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]  # of files, too: a NaN is never slower
 
 
-class Timed(BaseModel):
-    """Seconds of whole generations, from a seed to token ids in device memory."""
+class Spread(BaseModel):
+    """Seconds of something that was done several times, and its speed by their median."""
 
     model_config = ConfigDict(frozen=True)
-    num_generations: PositiveInt
     seconds_p10: _Positive
     seconds_median: _Positive
     seconds_p90: _Positive
     tokens_per_s: _Positive
 
 
-def summary(seconds: Sequence[float], num_tokens: int) -> Timed:
-    """Percentiles of at least one generation of so many tokens, all of its batch together."""
+class Timed(Spread):
+    """Seconds of whole generations, from a seed to token ids in device memory."""
+
+    num_generations: PositiveInt
+
+
+def spread(seconds: Sequence[float], num_tokens: int) -> Spread:
+    """Percentiles of at least one time, each for so many tokens."""
     # Inclusive: the other method extrapolates, below zero for a few scattered values.
     deciles = statistics.quantiles(seconds, n=10, method="inclusive") if len(seconds) > 1 else [*seconds] * 9
     median = statistics.median(seconds)
-    return Timed(num_generations=len(seconds), seconds_p10=deciles[0], seconds_median=median,
-                 seconds_p90=deciles[-1], tokens_per_s=num_tokens / median)
+    return Spread(seconds_p10=deciles[0], seconds_median=median, seconds_p90=deciles[-1],
+                  tokens_per_s=num_tokens / median)
+
+
+def summary(seconds: Sequence[float], num_tokens: int) -> Timed:
+    """Percentiles of at least one generation of so many tokens, all of its batch together."""
+    return Timed(num_generations=len(seconds), **spread(seconds, num_tokens).model_dump())
 
 
 def time_path(path: Path, batch: int, length: int, num: int, device: torch.device,

@@ -8,7 +8,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -18,31 +18,53 @@ from trainer.judge_rows import JudgeRows, RowJudge
 _TIMED = 3  # generations at batch 1
 
 
+class Source(Protocol):
+    """What writes rows of tokens."""
+
+    def tokens(self, num: int, seed: int) -> Tensor:
+        """Token ids (num, L)."""
+
+
 def sample_frontier(generator: Generator, steps: Sequence[int], temperatures: Sequence[float], num: int,
                     batch: int, seed: int, say: Callable[[str], None]) -> list[dict[str, Any]]:
     """Texts at every number of steps and temperature, in the form that the baselines' records have.
 
     Returns:
-        For each sampling: `setting`, `tokens`, `texts` (up to the first end, to be shown), `dtype`, and
-        the speeds from seed to token ids on the host, decoding included: `seconds_batch_1` (median),
-        `tokens_per_s_batch_1`, `tokens_per_s_batch_<batch>`.
+        For each sampling: `setting`, `seed`, `dtype`, `texts` (up to the first end, to be shown), and what
+        `timed_rows` finds.
     """
     found = []
     for own in with_settings(generator, steps, temperatures, min(batch, num)):
-        sampling = own.config.sampling
-        latencies = [_timed(own, 1, seed + index)[1] for index in range(_TIMED + 1)][1:]
-        _timed(own, sampling.batch_size, seed)  # warm-up
-        tokens_NL, seconds = _timed(own, num, seed)
-        latency = statistics.median(latencies)
-        length = tokens_NL.shape[1]
-        say(f"{num} texts of {in_words(own)}: {num * length / seconds:,.0f} tokens/s")
+        rows = timed_rows(own, num, own.config.sampling.batch_size, seed, in_words(own), say)
         found.append({
-            "setting": setting_of(own), "seed": seed, "batch": sampling.batch_size,
-            "dtype": str(generator.dtype).removeprefix("torch."),
-            "seconds_batch_1": latency, "tokens_per_s_batch_1": length / latency,
-            f"tokens_per_s_batch_{sampling.batch_size}": num * length / seconds, "tokens": tokens_NL.tolist(),
-            "texts": to_text(generator.tokenizer, tokens_NL, generator.end_of_text_id)})
+            "setting": setting_of(own), "seed": seed, "dtype": str(generator.dtype).removeprefix("torch."),
+            **rows, "texts": to_text(generator.tokenizer, rows["tokens"], generator.end_of_text_id)})
     return found
+
+
+def timed_rows(source: Source, num: int, batch: int, seed: int, name: str,
+               say: Callable[[str], None]) -> dict[str, Any]:
+    """Rows of a source, and how fast they come, from a seed to token ids on the host.
+
+    Args:
+        source: Draws at most `batch` rows at once.
+        num: Rows.
+        batch: Of the source.
+        seed: Of the rows.
+        name: Of the source, for a line of progress.
+        say: Hears it.
+
+    Returns:
+        `batch`, `tokens`, `seconds_batch_1` (median), `tokens_per_s_batch_1`, `tokens_per_s_batch_<batch>`.
+    """
+    latencies = [_timed(source, 1, seed + index)[1] for index in range(_TIMED + 1)][1:]
+    _timed(source, batch, seed)  # warm-up
+    tokens_NL, seconds = _timed(source, num, seed)
+    latency = statistics.median(latencies)
+    length = tokens_NL.shape[1]
+    say(f"{num} texts of {name}: {num * length / seconds:,.0f} tokens/s")
+    return {"batch": batch, "seconds_batch_1": latency, "tokens_per_s_batch_1": length / latency,
+            f"tokens_per_s_batch_{batch}": num * length / seconds, "tokens": tokens_NL.tolist()}
 
 
 def with_settings(generator: Generator, steps: Sequence[int], temperatures: Sequence[float],
@@ -78,8 +100,8 @@ def judged(generation: dict[str, Any], row_judge: RowJudge, reference: JudgeRows
     return kept | row_judge.scores(tokens_NL, reference.rows, num_prompt)
 
 
-def _timed(generator: Generator, num: int, seed: int) -> tuple[Tensor, float]:
+def _timed(source: Source, num: int, seed: int) -> tuple[Tensor, float]:
     """Token ids on the host, and the seconds they took: once they are here the device has finished."""
     began = time.perf_counter()
-    tokens_NL = generator.tokens(num, seed).cpu()
+    tokens_NL = source.tokens(num, seed).cpu()
     return tokens_NL, time.perf_counter() - began

@@ -47,65 +47,35 @@ from trainer.train_state import TrainState
 from trainer.weight_sources import EncoderSource
 
 
-@dataclass
-class Job:
-    """Everything one rank works with. `recorder` and `limits` live on rank 0 only.
+@dataclass(kw_only=True)
+class StepJob:
+    """What one optimizer step works with: all that `trainer.step` reads and leaves behind.
 
     Attributes:
         batches: This rank's text, from the step where the attempt begins; None until that is known.
         losses: Of the newest step, this rank's means.
         grad_norms: Of the newest step, of each trained part, before clipping.
         data_wait_s: Waited for text since the last log row.
-        evaluation: The newest one of this attempt.
-        saves: What has become of those of this attempt.
-        stall_s: In which training stood still for the newest save.
-        chance_steps: From one step after which a save by time may begin to the next; same on all ranks.
-        owed_step: Its checkpoint was to be one that stays, and has not begun; None: there is no such step.
-        is_late_told: It was said that the store is slower than the interval.
     """
 
     config: TrainConfig
-    folder: RunFolder
-    limits: LimitWatch | None
     device: torch.device
-    corpus: Corpus
     encoder: TokenEncoder
     engine: Any  # deepspeed.DeepSpeedEngine: the package has no types
     average: WeightAverage
     state: TrainState
     timesteps: TimestepSampler
     checkpoints: Checkpointer
-    last_save: LastSave
-    pace: Pace
-    gaps: Gaps
     watch: DivergenceWatch
-    stop: StopSignal
-    clock: PhaseClock
-    progress: Progress
-    recorder: Recorder | None
-    life: SignOfLife
-    start: StartParts
     batches: Batches | None = None
-    saves: SaveHistory = field(default_factory=SaveHistory)
-    stall_s: float = 0.0
-    chance_steps: int = 1
-    owed_step: int | None = None
-    is_late_told: bool = False
-    stop_reason: str = ""
     losses: dict[str, torch.Tensor] = field(default_factory=dict)
     grad_norms: dict[str, torch.Tensor] = field(default_factory=dict)
     data_wait_s: float = 0.0
-    evaluation: Evaluation | None = None
 
     @property
     def model(self) -> LatentDiffusionLM:
         """The module behind the engine."""
         return self.engine.module  # type: ignore[no-any-return]
-
-    @property
-    def superseded(self) -> SupersededError | None:
-        """Set on rank 0 once another attempt owns the run."""
-        return self.recorder.superseded if self.recorder is not None else None
 
     def next_batch(self) -> torch.Tensor:
         """Token ids of this rank's share of the next step: int64 (accumulation steps, B, L) on the device.
@@ -117,6 +87,45 @@ class Job:
         rows = self.batches.next()
         self.data_wait_s += self.batches.waited_s
         return to_device(torch.from_numpy(rows.astype("int64")), self.device)
+
+
+@dataclass(kw_only=True)
+class Job(StepJob):
+    """Everything one rank works with. `recorder` and `limits` live on rank 0 only.
+
+    Attributes:
+        evaluation: The newest one of this attempt.
+        saves: What has become of those of this attempt.
+        stall_s: In which training stood still for the newest save.
+        chance_steps: From one step after which a save by time may begin to the next; same on all ranks.
+        owed_step: Its checkpoint was to be one that stays, and has not begun; None: there is no such step.
+        is_late_told: It was said that the store is slower than the interval.
+    """
+
+    folder: RunFolder
+    limits: LimitWatch | None
+    corpus: Corpus
+    last_save: LastSave
+    pace: Pace
+    gaps: Gaps
+    stop: StopSignal
+    clock: PhaseClock
+    progress: Progress
+    recorder: Recorder | None
+    life: SignOfLife
+    start: StartParts
+    saves: SaveHistory = field(default_factory=SaveHistory)
+    stall_s: float = 0.0
+    chance_steps: int = 1
+    owed_step: int | None = None
+    is_late_told: bool = False
+    stop_reason: str = ""
+    evaluation: Evaluation | None = None
+
+    @property
+    def superseded(self) -> SupersededError | None:
+        """Set on rank 0 once another attempt owns the run."""
+        return self.recorder.superseded if self.recorder is not None else None
 
     def enter_together(self, phase: Phase) -> None:
         """Begin a phase on all ranks at once: one that waits for a slow peer must not look as if it hung."""

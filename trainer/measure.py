@@ -5,14 +5,14 @@ Exit codes: those of the `ldlm` command.
 
 import json
 import sys
-import textwrap
 from argparse import Namespace
 from typing import Any
 
 import numpy as np
 import torch
 
-from trainer.bench_autoregressive import speeds
+from trainer.autoregressive import Autoregressive, load_autoregressive, written
+from trainer.bench_autoregressive import parameters_read, speeds
 from trainer.bench_device import device_name
 from trainer.command import carry_out, talk
 from trainer.completions import Beginnings, beginnings, check_length, sample_completions
@@ -24,8 +24,9 @@ from trainer.generate import Generator
 from trainer.judge_rows import RowJudge
 from trainer.local_cache import cache_folder
 from trainer.measure_options import read_measure_options
+from trainer.measure_screen import screen
 from trainer.panel import reconstruction_panel
-from trainer.quality import MAUVE_FEW_TEXTS, Judge, load_judge, require_evaluation_tools
+from trainer.quality import Judge, load_judge, require_evaluation_tools
 from trainer.quality_plot import plot
 from trainer.run_folder import RunFolder
 from trainer.sample import adjusted
@@ -34,8 +35,6 @@ from trainer.saved_run import SavedRun, load_run
 from trainer.store import named_store
 from trainer.token_encoder import load_token_encoder
 
-_WIDTH = 80
-
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate as the command line says. Returns the exit code."""
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
     def answer() -> str:
         result = measure(options)
-        return json.dumps(result, indent=1) if options.json else _screen(result, options)
+        return json.dumps(result, indent=1) if options.json else screen(result, options.out)
 
     return carry_out(answer, out=options.out)
 
@@ -58,6 +57,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     if options.prompt_tokens:
         check_length(run.config, options.prompt_tokens)
     generator = adjusted(run.generator(device), options, WAYS)
+    other = _other(generator, options, device)
     rows_NL = _heldout(run, generator, options.num)
     told = beginnings(generator, rows_NL, options.prompt_tokens) if options.prompt_tokens else None
     on_heldout, completions = _with_encoder(run, generator, rows_NL, told, options, device)
@@ -69,22 +69,40 @@ def measure(options: Namespace) -> dict[str, Any]:
                "generations": generations}
     if told:
         samples |= {"prompts": told.prompts, "continuations": told.continuations, "completions": completions}
-    # Before they are judged: a judge that runs out of memory must not cost what was sampled.
+    # Before what may run out of memory: it must not cost what was sampled.
     (options.out / "samples.json").write_text(json.dumps(samples))
+    if other:
+        samples["autoregressive"] = written(other, options.num, options.seed)
+        (options.out / "samples.json").write_text(json.dumps(samples))
     talk(f"judged by {judge.name}")
     row_judge = RowJudge(judge, generator.tokenizer, generator.end_of_text_id)
     result = {"source": options.run, "step": run.manifest.step, "seed": options.seed,
               "device": device_name(device), "dtype": str(next(generator.model.parameters()).dtype),
-              "judge": _about(judge), **on_heldout, **_judged(row_judge, rows_NL.tolist(), generations)}
+              "parameters": parameters_read(generator), "judge": _about(judge), **on_heldout,
+              **_judged(row_judge, rows_NL.tolist(), generations)}
     if told:
         result["completions"] = {"prompt_tokens": options.prompt_tokens, **_judged(
             row_judge, told.tokens_NL.tolist(), completions, options.prompt_tokens)}
-    if options.autoregressive:
+    if other:
+        # As text: its ids may be another tokenizer's.
+        own_judge = RowJudge(judge, other.tokenizer, other.end_of_text_id)
+        reference = row_judge.rows(rows_NL.tolist()[:options.num])
+        result["autoregressive"] = judged(samples["autoregressive"], own_judge, reference)
+    elif options.autoregressive is not None:
         talk("a transformer of as many parameters, token after token")
-        result["autoregressive"] = speeds(generator, dict.fromkeys((1, generations[0]["batch"])))
+        speed = speeds(generator, dict.fromkeys((1, generations[0]["batch"])))
+        result["autoregressive"] = {"name": None, "random_weights": True, **speed}
     (options.out / "evaluation.json").write_text(json.dumps(result, indent=1))
     plot(result, judge, options.out / "evaluation.png")
     return result
+
+
+def _other(generator: Generator, options: Namespace, device: torch.device) -> Autoregressive | None:
+    """The model with trained weights that is to stand beside ours, if one was named."""
+    if not options.autoregressive:
+        return None
+    length = generator.config.data.sequence_length
+    return load_autoregressive(options.autoregressive, device, length, options.batch, talk)
 
 
 def _heldout(run: SavedRun, generator: Generator, num: int) -> np.ndarray:
@@ -121,69 +139,6 @@ def _judged(row_judge: RowJudge, real_NL: list[list[int]], generations: list[dic
 def _about(judge: Judge) -> dict[str, Any]:
     return {"name": judge.name, "revision": judge.revision, "is_the_fields": judge.is_the_fields,
             "max_tokens": judge.max_tokens, "ids": len(judge.tokenizer)}
-
-
-def _screen(result: dict[str, Any], options: Namespace) -> str:
-    """What a person reads: the panel, a line for each sampling, where the rest is."""
-    panel = [f"{name.replace('_', ' ')} {scores['accuracy']:.1%}" for name, scores in result["panel"].items()]
-    batch = result["frontier"][0]["batch"]
-    lines = ["held-out tokens that come back:", *_folded("  ".join(panel), indent="  "),
-             *_folded(f"perplexity by {result['judge']['name']}, of {result['reference']['num_texts']} texts "
-                      f"each; tokens/s at batch {batch}:"),
-             *_table(result, "generative_perplexity", "held-out text")]
-    told = result.get("completions")
-    if told:
-        lines += [*_folded(f"completions of {told['reference']['num_texts']} held-out texts after "
-                           f"{told['prompt_tokens']} tokens, perplexity given those:"),
-                  *_table(told, "perplexity_given_prompt", "the original")]
-    if "autoregressive" in result:
-        lines += _folded(_beside(result))
-    lines += _folded(f"wrote evaluation.json, evaluation.png and samples.json to {options.out}")
-    return "\n".join(lines)
-
-
-def _beside(result: dict[str, Any]) -> str:
-    """Speeds of one text at a time, ours over steps and the autoregressive one."""
-    other = result["autoregressive"]
-    ours = {point["setting"]["steps"]: point["tokens_per_s_batch_1"] for point in result["frontier"]}
-    words = ", ".join(f"{steps} steps {speed:,.0f}" for steps, speed in ours.items())
-    return (f"tokens/s at batch 1: {words}; an autoregressive transformer of "
-            f"{other['parameters'] / 1e6:,.1f} M parameters (random weights) "
-            f"{other['tokens_per_s_batch_1']:,.0f}")
-
-
-def _folded(text: str, indent: str = "") -> list[str]:
-    # A number stays with its name: blanks within an item do not break.
-    kept = "  ".join(item.replace(" ", "\N{NO-BREAK SPACE}") for item in text.split("  ")) if indent else text
-    lines = textwrap.wrap(kept, _WIDTH, initial_indent=indent, subsequent_indent=indent or "  ",
-                          break_long_words=False, break_on_hyphens=False)
-    return [line.replace("\N{NO-BREAK SPACE}", " ") for line in lines]
-
-
-def _table(scored: dict[str, Any], perplexity: str, reference: str) -> list[str]:
-    """A line for each sampling of a frontier, and one for the reference."""
-    lines = [f"  {'steps':>5}  {'temp.':>5}  {'perplexity':>10}  {'entropy':>7}  {'distinct-2':>10}  "
-             f"{'ends':>4}  {'MAUVE':>5}  {'tokens/s':>9}"]
-    for point in scored["frontier"]:
-        # Completions are not timed.
-        speed = point.get(f"tokens_per_s_batch_{point.get('batch')}")
-        lines.append(f"  {point['setting']['steps']:>5}  {point['setting']['temperature']:>5g}  "
-                     f"{_scores(point, perplexity, 10)}  {_cell(point, 'mauve', 5, 2)}  "
-                     + (f"{'-':>9}" if speed is None else f"{speed:>9,.0f}"))
-    lines.append(f"  {reference:>13}  {_scores(scored['reference'], perplexity, 9)}")
-    num = scored["reference"]["num_texts"]
-    return lines + ([f"  MAUVE of {num} texts: says little"] if num < MAUVE_FEW_TEXTS else [])
-
-
-def _scores(scores: dict[str, Any], perplexity: str, width: int) -> str:
-    """Cells that samples and reference both have; `ends` are rows that hold an end of text."""
-    return (f"{_cell(scores, perplexity, width, 1)}  {_cell(scores, 'entropy', 7, 2)}  "
-            f"{_cell(scores, 'distinct_2', 10, 3)}  {100 * scores['rows_with_end']:>3.0f}%")
-
-
-def _cell(scores: dict[str, Any], metric: str, width: int, digits: int) -> str:
-    value = next(value for key, value in scores.items() if key == metric or key.startswith(f"{metric}_by_"))
-    return f"{'-':>{width}}" if value is None else f"{value:>{width},.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -12,12 +12,14 @@ from trainer.sample_options import add_ways
 from trainer.store import store_url
 
 FIELDS_JUDGE = "openai-community/gpt2-large"
+RANDOM_WEIGHTS = ""  # where --autoregressive names no model
 _EXAMPLES = """examples:
   ldlm evaluate RUN --out quality                     by GPT-2 large, as usual
   ldlm evaluate RUN --judge ./my-judge --out quality  without network
   ldlm evaluate RUN --steps 8,32,128 --temperatures 0.9,1 -n 1024 --out quality
   ldlm evaluate RUN --solver ancestral --grid warped --out quality
   ldlm evaluate RUN --prompt-tokens 16 --out quality     completions too
+  ldlm evaluate RUN --autoregressive ./my-gpt --out quality   speed at a quality
 """
 _T = TypeVar("_T", int, float)
 
@@ -52,9 +54,10 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0)
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER",
                         help="evaluation.json, evaluation.png, samples.json go there")
-    parser.add_argument("--autoregressive", action="store_true",
-                        help="also the speed of a transformer of as many parameters, token after token, on a "
-                             "GPU under a CUDA graph")
+    parser.add_argument("--autoregressive", nargs="?", const=RANDOM_WEIGHTS, metavar="NAME|PATH",
+                        help="also this causal language model of the Hub or in a folder, its texts judged "
+                             "beside ours, token after token, on a GPU under a CUDA graph; without a name "
+                             "only the speed of one as large, whose random weights write nothing to judge")
     parser.add_argument("--json", action="store_true", help="print evaluation.json")
     return parser.parse_args(arguments)
 

@@ -20,17 +20,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.causal_lm import load_causal_lm
 from trainer.contract import ConfigError
 from trainer.health import distinct
 from trainer.measure_options import FIELDS_JUDGE
-from trainer.trunk import first_line, quiet
+from trainer.trunk import quiet
 
 FIELD_TOKENS = 1024  # of a text that the field scores (MDLM, Duo)
 _GPT2_NAMES = (FIELDS_JUDGE, "gpt2-large")
 _BATCH_LOGITS = 2**27  # 512 MiB of float32 at a time (guess)
 _MAUVE_LEAST_TEXTS = 20  # its clusters are a tenth of them, at least 2
 MAUVE_FEW_TEXTS = 1000  # below, it says little (its authors take 5,000)
-_HUB_WAIT_S = 5.0
 Row = Sequence[int]
 
 
@@ -85,42 +85,10 @@ def load_judge(name: str = FIELDS_JUDGE, device: torch.device | str = "cpu", *, 
         ConfigError: There is no such model, it is not here and cannot be fetched, or it is none that
             predicts the next token.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if name.startswith(("/", ".", "~")) and not Path(name).is_dir():
-        raise ConfigError(f"there is no folder {name}", place="--judge",
-                          fix="name a folder with a causal language model and its tokenizer, or a model "
-                              "of the Hub")
-    dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    # Asked for first: without a Hub, transformers would try again and again and print each try.
-    where: dict[str, Any] = {"revision": revision, "trust_remote_code": False,
-                             "local_files_only": not Path(name).is_dir() and not _hub_answers()}
-    with quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name, **where)
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, **where)
-            if not tokenizer.is_fast:
-                raise ValueError("its tokenizer is not one of the `tokenizers` library")
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-            raise ConfigError(
-                f"the judge {name} cannot be loaded: {first_line(error)}", place="--judge",
-                fix=f"with a network, fetch it once: hf download {FIELDS_JUDGE}; without one, "
-                    "name a folder with a causal language model and its tokenizer: --judge PATH") from error
-    positions = getattr(model.config, "max_position_embeddings", None) or max_tokens
-    return Judge(name, getattr(model.config, "_commit_hash", None), model.to(device).eval(), tokenizer,
-                 min(max_tokens, positions), tokenizer.eos_token_id)
-
-
-def _hub_answers() -> bool:
-    """Whether the Hub can be reached, by one request."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_HUB_WAIT_S)
-    except Exception:  # of whichever HTTP client the installed huggingface_hub brings
-        return False
-    return True
+    found = load_causal_lm(name, device, role="the judge", option="--judge", example=FIELDS_JUDGE,
+                           revision=revision)
+    return Judge(name, found.revision, found.model, found.tokenizer,
+                 min(max_tokens, found.most_tokens or max_tokens), found.tokenizer.eos_token_id)
 
 
 def perplexity(judge: Judge, rows: Sequence[Row], contexts: Sequence[Row] = ()) -> float | None:

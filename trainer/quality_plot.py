@@ -1,9 +1,10 @@
-"""The picture of an evaluation: perplexity over entropy, reconstruction, speed."""
+"""The picture of an evaluation: perplexity over entropy and over speed, reconstruction, speed."""
 
 import statistics
 from pathlib import Path
 from typing import Any
 
+from trainer.measure_screen import batches_of
 from trainer.quality import MAUVE_FEW_TEXTS, Judge
 
 
@@ -12,11 +13,12 @@ def plot(result: dict[str, Any], judge: Judge, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    _draw_frontier(left, result, judge)
-    _draw_panel(middle, result)
-    _draw_speed(right, result)
+    figure = Figure(figsize=(11, 8.4), layout="constrained")
+    (entropies, qualities), (panel, speeds) = figure.subplots(2, 2)
+    _draw_frontier(entropies, result, judge)
+    _draw_speed_at_quality(qualities, result, judge)
+    _draw_panel(panel, result)
+    _draw_speed(speeds, result)
     figure.suptitle(f"{result['source']}, step {result['step']:,}, {result['device']}{_mauve(result, judge)}")
     FigureCanvasAgg(figure).print_png(path)
 
@@ -39,10 +41,35 @@ def _draw_frontier(axes: Any, result: dict[str, Any], judge: Judge) -> None:
         for point in line:
             axes.annotate(f"{point['setting']['steps']}", (point[x], point[y]), xytext=(4, 4),
                           textcoords="offset points", fontsize=8)
-    reference = result["reference"]
-    if reference.get(y) is not None:
-        axes.plot([reference[x]], [reference[y]], "k*", markersize=12, label="held-out text")
+    for name, marker, beside in (("held-out text", "k*", result["reference"]),
+                                 ("autoregressive", "rD", result.get("autoregressive", {}))):
+        if beside.get(y) is not None:
+            axes.plot([beside[x]], [beside[y]], marker, markersize=9, label=name)
     axes.set(yscale="log", xlabel=f"{x}, nats", ylabel=y, title="Perplexity over entropy; labels: steps")
+    if axes.lines:
+        axes.legend(fontsize=8)
+
+
+def _draw_speed_at_quality(axes: Any, result: dict[str, Any], judge: Judge) -> None:
+    """Perplexity over tokens/s: a point for each number of steps, and what stands beside them."""
+    y, other = judge.key("generative_perplexity"), result.get("autoregressive", {})
+    points = [point for point in result["frontier"] if point[y] is not None]
+    for colour, batch in enumerate(batches_of(result)):
+        x = f"tokens_per_s_batch_{batch}"
+        for number, temperature in enumerate(sorted({one["setting"]["temperature"] for one in points})):
+            line = [point for point in points if point["setting"]["temperature"] == temperature]
+            axes.plot([point[x] for point in line], [point[y] for point in line], "o-", color=f"C{colour}",
+                      label=None if number else f"batch {batch}")
+            for point in line:
+                axes.annotate(f"{point['setting']['steps']}", (point[x], point[y]), xytext=(4, 4),
+                              textcoords="offset points", fontsize=8)
+        if other.get(y) is not None:
+            axes.plot([other[x]], [other[y]], "D", color=f"C{colour}", markersize=9,
+                      label=f"autoregressive, batch {batch}")
+    if result["reference"].get(y) is not None:
+        axes.axhline(result["reference"][y], color="k", linewidth=0.8, linestyle=":", label="held-out text")
+    axes.set(xscale="log", yscale="log", xlabel="tokens/s, decoding included", ylabel=y,
+             title="Speed at a quality; labels: steps")
     if axes.lines:
         axes.legend(fontsize=8)
 
@@ -62,7 +89,10 @@ def _draw_speed(axes: Any, result: dict[str, Any]) -> None:
         # Temperature costs no time: its samplings are repetitions.
         speeds = [statistics.median(point[key] for point in frontier if point["setting"]["steps"] == num)
                   for num in steps]
-        axes.plot(steps, speeds, "o-", label=f"batch {key.rsplit('_', 1)[1]}")
+        line, = axes.plot(steps, speeds, "o-", label=f"batch {key.rsplit('_', 1)[1]}")
+        if key in result.get("autoregressive", {}):
+            axes.axhline(result["autoregressive"][key], color=line.get_color(), linewidth=0.8, linestyle="--",
+                         label=f"autoregressive, batch {key.rsplit('_', 1)[1]}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(steps, [str(num) for num in steps])
     axes.set(yscale="log", xlabel="denoiser steps", ylabel="tokens/s, decoding included",

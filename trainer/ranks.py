@@ -3,7 +3,7 @@
 import os
 import socket
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import distributed as dist
@@ -13,8 +13,13 @@ from trainer.contract import ConfigError
 _T = TypeVar("_T")
 
 
-def init_process_group() -> None:
-    """gloo for what lies in host memory, nccl for the GPUs; no compiler needed."""
+def init_process_group(backend: str | None = None, **rendezvous: Any) -> None:
+    """Join the other ranks; no compiler needed.
+
+    Args:
+        backend: None: gloo for what lies in host memory, nccl for the GPUs.
+        rendezvous: As of torch; by default what torchrun has put into the environment.
+    """
     import deepspeed.ops
 
     # On CPU, DeepSpeed would compile a shared-memory op at start-up: 75 s, and a compiler we cannot
@@ -22,7 +27,8 @@ def init_process_group() -> None:
     table = getattr(deepspeed.ops, "__compatible_ops__", {})
     if "deepspeed_shm_comm" in table:
         table["deepspeed_shm_comm"] = False
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    usual = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend or usual, **rendezvous)
 
 
 def meet() -> None:

@@ -1,12 +1,16 @@
 """An autoregressive transformer (GPT-2 of transformers) trained from scratch, as a baseline.
 
     python tests/baselines/autoregressive.py STORE OUT [--minutes 8] [--parameters 28e6] [--seed 0]
+        [--save-model]
+
+With --save-model it stands beside ours: ldlm evaluate RUN --autoregressive OUT/autoregressive-seed-0.
 
 Shapes: B rows, L tokens, V ids and the special one, which starts a row.
 """
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,8 +87,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "heldout_losses": trained.heldout_losses,
         "heldout_perplexity": float(np.exp(loss_at_end)), "heldout_is": "exact",
         "generations": generations}
-    write(options.out, record)
+    path = write(options.out, record)
+    if options.save_model:
+        save(model, rows, path.with_suffix(""))
     return record
+
+
+def save(model: GPT2LMHeadModel, rows: PreparedRows, folder: Path) -> None:
+    """Weights in half precision, and a tokenizer of the ids that they have rows for."""
+    tokenizer = rows.own_tokenizer()
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.half().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    print(f"ldlm evaluate RUN --autoregressive {folder}", flush=True)
 
 
 def sampler(model: GPT2LMHeadModel, rows: PreparedRows,

@@ -3,6 +3,7 @@
 Shapes: N rows, L tokens of a row.
 """
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[2]
+_START = "[START]"
 sys.path[:0] = [path for path in (str(ROOT), str(Path(__file__).parent)) if path not in sys.path]
 
 from trainer.shard_writer import TOKEN  # noqa: E402
@@ -53,6 +55,29 @@ class PreparedRows:
 
         ids = self.token_ids[rows_NL].tolist()
         return ids, to_text(self.tokenizer, ids, self.end_of_text_id)
+
+
+    def own_tokenizer(self) -> Any:
+        """The tokenizer in the rows' own numbers: of its pieces only those that training holds, and a start.
+
+        Text in, it knows no other piece; tokens out, they mean what they mean there.
+        """
+        from tokenizers import Tokenizer
+        from transformers import PreTrainedTokenizerFast
+
+        known = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        pieces = self.tokenizer.convert_ids_to_tokens(self.token_ids.tolist())
+        ids = {piece: number for number, piece in enumerate([*pieces, _START])}
+        known["model"]["vocab"] = ids
+        if "merges" in known["model"]:
+            known["model"]["merges"] = [pair for pair in known["model"]["merges"]
+                                        if {*pair, "".join(pair)} <= ids.keys()]
+        known["added_tokens"] = [one | {"id": ids[one["content"]]} for one in known["added_tokens"]
+                                 if one["content"] in ids]
+        known |= {"post_processor": None, "padding": None, "truncation": None}  # of the old ids
+        end = pieces[int(np.searchsorted(self.token_ids, self.end_of_text_id))]
+        return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(known)),
+                                       bos_token=_START, eos_token=end)
 
 
 def spread(rows_NL: np.ndarray, num: int) -> np.ndarray:

@@ -32,6 +32,9 @@ def options_of(description: str, argv: list[str] | None = None, **defaults: Any)
     parser.add_argument("--temperatures", type=_numbers, default=[0.6, 0.7, 0.8, 0.9, 1.0])
     parser.add_argument("--sampling-steps", type=lambda text: [int(word) for word in text.split(",")],
                         default=[8, 16, 32, 64], help="of masked diffusion")
+    parser.add_argument("--save-model", action="store_true",
+                        help="of autoregressive.py: also OUT/MODEL-seed-SEED, a folder for "
+                             "`ldlm evaluate --autoregressive`")
     parser.set_defaults(**defaults)
     return parser.parse_args(argv)
 

@@ -1,0 +1,180 @@
+"""Committed training speeds: who reads them, for which config they count, and what a plan makes of them."""
+
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from launch_examples import NOW
+
+from launcher.benchmarks import Benchmarked, nearest, read_benchmarks
+from launcher.estimate import Case, estimate_of
+from launcher.offers import Offer, cloud_offer
+from launcher.ranking import ranked
+from launcher.ranking_screen import show_ranking
+from launcher.recipe import Candidate, load_recipe
+from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, training_speed
+from trainer.contract import Document
+from trainer.encoder_shape import encoder_shape
+
+NAME = "qwen3.6-27b"
+ON_H200 = Benchmarked(
+    file="h200.json", at=datetime(2026, 12, 1, 9, tzinfo=UTC), gpu="H200", software="torch 2.11.0+cu130",
+    profile=NAME, weights="bf16", sequence_length=1024, micro_batch_size=32, global_batch_size=256,
+    tokens_per_s=9400.0)
+SAME = ("train.micro_batch_size=32", "train.token_encoder.placement=gpu")
+
+
+def offer_of(gpu: str) -> Offer:
+    """On demand at $2 an hour, so that hardly anything but hours counts."""
+    return cloud_offer(Candidate(infra="gcp/us-central1", gpu=gpu, price_usd_per_hour=2), NOW)
+
+
+def speed_of(gpu: str, *overrides: str, benchmarks: tuple[Benchmarked, ...] = (ON_H200,),
+             history: tuple[MeasuredSpeed, ...] = ()) -> Speed:
+    offer, config = offer_of(gpu), load_recipe(NAME, [*SAME, *overrides]).train
+    return training_speed(config, encoder_shape(config.token_encoder.name), offer, offer.num_gpus, history,
+                          benchmarks)
+
+
+def document(**case: object) -> dict:
+    whole = {"profile": NAME, "scope": "joint", "length": 1024, "micro_batch": 32, "num_micro_batches": 8,
+             "weights": "bf16", "zero_stage": 1, "num_ranks": 1}
+    return {"kind": "ldlm training benchmark", "version": 1, "at": "2026-12-01T09:00:00Z",
+            "device": {"name": "NVIDIA H200", "memory_gib": 139.8},
+            "software": {"torch": "2.11.0+cu130", "python": "3.12.3"},
+            "cases": [{"case": {**whole, **case}, "fast": {"num_steps": 20, "tokens_per_s": 9400.0}},
+                      {"case": whole, "fast": None, "left_out": "out of memory"}]}
+
+
+def test_a_file_of_a_benchmark_is_read_as_it_was_written(tmp_path):
+    (tmp_path / "h200.json").write_text(json.dumps(document()))
+    assert read_benchmarks(tmp_path) == ([ON_H200], [])
+
+
+@pytest.mark.parametrize("case", [{"scope": "encoder"}, {"scope": "trainables"}, {"num_ranks": 8}])
+def test_what_is_not_the_step_of_a_run_on_one_gpu_is_no_training_speed(case, tmp_path):
+    (tmp_path / "h200.json").write_text(json.dumps(document(**case)))
+    assert read_benchmarks(tmp_path) == ([], [])
+
+
+@pytest.mark.parametrize("device", [{"name": "CPU (x86_64, 2 threads)", "memory_gib": None},
+                                    {"name": "NVIDIA Quadro P400", "memory_gib": 2.0}])
+def test_a_cpu_or_a_card_whose_rates_nobody_knows_is_nothing_to_scale_from(device, tmp_path):
+    (tmp_path / "cpu.json").write_text(json.dumps({**document(), "device": device}))
+    assert read_benchmarks(tmp_path) == ([], [])
+
+
+def test_other_files_are_passed_over_and_a_torn_or_absurd_one_costs_a_plan_only_its_figures(tmp_path):
+    (tmp_path / "a-generation.json").write_text(json.dumps({"kind": "ldlm generation benchmark"}))
+    (tmp_path / "b-list.json").write_text("[1]")
+    (tmp_path / "c-torn.json").write_text(json.dumps(document())[:300])
+    bad = document()
+    bad["cases"][0]["fast"]["tokens_per_s"] = -1
+    (tmp_path / "d-negative.json").write_text(json.dumps(bad))
+    (tmp_path / "e-nan.json").write_text(json.dumps(document()).replace("9400.0", "NaN"))
+    (tmp_path / "f-bytes.json").write_bytes(b"\xff\xfe{")
+    (tmp_path / "g-good.json").write_text(json.dumps(document()))
+    found, unread = read_benchmarks(tmp_path)
+    assert found == [replace(ON_H200, file="g-good.json")]
+    assert [line.partition(".json")[0] for line in unread] == [
+        f"no speed is taken from {tmp_path}/{name}" for name in ("c-torn", "d-negative", "e-nan", "f-bytes")]
+    assert read_benchmarks(tmp_path / "nowhere") == ([], [])
+
+
+def test_every_committed_training_benchmark_can_be_read():
+    assert read_benchmarks(Path(__file__).parent.parent / "recipes/measured")[1] == []
+
+
+def test_the_same_gpu_and_micro_batch_trains_at_the_speed_that_was_measured():
+    speed = speed_of("H200:1")
+    assert (speed.tokens_per_s, speed.origin) == (9400.0, "bench")
+    assert speed.source == ("measured on one H200: 32 x 1024 tokens, h200.json, 2026-12-01, "
+                            "torch 2.11.0+cu130")
+    low, high = speed.factors
+    assert GUESS_FACTORS[0] < low < 1 < high < GUESS_FACTORS[1]
+
+
+# bf16 rates of the data sheets, TFLOP/s: at 32,768 tokens at a time arithmetic decides.
+@pytest.mark.parametrize(("gpu", "tflops"), [("A100-80GB", 312.0), ("H100", 989.0), ("B200", 2250.0),
+                                             ("RTX6000-Ada", 364.0)])
+def test_another_gpu_is_scaled_by_the_ratio_of_peak_rates_and_called_so(gpu, tflops):
+    speed = speed_of(f"{gpu}:1")
+    assert speed.tokens_per_s == pytest.approx(9400 * tflops / 989, rel=0.06)
+    assert speed.origin == "scaled"
+    assert speed.source.startswith("scaled from H200: 32 x 1024 tokens, h200.json, 2026-12-01")
+    exact, guess = speed_of("H200:1").factors, GUESS_FACTORS
+    assert guess[0] < speed.factors[0] < exact[0] and exact[1] < speed.factors[1] < guess[1]
+
+
+def test_several_gpus_and_slower_encoders_are_scaled_too():
+    eight = speed_of("H200:8")
+    assert eight.origin == "scaled"
+    assert eight.tokens_per_s == pytest.approx(8 * 9400, rel=0.02)
+    host = speed_of("H200:1", "train.token_encoder.placement=host", "train.micro_batch_size=1")
+    # 43.9 GiB of blocks over PCIe at 20 GB/s for every 1,024 tokens, and no faster than that.
+    assert host.origin == "scaled" and host.tokens_per_s < 1.4 * 1024 / (43.9 * 2**30 / 20e9)
+
+
+@pytest.mark.parametrize("other", [
+    "train.token_encoder.weights=fp8", "train.data.sequence_length=512", "train.model.denoiser_layers=2",
+    "train.profile=qwen3.6-35b-a3b", "train.precision=fp32"])
+def test_a_benchmark_of_another_model_text_or_format_counts_nothing(other):
+    speed = speed_of("H200:1", other)
+    assert speed == speed_of("H200:1", other, benchmarks=())
+    assert speed.origin == "model" and speed.source.startswith("model by FLOPs: ")
+
+
+def test_runs_of_ones_own_come_before_any_benchmark():
+    speed = speed_of("H200:1", history=(MeasuredSpeed("r1", "H200:1", "-", 9000.0),))
+    assert (speed.tokens_per_s, speed.origin, speed.source) == (9000.0, "runs", "measured in run r1")
+
+
+def test_of_several_benchmarks_the_same_gpu_counts_first_then_the_micro_batch_then_the_newest():
+    config = load_recipe(NAME, SAME).train
+    other_gpu = replace(ON_H200, gpu="H100")
+    small = replace(ON_H200, micro_batch_size=8)
+    older = replace(ON_H200, at=datetime(2026, 11, 1, tzinfo=UTC))
+    assert nearest(config, "H200", [small, other_gpu, older, ON_H200]) is ON_H200
+    assert nearest(config, "H100", [ON_H200, other_gpu]) is other_gpu
+    assert nearest(config, "A100", [small, ON_H200]) is ON_H200
+    assert nearest(config, "H200", [replace(ON_H200, profile="seed-27b")]) is None
+
+
+def test_offers_are_ranked_by_dollars_per_billion_tokens_of_what_was_measured():
+    """A figure of one GPU moves all, so that their order is as before; their dollars are by it."""
+    recipe = load_recipe(NAME, [*SAME, "limits.max_cost_usd=99999", "limits.deadline_hours=null"])
+    offers = (offer_of("H200:1"), offer_of("B200:1"))
+    case = Case(recipe, encoder_shape(recipe.train.token_encoder.name),
+                {Document.TRAIN: offers[0], Document.BENCH: offer_of("RTX5090:1")}, (),
+                others={Document.TRAIN: offers[1:]})
+    by_benchmark = replace(case, benchmarks=(ON_H200,))
+    modelled, rows = ranked(case), ranked(by_benchmark)
+    assert [row.offer.gpu for row in rows] == [row.offer.gpu for row in modelled] == ["B200", "H200"]
+    assert [row.speed_origin for row in rows] == ["scaled", "bench"]
+    assert {row.speed_origin for row in modelled} == {"model"}
+    training = next(part for part in estimate_of(by_benchmark).parts if part.name == "training")
+    tokens = recipe.train.steps * recipe.train.tokens_per_step
+    # $2 an hour at 9,400 tokens a second; starts, saves, network and benchmark come on top.
+    assert float(training.usd.mid) / tokens * 1e9 == pytest.approx(2 / 3600 / 9400 * 1e9, rel=1e-4)
+    assert rows[1].usd_per_billion_tokens > 59
+
+
+def test_the_table_has_dollars_per_billion_tokens_and_their_origin_in_80_columns(capsys):
+    recipe = load_recipe(NAME, [*SAME, "limits.max_cost_usd=99999", "limits.deadline_hours=null"])
+    case = Case(recipe, encoder_shape(recipe.train.token_encoder.name),
+                {Document.TRAIN: offer_of("H200:1"), Document.BENCH: offer_of("RTX5090:1")}, (),
+                others={Document.TRAIN: [offer_of("B200:1")]}, benchmarks=(ON_H200,))
+    rows = ranked(case)
+    show_ranking(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    cells = [re.split(r"  +", line.strip()) for line in (lines[0], *lines[2:4])]
+    assert cells == [["offer", "mean cost", "$/B tokens", "speed"], *(
+        [row.offer.label, f"~${row.expected_usd:.2f}", f"{row.usd_per_billion_tokens:.2f}", row.speed_origin]
+        for row in rows)]
+    assert " ".join(" ".join(lines[4:]).split()) == (
+        "speed scaled from H200: 32 x 1024 tokens, h200.json, 2026-12-01, torch 2.11.0+cu130 "
+        "measured on one H200: 32 x 1024 tokens, h200.json, 2026-12-01, torch 2.11.0+cu130")

@@ -1,0 +1,68 @@
+"""What every benchmark does beside measuring: says how far it is, and keeps what it has."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from pydantic import BaseModel
+
+from trainer.bench_timing import Spread
+from trainer.contract import ConfigError
+
+
+class Found(Protocol):
+    """What was found of one case.
+
+    Attributes:
+        fast: None: it was not timed.
+        left_out: Why not.
+    """
+
+    @property
+    def case(self) -> object: ...
+
+    @property
+    def fast(self) -> Spread | None: ...
+
+    @property
+    def left_out(self) -> str | None: ...
+
+
+def require_place(option: str, path: Path | None) -> None:
+    """Raises ConfigError where no file can be written: before anything is measured."""
+    if path is None:
+        return
+    if path.exists() and not path.is_file():  # as root one would put a file in place of /dev/stdout
+        raise ConfigError("is there, and no file", place=f"{option} {path}", fix="name a file")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        why = "may not be written to" if path.parent.is_dir() else "is no folder"
+        raise ConfigError(f"{path.parent} {why}", place=f"{option} {path}", fix="name another place")
+
+
+def keep(report: BaseModel, out: Path | None) -> None:
+    """Write a report whole, or leave the file as it is. None: nowhere."""
+    if out is None:
+        return
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")  # of this process alone
+    try:
+        draft.write_text(report.model_dump_json(indent=1))
+        draft.replace(out)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class Progress:
+    """Says what a case has come to, and about how long the rest takes."""
+
+    def __init__(self, num_cases: int, say: Callable[[str], None]) -> None:
+        self._num, self._say, self._began, self._done = num_cases, say, time.monotonic(), 0
+
+    def done(self, result: Found) -> None:
+        """One more."""
+        self._done += 1
+        left_s = (time.monotonic() - self._began) / self._done * (self._num - self._done)
+        speed = f"{result.fast.tokens_per_s:,.0f} tokens/s" if result.fast else result.left_out
+        rest = f"; ~{left_s / 60:.0f} min left" if left_s >= 60 else f"; ~{left_s:.0f} s left"
+        self._say(f"{self._done}/{self._num} {result.case}: {speed}{rest if left_s else ''}")

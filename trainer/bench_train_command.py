@@ -1,0 +1,107 @@
+"""`python -m trainer.bench train`: the trainer's own step at real sizes on one GPU, without a run.
+
+Exit codes: 0 measured; 1 a case was not measured, is slower than in the earlier result, or nothing can be
+compared with it; 2 usage; others as of the `ldlm` command.
+"""
+
+import os
+from argparse import Namespace
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+
+from trainer.bench_compare import Comparison, compare, in_words
+from trainer.bench_device import gpu_state, look_at, software
+from trainer.bench_limits import measure_rates
+from trainer.bench_output import Progress, keep, require_place
+from trainer.bench_result import read_report
+from trainer.bench_train_cases import TrainCase
+from trainer.bench_train_job import as_first_rank
+from trainer.bench_train_options import cases_of, read_train_options
+from trainer.bench_train_profile import Kernels
+from trainer.bench_train_result import TrainReport
+from trainer.bench_train_run import TrainEffort, run_cases
+from trainer.bench_train_table import screen
+from trainer.command import carry_out, talk
+from trainer.fast.weights import Mode
+
+_LIBRARIES = ("transformers", "deepspeed", "fla-core", "causal-conv1d")
+
+
+class Profile(BaseModel):
+    """`--profile`: the kernels of one step of each case, by its words."""
+
+    cases: dict[str, Kernels]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Benchmark as the command line says. Returns the exit code."""
+    options = read_train_options(arguments)
+    verdicts: list[bool] = []
+
+    def answer() -> str:
+        kernels: dict[TrainCase, Kernels] = {}
+        report, comparison = train(options, kernels)
+        measured = bool(report.cases) and all(result.fast for result in report.cases)
+        verdicts.append(measured and (comparison is None or comparison.is_good))
+        words = [] if comparison is None else ["", *in_words(comparison)]
+        return "\n".join([*screen(report, kernels), *words])
+
+    kept = f"; cases that were done are in {options.out}" if options.out else ""
+    code = carry_out(answer, out=options.out, interrupted=f"interrupted{kept}")
+    return code or int(not all(verdicts))
+
+
+def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainReport, Comparison | None]:
+    """Measure every case and write it. What is quick to refuse comes first.
+
+    Raises:
+        LdlmError: See the exit codes.
+    """
+    earlier = read_report(options.against, TrainReport) if options.against else None
+    for option, path in (("--out", options.out), ("--profile", options.kernels)):
+        require_place(option, path)
+    cases = cases_of(options)
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
+    before = gpu_state()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = TrainReport(
+        at=datetime.now(UTC), seed=options.seed, device=look_at(device, before, None),
+        software=software(device, options.git_sha), libraries={name: _version(name) for name in _LIBRARIES},
+        rates=measure_rates(device, _modes(device)), cases=())
+    report = _measured(options, cases, device, report, kernels)
+    return report, compare(report, earlier) if earlier else None
+
+
+def _modes(device: torch.device) -> tuple[Mode, ...]:
+    return ("bf16", "fp8") if device.type == "cuda" else ("fp32",)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _measured(options: Namespace, cases: list[TrainCase], device: torch.device, report: TrainReport,
+              kernels: dict[TrainCase, Kernels]) -> TrainReport:
+    """The report with all cases in it, written after each: what ends this early costs only the rest."""
+    progress, profile = Progress(len(cases), talk), options.kernels is not None
+    effort = TrainEffort(options.steps, options.case_seconds, options.seed, talk,
+                         kernels.__setitem__ if profile else None)
+    with as_first_rank(options.ranks):
+        for result in run_cases(cases, report.rates, effort, device):
+            progress.done(result)
+            report = report.model_copy(update={"cases": (*report.cases, result)})
+            keep(report, options.out)
+            _keep_kernels(kernels, options.kernels)
+    return report
+
+
+def _keep_kernels(kernels: dict[TrainCase, Kernels], path: Path | None) -> None:
+    keep(Profile(cases={str(case): found for case, found in kernels.items()}), path)

@@ -1,0 +1,85 @@
+"""Command line of `python -m trainer.bench train`. No torch."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from trainer.bench_train_cases import Scope, TrainCase, profile_config
+from trainer.measure_options import number
+from trainer.profiles import PROFILES
+
+# Of a step, unless more are asked for: the end of a step counts little beside as many, and a profile's
+# 64 of Qwen3.6-27B take a minute.
+_USUAL_MICRO_BATCHES = 8
+_EXAMPLES = """examples:
+  python -m trainer.bench train --preset qwen3.6-27b --profile kernels.json
+  python -m trainer.bench train --preset seed-27b --trainables-only --ranks 8
+  python -m trainer.bench train --preset qwen3.6-35b-a3b --encoder-only --micro-batch 32
+"""
+
+
+def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """What was typed behind `train`. Ends the program with code 2 when it goes wrong."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainer.bench train", formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False, epilog=_EXAMPLES,
+        description="Time the trainer's own step at a profile's sizes on one GPU: frozen encoder and\n"
+                    "trained parts with random weights, no store, no text, no checkpoints; beside it\n"
+                    "what the device can do at best, and where the time goes.")
+    _add_cases(parser)
+    parser.add_argument("--steps", type=number(int, 1, 100_000), default=20, metavar="N",
+                        help="timed steps of each case, after 2 to warm up (default 20)")
+    parser.add_argument("--case-seconds", type=number(float, 0.01, 1e6), default=math.inf, metavar="S",
+                        help="of timing each case: fewer steps where they take longer")
+    parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and tokens")
+    parser.add_argument("--profile", type=Path, metavar="FILE", dest="kernels",
+                        help="JSON of every kernel of one more step by its total time")
+    parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
+                                                                     "case is slower than noise explains")
+    return parser.parse_args(arguments)
+
+
+def _add_cases(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", action="append", required=True, choices=sorted(PROFILES), metavar="NAME",
+                        help=f"profile, several times for several: {', '.join(PROFILES)}")
+    parser.add_argument("--micro-batch", action="append", type=number(int, 1, 100_000), metavar="N",
+                        help="sequences at a time, several times for several (default: the profile's)")
+    parser.add_argument("--micro-batches", type=number(int, 1, 100_000), metavar="N",
+                        help="of one optimizer step (default: as many as the profile's, at most "
+                             f"{_USUAL_MICRO_BATCHES})")
+    parser.add_argument("--length", type=number(int, 2, 1_000_000), metavar="N",
+                        help="tokens of a sequence (default: the profile's)")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--trainables-only", action="store_const", const="trainables", dest="scope",
+                      default="joint", help="hidden states are simply there: no encoder")
+    only.add_argument("--encoder-only", action="store_const", const="encoder", dest="scope",
+                      help="the frozen encoder alone")
+    parser.add_argument("--encoder-weights", choices=["bf16", "fp8", "nf4"], default="bf16",
+                        help="how the encoder's matrices are held (default bf16)")
+    parser.add_argument("--zero-stage", type=int, choices=[1, 2], help="default: the profile's")
+    parser.add_argument("--ranks", type=number(int, 1, 100_000), default=1, metavar="N",
+                        help="as the first of so many: its share of the optimizer's state, no other rank and "
+                             "no communication (default 1)")
+
+
+def cases_of(options: argparse.Namespace) -> list[TrainCase]:
+    """Every combination of profile and micro-batch, those of one profile together, each once.
+
+    Raises:
+        ConfigError: A profile cannot be trained.
+    """
+    scope: Scope = options.scope
+    found: dict[TrainCase, None] = {}
+    for name in options.preset:
+        usual = profile_config(name)
+        for micro_batch in options.micro_batch or [usual.micro_batch_size]:
+            own = max(1, usual.global_batch_size // micro_batch)
+            found[TrainCase(
+                profile=name, scope=scope, length=options.length or usual.data.sequence_length,
+                micro_batch=micro_batch, weights=options.encoder_weights, num_ranks=options.ranks,
+                num_micro_batches=options.micro_batches or min(own, _USUAL_MICRO_BATCHES),
+                zero_stage=options.zero_stage or usual.zero_stage)] = None
+    return list(found)
