@@ -69,6 +69,7 @@ class Case:
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
         wallets: The user's credits, as they are now.
         benchmarks: Of training on some GPUs, as they are committed.
+        text_tokens: To train on; None when it is not known.
     """
 
     recipe: Recipe
@@ -82,6 +83,7 @@ class Case:
     now: datetime | None = None
     wallets: Sequence[Wallet] = ()
     benchmarks: Sequence[Benchmarked] = ()
+    text_tokens: int | None = None
 
     @property
     def deadline_h(self) -> float | None:

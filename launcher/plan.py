@@ -10,6 +10,7 @@ from itertools import chain
 from launcher.advice import Changes, what_to_type
 from launcher.alternatives import Choice
 from launcher.availability import Availability
+from launcher.cached_states import CachedStates, states_of
 from launcher.candidates import Others, other_than_planned, others_for_benchmark, others_for_training
 from launcher.cheaper import better, cheaper_choice
 from launcher.cost import Range, total, usd_range
@@ -63,6 +64,8 @@ class Plan(Frozen):
         encoder_placement: Resolved: where the frozen weights lie.
         sizes, saves: None when the token encoder's size is not known.
         start: How long it takes until training goes on; None: training is done.
+        cached_states: Whether keeping the encoder's hidden states would pay; None: text, price or size is not
+            known, or training is done.
         without_encoder: Its size is not known, so hours and dollars are without it: they are lower bounds,
             and whether it fits was not checked.
     """
@@ -103,6 +106,7 @@ class Plan(Frozen):
     sizes: Sizes | None = None
     saves: SavesPlan | None = None
     start: StartPlan | None = None
+    cached_states: CachedStates | None = None
     without_encoder: bool = False
 
     @property
@@ -227,6 +231,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         without_encoder=case.shape is None,
         encoder_placement=_resolved(fitted.config), sizes=estimate.sizes, saves=estimate.saves,
         start=estimate.start if train else None,
+        cached_states=states_of(case, estimate) if train else None,
     )
 
 

@@ -168,6 +168,16 @@ def _trained_peak(config: TrainConfig, kind: GpuKind) -> tuple[float, float]:
     return kind.bf16_tflops, _TRAINED_UTILISATION
 
 
+def encoder_share(config: TrainConfig, shape: EncoderShape, offer: Offer, world_size: int) -> float:
+    """Share of a step's time that the frozen encoder takes, in [0, 1], by the model."""
+    if offer.gpu is None:
+        flops = flops_per_token(config, shape)
+        return flops.encoder / flops.total
+    each = micro_batch_time(config, shape, gpu_kind(offer.gpu), world_size // offer.num_nodes)
+    step_s = config.tokens_per_step / _modelled(config, shape, offer.gpu, world_size, offer.num_nodes)
+    return grad_accum_steps(config, world_size) * each.hidden_states_s / step_s
+
+
 @dataclass(frozen=True)
 class MicroBatchTime:
     """Seconds of one micro-batch on one rank.

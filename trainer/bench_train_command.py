@@ -1,7 +1,7 @@
 """`python -m trainer.bench train`: the trainer's own step at real sizes on one GPU, without a run.
 
-Exit codes: 0 measured; 1 a case was not measured, is slower than in the earlier result, or nothing can be
-compared with it; 2 usage; others as of the `ldlm` command.
+Exit codes: 0 measured; 1 a case was not measured, its losses are not the reference's, it is slower than in
+the earlier result, or nothing can be compared with that; 2 usage; others as of the `ldlm` command.
 """
 
 import os
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     def answer() -> str:
         kernels: dict[TrainCase, Kernels] = {}
         report, comparison = train(options, kernels)
-        measured = bool(report.cases) and all(result.fast for result in report.cases)
-        verdicts.append(measured and (comparison is None or comparison.is_good))
+        verdicts.append(report.is_good and (comparison is None or comparison.is_good))
         words = [] if comparison is None else ["", *in_words(comparison)]
         return "\n".join([*screen(report, kernels), *words])
 
@@ -92,8 +91,10 @@ def _measured(options: Namespace, cases: list[TrainCase], device: torch.device, 
               kernels: dict[TrainCase, Kernels]) -> TrainReport:
     """The report with all cases in it, written after each: what ends this early costs only the rest."""
     progress, profile = Progress(len(cases), talk), options.kernels is not None
-    effort = TrainEffort(options.steps, options.case_seconds, options.seed, talk,
-                         kernels.__setitem__ if profile else None)
+    effort = TrainEffort(options.steps, options.case_seconds, options.seed,
+                         has_reference=options.reference,
+                         check_steps=options.check_steps if options.reference else 0, say=talk,
+                         hear_kernels=kernels.__setitem__ if profile else None)
     with as_first_rank(options.ranks):
         for result in run_cases(cases, report.rates, effort, device):
             progress.done(result)
