@@ -18,10 +18,12 @@ from trainer.bench_compare import Comparison, compare, in_words
 from trainer.bench_device import gpu_state, look_at, software
 from trainer.bench_limits import measure_rates
 from trainer.bench_output import Progress, keep, require_place
+from trainer.bench_plot import require_plots
 from trainer.bench_result import read_report
 from trainer.bench_train_cases import TrainCase
 from trainer.bench_train_job import as_first_rank
 from trainer.bench_train_options import cases_of, read_train_options
+from trainer.bench_train_plot import plot
 from trainer.bench_train_profile import Kernels
 from trainer.bench_train_result import TrainReport
 from trainer.bench_train_run import TrainEffort, run_cases
@@ -51,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         return "\n".join([*screen(report, kernels), *words])
 
     kept = f"; cases that were done are in {options.out}" if options.out else ""
-    code = carry_out(answer, out=options.out, interrupted=f"interrupted{kept}")
+    code = carry_out(answer, out=options.out or options.plot, interrupted=f"interrupted{kept}")
     return code or int(not all(verdicts))
 
 
@@ -62,7 +64,9 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainR
         LdlmError: See the exit codes.
     """
     earlier = read_report(options.against, TrainReport) if options.against else None
-    for option, path in (("--out", options.out), ("--profile", options.kernels)):
+    if options.plot:
+        require_plots()
+    for option, path in (("--out", options.out), ("--profile", options.kernels), ("--plot", options.plot)):
         require_place(option, path)
     cases = cases_of(options)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
@@ -73,6 +77,8 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainR
         software=software(device, options.git_sha), libraries={name: _version(name) for name in _LIBRARIES},
         rates=measure_rates(device, _modes(device)), cases=())
     report = _measured(options, cases, device, report, kernels)
+    if options.plot:
+        plot(report, options.plot)
     return report, compare(report, earlier) if earlier else None
 
 

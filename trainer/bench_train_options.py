@@ -42,6 +42,7 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="JSON of every kernel of one more step by its total time")
     parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: where a step goes, beside its floor")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
                                                                      "case is slower than noise explains")
     return parser.parse_args(arguments)
