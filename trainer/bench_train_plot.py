@@ -31,7 +31,8 @@ def figure_of(report: TrainReport) -> Any:
 
 def _draw(axes: Any, result: TrainCaseResult) -> None:
     bars = _bars(result)
-    colours = {part: f"C{number}" for number, part in enumerate(dict.fromkeys(itertools.chain(*bars.values())))}
+    parts_of_all = dict.fromkeys(itertools.chain(*bars.values()))
+    colours = {part: f"C{number}" for number, part in enumerate(parts_of_all)}
     longest = max(sum(parts.values()) for parts in bars.values())
     for label, parts in bars.items():
         begin = 0.0

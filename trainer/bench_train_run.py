@@ -26,8 +26,6 @@ from trainer.contract import ConfigError
 from trainer.encoder_shape import EncoderShape
 from trainer.memory import GIB, memory_per_gpu
 
-_WARM_UP_STEPS = 2
-
 
 @dataclass(frozen=True)
 class TrainEffort:
@@ -152,7 +150,7 @@ class _Runner:
     def _times(self, case: TrainCase, work: Work) -> tuple[StepTimes, float]:
         """Of steps after some to warm up; and seconds in which they waited for text."""
         effort = self._effort
-        time_each(work.do, _WARM_UP_STEPS, self._device, lambda: False)
+        work.warm_up()
         waited_s = work.waited_s
         seconds = time_each(work.do, effort.steps, self._device, over_after(effort.case_seconds))
         timed = StepTimes(num_steps=len(seconds), **spread(seconds, case.num_tokens).model_dump())

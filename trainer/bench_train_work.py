@@ -22,6 +22,7 @@ from trainer.host_copies import to_device
 
 # Modules of transformers whose functions bind fast kernels where those are installed, and the functions.
 _BOUND = ("qwen3_5", "qwen3_5_moe"), ("torch_chunk_gated_delta_rule", "causal_conv1d_fn")
+_WARM_UP_STEPS = 2
 _STEPS_APART = 2  # of which the parts are a mean
 
 
@@ -33,6 +34,9 @@ class Work(Protocol):
     """
 
     waited_s: float
+
+    def warm_up(self) -> None:
+        """Have everything made that is made once in a process."""
 
     def do(self, _: int = 0) -> None:
         """Once more. Does not wait for the device."""
@@ -60,6 +64,17 @@ class Training:
     @property
     def waited_s(self) -> float:
         return self._job.data_wait_s
+
+    def warm_up(self) -> None:
+        """Two steps; and the denoiser's pass for itself with every number of samples, which chance decides:
+        attention is planned anew for each."""
+        for _ in range(_WARM_UP_STEPS):
+            self.do()
+        config, model = self._job.config, self._job.model
+        for num in range(1, config.micro_batch_size + 1) if config.model.self_conditioning else ():
+            z_BKD = torch.zeros(num, config.num_latents, config.model.latent_width, device=self._job.device)
+            with torch.no_grad():
+                model.denoiser(z_BKD, z_BKD[:, 0, 0], z_BKD)
 
     def do(self, _: int = 0) -> None:
         take_step(self._job, self._taken)
@@ -98,6 +113,10 @@ class Encoding:
         rows = text.rows(np.arange(case.num_micro_batches * case.micro_batch) % text.layout.num_sequences)
         self._encoder = encoder
         self._batches = to_device(torch.from_numpy(rows.astype("int64")), device).split(case.micro_batch)
+
+    def warm_up(self) -> None:
+        for _ in range(_WARM_UP_STEPS):
+            self.do()
 
     def do(self, _: int = 0) -> None:
         for tokens_BL in self._batches:
