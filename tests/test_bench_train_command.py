@@ -66,6 +66,19 @@ def test_losses_that_are_not_the_references_end_with_1_and_are_named(
     assert result.check is not None and result.check.errors["token"] == pytest.approx(0.01)
 
 
+def test_what_was_timed_is_kept_when_its_reference_is_interrupted(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(encoder: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_train_run, "plainly", interrupted)
+    out = tmp_path / "a.json"
+    assert bench_train_command.main([*SMALL, "--reference", "--out", str(out)]) == 130
+    assert capsys.readouterr().err.endswith(f"interrupted; cases that were done are in {out}\n")
+    result, = read_report(out, TrainReport).cases
+    assert result.fast is not None and result.reference is None
+
+
 def test_a_regression_ends_with_1_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = tmp_path / "first.json"
     assert bench_train_command.main([*SMALL, "--trainables-only", "--out", str(first)]) == 0

@@ -25,7 +25,7 @@ from trainer.bench_train_job import as_first_rank
 from trainer.bench_train_options import cases_of, read_train_options
 from trainer.bench_train_plot import plot
 from trainer.bench_train_profile import Kernels
-from trainer.bench_train_result import TrainReport
+from trainer.bench_train_result import TrainCaseResult, TrainReport
 from trainer.bench_train_run import TrainEffort, run_cases
 from trainer.bench_train_table import screen
 from trainer.command import carry_out, talk
@@ -95,16 +95,22 @@ def _version(package: str) -> str | None:
 
 def _measured(options: Namespace, cases: list[TrainCase], device: torch.device, report: TrainReport,
               kernels: dict[TrainCase, Kernels]) -> TrainReport:
-    """The report with all cases in it, written after each: what ends this early costs only the rest."""
+    """The report with all cases in it, written after each, and before its reference: what ends this early
+    costs only the rest."""
     progress, profile = Progress(len(cases), talk), options.kernels is not None
     effort = TrainEffort(options.steps, options.case_seconds, options.seed,
                          has_reference=options.reference,
                          check_steps=options.check_steps if options.reference else 0, say=talk,
+                         hear_timed=lambda result: keep(with_this(result), options.out),
                          hear_kernels=kernels.__setitem__ if profile else None)
+
+    def with_this(result: TrainCaseResult) -> TrainReport:
+        return report.model_copy(update={"cases": (*report.cases, result)})
+
     with as_first_rank(options.ranks):
         for result in run_cases(cases, report.rates, effort, device):
             progress.done(result)
-            report = report.model_copy(update={"cases": (*report.cases, result)})
+            report = with_this(result)
             keep(report, options.out)
             _keep_kernels(kernels, options.kernels)
     return report

@@ -37,6 +37,7 @@ class TrainEffort:
         has_reference: Also time the same work plainly, and compare what both give.
         check_steps: First steps of both whose losses are compared.
         say: Told how long what is timed took to build.
+        hear_timed: Told what a case has come to before its reference runs.
         hear_kernels: Told the kernels of one more step of each case; None: nobody asks.
     """
 
@@ -46,6 +47,7 @@ class TrainEffort:
     has_reference: bool = False
     check_steps: int = 0
     say: Callable[[str], None] = lambda line: None
+    hear_timed: Callable[[TrainCaseResult], None] = lambda result: None
     hear_kernels: Callable[[TrainCase, Kernels], None] | None = None
 
 
@@ -78,7 +80,10 @@ class _Runner:
             outputs = work.outputs(self._effort.check_steps)
             found = found.model_copy(update=self._timed(case, work) | self._apart(case, work))
         found = _with_figures(found, self._rates)
-        return self._beside_reference(found, encoder, outputs) if self._effort.has_reference else found
+        if not self._effort.has_reference:
+            return found
+        self._effort.hear_timed(found)
+        return self._beside_reference(found, encoder, outputs)
 
     @contextmanager
     def _work(self, case: TrainCase, encoder: Any) -> Iterator[Work]:
