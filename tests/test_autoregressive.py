@@ -109,23 +109,33 @@ def test_a_token_asks_the_device_for_nothing_so_that_a_graph_can_hold_it(family:
     lm = lm_of(family)
     lm.model.to("meta")
     decoding = Decoding(lm, 2, LENGTH, pytest.fail)
-    with torch.inference_mode():
-        decoding._step()  # makes room for keys and values
-        with Apart():
-            decoding._step()
+    with torch.inference_mode(), Apart():
+        decoding._step()
 
 
-def test_where_no_graph_can_be_had_it_is_said_and_rows_are_written_all_the_same(monkeypatch) -> None:
-    lm, said = lm_of("gpt2"), list[str]()
+def test_a_compiler_sees_a_token_as_one_piece_and_it_writes_the_same() -> None:
+    lm = lm_of("gpt2")
+    chances_BL = torch.rand((2, LENGTH), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    decoding = Decoding(lm, 2, LENGTH, pytest.fail)
+    plain_BL = decoding.rows(chances_BL)
+    decoding._go_on = torch.compile(decoding._step, fullgraph=True, dynamic=False, backend="eager")
+    assert torch.equal(decoding.rows(chances_BL), plain_BL)
+
+
+@pytest.mark.parametrize(("has_triton", "ways"), [(False, [""]), (True, [" compiled", ""])])
+def test_where_no_graph_can_be_had_it_is_said_and_rows_are_written_all_the_same(
+        has_triton, ways, monkeypatch) -> None:
+    said = list[str]()
 
     def refused(step: object) -> None:
         raise RuntimeError("operation not permitted\nwhen stream is capturing")
 
     monkeypatch.setattr(autoregressive, "replay_of", refused)
-    decoding = Decoding(lm, 1, LENGTH, said.append)
+    monkeypatch.setattr(autoregressive, "has_triton", lambda device: has_triton)
+    decoding = Decoding(lm_of("gpt2"), 1, LENGTH, said.append)
     assert decoding._replay(said.append) == decoding._step
-    assert said == ["warning: no CUDA graph of the autoregressive model, which makes it slower: operation "
-                    "not permitted"]
+    assert said == [f"warning: no CUDA graph of the autoregressive model{way}: operation not permitted"
+                    for way in ways]
 
 
 def test_what_was_written_says_what_wrote_it(tmp_path: Path) -> None:

@@ -189,8 +189,11 @@ def test_as_many_held_out_texts_are_judged_as_samples(trained, tmp_path, capsys,
                       "warped", "--steps", "1")
     found = measure._heldout
     monkeypatch.setattr(measure, "_heldout", lambda *of: found(*of)[:7])  # there are no more
-    assert main([*typed, "-n", "9"]) == 0
+    monkeypatch.setitem(sys.modules, "mauve", None)  # is not installed
+    assert main([*typed, "-n", "9", "--no-mauve"]) == 0
+    assert "MAUVE of" not in capsys.readouterr().out
     result = json.loads((out / "evaluation.json").read_text())
+    assert not any("mauve" in name for name in result["frontier"][0])
     assert result["reference"]["num_texts"] == result["frontier"][0]["num_texts"] == 7
     assert result["frontier"][0]["setting"]["solver"] == "ancestral"
     assert result["frontier"][0]["setting"]["grid"] == "warped"

@@ -53,13 +53,22 @@ def as_first_rank(num_ranks: int) -> Iterator[None]:
             init_process_group("fake", store=FakeStore(), rank=0, world_size=num_ranks)
         yield
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _leave() -> None:
+    """DeepSpeed, where it was used, has groups of its own to forget."""
+    from deepspeed import comm
+
+    if comm.is_initialized():
+        comm.destroy_process_group()
+    elif dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def build_step(case: TrainCase, encoder: Any, seed: int, device: torch.device) -> StepJob:

@@ -15,7 +15,7 @@ _USUAL_MICRO_BATCHES = 8
 _EXAMPLES = """examples:
   python -m trainer.bench train --preset qwen3.6-27b --profile kernels.json
   python -m trainer.bench train --preset seed-27b --trainables-only --ranks 8
-  python -m trainer.bench train --preset qwen3.6-35b-a3b --encoder-only --micro-batch 32
+  python -m trainer.bench train --preset qwen3.6-35b-a3b --encoder-only
 """
 
 
@@ -32,11 +32,17 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="timed steps of each case, after 2 to warm up (default 20)")
     parser.add_argument("--case-seconds", type=number(float, 0.01, 1e6), default=math.inf, metavar="S",
                         help="of timing each case: fewer steps where they take longer")
+    parser.add_argument("--reference", action="store_true",
+                        help="also the same work operation by operation: no kernels for linear attention, "
+                             "nothing compiled")
+    parser.add_argument("--check-steps", type=number(int, 0, 10_000), default=3, metavar="N",
+                        help="with --reference: first steps of both whose losses are compared (default 3)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and tokens")
     parser.add_argument("--profile", type=Path, metavar="FILE", dest="kernels",
                         help="JSON of every kernel of one more step by its total time")
     parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: where a step goes, beside its floor")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
                                                                      "case is slower than noise explains")
     return parser.parse_args(arguments)

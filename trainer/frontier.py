@@ -93,11 +93,11 @@ def in_words(generator: Generator) -> str:
 
 
 def judged(generation: dict[str, Any], row_judge: RowJudge, reference: JudgeRows,
-           num_prompt: int = 0) -> dict[str, Any]:
+           num_prompt: int = 0, *, has_mauve: bool = True) -> dict[str, Any]:
     """One sampling with the judge's scores in place of its texts, of as many as the reference has."""
     kept = {key: value for key, value in generation.items() if key not in ("tokens", "texts")}
     tokens_NL = generation["tokens"][:len(reference.rows)]
-    return kept | row_judge.scores(tokens_NL, reference.rows, num_prompt)
+    return kept | row_judge.scores(tokens_NL, reference.rows if has_mauve else (), num_prompt)
 
 
 def _timed(source: Source, num: int, seed: int) -> tuple[Tensor, float]:

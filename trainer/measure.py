@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 def measure(options: Namespace) -> dict[str, Any]:
     """Measure everything and write it. Raises LdlmError; what is quick to refuse comes first."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    require_evaluation_tools()
+    require_evaluation_tools(has_mauve=options.mauve)
     options.out.mkdir(parents=True, exist_ok=True)
     judge = load_judge(options.judge, device, revision=options.judge_revision)
     run = load_run(RunFolder(named_store(options.store), options.run), talk)
@@ -79,15 +79,16 @@ def measure(options: Namespace) -> dict[str, Any]:
     result = {"source": options.run, "step": run.manifest.step, "seed": options.seed,
               "device": device_name(device), "dtype": str(next(generator.model.parameters()).dtype),
               "parameters": parameters_read(generator), "judge": _about(judge), **on_heldout,
-              **_judged(row_judge, rows_NL.tolist(), generations)}
+              **_judged(row_judge, rows_NL.tolist(), generations, has_mauve=options.mauve)}
     if told:
         result["completions"] = {"prompt_tokens": options.prompt_tokens, **_judged(
-            row_judge, told.tokens_NL.tolist(), completions, options.prompt_tokens)}
+            row_judge, told.tokens_NL.tolist(), completions, options.prompt_tokens, has_mauve=options.mauve)}
     if other:
         # As text: its ids may be another tokenizer's.
         own_judge = RowJudge(judge, other.tokenizer, other.end_of_text_id)
         reference = row_judge.rows(rows_NL.tolist()[:options.num])
-        result["autoregressive"] = judged(samples["autoregressive"], own_judge, reference)
+        result["autoregressive"] = judged(samples["autoregressive"], own_judge, reference,
+                                          has_mauve=options.mauve)
     elif options.autoregressive is not None:
         talk("a transformer of as many parameters, token after token")
         speed = speeds(generator, dict.fromkeys((1, generations[0]["batch"])))
@@ -128,12 +129,13 @@ def _with_encoder(run: SavedRun, generator: Generator, rows_NL: np.ndarray, told
 
 
 def _judged(row_judge: RowJudge, real_NL: list[list[int]], generations: list[dict[str, Any]],
-            num_prompt: int = 0) -> dict[str, Any]:
+            num_prompt: int = 0, *, has_mauve: bool) -> dict[str, Any]:
     """Every sampling beside real rows, as many of either as there are of both."""
     real_NL = real_NL[:len(generations[0]["tokens"])]
     read = row_judge.rows(real_NL, num_prompt)
     return {"reference": row_judge.scores(real_NL, num_prompt=num_prompt),
-            "frontier": [judged(one, row_judge, read, num_prompt) for one in generations]}
+            "frontier": [judged(one, row_judge, read, num_prompt, has_mauve=has_mauve)
+                         for one in generations]}
 
 
 def _about(judge: Judge) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def read_measure_options(arguments: Sequence[str] | None = None) -> argparse.Nam
                         help="causal language model of the Hub or in a folder (default GPT-2 large); metrics "
                              "by another one carry its name")
     parser.add_argument("--judge-revision", metavar="COMMIT", help="of the judge on the Hub")
+    parser.add_argument("--no-mauve", dest="mauve", action="store_false",
+                        help="leave MAUVE out, and mauve-text need not be installed")
     parser.add_argument("--steps", type=_several(int, 1, 10_000), default=[4, 16, 64], metavar="N,...",
                         help="denoiser passes, one sampling each (default 4,16,64)")
     parser.add_argument("--temperatures", type=_several(float, 0.01, 10), default=[1.0], metavar="T,...",

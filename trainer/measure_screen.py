@@ -128,7 +128,8 @@ def _table(scored: dict[str, Any], perplexity: str, reference: str, batches: Seq
         lines.append(f"  {'autoregressive':>14}  {cells}")
     lines.append(f"  {reference:>14}  {_scores(scored['reference'], perplexity, 8)}".rstrip())
     num = scored["reference"]["num_texts"]
-    return lines + ([f"  MAUVE of {num} texts: says little"] if num < MAUVE_FEW_TEXTS else [])
+    says_little = num < MAUVE_FEW_TEXTS and any(score(point, "mauve") for point in scored["frontier"])
+    return lines + ([f"  MAUVE of {num} texts: says little"] if says_little else [])
 
 
 def _speed_cells(point: dict[str, Any], batches: Sequence[int]) -> str:

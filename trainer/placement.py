@@ -13,6 +13,7 @@ from trainer.contract import ConfigError, set_option
 from trainer.encoder_weights import Weights
 from trainer.packed_blocks import Layout, bind, pack, packed_layout, parameter_shapes
 from trainer.page_locked import page_locked
+from trainer.quick.blocks import quicken
 from trainer.trunk import build_trunk, family_of
 
 
@@ -48,6 +49,7 @@ def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
     else:
         slot_layouts = [packed_layout(named, "bf16", dtype) for named in shapes]
         FedBlocks(blocks, keeper.feed(held), layouts, slot_layouts, device)
+    quicken(blocks, weights.config, device)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what packing has used would lie idle beside the training
     return trunk

@@ -209,12 +209,13 @@ def _without_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def require_evaluation_tools() -> None:
+def require_evaluation_tools(*, has_mauve: bool = True) -> None:
     """Ask for the packages of the extra `evaluate`. Raises ConfigError when one is missing."""
-    for package, module in (("mauve-text", "mauve"), ("matplotlib", "matplotlib")):
+    for package, module in (*([("mauve-text", "mauve")] if has_mauve else []), ("matplotlib", "matplotlib")):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"{package} is not installed", place="the trainer's environment",
-                              fix="make evaluation-tools (once, about 400 MB)")
+                              fix="make evaluation-tools (once, about 400 MB)"
+                                  + (", or leave MAUVE out: --no-mauve" if module == "mauve" else ""))
 
 
 def text_scores(judge: Judge, rows: Sequence[Row], reference: Sequence[Row] = (),

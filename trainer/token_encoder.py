@@ -58,7 +58,8 @@ class TokenEncoder:
         self.is_causal = family_of(model).is_causal
         self.is_collective = config.placement == "sharded"
         self.first_measured = 0 if config.prefix_token else 1
-        self.name, self._source, self._trunk = config.name, weights, None
+        self.name, self._source = config.name, weights
+        self._trunk: nn.Module | None = None
         self._weights = config.weights
         # The placement `auto` is the plan's to decide.
         self._placement: Placement = "gpu" if config.placement == "auto" else config.placement
@@ -78,6 +79,11 @@ class TokenEncoder:
         """
         if self._trunk is None:
             self._trunk = placed_trunk(self._source, self._weights, self._placement, self._encoder_device)
+
+    @property
+    def trunk(self) -> nn.Module | None:
+        """The modules that compute; None until it is loaded."""
+        return self._trunk
 
     @property
     def linear_attention(self) -> Literal["fla", "torch"] | None:
