@@ -10,7 +10,7 @@ from launcher.offers import Offer
 from launcher.recipe import Recipe
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.encoder_shape import EncoderShape
-from trainer.memory import GIB, Memory, host_memory_per_node, memory_per_gpu
+from trainer.memory import GIB, Memory, host_memory_per_node, memory_per_gpu, predicted_micro_batch
 from trainer.sizes import encoder_bytes
 
 PLACES = {"gpu": "on the GPU", "next_gpu": "on the next GPU", "sharded": "split over the GPUs",
@@ -96,6 +96,10 @@ def _placed(recipe: Recipe, config: TrainConfig, shape: EncoderShape | None, off
                           place=recipe.place("train", "token_encoder", "placement"),
                           changes={_PLACEMENT: "auto"}, note="or take hardware with more GPUs")
     world_size = per_node * offer.num_nodes
+    if config.probe_micro_batch:
+        gpu_gib = offer.gpu_memory_gib if offer.gpu else None
+        size = predicted_micro_batch(config, shape, world_size, per_node, gpu_gib)
+        config = config.model_copy(update={"micro_batch_size": size})
     _check_batch(recipe, config, world_size)
     if shape is None or offer.gpu is None:
         return Fit(config, per_node, world_size, None)

@@ -43,6 +43,8 @@ class Plan(Frozen):
     Attributes:
         offers: One per document; hours and dollars are theirs.
         others: Where SkyPilot goes when it cannot have those, in this order.
+        predicted_micro_batch: Sequences at a time, where `auto` leaves that to a start: the most that fit by
+            arithmetic. Memory, speed and accumulation are with these.
         done_steps: Steps of a resumed run that are durable; the parts are of what is left.
         spent_usd: What a resumed run has cost so far; it counts towards the cap.
         hours: Train and benchmark, one after the other.
@@ -78,6 +80,7 @@ class Plan(Frozen):
     ranks_per_node: int
     world_size: int
     grad_accum_steps: int
+    predicted_micro_batch: int | None = None
     steps: int
     done_steps: int = 0
     spent_usd: Decimal = Decimal(0)
@@ -212,7 +215,8 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
     return Plan(
         recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(case.offers), others=behind_first,
         ranks_per_node=fitted.ranks_per_node, world_size=fitted.world_size,
-        grad_accum_steps=grad_accum_steps(recipe.train, fitted.world_size),
+        grad_accum_steps=grad_accum_steps(fitted.config, fitted.world_size),
+        predicted_micro_batch=fitted.config.micro_batch_size if recipe.train.probe_micro_batch else None,
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
         tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
         speed_origin=estimate.speed.origin, speed_source=estimate.speed.source,

@@ -246,7 +246,11 @@ class TrainConfig(Section):
     profile: str | None = None
     steps: PositiveInt
     global_batch_size: PositiveInt = 512
-    micro_batch_size: PositiveInt = Field(description="sequences a rank takes at a time")
+    micro_batch_size: PositiveInt = Field(description="sequences a rank takes at a time; `auto`: each start "
+                                          "on a kind of GPU that is new to the run tries a few for a minute "
+                                          "at most, and takes the fastest that fits")
+    probe_micro_batch: bool = Field(False, description="what `micro_batch_size: auto` becomes, beside the "
+                                    "size to begin with where nothing tells what fits")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     zero_stage: Literal[1, 2] = Field(1, description="1: the optimizer's state is split over the ranks; "
                                       "2: gradients too, for a reduction in every micro-batch")
@@ -275,7 +279,10 @@ class TrainConfig(Section):
     @classmethod
     def _under_its_profile(cls, data: Any) -> Any:
         name = data.get("profile") if isinstance(data, dict) else None
-        return merged(profile_values(name), data) if isinstance(name, str) else data
+        usual = profile_values(name) if isinstance(name, str) else {}
+        if isinstance(data, dict) and data.get("micro_batch_size") == "auto":
+            data = {**data, "micro_batch_size": usual.get("micro_batch_size", 1), "probe_micro_batch": True}
+        return merged(usual, data) if usual else data
 
     @model_validator(mode="after")
     def _guidance_has_what_it_weighs(self) -> Self:
@@ -327,6 +334,15 @@ def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
                          f"{config.micro_batch_size} {advance} at a time: set it to {near} (any multiple of "
                          f"{at_a_time} works)")
     return config.global_batch_size // at_a_time
+
+
+def micro_batch_sizes(config: TrainConfig, world_size: int) -> list[int]:
+    """Sizes that `micro_batch_size: auto` chooses from, the smallest first.
+
+    Powers of two that divide a rank's share of the global batch; 1 alone where there is no even share.
+    """
+    share, rest = divmod(config.global_batch_size, world_size)
+    return [1] if rest else [2**power for power in range(share.bit_length()) if share % 2**power == 0]
 
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:

@@ -70,13 +70,15 @@ class TokenEncoder:
     def load(self) -> None:
         """Bring the weights to where they lie while it is used; they are fetched if they are not here.
 
-        Under torch.distributed all ranks call this together when the placement is `sharded`.
+        Nothing where that has been done. Under torch.distributed all ranks call this together when the
+        placement is `sharded`.
 
         Raises:
             ConfigError: They are not whole, or not of this model.
             StoreError: A download was cut off.
         """
-        self._trunk = placed_trunk(self._source, self._weights, self._placement, self._encoder_device)
+        if self._trunk is None:
+            self._trunk = placed_trunk(self._source, self._weights, self._placement, self._encoder_device)
 
     @property
     def trunk(self) -> nn.Module | None:
