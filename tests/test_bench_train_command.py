@@ -106,10 +106,10 @@ def test_a_result_of_generation_is_none_of_training(
 def test_the_first_of_eight_ranks_holds_its_share_and_waits_for_nobody(tmp_path: Path) -> None:
     out = tmp_path / "train.json"
     assert bench_train_command.main([*SMALL, "--ranks", "8", "--zero-stage", "2", "--trainables-only",
-                                     "--out", str(out)]) == 0
+                                     "--reference", "--out", str(out)]) == 0
     result, = read_report(out, TrainReport).cases
     assert str(result.case) == "tiny-dense trainables, 1 x 2 x 16 tokens, ZeRO 2, rank 0 of 8"
-    assert result.fast is not None and result.parts_s is not None
+    assert result.fast is not None and result.parts_s is not None and not result.losses
 
 
 def test_what_does_not_fit_is_said_and_the_rest_goes_on(

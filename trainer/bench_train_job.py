@@ -38,8 +38,8 @@ class _NoSaves:
 def as_first_rank(num_ranks: int) -> Iterator[None]:
     """Within, this process is rank 0 of so many. Others than one are imagined.
 
-    Collectives with imagined ranks return at once with whatever was there: what this rank computes and holds
-    is right, what it would have heard is not, and communication takes no time.
+    What this rank would hear of imagined ones is what it has said itself, at once: it computes as much and
+    holds as much as it would, on weights that mean nothing, and communication takes no time.
     """
     told = {**_ENVIRONMENT, "WORLD_SIZE": str(num_ranks)}
     before = {name: os.environ.get(name) for name in told}

@@ -60,7 +60,7 @@ class TrainCaseResult(BaseModel):
             has, from the parts; None for an encoder alone.
         peak_memory_gib: That torch has allocated in timed steps; None on a CPU.
         predicted_memory_gib: Of a plan.
-        losses: Of the last timed step; none of an encoder alone.
+        losses: Of the last step; none of an encoder alone, or where other ranks are imagined.
         linear_attention: Which code computes it.
         loaded: The card after timed steps.
         left_out: Why it was not timed.

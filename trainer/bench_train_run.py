@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainer.bench_device import state_during
 from trainer.bench_floor import Rates, floor_s
+from trainer.bench_limits import wait_for
 from trainer.bench_models import shape_of
 from trainer.bench_room import free_memory, if_room
 from trainer.bench_timing import over_after, spread
@@ -77,7 +78,7 @@ class _Runner:
         linear = getattr(encoder, "linear_attention", None)
         found = self._of_shapes(case).model_copy(update={"linear_attention": linear})
         with self._work(case, encoder) as work:
-            outputs = work.outputs(self._effort.check_steps)
+            outputs = work.outputs(self._num_checked(case))
             found = found.model_copy(update=self._timed(case, work) | self._apart(case, work))
         found = _with_figures(found, self._rates)
         if not self._effort.has_reference:
@@ -96,6 +97,10 @@ class _Runner:
         finally:
             work.close()
 
+    def _num_checked(self, case: TrainCase) -> int:
+        """Where other ranks are imagined, so are most of the weights."""
+        return self._effort.check_steps if case.num_ranks == 1 else 0
+
     def _beside_reference(self, found: TrainCaseResult, encoder: Any,
                           outputs: dict[str, Tensor]) -> TrainCaseResult:
         """The same with a reference, where there is room for one."""
@@ -111,10 +116,9 @@ class _Runner:
 
     def _reference(self, case: TrainCase, encoder: Any,
                    outputs: dict[str, Tensor]) -> tuple[StepTimes, Check | None]:
-        effort = self._effort
         with self._work(case, encoder) as work:
-            errors = work.errors(outputs, work.outputs(effort.check_steps))
-            return self._times(case, work)[0], check_of(case, errors, effort.check_steps)
+            errors = work.errors(outputs, work.outputs(self._num_checked(case)))
+            return self._times(case, work)[0], check_of(case, errors, self._num_checked(case))
 
     def _of_shapes(self, case: TrainCase) -> TrainCaseResult:
         """What is known before anything runs."""
@@ -133,12 +137,18 @@ class _Runner:
         if self._encoder[0] != config.token_encoder:
             self._encoder = (None, None)  # before the next one takes its room
             free_memory()
-            began = time.monotonic()
-            self._encoder = (config.token_encoder,
-                             random_encoder(config.token_encoder, self._effort.seed, self._device))
-            self._effort.say(f"{config.token_encoder.name} with random weights after "
-                             f"{time.monotonic() - began:.1f} s")
+            self._encoder = (config.token_encoder, self._new_encoder(case))
         return self._encoder[1]
+
+    def _new_encoder(self, case: TrainCase) -> Any:
+        config, began = config_of(case), time.monotonic()
+        encoder = random_encoder(config.token_encoder, self._effort.seed, self._device)
+        loaded = time.monotonic()
+        encoder.hidden_states(torch.zeros(case.micro_batch, case.length, dtype=torch.int64))
+        wait_for(self._device)
+        self._effort.say(f"{encoder.name}: random weights after {loaded - began:.1f} s, its first pass after "
+                         f"{time.monotonic() - loaded:.1f} s more")
+        return encoder
 
     def _timed(self, case: TrainCase, work: Work) -> dict[str, Any]:
         if self._device.type == "cuda":

@@ -59,7 +59,7 @@ class Training:
 
     def __init__(self, case: TrainCase, encoder: Any, seed: int, device: torch.device) -> None:
         self._job = build_step(case, encoder, seed, device)
-        self._taken = 0
+        self._taken, self._is_imagined = 0, case.num_ranks > 1
 
     @property
     def waited_s(self) -> float:
@@ -96,7 +96,8 @@ class Training:
     def apart(self) -> dict[str, Any]:
         parts = parts_of_step(self._job, self._taken, _STEPS_APART)
         self._taken += _STEPS_APART
-        return {"parts_s": parts, "losses": {name: float(loss) for name, loss in self._job.losses.items()}}
+        losses = {} if self._is_imagined else {name: float(loss) for name, loss in self._job.losses.items()}
+        return {"parts_s": parts, "losses": losses}
 
     def close(self) -> None:
         end_step(self._job)
