@@ -1,7 +1,7 @@
 """Attention of heads that are wider than the sequence is long, by plain products: for the way back.
 
-Flash attention's kernels end at a width of 256. What torch has beyond takes 17 times as long for its gradients
-as for itself (64 tokens, width 640, an H200's profile), where products take twice as long. The table of scores
+Flash attention's kernels end at a width of 256. What torch has beyond takes 17 times as long for gradients as
+for reading (64 tokens, width 640, an H200's profile), where products take twice as long. The table of scores
 is smaller than what is read.
 
 Shapes: N samples and heads, Q positions that read, C positions that are read, H channels of a head.
