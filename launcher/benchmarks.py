@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Gpu
-from trainer.config import ModelConfig, TrainConfig, WeightFormat
+from trainer.config import ModelConfig, Products, TrainConfig, WeightFormat
 from trainer.profiles import PROFILES
 
 MEASURED = "recipes/measured"  # of the checkout
@@ -32,6 +32,7 @@ class Benchmarked:
         software: Versions.
         profile: Of `trainer/profiles.py`, with nothing changed but what stands here.
         weights: Of the frozen encoder, which lies on the same GPU.
+        products: What that multiplies in.
         sequence_length: Tokens.
         micro_batch_size, global_batch_size: Sequences.
     """
@@ -42,6 +43,7 @@ class Benchmarked:
     software: str
     profile: str
     weights: WeightFormat
+    products: Products
     sequence_length: int
     micro_batch_size: int
     global_batch_size: int
@@ -55,9 +57,11 @@ class Benchmarked:
 
     def is_of(self, config: TrainConfig) -> bool:
         """The same model, encoder and text, so that hardware and batch alone can differ."""
-        names = (config.profile, config.token_encoder.weights, config.data.sequence_length, config.precision)
+        encoder = config.token_encoder
+        names = (config.profile, encoder.weights, encoder.products, config.data.sequence_length,
+                 config.precision)
         own = PROFILES.get(self.profile, {}).get("model")
-        return names == (self.profile, self.weights, self.sequence_length, "bf16") and (
+        return names == (self.profile, self.weights, self.products, self.sequence_length, "bf16") and (
             own is not None and config.model == ModelConfig.model_validate(own))
 
 
@@ -80,6 +84,7 @@ class _Case(_Record):
     profile: str
     scope: str
     weights: WeightFormat
+    products: Products = "bf16"
     length: PositiveInt
     micro_batch: PositiveInt
     num_micro_batches: PositiveInt
@@ -142,8 +147,8 @@ def _speeds(name: str, document: _Document) -> Iterator[Benchmarked]:
         if gpu and one.fast and case.is_training:
             yield Benchmarked(
                 file=name, at=document.at, gpu=gpu, software=f"torch {document.software.torch}",
-                profile=case.profile, weights=case.weights, sequence_length=case.length,
-                micro_batch_size=case.micro_batch,
+                profile=case.profile, weights=case.weights, products=case.products,
+                sequence_length=case.length, micro_batch_size=case.micro_batch,
                 global_batch_size=case.micro_batch * case.num_micro_batches,
                 tokens_per_s=one.fast.tokens_per_s)
 

@@ -22,8 +22,8 @@ from trainer.encoder_shape import encoder_shape
 NAME = "qwen3.6-27b"
 ON_H200 = Benchmarked(
     file="h200.json", at=datetime(2026, 12, 1, 9, tzinfo=UTC), gpu="H200", software="torch 2.11.0+cu130",
-    profile=NAME, weights="bf16", sequence_length=1024, micro_batch_size=32, global_batch_size=256,
-    tokens_per_s=9400.0)
+    profile=NAME, weights="bf16", products="bf16", sequence_length=1024, micro_batch_size=32,
+    global_batch_size=256, tokens_per_s=9400.0)
 SAME = ("train.micro_batch_size=32", "train.token_encoder.placement=gpu")
 
 

@@ -80,6 +80,11 @@ class TokenEncoderConfig(Section):
     placement: Placement | Literal["auto"] = Field("auto", description="where frozen weights lie; auto: the "
                                                    "plan takes the first of these that fits")
 
+    @property
+    def is_decoded(self) -> bool:
+        """True where blocks multiply in another format than that in which their weights are held."""
+        return self.weights != self.products
+
     @model_validator(mode="after")
     def _products_fit(self) -> Self:
         if self.products == "fp8" and self.weights != "fp8":
