@@ -132,11 +132,15 @@ def _by_benchmark(config: TrainConfig, shape: EncoderShape | None, offer: Offer,
     """
     assert offer.gpu is not None, "a benchmark is of a GPU"
     then = found.config
-    now = changed_config(config, {"train.global_batch_size": then.global_batch_size})
+    now = changed_config(config, {"train.global_batch_size": then.global_batch_size,
+                                  "train.micro_batch_size": config.micro_batch_size})  # no `auto` any more
     if (offer.gpu, world_size, config_fingerprint(now)) == (found.gpu, 1, config_fingerprint(then)):
         return Speed(found.tokens_per_s, "bench", f"measured on one {found.gpu}: {found.words}")
+    # With as many micro-batches in a step: what a step's end takes, the model guesses worst.
+    sequences = then.micro_batch_size * grad_accum_steps(config, world_size)
+    there = changed_config(then, {"train.global_batch_size": sequences})
     ratio = _modelled(config, shape, offer.gpu, world_size, offer.num_nodes) / _modelled(
-        then, shape, found.gpu, 1, 1)
+        there, shape, found.gpu, 1, 1)
     return Speed(found.tokens_per_s * ratio, "scaled", f"scaled from {found.gpu}: {found.words}")
 
 

@@ -129,6 +129,13 @@ def test_another_gpu_is_scaled_by_the_ratio_of_peak_rates_and_called_so(gpu, tfl
     assert guess[0] < speed.factors[0] < exact[0] and exact[1] < speed.factors[1] < guess[1]
 
 
+def test_a_card_of_the_same_rates_is_no_faster_than_what_was_measured():
+    """However few micro-batches the benchmark's steps had: their end is not what differs between cards."""
+    short = benchmark(num_micro_batches=1)
+    assert speed_of("H200:1", benchmarks=(short,)).tokens_per_s == 9400
+    assert 0.99 * 9400 < speed_of("H100:1", benchmarks=(short,)).tokens_per_s <= 9400
+
+
 def test_several_gpus_and_slower_encoders_are_scaled_too():
     eight = speed_of("H200:8")
     assert eight.origin == "scaled"
