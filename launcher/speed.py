@@ -126,21 +126,22 @@ def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer
 
 def _by_benchmark(config: TrainConfig, shape: EncoderShape | None, offer: Offer, world_size: int,
                   found: Benchmarked) -> Speed:
-    """As measured where hardware and micro-batch are the same, else scaled by the model of both.
+    """As measured where all but the number of micro-batches is the same, else scaled by the model of both.
 
     Where arithmetic decides, that is by the ratio of their peak rates; it also knows blocks that have to be
     moved or decoded, and what several GPUs share. What they tell each other it does not know.
     """
     assert offer.gpu is not None, "a benchmark is of a GPU"
-    then = changed_config(config, {
-        "train.micro_batch_size": found.micro_batch_size, "train.global_batch_size": found.global_batch_size,
-        "train.token_encoder.placement": "gpu"})
-    is_same = (offer.gpu, world_size, config.micro_batch_size, config.token_encoder.placement) == (
-        found.gpu, 1, found.micro_batch_size, "gpu")
-    if is_same:
+    then = found.config
+    now = changed_config(config, {"train.global_batch_size": then.global_batch_size,
+                                  "train.micro_batch_size": config.micro_batch_size})  # no `auto` any more
+    if (offer.gpu, world_size, config_fingerprint(now)) == (found.gpu, 1, config_fingerprint(then)):
         return Speed(found.tokens_per_s, "bench", f"measured on one {found.gpu}: {found.words}")
+    # With as many micro-batches in a step: what a step's end takes, the model guesses worst.
+    sequences = then.micro_batch_size * grad_accum_steps(config, world_size)
+    there = changed_config(then, {"train.global_batch_size": sequences})
     ratio = _modelled(config, shape, offer.gpu, world_size, offer.num_nodes) / _modelled(
-        then, shape, found.gpu, 1, 1)
+        there, shape, found.gpu, 1, 1)
     return Speed(found.tokens_per_s * ratio, "scaled", f"scaled from {found.gpu}: {found.words}")
 
 
