@@ -24,6 +24,7 @@ _ENCODER_UTILISATION: Mapping[Family, float] = {
 _BLOCK_S: Mapping[Family, float] = {
     "gpt2": 0.001, "bert": 0.001, "roberta": 0.001, "distilbert": 0.001, "qwen3_5": 0.0035,
     "qwen3_5_moe": 0.0045}
+_FP8_GAIN = 1.5  # of products in fp8 over those in bf16, with what surrounds them (guess)
 _PACKED_BLOCK_S = 0.0025  # more, where a block has to be brought or decoded
 _TRAINED_UTILISATION = 0.18
 _MICRO_BATCH_S = 0.02
@@ -218,16 +219,17 @@ def micro_batch_time(config: TrainConfig, shape: EncoderShape | None, kind: GpuK
     launches_s = _MICRO_BATCH_S * (2 if config.activation_checkpointing else 1)
     return MicroBatchTime(
         encoder_s=_encoder_s(config, shape, kind, tokens * flops.encoder) if shape else 0.0,
-        decoding_s=_decoding_s(config, shape, kind) if shape else 0.0,
+        decoding_s=_decoding_s(config, shape, kind) if shape and config.token_encoder.is_decoded else 0.0,
         moving_s=_moving_s(config, shape, kind, ranks_per_node) if shape else 0.0,
         trained_s=tokens * trained / (peak * 1e12 * share) + launches_s)
 
 
 def _encoder_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind, flops: float) -> float:
     encoder = config.token_encoder
-    is_fed = encoder.weights != "bf16" or encoder.placement in ("host", "sharded")
+    is_fed = encoder.is_decoded or encoder.placement in ("host", "sharded")
     block_s = _BLOCK_S[shape.family] + (_PACKED_BLOCK_S if is_fed else 0.0)
-    busy_s = flops / (kind.bf16_tflops * 1e12 * _ENCODER_UTILISATION[shape.family])
+    faster = _FP8_GAIN if encoder.products == "fp8" else 1.0
+    busy_s = flops / (kind.bf16_tflops * 1e12 * _ENCODER_UTILISATION[shape.family] * faster)
     return max(busy_s, shape.kept_blocks(encoder.layer) * block_s)
 
 
