@@ -1,7 +1,7 @@
-"""Trains a few steps on 1, 2 and 4 real ranks and writes down losses and every collective that torch made.
+"""Trains a few steps on 1, 2 and 4 real ranks; writes down losses and every collective that torch made.
 
-`python tests/communicating_ranks.py FOLDER`, a process of its own: its ranks are forks, so that libraries load
-once. FOLDER/encoder is a model with random weights.
+`python -m tests.communicating_ranks FOLDER`, a process of its own: its ranks are forks, so that libraries
+load once. FOLDER/encoder is a model with random weights.
 """
 
 import gc
