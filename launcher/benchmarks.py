@@ -56,7 +56,8 @@ class Benchmarked:
 def _arithmetic(config: TrainConfig) -> tuple[object, ...]:
     encoder = config.token_encoder
     return (config.model, encoder.name, encoder.layer, encoder.weights, config.data.sequence_length,
-            config.precision, config.token_loss_fraction, config.diffusion.self_conditioning_probability)
+            config.precision, config.compile, config.token_loss_fraction,
+            config.diffusion.self_conditioning_probability)
 
 
 def nearest(config: TrainConfig, gpu: str, benchmarks: Sequence[Benchmarked]) -> Benchmarked | None:

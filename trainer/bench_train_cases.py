@@ -21,6 +21,7 @@ class TrainCase(BaseModel):
         micro_batch: Sequences at a time.
         num_micro_batches: In one optimizer step.
         weights: How the encoder's are held.
+        compiles: The trained blocks, by torch, where a GPU has Triton.
         num_ranks: Of which this is the first: its share of the optimizer's state, the others imagined.
     """
 
@@ -33,6 +34,7 @@ class TrainCase(BaseModel):
     weights: WeightFormat
     zero_stage: Literal[1, 2] = 1
     num_ranks: int = 1
+    compiles: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -43,8 +45,9 @@ class TrainCase(BaseModel):
         held = "" if self.scope == "trainables" else f", encoder {self.weights}"
         state = "" if self.scope == "encoder" else f", ZeRO {self.zero_stage}"
         ranks = f", rank 0 of {self.num_ranks}" if self.num_ranks > 1 else ""
+        compiled = ", compiled" if self.compiles else ""
         return (f"{self.profile} {_SCOPES[self.scope]}, {self.num_micro_batches} x {self.micro_batch} x "
-                f"{self.length} tokens{held}{state}{ranks}")
+                f"{self.length} tokens{held}{state}{ranks}{compiled}")
 
 
 def profile_config(name: str) -> TrainConfig:
@@ -64,6 +67,7 @@ def config_of(case: TrainCase) -> TrainConfig:
         "profile": case.profile, "steps": _MANY_STEPS,
         "data": {"source": "none", "sequence_length": case.length},
         "token_encoder": {"placement": "gpu", "weights": case.weights}, "zero_stage": case.zero_stage,
+        "compile": case.compiles,
         "micro_batch_size": case.micro_batch, "global_batch_size": sequences}, case.profile)
 
 
