@@ -38,6 +38,8 @@ def changed_config(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConf
     for key, value in changes.items():
         if key.startswith("train."):
             config = _changed(config, key.split(".")[1:], value)
+        if key == "train.micro_batch_size":  # a size takes the place of `auto`
+            config = _changed(config, ["probe_micro_batch"], False)
     return config
 
 

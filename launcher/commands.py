@@ -175,7 +175,8 @@ def _propose(recipe: Recipe, options: PlanOptions, run_id: str, now: datetime,
         wallets, unknown = ([], []) if train.is_local else wallets_now(recipe.store, now)
         case = case_of(text.priced(recipe), shape, offers, past.speeds, done, weights.mirrors, price)
         benchmarks, unread = read_benchmarks(checkout_folder() / MEASURED)
-        plan = best_plan(replace(case, wallets=wallets, benchmarks=benchmarks), now, run_id)
+        case = replace(case, wallets=wallets, benchmarks=benchmarks, text_tokens=text.num_tokens)
+        plan = best_plan(case, now, run_id)
     except ArithmeticError as error:
         raise RecipeError("its numbers are too large to plan with", place=recipe.place("train", "steps"),
                           fix="lower train.steps and the sizes") from error

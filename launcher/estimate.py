@@ -69,6 +69,7 @@ class Case:
         controller_usd_per_hour: Of who supervises the run; None: nobody asks money for that.
         wallets: The user's credits, as they are now.
         benchmarks: Of training on some GPUs, as they are committed.
+        text_tokens: To train on; None when it is not known.
     """
 
     recipe: Recipe
@@ -82,6 +83,7 @@ class Case:
     now: datetime | None = None
     wallets: Sequence[Wallet] = ()
     benchmarks: Sequence[Benchmarked] = ()
+    text_tokens: int | None = None
 
     @property
     def deadline_h(self) -> float | None:
@@ -141,8 +143,9 @@ def estimate_of(case: Case) -> Estimate:
     """Hours and dollars. Raises as `fit`."""
     recipe, shape, train = case.recipe, case.shape, case.offers[Document.TRAIN]
     fitted = fit(recipe, shape, train)
+    earlier = [past.to_scale for past in case.history if past.to_scale]
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
-                           same_speeds(recipe.train, train, case.history), case.benchmarks)
+                           same_speeds(recipe.train, train, case.history), (*earlier, *case.benchmarks))
     sizes = plan_sizes(fitted, shape, train, speed.tokens_per_s, case.mirrors,
                        recipe.store) if shape else None
     saves = plan_saves(recipe.train, speed.tokens_per_s, sizes.checkpoint_bytes, fitted.world_size, train,

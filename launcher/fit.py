@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 from launcher.advice import Changes, changed_config, smaller_micro_batches, typed
 from launcher.errors import DoesNotFitError, NoOfferError, RecipeError
-from launcher.gpu_kinds import gpu_kind, nearest_name
+from launcher.gpu_kinds import GPU_KINDS, gpu_kind, nearest_name
 from launcher.offers import Offer
 from launcher.recipe import Recipe
 from trainer.config import Placement, TrainConfig, grad_accum_steps
 from trainer.encoder_shape import EncoderShape
-from trainer.memory import GIB, Memory, host_memory_per_node, memory_per_gpu
+from trainer.memory import GIB, Memory, host_memory_per_node, memory_per_gpu, predicted_micro_batch
 from trainer.sizes import encoder_bytes
 
 PLACES = {"gpu": "on the GPU", "next_gpu": "on the next GPU", "sharded": "split over the GPUs",
@@ -63,6 +63,11 @@ def is_copied_from_host(found: Fit) -> bool:
 
 
 def _check_card(recipe: Recipe, offer: Offer) -> None:
+    has_no_fp8 = offer.gpu is None or (offer.gpu in GPU_KINDS and not gpu_kind(offer.gpu).has_fp8)
+    if recipe.train.token_encoder.products == "fp8" and has_no_fp8:
+        raise DoesNotFitError(f"{offer.gpu or 'a CPU'} multiplies nothing in fp8, which Ada, Hopper and "
+                              "newer GPUs do", place=recipe.place("hardware", "train"),
+                              changes={"train.token_encoder.products": "bf16"})
     if offer.gpu is None:
         return
     if recipe.train.precision == "bf16" and not gpu_kind(offer.gpu).has_bf16:
@@ -96,6 +101,10 @@ def _placed(recipe: Recipe, config: TrainConfig, shape: EncoderShape | None, off
                           place=recipe.place("train", "token_encoder", "placement"),
                           changes={_PLACEMENT: "auto"}, note="or take hardware with more GPUs")
     world_size = per_node * offer.num_nodes
+    if config.probe_micro_batch:
+        gpu_gib = offer.gpu_memory_gib if offer.gpu else None
+        size = predicted_micro_batch(config, shape, world_size, per_node, gpu_gib)
+        config = config.model_copy(update={"micro_batch_size": size})
     _check_batch(recipe, config, world_size)
     if shape is None or offer.gpu is None:
         return Fit(config, per_node, world_size, None)

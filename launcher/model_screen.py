@@ -3,6 +3,7 @@
 from decimal import Decimal
 
 from launcher import console
+from launcher.cached_states import CachedStates
 from launcher.fit import PLACES
 from launcher.offers import Offer
 from launcher.plan import Plan
@@ -30,6 +31,8 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
         facts.append(("download", _fetch_words(sizes.encoder)))
     if sizes.encoder.loading_s > _SOON_S:
         facts.append(("loading", _loading_words(sizes.encoder)))
+    if plan.cached_states:
+        facts.append(("caching", states_words(plan.cached_states, plan.tokens)))
     if plan.saves:
         facts.append(("saves", _saves_words(plan.saves, plan.offers[Document.TRAIN])))
     if plan.start:
@@ -87,6 +90,22 @@ def _flops_words(sizes: Sizes) -> str:
 def _encoder_words(encoder: EncoderPlan, has_gpu: bool) -> str:
     where = f" {PLACES[encoder.placement]}" if has_gpu else ""
     return f"{encoder.name}, {console.data_size(encoder.num_bytes)} in {encoder.weights}{where}"
+
+
+def states_words(states: CachedStates, run_tokens: int) -> str:
+    """From how many passes over the text on it would pay to keep the encoder's states, or why never."""
+    reuse, saved = states.reuse_usd, states.saved_usd
+    if not saved:
+        found = "never pays: fetching one takes longer than encoding it"
+    elif states.pays_from is None:
+        found = (f"never pays: fetching and keeping them costs {console.dollars(reuse)} an epoch, "
+                 f"{reuse / saved:.2g} times what encoding does")
+    else:
+        found = (f"pays from {states.pays_from:,} epochs x runs (this run: "
+                 f"{run_tokens / states.num_tokens:.2g}): {console.dollars(reuse)} an epoch instead of "
+                 f"{console.dollars(saved)}, and {console.dollars(states.write_usd)} once")
+    return (f"its states in the store, {states.bytes_per_token / 1e3:.1f} kB a token, "
+            f"{console.data_size(states.num_bytes)}, {found} (not built)")
 
 
 def _fetch_words(encoder: EncoderPlan) -> str:

@@ -10,6 +10,7 @@ from itertools import chain
 from launcher.advice import Changes, what_to_type
 from launcher.alternatives import Choice
 from launcher.availability import Availability
+from launcher.cached_states import CachedStates, states_of
 from launcher.candidates import Others, other_than_planned, others_for_benchmark, others_for_training
 from launcher.cheaper import better, cheaper_choice
 from launcher.cost import Range, total, usd_range
@@ -42,6 +43,8 @@ class Plan(Frozen):
     Attributes:
         offers: One per document; hours and dollars are theirs.
         others: Where SkyPilot goes when it cannot have those, in this order.
+        predicted_micro_batch: Sequences at a time, where `auto` leaves that to a start: the most that fit by
+            arithmetic. Memory, speed and accumulation are with these.
         done_steps: Steps of a resumed run that are durable; the parts are of what is left.
         spent_usd: What a resumed run has cost so far; it counts towards the cap.
         hours: Train and benchmark, one after the other.
@@ -63,6 +66,8 @@ class Plan(Frozen):
         encoder_placement: Resolved: where the frozen weights lie.
         sizes, saves: None when the token encoder's size is not known.
         start: How long it takes until training goes on; None: training is done.
+        cached_states: Whether keeping the encoder's hidden states would pay; None: text, price or size is not
+            known, or training is done.
         without_encoder: Its size is not known, so hours and dollars are without it: they are lower bounds,
             and whether it fits was not checked.
     """
@@ -75,6 +80,7 @@ class Plan(Frozen):
     ranks_per_node: int
     world_size: int
     grad_accum_steps: int
+    predicted_micro_batch: int | None = None
     steps: int
     done_steps: int = 0
     spent_usd: Decimal = Decimal(0)
@@ -103,6 +109,7 @@ class Plan(Frozen):
     sizes: Sizes | None = None
     saves: SavesPlan | None = None
     start: StartPlan | None = None
+    cached_states: CachedStates | None = None
     without_encoder: bool = False
 
     @property
@@ -208,7 +215,8 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
     return Plan(
         recipe=recipe.name, run_id=run_id, planned_at=now, offers=dict(case.offers), others=behind_first,
         ranks_per_node=fitted.ranks_per_node, world_size=fitted.world_size,
-        grad_accum_steps=grad_accum_steps(recipe.train, fitted.world_size),
+        grad_accum_steps=grad_accum_steps(fitted.config, fitted.world_size),
+        predicted_micro_batch=fitted.config.micro_batch_size if recipe.train.probe_micro_batch else None,
         steps=recipe.train.steps, done_steps=done_steps, spent_usd=spent,
         tokens_per_step=recipe.train.tokens_per_step, tokens_per_s=round(estimate.speed.tokens_per_s, 1),
         speed_origin=estimate.speed.origin, speed_source=estimate.speed.source,
@@ -227,6 +235,7 @@ def _planned(case: Case, now: datetime, run_id: str) -> Plan:
         without_encoder=case.shape is None,
         encoder_placement=_resolved(fitted.config), sizes=estimate.sizes, saves=estimate.saves,
         start=estimate.start if train else None,
+        cached_states=states_of(case, estimate) if train else None,
     )
 
 

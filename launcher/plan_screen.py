@@ -108,6 +108,9 @@ def _plan_facts(plan: Plan, store: str) -> list[tuple[str, str]]:
     facts = [("run", plan.run_id), ("store", store), *training,
              *_places("benchmark", plan.candidates(Document.BENCH), plan.planned_at),
              ("steps", f"{plan.steps:,} of {plan.tokens_per_step:,} tokens: {tokens} tokens")]
+    if plan.predicted_micro_batch and not plan.only_benchmark:
+        facts.append(("micro-batch", f"~{plan.predicted_micro_batch} sequences, the most that fits by "
+                                     "arithmetic; a first start on such hardware tries others for a minute"))
     if plan.done_steps or plan.spent_usd:
         facts.append(("so far", f"already spent {console.dollars(plan.spent_usd)}, "
                                 f"step {plan.done_steps:,} of {plan.steps:,} is durable"))

@@ -164,7 +164,8 @@ def _of_warm_ups(config: TrainConfig) -> Iterator[str]:
 
 def _of_little_left(train: Offer, fitted: Fit, memory: Memory, shape: EncoderShape) -> Iterator[str]:
     has, config = (train.gpu_memory_gib or 0) * GIB, fitted.config
-    if not has or memory.needed_bytes <= has * (1 - _PREDICTED_TOO_LOW):
+    # A start that tries sizes finds out what fits.
+    if not has or config.probe_micro_batch or memory.needed_bytes <= has * (1 - _PREDICTED_TOO_LOW):
         return
     smaller = next(iter(smaller_micro_batches(config)), None)
     fix = ""

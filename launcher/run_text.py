@@ -29,11 +29,13 @@ class RunText:
 
     Attributes:
         num_heldout: Held-out sequences there are; None when it is not known.
+        num_tokens: To train on, in whole sequences; None when it is not known.
         warning: For the plan.
         refusal: Why a launch would only cost money; a plan can be made all the same.
     """
 
     num_heldout: int | None = None
+    num_tokens: int | None = None
     warning: str | None = None
     refusal: LdlmError | None = None
 
@@ -77,7 +79,9 @@ def _look_at_manifest(config: TrainConfig, manifest: PreparedManifest, address: 
     warning = _check_tokenizer(config, manifest, address)
     check_enough(config, manifest)
     check_cache(config, manifest)
-    return RunText(num_sequences(manifest, "heldout", config.data.sequence_length), warning)
+    length = config.data.sequence_length
+    num_train, num_heldout = (num_sequences(manifest, split, length) for split in ("train", "heldout"))
+    return RunText(num_heldout, num_train * length, warning)
 
 
 def _check_tokenizer(config: TrainConfig, manifest: PreparedManifest, address: str) -> str | None:

@@ -47,12 +47,14 @@ def running_costs(offer: Offer, store: str | None, sizes: Sizes | None, saves: S
         sizes, saves: None when the token encoder's size is not known, which then counts nothing.
     """
     first = 0 if offer.is_local else int(_ENVIRONMENT_BYTES) * offer.num_nodes
-    from_hub_usd = Decimal(first) / _GB * _received(offer, None)
+    from_hub_usd = Decimal(first) / _GB * fetched_usd_per_gb(offer, None)
     encoder = sizes.encoder if sizes else None
     if encoder and start.fetch_s:
         address = store if encoder.source == "mirror" else None
-        from_hub_usd += Decimal(encoder.source_bytes * offer.num_nodes) / _GB * _received(offer, address)
-    checkpoint_usd = Decimal(saves.num_bytes) / _GB * _received(offer, store) if saves else Decimal(0)
+        gigabytes = Decimal(encoder.source_bytes * offer.num_nodes) / _GB
+        from_hub_usd += gigabytes * fetched_usd_per_gb(offer, address)
+    checkpoint_bytes = saves.num_bytes if saves else 0
+    checkpoint_usd = Decimal(checkpoint_bytes) / _GB * fetched_usd_per_gb(offer, store)
     kept = (saves.kept_usd_per_month if saves else None) or Decimal(0)
     return RunningCosts(
         held_usd_per_hour=disk_usd_per_hour(offer) + address_usd_per_hour(offer),
@@ -78,7 +80,7 @@ def address_usd_per_hour(offer: Offer) -> Decimal:
     return cloud_prices.address_usd_per_hour(offer) if offer.cloud in WITH_LIST_PRICES else Decimal(0)
 
 
-def _received(offer: Offer, address: str | None) -> Decimal:
+def fetched_usd_per_gb(offer: Offer, address: str | None) -> Decimal:
     """Dollars of a GB that machines of an offer fetch from a store; None: from the internet, for nothing."""
     said = offer.listed.received_usd_per_gb if offer.listed else None
     return received_usd_per_gb(offer.infra, address, said)

@@ -55,10 +55,11 @@ def plan_start(offer: Offer, store: str | None, sizes: Sizes | None, saves: Save
     encoder = sizes.encoder if sizes else None
     return StartPlan(node_s=node_s, fetch_s=encoder.fetch_s if encoder else 0.0,
                      loading_s=encoder.loading_s if encoder else 0.0, statistics_s=round(statistics_s, 1),
-                     checkpoint_s=round(saves.num_bytes / _read_bytes_per_s(offer, store), 1)
+                     checkpoint_s=round(saves.num_bytes / read_bytes_per_s(offer, store), 1)
                      if saves else None)
 
 
-def _read_bytes_per_s(offer: Offer, store: str | None) -> float:
+def read_bytes_per_s(offer: Offer, store: str | None) -> float:
+    """From the run's store to one node (guess)."""
     is_here = offer.is_local and (not store or store.startswith("file:"))
     return READ_BYTES_PER_S if is_here else fetch_bytes_per_s(offer.cloud)

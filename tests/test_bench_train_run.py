@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from trainer import encoder_shape, profiles  # noqa: E402
+from tests.tiny_profiles import ENCODERS, tiny_profiles  # noqa: E402
 from trainer.bench_floor import Rates  # noqa: E402
 from trainer.bench_models import shape_of  # noqa: E402
 from trainer.bench_train_cases import Scope, TrainCase, config_of  # noqa: E402
@@ -23,28 +23,11 @@ from trainer.bench_train_run import TrainEffort, run_cases  # noqa: E402
 
 CPU = torch.device("cpu")
 RATES = Rates(read_bytes_per_s=1e10, flops_per_s={"fp32": 1e11}, read_how="")
-_BLOCKS: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 6, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "max_position_embeddings": 64}
-ENCODERS = {
-    "tiny-dense": {"model_type": "qwen3_5_text", "intermediate_size": 64, **_BLOCKS},
-    "tiny-mixture": {"model_type": "qwen3_5_moe_text", "moe_intermediate_size": 16, "num_experts": 4,
-                     "shared_expert_intermediate_size": 16, "num_experts_per_tok": 2, **_BLOCKS}}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _tiny_profiles() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch, as_first_rank(1):
-        for name, config in ENCODERS.items():
-            patch.setitem(encoder_shape.KNOWN_CONFIGS, name, config)
-            patch.setitem(profiles.PROFILES, name, {
-                "data": {"sequence_length": 16}, "token_encoder": {"name": name}, "precision": "fp32",
-                "model": {"latent_width": 16, "width": 16, "num_heads": 2, "encoder_layers": 1,
-                          "decoder_layers": 1, "denoiser_layers": 1, "token_decoder_layers": 1,
-                          "token_decoder_width": 16, "token_decoder_heads": 2},
-                "diffusion": {"self_conditioning_probability": 1.0},
-                "global_batch_size": 8, "micro_batch_size": 2})
+    with tiny_profiles(), as_first_rank(1):
         yield
 
 
@@ -53,8 +36,9 @@ def case(profile: str = "tiny-dense", scope: Scope = "joint", **changes: Any) ->
     return TrainCase(profile=profile, scope=scope, **values)
 
 
-@pytest.mark.parametrize("profile", ENCODERS)
-@pytest.mark.parametrize("scope", ["joint", "trainables", "encoder"])
+@pytest.mark.parametrize(("profile", "scope"), [
+    ("tiny-dense", "joint"), ("tiny-dense", "trainables"), ("tiny-mixture", "joint"),
+    ("tiny-mixture", "encoder")])
 def test_a_case_is_timed_and_taken_apart(profile: str, scope: Scope) -> None:
     found, = run_cases([case(profile, scope)], RATES, TrainEffort(3, 1e9, 0), CPU)
     assert found.left_out is None and found.fast is not None and found.fast.num_steps == 3

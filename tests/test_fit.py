@@ -1,16 +1,21 @@
 """What fits which GPUs, where the encoder goes, and what is advised when nothing fits."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from launch_examples import NOW, RECIPE, TWO_CORES
 
+from launcher.advice import changed_config
+from launcher.benchmarks import MEASURED, Benchmarked, read_benchmarks
 from launcher.candidates import choose
 from launcher.errors import LdlmError, NoOfferError, RecipeError
+from launcher.estimate import case_of
 from launcher.fit import Fit, fit
 from launcher.offers import GPU_KINDS, Machine, Offer, cloud_offer, make_offer, parse_gpus
-from launcher.plan import Plan, make_plan
-from launcher.recipe import Candidate, Recipe, list_recipes, load_recipe
+from launcher.plan import Plan, best_plan, make_plan
+from launcher.recipe import Candidate, Recipe, checkout_folder, list_recipes, load_recipe
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
@@ -46,14 +51,15 @@ def fitted(recipe: Recipe, offer: Offer) -> Fit:
     return fit(recipe, encoder_shape(recipe.train.token_encoder.name), offer)
 
 
-def planned(recipe: Recipe, candidate: Candidate) -> Plan:
+def planned(recipe: Recipe, candidate: Candidate, benchmarks: Sequence[Benchmarked] = ()) -> Plan:
     """The plan of a recipe on one of its candidates."""
     machine = home(candidate.gpu) if candidate.is_local else TWO_CORES
     bench = candidate if candidate.is_local else recipe.hardware.bench[0]
     offers = {Document.TRAIN: (make_offer(candidate, machine, NOW),),
               Document.BENCH: (make_offer(bench, machine, NOW),)}
     shape = encoder_shape(recipe.train.token_encoder.name)
-    return make_plan(recipe, shape, offers, (), NOW, "run-1")
+    case = case_of(recipe, shape, offers, ())
+    return best_plan(replace(case, benchmarks=benchmarks), NOW, "run-1")
 
 
 # As printed on the cards; and billions of weights without the last two blocks, by published sizes.
@@ -105,7 +111,7 @@ def test_dollars_and_days_in_a_recipes_summary_are_those_of_its_plan(name):
     recipe = load_recipe(name)
     usd, days = re.search(r"~\$(\d+)", recipe.summary), re.search(r"~(\d+) days", recipe.summary)
     if usd or days:
-        plan = planned(recipe, recipe.hardware.train[0])
+        plan = planned(recipe, recipe.hardware.train[0], read_benchmarks(checkout_folder() / MEASURED)[0])
         assert usd is None or float(plan.usd.mid) == pytest.approx(float(usd[1]), rel=0.1)
         assert days is None or float(plan.hours.mid) / 24 == pytest.approx(float(days[1]), rel=0.1)
 
@@ -273,3 +279,47 @@ def test_a_gpu_that_is_full_within_the_error_of_predictions_is_a_warning_with_th
     roomy = planned(of_profile("qwen3.6-27b", smaller.removeprefix("--set "), *FREE), card)
     assert roomy.sizes.memory.needed_bytes / GIB == pytest.approx(float(less), abs=0.05)
     assert not any("too low" in found for found in roomy.warnings)
+
+
+@pytest.mark.parametrize(("name", "gpu"), [("qwen3.6-27b", "H100:1"), ("qwen3.6-27b", "H200:1"),
+                                           ("paper-gpt2", "RTX4090:2"), ("qwen3.5-2b", "L4:1")])
+def test_auto_is_planned_with_the_largest_power_of_two_that_could_be_told(name, gpu):
+    def with_size(size: object) -> Fit:
+        return fitted(of_profile(name, f"train.micro_batch_size={size}", *FREE, "train.global_batch_size=192",
+                                 "train.token_encoder.placement=gpu"), rented(gpu))
+
+    def can_be_told(size: int) -> bool:
+        try:
+            return bool(with_size(size))
+        except (NoOfferError, RecipeError):
+            return False
+
+    auto = with_size("auto")
+    largest = max(size for size in (1, 2, 4, 8, 16, 32, 64) if can_be_told(size))
+    assert auto.config.micro_batch_size == largest
+    assert auto.memory == with_size(largest).memory
+
+
+def test_a_plan_of_auto_says_so_and_a_size_that_is_typed_takes_its_place():
+    card = Candidate(infra="vast", gpu="H100:1")
+    auto = planned(of_profile("qwen3.6-27b", "train.micro_batch_size=auto", *FREE), card)
+    told = planned(of_profile("qwen3.6-27b", "train.micro_batch_size=auto",
+                              f"train.micro_batch_size={auto.predicted_micro_batch}", *FREE), card)
+    assert (auto.predicted_micro_batch, told.predicted_micro_batch) == (16, None)
+    assert (auto.sizes, auto.tokens_per_s) == (told.sizes, told.tokens_per_s)
+    assert auto.grad_accum_steps == 512 // 16
+    assert any("too low" in found for found in told.warnings)  # which a start that tries finds out
+    assert not any("too low" in found for found in auto.warnings)
+    changed = changed_config(of_profile("qwen3.6-27b", "train.micro_batch_size=auto").train,
+                             {"train.micro_batch_size": 4})
+    assert (changed.micro_batch_size, changed.probe_micro_batch) == (4, False)
+
+
+def test_auto_on_a_cpu_and_over_ranks_that_share_no_batch_begins_with_what_divides():
+    cpu = make_offer(Candidate(infra="local"), TWO_CORES, NOW)
+    recipe = load_recipe(str(RECIPE), ["train.micro_batch_size=auto", "train.global_batch_size=6"])
+    assert fitted(recipe, cpu).config.micro_batch_size == 1
+    smoke = load_recipe("smoke", ["train.micro_batch_size=auto", "train.global_batch_size=24"])
+    assert fitted(smoke, cpu).config.micro_batch_size == 4  # its profile's
+    with pytest.raises(RecipeError, match="is 7, but 2 ranks with micro_batch_size 1 advance 2 sequences"):
+        fitted(load_recipe(str(RECIPE), ["train.micro_batch_size=auto", "train.global_batch_size=7"]), cpu)

@@ -30,29 +30,30 @@ def figure_of(report: Report) -> Any:
 
     varied = [axis for axis in _AXES if len({_x(result, axis) for result in report.cases if result.fast}) > 1]
     rows = varied or ["batch"]
-    figure = Figure(figsize=(12, 4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(14, 4 * len(rows)), layout="constrained")
     for (left, right), axis in zip(figure.subplots(len(rows), 2, squeeze=False), rows, strict=True):
-        _draw(left, report, axis, share=False)
-        _draw(right, report, axis, share=True)
+        speeds, shares = (_lines(report, axis, share=share) for share in (False, True))
+        colours = {label: f"C{number}" for number, label in enumerate(speeds)}
+        _draw(left, axis, speeds, colours, "tokens/s")
+        _draw(right, axis, shares, colours, "% of the limit")
+        left.set_yscale("log")
+        right.set_ylim(0, max([105, *(1.05 * y for points in shares.values() for _, y in points)]))
+        if speeds:
+            right.legend(*left.get_legend_handles_labels(), fontsize=7, loc="upper left",
+                         bbox_to_anchor=(1.01, 1.0))
     figure.suptitle(f"{report.device.name}, {report.source}, torch {report.software.torch}")
     return figure
 
 
-def _draw(axes: Any, report: Report, axis: str, *, share: bool) -> None:
-    lines = _lines(report, axis, share=share)
+def _draw(axes: Any, axis: str, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str],
+          y: str) -> None:
     for label, points in lines.items():
         style = "x:" if "reference" in label else "o-"
-        axes.plot([x for x, _ in points], [y for _, y in points], style, label=label)
+        axes.plot([x for x, _ in points], [y for _, y in points], style, label=label, color=colours[label])
     axes.set_xscale("log", base=2)
     ticks = sorted({x for points in lines.values() for x, _ in points})
     axes.set_xticks(ticks, [str(x) for x in ticks])
-    axes.set(xlabel=_AXES[axis], ylabel="% of the limit" if share else "tokens/s")
-    if share:
-        axes.set_ylim(0, max([105, *(1.05 * y for points in lines.values() for _, y in points)]))
-    else:
-        axes.set_yscale("log")
-    if lines:
-        axes.legend(fontsize=7)
+    axes.set(xlabel=_AXES[axis], ylabel=y)
 
 
 def _lines(report: Report, axis: str, *, share: bool) -> dict[str, list[tuple[int, float]]]:

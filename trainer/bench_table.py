@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from trainer.bench_result import CaseResult, Report
 
-_WIDTH = 80
+WIDTH = 80
 _WAYS = {"persistent kernels": "kernels", "compiled": "compiled", "operations of torch": "torch", None: "-"}
 
 
@@ -28,7 +28,7 @@ def _first_texts(report: Report) -> Iterator[str]:
         parts = ", ".join(f"{part} {seconds:.2f}" for part, seconds in found.parts_s.items())
         yield ""
         yield from folded(f"{found.name}: first text of a new process after {found.total_s:.2f} s, {path}")
-        yield from (f"  {line}" for line in textwrap.wrap(f"seconds: {parts}", _WIDTH - 2))
+        yield from (f"  {line}" for line in textwrap.wrap(f"seconds: {parts}", WIDTH - 2))
 
 
 def _head(report: Report) -> Iterator[str]:
@@ -60,7 +60,7 @@ def _speeds(name: str, results: list[CaseResult]) -> Iterator[str]:
            f"{'limit':>5} {'error':>8} {'same':>6}")
     for result in results:
         size = _size(result)
-        yield size + (_figures(result) if result.left_out is None else result.left_out[:_WIDTH - len(size)])
+        yield size + (_figures(result) if result.left_out is None else result.left_out[:WIDTH - len(size)])
 
 
 def _figures(result: CaseResult) -> str:
@@ -152,9 +152,9 @@ def _projections(report: Report) -> Iterator[str]:
 
 def note(text: str) -> list[str]:
     """Lines of a sentence that figures must not be read without."""
-    return textwrap.wrap(text, _WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False)
+    return textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False)
 
 
 def folded(text: str) -> list[str]:
     """Lines of a longer sentence."""
-    return textwrap.wrap(text, _WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

@@ -1,7 +1,7 @@
 """`python -m trainer.bench train`: the trainer's own step at real sizes on one GPU, without a run.
 
-Exit codes: 0 measured; 1 a case was not measured, is slower than in the earlier result, or nothing can be
-compared with it; 2 usage; others as of the `ldlm` command.
+Exit codes: 0 measured; 1 a case was not measured, its losses are not the reference's, it is slower than in
+the earlier result, or nothing can be compared with that; 2 usage; others as of the `ldlm` command.
 """
 
 import os
@@ -18,12 +18,14 @@ from trainer.bench_compare import Comparison, compare, in_words
 from trainer.bench_device import gpu_state, look_at, software
 from trainer.bench_limits import measure_rates
 from trainer.bench_output import Progress, keep, require_place
+from trainer.bench_plot import require_plots
 from trainer.bench_result import read_report
 from trainer.bench_train_cases import TrainCase
 from trainer.bench_train_job import as_first_rank
 from trainer.bench_train_options import cases_of, read_train_options
+from trainer.bench_train_plot import plot
 from trainer.bench_train_profile import Kernels
-from trainer.bench_train_result import TrainReport
+from trainer.bench_train_result import TrainCaseResult, TrainReport
 from trainer.bench_train_run import TrainEffort, run_cases
 from trainer.bench_train_table import screen
 from trainer.command import carry_out, talk
@@ -46,13 +48,12 @@ def main(arguments: Sequence[str]) -> int:
     def answer() -> str:
         kernels: dict[TrainCase, Kernels] = {}
         report, comparison = train(options, kernels)
-        measured = bool(report.cases) and all(result.fast for result in report.cases)
-        verdicts.append(measured and (comparison is None or comparison.is_good))
+        verdicts.append(report.is_good and (comparison is None or comparison.is_good))
         words = [] if comparison is None else ["", *in_words(comparison)]
         return "\n".join([*screen(report, kernels), *words])
 
     kept = f"; cases that were done are in {options.out}" if options.out else ""
-    code = carry_out(answer, out=options.out, interrupted=f"interrupted{kept}")
+    code = carry_out(answer, out=options.out or options.plot, interrupted=f"interrupted{kept}")
     return code or int(not all(verdicts))
 
 
@@ -63,7 +64,9 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainR
         LdlmError: See the exit codes.
     """
     earlier = read_report(options.against, TrainReport) if options.against else None
-    for option, path in (("--out", options.out), ("--profile", options.kernels)):
+    if options.plot:
+        require_plots()
+    for option, path in (("--out", options.out), ("--profile", options.kernels), ("--plot", options.plot)):
         require_place(option, path)
     cases = cases_of(options)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
@@ -74,6 +77,8 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainR
         software=software(device, options.git_sha), libraries={name: _version(name) for name in _LIBRARIES},
         rates=measure_rates(device, _modes(device)), cases=())
     report = _measured(options, cases, device, report, kernels)
+    if options.plot:
+        plot(report, options.plot)
     return report, compare(report, earlier) if earlier else None
 
 
@@ -90,14 +95,22 @@ def _version(package: str) -> str | None:
 
 def _measured(options: Namespace, cases: list[TrainCase], device: torch.device, report: TrainReport,
               kernels: dict[TrainCase, Kernels]) -> TrainReport:
-    """The report with all cases in it, written after each: what ends this early costs only the rest."""
+    """The report with all cases in it, written after each, and before its reference: what ends this early
+    costs only the rest."""
     progress, profile = Progress(len(cases), talk), options.kernels is not None
-    effort = TrainEffort(options.steps, options.case_seconds, options.seed, talk,
-                         kernels.__setitem__ if profile else None)
+    effort = TrainEffort(options.steps, options.case_seconds, options.seed,
+                         has_reference=options.reference,
+                         check_steps=options.check_steps if options.reference else 0, say=talk,
+                         hear_timed=lambda result: keep(with_this(result), options.out),
+                         hear_kernels=kernels.__setitem__ if profile else None)
+
+    def with_this(result: TrainCaseResult) -> TrainReport:
+        return report.model_copy(update={"cases": (*report.cases, result)})
+
     with as_first_rank(options.ranks):
         for result in run_cases(cases, report.rates, effort, device):
             progress.done(result)
-            report = report.model_copy(update={"cases": (*report.cases, result)})
+            report = with_this(result)
             keep(report, options.out)
             _keep_kernels(kernels, options.kernels)
     return report

@@ -38,8 +38,8 @@ class _NoSaves:
 def as_first_rank(num_ranks: int) -> Iterator[None]:
     """Within, this process is rank 0 of so many. Others than one are imagined.
 
-    Collectives with imagined ranks return at once with whatever was there: what this rank computes and holds
-    is right, what it would have heard is not, and communication takes no time.
+    What this rank would hear of imagined ones is what it has said itself, at once: it computes as much and
+    holds as much as it would, on weights that mean nothing, and communication takes no time.
     """
     told = {**_ENVIRONMENT, "WORLD_SIZE": str(num_ranks)}
     before = {name: os.environ.get(name) for name in told}
@@ -53,13 +53,22 @@ def as_first_rank(num_ranks: int) -> Iterator[None]:
             init_process_group("fake", store=FakeStore(), rank=0, world_size=num_ranks)
         yield
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        _leave()
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _leave() -> None:
+    """DeepSpeed, where it was used, has groups of its own to forget."""
+    from deepspeed import comm
+
+    if comm.is_initialized():
+        comm.destroy_process_group()
+    elif dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def build_step(case: TrainCase, encoder: Any, seed: int, device: torch.device) -> StepJob:

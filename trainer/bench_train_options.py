@@ -15,7 +15,7 @@ _USUAL_MICRO_BATCHES = 8
 _EXAMPLES = """examples:
   python -m trainer.bench train --preset qwen3.6-27b --profile kernels.json
   python -m trainer.bench train --preset seed-27b --trainables-only --ranks 8
-  python -m trainer.bench train --preset qwen3.6-35b-a3b --encoder-only --micro-batch 32
+  python -m trainer.bench train --preset qwen3.6-35b-a3b --encoder-only
 """
 
 
@@ -32,11 +32,17 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="timed steps of each case, after 2 to warm up (default 20)")
     parser.add_argument("--case-seconds", type=number(float, 0.01, 1e6), default=math.inf, metavar="S",
                         help="of timing each case: fewer steps where they take longer")
+    parser.add_argument("--reference", action="store_true",
+                        help="also the same work operation by operation: no kernels for linear attention, "
+                             "nothing compiled")
+    parser.add_argument("--check-steps", type=number(int, 0, 10_000), default=3, metavar="N",
+                        help="with --reference: first steps of both whose losses are compared (default 3)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and tokens")
     parser.add_argument("--profile", type=Path, metavar="FILE", dest="kernels",
                         help="JSON of every kernel of one more step by its total time")
     parser.add_argument("--git-sha", metavar="SHA", help="commit of this code, where it lies in no checkout")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of everything")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: where a step goes, beside its floor")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
                                                                      "case is slower than noise explains")
     return parser.parse_args(arguments)
@@ -59,6 +65,8 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
                       help="the frozen encoder alone")
     parser.add_argument("--encoder-weights", choices=["bf16", "fp8", "nf4"], default="bf16",
                         help="how the encoder's matrices are held (default bf16)")
+    parser.add_argument("--encoder-products", choices=["bf16", "fp8"], default="bf16",
+                        help="what the encoder multiplies in; fp8 of weights in fp8 (default bf16)")
     parser.add_argument("--zero-stage", type=int, choices=[1, 2], help="default: the profile's")
     parser.add_argument("--ranks", type=number(int, 1, 100_000), default=1, metavar="N",
                         help="as the first of so many: its share of the optimizer's state, no other rank and "
@@ -79,7 +87,8 @@ def cases_of(options: argparse.Namespace) -> list[TrainCase]:
             own = max(1, usual.global_batch_size // micro_batch)
             found[TrainCase(
                 profile=name, scope=scope, length=options.length or usual.data.sequence_length,
-                micro_batch=micro_batch, weights=options.encoder_weights, num_ranks=options.ranks,
+                micro_batch=micro_batch, weights=options.encoder_weights,
+                products=options.encoder_products, num_ranks=options.ranks,
                 num_micro_batches=options.micro_batches or min(own, _USUAL_MICRO_BATCHES),
                 zero_stage=options.zero_stage or usual.zero_stage)] = None
     return list(found)

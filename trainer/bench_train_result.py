@@ -1,5 +1,7 @@
 """What `python -m trainer.bench train` has found, in one versioned form."""
 
+import math
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Literal
 
@@ -8,7 +10,12 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from trainer.bench_device import Device, GpuState, Software
 from trainer.bench_floor import PartWork, Rates
 from trainer.bench_timing import Spread
-from trainer.bench_train_cases import TrainCase
+from trainer.bench_train_cases import TrainCase, config_of
+
+# Greatest relative difference of a loss from the reference's, of any step, by the trainer's precision; where
+# the encoder is held in fewer bits, it may compute in them too (guesses).
+MOST_ERROR = {"fp32": 1e-3, "bf16": 0.02}
+MOST_ERROR_QUANTISED = 0.1
 
 
 class StepTimes(Spread):
@@ -17,11 +24,31 @@ class StepTimes(Spread):
     num_steps: PositiveInt
 
 
+class Check(BaseModel):
+    """What a case gives beside what its reference gives, both from the same seed.
+
+    Attributes:
+        num_steps: First steps that were compared.
+        errors: Greatest relative difference by loss, of all steps; of an encoder alone, of its hidden states
+            by norms. None: no number, which JSON cannot say.
+        problem: Why the two do not train the same; None: they do, as far as this says.
+    """
+
+    model_config = ConfigDict(frozen=True)
+    num_steps: int
+    errors: dict[str, float | None]
+    problem: str | None
+
+
 class TrainCaseResult(BaseModel):
     """What was found of one case.
 
     Attributes:
         fast: The trainer's own step.
+        reference: The same work in the same run, operation by operation; None: not asked for, or no room.
+        ratio: Speed of the trainer's own step by the reference's.
+        check: None without a reference.
+        has_no_room_for_reference: It was asked for and does not fit into memory.
         work: Floor of each part.
         flops: Useful operations of one step.
         floor_s: Of one step.
@@ -33,7 +60,7 @@ class TrainCaseResult(BaseModel):
             has, from the parts; None for an encoder alone.
         peak_memory_gib: That torch has allocated in timed steps; None on a CPU.
         predicted_memory_gib: Of a plan.
-        losses: Of the last timed step; none of an encoder alone.
+        losses: Of the last step; none of an encoder alone, or where other ranks are imagined.
         linear_attention: Which code computes it.
         loaded: The card after timed steps.
         left_out: Why it was not timed.
@@ -42,6 +69,10 @@ class TrainCaseResult(BaseModel):
     model_config = ConfigDict(frozen=True)
     case: TrainCase
     fast: StepTimes | None = None
+    reference: StepTimes | None = None
+    ratio: float | None = None
+    check: Check | None = None
+    has_no_room_for_reference: bool = False
     work: dict[str, PartWork] | None = None
     flops: float | None = None
     floor_s: float | None = None
@@ -70,3 +101,22 @@ class TrainReport(BaseModel):
     libraries: dict[str, str | None]
     rates: Rates
     cases: tuple[TrainCaseResult, ...]
+
+    @property
+    def is_good(self) -> bool:
+        """True when every case was measured, and none trains something else than its reference."""
+        return bool(self.cases) and all(
+            result.fast and not (result.check and result.check.problem) for result in self.cases)
+
+
+def check_of(case: TrainCase, errors: Mapping[str, float], num_steps: int) -> Check | None:
+    """What differences come to; None: nothing was compared. Hidden states alone are judged by nobody."""
+    if not errors:
+        return None
+    most = MOST_ERROR_QUANTISED if case.weights != "bf16" else MOST_ERROR[config_of(case).precision]
+    off = [f"{name} {error:.2%}" for name, error in errors.items() if not error <= most]
+    problem = None
+    if off and case.scope != "encoder":
+        problem = f"losses are off by more than {most:.1%} of the reference's: {', '.join(off)}"
+    told = {name: error if math.isfinite(error) else None for name, error in errors.items()}
+    return Check(num_steps=num_steps, errors=told, problem=problem)

@@ -2,33 +2,30 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from trainer.bench_device import state_during
 from trainer.bench_floor import Rates, floor_s
+from trainer.bench_limits import wait_for
 from trainer.bench_models import shape_of
 from trainer.bench_room import free_memory, if_room
 from trainer.bench_timing import over_after, spread
 from trainer.bench_train_cases import TrainCase, config_of, profile_config
-from trainer.bench_train_encoder import GivenStates, RandomText, random_encoder
+from trainer.bench_train_encoder import GivenStates, random_encoder
 from trainer.bench_train_floor import flops_of_step, work_of_step
-from trainer.bench_train_job import build_step, end_step, take_step
 from trainer.bench_train_profile import Kernels, kernels_of
-from trainer.bench_train_result import StepTimes, TrainCaseResult
-from trainer.bench_train_timing import parts_of_step, time_each
+from trainer.bench_train_result import Check, StepTimes, TrainCaseResult, check_of
+from trainer.bench_train_timing import time_each
+from trainer.bench_train_work import Encoding, Training, Work, plainly
 from trainer.contract import ConfigError
 from trainer.encoder_shape import EncoderShape
-from trainer.host_copies import to_device
-from trainer.job import StepJob
 from trainer.memory import GIB, memory_per_gpu
-
-_WARM_UP_STEPS = 2
-_STEPS_APART = 2  # of which the parts are a mean
 
 
 @dataclass(frozen=True)
@@ -38,14 +35,20 @@ class TrainEffort:
     Attributes:
         steps: Timed ones of each case, at most.
         case_seconds: Of timing each case, at most.
+        has_reference: Also time the same work plainly, and compare what both give.
+        check_steps: First steps of both whose losses are compared.
         say: Told how long what is timed took to build.
+        hear_timed: Told what a case has come to before its reference runs.
         hear_kernels: Told the kernels of one more step of each case; None: nobody asks.
     """
 
     steps: int
     case_seconds: float
     seed: int
+    has_reference: bool = False
+    check_steps: int = 0
     say: Callable[[str], None] = lambda line: None
+    hear_timed: Callable[[TrainCaseResult], None] = lambda result: None
     hear_kernels: Callable[[TrainCase, Kernels], None] | None = None
 
 
@@ -72,11 +75,50 @@ class _Runner:
         """Build a case and time it. Raises ConfigError, torch.OutOfMemoryError."""
         free_memory()
         encoder = self._encoder_of(case)
-        found = self._of_shapes(case)
         linear = getattr(encoder, "linear_attention", None)
-        found = found.model_copy(update={"linear_attention": linear})
-        timed = self._encoding(case, encoder) if case.scope == "encoder" else self._training(case, encoder)
-        return _with_shares(found.model_copy(update=timed), self._rates)
+        found = self._of_shapes(case).model_copy(update={"linear_attention": linear})
+        with self._work(case, encoder) as work:
+            outputs = work.outputs(self._num_checked(case))
+            found = found.model_copy(update=self._timed(case, work) | self._apart(case, work))
+        found = _with_figures(found, self._rates)
+        if not self._effort.has_reference:
+            return found
+        self._effort.hear_timed(found)
+        return self._beside_reference(found, encoder, outputs)
+
+    @contextmanager
+    def _work(self, case: TrainCase, encoder: Any) -> Iterator[Work]:
+        began = time.monotonic()
+        kind = Encoding if case.scope == "encoder" else Training
+        work: Work = kind(case, encoder, self._effort.seed, self._device)
+        self._effort.say(f"{case}: built after {time.monotonic() - began:.1f} s")
+        try:
+            yield work
+        finally:
+            work.close()
+
+    def _num_checked(self, case: TrainCase) -> int:
+        """Where other ranks are imagined, so are most of the weights."""
+        return self._effort.check_steps if case.num_ranks == 1 else 0
+
+    def _beside_reference(self, found: TrainCaseResult, encoder: Any,
+                          outputs: dict[str, Tensor]) -> TrainCaseResult:
+        """The same with a reference, where there is room for one."""
+        assert found.fast is not None
+        free_memory()  # of the fast one's engine
+        with plainly(encoder):
+            other = if_room(partial(self._reference, found.case, encoder, outputs))
+        if other is None:
+            return found.model_copy(update={"has_no_room_for_reference": True})
+        timed, check = other
+        return found.model_copy(update={"reference": timed, "check": check,
+                                        "ratio": timed.seconds_median / found.fast.seconds_median})
+
+    def _reference(self, case: TrainCase, encoder: Any,
+                   outputs: dict[str, Tensor]) -> tuple[StepTimes, Check | None]:
+        with self._work(case, encoder) as work:
+            errors = work.errors(outputs, work.outputs(self._num_checked(case)))
+            return self._times(case, work)[0], check_of(case, errors, self._num_checked(case))
 
     def _of_shapes(self, case: TrainCase) -> TrainCaseResult:
         """What is known before anything runs."""
@@ -95,75 +137,44 @@ class _Runner:
         if self._encoder[0] != config.token_encoder:
             self._encoder = (None, None)  # before the next one takes its room
             free_memory()
-            began = time.monotonic()
-            self._encoder = (config.token_encoder,
-                             random_encoder(config.token_encoder, self._effort.seed, self._device))
-            self._effort.say(f"{config.token_encoder.name} with random weights after "
-                             f"{time.monotonic() - began:.1f} s")
+            self._encoder = (config.token_encoder, self._new_encoder(case))
         return self._encoder[1]
 
-    def _encoding(self, case: TrainCase, encoder: Any) -> dict[str, Any]:
-        config = config_of(case)
-        text = RandomText(config, shape_of(config), self._effort.seed)
-        batches = [to_device(torch.from_numpy(text.rows(np.arange(case.micro_batch) + index).astype("int64")),
-                             self._device) for index in range(case.num_micro_batches)]
+    def _new_encoder(self, case: TrainCase) -> Any:
+        config, began = config_of(case), time.monotonic()
+        encoder = random_encoder(config.token_encoder, self._effort.seed, self._device)
+        loaded = time.monotonic()
+        encoder.hidden_states(torch.zeros(case.micro_batch, case.length, dtype=torch.int64))
+        wait_for(self._device)
+        self._effort.say(f"{encoder.name}: random weights after {loaded - began:.1f} s, its first pass after "
+                         f"{time.monotonic() - loaded:.1f} s more")
+        return encoder
 
-        def encode(_: int = 0) -> None:
-            for tokens_BL in batches:
-                encoder.hidden_states(tokens_BL)
-
-        return self._timed(case, encode)
-
-    def _training(self, case: TrainCase, encoder: Any) -> dict[str, Any]:
-        began = time.monotonic()
-        job = build_step(case, encoder, self._effort.seed, self._device)
-        self._effort.say(f"{case}: built after {time.monotonic() - began:.1f} s")
-        try:
-            return self._steps(case, job)
-        finally:
-            end_step(job)
-
-    def _steps(self, case: TrainCase, job: StepJob) -> dict[str, Any]:
-        count = _Counter()
-
-        def step(_: int = 0) -> None:
-            take_step(job, count.next())
-
-        timed = self._timed(case, step, job)
-        parts = parts_of_step(job, count.taken, _STEPS_APART)
-        return timed | {
-            "parts_s": parts, "losses": {name: float(value) for name, value in job.losses.items()},
-            "as_trained_tokens_per_s": as_trained_tokens_per_s(case, timed["fast"].seconds_median, parts)}
-
-    def _timed(self, case: TrainCase, work: Callable[[int], None], job: StepJob | None = None,
-               ) -> dict[str, Any]:
-        """Warm up, time, and whatever else a case of any kind has."""
-        is_cuda, effort = self._device.type == "cuda", self._effort
-        time_each(work, _WARM_UP_STEPS, self._device, lambda: False)
-        if is_cuda:
+    def _timed(self, case: TrainCase, work: Work) -> dict[str, Any]:
+        if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        waited_s = job.data_wait_s if job else 0.0
-        seconds = time_each(work, effort.steps, self._device, over_after(effort.case_seconds))
-        timed = StepTimes(num_steps=len(seconds), **spread(seconds, case.num_tokens).model_dump())
-        peak = torch.cuda.max_memory_allocated(self._device) / GIB if is_cuda else None
-        found = {"fast": timed, "peak_memory_gib": peak,
-                 "data_wait_share": (job.data_wait_s - waited_s) / sum(seconds) if job else None,
-                 "loaded": state_during(partial(work, 0)) if is_cuda else None}
-        if effort.hear_kernels:
-            effort.hear_kernels(case, kernels_of(partial(work, 0), self._device))
+        timed, waited_s = self._times(case, work)
+        found: dict[str, Any] = {"fast": timed}
+        if case.scope != "encoder":
+            found["data_wait_share"] = waited_s / (timed.num_steps * timed.seconds_median)
+        if self._device.type == "cuda":
+            found["peak_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / GIB
+            found["loaded"] = state_during(work.do)
         return found
 
+    def _times(self, case: TrainCase, work: Work) -> tuple[StepTimes, float]:
+        """Of steps after some to warm up; and seconds in which they waited for text."""
+        effort = self._effort
+        work.warm_up()
+        waited_s = work.waited_s
+        seconds = time_each(work.do, effort.steps, self._device, over_after(effort.case_seconds))
+        timed = StepTimes(num_steps=len(seconds), **spread(seconds, case.num_tokens).model_dump())
+        return timed, work.waited_s - waited_s
 
-@dataclass
-class _Counter:
-    """Steps that were taken."""
-
-    taken: int = 0
-
-    def next(self) -> int:
-        """One more: its number, from 0."""
-        self.taken += 1
-        return self.taken - 1
+    def _apart(self, case: TrainCase, work: Work) -> dict[str, Any]:
+        if self._effort.hear_kernels:
+            self._effort.hear_kernels(case, kernels_of(work.do, self._device))
+        return work.apart()
 
 
 def predicted_bytes(case: TrainCase, shape: EncoderShape) -> int:
@@ -193,7 +204,11 @@ def as_trained_tokens_per_s(case: TrainCase, seconds: float, parts: dict[str, fl
     return num * case.micro_batch * case.length / whole
 
 
-def _with_shares(found: TrainCaseResult, rates: Rates) -> TrainCaseResult:
+def _with_figures(found: TrainCaseResult, rates: Rates) -> TrainCaseResult:
+    """What follows from times."""
     assert found.fast is not None and found.flops is not None
+    seconds = found.fast.seconds_median
     rate = rates.flops_per_s.get("bf16", rates.flops_per_s["fp32"])
-    return found.model_copy(update={"share_of_matrix_rate": found.flops / found.fast.seconds_median / rate})
+    projected = as_trained_tokens_per_s(found.case, seconds, found.parts_s) if found.parts_s else None
+    return found.model_copy(update={"share_of_matrix_rate": found.flops / seconds / rate,
+                                    "as_trained_tokens_per_s": projected})

@@ -1,8 +1,9 @@
 """What a person reads of a benchmark of training, at most 80 columns wide. Pure."""
 
+import textwrap
 from collections.abc import Iterator, Mapping
 
-from trainer.bench_table import folded, note
+from trainer.bench_table import WIDTH, folded, note
 from trainer.bench_train_cases import TrainCase
 from trainer.bench_train_profile import Kernels
 from trainer.bench_train_result import TrainCaseResult, TrainReport
@@ -39,6 +40,13 @@ def _case(result: TrainCaseResult) -> Iterator[str]:
     rows = {"tokens/s": f"{timed.tokens_per_s:,.0f}", **_shares(result),
             "step": f"{1e3 * timed.seconds_median:,.1f} ms ({1e3 * timed.seconds_p10:,.1f} to "
                     f"{1e3 * timed.seconds_p90:,.1f}, {timed.num_steps} steps)"}
+    if result.reference and result.ratio:
+        rows["reference"] = (f"{result.reference.tokens_per_s:,.0f} tokens/s plainly: this is "
+                             f"{result.ratio:.2f} times as fast")
+    if result.check:
+        errors = ", ".join(f"{name} {'no number' if error is None else f'{error:.3%}'}"
+                           for name, error in result.check.errors.items())
+        rows["off by"] = f"{errors} at most in {result.check.num_steps} steps"
     if result.as_trained_tokens_per_s:
         rows["as trained"] = f"~{result.as_trained_tokens_per_s:,.0f} tokens/s (projection by parts)"
     if result.peak_memory_gib and result.predicted_memory_gib:
@@ -52,7 +60,7 @@ def _case(result: TrainCaseResult) -> Iterator[str]:
     if result.linear_attention:
         rows["linear att."] = result.linear_attention
     for name, words in rows.items():
-        yield f"  {name:<12}{words}"
+        yield from textwrap.wrap(words, WIDTH, initial_indent=f"  {name:<12}", subsequent_indent=14 * " ")
     yield ""
     yield from _parts(result)
 
@@ -97,7 +105,11 @@ def _notes(report: TrainReport) -> Iterator[str]:
     for result in report.cases:
         if result.left_out:
             yield from note(f"{result.case}: {result.left_out}")
-        elif result.loaded and result.loaded.throttled:
+        if result.check and result.check.problem:
+            yield from note(f"{result.case}: {result.check.problem}")
+        if result.has_no_room_for_reference:
+            yield from note(f"{result.case}: there was no room for the reference")
+        if result.loaded and result.loaded.throttled:
             yield from note(f"{result.case}: clocks were held down by {', '.join(result.loaded.throttled)}")
         if (result.data_wait_share or 0) > _MOST_DATA_WAIT:
             yield from note(f"{result.case}: text was waited for {result.data_wait_share:.1%} of the time")

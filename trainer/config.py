@@ -21,6 +21,7 @@ LossWeight = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
 WeightFormat = Literal["bf16", "fp8", "nf4"]
+Products = Literal["bf16", "fp8"]
 # gpu: on the GPU of each rank. next_gpu: a rank has two GPUs, trains on the first, encodes on the second.
 # sharded: split over a node's GPUs, gathered block by block. host: in host memory, copied block by block.
 Placement = Literal["gpu", "next_gpu", "sharded", "host"]
@@ -74,8 +75,21 @@ class TokenEncoderConfig(Section):
         1_000_000, description="tokens behind mean and std; a deviation over 16 is 18 % off (arithmetic)")
     weights: WeightFormat = Field("bf16", description="how frozen weights are held; computed with in bf16 "
                                                       "(on a CPU: held and computed in float32)")
+    products: Products = Field("bf16", description="what blocks multiply in; fp8 wants weights in fp8, a "
+                                                   "Qwen3.5 or 3.6, and a GPU from Ada or Hopper on")
     placement: Placement | Literal["auto"] = Field("auto", description="where frozen weights lie; auto: the "
                                                    "plan takes the first of these that fits")
+
+    @property
+    def is_decoded(self) -> bool:
+        """True where blocks multiply in another format than that in which their weights are held."""
+        return self.weights != self.products
+
+    @model_validator(mode="after")
+    def _products_fit(self) -> Self:
+        if self.products == "fp8" and self.weights != "fp8":
+            raise ValueError(f"products in fp8 want weights in fp8, not {self.weights}")
+        return self
 
 
 class ModelConfig(Section):
@@ -246,7 +260,11 @@ class TrainConfig(Section):
     profile: str | None = None
     steps: PositiveInt
     global_batch_size: PositiveInt = 512
-    micro_batch_size: PositiveInt = Field(description="sequences a rank takes at a time")
+    micro_batch_size: PositiveInt = Field(description="sequences a rank takes at a time; `auto`: each start "
+                                          "on a kind of GPU that is new to the run tries a few for a minute "
+                                          "at most, and takes the fastest that fits")
+    probe_micro_batch: bool = Field(False, description="what `micro_batch_size: auto` becomes, beside the "
+                                    "size to begin with where nothing tells what fits")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     zero_stage: Literal[1, 2] = Field(1, description="1: the optimizer's state is split over the ranks; "
                                       "2: gradients too, for a reduction in every micro-batch")
@@ -275,7 +293,10 @@ class TrainConfig(Section):
     @classmethod
     def _under_its_profile(cls, data: Any) -> Any:
         name = data.get("profile") if isinstance(data, dict) else None
-        return merged(profile_values(name), data) if isinstance(name, str) else data
+        usual = profile_values(name) if isinstance(name, str) else {}
+        if isinstance(data, dict) and data.get("micro_batch_size") == "auto":
+            data = {**data, "micro_batch_size": usual.get("micro_batch_size", 1), "probe_micro_batch": True}
+        return merged(usual, data) if usual else data
 
     @model_validator(mode="after")
     def _guidance_has_what_it_weighs(self) -> Self:
@@ -327,6 +348,15 @@ def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
                          f"{config.micro_batch_size} {advance} at a time: set it to {near} (any multiple of "
                          f"{at_a_time} works)")
     return config.global_batch_size // at_a_time
+
+
+def micro_batch_sizes(config: TrainConfig, world_size: int) -> list[int]:
+    """Sizes that `micro_batch_size: auto` chooses from, the smallest first.
+
+    Powers of two that divide a rank's share of the global batch; 1 alone where there is no even share.
+    """
+    share, rest = divmod(config.global_batch_size, world_size)
+    return [1] if rest else [2**power for power in range(share.bit_length()) if share % 2**power == 0]
 
 
 def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from trainer.local_cache import cache_folder
 from trainer.machine import cluster_info
 from trainer.manifest import pinned_by_run
 from trainer.metrics import OwnAttempt, Phase, PhaseClock, Progress, Recorder
+from trainer.micro_batch import MicroBatchMemo, agreed_micro_batch
 from trainer.model import LatentDiffusionLM
 from trainer.notices import cloud_named
 from trainer.preemption import StopSignal
@@ -100,6 +101,7 @@ class Job(StepJob):
         chance_steps: From one step after which a save by time may begin to the next; same on all ranks.
         owed_step: Its checkpoint was to be one that stays, and has not begun; None: there is no such step.
         is_late_told: It was said that the store is slower than the interval.
+        micro_batch: Where its size was tried and not said; None: the recipe has said it.
     """
 
     folder: RunFolder
@@ -119,6 +121,7 @@ class Job(StepJob):
     chance_steps: int = 1
     owed_step: int | None = None
     is_late_told: bool = False
+    micro_batch: MicroBatchMemo | None = None
     stop_reason: str = ""
     evaluation: Evaluation | None = None
 
@@ -205,6 +208,9 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
     require_same({"data.source": Shared("the text", corpus.fingerprint),
                   "token_encoder.name": Shared("the token encoder", encoder.identity.key)})
     say_once(encoder.summary())
+    config, micro_batch = agreed_micro_batch(
+        config, folder, encoder, corpus.heldout_NL, lambda: build_model(config, encoder, corpus), device,
+        say_once, start.done)
     engine = build_engine(config, build_model(config, encoder, corpus).to(device))
     average = WeightAverage(engine, config.optimizer.ema_decay)
     groups = flat_groups(engine.module, engine.module.parts())
@@ -232,7 +238,7 @@ def _build_job(config: TrainConfig, stop: StopSignal, life: SignOfLife, start: S
         timesteps=TimestepSampler(config.diffusion.time_bins, config.diffusion.time_loss_decay,
                                   config.diffusion.time_refresh_steps, device),
         state=state, checkpoints=checkpoints, last_save=LastSave(cloud, checkpoints, state.saved_bytes),
-        pace=pace, gaps=gaps,
+        pace=pace, gaps=gaps, micro_batch=micro_batch,
     )
 
 

@@ -8,7 +8,7 @@ DeepSpeed 0.19.8: `bf16_optimizer.py` for bf16 in stage 1, `zero/stage_1_and_2.p
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainer.config import REDUCE_BUCKET_ELEMENTS, TrainConfig, grad_accum_steps
+from trainer.config import REDUCE_BUCKET_ELEMENTS, TrainConfig, grad_accum_steps, micro_batch_sizes
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import (
     PARTS,
@@ -102,6 +102,26 @@ def memory_per_gpu(config: TrainConfig, shape: EncoderShape, world_size: int,
     return Memory(moment, _merged(fixed, moments[moment]), apart)
 
 
+def predicted_micro_batch(config: TrainConfig, shape: EncoderShape | None, world_size: int,
+                          ranks_per_node: int, gpu_gib: float | None) -> int:
+    """Where `micro_batch_size: auto` begins: the largest of its sizes that fits a GPU, 1 if none does.
+
+    Args:
+        config: Its encoder's placement is resolved.
+        shape: Of the token encoder.
+        world_size, ranks_per_node: See `memory_per_gpu`.
+        gpu_gib: What one GPU has. Without it, or a shape, it is the largest size up to the config's own.
+    """
+    sizes = micro_batch_sizes(config, world_size)
+    if shape is None or gpu_gib is None:
+        return max((size for size in sizes if size <= config.micro_batch_size), default=1)
+    for size in reversed(sizes):
+        tried = config.model_copy(update={"micro_batch_size": size})
+        if size == 1 or memory_per_gpu(tried, shape, world_size, ranks_per_node).fits(gpu_gib):
+            return size
+    return 1
+
+
 def _merged(one: Mapping[str, int], two: Mapping[str, int]) -> dict[str, int]:
     names = dict.fromkeys((*one, *two))
     both = {name: one.get(name, 0) + two.get(name, 0) for name in names}
@@ -132,10 +152,14 @@ class JobSizes:
 
 def _optimizer_parts(job: JobSizes) -> dict[str, int]:
     """What stays over the whole run: every rank holds its share of master weights, moments and average."""
-    share = -(-job.total // job.world_size)
-    full = 4 * job.total if job.is_bf16 and job.config.zero_stage == 1 else 0
-    return {"weights": job.value * job.total, "gradients": full, "optimizer": (4 + 8) * share,
-            "average": 4 * share}
+    return {"weights": job.value * job.total, **held_beside_weights(job.config, job.total, job.world_size)}
+
+
+def held_beside_weights(config: TrainConfig, num_trained: int, world_size: int) -> dict[str, int]:
+    """Bytes that every rank holds over the whole run for so many trained parameters, beside these."""
+    share = -(-num_trained // world_size)
+    full = 4 * num_trained if config.precision == "bf16" and config.zero_stage == 1 else 0
+    return {"gradients": full, "optimizer": (4 + 8) * share, "average": 4 * share}
 
 
 def _kept_gradients(job: JobSizes) -> int:
@@ -324,13 +348,12 @@ def _encoder(config: TrainConfig, shape: EncoderShape, ranks_per_node: int) -> t
     kept = range(shape.kept_blocks(encoder.layer))
     packed = [block_bytes(shape, index, encoder.weights) for index in kept]
     largest = 2 * max(shape.block_parameters(index) for index in kept)
-    is_packed = encoder.weights != "bf16"
     held, stages = sum(packed), 0
     if encoder.placement in ("host", "sharded"):
         held = 0 if encoder.placement == "host" else -(-held // ranks_per_node)
         # The next block travels while this one computes.
         stages = min(2, len(packed)) * max(packed)
-    slot = largest + _DECODING_BYTES if is_packed else 0
+    slot = largest + _DECODING_BYTES if encoder.is_decoded else 0
     weights = 2 * shape.embedding_parameters + held + stages + slot
     tokens = config.micro_batch_size * (config.data.sequence_length + int(encoder.prefix_token))
     widest = max(shape.blocks[index].work_width for index in kept)

@@ -36,7 +36,9 @@ def read_config() -> TrainConfig:
                           place=".".join(["train", *map(str, wrong["loc"])]),
                           fix="correct the recipe and launch again") from error
     try:
-        grad_accum_steps(config, num_nodes() * ranks_per_node())
+        # Of `auto` one sequence at a time is always among the choices.
+        least = config.model_copy(update={"micro_batch_size": 1}) if config.probe_micro_batch else config
+        grad_accum_steps(least, num_nodes() * ranks_per_node())
     except ValueError as error:
         raise ConfigError(f"{error}", place="train.global_batch_size",
                           fix="correct the recipe and launch again") from error

@@ -6,9 +6,11 @@ import triton.language as tl
 from torch import Tensor
 
 _BLOCK = 2048  # numbers of one program
+# `count` is any number: a kernel that was made for a first call with one would be of no use to any other, and
+# the first rounding of a run would wait for new ones.
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _bfloat16_kernel(live, rounded, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = at < count
@@ -17,14 +19,14 @@ def _bfloat16_kernel(live, rounded, count, BLOCK: tl.constexpr):
     tl.store(live + at, value.to(tl.float32), here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _24_bits_kernel(live, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = at < count
     tl.store(live + at, (tl.load(live + at, here) + 0x80) & -0x100, here)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def _distance_kernel(average, weights, distance, count, BLOCK: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     here = at < count

@@ -1,22 +1,18 @@
 """One optimizer step of one rank.
 
-Shapes: B micro-batch, L tokens, P tokens of a prompt, D channels of a hidden state.
+Shapes: B micro-batch, L tokens.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from trainer.diffusion import encoder_gate
 from trainer.evaluate import tokens_of
 from trainer.gradients import clip_by_part
 from trainer.health import encoder_gradient_norms
 from trainer.job import Job
-from trainer.model import StepNoise, draw_noise
-from trainer.sizes import longest_prompt
+from trainer.step_inputs import model_inputs
 
 _LOSSES = ("total", "hidden", "token", "diffusion")
 
@@ -60,37 +56,6 @@ def forward_and_backward(job: Job, step: int, positions: range, tokens_BL: Tenso
     job.engine.backward(losses.total)
     values = torch.stack([*(getattr(losses, name).detach() for name in _LOSSES), inputs.h_BLD.sum()])
     return values, torch.stack(job.timesteps.bin_sums(inputs.u_B, losses.diffusion_B))
-
-
-class ModelInputs(NamedTuple):
-    """What the model reads for one micro-batch, in the order of its `forward`."""
-
-    tokens_BL: Tensor
-    h_BLD: Tensor
-    noise: StepNoise
-    encoder_gate: float
-    u_B: Tensor
-    prompt_h_BPD: Tensor | None
-
-
-def model_inputs(job: Job, step: int, positions: range, tokens_BL: Tensor) -> ModelInputs:
-    """Ask the token encoder and draw what is random.
-
-    Args:
-        job: Whose encoder and timestep sampler are asked.
-        step: From 0.
-        positions: Of the samples in the global batch: their noise depends on it.
-        tokens_BL: Token ids.
-    """
-    config, settings = job.config, job.config.diffusion
-    noise = draw_noise(config, config.seed, step, positions, job.device)
-    prompt_h_BPD = None
-    if config.model.prompt and not job.encoder.is_causal:
-        prompts_BP = tokens_BL[:, :longest_prompt(config)]
-        prompt_h_BPD = job.encoder.prompt_states(prompts_BP, noise.prompt_length_B)
-    gate = encoder_gate(step, settings.encoder_warmup_steps, settings.encoder_warmup_floor)
-    return ModelInputs(tokens_BL, job.encoder.hidden_states(tokens_BL), noise, gate,
-                       job.timesteps.sample(noise.uniform_B), prompt_h_BPD)
 
 
 def encoder_pulls(job: Job, rows_NL: np.ndarray) -> dict[str, float]:

@@ -280,6 +280,8 @@ def main() -> None:
         end = RankEnd(error.node_exit_code, str(error))
     except Exception as error:
         traceback.print_exc()
+        if job is not None and job.micro_batch is not None:
+            job.micro_batch.outgrown(error)
         end, known = RankEnd(1, f"{type(error).__name__}: {error}"), False
     finally:
         if job is not None and job.recorder is not None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -35,7 +35,7 @@ class CapturedProgram:
             with _many_sizes():
                 _do_aside(lambda: program(self._keys_B2, self._prompt), _WARM_UPS)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            with _drawing_goes_on(), torch.cuda.graph(self._graph):
                 self._found = program(self._keys_B2, self._prompt)
 
     @torch.inference_mode()
@@ -64,6 +64,17 @@ def _do_aside(work: Callable[[], object], times: int) -> None:
         for _ in range(times):
             work()
     torch.cuda.current_stream().wait_stream(side)
+
+
+@contextlib.contextmanager
+def _drawing_goes_on() -> Iterator[None]:
+    """After a capture that fails torch's generator would refuse to draw, waiting for its end (torch 2.11)."""
+    try:
+        yield
+    except RuntimeError:
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
 
 
 def _many_sizes() -> contextlib.AbstractContextManager[object]:

@@ -76,10 +76,13 @@ class PersistentKernel:
         from cuda.bindings import driver
 
         self._buffers["counters"].zero_()
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.gridDimY, config.gridDimZ = NUM_CTAS, 1, 1
+        config.blockDimX, config.blockDimY, config.blockDimZ = _NUM_THREADS, 1, 1
+        config.sharedMemBytes, config.attrs, config.numAttrs = self._shape.shared_bytes, [_all_at_once()], 1
         with torch.cuda.device(self._device):
-            _checked(driver.cuLaunchKernel(
-                self._function, NUM_CTAS, 1, 1, _NUM_THREADS, 1, 1, self._shape.shared_bytes,
-                torch.cuda.current_stream().cuda_stream, self._parameters.ctypes.data, 0))
+            config.hStream = torch.cuda.current_stream().cuda_stream
+            _checked(driver.cuLaunchKernelEx(config, self._function, self._parameters.ctypes.data, 0))
 
     def _row(self, phase: Phase) -> tuple[float, ...]:
         columns = [self._address(column) for column in phase.columns]
@@ -119,6 +122,16 @@ class PersistentKernel:
 
     def _new_squares(self) -> Tensor:
         return torch.zeros(NUM_LATENTS * NUM_CTAS * (self._shape.head_columns // 8))
+
+
+def _all_at_once() -> Any:
+    """CTAs wait for each other: the driver is to refuse where not all of them have room."""
+    from cuda.bindings import driver
+
+    value, attribute = driver.CUlaunchAttributeValue(), driver.CUlaunchAttribute()
+    value.cooperative = 1
+    attribute.id, attribute.value = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_COOPERATIVE, value
+    return attribute
 
 
 def _loaded(cubin: bytes, shared_bytes: int) -> Any:
