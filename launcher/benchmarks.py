@@ -1,4 +1,4 @@
-"""Training speeds that were measured once and committed: `recipes/measured/*.json`, where alone they stand.
+"""Training speeds that others are scaled from; committed ones stand in `recipes/measured/*.json` alone.
 
 `python -m trainer.bench train --out FILE` writes one; what other benchmarks have written lies beside it.
 """
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
+from launcher.errors import ConfigError
 from launcher.gpu_kinds import GPU_KINDS
 from launcher.offers import Gpu
-from trainer.config import ModelConfig, TrainConfig, WeightFormat
-from trainer.profiles import PROFILES
+from trainer.bench_train_cases import TrainCase, config_of
+from trainer.config import TrainConfig
 
 MEASURED = "recipes/measured"  # of the checkout
 _KIND = "ldlm training benchmark"
@@ -23,48 +24,45 @@ _KIND = "ldlm training benchmark"
 
 @dataclass(frozen=True)
 class Benchmarked:
-    """One GPU's training speed: the joint step, as runs take it.
+    """A training speed on some GPUs that others are scaled from: the joint step, as runs take it.
 
     Attributes:
-        file: Whose figure it is: a name in `recipes/measured`.
+        words: Where it comes from, for the reader of a plan: a file of `recipes/measured`, a run.
         at: When, UTC.
         gpu: By SkyPilot's name.
-        software: Versions.
-        profile: Of `trainer/profiles.py`, with nothing changed but what stands here.
-        weights: Of the frozen encoder, which lies on the same GPU.
-        sequence_length: Tokens.
-        micro_batch_size, global_batch_size: Sequences.
+        config: What it trained, with the placement of its encoder.
+        tokens_per_s: Over all ranks.
     """
 
-    file: str
+    words: str
     at: datetime
     gpu: str
-    software: str
-    profile: str
-    weights: WeightFormat
-    sequence_length: int
-    micro_batch_size: int
-    global_batch_size: int
+    config: TrainConfig
     tokens_per_s: float
+    num_ranks: int = 1
+    num_nodes: int = 1
 
     @property
-    def words(self) -> str:
-        """Where it comes from, for the reader of a plan."""
-        return (f"{self.micro_batch_size} x {self.sequence_length} tokens, {self.file}, {self.at:%Y-%m-%d}, "
-                f"{self.software}")
+    def hardware(self) -> str:
+        """`H200`, `8 x H200`."""
+        return self.gpu if self.num_ranks == 1 else f"{self.num_ranks} x {self.gpu}"
 
     def is_of(self, config: TrainConfig) -> bool:
-        """The same model, encoder and text, so that hardware and batch alone can differ."""
-        names = (config.profile, config.token_encoder.weights, config.data.sequence_length, config.precision)
-        own = PROFILES.get(self.profile, {}).get("model")
-        return names == (self.profile, self.weights, self.sequence_length, "bf16") and (
-            own is not None and config.model == ModelConfig.model_validate(own))
+        """The same arithmetic for a token, so that only hardware, batch and what saves memory can differ."""
+        return _arithmetic(config) == _arithmetic(self.config)
+
+
+def _arithmetic(config: TrainConfig) -> tuple[object, ...]:
+    encoder = config.token_encoder
+    return (config.model, encoder.name, encoder.layer, encoder.weights, encoder.products,
+            config.data.sequence_length, config.precision, config.token_loss_fraction,
+            config.diffusion.self_conditioning_probability)
 
 
 def nearest(config: TrainConfig, gpu: str, benchmarks: Sequence[Benchmarked]) -> Benchmarked | None:
     """Of a config's benchmarks the one to go by: of this GPU, of a micro-batch like its own, the newest."""
     def distance(one: Benchmarked) -> tuple[bool, float, float]:
-        ratio = one.micro_batch_size / config.micro_batch_size
+        ratio = one.config.micro_batch_size / config.micro_batch_size
         return one.gpu != gpu, abs(math.log(ratio)), -one.at.timestamp()
 
     return min((one for one in benchmarks if one.is_of(config)), key=distance, default=None)
@@ -74,21 +72,6 @@ class _Record(BaseModel):
     """Of a benchmark's file what is read here."""
 
     model_config = ConfigDict(frozen=True)
-
-
-class _Case(_Record):
-    profile: str
-    scope: str
-    weights: WeightFormat
-    length: PositiveInt
-    micro_batch: PositiveInt
-    num_micro_batches: PositiveInt
-    num_ranks: PositiveInt = 1
-
-    @property
-    def is_training(self) -> bool:
-        """On one GPU, with the encoder in the loop: what a run does."""
-        return self.scope == "joint" and self.num_ranks == 1
 
 
 class _Device(_Record):
@@ -110,9 +93,20 @@ class _Times(_Record):
     tokens_per_s: PositiveFloat = Field(allow_inf_nan=False)
 
 
+class _Check(_Record):
+    problem: str | None
+
+
 class _Result(_Record):
-    case: _Case
+    case: TrainCase
     fast: _Times | None = None  # none where it was not timed
+    check: _Check | None = None
+
+    @property
+    def is_training(self) -> bool:
+        """On one GPU, with the encoder in the loop, and it trains what it should: as a run does."""
+        is_wrong = self.check is not None and self.check.problem is not None
+        return self.case.scope == "joint" and self.case.num_ranks == 1 and not is_wrong
 
 
 class _Document(_Record):
@@ -130,22 +124,18 @@ def read_benchmarks(folder: Path) -> tuple[list[Benchmarked], list[str]]:
             document = json.loads(path.read_bytes())
             if isinstance(document, dict) and document.get("kind") == _KIND:
                 found += _speeds(path.name, _Document.model_validate(document))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ConfigError) as error:
             unread.append(f"no speed is taken from {path}: {_first_line(error)}")
     return found, unread
 
 
 def _speeds(name: str, document: _Document) -> Iterator[Benchmarked]:
-    gpu = document.device.gpu
+    gpu, at, torch = document.device.gpu, document.at, document.software.torch
     for one in document.cases:
-        case = one.case
-        if gpu and one.fast and case.is_training:
-            yield Benchmarked(
-                file=name, at=document.at, gpu=gpu, software=f"torch {document.software.torch}",
-                profile=case.profile, weights=case.weights, sequence_length=case.length,
-                micro_batch_size=case.micro_batch,
-                global_batch_size=case.micro_batch * case.num_micro_batches,
-                tokens_per_s=one.fast.tokens_per_s)
+        if gpu and one.fast and one.is_training:
+            words = (f"{one.case.micro_batch} x {one.case.length} tokens, {name}, {at:%Y-%m-%d}, "
+                     f"torch {torch}")
+            yield Benchmarked(words, at, gpu, config_of(one.case), one.fast.tokens_per_s)
 
 
 def _first_line(error: Exception) -> str:

@@ -16,14 +16,23 @@ from launcher.ranking import ranked
 from launcher.ranking_screen import show_ranking
 from launcher.recipe import Candidate, load_recipe
 from launcher.speed import GUESS_FACTORS, MeasuredSpeed, Speed, training_speed
+from trainer.bench_train_cases import TrainCase, config_of
 from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
 
 NAME = "qwen3.6-27b"
-ON_H200 = Benchmarked(
-    file="h200.json", at=datetime(2026, 12, 1, 9, tzinfo=UTC), gpu="H200", software="torch 2.11.0+cu130",
-    profile=NAME, weights="bf16", sequence_length=1024, micro_batch_size=32, global_batch_size=256,
-    tokens_per_s=9400.0)
+CASE = {"profile": NAME, "scope": "joint", "length": 1024, "micro_batch": 32, "num_micro_batches": 8,
+        "weights": "bf16", "zero_stage": 1, "num_ranks": 1}
+
+
+def benchmark(gpu: str = "H200", at: datetime = datetime(2026, 12, 1, 9, tzinfo=UTC), file: str = "h200.json",
+              **case: object) -> Benchmarked:
+    found = TrainCase.model_validate({**CASE, **case})
+    words = f"{found.micro_batch} x {found.length} tokens, {file}, {at:%Y-%m-%d}, torch 2.11.0+cu130"
+    return Benchmarked(words=words, at=at, gpu=gpu, tokens_per_s=9400.0, config=config_of(found))
+
+
+ON_H200 = benchmark()
 SAME = ("train.micro_batch_size=32", "train.token_encoder.placement=gpu")
 
 
@@ -40,13 +49,11 @@ def speed_of(gpu: str, *overrides: str, benchmarks: tuple[Benchmarked, ...] = (O
 
 
 def document(**case: object) -> dict:
-    whole = {"profile": NAME, "scope": "joint", "length": 1024, "micro_batch": 32, "num_micro_batches": 8,
-             "weights": "bf16", "zero_stage": 1, "num_ranks": 1}
     return {"kind": "ldlm training benchmark", "version": 1, "at": "2026-12-01T09:00:00Z",
             "device": {"name": "NVIDIA H200", "memory_gib": 139.8},
             "software": {"torch": "2.11.0+cu130", "python": "3.12.3"},
-            "cases": [{"case": {**whole, **case}, "fast": {"num_steps": 20, "tokens_per_s": 9400.0}},
-                      {"case": whole, "fast": None, "left_out": "out of memory"}]}
+            "cases": [{"case": {**CASE, **case}, "fast": {"num_steps": 20, "tokens_per_s": 9400.0}},
+                      {"case": CASE, "fast": None, "left_out": "out of memory"}]}
 
 
 def test_a_file_of_a_benchmark_is_read_as_it_was_written(tmp_path):
@@ -67,6 +74,19 @@ def test_a_cpu_or_a_card_whose_rates_nobody_knows_is_nothing_to_scale_from(devic
     assert read_benchmarks(tmp_path) == ([], [])
 
 
+def test_a_step_that_does_not_train_as_its_reference_does_is_no_training_speed(tmp_path):
+    found = document()
+    found["cases"][0]["check"] = {"num_steps": 50, "errors": {"hidden": 0.3}, "problem": "losses differ"}
+    (tmp_path / "h200.json").write_text(json.dumps(found))
+    assert read_benchmarks(tmp_path) == ([], [])
+    found["cases"][0]["check"]["problem"] = None
+    (tmp_path / "h200.json").write_text(json.dumps(found))
+    assert read_benchmarks(tmp_path) == ([ON_H200], [])
+
+
+BAD = ("c-torn", "d-negative", "e-nan", "f-bytes", "f-profile")
+
+
 def test_other_files_are_passed_over_and_a_torn_or_absurd_one_costs_a_plan_only_its_figures(tmp_path):
     (tmp_path / "a-generation.json").write_text(json.dumps({"kind": "ldlm generation benchmark"}))
     (tmp_path / "b-list.json").write_text("[1]")
@@ -76,11 +96,12 @@ def test_other_files_are_passed_over_and_a_torn_or_absurd_one_costs_a_plan_only_
     (tmp_path / "d-negative.json").write_text(json.dumps(bad))
     (tmp_path / "e-nan.json").write_text(json.dumps(document()).replace("9400.0", "NaN"))
     (tmp_path / "f-bytes.json").write_bytes(b"\xff\xfe{")
+    (tmp_path / "f-profile.json").write_text(json.dumps(document(profile="gone")))
     (tmp_path / "g-good.json").write_text(json.dumps(document()))
     found, unread = read_benchmarks(tmp_path)
-    assert found == [replace(ON_H200, file="g-good.json")]
-    assert [line.partition(".json")[0] for line in unread] == [
-        f"no speed is taken from {tmp_path}/{name}" for name in ("c-torn", "d-negative", "e-nan", "f-bytes")]
+    assert found == [benchmark(file="g-good.json")]
+    assert [line.partition(".json")[0] for line in unread] == [f"no speed is taken from {tmp_path}/{name}" for
+                                                               name in BAD]
     assert read_benchmarks(tmp_path / "nowhere") == ([], [])
 
 
@@ -91,7 +112,7 @@ def test_every_committed_training_benchmark_can_be_read():
 def test_the_same_gpu_and_micro_batch_trains_at_the_speed_that_was_measured():
     speed = speed_of("H200:1")
     assert (speed.tokens_per_s, speed.origin) == (9400.0, "bench")
-    assert speed.source == ("measured on one H200: 32 x 1024 tokens, h200.json, 2026-12-01, "
+    assert speed.source == ("measured on H200: 32 x 1024 tokens, h200.json, 2026-12-01, "
                             "torch 2.11.0+cu130")
     low, high = speed.factors
     assert GUESS_FACTORS[0] < low < 1 < high < GUESS_FACTORS[1]
@@ -109,10 +130,20 @@ def test_another_gpu_is_scaled_by_the_ratio_of_peak_rates_and_called_so(gpu, tfl
     assert guess[0] < speed.factors[0] < exact[0] and exact[1] < speed.factors[1] < guess[1]
 
 
+def test_a_card_of_the_same_rates_is_no_faster_than_what_was_measured():
+    """However few micro-batches the benchmark's steps had: their end is not what differs between cards."""
+    short = benchmark(num_micro_batches=1)
+    assert speed_of("H200:1", benchmarks=(short,)).tokens_per_s == 9400
+    assert 0.99 * 9400 < speed_of("H100:1", benchmarks=(short,)).tokens_per_s <= 9400
+
+
 def test_several_gpus_and_slower_encoders_are_scaled_too():
     eight = speed_of("H200:8")
     assert eight.origin == "scaled"
     assert eight.tokens_per_s == pytest.approx(8 * 9400, rel=0.02)
+    # A quarter of the trained parts' arithmetic more, of 4 % that is not the encoder's.
+    checkpointed = speed_of("H200:1", "train.activation_checkpointing=true")
+    assert checkpointed.origin == "scaled" and 8500 < checkpointed.tokens_per_s < 9400
     host = speed_of("H200:1", "train.token_encoder.placement=host", "train.micro_batch_size=1")
     # 43.9 GiB of blocks over PCIe at 20 GB/s for every 1,024 tokens, and no faster than that.
     assert host.origin == "scaled" and host.tokens_per_s < 1.4 * 1024 / (43.9 * 2**30 / 20e9)
@@ -120,8 +151,9 @@ def test_several_gpus_and_slower_encoders_are_scaled_too():
 
 @pytest.mark.parametrize("other", [
     "train.token_encoder.weights=fp8", "train.data.sequence_length=512", "train.model.denoiser_layers=2",
-    "train.profile=qwen3.6-35b-a3b", "train.precision=fp32"])
-def test_a_benchmark_of_another_model_text_or_format_counts_nothing(other):
+    "train.profile=qwen3.6-35b-a3b", "train.precision=fp32", "train.token_loss_fraction=0.5",
+    "train.token_encoder.layer=-5", "train.diffusion.self_conditioning_probability=0.9"])
+def test_a_benchmark_of_other_arithmetic_counts_nothing(other):
     speed = speed_of("H200:1", other)
     assert speed == speed_of("H200:1", other, benchmarks=())
     assert speed.origin == "model" and speed.source.startswith("model by FLOPs: ")
@@ -132,15 +164,25 @@ def test_runs_of_ones_own_come_before_any_benchmark():
     assert (speed.tokens_per_s, speed.origin, speed.source) == (9000.0, "runs", "measured in run r1")
 
 
+def test_runs_of_ones_own_on_other_hardware_are_scaled_from_and_those_of_another_config_are_not():
+    """Eight H100s of an earlier run at 74,000 tokens a second: 9,250 each, and an H200 has the same rates."""
+    config = load_recipe(NAME, SAME).train
+    run = Benchmarked("run r1", NOW, "H100", config, 74_000.0, num_ranks=8)
+    speed = speed_of("H200:1", benchmarks=(run,))
+    assert (speed.origin, speed.source) == ("scaled", "scaled from 8 x H100: run r1")
+    assert speed.tokens_per_s == pytest.approx(9250, rel=0.03)
+    assert speed_of("H100:8", benchmarks=(run,)).tokens_per_s == 74_000
+    assert speed_of("H200:1", "train.token_encoder.weights=fp8", benchmarks=(run,)).origin == "model"
+
+
 def test_of_several_benchmarks_the_same_gpu_counts_first_then_the_micro_batch_then_the_newest():
     config = load_recipe(NAME, SAME).train
-    other_gpu = replace(ON_H200, gpu="H100")
-    small = replace(ON_H200, micro_batch_size=8)
-    older = replace(ON_H200, at=datetime(2026, 11, 1, tzinfo=UTC))
+    other_gpu, small = benchmark(gpu="H100"), benchmark(micro_batch=8)
+    older = benchmark(at=datetime(2026, 11, 1, tzinfo=UTC))
     assert nearest(config, "H200", [small, other_gpu, older, ON_H200]) is ON_H200
     assert nearest(config, "H100", [ON_H200, other_gpu]) is other_gpu
     assert nearest(config, "A100", [small, ON_H200]) is ON_H200
-    assert nearest(config, "H200", [replace(ON_H200, profile="seed-27b")]) is None
+    assert nearest(config, "H200", [benchmark(profile="seed-27b")]) is None
 
 
 def test_offers_are_ranked_by_dollars_per_billion_tokens_of_what_was_measured():
@@ -177,4 +219,4 @@ def test_the_table_has_dollars_per_billion_tokens_and_their_origin_in_80_columns
         for row in rows)]
     assert " ".join(" ".join(lines[4:]).split()) == (
         "speed scaled from H200: 32 x 1024 tokens, h200.json, 2026-12-01, torch 2.11.0+cu130 "
-        "measured on one H200: 32 x 1024 tokens, h200.json, 2026-12-01, torch 2.11.0+cu130")
+        "measured on H200: 32 x 1024 tokens, h200.json, 2026-12-01, torch 2.11.0+cu130")

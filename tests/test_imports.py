@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
-OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.config", "trainer.contract", "trainer.cuda",
+OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.bench_train_cases", "trainer.config",
+                    "trainer.contract", "trainer.cuda",
                     "trainer.deadman", "trainer.guard", "trainer.limits",
                     "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
                     "trainer.live_price",

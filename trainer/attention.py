@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from trainer import wide_heads
+
 _ROTARY_BASE = 10_000.0  # the usual one; a guess for sequences of latents
 
 
@@ -66,13 +68,19 @@ Mixer = Callable[[MultiHead, Tensor, Tensor, Tensor, Tensor | None, Rotation | N
 def mix_by_torch(heads: MultiHead, query_BQW: Tensor, key_BCW: Tensor, value_BCW: Tensor,
                  mask: Tensor | None, rotation: Rotation | None) -> Tensor:
     """See `MultiHead.mix`."""
-    query, key, value = (part.unflatten(-1, (heads.shape.num_heads, -1)).transpose(1, 2)
+    query, key, value = (part.unflatten(-1, (heads.shape.num_heads, -1))
                          for part in (query_BQW, key_BCW, value_BCW))
+    # Before heads change places with positions: a norm copies rows that do not follow each other, and what is
+    # read would have to be copied back.
     query, key = heads.query_norm(query), heads.key_norm(key)
+    query, key, value = (part.transpose(1, 2) for part in (query, key, value))
     if rotation is not None:
         query, key = _rotated(query, rotation), _rotated(key, rotation)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask,
-                                           dropout_p=heads.shape.dropout if heads.training else 0.0)
+    dropout = heads.shape.dropout if heads.training else 0.0
+    if mask is None and not dropout and wide_heads.suits(query, key):
+        mixed = wide_heads.attended(query, key, value)
+    else:
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
     return mixed.transpose(1, 2).flatten(-2)
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.config import TrainConfig, WeightFormat
+from trainer.config import Products, TrainConfig, WeightFormat
 from trainer.contract import ConfigError
 
 # What runs: the whole step, the step on hidden states that are simply there, or the frozen encoder alone.
@@ -21,6 +21,7 @@ class TrainCase(BaseModel):
         micro_batch: Sequences at a time.
         num_micro_batches: In one optimizer step.
         weights: How the encoder's are held.
+        products: What its blocks multiply in.
         num_ranks: Of which this is the first: its share of the optimizer's state, the others imagined.
     """
 
@@ -31,6 +32,7 @@ class TrainCase(BaseModel):
     micro_batch: int
     num_micro_batches: int
     weights: WeightFormat
+    products: Products = "bf16"
     zero_stage: Literal[1, 2] = 1
     num_ranks: int = 1
 
@@ -41,6 +43,7 @@ class TrainCase(BaseModel):
 
     def __str__(self) -> str:
         held = "" if self.scope == "trainables" else f", encoder {self.weights}"
+        held += " multiplied" if self.products == "fp8" else ""
         state = "" if self.scope == "encoder" else f", ZeRO {self.zero_stage}"
         ranks = f", rank 0 of {self.num_ranks}" if self.num_ranks > 1 else ""
         return (f"{self.profile} {_SCOPES[self.scope]}, {self.num_micro_batches} x {self.micro_batch} x "
@@ -63,7 +66,8 @@ def config_of(case: TrainCase) -> TrainConfig:
     return _config({
         "profile": case.profile, "steps": _MANY_STEPS,
         "data": {"source": "none", "sequence_length": case.length},
-        "token_encoder": {"placement": "gpu", "weights": case.weights}, "zero_stage": case.zero_stage,
+        "token_encoder": {"placement": "gpu", "weights": case.weights, "products": case.products},
+        "zero_stage": case.zero_stage,
         "micro_batch_size": case.micro_batch, "global_batch_size": sequences}, case.profile)
 
 

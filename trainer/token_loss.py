@@ -49,8 +49,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None
-        # In place: the gradient of the weights may be the largest tensor of the step.
-        return (*(gradient.mul_(upstream) for gradient in gradients), None, None, None)
+        # In place: the gradient of the weights may be the largest tensor of the step. `mul_` would round the
+        # factor on a GPU too, in a kernel that runs at a quarter of the memory's speed (an H200's profile).
+        torch._foreach_mul_(list(gradients), upstream.to(gradients[0].dtype))
+        return (*gradients, None, None, None)
 
 
 def loss_and_gradients(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, targets_N: Tensor,
