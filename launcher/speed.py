@@ -90,7 +90,7 @@ def config_fingerprint(config: TrainConfig) -> str:
     encoder = config.token_encoder
     what = {"model": config.model.model_dump(),
             "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement,
-                        *([] if encoder.products == "bf16" else [encoder.products])],  # as before it was there
+                        *([] if encoder.products == "bf16" else [encoder.products])],  # older runs had none
             "length": config.data.sequence_length,
             "batch": [config.global_batch_size,
                       "auto" if config.probe_micro_batch else config.micro_batch_size],
