@@ -98,6 +98,8 @@ def lighter_together(config: TrainConfig) -> Iterator[Changes]:
 
 
 def _fewer_bits(config: TrainConfig) -> tuple[str, ...]:
+    if config.token_encoder.products != "bf16":
+        return ()  # products want these weights
     return {"bf16": ("fp8", "nf4"), "fp8": ("nf4",), "nf4": ()}[config.token_encoder.weights]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from launcher.advice import Changes, changed_config, smaller_micro_batches, typed
 from launcher.errors import DoesNotFitError, NoOfferError, RecipeError
-from launcher.gpu_kinds import gpu_kind, nearest_name
+from launcher.gpu_kinds import GPU_KINDS, gpu_kind, nearest_name
 from launcher.offers import Offer
 from launcher.recipe import Recipe
 from trainer.config import Placement, TrainConfig, grad_accum_steps
@@ -63,6 +63,11 @@ def is_copied_from_host(found: Fit) -> bool:
 
 
 def _check_card(recipe: Recipe, offer: Offer) -> None:
+    has_no_fp8 = offer.gpu is None or (offer.gpu in GPU_KINDS and not gpu_kind(offer.gpu).has_fp8)
+    if recipe.train.token_encoder.products == "fp8" and has_no_fp8:
+        raise DoesNotFitError(f"{offer.gpu or 'a CPU'} multiplies nothing in fp8, which Ada, Hopper and "
+                              "newer GPUs do", place=recipe.place("hardware", "train"),
+                              changes={"train.token_encoder.products": "bf16"})
     if offer.gpu is None:
         return
     if recipe.train.precision == "bf16" and not gpu_kind(offer.gpu).has_bf16:

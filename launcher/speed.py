@@ -24,6 +24,7 @@ _ENCODER_UTILISATION: Mapping[Family, float] = {
 _BLOCK_S: Mapping[Family, float] = {
     "gpt2": 0.001, "bert": 0.001, "roberta": 0.001, "distilbert": 0.001, "qwen3_5": 0.0035,
     "qwen3_5_moe": 0.0045}
+_FP8_GAIN = 1.5  # of products in fp8 over those in bf16, with what surrounds them (guess)
 _PACKED_BLOCK_S = 0.0025  # more, where a block has to be brought or decoded
 _TRAINED_UTILISATION = 0.18
 _MICRO_BATCH_S = 0.02
@@ -39,7 +40,7 @@ _ENCODED_PER_S = {"fp8": 17.5e6, "nf4": 26e6}
 _ENCODING_SHARE = 0.1
 _HOST_TO_GPU_BYTES_PER_S = 20e9  # page-locked memory over PCIe 4
 # Where a speed comes from: earlier runs of the store on this hardware, a committed benchmark of this GPU, one
-# of other hardware by the ratio of what the model gives both, or the model by FLOPs alone.
+# or the other on other hardware by the ratio of what the model gives both, or the model by FLOPs alone.
 SpeedOrigin = Literal["runs", "bench", "scaled", "model"]
 # On hours; guesses, the narrower the more of it was measured.
 GUESS_FACTORS = (0.5, 2.0)
@@ -55,12 +56,14 @@ class MeasuredSpeed:
         hardware: `Offer.hardware` of that run.
         fingerprint: `config_fingerprint` of its config.
         tokens_per_s: Over all ranks, while training (no set-up, no evaluation).
+        to_scale: The same for what has other hardware; None: it is not known how it lay on its own.
     """
 
     run_id: str
     hardware: str
     fingerprint: str
     tokens_per_s: float
+    to_scale: Benchmarked | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ def config_fingerprint(config: TrainConfig) -> str:
     """Equal for configs that train at the same speed on the same hardware: 16 hex digits."""
     encoder = config.token_encoder
     what = {"model": config.model.model_dump(),
-            "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement],
+            "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement,
+                        *([] if encoder.products == "bf16" else [encoder.products])],  # older runs had none
             "length": config.data.sequence_length,
             "batch": [config.global_batch_size,
                       "auto" if config.probe_micro_batch else config.micro_batch_size],
@@ -109,7 +113,7 @@ def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer
         offer: What it trains on.
         world_size: Ranks over all nodes.
         history: Speeds of earlier runs, oldest first, all of this hardware and config.
-        benchmarks: Of any GPU and config; what is not of this config counts nothing.
+        benchmarks: Of any GPU and config, earlier runs among them; what is not of this config counts nothing.
     """
     if history:
         runs = f"run {history[-1].run_id}" if len(history) == 1 else (
@@ -134,12 +138,17 @@ def _by_benchmark(config: TrainConfig, shape: EncoderShape | None, offer: Offer,
     """
     assert offer.gpu is not None, "a benchmark is of a GPU"
     then = found.config
-    now = changed_config(config, {"train.global_batch_size": then.global_batch_size})
-    if (offer.gpu, world_size, config_fingerprint(now)) == (found.gpu, 1, config_fingerprint(then)):
-        return Speed(found.tokens_per_s, "bench", f"measured on one {found.gpu}: {found.words}")
+    now = changed_config(config, {"train.global_batch_size": then.global_batch_size,
+                                  "train.micro_batch_size": config.micro_batch_size})  # no `auto` any more
+    is_same_config = config_fingerprint(now) == config_fingerprint(then)
+    if is_same_config and (offer.gpu, world_size) == (found.gpu, found.num_ranks):
+        return Speed(found.tokens_per_s, "bench", f"measured on {found.hardware}: {found.words}")
+    # With as many micro-batches in a step: what a step's end takes, the model guesses worst.
+    sequences = then.micro_batch_size * grad_accum_steps(config, world_size) * found.num_ranks
+    there = changed_config(then, {"train.global_batch_size": sequences})
     ratio = _modelled(config, shape, offer.gpu, world_size, offer.num_nodes) / _modelled(
-        then, shape, found.gpu, 1, 1)
-    return Speed(found.tokens_per_s * ratio, "scaled", f"scaled from {found.gpu}: {found.words}")
+        there, shape, found.gpu, found.num_ranks, found.num_nodes)
+    return Speed(found.tokens_per_s * ratio, "scaled", f"scaled from {found.hardware}: {found.words}")
 
 
 def _modelled(config: TrainConfig, shape: EncoderShape | None, gpu: str, world_size: int, num_nodes: int
@@ -216,16 +225,17 @@ def micro_batch_time(config: TrainConfig, shape: EncoderShape | None, kind: GpuK
     launches_s = _MICRO_BATCH_S * (2 if config.activation_checkpointing else 1)
     return MicroBatchTime(
         encoder_s=_encoder_s(config, shape, kind, tokens * flops.encoder) if shape else 0.0,
-        decoding_s=_decoding_s(config, shape, kind) if shape else 0.0,
+        decoding_s=_decoding_s(config, shape, kind) if shape and config.token_encoder.is_decoded else 0.0,
         moving_s=_moving_s(config, shape, kind, ranks_per_node) if shape else 0.0,
         trained_s=tokens * trained / (peak * 1e12 * share) + launches_s)
 
 
 def _encoder_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind, flops: float) -> float:
     encoder = config.token_encoder
-    is_fed = encoder.weights != "bf16" or encoder.placement in ("host", "sharded")
+    is_fed = encoder.is_decoded or encoder.placement in ("host", "sharded")
     block_s = _BLOCK_S[shape.family] + (_PACKED_BLOCK_S if is_fed else 0.0)
-    busy_s = flops / (kind.bf16_tflops * 1e12 * _ENCODER_UTILISATION[shape.family])
+    faster = _FP8_GAIN if encoder.products == "fp8" else 1.0
+    busy_s = flops / (kind.bf16_tflops * 1e12 * _ENCODER_UTILISATION[shape.family] * faster)
     return max(busy_s, shape.kept_blocks(encoder.layer) * block_s)
 
 

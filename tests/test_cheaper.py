@@ -169,6 +169,21 @@ def test_bf16_on_a_card_that_has_none_is_refused_with_a_card_that_has_or_float32
     planned([*home, *typed(refusal(home).fix)])
 
 
+@pytest.mark.parametrize("card", ["A100-80GB:1", "RTXA6000:2"])
+def test_an_encoder_in_fp8_on_a_card_without_its_products_is_refused_with_what_to_type(card):
+    # Ampere's tensor cores know no fp8 by the data sheets.
+    rented = profile("qwen3.5-0.8b", card, "train.token_encoder.weights=fp8",
+                     "train.token_encoder.products=fp8", "limits.max_cost_usd=9999", "limits.deadline_hours=")
+    error = refusal(rented)
+    assert error.problem.startswith(f"{card.partition(':')[0]} multiplies nothing in fp8")
+    planned([*rented, *typed(error.fix)])
+
+
+def test_products_in_fp8_of_other_weights_are_refused():
+    with pytest.raises(RecipeError, match="products in fp8 want weights in fp8, not bf16"):
+        planned(profile("qwen3.5-0.8b", "H100:1", "train.token_encoder.products=fp8"))
+
+
 def test_no_advice_names_a_card_without_bf16():
     assert not {"T4", "V100", "V100-32GB"} & set(ADVISED)
     assert {name for name, kind in GPU_KINDS.items() if not kind.has_bf16} == {"T4", "V100", "V100-32GB"}

@@ -1,17 +1,21 @@
 """What fits which GPUs, where the encoder goes, and what is advised when nothing fits."""
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from launch_examples import NOW, RECIPE, TWO_CORES
 
 from launcher.advice import changed_config
+from launcher.benchmarks import MEASURED, Benchmarked, read_benchmarks
 from launcher.candidates import choose
 from launcher.errors import LdlmError, NoOfferError, RecipeError
+from launcher.estimate import case_of
 from launcher.fit import Fit, fit
 from launcher.offers import GPU_KINDS, Machine, Offer, cloud_offer, make_offer, parse_gpus
-from launcher.plan import Plan, make_plan
-from launcher.recipe import Candidate, Recipe, list_recipes, load_recipe
+from launcher.plan import Plan, best_plan, make_plan
+from launcher.recipe import Candidate, Recipe, checkout_folder, list_recipes, load_recipe
 from trainer.config import TrainConfig
 from trainer.contract import Document
 from trainer.encoder_shape import encoder_shape
@@ -47,14 +51,15 @@ def fitted(recipe: Recipe, offer: Offer) -> Fit:
     return fit(recipe, encoder_shape(recipe.train.token_encoder.name), offer)
 
 
-def planned(recipe: Recipe, candidate: Candidate) -> Plan:
+def planned(recipe: Recipe, candidate: Candidate, benchmarks: Sequence[Benchmarked] = ()) -> Plan:
     """The plan of a recipe on one of its candidates."""
     machine = home(candidate.gpu) if candidate.is_local else TWO_CORES
     bench = candidate if candidate.is_local else recipe.hardware.bench[0]
     offers = {Document.TRAIN: (make_offer(candidate, machine, NOW),),
               Document.BENCH: (make_offer(bench, machine, NOW),)}
     shape = encoder_shape(recipe.train.token_encoder.name)
-    return make_plan(recipe, shape, offers, (), NOW, "run-1")
+    case = case_of(recipe, shape, offers, ())
+    return best_plan(replace(case, benchmarks=benchmarks), NOW, "run-1")
 
 
 # As printed on the cards; and billions of weights without the last two blocks, by published sizes.
@@ -106,7 +111,7 @@ def test_dollars_and_days_in_a_recipes_summary_are_those_of_its_plan(name):
     recipe = load_recipe(name)
     usd, days = re.search(r"~\$(\d+)", recipe.summary), re.search(r"~(\d+) days", recipe.summary)
     if usd or days:
-        plan = planned(recipe, recipe.hardware.train[0])
+        plan = planned(recipe, recipe.hardware.train[0], read_benchmarks(checkout_folder() / MEASURED)[0])
         assert usd is None or float(plan.usd.mid) == pytest.approx(float(usd[1]), rel=0.1)
         assert days is None or float(plan.hours.mid) / 24 == pytest.approx(float(days[1]), rel=0.1)
 

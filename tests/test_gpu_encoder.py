@@ -16,6 +16,7 @@ from transformers.models.qwen3_5 import modeling_qwen3_5  # noqa: E402
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe  # noqa: E402
 
 from tests.random_encoders import save_model, tokenizer  # noqa: E402
+from trainer import placement as places  # noqa: E402
 from trainer.config import TokenEncoderConfig  # noqa: E402
 from trainer.packed_blocks import decode, is_quantised, pack, packed_layout  # noqa: E402
 from trainer.token_encoder import TokenEncoder, load_token_encoder, open_token_encoder  # noqa: E402
@@ -64,7 +65,8 @@ def some_tokens(seed: int = 0, rows: int = 4) -> torch.Tensor:
 
 @pytest.fixture
 def torch_path(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Whatever is loaded and run in this test computes linear attention by transformers' own torch code."""
+    """Whatever is loaded and run in this test computes as transformers does, linear attention by torch."""
+    monkeypatch.setattr(places, "why_not_quick", lambda *_: "transformers is wanted")
     for module in (modeling_qwen3_5, modeling_qwen3_5_moe):
         monkeypatch.setattr(module, _RULE, getattr(module, _RULE).__wrapped__)
     return monkeypatch
@@ -174,3 +176,19 @@ def test_an_encoder_on_the_next_gpu_answers_on_the_training_gpu(folders: dict[st
     states = encoder.hidden_states(some_tokens().to("cuda:0"))
     assert states.device == torch.device("cuda:0")
     assert torch.equal(states, load(folders["moe"], weights="nf4").hidden_states(some_tokens()))
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
+                    reason="needs products in fp8")
+@pytest.mark.parametrize("family", ["dense", "moe"])
+def test_products_in_fp8_are_off_by_a_few_percent_and_the_same_wherever_weights_lie(
+        family: str, folders: dict[str, Path]) -> None:
+    tokens = some_tokens()
+    wanted = load(folders[family]).hidden_states(tokens)
+    held = load(folders[family], weights="fp8").hidden_states(tokens)
+    found = load(folders[family], weights="fp8", products="fp8").hidden_states(tokens)
+    errors = relative_error(held, wanted), relative_error(found, wanted)
+    print(f"\n{family}: held in fp8 {errors[0]:.4f}, multiplied in fp8 {errors[1]:.4f} from bf16")
+    assert errors[0] < errors[1] < 0.2
+    travelling = load(folders[family], weights="fp8", products="fp8", placement="host")
+    assert torch.equal(travelling.hidden_states(tokens), found)

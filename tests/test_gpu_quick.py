@@ -21,7 +21,8 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (  # noqa: E402
 from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe  # noqa: E402
 
 from trainer.quick import experts  # noqa: E402
-from trainer.quick.blocks import quicken  # noqa: E402
+from trainer.quick.blocks import quicken, why_not_quick  # noqa: E402
+from trainer.quick.rows import Rows  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 _RULE = "torch_chunk_gated_delta_rule"
@@ -54,6 +55,15 @@ def _states(trunk, tokens):
         return trunk(input_ids=tokens, attention_mask=masks, use_cache=False)[0]
 
 
+def _is_rounded(rows: Rows, wanted) -> None:
+    """To e4m3 with a scale for each row: by half of the last of three bits, or half of the least step."""
+    scale = wanted.float().abs().amax(dim=1, keepdim=True) / 448
+    least = torch.finfo(torch.float32).tiny / 448
+    torch.testing.assert_close(rows.scale_N1, scale.clamp(min=least), rtol=1e-2, atol=0)
+    found = rows.codes.float() * rows.scale_N1
+    assert ((found - wanted).abs() <= 0.07 * wanted.abs() + 2**-9 * scale).all()
+
+
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_quick_blocks_are_as_near_to_float32_as_those_of_transformers(kind: str, monkeypatch) -> None:
     trunk, config = _trunk(kind)
@@ -64,7 +74,8 @@ def test_quick_blocks_are_as_near_to_float32_as_those_of_transformers(kind: str,
         reference = _states(trunk, tokens)
     plain = copy.deepcopy(trunk).bfloat16().cuda()
     slow = _states(plain, tokens.cuda())
-    assert quicken(plain.layers, config, torch.device("cuda"))
+    assert why_not_quick(config, torch.device("cuda")) is None
+    quicken(plain.layers)
     found = _states(plain, tokens.cuda())
     errors = [float((states.float().cpu() - reference).norm() / reference.norm()) for states in (found, slow)]
     print(f"\n{kind}: quick {errors[0]:.5f}, transformers {errors[1]:.5f} from float32")
@@ -80,7 +91,9 @@ def test_kernels_between_products_are_what_torch_computes() -> None:
         torch.testing.assert_close(found, wanted)
     for columns, weight in ((512, torch.rand(777, device="cuda", generator=chance)), (17_408, None)):
         gate, up = torch.randn(777, 2 * columns, device="cuda", generator=chance).bfloat16().chunk(2, dim=1)
-        torch.testing.assert_close(kernels.gated(gate, up, weight), experts.gated(gate, up, weight))
+        wanted = experts.gated(gate, up, weight, False).plain
+        torch.testing.assert_close(kernels.gated(gate, up, weight, False).plain, wanted)
+        _is_rounded(kernels.gated(gate, up, weight, True), wanted)
     mixed = torch.randn(64, 2048, device="cuda", generator=chance).bfloat16()
     rows = torch.randperm(64, device="cuda", generator=chance).int().view(8, 8)
     shared, residual = torch.randn(2, 8, 2048, device="cuda", generator=chance).bfloat16()
@@ -102,7 +115,9 @@ def test_heads_are_normalised_and_turned_as_by_transformers() -> None:
     wanted = apply_rotary_pos_emb(normed, normed, angles.cos(), angles.sin())[0].transpose(1, 2)
     found = normed_and_turned(heads, norm.weight, angles.cos(), angles.sin(), norm.eps)
     torch.testing.assert_close(found, wanted.bfloat16())
-    torch.testing.assert_close(gated_by(heads, gate), (heads.float() * F.sigmoid(gate.float())).bfloat16())
+    wanted = (heads.float() * F.sigmoid(gate.float())).flatten(0, 1).flatten(1)
+    torch.testing.assert_close(gated_by(heads, gate, False).plain, wanted.bfloat16())
+    _is_rounded(gated_by(heads, gate, True), wanted)
 
 
 def test_norms_and_convolutions_are_those_of_transformers() -> None:
@@ -110,16 +125,22 @@ def test_norms_and_convolutions_are_those_of_transformers() -> None:
 
     chance = torch.Generator("cuda").manual_seed(0)
     x, residual = torch.randn(2, 33, 2048, device="cuda", generator=chance).bfloat16()
+    x[3] = residual[3] = 0
     norm, gated = Qwen3_5RMSNorm(2048).cuda(), Qwen3_5RMSNormGated(128).cuda()
     for part in (norm, gated):
         part.requires_grad_(False).weight.normal_(generator=chance)
     both = x.float() + residual.float()
-    torch.testing.assert_close(normed(x, residual, norm.weight, norm.eps),
-                               (norm(both).bfloat16(), both.bfloat16()))
-    torch.testing.assert_close(normed(x, None, norm.weight, norm.eps), (norm(x.float()).bfloat16(), x))
-    heads, gate = torch.randn(2, 300, 128, device="cuda", generator=chance).bfloat16()
-    torch.testing.assert_close(gated_norm(heads, gate, gated.weight, gated.variance_epsilon),
-                               gated(heads.float(), gate.float()).bfloat16())
+    rows, stream = normed(x, residual, norm.weight, norm.eps, True)
+    torch.testing.assert_close((rows.plain, stream), (norm(both).bfloat16(), both.bfloat16()))
+    _is_rounded(rows, norm(both))
+    rows, stream = normed(x, None, norm.weight, norm.eps, False)
+    torch.testing.assert_close(rows.plain, norm(x.float()).bfloat16())
+    assert stream is x and rows.codes is None
+    heads, gate = torch.randn(2, 300, 12, 128, device="cuda", generator=chance).bfloat16()
+    wanted = gated(heads.float(), gate.float()).flatten(1)
+    torch.testing.assert_close(gated_norm(heads, gate, gated.weight, gated.variance_epsilon, False).plain,
+                               wanted.bfloat16())
+    _is_rounded(gated_norm(heads, gate, gated.weight, gated.variance_epsilon, True), wanted)
     wide = torch.randn(2, 70, 3 * 512, device="cuda", generator=chance).bfloat16()[..., 512:1024]
     weight = torch.randn(512, 4, device="cuda", generator=chance).bfloat16()
     shifted = F.pad(wide.float().transpose(1, 2), (3, 0))

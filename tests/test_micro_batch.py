@@ -15,7 +15,7 @@ from tests.trainer_runs import ROOT, TrainerRun, tiny_config, write_text  # noqa
 from trainer import micro_batch  # noqa: E402
 from trainer.bench_train_job import as_first_rank  # noqa: E402
 from trainer.config import TrainConfig, micro_batch_sizes  # noqa: E402
-from trainer.contract import ConfigError, ExitCode, checkpoint_folder  # noqa: E402
+from trainer.contract import ConfigError, ExitCode, StoreError, checkpoint_folder  # noqa: E402
 from trainer.micro_batch import MicroBatchChoice, Trial, agreed_micro_batch, next_size  # noqa: E402
 from trainer.run_folder import RunFolder  # noqa: E402
 from trainer.store import local_store_url, open_store  # noqa: E402
@@ -70,11 +70,12 @@ def test_one_rank_that_runs_out_of_memory_decides_for_all_and_training_does_not_
 
 
 def test_training_that_runs_out_of_memory_unlearns_the_size_for_the_next_attempt(text, tmp_path):
-    run = new_run(text, tmp_path, "auto", **holding("2:1:5"))
+    run = new_run(text, tmp_path, "auto", **holding("2:0:5"))
+    run.num_ranks = 1
     code, output = run.finish()
     assert code == 1 and "OutOfMemoryError" in output, output
     (kept,) = records(run.folder)
-    assert (kept.size, kept.too_large) == (4, 4)
+    assert (kept.size, kept.too_large) == (8, 8)
 
 
 @pytest.mark.parametrize("first", [1, 4, 64])
@@ -154,11 +155,29 @@ def test_a_size_that_training_has_outgrown_is_not_tried_again(folder, monkeypatc
     assert agree(auto(), folder, Loadable(), said) == 8
     (kept,) = records(folder)
     (name,) = (found.key.partition("/")[2] for found in folder.store.objects("run/micro_batch"))
-    micro_batch.MicroBatchMemo(folder, name, kept).outgrown()
+    memo = micro_batch.MicroBatchMemo(folder, name, kept)
+    memo.outgrown(RuntimeError("shapes differ"))
+    assert agree(auto(), folder, Loadable(), said) == 8
+    memo.outgrown(torch.OutOfMemoryError("CUDA out of memory."))
     tried.clear()
     assert agree(auto(), folder, Loadable(), said) == 4
     assert tried == [1, 2, 4]
     assert agree(auto(), folder, Loadable(), said) == 4 and tried == [1, 2, 4]
+
+
+def test_a_torn_record_is_found_out_again_and_a_store_that_takes_none_stops_nobody(folder, monkeypatch):
+    tried, said = a_trial(monkeypatch, lambda size: 1.0), []
+    agree(auto(), folder, Loadable(), said)
+    (key,) = (found.key for found in folder.store.objects("run/micro_batch"))
+    folder.store.put(key, folder.store.get(key)[:30])
+    assert agree(auto(), folder, Loadable(), said) == 8 and tried == [1, 2, 4, 8] * 2
+    monkeypatch.setattr(RunFolder, "write", refuse)
+    assert agree(auto(steps=9, token_loss_fraction=0.5), folder, Loadable(), said) == 8
+    assert said[-1] == "warning: the micro-batch is not remembered: s3://b: no room"
+
+
+def refuse(*_: object) -> None:
+    raise StoreError("no room", place="s3://b")
 
 
 def test_of_sizes_that_are_as_fast_the_smaller_is_taken(folder, monkeypatch):

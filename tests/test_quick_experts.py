@@ -8,6 +8,7 @@ from transformers import Qwen3_5MoeTextConfig  # noqa: E402
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeSparseMoeBlock  # noqa: E402
 
 from trainer.quick.experts import by_expert, mixed_by_experts  # noqa: E402
+from trainer.quick.rows import Rows  # noqa: E402
 
 NUM_TOKENS, WIDTH = 50, 32
 
@@ -28,7 +29,7 @@ def _block(num_experts: int, num_chosen: int) -> Qwen3_5MoeSparseMoeBlock:
 def test_all_experts_at_once_are_those_of_the_loop(num_experts: int, num_chosen: int) -> None:
     block, chance = _block(num_experts, num_chosen), torch.Generator().manual_seed(1)
     x, residual = (torch.randn(NUM_TOKENS, WIDTH, generator=chance) for _ in range(2))
-    found = mixed_by_experts(block, x, residual)
+    found = mixed_by_experts(block, Rows(x), residual)
     assert torch.allclose(found, residual + block(x[None])[0], atol=1e-5)
 
 

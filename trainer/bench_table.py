@@ -152,7 +152,8 @@ def _projections(report: Report) -> Iterator[str]:
 
 def note(text: str) -> list[str]:
     """Lines of a sentence that figures must not be read without."""
-    return textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False)
+    return textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def folded(text: str) -> list[str]:

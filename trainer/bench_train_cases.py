@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.config import TrainConfig, WeightFormat
+from trainer.config import Products, TrainConfig, WeightFormat
 from trainer.contract import ConfigError
 
 # What runs: the whole step, the step on hidden states that are simply there, or the frozen encoder alone.
@@ -21,6 +21,7 @@ class TrainCase(BaseModel):
         micro_batch: Sequences at a time.
         num_micro_batches: In one optimizer step.
         weights: How the encoder's are held.
+        products: What its blocks multiply in.
         compiles: The trained blocks, by torch, where a GPU has Triton.
         num_ranks: Of which this is the first: its share of the optimizer's state, the others imagined.
     """
@@ -32,6 +33,7 @@ class TrainCase(BaseModel):
     micro_batch: int
     num_micro_batches: int
     weights: WeightFormat
+    products: Products = "bf16"
     zero_stage: Literal[1, 2] = 1
     num_ranks: int = 1
     compiles: bool = False
@@ -43,6 +45,7 @@ class TrainCase(BaseModel):
 
     def __str__(self) -> str:
         held = "" if self.scope == "trainables" else f", encoder {self.weights}"
+        held += " multiplied" if self.products == "fp8" else ""
         state = "" if self.scope == "encoder" else f", ZeRO {self.zero_stage}"
         ranks = f", rank 0 of {self.num_ranks}" if self.num_ranks > 1 else ""
         compiled = ", compiled" if self.compiles else ""
@@ -66,8 +69,8 @@ def config_of(case: TrainCase) -> TrainConfig:
     return _config({
         "profile": case.profile, "steps": _MANY_STEPS,
         "data": {"source": "none", "sequence_length": case.length},
-        "token_encoder": {"placement": "gpu", "weights": case.weights}, "zero_stage": case.zero_stage,
-        "compile": case.compiles,
+        "token_encoder": {"placement": "gpu", "weights": case.weights, "products": case.products},
+        "zero_stage": case.zero_stage, "compile": case.compiles,
         "micro_batch_size": case.micro_batch, "global_batch_size": sequences}, case.profile)
 
 

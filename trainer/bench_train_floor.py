@@ -79,7 +79,7 @@ def _bytes_of_pass(config: TrainConfig, shape: EncoderShape) -> dict[str, float]
 
 
 def _mode(part: str, config: TrainConfig, rates: Rates) -> str:
-    """What a part could be multiplied in at best: what its weights are held in, where the device can."""
+    """What a part is multiplied in, or the next best that the device has."""
     own = "fp32" if config.precision == "fp32" else "bf16"
-    wanted = config.token_encoder.weights if part == "encoder" else own
+    wanted = config.token_encoder.products if part == "encoder" else own
     return next(mode for mode in (wanted, own, *rates.flops_per_s) if mode in rates.flops_per_s)

@@ -65,6 +65,8 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
                       help="the frozen encoder alone")
     parser.add_argument("--encoder-weights", choices=["bf16", "fp8", "nf4"], default="bf16",
                         help="how the encoder's matrices are held (default bf16)")
+    parser.add_argument("--encoder-products", choices=["bf16", "fp8"], default="bf16",
+                        help="what the encoder multiplies in; fp8 of weights in fp8 (default bf16)")
     parser.add_argument("--zero-stage", type=int, choices=[1, 2], help="default: the profile's")
     parser.add_argument("--ranks", type=number(int, 1, 100_000), default=1, metavar="N",
                         help="as the first of so many: its share of the optimizer's state, no other rank and "
@@ -87,8 +89,8 @@ def cases_of(options: argparse.Namespace) -> list[TrainCase]:
             own = max(1, usual.global_batch_size // micro_batch)
             found[TrainCase(
                 profile=name, scope=scope, length=options.length or usual.data.sequence_length,
-                micro_batch=micro_batch, weights=options.encoder_weights, num_ranks=options.ranks,
-                compiles=options.compiles,
+                micro_batch=micro_batch, weights=options.encoder_weights,
+                products=options.encoder_products, num_ranks=options.ranks, compiles=options.compiles,
                 num_micro_batches=options.micro_batches or min(own, _USUAL_MICRO_BATCHES),
                 zero_stage=options.zero_stage or usual.zero_stage)] = None
     return list(found)

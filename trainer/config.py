@@ -21,6 +21,7 @@ LossWeight = Annotated[float, Field(ge=0)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
 WeightFormat = Literal["bf16", "fp8", "nf4"]
+Products = Literal["bf16", "fp8"]
 # gpu: on the GPU of each rank. next_gpu: a rank has two GPUs, trains on the first, encodes on the second.
 # sharded: split over a node's GPUs, gathered block by block. host: in host memory, copied block by block.
 Placement = Literal["gpu", "next_gpu", "sharded", "host"]
@@ -74,8 +75,21 @@ class TokenEncoderConfig(Section):
         1_000_000, description="tokens behind mean and std; a deviation over 16 is 18 % off (arithmetic)")
     weights: WeightFormat = Field("bf16", description="how frozen weights are held; computed with in bf16 "
                                                       "(on a CPU: held and computed in float32)")
+    products: Products = Field("bf16", description="what blocks multiply in; fp8 wants weights in fp8, a "
+                                                   "Qwen3.5 or 3.6, and a GPU from Ada or Hopper on")
     placement: Placement | Literal["auto"] = Field("auto", description="where frozen weights lie; auto: the "
                                                    "plan takes the first of these that fits")
+
+    @property
+    def is_decoded(self) -> bool:
+        """True where blocks multiply in another format than that in which their weights are held."""
+        return self.weights != self.products
+
+    @model_validator(mode="after")
+    def _products_fit(self) -> Self:
+        if self.products == "fp8" and self.weights != "fp8":
+            raise ValueError(f"products in fp8 want weights in fp8, not {self.weights}")
+        return self
 
 
 class ModelConfig(Section):

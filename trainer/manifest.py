@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from trainer.config import TokenEncoderConfig, WeightFormat
+from trainer.config import Products, TokenEncoderConfig, WeightFormat
 from trainer.contract import ExitCode, LdlmError, Name, checkpoint_folder
 from trainer.pieces import Piece
 from trainer.run_folder import RunFolder
@@ -46,6 +46,7 @@ class EncoderIdentity(BaseModel):
         commit: Of its weights on the Hub; None for a folder or a package.
         kept_blocks: That run.
         weights: Format that they are held in.
+        products: What blocks multiply in.
         prefix_token: One fixed token stands in front.
         source: Changes when the weights do; the same from the Hub, a folder with its files or a mirror.
     """
@@ -55,6 +56,7 @@ class EncoderIdentity(BaseModel):
     commit: str | None
     kept_blocks: int
     weights: WeightFormat
+    products: Products = "bf16"
     prefix_token: bool
     source: str
 
@@ -62,7 +64,8 @@ class EncoderIdentity(BaseModel):
     def key(self) -> str:
         """Equal where hidden states are."""
         prefix = "with" if self.prefix_token else "without"
-        return f"{self.kept_blocks} blocks in {self.weights}, {prefix} a prefix, weights {self.source}"
+        held = self.weights + ("" if self.products == "bf16" else f" multiplied in {self.products}")
+        return f"{self.kept_blocks} blocks in {held}, {prefix} a prefix, weights {self.source}"
 
     def __str__(self) -> str:
         return f"{self.name}{f' at {self.commit[:12]}' if self.commit else ''} ({self.key})"

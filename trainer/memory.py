@@ -348,13 +348,12 @@ def _encoder(config: TrainConfig, shape: EncoderShape, ranks_per_node: int) -> t
     kept = range(shape.kept_blocks(encoder.layer))
     packed = [block_bytes(shape, index, encoder.weights) for index in kept]
     largest = 2 * max(shape.block_parameters(index) for index in kept)
-    is_packed = encoder.weights != "bf16"
     held, stages = sum(packed), 0
     if encoder.placement in ("host", "sharded"):
         held = 0 if encoder.placement == "host" else -(-held // ranks_per_node)
         # The next block travels while this one computes.
         stages = min(2, len(packed)) * max(packed)
-    slot = largest + _DECODING_BYTES if is_packed else 0
+    slot = largest + _DECODING_BYTES if encoder.is_decoded else 0
     weights = 2 * shape.embedding_parameters + held + stages + slot
     tokens = config.micro_batch_size * (config.data.sequence_length + int(encoder.prefix_token))
     widest = max(shape.blocks[index].work_width for index in kept)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import distributed as dist
 
 from trainer.config import TrainConfig, micro_batch_sizes
-from trainer.contract import ConfigError, LdlmError, set_option
+from trainer.contract import ConfigError, LdlmError, StoreError, set_option
 from trainer.diffusion import TimestepSampler
 from trainer.encoder_shape import encoder_shape
 from trainer.host_copies import to_device
@@ -29,6 +29,7 @@ from trainer.memory import GIB, held_beside_weights, predicted_micro_batch
 from trainer.model import LatentDiffusionLM
 from trainer.run_folder import RunFolder
 from trainer.step_inputs import model_inputs
+from trainer.store import DamagedError
 from trainer.token_encoder import TokenEncoder
 
 _BUDGET_S = 60.0
@@ -64,9 +65,18 @@ class MicroBatchMemo:
     name: str
     choice: MicroBatchChoice
 
-    def outgrown(self) -> None:
-        """Training has run out of memory with this choice: the next start tries smaller ones."""
-        self.folder.write(self.name, self.choice.model_copy(update={"too_large": self.choice.size}))
+    def keep(self, say: Callable[[str], None]) -> None:
+        """For later starts. A store that does not take it costs them a minute each, and this one nothing."""
+        try:
+            self.folder.write(self.name, self.choice)
+        except StoreError as error:
+            say(f"warning: the micro-batch is not remembered: {error}")
+
+    def outgrown(self, error: BaseException) -> None:
+        """Where that is how training has ended: the next start tries smaller ones."""
+        if isinstance(error, RuntimeError) and _is_out_of_memory(error):
+            unlearned = self.choice.model_copy(update={"too_large": self.choice.size})
+            MicroBatchMemo(self.folder, self.name, unlearned).keep(print)
 
 
 def agreed_micro_batch(config: TrainConfig, folder: RunFolder, encoder: TokenEncoder, rows_NL: np.ndarray,
@@ -111,10 +121,11 @@ def agreed_micro_batch(config: TrainConfig, folder: RunFolder, encoder: TokenEnc
     choice = MicroBatchChoice(device=devices, torch=torch.__version__, size=_fastest(found, config),
                               tokens_per_s=found)
     say(f"micro-batch: {choice.size} of {_words(found)}, tried in {time.monotonic() - began:.0f} s")
+    memo = MicroBatchMemo(folder, name, choice)
     if dist.get_rank() == 0:
-        folder.write(name, choice)
+        memo.keep(say)
     done("micro-batch")
-    return _with(config, choice.size), MicroBatchMemo(folder, name, choice)
+    return _with(config, choice.size), memo
 
 
 def _with(config: TrainConfig, size: int) -> TrainConfig:
@@ -144,6 +155,8 @@ def _remembered(folder: RunFolder, name: str) -> MicroBatchChoice | None:
     if dist.get_rank() == 0:
         try:
             found = [folder.find(name, MicroBatchChoice)]
+        except DamagedError:
+            pass  # it is found out once more
         except LdlmError as error:
             found = [error]  # one rank's failure is everybody's
     dist.broadcast_object_list(found, src=0)

@@ -18,6 +18,7 @@ _ALIGNMENT = 256
 # Small, and what they say steers the rest: convolutions, routers, the decay and gates of the recurrence.
 _NEVER_QUANTISED = {"conv1d", "gate", "shared_expert_gate", "in_proj_a", "in_proj_b"}
 SCALES = ".scales"
+SCALE_OF = "scales_of_"  # before the name of a parameter that stays quantised: its scales, in the same module
 
 
 @dataclass(frozen=True)
@@ -147,11 +148,16 @@ def parameter_shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def bind(block: nn.Module, slot: Tensor, layout: Layout) -> None:
-    """Let a block's parameters be views of a slot, whatever they were (on the meta device, say)."""
+    """Let a block's parameters be views of a slot, whatever they were (on the meta device, say).
+
+    What is quantised there in fp8 stays so, with its scales, one a row, beside it in its module.
+    """
     for entry in layout.tensors:
-        owner, _, leaf = entry.name.rpartition(".")
-        view = entry.values(slot).view(entry.shape)
-        setattr(block.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
+        path, _, leaf = entry.name.rpartition(".")
+        owner, view = block.get_submodule(path), entry.values(slot).view(entry.shape)
+        setattr(owner, leaf, nn.Parameter(view, requires_grad=False))
+        if entry.num_scales:
+            setattr(owner, SCALE_OF + leaf, entry.scales(slot))
 
 
 def _placed(name: str, shape: tuple[int, ...], weights: WeightFormat, dtype: torch.dtype,

@@ -8,17 +8,18 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from trainer.block_feeds import FedBlocks, Feed, HeldFeed, HostFeed, ShardedFeed, share_of
-from trainer.config import Placement, WeightFormat
+from trainer.config import Placement, Products, WeightFormat
 from trainer.contract import ConfigError, set_option
 from trainer.encoder_weights import Weights
+from trainer.fast.weights import multiplies_fp8
 from trainer.packed_blocks import Layout, bind, pack, packed_layout, parameter_shapes
 from trainer.page_locked import page_locked
-from trainer.quick.blocks import quicken
+from trainer.quick.blocks import quicken, why_not_quick
 from trainer.trunk import build_trunk, family_of
 
 
-def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
-                 device: torch.device) -> nn.Module:
+def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement, device: torch.device,
+                 products: Products = "bf16") -> nn.Module:
     """A trunk that computes on `device`, its blocks' weights held as asked.
 
     One block at a time is read, so host memory holds little more than what stays there. On a CPU bf16
@@ -30,10 +31,15 @@ def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
         placement: `gpu` and `next_gpu` hold them on `device`, `host` in page-locked host memory,
             `sharded` in equal shares on the ranks of this node, which all call this together.
         device: Where it computes.
+        products: What matrices are multiplied in; `fp8` only of weights held so, which stay as they are.
 
     Raises:
-        ConfigError: The weights are missing, damaged or another model's, or `sharded` without ranks.
+        ConfigError: The weights are missing, damaged or another model's, `sharded` without ranks, or these
+            products cannot be made here.
     """
+    why_not = why_not_quick(weights.config, device)
+    if products == "fp8":
+        _check_fp8(why_not, device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     kept_dtype = dtype if held_as == "bf16" else torch.bfloat16
     trunk = build_trunk(weights.config, weights.outer(), dtype, device)
@@ -47,12 +53,22 @@ def placed_trunk(weights: Weights, held_as: WeightFormat, placement: Placement,
         for block, packed, layout in zip(blocks, held, layouts, strict=True):
             bind(block, packed, layout)
     else:
-        slot_layouts = [packed_layout(named, "bf16", dtype) for named in shapes]
+        slot_layouts = layouts if products == "fp8" else [
+            packed_layout(named, "bf16", dtype) for named in shapes]
         FedBlocks(blocks, keeper.feed(held), layouts, slot_layouts, device)
-    quicken(blocks, weights.config, device)
+    if why_not is None:
+        quicken(blocks)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # what packing has used would lie idle beside the training
     return trunk
+
+
+def _check_fp8(why_not_quick: str | None, device: torch.device) -> None:
+    why_not = why_not_quick or ("" if multiplies_fp8(device) else f"{device} multiplies no matrices in e4m3")
+    if why_not:
+        raise ConfigError(f"the encoder cannot multiply in fp8 here: {why_not}",
+                          place="token_encoder.products",
+                          fix=f"add {set_option('train.token_encoder.products', 'bf16')}")
 
 
 def _block(weights: Weights, index: int, layout: Layout, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -49,7 +49,8 @@ class TokenEncoder:
         model = weights.config
         self.identity = EncoderIdentity(
             name=config.name, commit=weights.commit, kept_blocks=model.num_hidden_layers,
-            weights=config.weights, prefix_token=config.prefix_token, source=weights.source)
+            weights=config.weights, products=config.products, prefix_token=config.prefix_token,
+            source=weights.source)
         self.tokenizer = tokenizer
         self.num_tokens = _num_tokens(tokenizer)
         self.end_of_text_id = end_of_text_id(tokenizer)
@@ -60,7 +61,7 @@ class TokenEncoder:
         self.first_measured = 0 if config.prefix_token else 1
         self.name, self._source = config.name, weights
         self._trunk: nn.Module | None = None
-        self._weights = config.weights
+        self._weights, self._products = config.weights, config.products
         # The placement `auto` is the plan's to decide.
         self._placement: Placement = "gpu" if config.placement == "auto" else config.placement
         self._device, self._encoder_device = device, encoder_device
@@ -78,7 +79,8 @@ class TokenEncoder:
             StoreError: A download was cut off.
         """
         if self._trunk is None:
-            self._trunk = placed_trunk(self._source, self._weights, self._placement, self._encoder_device)
+            self._trunk = placed_trunk(self._source, self._weights, self._placement, self._encoder_device,
+                                   self._products)
 
     @property
     def trunk(self) -> nn.Module | None:
@@ -100,6 +102,7 @@ class TokenEncoder:
         """One line: which blocks run, where their weights lie, and by which code."""
         on_cpu = self._encoder_device.type == "cpu"
         held = "float32" if on_cpu and self._weights == "bf16" else self._weights
+        held += "" if self._products == "bf16" else f", multiplied in {self._products}"
         line = (f"token encoder {self.name}: {self.identity.kept_blocks} blocks in {held}, "
                 f"{'on the CPU' if on_cpu else f'placement {self._placement}'}")
         code = self.linear_attention

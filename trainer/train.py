@@ -280,8 +280,8 @@ def main() -> None:
         end = RankEnd(error.node_exit_code, str(error))
     except Exception as error:
         traceback.print_exc()
-        if isinstance(error, torch.OutOfMemoryError) and job is not None and job.micro_batch is not None:
-            job.micro_batch.outgrown()
+        if job is not None and job.micro_batch is not None:
+            job.micro_batch.outgrown(error)
         end, known = RankEnd(1, f"{type(error).__name__}: {error}"), False
     finally:
         if job is not None and job.recorder is not None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.fast.devices import has_triton
+from trainer.quick.rows import Rows, grouped_product, is_fp8, product
 
 
 class Routed(NamedTuple):
@@ -29,23 +30,24 @@ class Routed(NamedTuple):
     row_NK: Tensor
 
 
-def mixed_by_experts(mlp: Any, x_ND: Tensor, residual_ND: Tensor) -> Tensor:
+def mixed_by_experts(mlp: Any, rows: Rows, residual_ND: Tensor) -> Tensor:
     """residual + the mixture of x, experts and shared expert: what `Qwen3_5MoeSparseMoeBlock` computes.
 
     Args:
         mlp: A block of that class.
-        x_ND: Normalised.
-        residual_ND: What the result is added to, in the same dtype.
+        rows: x, normalised.
+        residual_ND: What the result is added to, in the dtype of plain rows.
     """
-    kernels = _kernels(x_ND.device)
+    kernels = _kernels(residual_ND.device)
     experts, shared = mlp.experts, mlp.shared_expert
-    routed = by_expert(*kernels.choose(F.linear(x_ND, mlp.gate.weight), mlp.gate.top_k), experts.num_experts)
-    gate_up_MF = _grouped(x_ND[routed.token_M], experts.gate_up_proj, routed.ends_E)
-    hidden_MF = kernels.gated(*gate_up_MF.chunk(2, dim=1), routed.weight_M)
-    mixed_MD = _grouped(hidden_MF, experts.down_proj, routed.ends_E)
-    gate_up = F.linear(x_ND, shared.gate_proj.weight), F.linear(x_ND, shared.up_proj.weight)
-    shared_ND = F.linear(kernels.gated(*gate_up, None), shared.down_proj.weight)
-    open_N1 = F.linear(x_ND, mlp.shared_expert_gate.weight)
+    routed = by_expert(*kernels.choose(product(rows, mlp.gate), mlp.gate.top_k), experts.num_experts)
+    gate_up_MF = grouped_product(rows.of(routed.token_M), experts, "gate_up_proj", routed.ends_E)
+    hidden = kernels.gated(*gate_up_MF.chunk(2, dim=1), routed.weight_M, is_fp8(experts, "down_proj"))
+    mixed_MD = grouped_product(hidden, experts, "down_proj", routed.ends_E)
+    hidden = kernels.gated(product(rows, shared.gate_proj), product(rows, shared.up_proj), None,
+                           is_fp8(shared.down_proj))
+    shared_ND = product(hidden, shared.down_proj)
+    open_N1 = product(rows, mlp.shared_expert_gate)
     return kernels.combined(mixed_MD, routed.row_NK, shared_ND, open_N1, residual_ND)
 
 
@@ -75,10 +77,11 @@ def choose(logits_NE: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
     return expert_NK.int(), value_NK.softmax(dim=1)
 
 
-def gated(gate_MF: Tensor, up_MF: Tensor, weight_M: Tensor | None) -> Tensor:
-    """SiLU of the gate, times up, times the weight of the row; (M, F) without gaps."""
+def gated(gate_MF: Tensor, up_MF: Tensor, weight_M: Tensor | None, in_fp8: bool) -> Rows:
+    """SiLU of the gate, times up, times the weight of the row: (M, F). In e4m3 only by the kernel."""
+    assert not in_fp8
     found_MF = F.silu(gate_MF.float()) * up_MF.float()
-    return (found_MF if weight_M is None else found_MF * weight_M[:, None]).to(gate_MF.dtype)
+    return Rows((found_MF if weight_M is None else found_MF * weight_M[:, None]).to(gate_MF.dtype))
 
 
 def combined(mixed_MD: Tensor, row_NK: Tensor, shared_ND: Tensor, open_N1: Tensor,
@@ -98,8 +101,3 @@ def _kernels(device: torch.device) -> Any:
     from trainer.quick import experts
 
     return experts
-
-
-def _grouped(rows_MI: Tensor, weights_EOI: Tensor, ends_E: Tensor) -> Tensor:
-    """Each expert's map of its rows, (M, O)."""
-    return F.grouped_mm(rows_MI, weights_EOI.transpose(1, 2), offs=ends_E)

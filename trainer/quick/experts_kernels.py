@@ -8,7 +8,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trainer.quick.norm_kernels import code_of, empty_codes, scale_of
+from trainer.quick.rows import Rows
+
 _TOKENS = 16  # of a program that chooses (guess)
+_COLUMNS = 4096  # of a row at a time (guess)
 
 
 @triton.jit
@@ -47,26 +51,50 @@ def choose(logits_NE: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
 @triton.jit
 def _gated(gate, up, weights, found, gate_row, up_row, num_columns, HAS_WEIGHT: tl.constexpr,
            F: tl.constexpr):
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * F + tl.arange(0, F)
+    value = _gated_part(gate + row * gate_row, up + row * up_row, weights + row, column, num_columns,
+                        HAS_WEIGHT)
+    tl.store(found + row * num_columns + column, value.to(found.dtype.element_ty), mask=column < num_columns)
+
+
+@triton.jit
+def _gated_part(gate, up, weight, column, num_columns, HAS_WEIGHT: tl.constexpr):
+    g = tl.load(gate + column, mask=column < num_columns, other=0.0).to(tl.float32)
+    value = g * tl.sigmoid(g) * tl.load(up + column, mask=column < num_columns, other=0.0).to(tl.float32)
+    return value * tl.load(weight) if HAS_WEIGHT else value
+
+
+@triton.jit
+def _gated_in_fp8(gate, up, weights, codes, scales, gate_row, up_row, num_columns, HAS_WEIGHT: tl.constexpr,
+                  F: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * F + tl.arange(0, F)
-    is_column = column < num_columns
-    g = tl.load(gate + row * gate_row + column, mask=is_column, other=0.0).to(tl.float32)
-    u = tl.load(up + row * up_row + column, mask=is_column, other=0.0).to(tl.float32)
-    value = g * tl.sigmoid(g) * u
-    if HAS_WEIGHT:
-        value *= tl.load(weights + row)
-    tl.store(found + row * num_columns + column, value.to(found.dtype.element_ty), mask=is_column)
+    gate, up, weight = gate + row * gate_row, up + row * up_row, weights + row
+    largest = tl.zeros((F,), tl.float32)
+    for first in range(0, num_columns, F):
+        column = first + tl.arange(0, F)
+        largest = tl.maximum(largest, tl.abs(_gated_part(gate, up, weight, column, num_columns, HAS_WEIGHT)))
+    scale = scale_of(tl.max(largest, axis=0))
+    for first in range(0, num_columns, F):  # what is read again is near
+        column = first + tl.arange(0, F)
+        value = _gated_part(gate, up, weight, column, num_columns, HAS_WEIGHT)
+        tl.store(codes + row * num_columns + column, code_of(value, scale), mask=column < num_columns)
+    tl.store(scales + row, scale)
 
 
-def gated(gate_MF: Tensor, up_MF: Tensor, weight_M: Tensor | None) -> Tensor:
+def gated(gate_MF: Tensor, up_MF: Tensor, weight_M: Tensor | None, in_fp8: bool) -> Rows:
     num_rows, num_columns = gate_MF.shape
-    found_MF = torch.empty(num_rows, num_columns, dtype=gate_MF.dtype, device=gate_MF.device)
-    columns = min(4096, triton.next_power_of_2(num_columns))
+    columns = min(_COLUMNS, triton.next_power_of_2(num_columns))
+    given = gate_MF, up_MF, gate_MF if weight_M is None else weight_M
+    sizes = gate_MF.stride(0), up_MF.stride(0), num_columns, weight_M is not None, columns
+    num_warps = max(1, min(8, columns // 256))
     with torch.cuda.device(gate_MF.device):
-        _gated[(num_rows, triton.cdiv(num_columns, columns))](
-            gate_MF, up_MF, weight_M, found_MF, gate_MF.stride(0), up_MF.stride(0), num_columns,
-            weight_M is not None, columns, num_warps=max(1, min(8, columns // 256)))
-    return found_MF
+        if in_fp8:
+            codes = empty_codes(gate_MF, num_rows)
+            _gated_in_fp8[(num_rows,)](*given, *codes, *sizes, num_warps=num_warps)
+            return Rows(None, *codes)
+        found_MF = torch.empty(num_rows, num_columns, dtype=gate_MF.dtype, device=gate_MF.device)
+        _gated[(num_rows, triton.cdiv(num_columns, columns))](*given, found_MF, *sizes, num_warps=num_warps)
+        return Rows(found_MF)
 
 
 @triton.jit

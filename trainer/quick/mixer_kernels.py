@@ -1,12 +1,16 @@
 """What stands around attention, one kernel each. Imports triton.
 
-Shapes: B batch, L tokens, H heads, C channels of a head, R of them that turn. A program has a token's heads.
+Shapes: B batch, L tokens, N of all of them, H heads, C channels of a head, R of them that turn. A program has
+a token's heads.
 """
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from trainer.quick.norm_kernels import code_of, empty_codes, scale_of
+from trainer.quick.rows import Rows
 
 
 @triton.jit
@@ -51,8 +55,9 @@ def normed_and_turned(heads_BLHC: Tensor, gain_C: Tensor, cos_BLR: Tensor, sin_B
 
 
 @triton.jit
-def _gated_by(heads, gate, found, batch_stride, token_stride, head_stride, gate_batch, gate_token, gate_head,
-              num_tokens, num_heads, width, H: tl.constexpr, C: tl.constexpr):
+def _gated_by(heads, gate, plain, codes, scales, batch_stride, token_stride, head_stride, gate_batch,
+              gate_token, gate_head, num_tokens, num_heads, width, IN_CODES: tl.constexpr, H: tl.constexpr,
+              C: tl.constexpr):
     token, batch = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     head, channel = tl.arange(0, H)[:, None], tl.arange(0, C)[None, :]
     is_there = (head < num_heads) & (channel < width)
@@ -60,16 +65,26 @@ def _gated_by(heads, gate, found, batch_stride, token_stride, head_stride, gate_
                 mask=is_there, other=0.0).to(tl.float32)
     g = tl.load(gate + batch * gate_batch + token * gate_token + head * gate_head + channel,
                 mask=is_there, other=0.0).to(tl.float32)
-    to = found + ((batch * num_tokens + token) * num_heads + head) * width + channel
-    tl.store(to, (x * tl.sigmoid(g)).to(found.dtype.element_ty), mask=is_there)
+    x *= tl.sigmoid(g)
+    row = batch * num_tokens + token
+    own = (row * num_heads + head) * width + channel
+    if IN_CODES:
+        scale = scale_of(tl.max(tl.abs(x)))
+        tl.store(codes + own, code_of(x, scale), mask=is_there)
+        tl.store(scales + row, scale)
+    else:
+        tl.store(plain + own, x.to(plain.dtype.element_ty), mask=is_there)
 
 
-def gated_by(heads_BLHC: Tensor, gate_BLHC: Tensor) -> Tensor:
-    """Times the sigmoid of the gate: (B, L, H, C) without gaps."""
+def gated_by(heads_BLHC: Tensor, gate_BLHC: Tensor, in_fp8: bool) -> Rows:
+    """Times the sigmoid of the gate: a row has a token's heads."""
     batch, num_tokens, num_heads, width = heads_BLHC.shape
-    found_BLHC = torch.empty(heads_BLHC.shape, dtype=heads_BLHC.dtype, device=heads_BLHC.device)
+    shape = batch * num_tokens, num_heads * width
+    codes = empty_codes(heads_BLHC, shape[0]) if in_fp8 else (None, None)
+    plain_ND = None if in_fp8 else torch.empty(shape, dtype=heads_BLHC.dtype, device=heads_BLHC.device)
     with torch.cuda.device(heads_BLHC.device):
         _gated_by[(num_tokens, batch)](
-            heads_BLHC, gate_BLHC, found_BLHC, *heads_BLHC.stride()[:3], *gate_BLHC.stride()[:3], num_tokens,
-            num_heads, width, triton.next_power_of_2(num_heads), triton.next_power_of_2(width))
-    return found_BLHC
+            heads_BLHC, gate_BLHC, plain_ND, *codes, *heads_BLHC.stride()[:3], *gate_BLHC.stride()[:3],
+            num_tokens, num_heads, width, in_fp8, triton.next_power_of_2(num_heads),
+            triton.next_power_of_2(width))
+    return Rows(plain_ND, *codes)

@@ -1,6 +1,8 @@
 """Norms with what stands around them, one kernel each, none of which is tuned at run time. Imports triton.
 
-Shapes: N rows, D channels; B batch, L tokens, C channels of all heads, H of one, W width of the convolution.
+Each gives what maps read: in bfloat16, in e4m3 with a scale for each row, or both.
+Shapes: N rows or tokens, D channels; B batch, L tokens, C channels of all heads or of one, H heads or the
+channels of one.
 """
 
 import torch
@@ -8,58 +10,92 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from trainer.quantise import FP8_MAX
+from trainer.quick.rows import Rows
+
 _TOKENS = 32  # of a program that convolves (guess)
 _LENGTH_EPS = 1e-6  # of transformers' `l2norm`
+LARGEST = tl.constexpr(FP8_MAX)
+TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
 
 
 @triton.jit
-def _normed(x, residual, gain, normed, stream, width, EPS: tl.constexpr, HAS_RESIDUAL: tl.constexpr,
-            D: tl.constexpr):
+def scale_of(largest):
+    """Of a row in e4m3 with this largest magnitude."""
+    return tl.maximum(largest, TINY) / LARGEST
+
+
+@triton.jit
+def code_of(value, scale):
+    return tl.minimum(tl.maximum(value / scale, -LARGEST), LARGEST).to(tl.float8e4nv)
+
+
+def empty_codes(like: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Room for codes and scales of so many rows."""
+    codes = torch.empty(num_rows, like.numel() // num_rows, dtype=torch.float8_e4m3fn, device=like.device)
+    return codes, torch.empty(num_rows, 1, device=like.device)
+
+
+@triton.jit
+def _normed(x, residual, gain, plain, codes, scales, stream, width, EPS: tl.constexpr,
+            HAS_RESIDUAL: tl.constexpr, HAS_CODES: tl.constexpr, D: tl.constexpr):
     row, channel = tl.program_id(0).to(tl.int64), tl.arange(0, D)
-    is_channel = channel < width
-    value = tl.load(x + row * width + channel, mask=is_channel, other=0.0).to(tl.float32)
+    own, is_channel = row * width + channel, channel < width
+    value = tl.load(x + own, mask=is_channel, other=0.0).to(tl.float32)
     if HAS_RESIDUAL:
-        value += tl.load(residual + row * width + channel, mask=is_channel, other=0.0).to(tl.float32)
-        tl.store(stream + row * width + channel, value.to(stream.dtype.element_ty), mask=is_channel)
-    scale = tl.rsqrt(tl.sum(value * value, axis=0) / width + EPS)
-    value *= scale * (1.0 + tl.load(gain + channel, mask=is_channel, other=0.0).to(tl.float32))
-    tl.store(normed + row * width + channel, value.to(normed.dtype.element_ty), mask=is_channel)
+        value += tl.load(residual + own, mask=is_channel, other=0.0).to(tl.float32)
+        tl.store(stream + own, value.to(stream.dtype.element_ty), mask=is_channel)
+    value *= tl.rsqrt(tl.sum(value * value, axis=0) / width + EPS)
+    value *= 1.0 + tl.load(gain + channel, mask=is_channel, other=0.0).to(tl.float32)
+    tl.store(plain + own, value.to(plain.dtype.element_ty), mask=is_channel)
+    if HAS_CODES:
+        scale = scale_of(tl.max(tl.abs(value), axis=0))
+        tl.store(codes + own, code_of(value, scale), mask=is_channel)
+        tl.store(scales + row, scale)
 
 
-def normed(x_ND: Tensor, residual_ND: Tensor | None, gain_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """RMS norm of residual + x, times 1 + gain, and that sum; rows without gaps."""
-    normed_ND = torch.empty_like(x_ND)
+def normed(x_ND: Tensor, residual_ND: Tensor | None, gain_D: Tensor, eps: float,
+           in_fp8: bool) -> tuple[Rows, Tensor]:
+    """RMS norm of residual + x, times 1 + gain, and that sum; rows without gaps. Codes beside plain ones."""
+    num_rows, width = x_ND.shape
+    plain_ND = torch.empty_like(x_ND)
+    codes = empty_codes(x_ND, num_rows) if in_fp8 else (None, None)
     stream_ND = x_ND if residual_ND is None else torch.empty_like(x_ND)
-    width = x_ND.shape[-1]
     columns = triton.next_power_of_2(width)
     with torch.cuda.device(x_ND.device):
-        _normed[(x_ND.numel() // width,)](
-            x_ND, residual_ND, gain_D, normed_ND, stream_ND, width, eps, residual_ND is not None, columns,
-            num_warps=max(1, min(16, columns // 512)))
-    return normed_ND, stream_ND
+        _normed[(num_rows,)](x_ND, residual_ND, gain_D, plain_ND, *codes, stream_ND, width, eps,
+                             residual_ND is not None, in_fp8, columns,
+                             num_warps=max(1, min(16, columns // 512)))
+    return Rows(plain_ND, *codes), stream_ND
 
 
 @triton.jit
-def _gated_norm(heads, gate, gain, found, num_rows, width, EPS: tl.constexpr, N: tl.constexpr,
-                H: tl.constexpr):
-    row = (tl.program_id(0).to(tl.int64) * N + tl.arange(0, N))[:, None]
-    channel = tl.arange(0, H)[None, :]
-    is_there = (row < num_rows) & (channel < width)
-    x = tl.load(heads + row * width + channel, mask=is_there, other=0.0).to(tl.float32)
-    g = tl.load(gate + row * width + channel, mask=is_there, other=0.0).to(tl.float32)
+def _gated_norm(heads, gate, gain, plain, codes, scales, num_heads, width, EPS: tl.constexpr,
+                IN_CODES: tl.constexpr, H: tl.constexpr, C: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    head, channel = tl.arange(0, H)[:, None], tl.arange(0, C)[None, :]
+    is_there, own = (head < num_heads) & (channel < width), (token * num_heads + head) * width + channel
+    x = tl.load(heads + own, mask=is_there, other=0.0).to(tl.float32)
+    g = tl.load(gate + own, mask=is_there, other=0.0).to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x, axis=1) / width + EPS)[:, None]
     x *= tl.load(gain + channel, mask=channel < width, other=0.0).to(tl.float32) * g * tl.sigmoid(g)
-    tl.store(found + row * width + channel, x.to(found.dtype.element_ty), mask=is_there)
+    if IN_CODES:
+        scale = scale_of(tl.max(tl.abs(x)))
+        tl.store(codes + own, code_of(x, scale), mask=is_there)
+        tl.store(scales + token, scale)
+    else:
+        tl.store(plain + own, x.to(plain.dtype.element_ty), mask=is_there)
 
 
-def gated_norm(heads_NH: Tensor, gate_NH: Tensor, gain_H: Tensor, eps: float) -> Tensor:
-    """RMS norm of each head, times gain, times the SiLU of the gate; rows without gaps."""
-    found_NH = torch.empty_like(heads_NH)
-    num_rows, width = heads_NH.shape
-    with torch.cuda.device(heads_NH.device):
-        _gated_norm[(triton.cdiv(num_rows, _TOKENS),)](
-            heads_NH, gate_NH, gain_H, found_NH, num_rows, width, eps, _TOKENS, triton.next_power_of_2(width))
-    return found_NH
+def gated_norm(heads_NHC: Tensor, gate_NHC: Tensor, gain_C: Tensor, eps: float, in_fp8: bool) -> Rows:
+    """RMS norm of each head, times gain, times the SiLU of the gate: a row has a token's heads."""
+    num_tokens, num_heads, width = heads_NHC.shape
+    codes = empty_codes(heads_NHC, num_tokens) if in_fp8 else (None, None)
+    plain_ND = None if in_fp8 else torch.empty_like(heads_NHC).flatten(1)
+    with torch.cuda.device(heads_NHC.device):
+        _gated_norm[(num_tokens,)](heads_NHC, gate_NHC, gain_C, plain_ND, *codes, num_heads, width, eps,
+                                   in_fp8, triton.next_power_of_2(num_heads), triton.next_power_of_2(width))
+    return Rows(plain_ND, *codes)
 
 
 @triton.jit
