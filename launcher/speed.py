@@ -97,7 +97,9 @@ def config_fingerprint(config: TrainConfig) -> str:
             "precision": config.precision, "zero_stage": config.zero_stage,
             "activation_checkpointing": config.activation_checkpointing,
             "token_loss_fraction": config.token_loss_fraction,
-            "self_conditioning": config.diffusion.self_conditioning_probability}
+            "self_conditioning": config.diffusion.self_conditioning_probability,
+            # Only where it is on: speeds from before there was such a setting stay known.
+            **({"compile": True} if config.compile else {})}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
