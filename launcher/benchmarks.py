@@ -1,4 +1,4 @@
-"""Training speeds that were measured once and committed: `recipes/measured/*.json`, where alone they stand.
+"""Training speeds that others are scaled from; committed ones stand in `recipes/measured/*.json` alone.
 
 `python -m trainer.bench train --out FILE` writes one; what other benchmarks have written lies beside it.
 """
@@ -24,29 +24,28 @@ _KIND = "ldlm training benchmark"
 
 @dataclass(frozen=True)
 class Benchmarked:
-    """One GPU's training speed: the joint step, as runs take it.
+    """A training speed on some GPUs that others are scaled from: the joint step, as runs take it.
 
     Attributes:
-        file: Whose figure it is: a name in `recipes/measured`.
+        words: Where it comes from, for the reader of a plan: a file of `recipes/measured`, a run.
         at: When, UTC.
         gpu: By SkyPilot's name.
-        software: Versions.
-        config: What it trained, the encoder on the same GPU.
-        tokens_per_s: Of that one GPU.
+        config: What it trained, with the placement of its encoder.
+        tokens_per_s: Over all ranks.
     """
 
-    file: str
+    words: str
     at: datetime
     gpu: str
-    software: str
     config: TrainConfig
     tokens_per_s: float
+    num_ranks: int = 1
+    num_nodes: int = 1
 
     @property
-    def words(self) -> str:
-        """Where it comes from, for the reader of a plan."""
-        return (f"{self.config.micro_batch_size} x {self.config.data.sequence_length} tokens, {self.file}, "
-                f"{self.at:%Y-%m-%d}, {self.software}")
+    def hardware(self) -> str:
+        """`H200`, `8 x H200`."""
+        return self.gpu if self.num_ranks == 1 else f"{self.num_ranks} x {self.gpu}"
 
     def is_of(self, config: TrainConfig) -> bool:
         """The same arithmetic for a token, so that only hardware, batch and what saves memory can differ."""
@@ -56,7 +55,7 @@ class Benchmarked:
 def _arithmetic(config: TrainConfig) -> tuple[object, ...]:
     encoder = config.token_encoder
     return (config.model, encoder.name, encoder.layer, encoder.weights, encoder.products,
-            config.data.sequence_length, config.precision, config.token_loss_fraction,
+            config.data.sequence_length, config.precision, config.compile, config.token_loss_fraction,
             config.diffusion.self_conditioning_probability)
 
 
@@ -131,10 +130,12 @@ def read_benchmarks(folder: Path) -> tuple[list[Benchmarked], list[str]]:
 
 
 def _speeds(name: str, document: _Document) -> Iterator[Benchmarked]:
-    gpu, software = document.device.gpu, f"torch {document.software.torch}"
+    gpu, at, torch = document.device.gpu, document.at, document.software.torch
     for one in document.cases:
         if gpu and one.fast and one.is_training:
-            yield Benchmarked(name, document.at, gpu, software, config_of(one.case), one.fast.tokens_per_s)
+            words = (f"{one.case.micro_batch} x {one.case.length} tokens, {name}, {at:%Y-%m-%d}, "
+                     f"torch {torch}")
+            yield Benchmarked(words, at, gpu, config_of(one.case), one.fast.tokens_per_s)
 
 
 def _first_line(error: Exception) -> str:

@@ -143,8 +143,9 @@ def estimate_of(case: Case) -> Estimate:
     """Hours and dollars. Raises as `fit`."""
     recipe, shape, train = case.recipe, case.shape, case.offers[Document.TRAIN]
     fitted = fit(recipe, shape, train)
+    earlier = [past.to_scale for past in case.history if past.to_scale]
     speed = training_speed(fitted.config, shape, train, fitted.world_size,
-                           same_speeds(recipe.train, train, case.history), case.benchmarks)
+                           same_speeds(recipe.train, train, case.history), (*earlier, *case.benchmarks))
     sizes = plan_sizes(fitted, shape, train, speed.tokens_per_s, case.mirrors,
                        recipe.store) if shape else None
     saves = plan_saves(recipe.train, speed.tokens_per_s, sizes.checkpoint_bytes, fitted.world_size, train,

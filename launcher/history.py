@@ -1,21 +1,23 @@
 """What earlier runs in a store know: their recipe, how fast they trained, how long their machines lived."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from launcher.advice import changed_config
+from launcher.benchmarks import Benchmarked
 from launcher.errors import LdlmError, RunRecordError, StoreError
 from launcher.estimate import Done
 from launcher.forgiving import ForgivingFolder
 from launcher.lives import Sighting, sightings_of
-from launcher.offers import Offer
 from launcher.patience import soon
 from launcher.plan import Plan
 from launcher.recipe import Limits, Recipe, read_recorded
 from launcher.run_record import RunRecord, RunView, list_run_ids
 from launcher.speed import MeasuredSpeed, config_fingerprint
 from trainer.at_most import standing_of
+from trainer.config import TrainConfig
 from trainer.contract import AwayError, Document, Name, Outcome
 from trainer.run_folder import AttemptFiles, RunFolder
 from trainer.store import NotFoundError, Store
@@ -78,7 +80,7 @@ def _learn(folder: RunFolder, now: datetime, found: Past) -> None:
     """
     plan, whole = Plan.model_validate_json(folder.read_bytes(Name.PLAN)), ForgivingFolder(folder)
     offers, attempts = {offer.label: offer for offer in plan.candidates(Document.TRAIN)}, whole.attempts()
-    speed = _measured_speed(folder, offers, attempts)
+    speed = _measured_speed(folder, plan, attempts)
     found.speeds.extend([speed] if speed else [])
     is_lost = any(files.end and files.end.preempted for files in attempts)
     events = whole.events() if is_lost else []  # of waits; a run has many
@@ -87,8 +89,8 @@ def _learn(folder: RunFolder, now: datetime, found: Past) -> None:
     found.sightings.extend(sightings_of(folder.run_id, offers, attempts, events, now))
 
 
-def _measured_speed(folder: RunFolder, offers: Mapping[str, Offer], attempts: Sequence[AttemptFiles]
-                    ) -> MeasuredSpeed | None:
+def _measured_speed(folder: RunFolder, plan: Plan, attempts: Sequence[AttemptFiles]) -> MeasuredSpeed | None:
+    offers = {offer.label: offer for offer in plan.candidates(Document.TRAIN)}
     # Several places may have trained it: the newest counts, and what ran on the same hardware.
     # On a course, this machine has played spot and on demand, as its label then says.
     named = [(files.attempt.offer if files.attempt.offer in offers else
@@ -100,10 +102,21 @@ def _measured_speed(folder: RunFolder, offers: Mapping[str, Offer], attempts: Se
     seconds = sum(beat.phases.train_s for beat in beats)
     if steps < 10 or seconds <= 0:  # too short to say anything
         return None
-    recipe = recorded_recipe(folder)
-    return MeasuredSpeed(run_id=folder.run_id, hardware=trained[-1][0],
-                         fingerprint=config_fingerprint(recipe.train),
-                         tokens_per_s=steps * recipe.train.tokens_per_step / seconds)
+    config, hardware = recorded_recipe(folder).train, trained[-1][0]
+    rate = steps * config.tokens_per_step / seconds
+    return MeasuredSpeed(run_id=folder.run_id, hardware=hardware, fingerprint=config_fingerprint(config),
+                         tokens_per_s=rate, to_scale=_to_scale(folder.run_id, config, plan, hardware, rate))
+
+
+def _to_scale(run_id: str, config: TrainConfig, plan: Plan, hardware: str, tokens_per_s: float
+              ) -> Benchmarked | None:
+    """How a run lay on GPUs that its plan has placed it on; of `auto` nobody wrote down the micro-batch."""
+    offer = plan.offers[Document.TRAIN]
+    if offer.gpu is None or offer.hardware != hardware or config.probe_micro_batch:
+        return None
+    placed = changed_config(config, {"train.token_encoder.placement": plan.encoder_placement})
+    return Benchmarked(f"run {run_id}", plan.planned_at, offer.gpu, placed, tokens_per_s, plan.world_size,
+                       offer.num_nodes)
 
 
 def recorded_recipe(folder: RunFolder) -> Recipe:

@@ -43,7 +43,7 @@ _ENCODING_SHARE = 0.1
 _HOST_TO_GPU_BYTES_PER_S = 20e9  # page-locked memory over PCIe 4
 _NETWORK_BYTES_PER_S = 12.5e9  # between nodes, each way: 100 Gbit/s
 # Where a speed comes from: earlier runs of the store on this hardware, a committed benchmark of this GPU, one
-# of other hardware by the ratio of what the model gives both, or the model by FLOPs alone.
+# or the other on other hardware by the ratio of what the model gives both, or the model by FLOPs alone.
 SpeedOrigin = Literal["runs", "bench", "scaled", "model"]
 # On hours; guesses, the narrower the more of it was measured.
 GUESS_FACTORS = (0.5, 2.0)
@@ -59,12 +59,14 @@ class MeasuredSpeed:
         hardware: `Offer.hardware` of that run.
         fingerprint: `config_fingerprint` of its config.
         tokens_per_s: Over all ranks, while training (no set-up, no evaluation).
+        to_scale: The same for what has other hardware; None: it is not known how it lay on its own.
     """
 
     run_id: str
     hardware: str
     fingerprint: str
     tokens_per_s: float
+    to_scale: Benchmarked | None = None
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,17 @@ def config_fingerprint(config: TrainConfig) -> str:
     """Equal for configs that train at the same speed on the same hardware: 16 hex digits."""
     encoder = config.token_encoder
     what = {"model": config.model.model_dump(),
-            "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement],
+            "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement,
+                        *([] if encoder.products == "bf16" else [encoder.products])],  # older runs had none
             "length": config.data.sequence_length,
             "batch": [config.global_batch_size,
                       "auto" if config.probe_micro_batch else config.micro_batch_size],
             "precision": config.precision, "zero_stage": config.zero_stage,
             "activation_checkpointing": config.activation_checkpointing,
             "token_loss_fraction": config.token_loss_fraction,
-            "self_conditioning": config.diffusion.self_conditioning_probability}
+            "self_conditioning": config.diffusion.self_conditioning_probability,
+            # Only where it is on: speeds from before there was such a setting stay known.
+            **({"compile": True} if config.compile else {})}
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -111,7 +116,7 @@ def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer
         offer: What it trains on.
         world_size: Ranks over all nodes.
         history: Speeds of earlier runs, oldest first, all of this hardware and config.
-        benchmarks: Of any GPU and config; what is not of this config counts nothing.
+        benchmarks: Of any GPU and config, earlier runs among them; what is not of this config counts nothing.
     """
     if history:
         runs = f"run {history[-1].run_id}" if len(history) == 1 else (
@@ -138,14 +143,15 @@ def _by_benchmark(config: TrainConfig, shape: EncoderShape | None, offer: Offer,
     then = found.config
     now = changed_config(config, {"train.global_batch_size": then.global_batch_size,
                                   "train.micro_batch_size": config.micro_batch_size})  # no `auto` any more
-    if (offer.gpu, world_size, config_fingerprint(now)) == (found.gpu, 1, config_fingerprint(then)):
-        return Speed(found.tokens_per_s, "bench", f"measured on one {found.gpu}: {found.words}")
+    is_same_config = config_fingerprint(now) == config_fingerprint(then)
+    if is_same_config and (offer.gpu, world_size) == (found.gpu, found.num_ranks):
+        return Speed(found.tokens_per_s, "bench", f"measured on {found.hardware}: {found.words}")
     # With as many micro-batches in a step: what a step's end takes, the model guesses worst.
-    sequences = then.micro_batch_size * grad_accum_steps(config, world_size)
+    sequences = then.micro_batch_size * grad_accum_steps(config, world_size) * found.num_ranks
     there = changed_config(then, {"train.global_batch_size": sequences})
     ratio = _modelled(config, shape, offer.gpu, world_size, offer.num_nodes) / _modelled(
-        there, shape, found.gpu, 1, 1)
-    return Speed(found.tokens_per_s * ratio, "scaled", f"scaled from {found.gpu}: {found.words}")
+        there, shape, found.gpu, found.num_ranks, found.num_nodes)
+    return Speed(found.tokens_per_s * ratio, "scaled", f"scaled from {found.hardware}: {found.words}")
 
 
 def _modelled(config: TrainConfig, shape: EncoderShape | None, gpu: str, world_size: int, num_nodes: int

@@ -86,6 +86,21 @@ def test_a_run_that_is_torn_still_tells_how_fast_it_trained(store, tmp_path, tor
     assert past.sightings == [] and len(past.warnings) == 1
 
 
+def test_a_run_on_gpus_tells_how_it_lay_on_them_so_that_other_hardware_is_scaled_from_it(store):
+    folder = add_run(store, "a")
+    beat(folder, 1, 100, 50)
+    (speed,) = past_of(store, LATER).speeds
+    config, each = example_recipe().train, example_recipe().train.tokens_per_step
+    told = speed.to_scale
+    assert (told.words, told.gpu, told.num_ranks, told.num_nodes, told.tokens_per_s) == (
+        "run a", "RTX5090", 1, 1, 2 * each)
+    assert told.config.token_encoder.placement == "gpu" and told.is_of(config)
+    there, here = example_plan("gcp/us-east5", "train.global_batch_size=64", history=(speed,)), example_plan(
+        history=(speed,))
+    assert (there.speed_origin, there.speed_source) == ("scaled", "scaled from RTX5090: run a")
+    assert here.speed_origin == "model"  # a CPU is not scaled from a GPU
+
+
 def test_of_many_that_are_torn_the_newest_are_named(store, tmp_path):
     for number in range(5):
         add_run(store, f"r{number}")

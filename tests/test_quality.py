@@ -202,6 +202,22 @@ def test_a_model_that_predicts_no_next_token_is_refused(tmp_path):
         load_judge(str(tmp_path))
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_a_model_that_reads_what_comes_after_is_refused(family, tmp_path):
+    name = str(save_model(tmp_path / family, family))
+    with pytest.raises(ConfigError, match=f"the judge {name} reads what comes after a token, too") as caught:
+        load_judge(name)
+    assert "such as openai-community/gpt2-large" in caught.value.fix
+
+
+def test_a_model_without_numbers_is_refused(tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(save_model(tmp_path, "gpt2"))
+    torch.nn.init.constant_(model.transformer.ln_f.weight, math.nan)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="gives no numbers: its weights are damaged"):
+        load_judge(str(tmp_path))
+
+
 def test_a_judge_whose_folder_is_not_there_is_no_question_for_the_hub(tmp_path):
     for name in (str(tmp_path / "nothing"), "./nothing"):
         with pytest.raises(ConfigError, match=f"there is no folder {name}"):

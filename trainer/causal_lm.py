@@ -10,6 +10,7 @@ from trainer.contract import ConfigError
 from trainer.trunk import first_line, quiet
 
 _HUB_WAIT_S = 5.0
+_ALIKE = 0.01  # of what logits differ by: rounding is below, in bfloat16 too (guess)
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,23 @@ def load_causal_lm(name: str, device: torch.device | str, *, role: str, option: 
                 f"{role} {name} cannot be loaded: {first_line(error)}", place=option,
                 fix=f"with a network, fetch it once: hf download {example}; without one, "
                     f"name a folder with a causal language model and its tokenizer: {option} PATH") from error
-    return CausalLM(name, getattr(model.config, "_commit_hash", None), model.to(device).eval(), tokenizer,
+    flaw = _flaw(model.to(device).eval())
+    if flaw:
+        raise ConfigError(f"{role} {name} {flaw}", place=option,
+                          fix=f"name a causal language model, such as {example}")
+    return CausalLM(name, getattr(model.config, "_commit_hash", None), model, tokenizer,
                     getattr(model.config.get_text_config(), "max_position_embeddings", None))
+
+
+@torch.inference_mode()
+def _flaw(model: Any) -> str | None:
+    """Why a model that was loaded predicts no next token: transformers loads BERT as well."""
+    tokens_BL = torch.tensor([[0, 0], [0, 1]], device=model.device)
+    first_V, other_V = model(input_ids=tokens_BL).logits[:, 0].float()
+    if not first_V.isfinite().all():
+        return "gives no numbers: its weights are damaged"
+    is_alike = (first_V - other_V).std() <= _ALIKE * first_V.std()
+    return None if is_alike else "reads what comes after a token, too: it predicts none"
 
 
 def _hub_answers() -> bool:

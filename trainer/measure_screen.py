@@ -9,6 +9,7 @@ from trainer.quality import MAUVE_FEW_TEXTS
 
 _WIDTH = 80
 _OTHER_SIZE = 2.0  # times as many parameters: two models then no longer are of comparable size
+_ONE_ENTROPY = 0.1  # nats, in which perplexity climbs 1.7 times (measured, tests/baselines/equal_entropy.py)
 _OTHER_LENGTH = 1.1  # times as many tokens of the judge in a text (guess)
 
 
@@ -35,9 +36,19 @@ def batches_of(result: dict[str, Any]) -> list[int]:
 
 
 def best_of(result: dict[str, Any]) -> dict[str, Any] | None:
-    """The sampling of ours with the lowest perplexity; None: no text was scored."""
-    scored = [point for point in result["frontier"] if score(point, "generative_perplexity") is not None]
-    return min(scored, key=lambda point: float(score(point, "generative_perplexity") or 0), default=None)
+    """The sampling of ours with the lowest perplexity at the entropy of held-out text, or next to it.
+
+    Of all of them that of the lowest perplexity would be the one that repeats itself most. None: no text was
+    scored.
+    """
+    real = score(result["reference"], "entropy") or 0.0
+    scored = [(abs((score(point, "entropy") or 0.0) - real), perplexity, point)
+              for point in result["frontier"]
+              if (perplexity := score(point, "generative_perplexity")) is not None]
+    if not scored:
+        return None
+    # Within one entropy the perplexity decides.
+    return min(scored, key=lambda found: (max(found[0], _ONE_ENTROPY), found[1]))[2]
 
 
 def headline(result: dict[str, Any]) -> str:
@@ -67,7 +78,7 @@ def _beside(result: dict[str, Any], batches: Sequence[int]) -> str:
         return (f"; autoregressive, {other['parameters'] / 1e6:,.1f} M parameters beside "
                 f"{result['parameters'] / 1e6:,.1f} M: {_speeds(other, batches)}, with random weights, whose "
                 "text means nothing")
-    return f"; autoregressive: {_at_quality(other, batches)}; {_sizes(result)}{_lengths(result)}"
+    return f"; autoregressive: {_at_quality(other, batches)}; {_sizes(result)}{_unlike(result)}"
 
 
 def _at_quality(point: dict[str, Any], batches: Sequence[int]) -> str:
@@ -90,13 +101,19 @@ def _sizes(result: dict[str, Any]) -> str:
             + (f", which is not comparable: {ratio:.1f} times" if ratio > _OTHER_SIZE else ""))
 
 
-def _lengths(result: dict[str, Any]) -> str:
-    """Said where tokens of the two are not alike: then neither are their perplexities and tokens/s."""
-    best, other = best_of(result), result["autoregressive"]["tokens_per_text"]
-    own = result["reference"]["tokens_per_text"] if best is None else best["tokens_per_text"]
-    if min(other, own) <= 0 or max(other, own) <= _OTHER_LENGTH * min(other, own):
+def _unlike(result: dict[str, Any]) -> str:
+    """Said where perplexities, or tokens/s, of the two compare little."""
+    ours, other = best_of(result), result["autoregressive"]
+    if ours is None:
         return ""
-    return f"; the judge reads {other:.0f} tokens in a text of it, {own:.0f} in one of this model"
+    words, entropies = "", [score(point, "entropy") or 0.0 for point in (ours, other)]
+    if abs(entropies[0] - entropies[1]) > _ONE_ENTROPY:
+        words += "; at unlike entropies perplexities compare little"
+    lengths = ours["tokens_per_text"], other["tokens_per_text"]
+    if min(lengths) > 0 and max(lengths) > _OTHER_LENGTH * min(lengths):
+        words += (f"; the judge reads {lengths[1]:.0f} tokens in a text of it, {lengths[0]:.0f} in one of "
+                  "this model")
+    return words
 
 
 def _folded(text: str, indent: str = "") -> list[str]:
