@@ -89,7 +89,8 @@ def config_fingerprint(config: TrainConfig) -> str:
     """Equal for configs that train at the same speed on the same hardware: 16 hex digits."""
     encoder = config.token_encoder
     what = {"model": config.model.model_dump(),
-            "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement],
+            "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement,
+                        *([] if encoder.products == "bf16" else [encoder.products])],  # older runs had none
             "length": config.data.sequence_length,
             "batch": [config.global_batch_size,
                       "auto" if config.probe_micro_batch else config.micro_batch_size],

@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from safetensors import SafetensorError  # noqa: E402
+
 from trainer import bench_command, bench_models  # noqa: E402
 from trainer.bench_cases import Model  # noqa: E402
 from trainer.bench_models import profile_config, random_generator  # noqa: E402
@@ -123,6 +125,21 @@ def test_a_first_text_that_does_not_come_ends_with_1_beside_what_was_measured(
     assert report.problems == (problem,) and report.cases[0].fast is not None
 
 
+@pytest.mark.parametrize(("error", "words"), [
+    (SafetensorError("No space left on device"), "weights for a process of its own cannot be written"),
+    (torch.OutOfMemoryError("out of memory: 40 GB are needed"), "it does not fit into memory")])
+def test_a_first_text_that_has_no_room_is_a_sentence_below_the_table(
+        error: Exception, words: str, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    def save_file(*_):
+        raise error
+
+    monkeypatch.setattr("trainer.bench_first.save_file", save_file)
+    assert bench_command.main([*SMALL, "--first-text"]) == 1
+    said = capsys.readouterr().out
+    assert "smoke: median tokens/s" in said and words in said
+
+
 def test_where_nothing_can_be_written_nothing_is_measured(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench_command, "run_cases", None)
@@ -144,6 +161,47 @@ def test_an_interruption_says_where_the_cases_are_that_were_done(
     assert bench_command.main([*SMALL, "--out", str(out)]) == 130
     assert capsys.readouterr().err.endswith(f"interrupted; cases that were done are in {out}\n")
     assert [result.left_out for result in read_report(out).cases] == ["done"]
+
+
+def test_an_interruption_before_the_first_case_does_not_speak_of_an_older_file(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run_cases(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_command, "run_cases", run_cases)
+    out = tmp_path / "bench.json"
+    out.write_text("older")
+    assert bench_command.main([*SMALL, "--out", str(out)]) == 130
+    assert (capsys.readouterr().err, out.read_text()) == ("interrupted\n", "older")
+
+
+def test_no_file_takes_the_place_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--out", str(out)]) == 0
+    measured = out.read_text()
+    (tmp_path / "link").symlink_to(out)
+    for first, second in (("--out", "--plot"), ("--against", "--out"), ("--against", "--plot")):
+        assert bench_command.main([*SMALL, first, str(out), second, str(tmp_path / "link")]) == 3
+        assert f"{second} {tmp_path}/link: is the file of {first}, too" in capsys.readouterr().err
+    assert out.read_text() == measured
+
+
+def test_a_plot_that_cannot_be_written_ends_with_1_and_the_table_is_told(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(report, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench_command, "plot", full)
+    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    assert bench_command.main([*SMALL, "--out", str(out), "--plot", str(picture)]) == 1
+    said = " ".join(capsys.readouterr().out.replace("\n ", "").split())
+    assert f"! no plot: {picture} cannot be written: No space left on device" in said
+    assert "smoke: median tokens/s" in said
+
+
+def test_a_cpu_is_projected_to_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_command.main([*SMALL, "--project", "rtx5090"]) == 3
+    assert "--project: the speed of a CPU says nothing of a GPU's" in capsys.readouterr().err
 
 
 def test_two_models_of_one_name_are_refused_since_nobody_could_tell_their_figures_apart(

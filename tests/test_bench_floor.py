@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from tests.tiny_ldlm import LAYOUTS, name_of, tiny_config, tiny_model  # noqa: E402
 from trainer.bench_cases import Case, Model  # noqa: E402
-from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, mode_of, work_of  # noqa: E402
+from trainer.bench_floor import PartWork, Rates, floor_s, mode_of, projected_rtx5090, work_of  # noqa: E402
 from trainer.bench_limits import measure_rates  # noqa: E402
 from trainer.bench_models import profile_config, shape_of  # noqa: E402
 from trainer.encoder_shape import shape_of_config  # noqa: E402
@@ -93,7 +93,6 @@ def test_a_floor_by_hand():
     assert denoiser.compute_s == pytest.approx(6 * flops / 1e8)
     assert list(work) == ["denoiser", "latent_decoder", "token_decoder", "vocabulary_head"]
     assert floor_s(work) == pytest.approx(sum(max(part.read_s, part.compute_s) for part in work.values()))
-    assert is_bound_by_reading(work)
     for mode, bits in (("fp8", 8), ("fp4", 4.5)):
         quantised = work_of(case.model_copy(update={"mode": mode}), config, TINY,
                             rates.model_copy(update={"flops_per_s": {"bf16": 1e8, mode: 2e8}}))
@@ -101,4 +100,15 @@ def test_a_floor_by_hand():
         assert quantised["denoiser"].compute_s == work["denoiser"].compute_s / 2
         assert quantised["vocabulary_head"] == work["vocabulary_head"]  # which is held in bf16
     slow = work_of(case, config, TINY, rates.model_copy(update={"flops_per_s": {"bf16": 1e6}}))
-    assert slow["denoiser"].floor_s == slow["denoiser"].compute_s and not is_bound_by_reading(slow)
+    assert slow["denoiser"].floor_s == slow["denoiser"].compute_s
+
+
+@pytest.mark.parametrize(("flops_a_byte", "fast_here", "projected"), [
+    (64, True, 4_000 * 1.79 / 4.4),  # one text of 64 tokens in bf16
+    (128, True, None),  # two: an H200 has 175 operations for a byte, an RTX 5090 117
+    (64, False, None)])
+def test_a_projection_is_made_where_reading_is_all_that_counts_here_and_there(
+        flops_a_byte, fast_here, projected):
+    rates = Rates(read_bytes_per_s=4.4e12, flops_per_s={"bf16": 770e12 if fast_here else 200e12}, read_how="")
+    work = {"denoiser": PartWork(passes=1, num_bytes=1e9, flops=flops_a_byte * 1e9, read_s=0, compute_s=0)}
+    assert projected_rtx5090(4_000, work, "bf16", rates) == (projected and pytest.approx(projected))

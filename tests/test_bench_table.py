@@ -46,8 +46,8 @@ FAILED = CaseResult(case=case(64), left_out="latents are off",
 NO_ROOM = CaseResult(case=case(256), left_out="does not fit into memory")
 
 
-def test_the_screen_of_a_gpu() -> None:
-    report = Report(
+def report_of(*cases: CaseResult, price: str) -> Report:
+    return Report(
         at=datetime(2026, 11, 29, tzinfo=UTC), source="random weights", seed=0, projects=True,
         device=Device(name="NVIDIA H200", is_rtx5090=False, memory_gib=140, before=STATE,
                       warnings=("asked for RTX 5090, this is NVIDIA H200",)),
@@ -55,9 +55,13 @@ def test_the_screen_of_a_gpu() -> None:
                           built_for=("sm_90",), git_sha="0" * 40),
         rates=Rates(read_bytes_per_s=4.4e12, flops_per_s={"bf16": 7.9e14, "fp32": 5.1e13},
                     read_how="a kernel that only reads 4 GiB"),
-        price_usd_per_hour=Decimal("3.60"), cases=(MEASURED, FAILED, NO_ROOM),
+        price_usd_per_hour=Decimal(price), cases=cases,
         first_texts=(FirstText(name="seed-35b-a3b", is_fast=True, mode="bf16", parts_s={
             "python": 0.25, "imports": 3.0, "first text": 1.5, "next text": 0.002}),))
+
+
+def test_the_screen_of_a_gpu() -> None:
+    report = report_of(MEASURED, FAILED, NO_ROOM, price="3.60")
     assert max(map(len, screen(report))) <= 80
     assert "\n".join(screen(report)) == """\
 NVIDIA H200; torch 2.11.0; random weights
@@ -102,3 +106,15 @@ seed-35b-a3b: first text of a new process after 4.75 s, by the fast path
 ! PROJECTION for an RTX 5090, by bandwidth alone (1.79 TB/s), not measured:
   seed-35b-a3b, 10 steps, 64 tokens, batch 1, bf16: ~13,019 tokens/s, had it
   such kernels"""
+
+
+def test_the_longest_names_and_figures_have_eighty_columns() -> None:
+    """As much as options allow, an hour a generation, and the export of a run with a long name."""
+    long = Case(model=Model(name="run-of-" * 10, length=999_999), steps=10_000, batch=65_535, mode="bf16")
+    slow = timed(3_600, 1)
+    found = screen(report_of(MEASURED.model_copy(update={
+        "case": long, "fast": slow.model_copy(update={"num_generations": 9_999}), "reference": slow,
+        "usd_per_million_tokens": Decimal("277777777.777778")}), price="1000000"))
+    assert [line for line in found if len(line) > 80] == []
+    assert any("3,240,000 3,600,000 4,500,000 9999" in line for line in found)
+    assert any(line.endswith(" 277777778") for line in found)

@@ -46,6 +46,18 @@ def test_where_nothing_is_a_number_it_is_the_first_row_and_never_one_that_is_not
     assert torch.equal(head.argmax_rows(features, weight, bias, None), wanted)
 
 
+@pytest.mark.parametrize("logits", [2**23, 64])
+def test_one_row_that_is_no_number_hides_none_of_the_others(monkeypatch, logits) -> None:
+    monkeypatch.setattr(head, "_LOGITS", logits)
+    features, weight, bias = _problem(4, 60)
+    bias[20] = float("-inf")
+    wanted = (features @ weight.T + bias).argmax(dim=1)
+    bias[20] = float("nan")
+    assert torch.equal(head.argmax_rows(features, weight, bias, None), wanted)
+    bias[40] = float("inf")
+    assert head.argmax_rows(features, weight, bias, None).tolist() == [40] * 4
+
+
 def test_weights_in_bfloat16_are_told_apart_as_their_exact_products_are() -> None:
     features, weight, bias = _problem(200, 20_000, dtype=torch.bfloat16)
     exact = features.double() @ weight.double().T + bias.double()

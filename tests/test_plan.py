@@ -88,6 +88,13 @@ def test_speeds_of_other_hardware_or_configs_do_not_count(other):
     assert example_plan(history=(other,)).speed_source.startswith("model by FLOPs: ")
 
 
+def test_an_encoder_that_multiplies_in_fp8_and_a_tried_micro_batch_change_it():
+    fp8 = ("train.token_encoder.weights=fp8",)
+    told = [config_fingerprint(load_recipe("qwen3.6-27b", sets).train) for sets in (
+        fp8, (*fp8, "train.token_encoder.products=fp8"), (*fp8, "train.micro_batch_size=auto"))]
+    assert len(set(told)) == 3
+
+
 def test_steps_and_seed_do_not_change_the_fingerprint():
     first, other = example_recipe().train, example_recipe("train.steps=9", "train.seed=5").train
     assert config_fingerprint(first) == config_fingerprint(other)

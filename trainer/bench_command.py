@@ -10,6 +10,7 @@ from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import torch
 
@@ -18,9 +19,10 @@ from trainer.bench_compare import Comparison, compare, in_words
 from trainer.bench_device import gpu_state, look_at, software
 from trainer.bench_limits import measure_rates
 from trainer.bench_options import read_bench_options
-from trainer.bench_output import Progress, keep, require_place
+from trainer.bench_output import Kept, Progress, require_places
 from trainer.bench_plot import plot, require_plots
 from trainer.bench_result import Report, read_report
+from trainer.bench_room import if_room
 from trainer.bench_run import Effort, run_cases
 from trainer.bench_sources import Source, of_export, of_profile
 from trainer.bench_table import screen
@@ -33,19 +35,19 @@ def main(arguments: Sequence[str]) -> int:
     """Benchmark as the command line says. Returns the exit code."""
     options = read_bench_options(arguments)
     verdicts: list[bool] = []
+    kept = Kept(options.out)
 
     def answer() -> str:
-        report, comparison = generate(options)
+        report, comparison = generate(options, kept)
         verdicts.append(is_good(report, comparison))
         words = [] if comparison is None else ["", *in_words(comparison)]
         return "\n".join([*screen(report), *words])
 
-    kept = f"; cases that were done are in {options.out}" if options.out else ""
-    code = carry_out(answer, out=options.out or options.plot, interrupted=f"interrupted{kept}")
+    code = carry_out(answer, out=options.out, interrupted=kept.interrupted)
     return code or int(not all(verdicts))
 
 
-def generate(options: Namespace) -> tuple[Report, Comparison | None]:
+def generate(options: Namespace, kept: Kept) -> tuple[Report, Comparison | None]:
     """Measure every case and write it. What is quick to refuse comes first.
 
     Raises:
@@ -54,29 +56,44 @@ def generate(options: Namespace) -> tuple[Report, Comparison | None]:
     earlier = read_report(options.against) if options.against else None
     if options.plot:
         require_plots()
-    for option in ("out", "plot"):
-        require_place(f"--{option}", getattr(options, option))
+    require_places({"--out": options.out, "--plot": options.plot}, options.against)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if options.first_text and is_emulated(mode := _modes(options, device)[0], device):
-        raise ConfigError(f"{mode} is emulated here: its speed says nothing", place="--first-text",
-                          fix="give another --dtype first")
+    _require_meaning(options, device)
     sources = _sources(options, device)
-    report = _measured(options, sources, device, Report(
+    report = _measured(options, sources, device, kept, Report(
         at=datetime.now(UTC), source=_source_words(options), seed=options.seed,
         device=look_at(device, before, options.expect), software=software(device, options.git_sha),
         rates=measure_rates(device, _modes(options, device)), price_usd_per_hour=options.price, cases=(),
         projects=options.project is not None))
     if options.plot:
-        plot(report, options.plot)
+        report = _plotted(report, options.plot)
     return report, compare(report, earlier) if earlier else None
+
+
+def _plotted(report: Report, path: Path) -> Report:
+    try:
+        plot(report, path)
+    except OSError as error:  # what was measured is told nevertheless
+        return _with_problem(report, f"no plot: {path} cannot be written: {error.strerror or error}")
+    return report
 
 
 def is_good(report: Report, comparison: Comparison | None) -> bool:
     """True when what was asked for was measured, no path computes something else, and nothing is slower."""
     measured = any(result.check for result in report.cases) and not report.problems
     return measured and not report.failed and (comparison is None or comparison.is_good)
+
+
+def _require_meaning(options: Namespace, device: torch.device) -> None:
+    """Raises ConfigError where a figure that was asked for would say nothing."""
+    if options.first_text and is_emulated(mode := _modes(options, device)[0], device):
+        raise ConfigError(f"{mode} is emulated here: its speed says nothing", place="--first-text",
+                          fix="give another --dtype first")
+    if options.project and device.type != "cuda":
+        raise ConfigError("the speed of a CPU says nothing of a GPU's", place="--project",
+                          fix="leave it out, or benchmark on a GPU")
 
 
 def _source_words(options: Namespace) -> str:
@@ -115,7 +132,8 @@ def _cases(source: Source, options: Namespace, device: torch.device) -> list[Cas
     return grid.cases(source.name, options.length or [source.length])
 
 
-def _measured(options: Namespace, sources: list[Source], device: torch.device, report: Report) -> Report:
+def _measured(options: Namespace, sources: list[Source], device: torch.device, kept: Kept,
+              report: Report) -> Report:
     """The report with all cases in it, written after each: what ends this early costs only the rest."""
     effort = Effort(options.generations, options.case_seconds, options.seed, options.price,
                     projects=options.project is not None, compiles=not options.no_compile,
@@ -126,17 +144,23 @@ def _measured(options: Namespace, sources: list[Source], device: torch.device, r
         for result in run_cases(cases[source.name], source.subject, report.rates, effort, device):
             progress.done(result)
             report = report.model_copy(update={"cases": (*report.cases, result)})
-            keep(report, options.out)
+            kept.write(report)
         if options.first_text:
             talk(f"{source.name}: the first text of a new process")
             report = _with_first_texts(report, source, _modes(options, device)[0])
-            keep(report, options.out)
+            kept.write(report)
     return report
 
 
 def _with_first_texts(report: Report, source: Source, mode: Mode) -> Report:
     try:
-        found = source.first_texts(mode)
+        found = if_room(lambda: source.first_texts(mode))
     except LdlmError as error:  # what was measured before stays
-        return report.model_copy(update={"problems": (*report.problems, f"{source.name}: {error.problem}")})
+        return _with_problem(report, f"{source.name}: {error.problem}")
+    if found is None:
+        return _with_problem(report, f"{source.name}: no first text: it does not fit into memory")
     return report.model_copy(update={"first_texts": (*report.first_texts, *found)})
+
+
+def _with_problem(report: Report, words: str) -> Report:
+    return report.model_copy(update={"problems": (*report.problems, words)})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from trainer.contract import LdlmError
@@ -72,8 +73,13 @@ def first_texts_of_profile(generator: Generator, name: str, mode: str) -> list[F
         path = Path(folder) / "model.safetensors"
         model = generator.model
         trained = {name for name, _ in model.named_parameters()}
-        save_file({key: tensor.to(dtype_of(mode) if key in trained else tensor.dtype).contiguous()
-                   for key, tensor in model.state_dict().items()}, path)
+        weights = {key: tensor.to(dtype_of(mode) if key in trained else tensor.dtype).contiguous()
+                   for key, tensor in model.state_dict().items()}
+        try:
+            save_file(weights, path)
+        except SafetensorError as error:
+            raise LdlmError(f"weights for a process of its own cannot be written: {error}", place=folder,
+                            fix="name a folder with room: TMPDIR=PATH") from error
         asked = {"export": None, "weights": str(path), "preset": name,
                  "length": generator.config.data.sequence_length}
         return _first_texts(lambda is_fast, compiled: _first_text(asked, name, is_fast, mode, compiled))

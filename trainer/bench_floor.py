@@ -31,6 +31,11 @@ class Rates(BaseModel):
     read_how: str
 
 
+# Its maker's figures: of memory, and of dense products that are summed in float32.
+_RTX5090 = Rates(read_bytes_per_s=1.79e12, read_how="its maker's figure",
+                 flops_per_s={"fp32": 104.8e12, "bf16": 209.5e12, "fp8": 419e12, "fp4": 1676e12})
+
+
 class PartWork(BaseModel):
     """What one part of a generation has to do: all its passes, the whole batch."""
 
@@ -86,6 +91,15 @@ def floor_s(work: dict[str, PartWork]) -> float:
     return sum(part.floor_s for part in work.values())
 
 
-def is_bound_by_reading(work: dict[str, PartWork]) -> bool:
-    """True where each part's floor is the time to read its weights."""
-    return all(part.read_s >= part.compute_s for part in work.values())
+def projected_rtx5090(tokens_per_s: float, work: dict[str, PartWork], mode: str,
+                      rates: Rates) -> float | None:
+    """What a speed comes to by the memory of an RTX 5090 alone; None where arithmetic bounds a part, here or
+    there: a card may multiply faster for each byte that it reads than the other does."""
+    if not all(_is_bound_by_reading(work, mode, device) for device in (rates, _RTX5090)):
+        return None
+    return tokens_per_s * _RTX5090.read_bytes_per_s / rates.read_bytes_per_s
+
+
+def _is_bound_by_reading(work: dict[str, PartWork], mode: str, rates: Rates) -> bool:
+    return all(part.num_bytes / rates.read_bytes_per_s >= part.flops / rates.flops_per_s[mode_of(name, mode)]
+               for name, part in work.items())

@@ -11,6 +11,7 @@ from trainer.measure_options import number
 from trainer.profiles import PROFILES
 
 _MODES = ("fp32", "bf16", "fp8", "fp4")
+_MOST_TEXTS = 65_535  # programs along the second axis of a CUDA grid: a kernel has one for each text
 _EXAMPLES = """examples:
   ldlm bench-here --preset seed-35b-a3b --steps 10 --steps 4
   ldlm bench-here --preset seed-27b --sweep batch --plot batch.png --out b.json
@@ -27,7 +28,7 @@ def read_bench_options(arguments: Sequence[str]) -> argparse.Namespace:
                     "reference and the fast path in one run, checked against each other first, beside\n"
                     "what the device can do.")
     _add_cases(parser)
-    parser.add_argument("--generations", type=number(int, 1, 1_000_000), default=50, metavar="N",
+    parser.add_argument("--generations", type=number(int, 1, 9_999), default=50, metavar="N",
                         help="timed generations of each path and case, after 3 to warm up (default 50)")
     parser.add_argument("--case-seconds", type=number(float, 0.01, 1e6), default=math.inf, metavar="S",
                         help="of timing each path of a case: fewer generations where they take longer")
@@ -64,9 +65,9 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
                         help="a trained model: a folder that `ldlm export` has made")
     parser.add_argument("--steps", action="append", type=number(int, 1, 10_000), metavar="N",
                         help="denoiser passes (default 10); every combination of what is given is timed")
-    parser.add_argument("--length", action="append", type=number(int, 2, 1_000_000), metavar="N",
+    parser.add_argument("--length", action="append", type=number(int, 2, 999_999), metavar="N",
                         help="tokens of a text (default: the profile's)")
-    parser.add_argument("--batch", action="append", type=number(int, 1, 100_000), metavar="N",
+    parser.add_argument("--batch", action="append", type=number(int, 1, _MOST_TEXTS), metavar="N",
                         help="texts at once (default 1)")
     parser.add_argument("--dtype", action="append", choices=_MODES, help="of the fast path's weights "
                         "(default bf16 on a GPU, else fp32); the reference is float32 always")

@@ -30,10 +30,25 @@ class Found(Protocol):
     def left_out(self) -> str | None: ...
 
 
-def require_place(option: str, path: Path | None) -> None:
-    """Raises ConfigError where no file can be written: before anything is measured."""
-    if path is None:
-        return
+def require_places(written: dict[str, Path | None], read: Path | None) -> None:
+    """Raises ConfigError where a file cannot be written, or would take another's place: before anything is
+    measured.
+
+    Args:
+        written: By the option that names it; None: it was left out.
+        read: The earlier result (`--against`), which is to stay.
+    """
+    owners = {read.resolve(): "--against"} if read else {}
+    for option, path in written.items():
+        if path is None:
+            continue
+        _require_place(option, path)
+        if (other := owners.setdefault(path.resolve(), option)) != option:
+            raise ConfigError(f"is the file of {other}, too", place=f"{option} {path}",
+                              fix="name another file")
+
+
+def _require_place(option: str, path: Path) -> None:
     if path.exists() and not path.is_file():  # as root one would put a file in place of /dev/stdout
         raise ConfigError("is there, and no file", place=f"{option} {path}", fix="name a file")
     if not os.access(path.parent, os.W_OK | os.X_OK):
@@ -41,10 +56,26 @@ def require_place(option: str, path: Path | None) -> None:
         raise ConfigError(f"{path.parent} {why}", place=f"{option} {path}", fix="name another place")
 
 
-def keep(report: BaseModel, out: Path | None) -> None:
-    """Write a report whole, or leave the file as it is. None: nowhere."""
-    if out is None:
-        return
+class Kept:
+    """The file of what has been measured so far. None: there is none."""
+
+    def __init__(self, out: Path | None) -> None:
+        self._out, self._is_written = out, False
+
+    def write(self, report: BaseModel) -> None:
+        """Take the place of what it held."""
+        if self._out is not None:
+            keep(report, self._out)
+            self._is_written = True
+
+    def interrupted(self) -> str:
+        """Said after Ctrl-C."""
+        where = f"; cases that were done are in {self._out}" if self._is_written else ""
+        return f"interrupted{where}"
+
+
+def keep(report: BaseModel, out: Path) -> None:
+    """Write a report whole, or leave the file as it is."""
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")  # of this process alone
     try:
         draft.write_text(report.model_dump_json(indent=1))

@@ -8,6 +8,7 @@ from trainer.bench_result import CaseResult, Report
 from trainer.contract import ConfigError
 
 _AXES = {"batch": "batch", "length": "tokens of a text", "steps": "denoiser steps"}
+_REFERENCE = "float32 reference"
 
 
 def require_plots() -> None:
@@ -48,7 +49,7 @@ def figure_of(report: Report) -> Any:
 def _draw(axes: Any, axis: str, lines: dict[str, list[tuple[int, float]]], colours: dict[str, str],
           y: str) -> None:
     for label, points in lines.items():
-        style = "x:" if "reference" in label else "o-"
+        style = "x:" if label.endswith(_REFERENCE) else "o-"
         axes.plot([x for x, _ in points], [y for _, y in points], style, label=label, color=colours[label])
     axes.set_xscale("log", base=2)
     ticks = sorted({x for points in lines.values() for x, _ in points})
@@ -65,7 +66,7 @@ def _lines(report: Report, axis: str, *, share: bool) -> dict[str, list[tuple[in
         y = 100 * result.fraction_of_limit if share else result.fast.tokens_per_s
         lines.setdefault(_label(result, axis), []).append((_x(result, axis), y))
         if not share and result.reference is not None:
-            lines.setdefault(_label(result, axis, "float32 reference"), []).append(
+            lines.setdefault(_label(result, axis, _REFERENCE), []).append(
                 (_x(result, axis), result.reference.tokens_per_s))
     longer = {label: sorted(set(points)) for label, points in lines.items() if len(set(points)) > 1}
     return longer or lines

@@ -25,7 +25,6 @@ MOST_ERROR = {"fp32": 1e-3, "bf16": 1e-2, "fp8": 0.2, "fp4": 0.7}
 _QUANTISED = {"fp8", "fp4"}
 _Form = TypeVar("_Form", bound=BaseModel)
 LEAST_SAME_TOKENS = 0.99  # of a trained checkpoint; the likeliest of random tokens are near ties
-RTX5090_BYTES_PER_S = 1.79e12  # its memory, by its maker
 
 
 class Check(BaseModel):

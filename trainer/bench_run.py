@@ -13,18 +13,12 @@ from torch import Tensor
 from trainer.bench_autoregressive import Decoding, comparable, parameters_read
 from trainer.bench_cases import Case, Model
 from trainer.bench_device import device_name, state_during
-from trainer.bench_floor import Rates, floor_s, is_bound_by_reading, work_of
+from trainer.bench_floor import Rates, floor_s, projected_rtx5090, work_of
 from trainer.bench_models import shape_behind
 from trainer.bench_parts import Parts, attention_s, head_s, parts_of
 from trainer.bench_paths import Eager, FastPaths, Path, relative_error, same_tokens
 from trainer.bench_published import published_tokens_per_s
-from trainer.bench_result import (
-    RTX5090_BYTES_PER_S,
-    CaseResult,
-    Check,
-    check_of,
-    usd_per_million_tokens,
-)
+from trainer.bench_result import CaseResult, Check, check_of, usd_per_million_tokens
 from trainer.bench_room import free_memory, if_room
 from trainer.bench_timing import Timed, over_after, time_path
 from trainer.contract import ConfigError
@@ -144,8 +138,8 @@ class _Runner:
         effort, projected, dollars = self._effort, None, None
         if effort.price_usd_per_hour is not None:
             dollars = usd_per_million_tokens(effort.price_usd_per_hour, timed.tokens_per_s)
-        if effort.projects and is_bound_by_reading(found.work):
-            projected = timed.tokens_per_s * RTX5090_BYTES_PER_S / self._rates.read_bytes_per_s
+        if effort.projects:
+            projected = projected_rtx5090(timed.tokens_per_s, found.work, found.case.mode, self._rates)
         return {"fraction_of_limit": found.floor_s / timed.seconds_median,
                 "ratio": timed.tokens_per_s / reference.tokens_per_s,
                 "projected_rtx5090_tokens_per_s": projected, "usd_per_million_tokens": dollars}

@@ -3,6 +3,7 @@
 import itertools
 import textwrap
 from collections.abc import Iterator
+from decimal import Decimal
 
 from trainer.bench_result import CaseResult, Report
 
@@ -55,7 +56,7 @@ def _size(result: CaseResult) -> str:
 
 
 def _speeds(name: str, results: list[CaseResult]) -> Iterator[str]:
-    yield f"{name}: median tokens/s, share of the limit, distance from reference"
+    yield from folded(f"{name}: median tokens/s, share of the limit, distance from reference")
     yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'reference':>9} {'fast':>9} {'ratio':>6} "
            f"{'limit':>5} {'error':>8} {'same':>6}")
     for result in results:
@@ -81,9 +82,15 @@ def _spreads(results: list[CaseResult], report: Report) -> Iterator[str]:
     for result in results:
         if (fast := result.fast) is not None:
             seconds = (fast.seconds_p10, fast.seconds_median, fast.seconds_p90)
-            yield (_size(result) + " ".join(f"{1e3 * value:>9,.3f}" for value in seconds)
+            yield (_size(result) + " ".join(_in_nine(1e3 * value, 3) for value in seconds)
                    + f" {fast.num_generations:>4} {_WAYS[result.way]:>8}"
-                   + (f" {result.usd_per_million_tokens:>9}" if price is not None else ""))
+                   + (f" {_in_nine(result.usd_per_million_tokens or 0, 6)}" if price is not None else ""))
+
+
+def _in_nine(value: float | Decimal, digits: int) -> str:
+    """A column of nine, with so many digits behind the point, or as many as there is room for."""
+    fitting = (words for few in range(digits, -1, -1) if len(words := f"{value:>9,.{few}f}") == 9)
+    return next(fitting, f"{value:>9.0f}")
 
 
 def _parts(results: list[CaseResult]) -> Iterator[str]:
@@ -105,7 +112,8 @@ def _floors(results: list[CaseResult]) -> Iterator[str]:
     first = next((result for result in results if result.work), None)
     if first is None or first.work is None or first.floor_s is None:
         return
-    yield f"  floor of {first.case}: {1e3 * first.floor_s:,.3f} ms"
+    yield from (f"  {line}" for line in textwrap.wrap(
+        f"floor of {first.case}: {1e3 * first.floor_s:,.3f} ms", WIDTH - 2, subsequent_indent="  "))
     yield f"  {'part':<16} {'passes':>6} {'MB':>9} {'GFLOP':>11} {'read us':>10} {'compute us':>11}"
     for part, work in first.work.items():
         yield (f"  {part.replace('_', ' '):<16} {work.passes:>6} {work.num_bytes / 1e6:>9,.1f} "
@@ -152,7 +160,8 @@ def _projections(report: Report) -> Iterator[str]:
 
 def note(text: str) -> list[str]:
     """Lines of a sentence that figures must not be read without."""
-    return textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False)
+    return textwrap.wrap(text, WIDTH, initial_indent="! ", subsequent_indent="  ", break_long_words=False,
+                         break_on_hyphens=False)
 
 
 def folded(text: str) -> list[str]:

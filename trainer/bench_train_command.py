@@ -9,7 +9,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import metadata
-from pathlib import Path
 
 import torch
 from pydantic import BaseModel
@@ -17,7 +16,7 @@ from pydantic import BaseModel
 from trainer.bench_compare import Comparison, compare, in_words
 from trainer.bench_device import gpu_state, look_at, software
 from trainer.bench_limits import measure_rates
-from trainer.bench_output import Progress, keep, require_place
+from trainer.bench_output import Kept, Progress, keep, require_places
 from trainer.bench_plot import require_plots
 from trainer.bench_result import read_report
 from trainer.bench_train_cases import TrainCase
@@ -44,20 +43,21 @@ def main(arguments: Sequence[str]) -> int:
     """Benchmark as the command line says. Returns the exit code."""
     options = read_train_options(arguments)
     verdicts: list[bool] = []
+    kept = Kept(options.out)
 
     def answer() -> str:
         kernels: dict[TrainCase, Kernels] = {}
-        report, comparison = train(options, kernels)
+        report, comparison = train(options, kernels, kept)
         verdicts.append(report.is_good and (comparison is None or comparison.is_good))
         words = [] if comparison is None else ["", *in_words(comparison)]
         return "\n".join([*screen(report, kernels), *words])
 
-    kept = f"; cases that were done are in {options.out}" if options.out else ""
-    code = carry_out(answer, out=options.out or options.plot, interrupted=f"interrupted{kept}")
+    code = carry_out(answer, out=options.out or options.plot, interrupted=kept.interrupted)
     return code or int(not all(verdicts))
 
 
-def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainReport, Comparison | None]:
+def train(options: Namespace, kernels: dict[TrainCase, Kernels],
+          kept: Kept) -> tuple[TrainReport, Comparison | None]:
     """Measure every case and write it. What is quick to refuse comes first.
 
     Raises:
@@ -66,8 +66,8 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainR
     earlier = read_report(options.against, TrainReport) if options.against else None
     if options.plot:
         require_plots()
-    for option, path in (("--out", options.out), ("--profile", options.kernels), ("--plot", options.plot)):
-        require_place(option, path)
+    require_places({"--out": options.out, "--profile": options.kernels, "--plot": options.plot},
+                   options.against)
     cases = cases_of(options)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
@@ -76,7 +76,7 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels]) -> tuple[TrainR
         at=datetime.now(UTC), seed=options.seed, device=look_at(device, before, None),
         software=software(device, options.git_sha), libraries={name: _version(name) for name in _LIBRARIES},
         rates=measure_rates(device, _modes(device)), cases=())
-    report = _measured(options, cases, device, report, kernels)
+    report = _measured(options, cases, device, report, kernels, kept)
     if options.plot:
         plot(report, options.plot)
     return report, compare(report, earlier) if earlier else None
@@ -94,14 +94,14 @@ def _version(package: str) -> str | None:
 
 
 def _measured(options: Namespace, cases: list[TrainCase], device: torch.device, report: TrainReport,
-              kernels: dict[TrainCase, Kernels]) -> TrainReport:
+              kernels: dict[TrainCase, Kernels], kept: Kept) -> TrainReport:
     """The report with all cases in it, written after each, and before its reference: what ends this early
     costs only the rest."""
     progress, profile = Progress(len(cases), talk), options.kernels is not None
     effort = TrainEffort(options.steps, options.case_seconds, options.seed,
                          has_reference=options.reference,
                          check_steps=options.check_steps if options.reference else 0, say=talk,
-                         hear_timed=lambda result: keep(with_this(result), options.out),
+                         hear_timed=lambda result: kept.write(with_this(result)),
                          hear_kernels=kernels.__setitem__ if profile else None)
 
     def with_this(result: TrainCaseResult) -> TrainReport:
@@ -111,10 +111,7 @@ def _measured(options: Namespace, cases: list[TrainCase], device: torch.device, 
         for result in run_cases(cases, report.rates, effort, device):
             progress.done(result)
             report = with_this(result)
-            keep(report, options.out)
-            _keep_kernels(kernels, options.kernels)
+            kept.write(report)
+            if options.kernels:
+                keep(Profile(cases={str(case): found for case, found in kernels.items()}), options.kernels)
     return report
-
-
-def _keep_kernels(kernels: dict[TrainCase, Kernels], path: Path | None) -> None:
-    keep(Profile(cases={str(case): found for case, found in kernels.items()}), path)

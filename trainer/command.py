@@ -14,7 +14,8 @@ def talk(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def carry_out(work: Callable[[], str], *, out: Path | None = None, interrupted: str = "interrupted",
+def carry_out(work: Callable[[], str], *, out: Path | None = None,
+              interrupted: str | Callable[[], str] = "interrupted",
               words: Callable[[LdlmError], str] = str) -> int:
     """Do the work of a command and print its answer. Returns the exit code, as of the `ldlm` command.
 
@@ -27,7 +28,7 @@ def carry_out(work: Callable[[], str], *, out: Path | None = None, interrupted: 
     try:
         answer = work()
     except KeyboardInterrupt:
-        talk(interrupted)
+        talk(interrupted if isinstance(interrupted, str) else interrupted())
         return INTERRUPTED
     except OSError as error:
         if out is None:

@@ -60,7 +60,7 @@ def _best(features_PW: Tensor, weight_VW: Tensor, bias_V: Tensor, take_better: T
 def take_better_by_torch(products_PC: Tensor, bias_C: Tensor, first: int, best_P: Tensor,
                          row_P: Tensor) -> None:
     """See `TakeBetter`."""
-    value_P, own_P = products_PC.add_(bias_C).max(dim=1)
+    value_P, own_P = products_PC.add_(bias_C).nan_to_num_(-torch.inf, torch.inf, -torch.inf).max(dim=1)
     row_P.copy_(torch.where(value_P > best_P, own_P + first, row_P))
     best_P.copy_(torch.maximum(best_P, value_P))
 
