@@ -55,7 +55,7 @@ class Benchmarked:
 def _arithmetic(config: TrainConfig) -> tuple[object, ...]:
     encoder = config.token_encoder
     return (config.model, encoder.name, encoder.layer, encoder.weights, encoder.products,
-            config.data.sequence_length, config.precision, config.token_loss_fraction,
+            config.data.sequence_length, config.precision, config.compile, config.token_loss_fraction,
             config.diffusion.self_conditioning_probability)
 
 

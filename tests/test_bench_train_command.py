@@ -38,7 +38,7 @@ def test_the_command_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = "tiny-dense joint step, 1 x 2 x 16 tokens, encoder bf16, ZeRO 1"
     assert case["case"] == {"profile": "tiny-dense", "scope": "joint", "length": 16, "micro_batch": 2,
                             "num_micro_batches": 1, "weights": "bf16", "products": "bf16",
-                            "zero_stage": 1, "num_ranks": 1}
+                            "zero_stage": 1, "num_ranks": 1, "compiles": False}
     assert case["fast"]["num_steps"] == case["reference"]["num_steps"] == 2
     assert case["ratio"] == pytest.approx(case["reference"]["seconds_median"]
                                           / case["fast"]["seconds_median"])
@@ -107,9 +107,9 @@ def test_a_result_of_generation_is_none_of_training(
 def test_the_first_of_eight_ranks_holds_its_share_and_waits_for_nobody(tmp_path: Path) -> None:
     out = tmp_path / "train.json"
     assert bench_train_command.main([*SMALL, "--ranks", "8", "--zero-stage", "2", "--trainables-only",
-                                     "--reference", "--out", str(out)]) == 0
+                                     "--compile", "--reference", "--out", str(out)]) == 0
     result, = read_report(out, TrainReport).cases
-    assert str(result.case) == "tiny-dense trainables, 1 x 2 x 16 tokens, ZeRO 2, rank 0 of 8"
+    assert str(result.case) == "tiny-dense trainables, 1 x 2 x 16 tokens, ZeRO 2, rank 0 of 8, compiled"
     assert result.fast is not None and result.parts_s is not None and not result.losses
 
 

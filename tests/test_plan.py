@@ -100,6 +100,11 @@ def test_steps_and_seed_do_not_change_the_fingerprint():
     assert config_fingerprint(first) == config_fingerprint(other)
 
 
+def test_compiled_blocks_have_speeds_of_their_own():
+    compiled = example_recipe("train.compile=true").train
+    assert config_fingerprint(compiled) != config_fingerprint(example_recipe().train)
+
+
 def test_the_parts_add_up_to_the_whole():
     plan = example_plan()
     assert [part.name for part in plan.parts] == [

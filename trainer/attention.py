@@ -3,6 +3,7 @@
 Shapes: B batch, Q positions that read, C positions that are read, W width, H heads.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -149,17 +150,37 @@ class BlockStack(nn.ModuleList):
         recompute: Where there is a way back, in evaluation mode too, keep only each block's input and
             compute the rest again on that way: gradients are the same, memory shrinks to one block's,
             arithmetic grows by a third.
+
+    Attributes:
+        compiles: In training, and where there is a way back, a block is what torch compiles of it. Nowhere
+            else: there batches come in any size, and each would be compiled for.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], recompute: bool) -> None:
         super().__init__(blocks)
-        self.recompute = recompute
+        self.recompute, self.compiles = recompute, False
 
     def forward(self, x: Tensor, *context: Any) -> Tensor:
-        recompute = self.recompute and torch.is_grad_enabled()
+        has_way_back = torch.is_grad_enabled()
+        compiles = self.compiles and self.training and has_way_back
+        if compiles:  # learned queries are one for all samples, and would be a case of their own
+            x = x.contiguous()
         for block in self:
-            x = checkpoint(block, x, *context, use_reentrant=False) if recompute else block(x, *context)
+            through = functools.partial(_compiled(type(block)), block) if compiles else block
+            if self.recompute and has_way_back:
+                x = checkpoint(through, x, *context, use_reentrant=False)
+            else:
+                x = through(x, *context)
         return x
+
+
+@functools.cache
+def _compiled(kind: type[nn.Module]) -> Callable[..., Tensor]:
+    """Forward of a kind of block, compiled once for all blocks of it that have the same sizes.
+
+    Kernels are not chosen by trying them out: another machine would choose others, and add in another order.
+    """
+    return torch.compile(kind.forward, fullgraph=True, dynamic=False, options={"deterministic": True})
 
 
 def sinusoid(length: int, width: int, stretch: float = 1.0, amplitude: float = 1.0) -> Tensor:

@@ -22,6 +22,7 @@ class TrainCase(BaseModel):
         num_micro_batches: In one optimizer step.
         weights: How the encoder's are held.
         products: What its blocks multiply in.
+        compiles: The trained blocks, by torch, where a GPU has Triton.
         num_ranks: Of which this is the first: its share of the optimizer's state, the others imagined.
     """
 
@@ -35,6 +36,7 @@ class TrainCase(BaseModel):
     products: Products = "bf16"
     zero_stage: Literal[1, 2] = 1
     num_ranks: int = 1
+    compiles: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -46,8 +48,9 @@ class TrainCase(BaseModel):
         held += " multiplied" if self.products == "fp8" else ""
         state = "" if self.scope == "encoder" else f", ZeRO {self.zero_stage}"
         ranks = f", rank 0 of {self.num_ranks}" if self.num_ranks > 1 else ""
+        compiled = ", compiled" if self.compiles else ""
         return (f"{self.profile} {_SCOPES[self.scope]}, {self.num_micro_batches} x {self.micro_batch} x "
-                f"{self.length} tokens{held}{state}{ranks}")
+                f"{self.length} tokens{held}{state}{ranks}{compiled}")
 
 
 def profile_config(name: str) -> TrainConfig:
@@ -67,7 +70,7 @@ def config_of(case: TrainCase) -> TrainConfig:
         "profile": case.profile, "steps": _MANY_STEPS,
         "data": {"source": "none", "sequence_length": case.length},
         "token_encoder": {"placement": "gpu", "weights": case.weights, "products": case.products},
-        "zero_stage": case.zero_stage,
+        "zero_stage": case.zero_stage, "compile": case.compiles,
         "micro_batch_size": case.micro_batch, "global_batch_size": sequences}, case.profile)
 
 

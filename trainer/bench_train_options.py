@@ -71,6 +71,8 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ranks", type=number(int, 1, 100_000), default=1, metavar="N",
                         help="as the first of so many: its share of the optimizer's state, no other rank and "
                              "no communication (default 1)")
+    parser.add_argument("--compile", action="store_true", dest="compiles",
+                        help="have torch compile the trained blocks, as `train.compile: true` does")
 
 
 def cases_of(options: argparse.Namespace) -> list[TrainCase]:
@@ -88,7 +90,7 @@ def cases_of(options: argparse.Namespace) -> list[TrainCase]:
             found[TrainCase(
                 profile=name, scope=scope, length=options.length or usual.data.sequence_length,
                 micro_batch=micro_batch, weights=options.encoder_weights,
-                products=options.encoder_products, num_ranks=options.ranks,
+                products=options.encoder_products, num_ranks=options.ranks, compiles=options.compiles,
                 num_micro_batches=options.micro_batches or min(own, _USUAL_MICRO_BATCHES),
                 zero_stage=options.zero_stage or usual.zero_stage)] = None
     return list(found)

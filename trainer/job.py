@@ -21,6 +21,7 @@ from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
 from trainer.divergence import DivergenceWatch
 from trainer.evaluate import Evaluation
+from trainer.fast.devices import has_triton
 from trainer.gradients import flat_groups, parameter_groups
 from trainer.host_copies import to_device
 from trainer.identity import Identity
@@ -299,6 +300,8 @@ def build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
     """DeepSpeed's engine around the trained parts, with AdamW. A collective."""
     import deepspeed
 
+    if config.compile and has_triton(next(model.parameters()).device):
+        model.compile_blocks()
     settings = config.optimizer
     optimizer = torch.optim.AdamW(parameter_groups(model.parts(), settings.weight_decay),
                                   lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer.attention import BlockStack
 from trainer.chance import keyed_generator
 from trainer.config import TrainConfig
 from trainer.denoiser import Denoiser
@@ -136,6 +137,12 @@ class LatentDiffusionLM(ExactBuffers):
         """The trained parts by name."""
         return {"latent_encoder": self.encoder, "latent_decoder": self.decoder,
                 "token_decoder": self.token_decoder, "denoiser": self.denoiser}
+
+    def compile_blocks(self) -> None:
+        """Have torch compile the blocks of all parts in training, when the first batch comes."""
+        for module in self.modules():
+            if isinstance(module, BlockStack):
+                module.compiles = True
 
     def set_statistics(self, mean_D: Tensor, std_D: Tensor) -> None:
         """Fix what `normalise` subtracts and divides by; measured once, before training."""

@@ -5,6 +5,7 @@ Shapes: B batch, L tokens, N of all of them, D channels.
 
 import functools
 import importlib.util
+import os
 from typing import Any
 
 import torch
@@ -35,6 +36,8 @@ def quicken(blocks: nn.ModuleList) -> None:
     Their parameters are asked for at each call, wherever they lie and in whatever they are by then. Masks are
     not looked at: sequences are padded behind their end, where nothing that counts sees it.
     """
+    # fla's kernels are tuned once on a machine, not once a process.
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     for block in blocks:
         block.forward = functools.partial(_forward, block)
 
