@@ -7,7 +7,7 @@ from launcher.cached_states import CachedStates
 from launcher.fit import PLACES
 from launcher.offers import Offer
 from launcher.plan import Plan
-from launcher.plan_sizes import EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
+from launcher.plan_sizes import CommunicationPlan, EncoderPlan, HostMemoryPlan, MemoryPlan, Sizes
 from launcher.saves import SavesPlan
 from launcher.starts import StartPlan
 from trainer.contract import Document
@@ -27,6 +27,8 @@ def model_facts(plan: Plan) -> list[tuple[str, str]]:
         return []
     facts = [("model", _parameter_words(sizes.parameters)), ("compute", _flops_words(sizes)),
              ("encoder", _encoder_words(sizes.encoder, has_gpu=sizes.memory is not None))]
+    if sizes.communication:
+        facts.append(("scaling", communication_words(sizes.communication)))
     if sizes.encoder.fetch_s or sizes.encoder.first_fetch_bytes:
         facts.append(("download", _fetch_words(sizes.encoder)))
     if sizes.encoder.loading_s > _SOON_S:
@@ -85,6 +87,15 @@ def _flops_words(sizes: Sizes) -> str:
     in_all = f"{sizes.flops:.1e}".replace("e+", "e")
     return (f"{flops.total / unit:.1f} {word} a token, {flops.encoder / unit:.1f} of them the encoder's; "
             f"{in_all} in all")
+
+
+def communication_words(told: CommunicationPlan) -> str:
+    """What each GPU sends in a step, and what waiting for the others leaves of its speed."""
+    parts = {"gradients": told.gradient_bytes, "weights": told.weight_bytes, "encoder": told.encoder_bytes}
+    sent = ", ".join(f"{name} {console.data_size(size)}" for name, size in parts.items() if size)
+    low, high = told.efficiency_range
+    return (f"each of {told.num_ranks} GPUs sends {console.data_size(told.total_bytes)} a step ({sent}); "
+            f"efficiency ~{told.efficiency:.0%} ({low:.0%} - {high:.0%}; model)")
 
 
 def _encoder_words(encoder: EncoderPlan, has_gpu: bool) -> str:

@@ -11,7 +11,8 @@ from launcher.cost import price_for
 from launcher.fit import Fit
 from launcher.frozen import Frozen
 from launcher.offers import Offer
-from launcher.speed import packing_s
+from launcher.speed import packing_s, scaling_efficiency
+from trainer.communication import communication_bytes
 from trainer.config import Placement, TokenEncoderConfig, TrainConfig, WeightFormat
 from trainer.encoder_shape import EncoderShape
 from trainer.interval import chance_steps, evaluation_s
@@ -26,6 +27,8 @@ _FETCH_BYTES_PER_S = {"vast": 80e6, "local": 25e6}
 _FETCH_BYTES_PER_S_OTHERWISE = 400e6
 # Guess: from a disk through host memory to the GPU, with samples hashed.
 READ_BYTES_PER_S = 0.5e9
+# How fast links are beside what is believed of them: slow, as believed, fast (guess).
+_LINK_FACTORS = (0.5, 1.0, 2.0)
 
 
 class FlopsPerToken(Frozen):
@@ -111,6 +114,29 @@ class HostMemoryPlan(Frozen):
         return math.ceil(self.needed_bytes / GIB)
 
 
+class CommunicationPlan(Frozen):
+    """What GPUs tell each other, and what that costs.
+
+    Attributes:
+        num_ranks: Over all nodes.
+        gradient_bytes, weight_bytes, encoder_bytes: That each of them sends in one step.
+        efficiency: Share of its speed that a GPU keeps beside the others, in (0, 1], by a model.
+        efficiency_range: The same where links are half and twice as fast as believed (guess).
+    """
+
+    num_ranks: int
+    gradient_bytes: int
+    weight_bytes: int
+    encoder_bytes: int
+    efficiency: float
+    efficiency_range: tuple[float, float]
+
+    @property
+    def total_bytes(self) -> int:
+        """Of one step."""
+        return self.gradient_bytes + self.weight_bytes + self.encoder_bytes
+
+
 class Sizes(Frozen):
     """What a plan says of its model.
 
@@ -120,6 +146,7 @@ class Sizes(Frozen):
         checkpoint_bytes: Of one checkpoint, all ranks together.
         memory: None without a GPU.
         host_memory: None without a GPU.
+        communication: None where one GPU trains, or none.
     """
 
     parameters: dict[str, int]
@@ -129,6 +156,7 @@ class Sizes(Frozen):
     encoder: EncoderPlan
     memory: MemoryPlan | None
     host_memory: HostMemoryPlan | None = None
+    communication: CommunicationPlan | None = None
 
 
 def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer, tokens_per_s: float, mirrors: Mirrors,
@@ -148,7 +176,19 @@ def plan_sizes(fitted: Fit, shape: EncoderShape, offer: Offer, tokens_per_s: flo
                  checkpoint_bytes=checkpoint_bytes(config, shape, chances),
                  encoder=_encoder(config, shape, offer, mirrors or {}, (store or "").startswith("file:")),
                  memory=_memory(fitted, fitted.memory, shape, offer) if fitted.memory else None,
-                 host_memory=_host_memory(fitted) if fitted.host_memory else None)
+                 host_memory=_host_memory(fitted) if fitted.host_memory else None,
+                 communication=_communication(fitted, shape, offer))
+
+
+def _communication(fitted: Fit, shape: EncoderShape, offer: Offer) -> CommunicationPlan | None:
+    if offer.gpu is None or fitted.world_size == 1:
+        return None
+    sent = communication_bytes(fitted.config, shape, fitted.world_size, fitted.ranks_per_node)
+    low, mid, high = (round(scaling_efficiency(fitted.config, shape, offer.gpu, fitted.world_size,
+                                               offer.num_nodes, links), 3) for links in _LINK_FACTORS)
+    return CommunicationPlan(num_ranks=fitted.world_size, gradient_bytes=sent.gradients,
+                             weight_bytes=sent.weights, encoder_bytes=sent.encoder, efficiency=mid,
+                             efficiency_range=(low, high))
 
 
 def fetch_bytes_per_s(cloud: str) -> float:

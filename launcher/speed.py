@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -11,6 +12,7 @@ from launcher.advice import changed_config
 from launcher.benchmarks import Benchmarked, nearest
 from launcher.gpu_kinds import GPU_KINDS, GpuKind, gpu_kind
 from launcher.offers import Offer
+from trainer.communication import communication_bytes, gathered_bytes
 from trainer.config import TrainConfig, grad_accum_steps
 from trainer.encoder_shape import EncoderShape, Family
 from trainer.sizes import block_bytes, flops_per_token, num_trained
@@ -39,6 +41,7 @@ _DECODED_PER_S = {"fp8": 115e9, "nf4": 137e9}
 _ENCODED_PER_S = {"fp8": 17.5e6, "nf4": 26e6}
 _ENCODING_SHARE = 0.1
 _HOST_TO_GPU_BYTES_PER_S = 20e9  # page-locked memory over PCIe 4
+_NETWORK_BYTES_PER_S = 12.5e9  # between nodes, each way: 100 Gbit/s
 # Where a speed comes from: earlier runs of the store on this hardware, a committed benchmark of this GPU, one
 # or the other on other hardware by the ratio of what the model gives both, or the model by FLOPs alone.
 SpeedOrigin = Literal["runs", "bench", "scaled", "model"]
@@ -134,7 +137,7 @@ def _by_benchmark(config: TrainConfig, shape: EncoderShape | None, offer: Offer,
     """As measured where all but the number of micro-batches is the same, else scaled by the model of both.
 
     Where arithmetic decides, that is by the ratio of their peak rates; it also knows blocks that have to be
-    moved or decoded, and what several GPUs share. What they tell each other it does not know.
+    moved or decoded, and what several GPUs share and tell each other.
     """
     assert offer.gpu is not None, "a benchmark is of a GPU"
     then = found.config
@@ -154,11 +157,36 @@ def _by_benchmark(config: TrainConfig, shape: EncoderShape | None, offer: Offer,
 def _modelled(config: TrainConfig, shape: EncoderShape | None, gpu: str, world_size: int, num_nodes: int
               ) -> float:
     """Tokens per second by FLOPs, bytes and launches."""
-    kind = gpu_kind(gpu)
-    step_s = grad_accum_steps(config, world_size) * micro_batch_time(
-        config, shape, kind, world_size // num_nodes).total_s
-    step_s += _STEP_S + _update_s(config, shape, kind, world_size)
-    return config.tokens_per_step / step_s
+    return config.tokens_per_step / _step_s(config, shape, gpu_kind(gpu), world_size, num_nodes)
+
+
+def _step_s(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind, world_size: int, num_nodes: int,
+            links: float = 1.0) -> float:
+    """Seconds of a step. Nothing is computed while gradients and weights are on their way.
+
+    Args:
+        links: How many times as fast as believed GPUs hear each other.
+    """
+    kind = kind._replace(link_bytes_per_s=links * kind.link_bytes_per_s)
+    per_node = world_size // num_nodes
+    step_s = grad_accum_steps(config, world_size) * micro_batch_time(config, shape, kind, per_node).total_s
+    if shape is not None:
+        told = communication_bytes(config, shape, world_size, per_node)
+        slowest = min(kind.link_bytes_per_s, links * _NETWORK_BYTES_PER_S if num_nodes > 1 else math.inf)
+        step_s += (told.gradients + told.weights) / slowest
+    return step_s + _STEP_S + _update_s(config, shape, kind, world_size)
+
+
+def scaling_efficiency(config: TrainConfig, shape: EncoderShape, gpu: str, world_size: int, num_nodes: int,
+                       links: float = 1.0) -> float:
+    """Share of the speed that is left when ranks have to wait for what others send, in (0, 1], by the model.
+
+    Args:
+        links: See `_step_s`.
+    """
+    alone_s, together_s = (_step_s(config, shape, gpu_kind(gpu), world_size, num_nodes, speed)
+                           for speed in (math.inf, links))
+    return alone_s / together_s
 
 
 def _source(config: TrainConfig, shape: EncoderShape | None, gpu: str) -> str:
@@ -275,11 +303,11 @@ def _moving_s(config: TrainConfig, shape: EncoderShape, kind: GpuKind, ranks_per
     encoder = config.token_encoder
     if encoder.placement not in ("host", "sharded"):
         return 0.0
+    if encoder.placement == "sharded":
+        return gathered_bytes(config, shape, ranks_per_node) / kind.link_bytes_per_s
     packed = sum(block_bytes(shape, index, encoder.weights)
                  for index in range(shape.kept_blocks(encoder.layer)))
-    if encoder.placement == "host":
-        return packed / _HOST_TO_GPU_BYTES_PER_S
-    return packed * (ranks_per_node - 1) / ranks_per_node / kind.link_bytes_per_s
+    return packed / _HOST_TO_GPU_BYTES_PER_S
 
 
 def _update_s(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind, world_size: int) -> float:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAUNCHER = sorted((ROOT / "launcher").glob("*.py"))
 TRAINER = sorted((ROOT / "trainer").rglob("*.py"))
 OPEN_TO_LAUNCHER = {"trainer.at_most", "trainer.aws", "trainer.bench_train_cases", "trainer.config",
-                    "trainer.contract", "trainer.cuda",
+                    "trainer.contract", "trainer.communication", "trainer.cuda",
                     "trainer.deadman", "trainer.guard", "trainer.limits",
                     "trainer.encoder_shape", "trainer.interval", "trainer.learning", "trainer.lease",
                     "trainer.live_price",

@@ -156,7 +156,8 @@ def test_an_error_is_folded_at_words_and_what_is_to_be_typed_is_left_whole(store
 
 @pytest.mark.parametrize(("golden", "infra", "encoder"), [
     ("screen-plan-gpu.txt", "vast", "{}"),
-    ("screen-plan-next-gpu.txt", "slurm", "{placement: next_gpu, weights: fp8}")])
+    ("screen-plan-next-gpu.txt", "slurm", "{placement: next_gpu, weights: fp8}"),
+    ("screen-plan-sharded.txt", "slurm", "{placement: sharded}")])
 def test_a_plan_for_gpus_shows_what_each_holds(store, golden, infra, encoder):
     # Of a share that nobody has timed, so that no new figure in recipes/measured changes this screen.
     train = ("train={profile: qwen3.6-27b, steps: 1, data: {source: 'shards:x'}, token_loss_fraction: 0.3, "

@@ -6,9 +6,11 @@ import pytest
 from launch_examples import NOW, TWO_CORES
 
 from launcher.estimate import Done
+from launcher.fit import fit
 from launcher.gpu_kinds import GPU_KINDS, GpuKind
 from launcher.offers import cloud_offer, make_offer
 from launcher.plan import make_plan
+from launcher.plan_sizes import CommunicationPlan, plan_sizes
 from launcher.recipe import Candidate, load_recipe
 from launcher.speed import MicroBatchTime, Speed, micro_batch_time, packing_s, training_speed
 from trainer.contract import Document
@@ -97,6 +99,47 @@ def test_a_step_of_many_micro_batches_is_faster_than_many_steps():
     small = speed_of("paper-gpt2", "H100:1", "train.micro_batch_size=8", "train.global_batch_size=8")
     large = speed_of("paper-gpt2", "H100:1", "train.micro_batch_size=8", "train.global_batch_size=512")
     assert large.tokens_per_s > 1.4 * small.tokens_per_s
+
+
+def scaling(*overrides: str, kind: str = "H100", nodes: int = 1) -> CommunicationPlan | None:
+    """Of seed-27b on eight GPUs of each node, its encoder split over them."""
+    recipe = load_recipe("seed-27b", ["train.token_encoder.placement=sharded", *overrides])
+    offer = cloud_offer(Candidate(infra="gcp", gpu=f"{kind}:8", num_nodes=nodes), NOW)
+    shape = encoder_shape(recipe.train.token_encoder.name)
+    assert shape is not None
+    return plan_sizes(fit(recipe, shape, offer), shape, offer, 20_000.0, None).communication
+
+
+def test_what_eight_gpus_send_takes_its_share_of_a_step():
+    told = scaling()
+    assert told and told.num_ranks == 8
+    low, high = told.efficiency_range
+    assert 0 < low < told.efficiency < high < 1
+    # Half and twice as long for the same bytes, beside the same work.
+    waits = [1 / efficiency - 1 for efficiency in (low, told.efficiency, high)]
+    assert waits == pytest.approx([2 * waits[1], waits[1], waits[1] / 2], rel=0.02)
+    # Gradients and weights at 200 GB/s, in a step that takes a model's tokens over its speed.
+    config = load_recipe("seed-27b").train
+    step_s = config.tokens_per_step / speed_of("seed-27b", "H100:8",
+                                               "train.token_encoder.placement=sharded").tokens_per_s
+    assert 1 - told.efficiency == pytest.approx(
+        (told.gradient_bytes + told.weight_bytes) / 200e9 / step_s, rel=0.02)
+
+
+def test_slow_links_and_networks_leave_less():
+    batch = "train.global_batch_size=1024"
+    nvlink, pcie, network = scaling(batch), scaling(batch, kind="RTXPRO6000"), scaling(batch, nodes=2)
+    assert nvlink and pcie and network
+    assert pcie.efficiency < nvlink.efficiency and network.efficiency < nvlink.efficiency
+    assert network.encoder_bytes * 2 == nvlink.encoder_bytes  # half as many micro-batches, on each node alone
+
+
+def test_one_gpu_tells_nobody_anything():
+    recipe = load_recipe("qwen3.5-0.8b")
+    offer = cloud_offer(Candidate(infra="gcp", gpu="H100:1"), NOW)
+    shape = encoder_shape(recipe.train.token_encoder.name)
+    assert shape is not None
+    assert plan_sizes(fit(recipe, shape, offer), shape, offer, 20_000.0, None).communication is None
 
 
 def setup_s(name: str, *overrides: str, done: Done | None = None) -> float:
