@@ -207,9 +207,19 @@ def test_a_cpu_is_projected_to_no_gpu(capsys: pytest.CaptureFixture[str]) -> Non
 def test_two_models_of_one_name_are_refused_since_nobody_could_tell_their_figures_apart(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench_command, "of_export",
-                        lambda path, device: Source(path.name, 64, False, None, None))
+                        lambda path, device: Source(path.name, 64, None, None))
     assert bench_command.main(["--from", "mine/run", "--from", "yours/run"]) == 3
     assert "--from: 2 of them are called run: their figures" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("typed", "place"), [(("--length", "8"), "--length"), (
+    ("--sweep", "length"), "--sweep length")])
+def test_other_lengths_than_a_model_has_learned_are_refused(
+        typed: tuple[str, ...], place: str, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_command, "of_export", lambda path, device: Source(path.name, 64, None, None))
+    assert bench_command.main(["--from", "mine/run", *typed]) == 3
+    assert f"{place}: run has learned texts of 64 tokens, and no others" in capsys.readouterr().err
 
 
 def test_a_kept_result_touches_no_other_file(tmp_path: Path) -> None:
