@@ -5,6 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402
+from torch._dynamo.utils import counters  # noqa: E402
 
 from trainer import wide_heads  # noqa: E402
 from trainer.bench_models import shape_of  # noqa: E402
@@ -45,6 +46,7 @@ def losses(told: TrainCase, states: GivenStates, num_steps: int) -> torch.Tensor
 def test_compiled_blocks_train_as_plain_ones_and_twice_to_the_same_bits(profile: str) -> None:
     plain = TrainCase(profile=profile, scope="trainables", length=64, micro_batch=4, num_micro_batches=2,
                       weights="bf16")
+    counters.clear()
     with as_first_rank(1):
         config = config_of(plain)
         states = GivenStates(shape_of(config), config, GPU)
@@ -52,7 +54,7 @@ def test_compiled_blocks_train_as_plain_ones_and_twice_to_the_same_bits(profile:
         compiled = plain.model_copy(update={"compiles": True})
         found = losses(compiled, states, 50)
         assert torch.equal(losses(compiled, states, 50), found)
-    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    graphs = counters["stats"]["unique_graphs"]
     error = float(((found - wanted) / wanted).abs().max())
     print(f"\n{profile}: {graphs} graphs, greatest difference of a loss in 50 steps {error:.4f}")
-    assert error < MOST_ERROR["bf16"] and graphs <= 6
+    assert error < MOST_ERROR["bf16"] and graphs <= 6  # 3 or 4 of blocks, 2 of the loss
