@@ -175,17 +175,6 @@ def test_an_interruption_before_the_first_case_does_not_speak_of_an_older_file(
     assert (capsys.readouterr().err, out.read_text()) == ("interrupted\n", "older")
 
 
-def test_no_file_takes_the_place_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "bench.json"
-    assert bench_command.main([*SMALL, "--out", str(out)]) == 0
-    measured = out.read_text()
-    (tmp_path / "link").symlink_to(out)
-    for first, second in (("--out", "--plot"), ("--against", "--out"), ("--against", "--plot")):
-        assert bench_command.main([*SMALL, first, str(out), second, str(tmp_path / "link")]) == 3
-        assert f"{second} {tmp_path}/link: is the file of {first}, too" in capsys.readouterr().err
-    assert out.read_text() == measured
-
-
 def test_a_plot_that_cannot_be_written_ends_with_1_and_the_table_is_told(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def full(report, path):
@@ -207,16 +196,19 @@ def test_a_cpu_is_projected_to_no_gpu(capsys: pytest.CaptureFixture[str]) -> Non
 def test_two_models_of_one_name_are_refused_since_nobody_could_tell_their_figures_apart(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(bench_command, "of_export",
-                        lambda path, device: Source(path.name, 64, False, None, None))
+                        lambda path, device: Source(path.name, 64, None, None))
     assert bench_command.main(["--from", "mine/run", "--from", "yours/run"]) == 3
     assert "--from: 2 of them are called run: their figures" in capsys.readouterr().err
 
 
-def test_a_kept_result_touches_no_other_file(tmp_path: Path) -> None:
-    (tmp_path / "bench.tmp").write_text("mine")
-    assert bench_command.main([*SMALL, "--out", str(tmp_path / "bench.json")]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.tmp"]
-    assert (tmp_path / "bench.tmp").read_text() == "mine"
+@pytest.mark.parametrize(("typed", "place"), [(("--length", "8"), "--length"), (
+    ("--sweep", "length"), "--sweep length")])
+def test_other_lengths_than_a_model_has_learned_are_refused(
+        typed: tuple[str, ...], place: str, monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_command, "of_export", lambda path, device: Source(path.name, 64, None, None))
+    assert bench_command.main(["--from", "mine/run", *typed]) == 3
+    assert f"{place}: run has learned texts of 64 tokens, and no others" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_said_and_the_rest_goes_on(

@@ -39,8 +39,8 @@ def test_bands_that_touch_are_the_same_and_bands_apart_are_not():
     assert [(change.kind, round(change.ratio, 3)) for change in found.changes] == [
         ("same", 0.846), ("slower", 0.8), ("faster", 1.25)]
     assert in_words(found) == [
-        "SLOWER: seed-27b, 2 steps, 64 tokens, batch 1, bf16: 0.80 times as fast as before",
-        "faster: seed-27b, 4 steps, 64 tokens, batch 1, bf16: 1.25 times as fast as before",
+        "SLOWER: seed-27b, 2 steps, 64 tokens, batch 1, bf16: 0.80 times as fast as", "  before",
+        "faster: seed-27b, 4 steps, 64 tokens, batch 1, bf16: 1.25 times as fast as", "  before",
         "as fast as before, within p10 to p90 or 5%: 1 of 3 cases",
         "not measured this time: seed-27b, 50 steps, 64 tokens, batch 1, bf16"]
 
@@ -48,12 +48,16 @@ def test_bands_that_touch_are_the_same_and_bands_apart_are_not():
 def test_another_device_says_nothing():
     found = compare(report(result(1, 1, 1, 1)), report(result(1, 1, 1, 1), device="NVIDIA H100"))
     assert in_words(found) == [
-        "cannot be compared with the earlier result: measured on NVIDIA H100, this is NVIDIA H200"]
+        "cannot be compared with the earlier result: measured on NVIDIA H100, this is",
+        "  NVIDIA H200"]
 
 
 def test_no_case_in_common_says_nothing():
     found = compare(report(result(1, 1, 1, 1)), report(result(2, 1, 1, 1)))
-    assert found.why_not == "no case is in both" and not found.is_good
+    assert not found.is_good and found.why_not == (
+        "no case is in both: here seed-27b, 1 steps, 64 tokens, batch 1, bf16; "
+        "there seed-27b, 2 steps, 64 tokens, batch 1, bf16")
+    assert compare(report(result(1, 1, 1, 1)), report()).why_not.endswith("; there nothing")
 
 
 def test_runs_of_the_same_code_that_are_further_apart_than_each_is_from_itself_are_the_same():

@@ -49,8 +49,11 @@ def test_a_map_with_its_gelu_is_off_by_a_rounding_of_bfloat16() -> None:
     assert error < 5e-3
 
 
-@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
-                    reason="no e4m3")
+HAS_E4M3 = pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9),
+                              reason="no e4m3")
+
+
+@HAS_E4M3
 @pytest.mark.parametrize("width", [300, 8192, 20_480])
 def test_gelu_in_e4m3_is_what_torch_rounds_it_to(width: int) -> None:
     x = 3 * _drawn(130, width).bfloat16()
@@ -62,6 +65,16 @@ def test_gelu_in_e4m3_is_what_torch_rounds_it_to(width: int) -> None:
     assert _error(codes.float() * scale, wanted) < 0.03
     rounded = (wanted / by_torch).to(torch.float8_e4m3fn)
     assert (codes.view(torch.uint8) == rounded.view(torch.uint8)).float().mean() > 0.95
+
+
+@HAS_E4M3
+def test_what_is_no_number_stays_none_in_e4m3() -> None:
+    x = _drawn(3, 300).bfloat16()
+    x[0, 7], x[1, 8] = float("nan"), float("inf")
+    codes, _ = gelu_in_fp8(x)
+    wanted = torch.zeros_like(x, dtype=torch.bool)
+    wanted[0, 7] = wanted[1, 8] = True
+    assert torch.equal(codes.float().isnan(), wanted)
 
 
 @pytest.mark.parametrize(("positions", "rows"), [(65, 300), (700, 20_000), (1_500, 4_096)])

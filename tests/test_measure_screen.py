@@ -52,6 +52,8 @@ wrote evaluation.json, evaluation.png and samples.json to out
 def test_without_another_model_the_last_sentence_is_ours_alone() -> None:
     assert headline(result()) == (
         "3,000 tokens/s (30,000 at batch 32) at perplexity 456.7, entropy 3.40 (16 steps)")
+    doubtful = result(frontier=[sampling(4, 31.0, 3.7, 9.0)])
+    assert headline(doubtful).endswith("(4 steps); held-out text has perplexity 31.2: this judge says little")
     warm = result(frontier=[sampling(4, 50.0, 3.0, 9.0, batch=1, setting={"steps": 4, "temperature": 0.9})])
     assert headline(warm) == "9 tokens/s at perplexity 50.0, entropy 3.00 (4 steps, temperature 0.9)"
     assert headline(result(frontier=[sampling(4, None, 0.0, 9.0)])) == "no text of this model could be scored"

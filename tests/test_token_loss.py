@@ -14,6 +14,13 @@ from trainer.sizes import loss_chunk_rows  # noqa: E402
 from trainer.token_loss import VocabularyHead, linear_cross_entropy, loss_and_gradients  # noqa: E402
 
 
+@pytest.fixture(params=[False, True], ids=["as it is", "to be compiled"])
+def compiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both ways; what would be compiled is run as it is written."""
+    monkeypatch.setattr("trainer.token_loss.compiled", lambda function: function)
+    return request.param
+
+
 def _case(dtype: torch.dtype = torch.float32, num_rows: int = 13) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(0)
     features = (2 * torch.randn(num_rows, 6, generator=generator)).to(dtype).requires_grad_()
@@ -34,19 +41,20 @@ def _reference(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
 
 
 @pytest.mark.parametrize("rows_at_a_time", [1, 3, 5, 100])
-def test_value_and_all_gradients_are_exact_however_the_rows_are_split(rows_at_a_time: int) -> None:
+def test_value_and_all_gradients_are_exact_however_the_rows_are_split(
+        rows_at_a_time: int, compiles: bool) -> None:
     features, weight, bias, targets = _case()
-    loss = linear_cross_entropy(features, weight, bias, targets, logits_at_a_time=17 * rows_at_a_time)
+    loss = linear_cross_entropy(features, weight, bias, targets, 17 * rows_at_a_time, compiles)
     (3 * loss).backward()
     found = (loss.detach(), features.grad, weight.grad, bias.grad)
     for mine, theirs in zip(found, _reference(features, weight, bias, targets), strict=True):
         assert torch.allclose(mine.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_weights_get_gradients_that_are_rounded_once() -> None:
+def test_bfloat16_weights_get_gradients_that_are_rounded_once(compiles: bool) -> None:
     """Rounded chunk by chunk, a sum over thousands of rows would lose whole digits."""
     features, weight, bias, targets = _case(torch.bfloat16, num_rows=4_000)
-    loss = linear_cross_entropy(features, weight, bias, targets, logits_at_a_time=17 * 10)
+    loss = linear_cross_entropy(features, weight, bias, targets, 17 * 10, compiles)
     (3 * loss).backward()
     value, for_features, for_weight, for_bias = _reference(features, weight, bias, targets)
     assert loss.dtype == torch.float32
@@ -65,19 +73,19 @@ def test_no_counted_row_gives_zero_and_no_gradient() -> None:
         assert not any(leaf.grad.any() for leaf in (features, weight, bias))
 
 
-def test_large_logits_neither_overflow_nor_underflow() -> None:
+def test_large_logits_neither_overflow_nor_underflow(compiles: bool) -> None:
     features, weight, bias, targets = _case()
     with torch.no_grad():
         features *= 1e4
-    loss = linear_cross_entropy(features, weight, bias, targets)
+    loss = linear_cross_entropy(features, weight, bias, targets, compiles=compiles)
     assert loss.item() == pytest.approx(_reference(features, weight, bias, targets)[0].item(), rel=1e-5)
 
 
-def test_what_is_not_a_number_shows_in_the_loss() -> None:
+def test_what_is_not_a_number_shows_in_the_loss(compiles: bool) -> None:
     features, weight, bias, targets = _case()
     with torch.no_grad():
         features[1] = float("nan")
-    assert linear_cross_entropy(features, weight, bias, targets).isnan()
+    assert linear_cross_entropy(features, weight, bias, targets, compiles=compiles).isnan()
 
 
 @pytest.mark.parametrize(("precision", "micro_batch_size"), [("bf16", 16), ("bf16", 2), ("fp32", 16)])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trainer import wide_heads
+from trainer.torch_compile import compiled
 
 _ROTARY_BASE = 10_000.0  # the usual one; a guess for sequences of latents
 
@@ -166,21 +167,12 @@ class BlockStack(nn.ModuleList):
         if compiles:  # learned queries are one for all samples, and would be a case of their own
             x = x.contiguous()
         for block in self:
-            through = functools.partial(_compiled(type(block)), block) if compiles else block
+            through = functools.partial(compiled(type(block).forward), block) if compiles else block
             if self.recompute and has_way_back:
                 x = checkpoint(through, x, *context, use_reentrant=False)
             else:
                 x = through(x, *context)
         return x
-
-
-@functools.cache
-def _compiled(kind: type[nn.Module]) -> Callable[..., Tensor]:
-    """Forward of a kind of block, compiled once for all blocks of it that have the same sizes.
-
-    Kernels are not chosen by trying them out: another machine would choose others, and add in another order.
-    """
-    return torch.compile(kind.forward, fullgraph=True, dynamic=False, options={"deterministic": True})
 
 
 def sinusoid(length: int, width: int, stretch: float = 1.0, amplitude: float = 1.0) -> Tensor:

@@ -115,9 +115,10 @@ def _sources(options: Namespace, device: torch.device) -> list[Source]:
     profiles = [of_profile(name, options.seed, device) for name in dict.fromkeys(options.preset)]
     exports = [of_export(path, device) for path in dict.fromkeys(options.exports)]
     for source in exports:
-        if options.length and set(options.length) != {source.length}:
+        others = "--sweep length" if "length" in options.sweep else "--length"
+        if others != "--length" or options.length and set(options.length) != {source.length}:
             raise ConfigError(f"{source.name} has learned texts of {source.length} tokens, and no others",
-                              place="--length", fix="leave --length out")
+                              place=others, fix=f"leave {others} out")
     for name, num in Counter(source.name for source in [*profiles, *exports]).items():
         if num > 1:
             raise ConfigError(f"{num} of them are called {name}: their figures could not be told apart",
@@ -126,9 +127,8 @@ def _sources(options: Namespace, device: torch.device) -> list[Source]:
 
 
 def _cases(source: Source, options: Namespace, device: torch.device) -> list[Case]:
-    sweeps = [axis for axis in options.sweep if source.has_lengths or axis != "length"]
     grid = Grid(steps=tuple(options.steps or [10]), batches=tuple(options.batch or [1]),
-                modes=_modes(options, device), sweeps=tuple(sweeps))
+                modes=_modes(options, device), sweeps=tuple(options.sweep))
     return grid.cases(source.name, options.length or [source.length])
 
 

@@ -1,10 +1,11 @@
 """A benchmark beside an earlier one: what is slower or faster than the noise of both. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from trainer.bench_device import Device
 from trainer.bench_output import Found
+from trainer.bench_table import folded
 
 # Less says nothing: two runs with the same kernels lay 3.3 % apart, each within 2 % of itself
 # (recipes/measured).
@@ -70,8 +71,14 @@ def compare(now: Result, before: Result) -> Comparison:
                     if name in asked and asked[name].fast)
     lost = tuple(f"{name}: {asked[name].left_out}" for name in earlier
                  if name in asked and not asked[name].fast)
-    why_not = "" if changes or lost else "no case is in both"
+    why_not = "" if changes or lost else _nothing_in_both(asked, earlier)
     return Comparison(why_not, changes, lost, tuple(name for name in earlier if name not in asked))
+
+
+def _nothing_in_both(now: Collection[str], before: Collection[str]) -> str:
+    """With a case of each: it may be a folder's name alone that differs."""
+    here, there = (next(iter(cases), "nothing") for cases in (now, before))
+    return f"no case is in both: here {here}; there {there}"
 
 
 def _change(name: str, now: Found, before: Found) -> Change:
@@ -87,7 +94,7 @@ def _change(name: str, now: Found, before: Found) -> Change:
 def in_words(comparison: Comparison) -> list[str]:
     """Lines for the screen: regressions first, then what is faster, then what is missing."""
     if comparison.why_not:
-        return [f"cannot be compared with the earlier result: {comparison.why_not}"]
+        return folded(f"cannot be compared with the earlier result: {comparison.why_not}")
     slower = [f"SLOWER: {change.case}: {change.ratio:.2f} times as fast as before"
               for change in comparison.slower]
     lost = [f"LOST: {words}" for words in comparison.lost]
@@ -97,4 +104,5 @@ def in_words(comparison: Comparison) -> list[str]:
     same = sum(change.kind == "same" for change in changes)
     missing = [f"not measured this time: {name}" for name in comparison.missing]
     band = f"within p10 to p90 or {_LEAST_CHANGE:.0%}"
-    return [*slower, *lost, *faster, f"as fast as before, {band}: {same} of {len(changes)} cases", *missing]
+    same_as_before = f"as fast as before, {band}: {same} of {len(changes)} cases"
+    return [line for words in (*slower, *lost, *faster, same_as_before, *missing) for line in folded(words)]

@@ -21,14 +21,12 @@ class Source:
     Attributes:
         name: Of its cases.
         length: Tokens of its texts where nobody asks for others.
-        has_lengths: Its weights fit any length.
         subject: What builds it.
         first_texts: Cold starts in a mode.
     """
 
     name: str
     length: int
-    has_lengths: bool
     subject: Subject
     first_texts: Callable[[str], list[FirstText]]
 
@@ -42,7 +40,7 @@ def of_profile(name: str, seed: int, device: torch.device) -> Source:
     def build(model: Model) -> Generator:
         return random_generator(profile_config(model), seed, device)
 
-    return Source(name, length, True, Subject(build, is_trained=False),
+    return Source(name, length, Subject(build, is_trained=False),
                   lambda mode: first_texts_of_profile(build(own), name, mode))
 
 
@@ -52,6 +50,6 @@ def of_export(path: Path, device: torch.device) -> Source:
     from trainer.export import load_export, read_export
 
     record = read_export(path)
-    return Source(path.resolve().name, record.train.data.sequence_length, False,
+    return Source(path.resolve().name, record.train.data.sequence_length,
                   Subject(lambda model: load_export(path, device, torch.float32), is_trained=True),
                   lambda mode: first_texts_of_export(path, mode))

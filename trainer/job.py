@@ -301,7 +301,7 @@ def build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
     import deepspeed
 
     if config.compile and has_triton(next(model.parameters()).device):
-        model.compile_blocks()
+        model.compile_for_training()
     settings = config.optimizer
     optimizer = torch.optim.AdamW(parameter_groups(model.parts(), settings.weight_decay),
                                   lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)

@@ -60,7 +60,7 @@ def headline(result: dict[str, Any]) -> str:
         at = best["setting"]
         temperature = "" if at["temperature"] == 1 else f", temperature {at['temperature']:g}"
         ours = f"{_at_quality(best, batches)} ({at['steps']} steps{temperature})"
-    return f"{ours}{_beside(result, batches)}"
+    return f"{ours}{_beside(result, batches)}{_doubt(result, best)}"
 
 
 def score(scores: dict[str, Any], metric: str) -> float | None:
@@ -68,6 +68,13 @@ def score(scores: dict[str, Any], metric: str) -> float | None:
     found: float | None = next((value for key, value in scores.items()
                                 if key == metric or key.startswith(f"{metric}_by_")), None)
     return found
+
+
+def _doubt(result: dict[str, Any], best: dict[str, Any] | None) -> str:
+    """Said where a judge finds no text as unlikely as real text: it has learned too little."""
+    real, own = (score(scores or {}, "generative_perplexity") for scores in (result["reference"], best))
+    return "" if real is None or own is None or real <= own else (
+        f"; held-out text has perplexity {real:,.1f}: this judge says little")
 
 
 def _beside(result: dict[str, Any], batches: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from trainer.latent_scale import ExactBuffers, RunningScale
 from trainer.latents import LatentDecoder, LatentEncoder, TokenDecoder
 from trainer.prompt import PromptContext
 from trainer.sizes import longest_prompt
-from trainer.token_loss import IGNORED
+from trainer.token_loss import IGNORED, VocabularyHead
 
 
 class StepNoise(NamedTuple):
@@ -138,10 +138,10 @@ class LatentDiffusionLM(ExactBuffers):
         return {"latent_encoder": self.encoder, "latent_decoder": self.decoder,
                 "token_decoder": self.token_decoder, "denoiser": self.denoiser}
 
-    def compile_blocks(self) -> None:
-        """Have torch compile the blocks of all parts in training, when the first batch comes."""
+    def compile_for_training(self) -> None:
+        """Have torch compile the blocks of all parts, and the vocabulary loss, when the first batch comes."""
         for module in self.modules():
-            if isinstance(module, BlockStack):
+            if isinstance(module, BlockStack | VocabularyHead):
                 module.compiles = True
 
     def set_statistics(self, mean_D: Tensor, std_D: Tensor) -> None:

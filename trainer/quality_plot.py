@@ -52,6 +52,8 @@ def _draw_frontier(axes: Any, result: dict[str, Any], judge: Judge) -> None:
 
 def _draw_speed_at_quality(axes: Any, result: dict[str, Any], judge: Judge) -> None:
     """Perplexity over tokens/s: a point for each number of steps, and what stands beside them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     y, other = judge.key("generative_perplexity"), result.get("autoregressive", {})
     points = [point for point in result["frontier"] if point[y] is not None]
     for colour, batch in enumerate(batches_of(result)):
@@ -70,6 +72,9 @@ def _draw_speed_at_quality(axes: Any, result: dict[str, Any], judge: Judge) -> N
         axes.axhline(result["reference"][y], color="k", linewidth=0.8, linestyle=":", label="held-out text")
     axes.set(xscale="log", yscale="log", xlabel="tokens/s, decoding included", ylabel=y,
              title="Speed at a quality; labels: steps")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(lambda speed, _: f"{speed:,.0f}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     if axes.lines:
         axes.legend(fontsize=8)
 

@@ -13,21 +13,29 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from trainer.sizes import LOGITS_AT_A_TIME, loss_chunk_rows
+from trainer.torch_compile import compiled
 
 IGNORED = -100  # target of a row that does not count; what cross_entropy skips
 
 
 class VocabularyHead(nn.Linear):
-    """Features (..., W) -> logits (..., V); or, given targets, straight to their mean cross-entropy."""
+    """Features (..., W) -> logits (..., V); or, given targets, straight to their mean cross-entropy.
+
+    Attributes:
+        compiles: In training, what stands between products is what torch compiles of it.
+    """
+
+    compiles = False
 
     def forward(self, features: Tensor, targets: Tensor | None = None) -> Tensor:
         if targets is None:
             return super().forward(features)
-        return linear_cross_entropy(features.flatten(0, -2), self.weight, self.bias, targets.flatten())
+        return linear_cross_entropy(features.flatten(0, -2), self.weight, self.bias, targets.flatten(),
+                                    compiles=self.compiles and self.training)
 
 
 def linear_cross_entropy(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, targets_N: Tensor,
-                         logits_at_a_time: int = LOGITS_AT_A_TIME) -> Tensor:
+                         logits_at_a_time: int = LOGITS_AT_A_TIME, compiles: bool = False) -> Tensor:
     """Mean cross-entropy, in nats, of a linear head over the rows that count: a float32 scalar.
 
     Exact, with exact gradients. Rows whose target is -100 do not count; 0 when none does. Backward
@@ -36,7 +44,7 @@ def linear_cross_entropy(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor,
     inputs = (features_NW, weight_VW, bias_V)
     needs_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
     chunk_rows = loss_chunk_rows(len(weight_VW), logits_at_a_time)
-    return _LinearCrossEntropy.apply(*inputs, targets_N, chunk_rows, needs_gradients)
+    return _LinearCrossEntropy.apply(*inputs, targets_N, chunk_rows, needs_gradients, compiles)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -52,18 +60,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # In place: the gradient of the weights may be the largest tensor of the step. `mul_` would round the
         # factor on a GPU too, in a kernel that runs at a quarter of the memory's speed (an H200's profile).
         torch._foreach_mul_(list(gradients), upstream.to(gradients[0].dtype))
-        return (*gradients, None, None, None)
+        return (*gradients, None, None, None, None)
 
 
 def loss_and_gradients(features_NW: Tensor, weight_VW: Tensor, bias_V: Tensor, targets_N: Tensor,
-                       chunk_rows: int, needs_gradients: bool) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+                       chunk_rows: int, needs_gradients: bool,
+                       compiles: bool = False) -> tuple[Tensor, tuple[Tensor, ...] | None]:
     """The loss of `linear_cross_entropy`, and its gradients by features, weight and bias if asked for."""
     counted_N = targets_N != IGNORED
     share_N = counted_N / counted_N.sum().clamp(min=1)
     gradients = None
     if needs_gradients:
         gradients = _Gradients(features_NW, weight_VW, is_whole=len(features_NW) <= chunk_rows)
-    work = _Work(min(chunk_rows, len(features_NW)), weight_VW)
+    work = (_CompiledWork if compiles else _Work)(min(chunk_rows, len(features_NW)), weight_VW)
     total = torch.zeros((), device=features_NW.device)
     for begin in range(0, len(features_NW), chunk_rows):
         rows = slice(begin, begin + chunk_rows)
@@ -105,6 +114,39 @@ class _Work:
         # Of the target it is the probability less 1, rounded once.
         of_target_C = (-loss_C).expm1() * share_C
         return logits_CV.scatter_(1, target_C1, of_target_C[:, None].to(logits_CV.dtype))
+
+
+class _CompiledWork:
+    """As `_Work`: logits are read twice and written once, and not held in float32."""
+
+    def __init__(self, num_rows: int, weight_VW: Tensor) -> None:
+        self._logits_CV = weight_VW.new_empty(num_rows, len(weight_VW))
+
+    def losses(self, features_CW: Tensor, weight_VW: Tensor, bias_V: Tensor, target_C1: Tensor) -> Tensor:
+        """Cross-entropy of each row, float32."""
+        logits_CV = self._logits_CV[:len(features_CW)]
+        torch.addmm(bias_V, features_CW, weight_VW.T, out=logits_CV)
+        self._largest_C1, self._sum_C1 = compiled(_summed)(logits_CV)
+        of_target_C1 = logits_CV.gather(1, target_C1).float() - self._largest_C1
+        return (self._sum_C1.log() - of_target_C1).squeeze(1)
+
+    def gradients(self, loss_C: Tensor, target_C1: Tensor, share_C: Tensor) -> Tensor:
+        """Gradient of a share of each loss with respect to the logits, in their place."""
+        logits_CV = self._logits_CV[:len(loss_C)]
+        compiled(_scaled)(logits_CV, self._largest_C1, share_C[:, None] / self._sum_C1)
+        of_target_C = (-loss_C).expm1() * share_C
+        return logits_CV.scatter_(1, target_C1, of_target_C[:, None].to(logits_CV.dtype))
+
+
+def _summed(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest of each row, and the sum of e to the power of what all are below it, (C, 1), float32."""
+    largest_C1 = logits_CV.amax(1, keepdim=True).float()
+    return largest_C1, (logits_CV.float() - largest_C1).exp().sum(1, keepdim=True)
+
+
+def _scaled(logits_CV: Tensor, largest_C1: Tensor, factor_C1: Tensor) -> None:
+    """A factor of e to the power of each logit, less the largest, in its place."""
+    logits_CV.copy_((logits_CV.float() - largest_C1).exp() * factor_C1)
 
 
 class _Gradients:

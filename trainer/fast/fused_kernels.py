@@ -68,8 +68,9 @@ def _gelu_rows_in_fp8(rows, codes, scales, row_stride, width, LARGEST: tl.conste
     # Rounded, as what a map reads in bf16 is.
     x = (0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))).to(tl.bfloat16).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) / LARGEST
-    code = tl.minimum(tl.maximum(x / scale, -LARGEST), LARGEST).to(tl.float8e4nv)
-    tl.store(codes + row * width + column, code, mask=is_column)
+    # What is no number stays none, as with torch: a bound in its place would become text.
+    code = tl.clamp(x / scale, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(codes + row * width + column, code.to(tl.float8e4nv), mask=is_column)
     tl.store(scales + row, scale)
 
 

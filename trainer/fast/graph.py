@@ -51,7 +51,8 @@ def replay_of(work: Callable[[], object]) -> Callable[[], None]:
     """Some work on the current device as one graph, after it was done once: what does it again."""
     _do_aside(work, 1)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # The stream of now, as for a program: what comes after a capture that fails is done there.
+    with torch.cuda.stream(torch.cuda.current_stream()), _drawing_goes_on(), torch.cuda.graph(graph):
         work()
     return graph.replay
 

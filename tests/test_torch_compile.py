@@ -11,12 +11,13 @@ from tiny_ldlm import VOCABULARY, TableEncoder, tiny_config, tiny_model  # noqa:
 from torch._dynamo.testing import CompileCounterWithBackend  # noqa: E402
 
 from tests.tiny_profiles import tiny_profiles  # noqa: E402
-from trainer import attention, job  # noqa: E402
+from trainer import job  # noqa: E402
 from trainer.bench_models import shape_of  # noqa: E402
 from trainer.bench_train_cases import TrainCase, config_of  # noqa: E402
 from trainer.bench_train_encoder import GivenStates  # noqa: E402
 from trainer.bench_train_job import as_first_rank, build_step, end_step, take_step  # noqa: E402
 from trainer.model import LatentDiffusionLM, draw_noise  # noqa: E402
+from trainer.torch_compile import compiled  # noqa: E402
 
 CPU = torch.device("cpu")
 TWO_LAYERS = {"encoder_layers": 2, "decoder_layers": 2, "denoiser_layers": 2, "token_decoder_layers": 2}
@@ -32,10 +33,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounterWithBack
         return compiles(function, backend=counter, **settings)
 
     monkeypatch.setattr(torch, "compile", without_kernels)
-    attention._compiled.cache_clear()
+    compiled.cache_clear()
     torch._dynamo.reset()
     yield counter
-    attention._compiled.cache_clear()
+    compiled.cache_clear()
 
 
 def numbers(model: LatentDiffusionLM, step: int) -> list[float]:
@@ -57,13 +58,13 @@ def test_each_kind_of_block_is_compiled_once_and_computes_the_same(compiler, rec
     chosen = {int(draw_noise(model.config, 0, step, range(8), "cpu").self_conditioned_B.sum())
               for step in range(4)}
     assert len(chosen) > 1
-    model.compile_blocks()
+    model.compile_for_training()
     assert [numbers(model, step) for step in range(4)] == wanted
-    assert compiler.frame_count == 3  # of Perceivers, token decoder and denoiser
+    assert compiler.frame_count == 5  # blocks of Perceivers, token decoder and denoiser; the loss
     with torch.no_grad():
         numbers(model.eval(), 4)
     numbers(model, 5)  # gradients of a model that is measured
-    assert compiler.frame_count == 3
+    assert compiler.frame_count == 5
 
 
 def case(**changes: Any) -> TrainCase:
@@ -90,4 +91,4 @@ def test_deepspeeds_steps_are_the_same(compiler, zero_stage: int, monkeypatch: p
         wanted = losses(plain, states)
         assert losses(compiled, states) == wanted and compiler.frame_count == 0  # there is no Triton here
         monkeypatch.setattr(job, "has_triton", lambda device: True)
-        assert losses(compiled, states) == wanted and compiler.frame_count == 3
+        assert losses(compiled, states) == wanted and compiler.frame_count == 5

@@ -1,0 +1,48 @@
+"""Where a benchmark writes: each file whole, and none in the place of another."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from pydantic import BaseModel  # noqa: E402
+
+from trainer.bench_output import Kept, require_places  # noqa: E402
+from trainer.contract import ConfigError  # noqa: E402
+
+
+class Found(BaseModel):
+    speed: float
+
+
+def test_a_kept_result_touches_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "bench.tmp").write_text("mine")
+    kept = Kept(tmp_path / "bench.json")
+    assert kept.interrupted() == "interrupted"
+    for speed in (1, 2):
+        kept.write(Found(speed=speed))
+    assert kept.interrupted() == f"interrupted; cases that were done are in {tmp_path}/bench.json"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bench.json", "bench.tmp"]
+    assert (tmp_path / "bench.tmp").read_text() == "mine"
+    assert (tmp_path / "bench.json").read_text() == '{\n "speed": 2.0\n}'
+
+
+def test_a_result_without_a_file_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    kept = Kept(None)
+    kept.write(Found(speed=1))
+    assert kept.interrupted() == "interrupted" and not [*tmp_path.iterdir()]
+
+
+def test_no_file_takes_the_place_of_another(tmp_path: Path) -> None:
+    out, link = tmp_path / "bench.json", tmp_path / "link"
+    out.touch()
+    link.symlink_to(out)
+    require_places({"--out": out, "--plot": tmp_path / "bench.png", "--profile": None}, tmp_path / "old.json")
+    for written, read, words in (
+            ({"--out": out, "--plot": link}, None, f"--plot {link}: is the file of --out, too"),
+            ({"--out": link}, out, f"--out {link}: is the file of --against, too")):
+        with pytest.raises(ConfigError) as told:
+            require_places(written, read)
+        assert str(told.value).startswith(words)
