@@ -165,6 +165,7 @@ def main() -> None:
         for arm in ARMS:
             with ProcessPoolExecutor(1, get_context("spawn")) as alone:
                 found[arm] = alone.submit(run_arm, configured(asked, arm), Path(folder), arm).result()
+            print(arm, found[arm], flush=True)  # the second may not come to its end
     print_table(asked, found)
 
 
