@@ -4,7 +4,6 @@
 load once. FOLDER/encoder is a model with random weights.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -120,7 +119,6 @@ def one_rank(rank: int, world_size: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     importlib.import_module("deepspeed")  # else every rank loads it anew
-    gc.freeze()  # DeepSpeed's optimizer for bf16 collects garbage 18 times, half a second each
     for num_ranks in NUM_RANKS:
         torch.multiprocessing.start_processes(one_rank, (num_ranks, Path(sys.argv[1])), nprocs=num_ranks,
                                               start_method="fork")
