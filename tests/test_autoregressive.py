@@ -13,7 +13,6 @@ from random_encoders import NUM_POSITIONS, WORDS, save_model, tokenizer  # noqa:
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
-from trainer import autoregressive  # noqa: E402
 from trainer.autoregressive import Decoding, chances_of, load_autoregressive, written  # noqa: E402
 from trainer.causal_lm import CausalLM  # noqa: E402
 from trainer.contract import ConfigError  # noqa: E402
@@ -120,22 +119,6 @@ def test_a_compiler_sees_a_token_as_one_piece_and_it_writes_the_same() -> None:
     plain_BL = decoding.rows(chances_BL)
     decoding._go_on = torch.compile(decoding._step, fullgraph=True, dynamic=False, backend="eager")
     assert torch.equal(decoding.rows(chances_BL), plain_BL)
-
-
-@pytest.mark.parametrize(("has_triton", "ways"), [(False, [""]), (True, [" compiled", ""])])
-def test_where_no_graph_can_be_had_it_is_said_and_rows_are_written_all_the_same(
-        has_triton, ways, monkeypatch) -> None:
-    said = list[str]()
-
-    def refused(step: object) -> None:
-        raise RuntimeError("operation not permitted\nwhen stream is capturing")
-
-    monkeypatch.setattr(autoregressive, "replay_of", refused)
-    monkeypatch.setattr(autoregressive, "has_triton", lambda device: has_triton)
-    decoding = Decoding(lm_of("gpt2"), 1, LENGTH, said.append)
-    assert decoding._replay(said.append) == decoding._step
-    assert said == [f"warning: no CUDA graph of the autoregressive model{way}: operation not permitted"
-                    for way in ways]
 
 
 def test_what_was_written_says_what_wrote_it(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from trainer.fast import graph  # noqa: E402
 from trainer.fast.graph import _many_sizes  # noqa: E402
 
 
@@ -16,6 +17,21 @@ def test_torch_compiles_for_more_sizes_than_it_would_by_itself() -> None:
     torch._dynamo.reset()
     with _many_sizes():
         _compiled_for(doubled, 12)
+
+
+@pytest.mark.parametrize(("has_triton", "ways"), [(False, [""]), (True, [" compiled", ""])])
+def test_where_no_graph_can_be_had_it_is_said_and_the_work_is_done_all_the_same(
+        has_triton, ways, monkeypatch) -> None:
+    said, done = list[str](), list[int]()
+
+    def refused(way: object) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    monkeypatch.setattr(graph, "replay_of", refused)
+    monkeypatch.setattr(graph, "has_triton", lambda device: has_triton)
+    graph.quickest_replay(lambda: done.append(1), torch.device("cuda"), "a step", said.append)()
+    assert said == [f"warning: no CUDA graph of a step{way}: operation not permitted" for way in ways]
+    assert done == [1]
 
 
 def _compiled_for(function, num: int) -> None:

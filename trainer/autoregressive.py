@@ -16,8 +16,7 @@ from torch import Tensor
 
 from trainer.causal_lm import CausalLM, load_causal_lm
 from trainer.contract import ConfigError
-from trainer.fast.devices import has_triton
-from trainer.fast.graph import replay_of
+from trainer.fast.graph import quickest_replay
 from trainer.fast.noise import normals, sample_keys
 from trainer.frontier import timed_rows
 from trainer.generate import to_text
@@ -131,7 +130,7 @@ class Decoding:
         self._drawn_BL = torch.zeros(batch, length, dtype=torch.int64, device=device)
         self._places_L = torch.arange(length, device=device)
         self._step()  # makes room for keys and values, which neither a graph nor a compiler can
-        self._go_on = self._replay(say) if device.type == "cuda" else self._step
+        self._go_on = quickest_replay(self._step, device, "the autoregressive model", say)
 
     @torch.inference_mode()
     def rows(self, chances_BL: Tensor) -> Tensor:
@@ -143,19 +142,6 @@ class Decoding:
         for _ in range(self._drawn_BL.shape[1]):
             self._go_on()
         return self._drawn_BL.clone()
-
-    def _replay(self, say: Callable[[str], None]) -> Callable[[], None]:
-        """One graph a token: compiled by torch, as ours is, else of transformers' own operations."""
-        ways = {"": self._step}
-        if has_triton(self._at.device):
-            ways = {" compiled": torch.compile(self._step, fullgraph=True, dynamic=False)} | ways
-        for how, step in ways.items():
-            try:
-                return replay_of(step)
-            except RuntimeError as error:
-                why = (str(error).strip() or type(error).__name__).splitlines()[0]
-                say(f"warning: no CUDA graph of the autoregressive model{how}: {why}")
-        return self._step
 
     def _step(self) -> None:
         """One more token of each row. What lies behind it in the kept keys and values is not read."""

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from trainer.attention import AttentionShape, TransformerBlock
 from trainer.bench_models import fill, shape_behind
 from trainer.bench_timing import over_after, time_path
+from trainer.command import talk
 from trainer.config import ModelConfig
-from trainer.fast.graph import replay_of
+from trainer.fast.graph import quickest_replay
 from trainer.fast.weights import dtype_of, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.sizes import generation_parameters
@@ -81,7 +82,7 @@ class Decoding:
         self._latest_B1 = torch.full((batch, 1), _START, device=device)
         self._drawn_BL = torch.zeros(batch, length, dtype=torch.int64, device=device)
         self._places_L = torch.arange(length, device=device)
-        self._go_on = replay_of(self._step) if device.type == "cuda" else self._step
+        self._go_on = quickest_replay(self._step, device, "the autoregressive transformer", talk)
 
     @torch.inference_mode()
     def tokens(self, num: int, seed: int, prompt: Prompt | None = None) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from trainer.fast.devices import has_triton
 from trainer.fast.program import Generated, Program
 from trainer.host_copies import write_to
 from trainer.prompt import PromptContext
@@ -55,6 +56,30 @@ def replay_of(work: Callable[[], object]) -> Callable[[], None]:
     with torch.cuda.stream(torch.cuda.current_stream()), _drawing_goes_on(), torch.cuda.graph(graph):
         work()
     return graph.replay
+
+
+def quickest_replay(work: Callable[[], object], device: torch.device, of: str,
+                    say: Callable[[str], None]) -> Callable[[], object]:
+    """Replays some work that changes tensors in place: as torch compiles it, else as it is; no GPU: does it.
+
+    Args:
+        work: What to do, once more each time.
+        device: Where it is done.
+        of: Whose it is, for `say`.
+        say: Hears what does not work, in a sentence.
+    """
+    if device.type != "cuda":
+        return work
+    ways = {"": work}
+    if has_triton(device):
+        ways = {" compiled": torch.compile(work, fullgraph=True, dynamic=False)} | ways
+    for how, way in ways.items():
+        try:
+            return replay_of(way)
+        except RuntimeError as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[0]
+            say(f"warning: no CUDA graph of {of}{how}: {why}")
+    return work
 
 
 def _do_aside(work: Callable[[], object], times: int) -> None:
