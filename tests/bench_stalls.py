@@ -49,7 +49,7 @@ _WAIT_FIRST = ("log_step", "save")  # for the device, by themselves
 ARMS: dict[str, dict[str, Any]] = {
     "with": {"log_every_steps": 10, "heartbeat_s": 2.0},
     "without": {"log_every_steps": _NEVER, "heartbeat_s": float(_NEVER),
-                "checkpoint": {"every_steps": None, "every_minutes": 600.0}}}
+                "checkpoint": {"every_steps": None, "every_minutes": 600.0, "max_lost_minutes": None}}}
 
 
 @dataclass
