@@ -44,9 +44,13 @@ def test_each_part_takes_the_longer_of_reading_and_arithmetic():
     assert work["optimizer"].passes == 1 and work["optimizer"].floor_s == work["optimizer"].read_s
 
 
-def test_an_encoder_in_fp8_is_set_beside_the_rate_of_fp8_and_half_the_bytes():
+def test_an_encoder_in_fp8_reads_half_the_bytes_and_is_set_beside_the_rate_of_what_it_multiplies_in():
     plain = work_of_step(config_of(CASE), SHAPE, 1, "encoder", RATES)["encoder"]
-    case = CASE.model_copy(update={"weights": "fp8"})
+    held = CASE.model_copy(update={"weights": "fp8"})
+    decoded = work_of_step(config_of(held), SHAPE, 1, "encoder", RATES)["encoder"]
+    assert decoded.compute_s == plain.compute_s
+    assert decoded.num_bytes / plain.num_bytes == pytest.approx(0.5, abs=0.01)
+    case = held.model_copy(update={"products": "fp8"})
     quantised = work_of_step(config_of(case), SHAPE, 1, "encoder", RATES)["encoder"]
     assert quantised.compute_s / plain.compute_s == pytest.approx(8e14 / 1.5e15)
     assert quantised.num_bytes / plain.num_bytes == pytest.approx(0.5, abs=0.01)
