@@ -17,7 +17,7 @@ from trainer.average import WeightAverage
 from trainer.batches import Batches
 from trainer.checkpoint import Checkpointer
 from trainer.config import TokenEncoderConfig, TrainConfig, deepspeed_config
-from trainer.contract import ConfigError, Env, LdlmError
+from trainer.contract import ConfigError, Env
 from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
 from trainer.divergence import DivergenceWatch
@@ -38,7 +38,7 @@ from trainer.micro_batch import MicroBatchMemo, agreed_micro_batch
 from trainer.model import LatentDiffusionLM
 from trainer.notices import cloud_named
 from trainer.preemption import StopSignal
-from trainer.ranks import Shared, meet, own_devices, require_same
+from trainer.ranks import Shared, by_first_rank, meet, own_devices, require_same
 from trainer.retention import Keep
 from trainer.run_folder import RunFolder
 from trainer.save_history import SaveHistory
@@ -253,16 +253,7 @@ def agreed_attempt_number() -> int:
 
 def agreed_encoder(config: TokenEncoderConfig, folder: RunFolder) -> TokenEncoderConfig:
     """The encoder's config on every rank, at the commit that this run has begun with."""
-    found: list[TokenEncoderConfig | LdlmError] = [config]
-    if dist.get_rank() == 0:
-        try:
-            found = [pinned_by_run(config, folder)]
-        except LdlmError as error:
-            found = [error]  # one rank's failure is everybody's
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], LdlmError):
-        raise found[0]
-    return found[0]
+    return by_first_rank(lambda: pinned_by_run(config, folder))
 
 
 def model_arguments(encoder: TokenEncoder, model: LatentDiffusionLM) -> dict[str, int]:

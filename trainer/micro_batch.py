@@ -21,12 +21,13 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import distributed as dist
 
 from trainer.config import TrainConfig, micro_batch_sizes
-from trainer.contract import ConfigError, LdlmError, StoreError, set_option
+from trainer.contract import ConfigError, StoreError, set_option
 from trainer.diffusion import TimestepSampler
 from trainer.encoder_shape import encoder_shape
 from trainer.host_copies import to_device
 from trainer.memory import GIB, held_beside_weights, predicted_micro_batch
 from trainer.model import LatentDiffusionLM
+from trainer.ranks import by_first_rank
 from trainer.run_folder import RunFolder
 from trainer.step_inputs import model_inputs
 from trainer.store import DamagedError
@@ -151,18 +152,13 @@ def _setting(config: TrainConfig, device: torch.device) -> tuple[str, str]:
 
 def _remembered(folder: RunFolder, name: str) -> MicroBatchChoice | None:
     """What rank 0 finds, on every rank. A collective."""
-    found: list[MicroBatchChoice | LdlmError | None] = [None]
-    if dist.get_rank() == 0:
+    def find() -> MicroBatchChoice | None:
         try:
-            found = [folder.find(name, MicroBatchChoice)]
+            return folder.find(name, MicroBatchChoice)
         except DamagedError:
-            pass  # it is found out once more
-        except LdlmError as error:
-            found = [error]  # one rank's failure is everybody's
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], LdlmError):
-        raise found[0]
-    return found[0]
+            return None  # it is found out once more
+
+    return by_first_rank(find)
 
 
 def _predicted(config: TrainConfig, device: torch.device) -> int:

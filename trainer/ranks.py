@@ -2,13 +2,13 @@
 
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import distributed as dist
 
-from trainer.contract import ConfigError
+from trainer.contract import ConfigError, LdlmError
 
 _T = TypeVar("_T")
 
@@ -34,6 +34,24 @@ def init_process_group(backend: str | None = None, **rendezvous: Any) -> None:
 def meet() -> None:
     """Return when every rank has come here. A collective."""
     dist.all_reduce(torch.zeros(1))
+
+
+def by_first_rank(work: Callable[[], _T]) -> _T:
+    """What rank 0 has found, on every rank. A collective.
+
+    Raises:
+        LdlmError: On every rank, where rank 0's work has raised one.
+    """
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [work()]
+        except LdlmError as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], LdlmError):
+        raise found[0]
+    return found[0]
 
 
 def own_devices(gpus_per_rank: int) -> list[torch.device]:

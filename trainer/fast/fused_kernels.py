@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.quantise import FP8_MAX
+from trainer.e4m3_kernels import empty_codes, store_row
 
 _QUERIES = 64  # of a program
 _LEAST = 16  # sides of a product on tensor cores
@@ -60,27 +60,20 @@ def mix_heads(query_BQW: Tensor, key_BCW: Tensor, value_BCW: Tensor, query_gain_
 
 
 @triton.jit
-def _gelu_rows_in_fp8(rows, codes, scales, row_stride, width, LARGEST: tl.constexpr, TINY: tl.constexpr,
-                      W: tl.constexpr):
+def _gelu_rows_in_fp8(rows, codes, scales, row_stride, width, W: tl.constexpr):
     row, column = tl.program_id(0).to(tl.int64), tl.arange(0, W)
     is_column = column < width
     x = tl.load(rows + row * row_stride + column, mask=is_column, other=0.0).to(tl.float32)
     # Rounded, as what a map reads in bf16 is.
     x = (0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))).to(tl.bfloat16).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(x), axis=0), TINY) / LARGEST
-    # What is no number stays none, as with torch: a bound in its place would become text.
-    code = tl.clamp(x / scale, -LARGEST, LARGEST, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(codes + row * width + column, code.to(tl.float8e4nv), mask=is_column)
-    tl.store(scales + row, scale)
+    store_row(x, codes, codes, scales, row * width + column, row, is_column, True)
 
 
 def gelu_rows_in_fp8(x_NI: Tensor) -> tuple[Tensor, Tensor]:
     """See `trainer.fast.fused.gelu_in_fp8`. A program holds a whole row."""
     num_rows, width = x_NI.shape
-    codes_NI = torch.empty(num_rows, width, dtype=torch.float8_e4m3fn, device=x_NI.device)
-    scale_N1 = torch.empty(num_rows, 1, device=x_NI.device)
+    codes_NI, scale_N1 = empty_codes(x_NI, num_rows)
     with torch.cuda.device(x_NI.device):
-        _gelu_rows_in_fp8[(num_rows,)](x_NI, codes_NI, scale_N1, x_NI.stride(0), width, FP8_MAX,
-                                       torch.finfo(torch.float32).tiny, triton.next_power_of_2(width),
-                                       num_warps=8 if width <= _WIDE else 16)
+        _gelu_rows_in_fp8[(num_rows,)](x_NI, codes_NI, scale_N1, x_NI.stride(0), width,
+                                       triton.next_power_of_2(width), num_warps=8 if width <= _WIDE else 16)
     return codes_NI, scale_N1

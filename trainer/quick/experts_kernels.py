@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.quick.norm_kernels import code_of, empty_codes, scale_of
+from trainer.e4m3_kernels import code_of, empty_codes, scale_of
 from trainer.quick.rows import Rows
 
 _TOKENS = 16  # of a program that chooses (guess)

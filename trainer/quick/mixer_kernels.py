@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.quick.norm_kernels import code_of, empty_codes, scale_of
+from trainer.e4m3_kernels import empty_codes, store_row
 from trainer.quick.rows import Rows
 
 
@@ -68,12 +68,7 @@ def _gated_by(heads, gate, plain, codes, scales, batch_stride, token_stride, hea
     x *= tl.sigmoid(g)
     row = batch * num_tokens + token
     own = (row * num_heads + head) * width + channel
-    if IN_CODES:
-        scale = scale_of(tl.max(tl.abs(x)))
-        tl.store(codes + own, code_of(x, scale), mask=is_there)
-        tl.store(scales + row, scale)
-    else:
-        tl.store(plain + own, x.to(plain.dtype.element_ty), mask=is_there)
+    store_row(x, plain, codes, scales, own, row, is_there, IN_CODES)
 
 
 def gated_by(heads_BLHC: Tensor, gate_BLHC: Tensor, in_fp8: bool) -> Rows:

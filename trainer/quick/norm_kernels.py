@@ -10,30 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.quantise import FP8_MAX
+from trainer.e4m3_kernels import empty_codes, store_row
 from trainer.quick.rows import Rows
 
 _TOKENS = 32  # of a program that convolves (guess)
 _LENGTH_EPS = 1e-6  # of transformers' `l2norm`
-LARGEST = tl.constexpr(FP8_MAX)
-TINY = tl.constexpr(torch.finfo(torch.float32).tiny)
-
-
-@triton.jit
-def scale_of(largest):
-    """Of a row in e4m3 with this largest magnitude."""
-    return tl.maximum(largest, TINY) / LARGEST
-
-
-@triton.jit
-def code_of(value, scale):
-    return tl.minimum(tl.maximum(value / scale, -LARGEST), LARGEST).to(tl.float8e4nv)
-
-
-def empty_codes(like: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    """Room for codes and scales of so many rows."""
-    codes = torch.empty(num_rows, like.numel() // num_rows, dtype=torch.float8_e4m3fn, device=like.device)
-    return codes, torch.empty(num_rows, 1, device=like.device)
 
 
 @triton.jit
@@ -49,9 +30,7 @@ def _normed(x, residual, gain, plain, codes, scales, stream, width, EPS: tl.cons
     value *= 1.0 + tl.load(gain + channel, mask=is_channel, other=0.0).to(tl.float32)
     tl.store(plain + own, value.to(plain.dtype.element_ty), mask=is_channel)
     if HAS_CODES:
-        scale = scale_of(tl.max(tl.abs(value), axis=0))
-        tl.store(codes + own, code_of(value, scale), mask=is_channel)
-        tl.store(scales + row, scale)
+        store_row(value, plain, codes, scales, own, row, is_channel, True)
 
 
 def normed(x_ND: Tensor, residual_ND: Tensor | None, gain_D: Tensor, eps: float,
@@ -79,12 +58,7 @@ def _gated_norm(heads, gate, gain, plain, codes, scales, num_heads, width, EPS: 
     g = tl.load(gate + own, mask=is_there, other=0.0).to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x, axis=1) / width + EPS)[:, None]
     x *= tl.load(gain + channel, mask=channel < width, other=0.0).to(tl.float32) * g * tl.sigmoid(g)
-    if IN_CODES:
-        scale = scale_of(tl.max(tl.abs(x)))
-        tl.store(codes + own, code_of(x, scale), mask=is_there)
-        tl.store(scales + token, scale)
-    else:
-        tl.store(plain + own, x.to(plain.dtype.element_ty), mask=is_there)
+    store_row(x, plain, codes, scales, own, token, is_there, IN_CODES)
 
 
 def gated_norm(heads_NHC: Tensor, gate_NHC: Tensor, gain_C: Tensor, eps: float, in_fp8: bool) -> Rows:
