@@ -67,6 +67,14 @@ def test_losses_that_are_not_the_references_end_with_1_and_are_named(
     assert result.check is not None and result.check.errors["token"] == pytest.approx(0.01)
 
 
+def test_products_in_fp8_of_other_weights_are_refused_with_what_to_type(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench_train_command.main([*SMALL, "--encoder-products", "fp8"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("error: --encoder-products fp8 wants --encoder-weights fp8\n")
+
+
 def test_what_was_timed_is_kept_when_its_reference_is_interrupted(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted(encoder: object) -> None:

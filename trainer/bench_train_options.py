@@ -45,7 +45,10 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="PNG: where a step goes, beside its floor")
     parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier --out: exit code 1 where a "
                                                                      "case is slower than noise explains")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.encoder_products == "fp8" and options.encoder_weights != "fp8":
+        parser.error("--encoder-products fp8 wants --encoder-weights fp8")
+    return options
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:
