@@ -79,7 +79,6 @@ class TokenEncoderConfig(Section):
                                                    "Qwen3.5 or 3.6, and a GPU from Ada or Hopper on")
     placement: Placement | Literal["auto"] = Field("auto", description="where frozen weights lie; auto: the "
                                                    "plan takes the first of these that fits")
-
     micro_batch_size: PositiveInt | None = Field(None, description="sequences it reads at a time, several of "
                                                  "the trained parts' micro-batches; null: one of them")
 
@@ -371,7 +370,7 @@ def micro_batch_sizes(config: TrainConfig, world_size: int) -> list[int]:
     at a time; 1 alone where there is no even share.
     """
     share, rest = divmod(config.global_batch_size, world_size)
-    both = math.gcd(share, config.token_encoder.micro_batch_size or 0)
+    both = math.gcd(share, config.token_encoder.micro_batch_size or 0)  # with 0: the share
     return [1] if rest else [2**power for power in range(both.bit_length()) if both % 2**power == 0]
 
 
