@@ -72,6 +72,8 @@ def lighter_changes(config: TrainConfig) -> Iterator[Changes]:
     """Single changes on the same GPUs, those first that give up least."""
     if config.zero_stage == 1:
         yield {"train.zero_stage": 2}
+    if (config.token_encoder.micro_batch_size or 0) > config.micro_batch_size:
+        yield {"train.token_encoder.micro_batch_size": config.micro_batch_size}
     yield from ({"train.micro_batch_size": size} for size in smaller_micro_batches(config))
     if not config.activation_checkpointing:
         yield {"train.activation_checkpointing": True}

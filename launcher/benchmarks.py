@@ -59,11 +59,19 @@ def _arithmetic(config: TrainConfig) -> tuple[object, ...]:
             config.diffusion.self_conditioning_probability)
 
 
+def _micro_batches(config: TrainConfig) -> tuple[int, int]:
+    """Of the trained parts and of the encoder."""
+    return config.micro_batch_size, config.token_encoder.micro_batch_size or config.micro_batch_size
+
+
 def nearest(config: TrainConfig, gpu: str, benchmarks: Sequence[Benchmarked]) -> Benchmarked | None:
-    """Of a config's benchmarks the one to go by: of this GPU, of a micro-batch like its own, the newest."""
-    def distance(one: Benchmarked) -> tuple[bool, float, float]:
-        ratio = one.config.micro_batch_size / config.micro_batch_size
-        return one.gpu != gpu, abs(math.log(ratio)), -one.at.timestamp()
+    """Of a config's benchmarks the one to go by: of this GPU, of a micro-batch like its own, of one of the
+    encoder like its own, the newest."""
+    def distance(one: Benchmarked) -> tuple[bool, float, float, float]:
+        ratios = [there / here for there, here in zip(_micro_batches(one.config), _micro_batches(config),
+                                                      strict=True)]
+        trained, encoder = (abs(math.log(ratio)) for ratio in ratios)
+        return one.gpu != gpu, trained, encoder, -one.at.timestamp()
 
     return min((one for one in benchmarks if one.is_of(config)), key=distance, default=None)
 
@@ -133,8 +141,10 @@ def _speeds(name: str, document: _Document) -> Iterator[Benchmarked]:
     gpu, at, torch = document.device.gpu, document.at, document.software.torch
     for one in document.cases:
         if gpu and one.fast and one.is_training:
-            words = (f"{one.case.micro_batch} x {one.case.length} tokens, {name}, {at:%Y-%m-%d}, "
-                     f"torch {torch}")
+            encoder = one.case.encoder_micro_batch
+            words = (f"{one.case.micro_batch} x {one.case.length} tokens, "
+                     + (f"encoder {encoder} at a time, " if encoder else "")
+                     + f"{name}, {at:%Y-%m-%d}, torch {torch}")
             yield Benchmarked(words, at, gpu, config_of(one.case), one.fast.tokens_per_s)
 
 

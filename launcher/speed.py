@@ -13,7 +13,7 @@ from launcher.benchmarks import Benchmarked, nearest
 from launcher.gpu_kinds import GPU_KINDS, GpuKind, gpu_kind
 from launcher.offers import Offer
 from trainer.communication import communication_bytes, gathered_bytes
-from trainer.config import TrainConfig, grad_accum_steps
+from trainer.config import TrainConfig, encoder_micro_batch, grad_accum_steps
 from trainer.encoder_shape import EncoderShape, Family
 from trainer.sizes import block_bytes, flops_per_token, num_trained
 
@@ -93,7 +93,9 @@ def config_fingerprint(config: TrainConfig) -> str:
     encoder = config.token_encoder
     what = {"model": config.model.model_dump(),
             "encoder": [encoder.name, encoder.layer, encoder.weights, encoder.placement,
-                        *([] if encoder.products == "bf16" else [encoder.products])],  # older runs had none
+                        # older runs had none of these
+                        *([] if encoder.products == "bf16" else [encoder.products]),
+                        *([encoder.micro_batch_size] if encoder.micro_batch_size else [])],
             "length": config.data.sequence_length,
             "batch": [config.global_batch_size,
                       "auto" if config.probe_micro_batch else config.micro_batch_size],
@@ -169,7 +171,8 @@ def _step_s(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind, worl
     """
     kind = kind._replace(link_bytes_per_s=links * kind.link_bytes_per_s)
     per_node = world_size // num_nodes
-    step_s = grad_accum_steps(config, world_size) * micro_batch_time(config, shape, kind, per_node).total_s
+    each = micro_batch_time(config, shape, kind, world_size, per_node)
+    step_s = grad_accum_steps(config, world_size) * each.total_s
     if shape is not None:
         told = communication_bytes(config, shape, world_size, per_node)
         slowest = min(kind.link_bytes_per_s, links * _NETWORK_BYTES_PER_S if num_nodes > 1 else math.inf)
@@ -210,7 +213,7 @@ def encoder_share(config: TrainConfig, shape: EncoderShape, offer: Offer, world_
     if offer.gpu is None:
         flops = flops_per_token(config, shape)
         return flops.encoder / flops.total
-    each = micro_batch_time(config, shape, gpu_kind(offer.gpu), world_size // offer.num_nodes)
+    each = micro_batch_time(config, shape, gpu_kind(offer.gpu), world_size, world_size // offer.num_nodes)
     step_s = config.tokens_per_step / _modelled(config, shape, offer.gpu, world_size, offer.num_nodes)
     return grad_accum_steps(config, world_size) * each.hidden_states_s / step_s
 
@@ -243,18 +246,23 @@ class MicroBatchTime:
         return self.hidden_states_s + self.trained_s
 
 
-def micro_batch_time(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind,
+def micro_batch_time(config: TrainConfig, shape: EncoderShape | None, kind: GpuKind, world_size: int,
                      ranks_per_node: int) -> MicroBatchTime:
-    """What one micro-batch takes, by kind of work; without a shape nothing of the encoder."""
+    """What one micro-batch takes, by kind of work; without a shape nothing of the encoder.
+
+    Of an encoder that reads several micro-batches at once it is the share of one.
+    """
     tokens, flops = config.micro_batch_size * config.data.sequence_length, flops_per_token(config, shape)
+    num = encoder_micro_batch(config, world_size) / config.micro_batch_size  # that it reads at once
+    is_decoded = config.token_encoder.is_decoded
     trained = flops.trained + flops.self_conditioning + flops.recomputed
     peak, share = _trained_peak(config, kind)
     # With checkpointing the same kernels are launched twice.
     launches_s = _MICRO_BATCH_S * (2 if config.activation_checkpointing else 1)
     return MicroBatchTime(
-        encoder_s=_encoder_s(config, shape, kind, tokens * flops.encoder) if shape else 0.0,
-        decoding_s=_decoding_s(config, shape, kind) if shape and config.token_encoder.is_decoded else 0.0,
-        moving_s=_moving_s(config, shape, kind, ranks_per_node) if shape else 0.0,
+        encoder_s=_encoder_s(config, shape, kind, num * tokens * flops.encoder) / num if shape else 0.0,
+        decoding_s=_decoding_s(config, shape, kind) / num if shape and is_decoded else 0.0,
+        moving_s=_moving_s(config, shape, kind, ranks_per_node) / num if shape else 0.0,
         trained_s=tokens * trained / (peak * 1e12 * share) + launches_s)
 
 
@@ -294,7 +302,8 @@ def statistics_s(config: TrainConfig, shape: EncoderShape, offer: Offer, world_s
     if offer.gpu is None:
         rate = offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9
         return tokens * flops_per_token(config, shape).encoder / rate
-    each = micro_batch_time(config, shape, gpu_kind(offer.gpu), world_size // offer.num_nodes)
+    config = changed_config(config, {"train.token_encoder.micro_batch_size": None})  # which is a step's
+    each = micro_batch_time(config, shape, gpu_kind(offer.gpu), world_size, world_size // offer.num_nodes)
     at_a_time = config.micro_batch_size * config.data.sequence_length * world_size
     return tokens / at_a_time * each.hidden_states_s
 

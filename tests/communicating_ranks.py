@@ -38,6 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
     "stage 2": {"zero_stage": 2},
     "stage 1, bf16": {"precision": "bf16"},
     "stage 2, sharded": {"zero_stage": 2, "token_encoder": {"placement": "sharded"}},
+    "sharded, read two at a time": {"token_encoder": {"placement": "sharded", "micro_batch_size": 2}},
 }
 
 

@@ -38,7 +38,7 @@ def test_the_command_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = "tiny-dense joint step, 1 x 2 x 16 tokens, encoder bf16, ZeRO 1"
     assert case["case"] == {"profile": "tiny-dense", "scope": "joint", "length": 16, "micro_batch": 2,
                             "num_micro_batches": 1, "weights": "bf16", "products": "bf16",
-                            "zero_stage": 1, "num_ranks": 1, "compiles": False}
+                            "zero_stage": 1, "num_ranks": 1, "compiles": False, "encoder_micro_batch": None}
     assert case["fast"]["num_steps"] == case["reference"]["num_steps"] == 2
     assert case["ratio"] == pytest.approx(case["reference"]["seconds_median"]
                                           / case["fast"]["seconds_median"])
@@ -73,6 +73,21 @@ def test_products_in_fp8_of_other_weights_are_refused_with_what_to_type(
         bench_train_command.main([*SMALL, "--encoder-products", "fp8"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("error: --encoder-products fp8 wants --encoder-weights fp8\n")
+
+
+def test_an_encoder_reads_several_micro_batches_at_once_beside_one_that_reads_each(
+        capsys: pytest.CaptureFixture[str]) -> None:
+    typed = ["--preset", "tiny-mixture", "--micro-batches", "4", "--steps", "1"]
+    assert bench_train_command.main([*typed, "--encoder-micro-batch", "2", "--encoder-micro-batch", "8"]) == 0
+    said = capsys.readouterr()
+    assert "\ntiny-mixture joint step, 4 x 2 x 16 tokens, encoder bf16, ZeRO 1\n" in said.out
+    assert "\ntiny-mixture joint step, 4 x 2 x 16 tokens, encoder bf16, 8 at a time, ZeRO 1\n" in said.out
+    assert said.err.count("random weights after") == 1
+    assert bench_train_command.main([*typed, "--encoder-micro-batch", "16"]) == 3
+    assert "give a multiple of 2, and --micro-batches 8 or more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        bench_train_command.main([*typed, "--encoder-only", "--encoder-micro-batch", "8"])
+    assert capsys.readouterr().err.endswith("is of the joint step: give --micro-batch\n")
 
 
 def test_what_was_timed_is_kept_when_its_reference_is_interrupted(

@@ -81,3 +81,11 @@ def test_the_end_of_a_step_counts_once_whatever_the_number_of_micro_batches():
     parts = {"encoder": 2.0, "backward": 1.6, "clipping": 0.1, "optimizer": 0.2, "average": 0.1}
     # 4 micro-batches take 3.6 s and their end 0.4 s; the profile's step has 64.
     assert as_trained_tokens_per_s(CASE, 4.0, parts) == pytest.approx(512 * 1024 / (64 * 0.9 + 0.4))
+
+
+def test_an_encoder_that_reads_two_micro_batches_at_once_reads_its_weights_half_as_often():
+    case = CASE.model_copy(update={"encoder_micro_batch": 16})
+    alone, two = (work_of_step(config_of(one), SHAPE, 1, "joint", RATES) for one in (CASE, case))
+    assert (alone["encoder"].passes, two["encoder"].passes) == (4, 2)
+    assert two["encoder"].num_bytes == alone["encoder"].num_bytes / 2
+    assert two["encoder"].flops == alone["encoder"].flops and two["trainables"] == alone["trainables"]

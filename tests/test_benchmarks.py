@@ -185,6 +185,17 @@ def test_of_several_benchmarks_the_same_gpu_counts_first_then_the_micro_batch_th
     assert nearest(config, "H200", [benchmark(profile="seed-27b")]) is None
 
 
+def test_an_encoder_that_reads_more_at_once_is_measured_for_itself(tmp_path):
+    overrides = ("train.micro_batch_size=8", "train.token_encoder.micro_batch_size=32")
+    plain, at_once = benchmark(micro_batch=8), benchmark(micro_batch=8, encoder_micro_batch=32)
+    assert speed_of("H200:1", *overrides, benchmarks=(plain, at_once)).origin == "bench"
+    assert speed_of("H200:1", *overrides, benchmarks=(plain, ON_H200)).source.startswith(
+        "scaled from H200: 8 x 1024 tokens")
+    (tmp_path / "h200.json").write_text(json.dumps(document(micro_batch=8, encoder_micro_batch=32)))
+    (found, *_), _ = read_benchmarks(tmp_path)
+    assert found.words.startswith("8 x 1024 tokens, encoder 32 at a time, h200.json, ")
+
+
 def test_offers_are_ranked_by_dollars_per_billion_tokens_of_what_was_measured():
     """A figure of one GPU moves all, so that their order is as before; their dollars are by it."""
     recipe = load_recipe(NAME, [*SAME, "limits.max_cost_usd=99999", "limits.deadline_hours=null"])

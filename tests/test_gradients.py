@@ -14,8 +14,9 @@ from torch import multiprocessing, nn  # noqa: E402
 
 from tests.trainer_runs import tiny_config  # noqa: E402
 from trainer.average import WeightAverage  # noqa: E402
-from trainer.config import TrainConfig, deepspeed_config  # noqa: E402
+from trainer.config import TrainConfig  # noqa: E402
 from trainer.gradients import clip_by_part, flat_groups, parameter_groups  # noqa: E402
+from trainer.job import deepspeed_config  # noqa: E402
 
 STEPS, MICRO, ACCUMULATE, CLIP, EMA_DECAY = 4, 3, 2, 0.5, 0.3
 Weights = dict[str, "torch.Tensor"]

@@ -124,3 +124,16 @@ def test_an_encoder_on_the_next_gpu_is_counted_there():
 def test_a_batch_that_does_not_divide_is_an_error():
     with pytest.raises(ValueError, match="global_batch_size is 512"):
         memory(config_of(), 3)
+
+
+def test_an_encoder_that_reads_more_at_once_holds_their_states_in_bf16_and_works_on_as_many():
+    def reading(size: int | None, **over: object) -> Memory:
+        return memory(config_of(token_encoder={"micro_batch_size": size, "placement": "next_gpu"}, **over))
+
+    one, four = reading(None), reading(32)
+    assert four.moment == one.moment == "backward pass"
+    assert four.allocated_bytes - one.allocated_bytes == 2 * 32 * 1024 * 5120
+    assert four.encoder_gpu["activations"] == 4 * one.encoder_gpu["activations"]
+    assert reading(8) == one
+    # No more than there is in a step.
+    assert reading(64, global_batch_size=32) == reading(32, global_batch_size=32)

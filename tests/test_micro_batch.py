@@ -258,6 +258,16 @@ def test_sizes_are_powers_of_two_that_keep_the_global_batch(batch, ranks, sizes)
     assert micro_batch_sizes(auto(global_batch_size=batch), ranks) == sizes
 
 
+@pytest.mark.parametrize(("at_once", "sizes"), [(16, [1, 2, 4, 8, 16]), (12, [1, 2, 4]), (512, SIZES)])
+def test_sizes_divide_what_the_encoder_reads_at_once_and_as_much_is_tried(at_once, sizes):
+    config = auto(global_batch_size=64, token_encoder={"micro_batch_size": at_once})
+    assert micro_batch_sizes(config, 1) == sizes
+    with as_first_rank(1):
+        trial = Trial(config, torch.device("cpu"), Loadable(), torch.zeros(1, 8, dtype=torch.int64).numpy(),
+                      lambda: tiny_model(config))
+        assert trial._pass(4) == min(at_once, 64) / 4
+
+
 def test_auto_becomes_the_profiles_size_to_begin_with_and_survives_its_record():
     values: Mapping[str, object] = {"profile": "qwen3.6-27b", "steps": 1, "data": {"source": "x"}}
     config = TrainConfig.model_validate({**values, "micro_batch_size": "auto"})

@@ -122,6 +122,8 @@ def test_an_override_that_is_no_yaml_assignment_is_a_usage_error(item):
      "add --set train.model.num_heads=5 (or --set train.model.width=136)"),
     ("train.model.num_heads=128", "width 128 does not split into 128 heads of an even width",
      "add --set train.model.num_heads=64 (or --set train.model.width=256)"),
+    ("train.token_encoder.micro_batch_size=6", "is 6, no multiple of micro_batch_size 4",
+     "add --set train.token_encoder.micro_batch_size=8"),
     ("train.steps.x=1", "train.steps has no part `x`", "set train.steps as a whole"),
     ("hardware.train.9.gpu=L4:1", "hardware.train has no part `9`", "set hardware.train as a whole"),
     ("name=My Run", "small letters, digits, dots and hyphens", "set name"),

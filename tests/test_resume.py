@@ -155,6 +155,25 @@ def test_ranks_go_back_together_to_the_newest_checkpoint_that_all_can_read(
     assert_same_end(run, straight)
 
 
+def test_what_the_encoder_reads_at_once_may_change_on_the_way_and_changes_no_losses(
+        straight: TrainerRun, text: Path, tmp_path: Path) -> None:
+    encoder = straight.config.token_encoder.model_dump() | {"micro_batch_size": 2}
+    run = new_run(text, tmp_path, token_encoder=encoder)
+    node = run.start()
+    run.wait_for(node, attempt=1, step=6, durable=4)
+    kill_tree(node)
+    run.config = straight.config
+
+    code, output = run.finish()
+
+    assert code == ExitCode.FINISHED and "resumed from step " in output, output
+    expected, found = straight.losses(1), run.losses(1) | run.losses(2)
+    assert len(run.losses(1)) >= 4 and found.keys() == expected.keys()
+    for step, row in expected.items():
+        for name, value in row.items():
+            assert float.fromhex(found[step][name]) == pytest.approx(float.fromhex(value), rel=1e-5), name
+
+
 @pytest.mark.parametrize(("changes", "problem"), [
     ({"model": _TINY | {"width": 32}}, "bias is [16] there and [32] here"),
     ({"precision": "bf16"}, "precision is fp32 there and bf16 here"),

@@ -28,7 +28,7 @@ def speed_of(name: str, gpu: str, *overrides: str) -> Speed:
 
 def time_of(name: str, *overrides: str, kind: GpuKind = H100, ranks: int = 1) -> MicroBatchTime:
     config = load_recipe(name, overrides).train
-    return micro_batch_time(config, encoder_shape(config.token_encoder.name), kind, ranks)
+    return micro_batch_time(config, encoder_shape(config.token_encoder.name), kind, ranks, ranks)
 
 
 # recipes/LOG.md: the whole trainer, eager, bf16; batches as in tests/test_gpu_training.py.
@@ -81,6 +81,17 @@ def test_packed_weights_are_decoded_once_a_forward_pass_however_many_sequences_i
     assert time_of("qwen3.6-35b-a3b").decoding_s == 0
     slower = time_of("qwen3.6-35b-a3b", f"train.token_encoder.weights={weights}", kind=GPU_KINDS["RTX4090"])
     assert slower.decoding_s > 3 * packed.decoding_s
+
+
+@pytest.mark.parametrize("encoder", ["weights=fp8", "placement=host"])
+def test_an_encoder_that_reads_four_micro_batches_at_once_decodes_and_moves_a_quarter(encoder):
+    base = ("qwen3.6-35b-a3b", "train.micro_batch_size=2", f"train.token_encoder.{encoder}")
+    alone, four = time_of(*base), time_of(*base, "train.token_encoder.micro_batch_size=8")
+    assert 4 * four.decoding_s == alone.decoding_s and 4 * four.moving_s == alone.moving_s
+    assert four.trained_s == alone.trained_s and alone.encoder_s / 4 <= four.encoder_s < alone.encoder_s
+    # As long as it takes for one of 8, which is as much.
+    large = time_of("qwen3.6-35b-a3b", "train.micro_batch_size=8", f"train.token_encoder.{encoder}")
+    assert 4 * four.encoder_s == pytest.approx(large.encoder_s)
 
 
 def test_blocks_that_come_from_elsewhere_take_their_time_and_small_micro_batches_wait_for_it():

@@ -57,7 +57,7 @@ class TableEncoder:
     num_tokens = VOCABULARY
     table = torch.randn(VOCABULARY, HIDDEN_SIZE, generator=torch.Generator().manual_seed(0))
 
-    def hidden_states(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+    def hidden_states(self, tokens_BL: torch.Tensor, _dtype: torch.dtype | None = None) -> torch.Tensor:
         return self.table[tokens_BL]
 
     def prompt_states(self, tokens_BP: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:

@@ -24,6 +24,7 @@ class TrainCase(BaseModel):
         products: What its blocks multiply in.
         compiles: The trained blocks, by torch, where a GPU has Triton.
         num_ranks: Of which this is the first: its share of the optimizer's state, the others imagined.
+        encoder_micro_batch: Sequences that the encoder reads at a time; None: one micro-batch.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -37,6 +38,7 @@ class TrainCase(BaseModel):
     zero_stage: Literal[1, 2] = 1
     num_ranks: int = 1
     compiles: bool = False
+    encoder_micro_batch: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -46,6 +48,7 @@ class TrainCase(BaseModel):
     def __str__(self) -> str:
         held = "" if self.scope == "trainables" else f", encoder {self.weights}"
         held += " multiplied" if self.products == "fp8" else ""
+        held += f", {self.encoder_micro_batch} at a time" if self.encoder_micro_batch else ""
         state = "" if self.scope == "encoder" else f", ZeRO {self.zero_stage}"
         ranks = f", rank 0 of {self.num_ranks}" if self.num_ranks > 1 else ""
         compiled = ", compiled" if self.compiles else ""
@@ -69,7 +72,8 @@ def config_of(case: TrainCase) -> TrainConfig:
     return _config({
         "profile": case.profile, "steps": _MANY_STEPS,
         "data": {"source": "none", "sequence_length": case.length},
-        "token_encoder": {"placement": "gpu", "weights": case.weights, "products": case.products},
+        "token_encoder": {"placement": "gpu", "weights": case.weights, "products": case.products,
+                          "micro_batch_size": case.encoder_micro_batch},
         "zero_stage": case.zero_stage, "compile": case.compiles,
         "micro_batch_size": case.micro_batch, "global_batch_size": sequences}, case.profile)
 

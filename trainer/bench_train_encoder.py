@@ -107,7 +107,7 @@ class GivenStates:
         size = config.micro_batch_size, config.data.sequence_length, shape.hidden_size
         self._h_BLD = torch.randn(size, device=device)
 
-    def hidden_states(self, tokens_BL: Tensor) -> Tensor:
+    def hidden_states(self, tokens_BL: Tensor, _dtype: torch.dtype | None = None) -> Tensor:
         """See `TokenEncoder`."""
         return self._h_BLD[:len(tokens_BL)]
 

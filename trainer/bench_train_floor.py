@@ -6,7 +6,7 @@ Activations are left out, so nothing can be faster. A shape's arithmetic is that
 
 from trainer.bench_floor import PartWork, Rates
 from trainer.bench_train_cases import Scope
-from trainer.config import TrainConfig, grad_accum_steps
+from trainer.config import TrainConfig, encoder_passes, grad_accum_steps
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import encoder_bytes, flops_per_token, head_rows, trained_parameters
 
@@ -47,11 +47,12 @@ def work_of_step(config: TrainConfig, shape: EncoderShape, num_ranks: int, scope
         scope: What of the step runs.
         rates: Of the device.
     """
-    passes = grad_accum_steps(config, num_ranks)
+    micro_batches = grad_accum_steps(config, num_ranks)
     bytes_of, value = _bytes_of_pass(config, shape), _value_bytes(config)
     found = {}
     for part, flops in flops_of_step(config, shape, num_ranks, scope).items():
         rate = rates.flops_per_s[_mode(part, config, rates)]
+        passes = encoder_passes(config, num_ranks) if part == "encoder" else micro_batches
         found[part] = _work(passes, passes * bytes_of[part], flops, rates, rate)
     if scope != "encoder":
         total = sum(trained_parameters(config, shape).values())

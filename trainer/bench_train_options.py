@@ -1,11 +1,13 @@
 """Command line of `python -m trainer.bench train`. No torch."""
 
 import argparse
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.bench_train_cases import Scope, TrainCase, profile_config
+from trainer.contract import ConfigError
 from trainer.measure_options import number
 from trainer.profiles import PROFILES
 
@@ -48,6 +50,8 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.encoder_products == "fp8" and options.encoder_weights != "fp8":
         parser.error("--encoder-products fp8 wants --encoder-weights fp8")
+    if options.encoder_micro_batch and options.scope != "joint":
+        parser.error("--encoder-micro-batch is of the joint step: give --micro-batch")
     return options
 
 
@@ -56,6 +60,9 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
                         help=f"profile, several times for several: {', '.join(PROFILES)}")
     parser.add_argument("--micro-batch", action="append", type=number(int, 1, 100_000), metavar="N",
                         help="sequences at a time, several times for several (default: the profile's)")
+    parser.add_argument("--encoder-micro-batch", action="append", type=number(int, 1, 100_000), metavar="N",
+                        help="sequences that the encoder reads at a time, a multiple of --micro-batch, "
+                             "several times for several (default: one micro-batch)")
     parser.add_argument("--micro-batches", type=number(int, 1, 100_000), metavar="N",
                         help="of one optimizer step (default: as many as the profile's, at most "
                              f"{_USUAL_MICRO_BATCHES})")
@@ -82,18 +89,30 @@ def cases_of(options: argparse.Namespace) -> list[TrainCase]:
     """Every combination of profile and micro-batch, those of one profile together, each once.
 
     Raises:
-        ConfigError: A profile cannot be trained.
+        ConfigError: A profile cannot be trained, or an encoder reads no whole micro-batches.
     """
     scope: Scope = options.scope
     found: dict[TrainCase, None] = {}
     for name in options.preset:
         usual = profile_config(name)
-        for micro_batch in options.micro_batch or [usual.micro_batch_size]:
+        sizes = options.micro_batch or [usual.micro_batch_size]
+        for micro_batch, at_once in itertools.product(sizes, options.encoder_micro_batch or [None]):
             own = max(1, usual.global_batch_size // micro_batch)
-            found[TrainCase(
+            case = TrainCase(
                 profile=name, scope=scope, length=options.length or usual.data.sequence_length,
                 micro_batch=micro_batch, weights=options.encoder_weights,
                 products=options.encoder_products, num_ranks=options.ranks, compiles=options.compiles,
                 num_micro_batches=options.micro_batches or min(own, _USUAL_MICRO_BATCHES),
-                zero_stage=options.zero_stage or usual.zero_stage)] = None
+                zero_stage=options.zero_stage or usual.zero_stage,
+                encoder_micro_batch=None if at_once == micro_batch else at_once)
+            _check_encoder(case)
+            found[case] = None
     return list(found)
+
+
+def _check_encoder(case: TrainCase) -> None:
+    size, num, at_once = case.micro_batch, case.num_micro_batches, case.encoder_micro_batch
+    if at_once and (at_once % size or at_once > num * size):
+        raise ConfigError(f"of {num} micro-batches of {size} no encoder reads {at_once} sequences at a time",
+                          place="--encoder-micro-batch",
+                          fix=f"give a multiple of {size}, and --micro-batches {-(-at_once // size)} or more")

@@ -134,10 +134,11 @@ class _Runner:
         if case.scope == "trainables":
             self._encoder = (None, None)
             return GivenStates(shape_of(config), config, self._device)
-        if self._encoder[0] != config.token_encoder:
+        own = config.token_encoder.model_copy(update={"micro_batch_size": None})  # which is no part of it
+        if self._encoder[0] != own:
             self._encoder = (None, None)  # before the next one takes its room
             free_memory()
-            self._encoder = (config.token_encoder, self._new_encoder(case))
+            self._encoder = (own, self._new_encoder(case))
         return self._encoder[1]
 
     def _new_encoder(self, case: TrainCase) -> Any:

@@ -6,7 +6,7 @@ gradients of every micro-batch by an all-reduce too, and keeps its share) and `t
 
 from dataclasses import dataclass
 
-from trainer.config import TrainConfig, grad_accum_steps
+from trainer.config import TrainConfig, encoder_passes, grad_accum_steps
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import block_bytes, num_trained
 
@@ -45,14 +45,13 @@ def communication_bytes(config: TrainConfig, shape: EncoderShape, world_size: in
         world_size: Ranks; the global batch divides over them.
         ranks_per_node: Among which a sharded encoder is split.
     """
-    num_micro_batches = grad_accum_steps(config, world_size)
     to_gather = (world_size - 1) / world_size  # of what everybody has in the end
     num, value = num_trained(config, shape), 2 if config.precision == "bf16" else 4
-    reductions = num_micro_batches if config.zero_stage == 2 else 1
+    reductions = grad_accum_steps(config, world_size) if config.zero_stage == 2 else 1
     return Communication(
         gradients=round(reductions * 2 * to_gather * _GRADIENT_BYTES * num),
         weights=round(to_gather * value * num),
-        encoder=num_micro_batches * gathered_bytes(config, shape, ranks_per_node))
+        encoder=encoder_passes(config, world_size) * gathered_bytes(config, shape, ranks_per_node))
 
 
 def gathered_bytes(config: TrainConfig, shape: EncoderShape, ranks_per_node: int) -> int:

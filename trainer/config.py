@@ -79,6 +79,8 @@ class TokenEncoderConfig(Section):
                                                    "Qwen3.5 or 3.6, and a GPU from Ada or Hopper on")
     placement: Placement | Literal["auto"] = Field("auto", description="where frozen weights lie; auto: the "
                                                    "plan takes the first of these that fits")
+    micro_batch_size: PositiveInt | None = Field(None, description="sequences it reads at a time, several of "
+                                                 "the trained parts' micro-batches; null: one of them")
 
     @property
     def is_decoded(self) -> bool:
@@ -309,6 +311,15 @@ class TrainConfig(Section):
                                  "set it to 1")
         return self
 
+    @model_validator(mode="after")
+    def _encoder_reads_whole_micro_batches(self) -> Self:
+        own, size = self.token_encoder.micro_batch_size, self.micro_batch_size
+        if own and own % size and not self.probe_micro_batch:
+            near = set_option("train.token_encoder.micro_batch_size", max(1, round(own / size)) * size)
+            raise ValueError(f"token_encoder.micro_batch_size is {own}, no multiple of micro_batch_size "
+                             f"{size}: add {near}")
+        return self
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens that one optimizer step sees."""
@@ -355,35 +366,20 @@ def grad_accum_steps(config: TrainConfig, world_size: int) -> int:
 def micro_batch_sizes(config: TrainConfig, world_size: int) -> list[int]:
     """Sizes that `micro_batch_size: auto` chooses from, the smallest first.
 
-    Powers of two that divide a rank's share of the global batch; 1 alone where there is no even share.
+    Powers of two that divide a rank's share of the global batch, and what the token encoder is told to read
+    at a time; 1 alone where there is no even share.
     """
     share, rest = divmod(config.global_batch_size, world_size)
-    return [1] if rest else [2**power for power in range(share.bit_length()) if share % 2**power == 0]
+    both = math.gcd(share, config.token_encoder.micro_batch_size or 0)  # with 0: the share
+    return [1] if rest else [2**power for power in range(both.bit_length()) if both % 2**power == 0]
 
 
-def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
-    """The dict for `deepspeed.initialize`. The optimizer itself is handed over as an object.
+def encoder_micro_batch(config: TrainConfig, world_size: int) -> int:
+    """Sequences that the token encoder reads at a time in a step, at most a rank's share of it."""
+    own = config.token_encoder.micro_batch_size or config.micro_batch_size
+    return min(own, config.global_batch_size // world_size)
 
-    Master weights, accumulated gradients and reductions are float32 in every stage and precision.
-    """
-    is_bf16 = config.precision == "bf16"
-    # DeepSpeed's own norm and clipping are off: `trainer.gradients` clips part by part. The optimizer
-    # that it takes for bf16 in stage 1 cannot go without the norm.
-    zero = {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
-            "compute_grad_norm": is_bf16 and config.zero_stage == 1}
-    return {
-        "train_batch_size": config.global_batch_size,
-        "train_micro_batch_size_per_gpu": config.micro_batch_size,
-        "gradient_accumulation_steps": grad_accum_steps(config, world_size),
-        "gradient_clipping": 0.0,
-        "zero_optimization": zero,
-        # A foreign optimizer object under ZeRO needs this word.
-        "zero_allow_untested_optimizer": True,
-        # A gradient that is not finite ends the run; DeepSpeed would ask for it, and wait, at every step.
-        "bf16": {"enabled": is_bf16, "immediate_grad_update": True, "check_grad_overflow": False},
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "communication_data_type": "fp32",
-        "steps_per_print": 10**9,
-        # Its own speed, which nobody reads, and for which it waits for the device in every micro-batch.
-        "timers": {"throughput": {"enabled": False}},
-    }
+
+def encoder_passes(config: TrainConfig, world_size: int) -> int:
+    """How often it reads in a step; the last time it may be less."""
+    return -(-config.global_batch_size // (world_size * encoder_micro_batch(config, world_size)))

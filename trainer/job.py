@@ -16,7 +16,7 @@ from torch import distributed as dist
 from trainer.average import WeightAverage
 from trainer.batches import Batches
 from trainer.checkpoint import Checkpointer
-from trainer.config import TokenEncoderConfig, TrainConfig, deepspeed_config
+from trainer.config import REDUCE_BUCKET_ELEMENTS, TokenEncoderConfig, TrainConfig, grad_accum_steps
 from trainer.contract import ConfigError, Env
 from trainer.data import Corpus, open_corpus
 from trainer.diffusion import TimestepSampler
@@ -316,3 +316,31 @@ def build_engine(config: TrainConfig, model: LatentDiffusionLM) -> Any:
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, dist_init_required=False,
                                           config=deepspeed_config(config, dist.get_world_size()))
     return engine
+
+
+def deepspeed_config(config: TrainConfig, world_size: int) -> dict[str, Any]:
+    """The dict for `deepspeed.initialize`. The optimizer itself is handed over as an object.
+
+    Master weights, accumulated gradients and reductions are float32 in every stage and precision.
+    """
+    is_bf16 = config.precision == "bf16"
+    # DeepSpeed's own norm and clipping are off: `trainer.gradients` clips part by part. The optimizer
+    # that it takes for bf16 in stage 1 cannot go without the norm.
+    zero = {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS,
+            "compute_grad_norm": is_bf16 and config.zero_stage == 1}
+    return {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size,
+        "gradient_accumulation_steps": grad_accum_steps(config, world_size),
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        # A foreign optimizer object under ZeRO needs this word.
+        "zero_allow_untested_optimizer": True,
+        # A gradient that is not finite ends the run; DeepSpeed would ask for it, and wait, at every step.
+        "bf16": {"enabled": is_bf16, "immediate_grad_update": True, "check_grad_overflow": False},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        "steps_per_print": 10**9,
+        # Its own speed, which nobody reads, and for which it waits for the device in every micro-batch.
+        "timers": {"throughput": {"enabled": False}},
+    }

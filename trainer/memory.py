@@ -8,7 +8,13 @@ DeepSpeed 0.19.8: `bf16_optimizer.py` for bf16 in stage 1, `zero/stage_1_and_2.p
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from trainer.config import REDUCE_BUCKET_ELEMENTS, TrainConfig, grad_accum_steps, micro_batch_sizes
+from trainer.config import (
+    REDUCE_BUCKET_ELEMENTS,
+    TrainConfig,
+    encoder_micro_batch,
+    grad_accum_steps,
+    micro_batch_sizes,
+)
 from trainer.encoder_shape import EncoderShape
 from trainer.sizes import (
     PARTS,
@@ -93,7 +99,7 @@ def memory_per_gpu(config: TrainConfig, shape: EncoderShape, world_size: int,
         ValueError: The global batch does not divide, or the encoder has no such layer.
     """
     job = JobSizes(config, shape, world_size)
-    encoder, work = _encoder(config, shape, ranks_per_node)
+    encoder, work = _encoder(job, ranks_per_node)
     is_apart = config.token_encoder.placement == "next_gpu"
     fixed = {**_optimizer_parts(job), "token encoder": 0 if is_apart else encoder, "libraries": _CUBLAS_BYTES}
     moments = _moments(job, 0 if is_apart else work)
@@ -140,6 +146,7 @@ class JobSizes:
         self.is_bf16 = config.precision == "bf16"
         self.value = 2 if self.is_bf16 else 4
         self.accumulates = grad_accum_steps(config, world_size) > 1
+        self.read_at_once = encoder_micro_batch(config, world_size)
         # One group for each part; the vocabulary head belongs to the token decoder.
         sizes = [self.parameters[name] for name in PARTS]
         self.groups = [*sizes[:2], sizes[2] + sizes[3], sizes[4]]
@@ -261,10 +268,12 @@ def saved_activations(job: JobSizes) -> dict[str, int]:
 
 
 def _input_bytes(job: JobSizes) -> int:
-    """float32: states as they came, normalised and predicted; noise for decoder and denoiser."""
+    """float32: states as they came, normalised and predicted; noise for decoder and denoiser. In bf16: states
+    of micro-batches that the encoder has read at once."""
     config = job.config
-    states = 3 * config.data.sequence_length * job.shape.hidden_size
-    return 4 * config.micro_batch_size * (states + 2 * config.num_latents * config.model.latent_width)
+    states, size = config.data.sequence_length * job.shape.hidden_size, config.micro_batch_size
+    waiting = 2 * job.read_at_once * states if job.read_at_once > size else 0
+    return waiting + 4 * size * (3 * states + 2 * config.num_latents * config.model.latent_width)
 
 
 def _layers(job: JobSizes, count: int, block: int, block_input: int) -> int:
@@ -342,9 +351,9 @@ def _backward_work(job: JobSizes) -> int:
 # -- the frozen encoder
 
 
-def _encoder(config: TrainConfig, shape: EncoderShape, ranks_per_node: int) -> tuple[int, int]:
+def _encoder(job: JobSizes, ranks_per_node: int) -> tuple[int, int]:
     """Bytes of frozen weights that stay on a GPU, and of what its forward pass needs beside them."""
-    encoder = config.token_encoder
+    config, shape, encoder = job.config, job.shape, job.config.token_encoder
     kept = range(shape.kept_blocks(encoder.layer))
     packed = [block_bytes(shape, index, encoder.weights) for index in kept]
     largest = 2 * max(shape.block_parameters(index) for index in kept)
@@ -355,9 +364,9 @@ def _encoder(config: TrainConfig, shape: EncoderShape, ranks_per_node: int) -> t
         stages = min(2, len(packed)) * max(packed)
     slot = largest + _DECODING_BYTES if encoder.is_decoded else 0
     weights = 2 * shape.embedding_parameters + held + stages + slot
-    tokens = config.micro_batch_size * (config.data.sequence_length + int(encoder.prefix_token))
+    tokens = job.read_at_once * (config.data.sequence_length + int(encoder.prefix_token))
     widest = max(shape.blocks[index].work_width for index in kept)
-    # Residual stream, its norm, and the float32 copy that is handed on.
+    # Residual stream, its norm, and the copy that is handed on, in float32 at most.
     return weights, tokens * (2 * (3 * shape.hidden_size + widest) + 4 * shape.hidden_size)
 
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import distributed as dist
 
-from trainer.config import TrainConfig, micro_batch_sizes
+from trainer.config import TrainConfig, encoder_micro_batch, micro_batch_sizes
 from trainer.contract import ConfigError, StoreError, set_option
 from trainer.diffusion import TimestepSampler
 from trainer.encoder_shape import encoder_shape
@@ -29,12 +29,12 @@ from trainer.memory import GIB, held_beside_weights, predicted_micro_batch
 from trainer.model import LatentDiffusionLM
 from trainer.ranks import by_first_rank
 from trainer.run_folder import RunFolder
-from trainer.step_inputs import model_inputs
+from trainer.step_inputs import model_inputs, states_in_turn
 from trainer.store import DamagedError
 from trainer.token_encoder import TokenEncoder
 
 _BUDGET_S = 60.0
-_TIMED = 2  # micro-batches of a size, after one that loads its kernels
+_TIMED = 2  # passes of a size, after one that loads its kernels
 _AS_FAST = 0.98  # of the fastest: then the smaller one is taken, which leaves room (guess)
 _MATTERS = {"model", "token_encoder", "diffusion", "global_batch_size", "precision", "zero_stage",
             "activation_checkpointing", "token_loss_fraction"}
@@ -226,22 +226,25 @@ class Trial:
         try:
             self._pass(size)
             began = time.perf_counter()
-            for _ in range(_TIMED):
-                self._pass(size)
-            return (time.perf_counter() - began) / _TIMED
+            num = sum(self._pass(size) for _ in range(_TIMED))
+            return (time.perf_counter() - began) / num
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
         _let_go(self.device)
         return math.inf
 
-    def _pass(self, size: int) -> None:
-        rows_BL = np.resize(self._rows_NL, (size, self._rows_NL.shape[1]))
-        tokens_BL = to_device(torch.from_numpy(rows_BL.astype("int64")), self.device)
-        losses = self._model(*model_inputs(self, 0, range(size), tokens_BL))
-        losses.total.backward()
+    def _pass(self, size: int) -> int:
+        """As many micro-batches as the encoder reads at once: their number."""
+        num = encoder_micro_batch(_with(self.config, size), dist.get_world_size()) // size
+        rows = np.resize(self._rows_NL, (num, size, self._rows_NL.shape[1]))
+        batch = to_device(torch.from_numpy(rows.astype("int64")), self.device)
+        for tokens_BL, h_BLD in zip(batch, states_in_turn(self, batch), strict=True):
+            losses = self._model(*model_inputs(self, 0, range(size), tokens_BL, h_BLD))
+            losses.total.backward()
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+        return num
 
 
 def _probe(trial: Trial, sizes: Sequence[int], first: int) -> dict[int, float]:

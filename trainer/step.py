@@ -12,7 +12,7 @@ from trainer.evaluate import tokens_of
 from trainer.gradients import clip_by_part
 from trainer.health import encoder_gradient_norms
 from trainer.job import Job
-from trainer.step_inputs import model_inputs
+from trainer.step_inputs import model_inputs, states_in_turn
 
 _LOSSES = ("total", "hidden", "token", "diffusion")
 
@@ -24,6 +24,7 @@ def train_step(job: Job, step: int) -> None:
     """
     config = job.config
     batch = job.next_batch()
+    states = states_in_turn(job, batch)
     set_learning_rate(job, step)
     sums = torch.zeros(len(_LOSSES) + 1, device=job.device)
     bins = torch.zeros(2, config.diffusion.time_bins, dtype=torch.float64, device=job.device)
@@ -31,7 +32,7 @@ def train_step(job: Job, step: int) -> None:
     for micro, tokens_BL in enumerate(batch):
         begin = first + micro * config.micro_batch_size
         positions = range(begin, begin + config.micro_batch_size)
-        values, bins_of_micro = forward_and_backward(job, step, positions, tokens_BL)
+        values, bins_of_micro = forward_and_backward(job, step, positions, tokens_BL, next(states))
         sums += values / len(batch)
         bins += bins_of_micro
         if micro == len(batch) - 1:
@@ -47,11 +48,12 @@ def train_step(job: Job, step: int) -> None:
     job.average.update(step)
 
 
-def forward_and_backward(job: Job, step: int, positions: range, tokens_BL: Tensor) -> tuple[Tensor, Tensor]:
+def forward_and_backward(job: Job, step: int, positions: range, tokens_BL: Tensor,
+                         h_BLD: Tensor) -> tuple[Tensor, Tensor]:
     """One micro-batch: its losses with the sum of its hidden states, and its sums over bins of time."""
     if job.config.model.dropout:
         torch.manual_seed(hash((job.config.seed, step, positions.start)))
-    inputs = model_inputs(job, step, positions, tokens_BL)
+    inputs = model_inputs(job, step, positions, tokens_BL, h_BLD)
     losses = job.engine(*inputs)
     job.engine.backward(losses.total)
     values = torch.stack([*(getattr(losses, name).detach() for name in _LOSSES), inputs.h_BLD.sum()])
@@ -60,7 +62,9 @@ def forward_and_backward(job: Job, step: int, positions: range, tokens_BL: Tenso
 
 def encoder_pulls(job: Job, rows_NL: np.ndarray) -> dict[str, float]:
     """How hard the losses pull at the latent encoder on some rows; see `encoder_gradient_norms`."""
-    inputs = model_inputs(job, job.progress.step, range(len(rows_NL)), tokens_of(rows_NL, job.model))
+    tokens_BL = tokens_of(rows_NL, job.model)
+    inputs = model_inputs(job, job.progress.step, range(len(tokens_BL)), tokens_BL,
+                          job.encoder.hidden_states(tokens_BL))
     norms = encoder_gradient_norms(job.model.eval(), *inputs)
     job.model.train()
     return {name: float(norm) for name, norm in norms.items()}

@@ -3,6 +3,7 @@
 Shapes: B micro-batch, L tokens, P tokens of a prompt, D channels of a hidden state.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -35,14 +36,32 @@ class Asked(Protocol):
     timesteps: TimestepSampler
 
 
-def model_inputs(job: Asked, step: int, positions: range, tokens_BL: Tensor) -> ModelInputs:
-    """Ask the token encoder and draw what is random.
+def states_in_turn(job: Asked, batch: Tensor) -> Iterator[Tensor]:
+    """Hidden states h_BLD of one micro-batch after the other, float32.
+
+    The encoder reads as many micro-batches at once as its own one holds, just before the first of them is
+    asked for. The states of the others wait in its own precision, until the last of them is asked for.
+
+    Args:
+        job: Whose encoder is asked.
+        batch: Token ids of the micro-batches, (micro-batches, B, L).
+    """
+    size = batch.shape[1]
+    for group in batch.split((job.config.token_encoder.micro_batch_size or size) // size):
+        waiting = list(job.encoder.hidden_states(group.flatten(0, 1), None).split(size))
+        while waiting:
+            yield waiting.pop(0).float()
+
+
+def model_inputs(job: Asked, step: int, positions: range, tokens_BL: Tensor, h_BLD: Tensor) -> ModelInputs:
+    """Draw what is random, and ask the token encoder for states of prompts where it needs them.
 
     Args:
         job: Whose encoder and timestep sampler are asked.
         step: From 0.
         positions: Of the samples in the global batch: their noise depends on it.
         tokens_BL: Token ids.
+        h_BLD: Their hidden states.
     """
     config, settings = job.config, job.config.diffusion
     noise = draw_noise(config, config.seed, step, positions, job.device)
@@ -51,5 +70,4 @@ def model_inputs(job: Asked, step: int, positions: range, tokens_BL: Tensor) -> 
         prompts_BP = tokens_BL[:, :longest_prompt(config)]
         prompt_h_BPD = job.encoder.prompt_states(prompts_BP, noise.prompt_length_B)
     gate = encoder_gate(step, settings.encoder_warmup_steps, settings.encoder_warmup_floor)
-    return ModelInputs(tokens_BL, job.encoder.hidden_states(tokens_BL), noise, gate,
-                       job.timesteps.sample(noise.uniform_B), prompt_h_BPD)
+    return ModelInputs(tokens_BL, h_BLD, noise, gate, job.timesteps.sample(noise.uniform_B), prompt_h_BPD)

@@ -123,16 +123,20 @@ class TokenEncoder:
                 place="data.sequence_length",
                 fix=f"add {set_option('train.data.sequence_length', self.max_length)} (or less)")
 
-    def hidden_states(self, tokens_BL: Tensor) -> Tensor:
-        """Hidden states h_BLD of the tokens, float32, on the training device, without gradient.
+    def hidden_states(self, tokens_BL: Tensor, dtype: torch.dtype | None = torch.float32) -> Tensor:
+        """Hidden states h_BLD of the tokens, on the training device, without gradient.
 
         Where the config says so, one fixed token is put in front and its state dropped: in large models
         the first position collects attention and carries values unlike any other.
 
+        Args:
+            tokens_BL: Token ids.
+            dtype: Of the states; None: the encoder's own.
+
         Raises:
             ConfigError: The sequences are longer than the encoder's positions.
         """
-        return self._states(tokens_BL, None)
+        return self._states(tokens_BL, None, dtype)
 
     def prompt_states(self, tokens_BP: Tensor, lengths_B: Tensor) -> Tensor:
         """Hidden states h_BPD of prompts on their own, as `hidden_states`; 0 beyond each length.
@@ -148,10 +152,10 @@ class TokenEncoder:
         counts_BP = positions_P < lengths_B[:, None].to(tokens_BP.device)
         # An empty prompt still needs one position to attend to; its state is dropped below.
         mask_BP = counts_BP | (positions_P == 0)
-        states = self._states(tokens_BP, mask_BP.to(tokens_BP.dtype))
+        states = self._states(tokens_BP, mask_BP.to(tokens_BP.dtype), torch.float32)
         return torch.where(counts_BP[..., None].to(states.device), states, 0.0)
 
-    def _states(self, tokens_BL: Tensor, mask_BL: Tensor | None) -> Tensor:
+    def _states(self, tokens_BL: Tensor, mask_BL: Tensor | None, dtype: torch.dtype | None) -> Tensor:
         assert self._trunk is not None, "it is loaded"
         self.check_length(tokens_BL.shape[1])
         tokens_BL = to_device(tokens_BL, self._encoder_device)
@@ -166,7 +170,7 @@ class TokenEncoder:
         with here, torch.inference_mode():
             states = self._trunk(input_ids=tokens_BL, attention_mask=mask)[0]
         # A copy made out here is an ordinary tensor, which a backward pass may keep.
-        return states[:, skip:].to(self._device, torch.float32, copy=True)
+        return states[:, skip:].to(self._device, dtype or states.dtype, copy=True)
 
 
 def _mask_of_all(config: Any, tokens_BL: Tensor) -> Any:

@@ -23,21 +23,21 @@ if os.environ.get("RANK") and "trainer.rank" in " ".join(sys.orig_argv):
         """The device's part."""
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    def try_what_fits(self: micro_batch.Trial, size: int) -> None:
+    def try_what_fits(self: micro_batch.Trial, size: int) -> int:
         """As it is, up to the end of the memory."""
         if is_short and not after and size > holds:
             run_out()
-        try_one(self, size)
+        return try_one(self, size)
 
     def a_second(self: micro_batch.Trial, size: int) -> float:
         """Whatever this machine does beside it."""
         return math.inf if math.isinf(time_one(self, size)) else 1.0
 
-    def train_what_fits(job: object, number: int, positions: range, tokens_BL: torch.Tensor) -> object:
+    def train_what_fits(job: object, number: int, positions: range, *tensors: torch.Tensor) -> object:
         """As it is, until memory gets short."""
         if is_short and after and number >= after[0] and len(positions) > holds:
             run_out()
-        return train_one(job, number, positions, tokens_BL)
+        return train_one(job, number, positions, *tensors)
 
     micro_batch.Trial._pass, micro_batch.Trial.seconds = try_what_fits, a_second
     step.forward_and_backward = train_what_fits
