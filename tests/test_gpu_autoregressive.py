@@ -12,12 +12,12 @@ pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-@pytest.mark.parametrize("family", CONFIGS)
-def test_a_graph_writes_what_operations_write(family: str) -> None:
+@pytest.mark.parametrize(("family", "num_ids"), [*((family, None) for family in CONFIGS), ("gpt2", 12_429)])
+def test_a_graph_writes_what_operations_write(family: str, num_ids: int | None) -> None:
     said, rows = list[str](), []
     chances_BL = torch.rand((64, LENGTH), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for device in ("cpu", "cuda"):
-        lm = lm_of(family)
+        lm = lm_of(family, **({"vocab_size": num_ids} if num_ids else {}))
         lm.model.to(device)
         decoding = Decoding(lm, 64, LENGTH, said.append)
         for _ in range(2):  # what the first rows have left must not matter
