@@ -3,6 +3,9 @@ PYTEST_ARGS ?= -q -n 2 --dist loadfile --no-loadscope-reorder
 LAB_TESTS ?= tests/lab
 ENVIRONMENT := $(PYTHON) -m trainer.environment
 
+# Compiled modules are kept: hundreds of processes that tests start import the same ones.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos lab lint types bench lock clean .venv .venv-train tools evaluation-tools
 

@@ -4,6 +4,7 @@ Rule: a test file that says `pytest.importorskip("torch")` at module level runs 
 other file runs in `.venv`. A file named on the command line always runs.
 """
 
+import gc
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# What is imported and collected stays: to look for garbage among it time and again is a fifth of collecting.
+gc.set_threshold(50_000)
 # Before any test imports torch or deepspeed, and inherited by the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -56,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return (_LONGEST.index(name) if name in _LONGEST else len(_LONGEST), -num_tests[item.path], name)
 
     items.sort(key=rank)  # tests of one file stay in their order
+
+
+def pytest_collection_finish() -> None:
+    """Leave what every test shares out of all later searches for garbage."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -39,8 +39,8 @@ def trained(trained_once: TrainerRun, text: Path, tmp_path: Path) -> TrainerRun:
     return TrainerRun(tiny_config(text, steps=14), tmp_path / "store")
 
 
-def new_run(text: Path, tmp_path: Path, **changes: object) -> TrainerRun:
-    return TrainerRun(tiny_config(text, **changes), tmp_path / "store")
+def new_run(text: Path, tmp_path: Path, num_ranks: int = 2, **changes: object) -> TrainerRun:
+    return TrainerRun(tiny_config(text, **changes), tmp_path / "store", num_ranks)
 
 
 def shards(run: TrainerRun, step: int) -> list[Path]:
@@ -110,11 +110,11 @@ def test_a_limit_of_a_width_is_named_with_the_field(text: Path, tmp_path: Path) 
 
 
 def test_a_value_that_a_library_refuses_is_told_and_not_tried_again(text: Path, tmp_path: Path) -> None:
-    run = new_run(text, tmp_path)
+    run = new_run(text, tmp_path, num_ranks=1)
     (patched := tmp_path / "patched").mkdir()
     (patched / "sitecustomize.py").write_text(
         "import sys\n"
-        "if 'trainer.train' in ' '.join(sys.orig_argv):\n"
+        "if 'trainer.rank' in ' '.join(sys.orig_argv):\n"
         "    import torch\n"
         "    def refuse(*_, **__):\n"
         "        raise ValueError('Invalid beta parameter at index 0: 1')\n"
@@ -164,7 +164,7 @@ def on_a_disk_of(mount: Path, options: str) -> tuple[str, ...]:
 def test_text_that_is_gone_at_a_resume_costs_no_checkpoint(trained: TrainerRun, tmp_path: Path) -> None:
     before = checkpoint_files(trained)
     missing = tmp_path / "nowhere.txt"
-    run = TrainerRun(tiny_config(missing, steps=14), trained.store)
+    run = TrainerRun(tiny_config(missing, steps=14), trained.store, num_ranks=1)
 
     code, output = run.finish()
 
@@ -207,7 +207,7 @@ def test_when_every_checkpoint_is_damaged_the_run_stops_and_deletes_nothing(trai
 def test_a_full_disk_loses_no_durable_step_and_with_room_the_last_one_is_saved(
         text: Path, tmp_path: Path, trained_once: TrainerRun) -> None:
     size = trained_once.checkpoints()[0].num_bytes
-    run = new_run(text, tmp_path, heartbeat_s=30.0)
+    run = new_run(text, tmp_path, num_ranks=1, heartbeat_s=30.0)
     run.store.mkdir()
     words = on_a_disk_of(run.store, f"size={size * 3 // 2}")
     log = tmp_path / "log"
@@ -248,7 +248,7 @@ def folder_at(store: Path) -> RunFolder:
 
 
 def test_heartbeats_that_fail_for_a_moment_stop_nothing_and_lose_no_row(text: Path, tmp_path: Path) -> None:
-    run = new_run(text, tmp_path, steps=80, checkpoint={"every_steps": 40, "keep": 2})
+    run = new_run(text, tmp_path, num_ranks=1, steps=80, checkpoint={"every_steps": 40, "keep": 2})
     node = run.start()
     run.wait_for(node, attempt=1, step=2)
     obstacle = run.store / "run/attempts/1/heartbeat.json"

@@ -47,7 +47,7 @@ def new_run(text: Path, tmp_path: Path, num_ranks: int = 2, **changes: object) -
 def ranks_of(node: "subprocess.Popen[str]") -> list[psutil.Process]:
     """The trainer processes below a node, in the order of their ranks."""
     below = psutil.Process(node.pid).children(recursive=True)
-    return sorted((process for process in below if "trainer.train" in process.cmdline()
+    return sorted((process for process in below if "trainer.rank" in process.cmdline()
                    and "torch.distributed.run" not in process.cmdline()),
                   key=lambda process: int(process.environ()["RANK"]))
 
@@ -217,23 +217,17 @@ def test_a_killed_rank_is_a_crash_and_leaves_no_process(text: Path, tmp_path: Pa
     assert run.checkpoints()[0].step >= 4
 
 
-def test_ranks_on_two_nodes_share_one_attempt(text: Path, tmp_path: Path) -> None:
-    run = new_run(text, tmp_path, num_ranks=1, steps=2)
-    place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
-    nodes = [run.start(SKYPILOT_NODE_RANK=str(rank), **place) for rank in (0, 1)]
-    outputs = [node.communicate(timeout=60)[0] for node in nodes]
-
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(outputs)
-    assert [files.attempt.number for files in run.folder.attempts()] == [1]
-    assert [(manifest.step, manifest.world_size) for manifest in run.checkpoints()] == [(2, 2)]
-
-
-def test_two_runs_on_the_same_two_nodes_meet_at_ports_of_their_own(text: Path, tmp_path: Path) -> None:
+def test_ranks_on_two_nodes_share_one_attempt_and_two_runs_there_meet_at_ports_of_their_own(
+        text: Path, tmp_path: Path) -> None:
     place = {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1"}
     runs = [new_run(text, tmp_path / name, num_ranks=1, steps=2) for name in ("one", "other")]
     nodes = [run.start(SKYPILOT_NODE_RANK=str(rank), **place) for run in runs for rank in (0, 1)]
     outputs = [node.communicate(timeout=120)[0] for node in nodes]
+
     assert [node.returncode for node in nodes] == [0] * 4, "\n".join(outputs)
+    for run in runs:
+        assert [files.attempt.number for files in run.folder.attempts()] == [1]
+        assert [(manifest.step, manifest.world_size) for manifest in run.checkpoints()] == [(2, 2)]
 
 
 def test_a_node_with_another_text_is_named_before_the_first_step(text: Path, tmp_path: Path) -> None:

@@ -297,7 +297,7 @@ def train_command() -> list[str]:
         head = required("SKYPILOT_NODE_IPS").split()[0]
         rendezvous = ["--nnodes", str(num_nodes()), "--node-rank", str(node_rank()),
                       "--master-addr", head, "--master-port", str(master_port())]
-    return [*torchrun, *rendezvous, "-m", "trainer.train"]
+    return [*torchrun, *rendezvous, "-m", "trainer.rank"]
 
 
 def master_port() -> int:

@@ -1,9 +1,10 @@
 """The training loop of a latent diffusion language model, one process per GPU (or CPU rank).
 
-Started by `trainer.node` through torchrun; everything it is told comes from the environment names of
-`trainer.contract.Env`. Reads top to bottom: restore, loop, finish.
+Started by `trainer.node` through torchrun and `trainer.rank`; everything it is told comes from the
+environment names of `trainer.contract.Env`. Reads top to bottom: restore, loop, finish.
 """
 
+import gc
 import os
 import sys
 import time
@@ -84,6 +85,7 @@ def train(job: Job) -> RankEnd:
 def tell_start(job: Job) -> None:
     """The first step of this attempt is done: say where the time before it went, and keep it."""
     job.wait_for_device()
+    gc.enable()  # `trainer.rank` starts without
     job.start.end()
     job.gaps.begin(job.progress.step, job.clock.phases())  # the first step takes longer than any other
     job.say(str(job.start))

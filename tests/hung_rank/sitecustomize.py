@@ -9,7 +9,7 @@ or over its first save.
 import os
 import sys
 
-if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
+if os.environ.get("RANK") and "trainer.rank" in " ".join(sys.orig_argv):
     import signal
     import time
 

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 
-if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
+if os.environ.get("RANK") and "trainer.rank" in " ".join(sys.orig_argv):
     import torch
 
     import trainer.micro_batch as micro_batch

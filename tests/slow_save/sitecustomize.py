@@ -4,7 +4,7 @@ is written before the file `TEST_SAVE_GATE` is there."""
 import os
 import sys
 
-if os.environ.get("RANK") and "trainer.train" in " ".join(sys.orig_argv):
+if os.environ.get("RANK") and "trainer.rank" in " ".join(sys.orig_argv):
     import time
     from collections.abc import Iterable
 

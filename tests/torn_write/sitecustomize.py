@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 
-if os.environ.get("RANK") == "1" and "trainer.train" in " ".join(sys.orig_argv):
+if os.environ.get("RANK") == "1" and "trainer.rank" in " ".join(sys.orig_argv):
     from collections.abc import Iterable
     from pathlib import Path
     from urllib.parse import urlsplit
