@@ -105,16 +105,22 @@ class _Check(_Record):
     problem: str | None
 
 
+class _Loaded(_Record):
+    other_processes: int | None = None
+
+
 class _Result(_Record):
     case: TrainCase
     fast: _Times | None = None  # none where it was not timed
     check: _Check | None = None
+    loaded: _Loaded | None = None
 
     @property
     def is_training(self) -> bool:
-        """On one GPU, with the encoder in the loop, and it trains what it should: as a run does."""
+        """On one GPU of its own, with the encoder in the loop, and it trains what it should: as a run."""
         is_wrong = self.check is not None and self.check.problem is not None
-        return self.case.scope == "joint" and self.case.num_ranks == 1 and not is_wrong
+        is_shared = self.loaded is not None and bool(self.loaded.other_processes)
+        return self.case.scope == "joint" and self.case.num_ranks == 1 and not (is_wrong or is_shared)
 
 
 class _Document(_Record):

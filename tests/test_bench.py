@@ -15,6 +15,7 @@ from tests.tiny_ldlm import VOCABULARY  # noqa: E402
 from tests.tiny_ldlm import tiny_config as small_config  # noqa: E402
 from tests.tiny_ldlm import tiny_model as small_model  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
+from trainer import bench_trained  # noqa: E402
 from trainer.averaged_weights import load_averaged_weights  # noqa: E402
 from trainer.bench_paths import Eager, FastPaths  # noqa: E402
 from trainer.bench_trained import Circumstances, measure  # noqa: E402
@@ -70,6 +71,21 @@ def test_a_model_that_reads_prompts_is_timed_with_the_longest_one_too() -> None:
     _, found = measure(generator, "run", 4, Circumstances(limit=lambda: None))
 
     assert found.prompt_tokens == 4 and (found.prompted_tokens_per_s or 0) > 0  # half of 8 tokens
+
+
+def test_a_device_of_several_formats_is_timed_in_each_and_the_usual_one_is_the_headline(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_trained, "_modes", lambda device: ("fp32", "bf16"))
+    config = small_config(sampling={"steps": 3, "bench_generations": 2})
+    generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
+
+    report, found = measure(generator, "run", 4, Circumstances(limit=lambda: None))
+
+    assert [case.case.mode for case in report.cases] == ["fp32", "bf16"]
+    assert all(case.fast and case.check and case.reference for case in report.cases)
+    assert set(report.rates.flops_per_s) == {"fp32", "bf16"}
+    assert found.dtype == "fp32" and report.cases[0].fast
+    assert found.tokens_per_s == report.cases[0].fast.tokens_per_s
 
 
 def test_a_fast_path_that_computes_something_else_leaves_the_reference_s_speed(

@@ -334,8 +334,8 @@ def test_what_is_for_nodes_says_so_to_a_person(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-m", "trainer.bench", *arguments], cwd=ROOT, capture_output=True,
                           text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("usage: python -m trainer.bench generate --help, or train --help\n"
-                           "without either it is for nodes; of a run: `ldlm bench RUN`\n")
+    assert done.stderr == ("usage: python -m trainer.bench generate --help, train --help, or plot --help\n"
+                           "without any of them it is for nodes; of a run: `ldlm bench RUN`\n")
 
 
 def test_the_help_has_eighty_columns(

@@ -23,12 +23,16 @@ def result(length: int, steps: int, batch: int, share: float = 0.5) -> CaseResul
                       reference=summary([2.0], length * batch), fraction_of_limit=share)
 
 
-def drawn(*cases: CaseResult) -> list[Axes]:
-    return figure_of(Report(
+def report_of(*cases: CaseResult) -> Report:
+    return Report(
         at=datetime(2026, 11, 29, tzinfo=UTC), source="random weights", seed=0, price_usd_per_hour=None,
         device=Device(name="CPU", is_rtx5090=False, memory_gib=None, before=None, warnings=()),
         software=Software(python="3", torch="2", triton=None, cuda=None, sm=None, built_for=(), git_sha=None),
-        rates=Rates(read_bytes_per_s=1, flops_per_s={}, read_how=""), cases=cases)).axes
+        rates=Rates(read_bytes_per_s=1, flops_per_s={}, read_how=""), cases=cases)
+
+
+def drawn(*cases: CaseResult) -> list[Axes]:
+    return figure_of(report_of(*cases)).axes
 
 
 def panels(*cases: CaseResult) -> list[tuple[str, str, dict[str, list[tuple[float, float]]]]]:

@@ -84,6 +84,16 @@ def test_a_step_that_does_not_train_as_its_reference_does_is_no_training_speed(t
     assert read_benchmarks(tmp_path) == ([ON_H200], [])
 
 
+def test_a_step_beside_other_programs_on_its_gpu_is_no_training_speed(tmp_path):
+    found = document()
+    found["cases"][0]["loaded"] = {"clock_sm_mhz": 1965.0, "other_processes": 1}
+    (tmp_path / "h200.json").write_text(json.dumps(found))
+    assert read_benchmarks(tmp_path) == ([], [])
+    found["cases"][0]["loaded"]["other_processes"] = 0
+    (tmp_path / "h200.json").write_text(json.dumps(found))
+    assert read_benchmarks(tmp_path) == ([ON_H200], [])
+
+
 BAD = ("c-torn", "d-negative", "e-nan", "f-bytes", "f-profile")
 
 

@@ -1,5 +1,6 @@
 """The picture of an evaluation is drawn whatever was measured, and says what its numbers are worth."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +55,22 @@ def test_speed_at_a_quality_has_a_point_for_each_number_of_steps_and_the_other_m
     assert points == {"batch 1": [(60.0, 100.0), (15.0, 25.0)], "autoregressive, batch 1": [(7.0, 9.0)],
                       "batch 8": [(300.0, 100.0), (75.0, 25.0)], "autoregressive, batch 8": [(35.0, 9.0)]}
     assert [text.get_text() for text in drawn[0].texts] == ["1", "4", "1", "4"]
+
+
+def test_speeds_over_three_decades_are_told_apart_on_their_axis(tmp_path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    judge = load_judge(str(save_model(tmp_path / "j", "gpt2")))
+    figure = Figure(figsize=(5.5, 4.2), layout="constrained")
+    canvas, axes = FigureCanvasAgg(figure), figure.subplots()
+    frontier = [{"setting": {"steps": 1, "temperature": 1.0}, "generative_perplexity_by_j": 10.0,
+                 "batch": 8, "tokens_per_s_batch_1": speed, "tokens_per_s_batch_8": speed}
+                for speed in (5_231.0, 3_834_131.0)]  # seen on an H200
+    quality_plot._draw_speed_at_quality(axes, {"frontier": frontier, "reference": {}}, judge)
+    canvas.draw()
+    low, high = axes.get_xlim()
+    places_and_labels = zip(axes.get_xticks(), axes.get_xticklabels(), strict=True)
+    boxes = [label.get_window_extent() for place, label in places_and_labels if low <= place <= high]
+    assert len(boxes) > 4
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer import wide_heads
+from trainer import head_norm, wide_heads
 from trainer.torch_compile import compiled
 
 _ROTARY_BASE = 10_000.0  # the usual one; a guess for sequences of latents
@@ -32,7 +32,10 @@ class _HeadNorm(nn.RMSNorm):
     """In the dtype of its input: under autocast torch would warn of two, and take a slower way."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+        gain = self.weight.to(x.dtype)
+        if head_norm.suits(x):
+            return head_norm.normed(x, gain)
+        return F.rms_norm(x, self.normalized_shape, gain, self.eps)
 
 
 class Rotation(NamedTuple):

@@ -2,6 +2,7 @@
 
 `python -m trainer.bench generate`: generation without a run (`trainer/bench_command.py`).
 `python -m trainer.bench train`: training steps without a run (`trainer/bench_train_command.py`).
+`python -m trainer.bench plot`: what one of these has found, as a picture (`trainer/bench_plot_command.py`).
 """
 
 import os
@@ -23,9 +24,13 @@ def main() -> int:
             from trainer.bench_train_command import main as train
 
         return train(sys.argv[2:])
+    if sys.argv[1:2] == ["plot"]:
+        from trainer.bench_plot_command import main as plot
+
+        return plot(sys.argv[2:])
     if sys.argv[1:] or Env.END_FOLDER not in os.environ:
-        print("usage: python -m trainer.bench generate --help, or train --help\n"
-              "without either it is for nodes; of a run: `ldlm bench RUN`", file=sys.stderr)
+        print("usage: python -m trainer.bench generate --help, train --help, or plot --help\n"
+              "without any of them it is for nodes; of a run: `ldlm bench RUN`", file=sys.stderr)
         return 2
     from trainer.bench_document import main as document
 

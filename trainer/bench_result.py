@@ -133,14 +133,20 @@ def read_report(path: Path, form: type[_Form] = Report) -> _Form:  # type: ignor
         ConfigError: It is not there, or is none of this version.
     """
     try:
-        return form.model_validate_json(path.read_bytes())
+        return parsed_report(path.read_bytes(), str(path), form)
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", place=str(path),
                           fix="name a file that --out has written") from error
+
+
+def parsed_report(text: bytes, place: str, form: type[_Form]) -> _Form:
+    """A result as it was written somewhere. Raises ConfigError: it is none of this version."""
+    try:
+        return form.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         what = ".".join(map(str, first["loc"])) or "JSON"
-        raise ConfigError(f"is no result of this benchmark: {what}: {first['msg']}", place=str(path),
+        raise ConfigError(f"is no result of this benchmark: {what}: {first['msg']}", place=place,
                           fix="name a file that --out of this version has written") from error
 
 

@@ -30,9 +30,12 @@ def figure_of(report: TrainReport) -> Any:
 
 
 def _draw(axes: Any, result: TrainCaseResult) -> None:
+    from matplotlib import colormaps
+    from matplotlib.patches import Patch
+
     bars = _bars(result)
     parts_of_all = dict.fromkeys(itertools.chain(*bars.values()))
-    colours = {part: f"C{number}" for number, part in enumerate(parts_of_all)}
+    colours = dict(zip(parts_of_all, colormaps["tab20"].colors, strict=False))
     longest = max(sum(parts.values()) for parts in bars.values())
     for label, parts in bars.items():
         begin = 0.0
@@ -42,6 +45,8 @@ def _draw(axes: Any, result: TrainCaseResult) -> None:
             if seconds > _LEAST_NAMED * longest:
                 axes.bar_label(drawn, [part.replace("_", "\n")], label_type="center", fontsize=6)
             begin += seconds
+    named = [Patch(color=colour, label=part.replace("_", " ")) for part, colour in colours.items()]
+    axes.legend(handles=named, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.invert_yaxis()
     axes.set(xlabel="ms of a step")
     axes.set_title(f"{result.case}: {_speed(result)}", fontsize=9)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer import head_norm
 from trainer.bench_models import shape_of
 from trainer.bench_paths import relative_error
 from trainer.bench_train_cases import TrainCase, config_of
@@ -141,14 +142,15 @@ class Encoding:
 @contextmanager
 def plainly(encoder: Any) -> Iterator[None]:
     """Within, all runs operation by operation: the encoder's blocks by transformers' own modules, their
-    linear attention by its code of torch's operations, nothing compiled."""
-    bound: list[tuple[Any, str, Any]] = []
+    linear attention by its code of torch's operations, norms by torch, nothing compiled."""
+    plain: list[tuple[Any, str, Any]] = [(head_norm, "suits", lambda x: False)]
     for module_name in _BOUND[0]:
         module = importlib.import_module(f"transformers.models.{module_name}.modeling_{module_name}")
-        bound += [(module, name, getattr(module, name)) for name in _BOUND[1]]
+        plain += [(module, name, getattr(module, name).__wrapped__) for name in _BOUND[1]]
+    bound = [(module, name, getattr(module, name)) for module, name, _ in plain]
     try:
-        for module, name, function in bound:
-            setattr(module, name, function.__wrapped__)
+        for module, name, function in plain:
+            setattr(module, name, function)
         with torch.compiler.set_stance("force_eager"), _own_forwards(getattr(encoder, "trunk", None)):
             yield
     finally:

@@ -15,7 +15,7 @@ from trainer.bench_paths import Eager, FastPaths, Path
 from trainer.bench_result import CaseResult, Report
 from trainer.bench_run import Effort, Subject, run_cases, with_sampling
 from trainer.bench_timing import Timed, over_after, time_path
-from trainer.fast.weights import usual_mode
+from trainer.fast.weights import Mode, multiplies_fp8, usual_mode
 from trainer.generate import Generator, Prompt
 from trainer.sizes import longest_prompt
 
@@ -79,13 +79,13 @@ class Circumstances:
 
 
 def measure(generator: Generator, run_id: str, step: int, told: Circumstances) -> tuple[Report, Throughput]:
-    """Check and time a generator at its own steps and batch 1; on a GPU also over steps and batches.
+    """Check and time a generator at its own steps and batch 1; on a GPU over steps and batches, and in fp8.
 
     At a limit of the run, or after some minutes, what is left is not begun; the first case always is. Where
     the fast path computes something else, the speed is the reference's.
     """
     device = generator.model.hidden_mean.device
-    mode, is_late = usual_mode(device), over_after(_SWEEP_S)
+    modes, is_late = _modes(device), over_after(_SWEEP_S)
 
     def is_over() -> bool:
         return is_late() or told.limit() is not None
@@ -96,17 +96,23 @@ def measure(generator: Generator, run_id: str, step: int, told: Circumstances) -
     report = Report(
         at=datetime.now(UTC), source=f"{run_id}, step {step}", seed=effort.seed,
         device=look_at(device, told.before, told.expected_gpu), software=software(device, told.git_sha),
-        rates=measure_rates(device, [mode]), price_usd_per_hour=told.price_usd_per_hour, cases=())
-    results = run_cases(_cases(generator, mode, device, run_id), subject, report.rates, effort, device)
+        rates=measure_rates(device, modes), price_usd_per_hour=told.price_usd_per_hour, cases=())
+    results = run_cases(_cases(generator, modes, device, run_id), subject, report.rates, effort, device)
     report = report.model_copy(update={"cases": tuple(results)})
     if reached := told.limit():
         print(f"warning: the benchmark was cut short: {reached}", flush=True)
     return report, _throughput(generator, report)
 
 
-def _cases(generator: Generator, mode: str, device: torch.device, name: str) -> list[Case]:
+def _modes(device: torch.device) -> tuple[Mode, ...]:
+    """The usual one, which is the headline's, first."""
+    usual = usual_mode(device)
+    return (usual, "fp8") if device.type == "cuda" and multiplies_fp8(device) else (usual,)
+
+
+def _cases(generator: Generator, modes: tuple[Mode, ...], device: torch.device, name: str) -> list[Case]:
     config = generator.config
-    grid = Grid(steps=(config.sampling.steps,), batches=(1,), modes=(mode,),
+    grid = Grid(steps=(config.sampling.steps,), batches=(1,), modes=modes,
                 sweeps=("steps", "batch") if device.type == "cuda" else ())
     return grid.cases(name, [config.data.sequence_length])
 

@@ -52,7 +52,7 @@ def _draw_frontier(axes: Any, result: dict[str, Any], judge: Judge) -> None:
 
 def _draw_speed_at_quality(axes: Any, result: dict[str, Any], judge: Judge) -> None:
     """Perplexity over tokens/s: a point for each number of steps, and what stands beside them."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
     y, other = judge.key("generative_perplexity"), result.get("autoregressive", {})
     points = [point for point in result["frontier"] if point[y] is not None]
@@ -73,7 +73,7 @@ def _draw_speed_at_quality(axes: Any, result: dict[str, Any], judge: Judge) -> N
     axes.set(xscale="log", yscale="log", xlabel="tokens/s, decoding included", ylabel=y,
              title="Speed at a quality; labels: steps")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter(lambda speed, _: f"{speed:,.0f}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_minor_formatter(NullFormatter())
     if axes.lines:
         axes.legend(fontsize=8)
