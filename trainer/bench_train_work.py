@@ -142,7 +142,7 @@ class Encoding:
 @contextmanager
 def plainly(encoder: Any) -> Iterator[None]:
     """Within, all runs operation by operation: the encoder's blocks by transformers' own modules, their
-    linear attention by its code of torch's operations, norms and vocabulary loss by them, nothing compiled."""
+    linear attention by its code of torch's operations, norms and vocabulary loss too, nothing compiled."""
     plain: list[tuple[Any, str, Any]] = [(norms, "suits", lambda x, gain: False),
                                          (token_loss, "has_triton", lambda device: False)]
     for module_name in _BOUND[0]:
