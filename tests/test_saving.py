@@ -134,19 +134,19 @@ def test_where_the_store_is_slower_than_the_interval_the_interval_grows_and_it_i
 
 def test_a_step_whose_checkpoint_stays_does_not_wait_for_the_upload_of_another(tmp_path: Path) -> None:
     """The first save by time is held up until training has gone on beyond that step."""
-    run = small_run(tmp_path, steps=100_000, num_ranks=2, every_steps=200, keep=1)
+    run = small_run(tmp_path, steps=100_000, num_ranks=2, every_steps=80, keep=1)
     gate = tmp_path / "gate"
     node = run.start(PYTHONPATH=f"{SLOW_SAVE}:{ROOT}", TEST_SAVE_S="0", TEST_SAVE_GATE=str(gate))
-    run.wait_for(node, 1, step=204)
+    run.wait_for(node, 1, step=84)
     gate.touch()
-    run.wait_for(node, 1, durable=230)
+    run.wait_for(node, 1, durable=110)
     node.terminate()
     output, _ = node.communicate(timeout=run.deadline_s)
 
     assert node.returncode == ExitCode.RECOVER, output
-    assert "no checkpoint of step 200: the one before it is not durable yet" in output
-    stands_in = re.search(r"the checkpoint of step (\d+) stays in place of one of 200", output)
-    assert stands_in and int(stands_in[1]) > 200 and int(stands_in[1]) % 2 == 0, output
+    assert "no checkpoint of step 80: the one before it is not durable yet" in output
+    stands_in = re.search(r"the checkpoint of step (\d+) stays in place of one of 80", output)
+    assert stands_in and int(stands_in[1]) > 80 and int(stands_in[1]) % 2 == 0, output
     assert int(stands_in[1]) in [manifest.step for manifest in run.checkpoints()]
 
 
