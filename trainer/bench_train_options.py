@@ -30,8 +30,9 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
         prog="python -m trainer.bench train", formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, epilog=_EXAMPLES,
         description="Time the trainer's own step at a profile's sizes, on one GPU or by torchrun's\n"
-                    "ranks: frozen encoder and trained parts with random weights, no store, no text,\n"
-                    "no checkpoints; beside it what the device can do at best, and where the time goes.")
+                    "ranks: frozen encoder and trained parts with random weights, no store, no\n"
+                    "text, no checkpoints; beside it what the device can do at best, and where the\n"
+                    "time goes.")
     _add_cases(parser)
     parser.add_argument("--steps", type=number(int, 1, 100_000), default=20, metavar="N",
                         help="timed steps of each case, after 2 to warm up (default 20)")
