@@ -60,7 +60,7 @@ class Training:
 
     def __init__(self, case: TrainCase, encoder: Any, seed: int, device: torch.device) -> None:
         self._job = build_step(case, encoder, seed, device)
-        self._taken, self._is_imagined = 0, case.num_ranks > 1
+        self._taken, self._is_imagined = 0, case.num_ranks > 1 and not case.ranks_are_real
 
     @property
     def waited_s(self) -> float:
