@@ -39,7 +39,8 @@ def test_nothing_that_ran_is_no_time():
     ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<TensorListMetadata<4>>", "optimizer"),
     ("void at::native::radixSortKVInPlace<int>", "sorting and indexing"),
     ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", "element-wise"),
-    ("triton_poi_fused_add_mul_0", "element-wise"), ("Memset (Device)", "copies")])
+    ("triton_poi_fused_add_mul_0", "element-wise"), ("Memset (Device)", "copies"),
+    ("_differentiated", "vocabulary loss")])
 def test_a_kernel_goes_to_the_group_that_its_name_tells(name, group):
     assert group_of(name) == group
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ from tests.chaos.seen import Row, Seen, code_digest  # noqa: E402
 from tests.trainer_runs import ROOT  # noqa: E402
 
 # The driver of cases forks and adopts orphans: in a process of its own, with no threads.
-RUN_CASE = """
+RUN_CASES = """
 import json
 import sys
 from tests.chaos.case import run_case
@@ -26,8 +27,8 @@ from tests.chaos.machine import adopt_orphans
 from tests.test_chaos import CASES
 
 adopt_orphans()
-result = run_case(protocol_level()._replace(deadline_s=20), CASES[sys.argv[1]])
-print(json.dumps([result.struck, result.wrong]))
+results = {name: run_case(protocol_level()._replace(deadline_s=20), CASES[name]) for name in sys.argv[1:]}
+print(json.dumps({name: [result.struck, result.wrong] for name, result in results.items()}))
 """
 # A campaign whose time is up before it begins.
 TOO_LATE = """
@@ -80,13 +81,18 @@ Committer._put_shard, Committer._retain = later, late
 CASES = FAILED | {name: case for name, (case, _) in BROKEN.items()}
 
 
-def outcome(name: str, patch: str = "") -> tuple[int, list[str]]:
-    """How many faults have struck in a case, and what was wrong with it."""
-    done = subprocess.run([sys.executable, "-c", patch + RUN_CASE, name], cwd=ROOT, text=True,
+def outcomes(*names: str, patch: str = "") -> dict[str, list[Any]]:
+    """How many faults have struck in each case, and what was wrong with it."""
+    done = subprocess.run([sys.executable, "-c", patch + RUN_CASES, *names], cwd=ROOT, text=True,
                           capture_output=True, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"}, check=False)
     assert done.returncode == 0, done.stderr
-    struck, wrong = json.loads(done.stdout.splitlines()[-1])
-    return struck, wrong
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.fixture(scope="module")
+def ours() -> dict[str, list[Any]]:
+    """Of every case, under our own protocol."""
+    return outcomes(*CASES)
 
 
 def survived(seed: int) -> Result:
@@ -95,8 +101,8 @@ def survived(seed: int) -> Result:
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_what_has_failed_once_does_not_fail_again(name: str) -> None:
-    assert outcome(name) == (sum(life.strike is not None for life in FAILED[name].lives), [])
+def test_what_has_failed_once_does_not_fail_again(name: str, ours: dict[str, list[Any]]) -> None:
+    assert ours[name] == [sum(life.strike is not None for life in FAILED[name].lives), []]
 
 
 def test_every_kind_of_fault_ends_in_the_bits_of_the_run_that_nobody_interrupts(tmp_path: Path) -> None:
@@ -138,8 +144,8 @@ def test_what_another_state_of_the_code_has_survived_does_not_count(tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_protocol_does_not_survive(name: str) -> None:
+def test_a_broken_protocol_does_not_survive(name: str, ours: dict[str, list[Any]]) -> None:
     case, patch = BROKEN[name]
-    assert outcome(name) == (len(case.lives), [])
-    struck, wrong = outcome(name, patch)
+    assert ours[name] == [len(case.lives), []]
+    struck, wrong = outcomes(name, patch=patch)[name]
     assert struck and wrong, (struck, wrong)

@@ -57,4 +57,4 @@ def test_compiled_blocks_train_as_plain_ones_and_twice_to_the_same_bits(profile:
     graphs = counters["stats"]["unique_graphs"]
     error = float(((found - wanted) / wanted).abs().max())
     print(f"\n{profile}: {graphs} graphs, greatest difference of a loss in 50 steps {error:.4f}")
-    assert error < MOST_ERROR["bf16"] and graphs <= 6  # 3 or 4 of blocks, 2 of the loss
+    assert error < MOST_ERROR["bf16"] and graphs <= 4  # of blocks

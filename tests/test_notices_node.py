@@ -93,7 +93,7 @@ def test_where_a_last_checkpoint_does_not_fit_it_is_said_as_soon_as_that_is_know
     program.parent.mkdir()
     program.touch(0o755)
     program.write_text("#!/bin/sh\necho 'KillWait                = 12 sec'\n")
-    run = new_run(text, tmp_path, checkpoint={"every_minutes": 0.2, "keep": 2})
+    run = new_run(text, tmp_path, checkpoint={"every_minutes": 0.1, "keep": 2})
     slurm = {"SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm"}', "PYTHONPATH": SLOW_SAVE, "TEST_SAVE_S": "8",
              "PATH": f"{program.parent}:/usr/bin:/bin"}
     nodes.append(node := run.start(**slurm))

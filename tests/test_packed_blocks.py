@@ -3,6 +3,7 @@
 Expected codes come from numpy and from the formats' own definitions, never from the code under test.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -198,26 +199,31 @@ def test_quantised_encoder_computes_with_the_weights_decoded_by_hand(tmp_path: P
     assert not torch.allclose(expected, hidden(folder), atol=1e-3)
 
 
-def test_shares_of_two_ranks_make_whole_blocks(tmp_path: Path) -> None:
-    folder = save_model(tmp_path / "model", "moe-vl")
-    torch.multiprocessing.spawn(_rank, (folder, tmp_path), nprocs=2)
+@pytest.fixture(scope="module")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks make of a model, and the model."""
+    out = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(_rank, (save_model(out / "model", "moe-vl"), out), nprocs=2)
+    return out
+
+
+def test_shares_of_two_ranks_make_whole_blocks(by_ranks: Path) -> None:
     for held_as in ("bf16", "nf4"):
         for rank in range(2):
-            assert torch.equal(torch.load(tmp_path / f"{held_as}-{rank}.pt"), hidden(folder, held_as))
+            found = torch.load(by_ranks / f"{held_as}-{rank}.pt")
+            assert torch.equal(found, hidden(by_ranks / "model", held_as))
 
 
-def test_ranks_on_nodes_of_their_own_share_with_nobody(tmp_path: Path,
-                                                       monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    folder = save_model(tmp_path / "model", "moe-vl")
-    torch.multiprocessing.spawn(_rank, (folder, tmp_path), nprocs=2)
-    assert torch.equal(torch.load(tmp_path / "nf4-1.pt"), hidden(folder, "nf4"))
+def test_ranks_on_nodes_of_their_own_share_with_nobody(by_ranks: Path) -> None:
+    assert torch.equal(torch.load(by_ranks / "alone-1.pt"), hidden(by_ranks / "model", "nf4"))
 
 
 def _rank(rank: int, folder: Path, out: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{out}/rendezvous", rank=rank, world_size=2)
     for held_as in ("bf16", "nf4"):
         torch.save(hidden(folder, held_as, "sharded"), out / f"{held_as}-{rank}.pt")
+    os.environ["LOCAL_WORLD_SIZE"] = "1"
+    torch.save(hidden(folder, "nf4", "sharded"), out / f"alone-{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -54,8 +54,8 @@ def interrupted(process: "subprocess.Popen[str]") -> list[str]:
     return [line for line in err.splitlines() if not line.startswith("import time:")]
 
 
-@pytest.mark.parametrize("module", ["trainer.contract", "pydantic", "obstore", "trainer.prepare_command",
-                                    "torch._C", "transformers.utils", "tokenizers", "trainer.token_encoder"])
+@pytest.mark.parametrize("module", ["trainer.contract", "obstore", "trainer.prepare_command", "torch._C",
+                                    "tokenizers", "trainer.token_encoder"])
 def test_while_it_imports(tmp_path, tokenizer, module):
     arguments = command(write_text(tmp_path / "a.txt", documents(40)), tokenizer)
     process = start(arguments, "-X", "importtime")
@@ -64,7 +64,7 @@ def test_while_it_imports(tmp_path, tokenizer, module):
         "interrupted before it began; what was finished earlier is kept"]
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.2, 0.6, 1.2, 2.5])
+@pytest.mark.parametrize("delay_s", [0.0, 0.3, 2.0])
 def test_while_workers_start_and_work(tmp_path, tokenizer, delay_s):
     lines = "".join(json.dumps({"text": text * 200}) + "\n" for text in documents(6_000))
     (tmp_path / "a.jsonl").write_text(lines)

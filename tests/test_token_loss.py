@@ -1,5 +1,8 @@
 """The cross-entropy of the vocabulary head, against torch's own on whole logits."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -7,18 +10,41 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from live_bytes import LiveBytes  # noqa: E402
 
+import trainer  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
 from trainer.encoder_shape import encoder_shape  # noqa: E402
 from trainer.memory import JobSizes, token_loss_bytes  # noqa: E402
-from trainer.sizes import loss_chunk_rows  # noqa: E402
 from trainer.token_loss import VocabularyHead, linear_cross_entropy, loss_and_gradients  # noqa: E402
 
 
-@pytest.fixture(params=[False, True], ids=["as it is", "to be compiled"])
-def compiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Both ways; what would be compiled is run as it is written."""
-    monkeypatch.setattr("trainer.token_loss.compiled", lambda function: function)
-    return request.param
+def _summed(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first kernel is to find, in float64."""
+    exact = logits.double()
+    largest = exact.amax(1, keepdim=True)
+    return largest.float(), (exact - largest).exp().sum(1, keepdim=True).float()
+
+
+def _differentiated(logits: torch.Tensor, largest: torch.Tensor, factors: torch.Tensor,
+                    targets: torch.Tensor, of_targets: torch.Tensor) -> torch.Tensor:
+    """What the second one is to find and to leave, in float64."""
+    exact = (logits.double() - largest).exp() * factors
+    exact.scatter_(1, targets, of_targets.double())
+    logits.copy_(exact)
+    return exact.sum(0).float()
+
+
+@pytest.fixture(params=[False, True], ids=["by torch", "around kernels"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways; kernels by what they are to compute (`tests/test_gpu_token_loss.py` has the true ones)."""
+    if request.param:
+        _pretend_kernels(monkeypatch, _summed, _differentiated)
+
+
+def _pretend_kernels(monkeypatch: pytest.MonkeyPatch, summed: object, differentiated: object) -> None:
+    kernels = SimpleNamespace(summed=summed, differentiated=differentiated)
+    monkeypatch.setitem(sys.modules, "trainer.token_loss_kernels", kernels)
+    monkeypatch.setattr(trainer, "token_loss_kernels", kernels, raising=False)
+    monkeypatch.setattr("trainer.token_loss.has_triton", lambda device: True)
 
 
 def _case(dtype: torch.dtype = torch.float32, num_rows: int = 13) -> tuple[torch.Tensor, ...]:
@@ -40,21 +66,23 @@ def _reference(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor,
     return loss.detach(), *(leaf.grad for leaf in leaves)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("rows_at_a_time", [1, 3, 5, 100])
 def test_value_and_all_gradients_are_exact_however_the_rows_are_split(
-        rows_at_a_time: int, compiles: bool) -> None:
+        rows_at_a_time: int) -> None:
     features, weight, bias, targets = _case()
-    loss = linear_cross_entropy(features, weight, bias, targets, 17 * rows_at_a_time, compiles)
+    loss = linear_cross_entropy(features, weight, bias, targets, rows_at_a_time)
     (3 * loss).backward()
     found = (loss.detach(), features.grad, weight.grad, bias.grad)
     for mine, theirs in zip(found, _reference(features, weight, bias, targets), strict=True):
         assert torch.allclose(mine.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_bfloat16_weights_get_gradients_that_are_rounded_once(compiles: bool) -> None:
+@pytest.mark.usefixtures("way")
+def test_bfloat16_weights_get_gradients_that_are_rounded_once() -> None:
     """Rounded chunk by chunk, a sum over thousands of rows would lose whole digits."""
     features, weight, bias, targets = _case(torch.bfloat16, num_rows=4_000)
-    loss = linear_cross_entropy(features, weight, bias, targets, 17 * 10, compiles)
+    loss = linear_cross_entropy(features, weight, bias, targets, 10)
     (3 * loss).backward()
     value, for_features, for_weight, for_bias = _reference(features, weight, bias, targets)
     assert loss.dtype == torch.float32
@@ -62,6 +90,16 @@ def test_bfloat16_weights_get_gradients_that_are_rounded_once(compiles: bool) ->
     for mine, theirs in ((features.grad, for_features), (weight.grad, for_weight), (bias.grad, for_bias)):
         assert mine.dtype == torch.bfloat16
         assert (mine.double() - theirs).norm() < 1e-2 * theirs.norm()
+
+
+@pytest.mark.usefixtures("way")
+def test_logits_in_bfloat16_are_rounded_no_further() -> None:
+    """Of 20 e-folds below the largest the rounding would be a sixteenth of one."""
+    weight = torch.linspace(-20, 9.9, 300)[:, None].bfloat16()
+    features, targets = torch.ones(300, 1, dtype=torch.bfloat16), torch.arange(300)
+    loss = linear_cross_entropy(features, weight, torch.zeros_like(weight[:, 0]), targets)
+    wanted = F.cross_entropy(weight.T.double().expand(300, 300), targets)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
 
 
 def test_no_counted_row_gives_zero_and_no_gradient() -> None:
@@ -73,25 +111,31 @@ def test_no_counted_row_gives_zero_and_no_gradient() -> None:
         assert not any(leaf.grad.any() for leaf in (features, weight, bias))
 
 
-def test_large_logits_neither_overflow_nor_underflow(compiles: bool) -> None:
+@pytest.mark.usefixtures("way")
+def test_large_logits_neither_overflow_nor_underflow() -> None:
     features, weight, bias, targets = _case()
     with torch.no_grad():
         features *= 1e4
-    loss = linear_cross_entropy(features, weight, bias, targets, compiles=compiles)
+    loss = linear_cross_entropy(features, weight, bias, targets)
     assert loss.item() == pytest.approx(_reference(features, weight, bias, targets)[0].item(), rel=1e-5)
 
 
-def test_what_is_not_a_number_shows_in_the_loss(compiles: bool) -> None:
+@pytest.mark.usefixtures("way")
+def test_what_is_not_a_number_shows_in_the_loss() -> None:
     features, weight, bias, targets = _case()
     with torch.no_grad():
         features[1] = float("nan")
-    assert linear_cross_entropy(features, weight, bias, targets, compiles=compiles).isnan()
+    assert linear_cross_entropy(features, weight, bias, targets).isnan()
 
 
-@pytest.mark.parametrize(("precision", "micro_batch_size"), [("bf16", 16), ("bf16", 2), ("fp32", 16)])
+@pytest.mark.parametrize(("precision", "micro_batch_size", "has_kernels"), [
+    ("bf16", 16, True), ("bf16", 2, True), ("fp32", 16, True), ("bf16", 16, False)])
 def test_peak_of_memory_is_what_the_plan_counts_at_real_sizes(
-        precision: str, micro_batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        precision: str, micro_batch_size: int, has_kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without data; products are added in place, as on a GPU."""
+    if has_kernels:
+        _pretend_kernels(monkeypatch, lambda logits: (logits[:, :1].float(), logits[:, :1].float()),
+                         lambda logits, *_: logits.new_empty(logits.shape[1], dtype=torch.float32))
     config = TrainConfig.model_validate({
         "profile": "qwen3.6-35b-a3b", "steps": 1, "precision": precision, "data": {"source": "none"},
         "micro_batch_size": micro_batch_size, "token_loss_fraction": 0.125,
@@ -107,7 +151,7 @@ def test_peak_of_memory_is_what_the_plan_counts_at_real_sizes(
     leaves = drawn(num_rows, width), drawn(vocabulary, width), drawn(vocabulary)
     targets = torch.empty(num_rows, dtype=torch.int64, device="meta")
     with LiveBytes(*leaves, targets) as live:
-        loss_and_gradients(*leaves, targets, loss_chunk_rows(vocabulary), needs_gradients=True)
+        loss_and_gradients(*leaves, targets, needs_gradients=True)
     features = leaves[0].nbytes  # their gradient is counted with the activations
     planned = token_loss_bytes(JobSizes(config, encoder_shape(config.token_encoder.name), 1))
     assert live.peak - features == pytest.approx(planned, rel=0.02)
@@ -126,30 +170,3 @@ def test_head_gives_logits_or_their_loss_and_starts_as_a_linear_map() -> None:
     assert head(features, targets).item() == pytest.approx(expected.item(), rel=1e-5)
     with torch.no_grad():
         assert head(features, targets).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu_bfloat16_is_as_exact_and_takes_far_less_memory_than_whole_logits() -> None:
-    num_rows, width, vocabulary = 2_048, 768, 248_320
-    generator = torch.Generator("cuda").manual_seed(0)
-
-    def drawn(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=generator, device="cuda").div(5).bfloat16().requires_grad_()
-
-    leaves = features, weight, bias = drawn(num_rows, width), drawn(vocabulary, width), drawn(vocabulary)
-    targets = torch.randint(0, vocabulary, (num_rows,), generator=generator, device="cuda")
-    targets[::5] = -100
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    loss = linear_cross_entropy(*leaves, targets)
-    (3 * loss).backward()
-    peak = torch.cuda.max_memory_allocated() - before
-    # Gradient of the weight in float32 and in bfloat16; logits and theirs for 2^26 elements; small change.
-    assert peak < 6 * weight.numel() + 12 * 2**26 + 2**27
-    assert peak < 0.6 * 4 * num_rows * vocabulary * 2  # logits and their gradient in float32
-    whole = [leaf.detach().float().requires_grad_() for leaf in leaves]
-    expected = F.cross_entropy(F.linear(*whole), targets)
-    (3 * expected).backward()
-    assert loss.item() == pytest.approx(expected.item(), rel=1e-3)
-    for mine, theirs in zip(leaves, whole, strict=True):
-        assert (mine.grad.float() - theirs.grad).norm() < 1e-2 * theirs.grad.norm()

@@ -20,6 +20,7 @@ _GROUPS: dict[str, str] = {
     "linear attention": r"delta_rule|chunk_|gdn|l2norm|solve_tril|recompute_w_u|cumsum|causal_conv|conv[12]d"
                         r"|conv_depthwise|convol|wy_fast",
     "experts": r"Grouped|GroupProblem|grouped_mm|moe|expert|^_combined$|^_choose$",
+    "vocabulary loss": r"^_summed$|^_differentiated$",
     "attention": r"flash|fmha|attention|cudnn.*sdpa|softmax_warp|dot_do_o|convert_dq",
     "matrix products": r"gemm|nvjet|cublas|cutlass|splitK|wgmma|aten::(add|b|ba)?mm$|aten::linear|dot_k",
     "sorting and indexing": r"sort|topk|index|gather|scatter|radix|histogram|nonzero|embedding|bincount",

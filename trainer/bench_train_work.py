@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer import norms, token_loss
 from trainer.bench_models import shape_of
 from trainer.bench_paths import relative_error
 from trainer.bench_train_cases import TrainCase, config_of
@@ -59,7 +60,7 @@ class Training:
 
     def __init__(self, case: TrainCase, encoder: Any, seed: int, device: torch.device) -> None:
         self._job = build_step(case, encoder, seed, device)
-        self._taken, self._is_imagined = 0, case.num_ranks > 1
+        self._taken, self._is_imagined = 0, case.num_ranks > 1 and not case.ranks_are_real
 
     @property
     def waited_s(self) -> float:
@@ -141,14 +142,16 @@ class Encoding:
 @contextmanager
 def plainly(encoder: Any) -> Iterator[None]:
     """Within, all runs operation by operation: the encoder's blocks by transformers' own modules, their
-    linear attention by its code of torch's operations, nothing compiled."""
-    bound: list[tuple[Any, str, Any]] = []
+    linear attention by its code of torch's operations, norms and vocabulary loss too, nothing compiled."""
+    plain: list[tuple[Any, str, Any]] = [(norms, "suits", lambda x, gain: False),
+                                         (token_loss, "has_triton", lambda device: False)]
     for module_name in _BOUND[0]:
         module = importlib.import_module(f"transformers.models.{module_name}.modeling_{module_name}")
-        bound += [(module, name, getattr(module, name)) for name in _BOUND[1]]
+        plain += [(module, name, getattr(module, name).__wrapped__) for name in _BOUND[1]]
+    bound = [(module, name, getattr(module, name)) for module, name, _ in plain]
     try:
-        for module, name, function in bound:
-            setattr(module, name, function.__wrapped__)
+        for module, name, function in plain:
+            setattr(module, name, function)
         with torch.compiler.set_stance("force_eager"), _own_forwards(getattr(encoder, "trunk", None)):
             yield
     finally:

@@ -273,7 +273,7 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: with float32 master weights")
     activation_checkpointing: bool = Field(False, description="keep only the inputs of blocks for the "
                                            "backward pass: less memory, a third more arithmetic")
-    compile: bool = Field(False, description="torch compiles the trained parts where a GPU has Triton: each "
+    compile: bool = Field(False, description="torch compiles the trained blocks where a GPU has Triton: each "
                           "start takes longer, its steps less")
     token_loss_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         0.25, description="share of positions that the vocabulary loss sees (exact in expectation)")

@@ -239,14 +239,14 @@ def _joined(groups: list[int]) -> int:
 def token_loss_bytes(job: JobSizes) -> int:
     """Of the vocabulary loss at its fullest: the head's gradient as it is formed, and logits of one chunk.
 
-    The features' gradient counts with the activations. Logits lie there as they come and, unless they come
-    so, in float32. One chunk of all rows forms the gradient in the weights' precision, several in float32,
-    which is rounded when the last logits are gone.
+    The features' gradient counts with the activations. Logits lie there as they come: by kernels, as any GPU
+    that is rented has them; without, fewer rows take as many bytes. One chunk of all rows forms the gradient
+    in the weights' precision, several in float32, which is rounded when the last logits are gone.
     """
     vocabulary = head_rows(job.config, job.shape)
     rows = job.config.micro_batch_size * job.config.token_loss_positions
-    chunk_rows = loss_chunk_rows(vocabulary)
-    chunk = min(rows, chunk_rows) * vocabulary * (6 if job.is_bf16 else 4)
+    chunk_rows = loss_chunk_rows(vocabulary, job.value)
+    chunk = min(rows, chunk_rows) * vocabulary * job.value
     if rows <= chunk_rows:
         return job.value * job.head + chunk
     return 4 * job.head + max(chunk, job.value * job.head if job.is_bf16 else 0)
@@ -321,7 +321,8 @@ def _denoiser_block(job: JobSizes) -> int:
     if model.denoiser_block == "plain":
         block = _transformer_block(latents, model.width, model.qk_norm)
     else:
-        # Modulation keeps what it multiplies: normed inputs, and what each branch gives.
+        # Modulation keeps what it multiplies: normed inputs, which kernels of our own do not, and what each
+        # branch gives.
         block = latents * model.width * (20 + 2 * norm)
     read = latents * (6 + norm) + prompt * (2 + norm) if prompt else 0
     return block + read * model.width

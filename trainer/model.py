@@ -21,7 +21,7 @@ from trainer.latent_scale import ExactBuffers, RunningScale
 from trainer.latents import LatentDecoder, LatentEncoder, TokenDecoder
 from trainer.prompt import PromptContext
 from trainer.sizes import longest_prompt
-from trainer.token_loss import IGNORED, VocabularyHead
+from trainer.token_loss import IGNORED
 
 
 class StepNoise(NamedTuple):
@@ -139,9 +139,9 @@ class LatentDiffusionLM(ExactBuffers):
                 "token_decoder": self.token_decoder, "denoiser": self.denoiser}
 
     def compile_for_training(self) -> None:
-        """Have torch compile the blocks of all parts, and the vocabulary loss, when the first batch comes."""
+        """Have torch compile the blocks of all parts, when the first batch comes."""
         for module in self.modules():
-            if isinstance(module, BlockStack | VocabularyHead):
+            if isinstance(module, BlockStack):
                 module.compiles = True
 
     def set_statistics(self, mean_D: Tensor, std_D: Tensor) -> None:

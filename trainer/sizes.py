@@ -13,9 +13,9 @@ from trainer.encoder_shape import NF4_BLOCK, EncoderShape
 
 # Guess: about a third of the vocabulary of 30,522 occurs in a text of some million words.
 SEEN_VOCABULARY = 10_000
-# Logits at a time in the vocabulary loss: 256 MiB in float32 (guess: enough to keep a GPU busy).
-LOGITS_AT_A_TIME = 2**26
-_ROW_MULTIPLE = 64
+# Of logits at a time in the vocabulary loss (guess: enough to keep a GPU busy, little beside the rest).
+_LOGITS_BYTES = 384 * 2**20
+_ROW_MULTIPLE = 128
 PARTS = ("latent_encoder", "latent_decoder", "token_decoder", "vocabulary_head", "denoiser")
 
 
@@ -64,9 +64,14 @@ def longest_prompt(config: TrainConfig) -> int:
     return max(1, longest) if config.model.prompt else 0
 
 
-def loss_chunk_rows(vocabulary: int, logits_at_a_time: int = LOGITS_AT_A_TIME) -> int:
-    """Rows of logits that the vocabulary loss works on at a time."""
-    rows = max(1, logits_at_a_time // vocabulary)
+def loss_chunk_rows(vocabulary: int, logit_bytes: int) -> int:
+    """Rows of logits that the vocabulary loss works on at a time; fewer read the head's gradient more often.
+
+    Args:
+        vocabulary: Logits of a row.
+        logit_bytes: What one takes: its own precision, and float32 beside it where there are no kernels.
+    """
+    rows = max(1, _LOGITS_BYTES // (vocabulary * logit_bytes))
     # Matrix products over an odd number of rows are slow on a GPU.
     return rows - rows % _ROW_MULTIPLE if rows > _ROW_MULTIPLE else rows
 
