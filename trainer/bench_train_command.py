@@ -82,7 +82,7 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels],
     if options.plot:
         require_plots()
     require_places({"--out": options.out, "--profile": options.kernels, "--plot": options.plot},
-                   options.against)
+                   {"--against": options.against})
     cases = cases_of(options)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
