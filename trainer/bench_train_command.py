@@ -66,7 +66,8 @@ def _take_part(options: Namespace) -> int:
         setattr(options, place, None)
     try:
         train(options, {}, Kept(None))
-    except LdlmError as error:
+    except LdlmError as error:  # torchrun ends rank 0 at once, which may not know why
+        talk(f"error: rank {os.environ['RANK']}: {error}")
         return error.cli_exit_code
     return 0
 

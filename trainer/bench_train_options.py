@@ -57,6 +57,8 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.encoder_micro_batch and options.scope != "joint":
         parser.error("--encoder-micro-batch is of the joint step: give --micro-batch")
     num_started = int(os.environ.get("WORLD_SIZE", "1")) if started_by_torchrun() else 1
+    if num_started > int(os.environ.get("LOCAL_WORLD_SIZE", num_started)):
+        parser.error("ranks of several nodes are not timed: plans take it for one node's speed")
     if options.ranks and num_started > 1:
         parser.error("--ranks imagines ranks, but torchrun has started real ones")
     if options.encoder_placement == "sharded" and num_started == 1:
