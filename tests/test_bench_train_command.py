@@ -183,3 +183,9 @@ def test_a_rank_that_cannot_begin_says_why_since_the_first_one_cannot(
     monkeypatch.setattr(bench_train_command, "own_devices", none_left)
     assert bench_train_command.main(SMALL) == 3
     assert "error: rank 1: rank 1: the node has 1 GPU\n" in capsys.readouterr().err
+
+    def interrupted(gpus_per_rank: int) -> list[torch.device]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_train_command, "own_devices", interrupted)
+    assert (bench_train_command.main(SMALL), capsys.readouterr().err) == (130, "")

@@ -40,7 +40,7 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="of timing each case: fewer steps where they take longer")
     parser.add_argument("--reference", action="store_true",
                         help="also the same work operation by operation: no kernels for linear attention, "
-                             "nothing compiled")
+                             "norms or vocabulary loss, nothing compiled")
     parser.add_argument("--check-steps", type=number(int, 0, 10_000), default=3, metavar="N",
                         help="with --reference: first steps of both whose losses are compared (default 3)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and tokens")
