@@ -64,14 +64,16 @@ def _micro_batches(config: TrainConfig) -> tuple[int, int]:
     return config.micro_batch_size, config.token_encoder.micro_batch_size or config.micro_batch_size
 
 
-def nearest(config: TrainConfig, gpu: str, benchmarks: Sequence[Benchmarked]) -> Benchmarked | None:
-    """Of a config's benchmarks the one to go by: of this GPU, of a micro-batch like its own, of one of the
-    encoder like its own, the newest."""
-    def distance(one: Benchmarked) -> tuple[bool, float, float, float]:
+def nearest(config: TrainConfig, gpu: str, num_ranks: int,
+            benchmarks: Sequence[Benchmarked]) -> Benchmarked | None:
+    """Of a config's benchmarks the one to go by: of this GPU, of about as many, of micro-batches like its own
+    (the encoder's last), the newest."""
+    def distance(one: Benchmarked) -> tuple[bool, float, float, float, float]:
         ratios = [there / here for there, here in zip(_micro_batches(one.config), _micro_batches(config),
                                                       strict=True)]
         trained, encoder = (abs(math.log(ratio)) for ratio in ratios)
-        return one.gpu != gpu, trained, encoder, -one.at.timestamp()
+        ranks = abs(math.log(one.num_ranks / num_ranks))
+        return one.gpu != gpu, ranks, trained, encoder, -one.at.timestamp()
 
     return min((one for one in benchmarks if one.is_of(config)), key=distance, default=None)
 
@@ -117,10 +119,11 @@ class _Result(_Record):
 
     @property
     def is_training(self) -> bool:
-        """On one GPU of its own, with the encoder in the loop, and it trains what it should: as a run."""
+        """On GPUs of its own, with the encoder in the loop, and it trains what it should: as a run."""
         is_wrong = self.check is not None and self.check.problem is not None
         is_shared = self.loaded is not None and bool(self.loaded.other_processes)
-        return self.case.scope == "joint" and self.case.num_ranks == 1 and not (is_wrong or is_shared)
+        is_whole = self.case.num_ranks == 1 or self.case.ranks_are_real
+        return self.case.scope == "joint" and is_whole and not (is_wrong or is_shared)
 
 
 class _Document(_Record):
@@ -151,7 +154,8 @@ def _speeds(name: str, document: _Document) -> Iterator[Benchmarked]:
             words = (f"{one.case.micro_batch} x {one.case.length} tokens, "
                      + (f"encoder {encoder} at a time, " if encoder else "")
                      + f"{name}, {at:%Y-%m-%d}, torch {torch}")
-            yield Benchmarked(words, at, gpu, config_of(one.case), one.fast.tokens_per_s)
+            ranks = one.case.num_ranks
+            yield Benchmarked(words, at, gpu, config_of(one.case), ranks * one.fast.tokens_per_s, ranks)
 
 
 def _first_line(error: Exception) -> str:

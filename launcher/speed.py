@@ -127,7 +127,7 @@ def training_speed(config: TrainConfig, shape: EncoderShape | None, offer: Offer
     if offer.gpu is None:
         rate = offer.cpu_ranks * CPU_GFLOPS_PER_CORE * 1e9 / flops_per_token(config, shape).total
         return Speed(rate, "model", f"model by FLOPs: {CPU_GFLOPS_PER_CORE:g} GFLOP/s per core")
-    found = nearest(config, offer.gpu, benchmarks) if shape else None
+    found = nearest(config, offer.gpu, world_size, benchmarks) if shape else None
     if found:
         return _by_benchmark(config, shape, offer, world_size, found)
     rate = _modelled(config, shape, offer.gpu, world_size, offer.num_nodes)

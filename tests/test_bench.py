@@ -1,6 +1,7 @@
 """The benchmark takes scores from training and everything else from the checkpoint."""
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,10 @@ from tests.tiny_ldlm import tiny_model as small_model  # noqa: E402
 from tests.trainer_runs import TrainerRun, tiny_config, write_text  # noqa: E402
 from trainer import bench_trained  # noqa: E402
 from trainer.averaged_weights import load_averaged_weights  # noqa: E402
+from trainer.bench_device import _NUMBERS, GpuState  # noqa: E402
 from trainer.bench_paths import Eager, FastPaths  # noqa: E402
+from trainer.bench_result import CaseResult  # noqa: E402
+from trainer.bench_run import run_cases  # noqa: E402
 from trainer.bench_trained import Circumstances, measure  # noqa: E402
 from trainer.contract import ExitCode, Name, Outcome  # noqa: E402
 from trainer.generate import Generator, Prompt, load_generator  # noqa: E402
@@ -104,6 +108,22 @@ def test_a_fast_path_that_computes_something_else_leaves_the_reference_s_speed(
     assert (found.same_tokens, found.latents_error, found.usd_per_million_tokens) == (0, 0, None)
     assert found.warnings == (
         "run, 3 steps, 8 tokens, batch 1, fp32: 0.0% of tokens are the same, fewer than 99%",)
+
+
+def test_a_headline_of_a_card_whose_clocks_were_held_down_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hot(*arguments: object) -> Iterator[CaseResult]:
+        state = GpuState(name="NVIDIA GeForce RTX 5090", driver_version="580", pstate="P0", throttled=(
+            "power cap", "hardware thermal slowdown"), other_processes=0, **dict.fromkeys(_NUMBERS))
+        yield from (found.model_copy(update={"loaded": state}) for found in run_cases(*arguments))
+
+    monkeypatch.setattr(bench_trained, "run_cases", hot)
+    config = small_config(sampling={"steps": 3, "bench_generations": 2})
+    generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
+
+    _, found = measure(generator, "run", 4, Circumstances(limit=lambda: None))
+
+    assert found.warnings == ("run, 3 steps, 8 tokens, batch 1, fp32: clocks were held down by power cap, "
+                              "hardware thermal slowdown",)
 
 
 def test_a_warped_grid_follows_the_density_that_training_ended_with(trained: TrainerRun, text: Path) -> None:

@@ -312,8 +312,9 @@ def test_an_earlier_result_with_times_that_are_none_is_refused(
     assert "is no result of this benchmark: cases.0.fast.seconds_p90: " in capsys.readouterr().err
 
 
-def test_an_interruption_while_torch_is_imported_shows_no_traceback() -> None:
-    code = """
+@pytest.mark.parametrize("command", ["generate", "plot"])
+def test_an_interruption_while_torch_is_imported_shows_no_traceback(command: str) -> None:
+    code = f"""
 import builtins, os, signal, sys
 from trainer import bench
 plain = builtins.__import__
@@ -322,7 +323,7 @@ def imported(name, *rest):
         os.kill(os.getpid(), signal.SIGINT)
     return plain(name, *rest)
 builtins.__import__ = imported
-sys.argv = ["bench", "generate", "--preset", "smoke"]
+sys.argv = ["bench", "{command}"]
 bench.main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -39,10 +39,29 @@ def test_no_file_takes_the_place_of_another(tmp_path: Path) -> None:
     out, link = tmp_path / "bench.json", tmp_path / "link"
     out.touch()
     link.symlink_to(out)
-    require_places({"--out": out, "--plot": tmp_path / "bench.png", "--profile": None}, tmp_path / "old.json")
+    require_places({"--out": out, "--plot": tmp_path / "bench.png", "--profile": None},
+                   {"--against": tmp_path / "old.json"})
     for written, read, words in (
-            ({"--out": out, "--plot": link}, None, f"--plot {link}: is the file of --out, too"),
-            ({"--out": link}, out, f"--out {link}: is the file of --against, too")):
+            ({"--out": out, "--plot": link}, {}, f"--plot {link}: is the file of --out, too"),
+            ({"--out": link}, {"--against": out}, f"--out {link}: is the file of --against, too")):
         with pytest.raises(ConfigError) as told:
             require_places(written, read)
         assert str(told.value).startswith(words)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no Linux")
+@pytest.mark.parametrize(("place", "words"), [
+    ("/proc/bench.json", "/proc takes no file: No such file or directory\n  fix: name another place"),
+    ("gone/bench.json", "gone is no folder\n  fix: name another place"),
+    ("/proc/self", "is there, and no file\n  fix: name a file")])
+def test_a_place_that_takes_no_file_is_refused_whatever_its_permissions_say(place: str, words: str) -> None:
+    with pytest.raises(ConfigError) as told:
+        require_places({"--out": Path(place)}, {})
+    assert str(told.value) == f"--out {place}: {words}"
+
+
+def test_asking_whether_a_file_can_be_written_leaves_nothing_and_touches_nothing(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("mine")
+    require_places({"--out": tmp_path / "old.json", "--plot": tmp_path / "new.png"}, {})
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "mine"

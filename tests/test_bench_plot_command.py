@@ -57,3 +57,20 @@ def test_a_picture_without_a_folder_is_refused_before_anything_is_read(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["nowhere.json", str(tmp_path / "gone/a.png")]) == 3
     assert "gone" in capsys.readouterr().err
+
+
+def test_a_picture_does_not_take_the_place_of_the_report_that_it_shows(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = tmp_path / "a.json"
+    report.write_text(GENERATION)
+    assert main([str(report), str(report)]) == 3
+    assert report.read_text() == GENERATION
+    assert capsys.readouterr().err == (
+        f"error: picture {report}: is the file of the report, too\n  fix: name another file\n")
+
+
+def test_without_matplotlib_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "a.png")]) == 3
+    assert capsys.readouterr().err == "error: matplotlib is not installed\n  fix: make evaluation-tools\n"

@@ -38,7 +38,8 @@ def test_the_command_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixtur
     words = "tiny-dense joint step, 1 x 2 x 16 tokens, encoder bf16, ZeRO 1"
     assert case["case"] == {"profile": "tiny-dense", "scope": "joint", "length": 16, "micro_batch": 2,
                             "num_micro_batches": 1, "weights": "bf16", "products": "bf16",
-                            "zero_stage": 1, "num_ranks": 1, "compiles": False, "encoder_micro_batch": None}
+                            "zero_stage": 1, "num_ranks": 1, "ranks_are_real": False,
+                            "placement": "gpu", "compiles": False, "encoder_micro_batch": None}
     assert case["fast"]["num_steps"] == case["reference"]["num_steps"] == 2
     assert case["ratio"] == pytest.approx(case["reference"]["seconds_median"]
                                           / case["fast"]["seconds_median"])

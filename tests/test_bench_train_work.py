@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from transformers.models.qwen3_5 import modeling_qwen3_5  # noqa: E402
 
 from tests.tiny_profiles import tiny_profiles  # noqa: E402
-from trainer import head_norm  # noqa: E402
+from trainer import norms, token_loss  # noqa: E402
 from trainer.bench_train_cases import TrainCase, config_of  # noqa: E402
 from trainer.bench_train_encoder import random_encoder  # noqa: E402
 from trainer.bench_train_work import Encoding, plainly  # noqa: E402
@@ -59,11 +59,16 @@ def test_what_is_compiled_runs_as_it_is_written_in_the_reference() -> None:
     assert doubled(torch.ones(1)) == 2 and calls
 
 
-def test_heads_are_normed_by_torch_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(head_norm, "suits", lambda x: True)
+def test_norms_and_the_vocabulary_loss_are_torchs_in_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norms, "suits", lambda x, gain: True)
+    monkeypatch.setattr(token_loss, "has_triton", lambda device: True)
+
+    def have_kernels() -> tuple[bool, bool]:
+        return norms.suits(torch.ones(2, 3, 64), torch.ones(64)), token_loss.has_triton(torch.device("cuda"))
+
     with plainly(None):
-        assert not head_norm.suits(torch.ones(2, 3, 64))
-    assert head_norm.suits(torch.ones(2, 3, 64))
+        assert have_kernels() == (False, False)
+    assert have_kernels() == (True, True)
 
 
 @pytest.mark.parametrize("num", [0, 1])

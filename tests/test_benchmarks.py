@@ -189,10 +189,24 @@ def test_of_several_benchmarks_the_same_gpu_counts_first_then_the_micro_batch_th
     config = load_recipe(NAME, SAME).train
     other_gpu, small = benchmark(gpu="H100"), benchmark(micro_batch=8)
     older = benchmark(at=datetime(2026, 11, 1, tzinfo=UTC))
-    assert nearest(config, "H200", [small, other_gpu, older, ON_H200]) is ON_H200
-    assert nearest(config, "H100", [ON_H200, other_gpu]) is other_gpu
-    assert nearest(config, "A100", [small, ON_H200]) is ON_H200
-    assert nearest(config, "H200", [benchmark(profile="seed-27b")]) is None
+    assert nearest(config, "H200", 1, [small, other_gpu, older, ON_H200]) is ON_H200
+    assert nearest(config, "H100", 1, [ON_H200, other_gpu]) is other_gpu
+    assert nearest(config, "A100", 1, [small, ON_H200]) is ON_H200
+    assert nearest(config, "H200", 1, [benchmark(profile="seed-27b")]) is None
+
+
+def test_ranks_that_talk_are_a_speed_of_all_and_imagined_ones_are_none(tmp_path):
+    for name, changes in (("two", {"ranks_are_real": True}), ("imagined", {})):
+        found = document(num_ranks=2, placement="sharded", **changes)
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    of_both = benchmark(num_ranks=2, placement="sharded", file="two.json")
+    two = replace(of_both, num_ranks=2, tokens_per_s=18_800.0)
+    assert read_benchmarks(tmp_path) == ([two], [])
+    config = load_recipe(NAME, SAME).train
+    assert nearest(config, "H200", 2, [ON_H200, two]) is two
+    assert nearest(config, "H200", 1, [ON_H200, two]) is ON_H200
+    of_two = speed_of("H200:2", "train.token_encoder.placement=sharded", benchmarks=(ON_H200, two))
+    assert (of_two.origin, of_two.tokens_per_s) == ("bench", 18_800)
 
 
 def test_an_encoder_that_reads_more_at_once_is_measured_for_itself(tmp_path):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from trainer import head_norm, wide_heads
+from trainer import norms, wide_heads
 from trainer.torch_compile import compiled
 
 _ROTARY_BASE = 10_000.0  # the usual one; a guess for sequences of latents
@@ -33,9 +33,18 @@ class _HeadNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         gain = self.weight.to(x.dtype)
-        if head_norm.suits(x):
-            return head_norm.normed(x, gain)
+        if norms.suits(x, gain):
+            return norms.rms_normed(x, gain)
         return F.rms_norm(x, self.normalized_shape, gain, self.eps)
+
+
+class RowNorm(nn.LayerNorm):
+    """A LayerNorm, on a GPU by kernels of our own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if norms.suits(x, self.weight):
+            return norms.layer_normed(x, self.weight, self.bias)
+        return super().forward(x)
 
 
 class Rotation(NamedTuple):
@@ -137,7 +146,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, shape: AttentionShape, gated: bool = False) -> None:
         super().__init__()
-        self.attention_norm, self.mlp_norm = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
+        self.attention_norm, self.mlp_norm = RowNorm(shape.width), RowNorm(shape.width)
         self.attention = SelfAttention(shape)
         self.mlp = (GatedMlp if gated else plain_mlp)(shape.width, shape.dropout)
 

@@ -5,29 +5,23 @@
 `python -m trainer.bench plot`: what one of these has found, as a picture (`trainer/bench_plot_command.py`).
 """
 
+import importlib
 import os
 import sys
 
 from trainer.contract import Env
 from trainer.interrupts import ends_at_once
 
+_COMMANDS = {"generate": "trainer.bench_command", "train": "trainer.bench_train_command",
+             "plot": "trainer.bench_plot_command"}
+
 
 def main() -> int:
     """Do what was typed. Returns the exit code; of the document, its node reads a file."""
-    if sys.argv[1:2] == ["generate"]:
+    if module := _COMMANDS.get("".join(sys.argv[1:2])):
         with ends_at_once("interrupted before it began"):  # it imports much
-            from trainer.bench_command import main as generate
-
-        return generate(sys.argv[2:])
-    if sys.argv[1:2] == ["train"]:
-        with ends_at_once("interrupted before it began"):
-            from trainer.bench_train_command import main as train
-
-        return train(sys.argv[2:])
-    if sys.argv[1:2] == ["plot"]:
-        from trainer.bench_plot_command import main as plot
-
-        return plot(sys.argv[2:])
+            command = importlib.import_module(module)
+        return int(command.main(sys.argv[2:]))
     if sys.argv[1:] or Env.END_FOLDER not in os.environ:
         print("usage: python -m trainer.bench generate --help, train --help, or plot --help\n"
               "without any of them it is for nodes; of a run: `ldlm bench RUN`", file=sys.stderr)

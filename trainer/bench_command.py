@@ -56,7 +56,7 @@ def generate(options: Namespace, kept: Kept) -> tuple[Report, Comparison | None]
     earlier = read_report(options.against) if options.against else None
     if options.plot:
         require_plots()
-    require_places({"--out": options.out, "--plot": options.plot}, options.against)
+    require_places({"--out": options.out, "--plot": options.plot}, {"--against": options.against})
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -6,6 +6,7 @@ from typing import NamedTuple, Protocol
 from trainer.bench_device import Device
 from trainer.bench_output import Found
 from trainer.bench_table import folded
+from trainer.bench_timing import Spread
 
 # Less says nothing: two runs with the same kernels lay 3.3 % apart, each within 2 % of itself
 # (recipes/measured).
@@ -27,8 +28,8 @@ class Change(NamedTuple):
 
     Attributes:
         ratio: Median speed now by the one before.
-        kind: `slower` or `faster` where p10 to p90 of the two do not touch and medians are 5 % apart; else
-            `same`.
+        kind: `same` where each median lies within p10 to p90 of the other, or they are less than 5 % apart;
+            else `slower` or `faster`.
     """
 
     case: str
@@ -62,7 +63,11 @@ class Comparison(NamedTuple):
 
 
 def compare(now: Result, before: Result) -> Comparison:
-    """Compare medians case by case; only a difference outside the band of both counts."""
+    """Compare medians case by case; a difference that the noise of both explains does not count.
+
+    Were it enough that the two bands touch, a noisy result would hide anything: generations of which four in
+    five have become twice as slow would be as fast as before.
+    """
     if now.device.name != before.device.name:
         return Comparison(f"measured on {before.device.name}, this is {now.device.name}")
     asked = {str(result.case): result for result in now.cases}
@@ -83,12 +88,15 @@ def _nothing_in_both(now: Collection[str], before: Collection[str]) -> str:
 
 def _change(name: str, now: Found, before: Found) -> Change:
     assert now.fast is not None and before.fast is not None
-    ratio, kind = before.fast.seconds_median / now.fast.seconds_median, "same"
-    if now.fast.seconds_p10 > before.fast.seconds_p90 and 1 / ratio > 1 + _LEAST_CHANGE:
-        kind = "slower"
-    elif now.fast.seconds_p90 < before.fast.seconds_p10 and ratio > 1 + _LEAST_CHANGE:
-        kind = "faster"
-    return Change(name, ratio, kind)
+    ratio = before.fast.seconds_median / now.fast.seconds_median
+    is_noise = _holds(now.fast, before.fast) and _holds(before.fast, now.fast)
+    if is_noise or max(ratio, 1 / ratio) <= 1 + _LEAST_CHANGE:
+        return Change(name, ratio, "same")
+    return Change(name, ratio, "slower" if ratio < 1 else "faster")
+
+
+def _holds(band: Spread, other: Spread) -> bool:
+    return band.seconds_p10 <= other.seconds_median <= band.seconds_p90
 
 
 def in_words(comparison: Comparison) -> list[str]:

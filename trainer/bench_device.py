@@ -159,12 +159,18 @@ def gpu_state() -> GpuState | None:
                     other_processes=_other_processes())
 
 
-def state_during(work: Callable[[], object]) -> GpuState | None:
-    """The card as its driver sees it while some work is done again and again, at least once."""
+def state_during(work: Callable[[], object],
+                 agreed: Callable[[bool], bool] = lambda is_so: is_so) -> GpuState | None:
+    """The card as its driver sees it while some work is done again and again, at least once.
+
+    Args:
+        work: Of all ranks alike.
+        agreed: What all take for an answer that may be different on each.
+    """
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(gpu_state)
         work()
-        while not asked.done():
+        while not agreed(asked.done()):
             work()
         return asked.result()
 

@@ -30,15 +30,15 @@ class Found(Protocol):
     def left_out(self) -> str | None: ...
 
 
-def require_places(written: dict[str, Path | None], read: Path | None) -> None:
+def require_places(written: dict[str, Path | None], read: dict[str, Path | None]) -> None:
     """Raises ConfigError where a file cannot be written, or would take another's place: before anything is
     measured.
 
     Args:
         written: By the option that names it; None: it was left out.
-        read: The earlier result (`--against`), which is to stay.
+        read: Likewise, what is to stay.
     """
-    owners = {read.resolve(): "--against"} if read else {}
+    owners = {path.resolve(): option for option, path in read.items() if path is not None}
     for option, path in written.items():
         if path is None:
             continue
@@ -51,9 +51,14 @@ def require_places(written: dict[str, Path | None], read: Path | None) -> None:
 def _require_place(option: str, path: Path) -> None:
     if path.exists() and not path.is_file():  # as root one would put a file in place of /dev/stdout
         raise ConfigError("is there, and no file", place=f"{option} {path}", fix="name a file")
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        why = "may not be written to" if path.parent.is_dir() else "is no folder"
-        raise ConfigError(f"{path.parent} {why}", place=f"{option} {path}", fix="name another place")
+    draft = _draft_of(path)
+    try:  # permissions alone do not tell: of root, of what is mounted to be read, of /proc
+        draft.touch()
+        draft.unlink()
+    except OSError as error:
+        why = f"takes no file: {error.strerror}" if path.parent.is_dir() else "is no folder"
+        raise ConfigError(f"{path.parent} {why}", place=f"{option} {path}",
+                          fix="name another place") from error
 
 
 class Kept:
@@ -76,12 +81,17 @@ class Kept:
 
 def keep(report: BaseModel, out: Path) -> None:
     """Write a report whole, or leave the file as it is."""
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")  # of this process alone
+    draft = _draft_of(out)
     try:
         draft.write_text(report.model_dump_json(indent=1))
         draft.replace(out)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _draft_of(path: Path) -> Path:
+    """Beside it, and of this process alone."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 class Progress:

@@ -11,11 +11,16 @@ _AXES = {"batch": "batch", "length": "tokens of a text", "steps": "denoiser step
 _REFERENCE = "float32 reference"
 
 
-def require_plots() -> None:
-    """Raises ConfigError where there is nothing to draw with: before anything is measured."""
+def require_plots(option: str | None = "--plot") -> None:
+    """Raises ConfigError where there is nothing to draw with: before anything is measured.
+
+    Args:
+        option: That asks for it, and may be left out; None: nothing else is wanted.
+    """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError("matplotlib is not installed", place="--plot",
-                          fix="make evaluation-tools, or leave --plot out")
+        instead = "" if option is None else f", or leave {option} out"
+        raise ConfigError("matplotlib is not installed", place=option,
+                          fix=f"make evaluation-tools{instead}")
 
 
 def plot(report: Report, path: Path) -> None:

@@ -34,8 +34,8 @@ def drawn(report: str, picture: Path) -> str:
         ConfigError: It is none, or nothing can be drawn here.
         StoreError: The store of the run cannot be read.
     """
-    bench_plot.require_plots()
-    require_places({"picture": picture}, None)
+    bench_plot.require_plots(None)
+    require_places({"picture": picture}, {"the report": Path(report)})
     text = _text(report)
     if _kind(text) == _TRAINING:
         bench_train_plot.plot(parsed_report(text, report, TrainReport), picture)

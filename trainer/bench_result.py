@@ -88,6 +88,12 @@ class CaseResult(BaseModel):
     left_out: str | None = None
 
     @property
+    def slowed(self) -> str | None:
+        """What held the card's clocks down while the fast path ran, in words; None: nothing, or not known."""
+        reasons = self.loaded.throttled if self.loaded else ()
+        return f"{self.case}: clocks were held down by {', '.join(reasons)}" if reasons else None
+
+    @property
     def has_failed(self) -> bool:
         """True where the two paths do not compute the same."""
         return self.check is not None and self.check.problem is not None

@@ -125,8 +125,8 @@ def _notes(report: Report) -> Iterator[str]:
     for result in report.cases:
         if result.left_out:
             yield from note(f"{result.case}: {result.left_out}")
-        elif result.loaded and result.loaded.throttled:
-            yield from note(f"{result.case}: clocks were held down by {', '.join(result.loaded.throttled)}")
+        elif result.slowed:
+            yield from note(result.slowed)
         if result.fraction_of_limit and result.fraction_of_limit > 1:
             yield from note(f"{result.case}: faster than the limit: its weights lie in a cache, or "
                              "something else was running while limits were measured")

@@ -23,7 +23,9 @@ class TrainCase(BaseModel):
         weights: How the encoder's are held.
         products: What its blocks multiply in.
         compiles: The trained blocks, by torch, where a GPU has Triton.
-        num_ranks: Of which this is the first: its share of the optimizer's state, the others imagined.
+        num_ranks: Of which this is the first, with its share of the optimizer's state.
+        ranks_are_real: torchrun has started the others; else they are imagined, and nothing is sent.
+        placement: Of the encoder: whole on every GPU, or split over all.
         encoder_micro_batch: Sequences that the encoder reads at a time; None: one micro-batch.
     """
 
@@ -37,6 +39,8 @@ class TrainCase(BaseModel):
     products: Products = "bf16"
     zero_stage: Literal[1, 2] = 1
     num_ranks: int = 1
+    ranks_are_real: bool = False
+    placement: Literal["gpu", "sharded"] = "gpu"
     compiles: bool = False
     encoder_micro_batch: int | None = None
 
@@ -48,9 +52,11 @@ class TrainCase(BaseModel):
     def __str__(self) -> str:
         held = "" if self.scope == "trainables" else f", encoder {self.weights}"
         held += " multiplied" if self.products == "fp8" else ""
+        held += ", split" if self.placement == "sharded" else ""
         held += f", {self.encoder_micro_batch} at a time" if self.encoder_micro_batch else ""
         state = "" if self.scope == "encoder" else f", ZeRO {self.zero_stage}"
         ranks = f", rank 0 of {self.num_ranks}" if self.num_ranks > 1 else ""
+        ranks = f", {self.num_ranks} ranks" if self.ranks_are_real else ranks
         compiled = ", compiled" if self.compiles else ""
         return (f"{self.profile} {_SCOPES[self.scope]}, {self.num_micro_batches} x {self.micro_batch} x "
                 f"{self.length} tokens{held}{state}{ranks}{compiled}")
@@ -72,7 +78,7 @@ def config_of(case: TrainCase) -> TrainConfig:
     return _config({
         "profile": case.profile, "steps": _MANY_STEPS,
         "data": {"source": "none", "sequence_length": case.length},
-        "token_encoder": {"placement": "gpu", "weights": case.weights, "products": case.products,
+        "token_encoder": {"placement": case.placement, "weights": case.weights, "products": case.products,
                           "micro_batch_size": case.encoder_micro_batch},
         "zero_stage": case.zero_stage, "compile": case.compiles,
         "micro_batch_size": case.micro_batch, "global_batch_size": sequences}, case.profile)

@@ -1,4 +1,4 @@
-"""`python -m trainer.bench train`: the trainer's own step at real sizes on one GPU, without a run.
+"""`python -m trainer.bench train`: the trainer's own step at real sizes on one GPU or several, without a run.
 
 Exit codes: 0 measured; 1 a case was not measured, its losses are not the reference's, it is slower than in
 the earlier result, or nothing can be compared with that; 2 usage; others as of the `ldlm` command.
@@ -20,7 +20,7 @@ from trainer.bench_output import Kept, Progress, keep, require_places
 from trainer.bench_plot import require_plots
 from trainer.bench_result import read_report
 from trainer.bench_train_cases import TrainCase
-from trainer.bench_train_job import as_first_rank
+from trainer.bench_train_job import as_first_rank, as_rank_of_torchrun
 from trainer.bench_train_options import cases_of, read_train_options
 from trainer.bench_train_plot import plot
 from trainer.bench_train_profile import Kernels
@@ -28,7 +28,9 @@ from trainer.bench_train_result import TrainCaseResult, TrainReport
 from trainer.bench_train_run import TrainEffort, run_cases
 from trainer.bench_train_table import screen
 from trainer.command import carry_out, talk
+from trainer.contract import LdlmError
 from trainer.fast.weights import Mode
+from trainer.ranks import own_devices
 
 _LIBRARIES = ("transformers", "deepspeed", "fla-core", "causal-conv1d")
 
@@ -42,6 +44,8 @@ class Profile(BaseModel):
 def main(arguments: Sequence[str]) -> int:
     """Benchmark as the command line says. Returns the exit code."""
     options = read_train_options(arguments)
+    if not _is_first(options):
+        return _take_part(options)
     verdicts: list[bool] = []
     kept = Kept(options.out)
 
@@ -56,6 +60,17 @@ def main(arguments: Sequence[str]) -> int:
     return code or int(not all(verdicts))
 
 
+def _take_part(options: Namespace) -> int:
+    """Do all that rank 0 does, which says and keeps what there is."""
+    for place in ("out", "plot", "against"):
+        setattr(options, place, None)
+    try:
+        train(options, {}, Kept(None))
+    except LdlmError as error:
+        return error.cli_exit_code
+    return 0
+
+
 def train(options: Namespace, kernels: dict[TrainCase, Kernels],
           kept: Kept) -> tuple[TrainReport, Comparison | None]:
     """Measure every case and write it. What is quick to refuse comes first.
@@ -67,11 +82,11 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels],
     if options.plot:
         require_plots()
     require_places({"--out": options.out, "--profile": options.kernels, "--plot": options.plot},
-                   options.against)
+                   {"--against": options.against})
     cases = cases_of(options)
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")  # as nvidia-smi counts
     before = gpu_state()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device, = own_devices(1) if options.ranks_are_real else [_first_device()]
     report = TrainReport(
         at=datetime.now(UTC), seed=options.seed, device=look_at(device, before, None),
         software=software(device, options.git_sha), libraries={name: _version(name) for name in _LIBRARIES},
@@ -80,6 +95,14 @@ def train(options: Namespace, kernels: dict[TrainCase, Kernels],
     if options.plot:
         plot(report, options.plot)
     return report, compare(report, earlier) if earlier else None
+
+
+def _is_first(options: Namespace) -> bool:
+    return not options.ranks_are_real or os.environ["RANK"] == "0"
+
+
+def _first_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _modes(device: torch.device) -> tuple[Mode, ...]:
@@ -97,21 +120,23 @@ def _measured(options: Namespace, cases: list[TrainCase], device: torch.device, 
               kernels: dict[TrainCase, Kernels], kept: Kept) -> TrainReport:
     """The report with all cases in it, written after each, and before its reference: what ends this early
     costs only the rest."""
-    progress, profile = Progress(len(cases), talk), options.kernels is not None
+    is_first, profile = _is_first(options), options.kernels is not None
+    say = talk if is_first else lambda line: None
+    progress = Progress(len(cases), say)
     effort = TrainEffort(options.steps, options.case_seconds, options.seed,
                          has_reference=options.reference,
-                         check_steps=options.check_steps if options.reference else 0, say=talk,
+                         check_steps=options.check_steps if options.reference else 0, say=say,
                          hear_timed=lambda result: kept.write(with_this(result)),
                          hear_kernels=kernels.__setitem__ if profile else None)
 
     def with_this(result: TrainCaseResult) -> TrainReport:
         return report.model_copy(update={"cases": (*report.cases, result)})
 
-    with as_first_rank(options.ranks):
+    with as_rank_of_torchrun() if options.ranks_are_real else as_first_rank(options.ranks):
         for result in run_cases(cases, report.rates, effort, device):
             progress.done(result)
             report = with_this(result)
             kept.write(report)
-            if options.kernels:
+            if profile and is_first:
                 keep(Profile(cases={str(case): found for case, found in kernels.items()}), options.kernels)
     return report

@@ -35,6 +35,16 @@ class _NoSaves:
 
 
 @contextmanager
+def as_rank_of_torchrun() -> Iterator[None]:
+    """Within, this process is the rank that torchrun has started it as."""
+    init_process_group()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+@contextmanager
 def as_first_rank(num_ranks: int) -> Iterator[None]:
     """Within, this process is rank 0 of so many. Others than one are imagined.
 

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ _EXAMPLES = """examples:
   python -m trainer.bench train --preset qwen3.6-27b --profile kernels.json
   python -m trainer.bench train --preset seed-27b --trainables-only --ranks 8
   python -m trainer.bench train --preset qwen3.6-35b-a3b --encoder-only
+  python -m torch.distributed.run --standalone --nproc-per-node 2 \\
+     -m trainer.bench train --preset qwen3.6-35b-a3b --encoder-placement sharded
 """
 
 
@@ -26,9 +29,10 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.bench train", formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False, epilog=_EXAMPLES,
-        description="Time the trainer's own step at a profile's sizes on one GPU: frozen encoder and\n"
-                    "trained parts with random weights, no store, no text, no checkpoints; beside it\n"
-                    "what the device can do at best, and where the time goes.")
+        description="Time the trainer's own step at a profile's sizes, on one GPU or by torchrun's\n"
+                    "ranks: frozen encoder and trained parts with random weights, no store, no\n"
+                    "text, no checkpoints; beside it what the device can do at best, and where the\n"
+                    "time goes.")
     _add_cases(parser)
     parser.add_argument("--steps", type=number(int, 1, 100_000), default=20, metavar="N",
                         help="timed steps of each case, after 2 to warm up (default 20)")
@@ -52,7 +56,19 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
         parser.error("--encoder-products fp8 wants --encoder-weights fp8")
     if options.encoder_micro_batch and options.scope != "joint":
         parser.error("--encoder-micro-batch is of the joint step: give --micro-batch")
+    num_started = int(os.environ.get("WORLD_SIZE", "1")) if started_by_torchrun() else 1
+    if options.ranks and num_started > 1:
+        parser.error("--ranks imagines ranks, but torchrun has started real ones")
+    if options.encoder_placement == "sharded" and num_started == 1:
+        parser.error("--encoder-placement sharded wants ranks: python -m torch.distributed.run --standalone "
+                     "--nproc-per-node N -m trainer.bench train ...")
+    options.ranks, options.ranks_are_real = options.ranks or num_started, num_started > 1
     return options
+
+
+def started_by_torchrun() -> bool:
+    """This process is one of several ranks."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def _add_cases(parser: argparse.ArgumentParser) -> None:
@@ -77,10 +93,12 @@ def _add_cases(parser: argparse.ArgumentParser) -> None:
                         help="how the encoder's matrices are held (default bf16)")
     parser.add_argument("--encoder-products", choices=["bf16", "fp8"], default="bf16",
                         help="what the encoder multiplies in; fp8 of weights in fp8 (default bf16)")
+    parser.add_argument("--encoder-placement", choices=["gpu", "sharded"], default="gpu",
+                        help="whole on every GPU, or split over those of torchrun (default gpu)")
     parser.add_argument("--zero-stage", type=int, choices=[1, 2], help="default: the profile's")
-    parser.add_argument("--ranks", type=number(int, 1, 100_000), default=1, metavar="N",
+    parser.add_argument("--ranks", type=number(int, 1, 100_000), metavar="N",
                         help="as the first of so many: its share of the optimizer's state, no other rank and "
-                             "no communication (default 1)")
+                             "no communication (default: those of torchrun, which are real; else 1)")
     parser.add_argument("--compile", action="store_true", dest="compiles",
                         help="have torch compile the trained blocks, as `train.compile: true` does")
 
@@ -102,6 +120,7 @@ def cases_of(options: argparse.Namespace) -> list[TrainCase]:
                 profile=name, scope=scope, length=options.length or usual.data.sequence_length,
                 micro_batch=micro_batch, weights=options.encoder_weights,
                 products=options.encoder_products, num_ranks=options.ranks, compiles=options.compiles,
+                ranks_are_real=options.ranks_are_real, placement=options.encoder_placement,
                 num_micro_batches=options.micro_batches or min(own, _USUAL_MICRO_BATCHES),
                 zero_stage=options.zero_stage or usual.zero_stage,
                 encoder_micro_batch=None if at_once == micro_batch else at_once)

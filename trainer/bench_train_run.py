@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from trainer.bench_device import state_during
 from trainer.bench_floor import Rates, floor_s
@@ -26,6 +27,7 @@ from trainer.bench_train_work import Encoding, Training, Work, plainly
 from trainer.contract import ConfigError
 from trainer.encoder_shape import EncoderShape
 from trainer.memory import GIB, memory_per_gpu
+from trainer.ranks import by_first_rank
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class _Runner:
 
     def _num_checked(self, case: TrainCase) -> int:
         """Where other ranks are imagined, so are most of the weights."""
-        return self._effort.check_steps if case.num_ranks == 1 else 0
+        return self._effort.check_steps if case.num_ranks == 1 or case.ranks_are_real else 0
 
     def _beside_reference(self, found: TrainCaseResult, encoder: Any,
                           outputs: dict[str, Tensor]) -> TrainCaseResult:
@@ -160,15 +162,15 @@ class _Runner:
             found["data_wait_share"] = waited_s / (timed.num_steps * timed.seconds_median)
         if self._device.type == "cuda":
             found["peak_memory_gib"] = torch.cuda.max_memory_allocated(self._device) / GIB
-            found["loaded"] = state_during(work.do)
+            found["loaded"] = state_during(work.do, _agreed)
         return found
 
     def _times(self, case: TrainCase, work: Work) -> tuple[StepTimes, float]:
         """Of steps after some to warm up; and seconds in which they waited for text."""
         effort = self._effort
         work.warm_up()
-        waited_s = work.waited_s
-        seconds = time_each(work.do, effort.steps, self._device, over_after(effort.case_seconds))
+        waited_s, is_over = work.waited_s, over_after(effort.case_seconds)
+        seconds = time_each(work.do, effort.steps, self._device, lambda: _agreed(is_over()))
         timed = StepTimes(num_steps=len(seconds), **spread(seconds, case.num_tokens).model_dump())
         return timed, work.waited_s - waited_s
 
@@ -176,6 +178,12 @@ class _Runner:
         if self._effort.hear_kernels:
             self._effort.hear_kernels(case, kernels_of(work.do, self._device))
         return work.apart()
+
+
+def _agreed(is_so: bool) -> bool:
+    """As rank 0 says: ranks that took another number of steps would wait for each other forever."""
+    are_real = dist.get_world_size() > 1 and dist.get_backend() != "fake"
+    return by_first_rank(lambda: is_so) if are_real else is_so
 
 
 def predicted_bytes(case: TrainCase, shape: EncoderShape) -> int:

@@ -37,7 +37,10 @@ def _case(result: TrainCaseResult) -> Iterator[str]:
     if timed is None:
         yield f"  {result.left_out}"
         return
-    rows = {"tokens/s": f"{timed.tokens_per_s:,.0f}", **_shares(result),
+    speed = f"{timed.tokens_per_s:,.0f}"
+    if result.case.ranks_are_real:
+        speed += f" of each rank, {result.case.num_ranks * timed.tokens_per_s:,.0f} of all"
+    rows = {"tokens/s": speed, **_shares(result),
             "step": f"{1e3 * timed.seconds_median:,.1f} ms ({1e3 * timed.seconds_p10:,.1f} to "
                     f"{1e3 * timed.seconds_p90:,.1f}, {timed.num_steps} steps)"}
     if result.reference and result.ratio:

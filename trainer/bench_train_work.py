@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer import head_norm
+from trainer import norms, token_loss
 from trainer.bench_models import shape_of
 from trainer.bench_paths import relative_error
 from trainer.bench_train_cases import TrainCase, config_of
@@ -60,7 +60,7 @@ class Training:
 
     def __init__(self, case: TrainCase, encoder: Any, seed: int, device: torch.device) -> None:
         self._job = build_step(case, encoder, seed, device)
-        self._taken, self._is_imagined = 0, case.num_ranks > 1
+        self._taken, self._is_imagined = 0, case.num_ranks > 1 and not case.ranks_are_real
 
     @property
     def waited_s(self) -> float:
@@ -142,8 +142,9 @@ class Encoding:
 @contextmanager
 def plainly(encoder: Any) -> Iterator[None]:
     """Within, all runs operation by operation: the encoder's blocks by transformers' own modules, their
-    linear attention by its code of torch's operations, norms by torch, nothing compiled."""
-    plain: list[tuple[Any, str, Any]] = [(head_norm, "suits", lambda x: False)]
+    linear attention by its code of torch's operations, norms and vocabulary loss too, nothing compiled."""
+    plain: list[tuple[Any, str, Any]] = [(norms, "suits", lambda x, gain: False),
+                                         (token_loss, "has_triton", lambda device: False)]
     for module_name in _BOUND[0]:
         module = importlib.import_module(f"transformers.models.{module_name}.modeling_{module_name}")
         plain += [(module, name, getattr(module, name).__wrapped__) for name in _BOUND[1]]

@@ -126,7 +126,8 @@ def _throughput(generator: Generator, report: Report) -> Throughput:
     if prompt:  # weights are laid out again for it: those of the cases are gone
         path: Path = FastPaths(generator).at(own, first.case.mode) if first.fast else Eager(own)
         prompted = _timed(path, first.case, generator, prompt)
-    problems = [f"{result.case}: {result.left_out}" for result in report.cases if result.has_failed]
+    problems = [*([first.slowed] if first.slowed else []),
+                *(f"{result.case}: {result.left_out}" for result in report.cases if result.has_failed)]
     return Throughput(
         device=report.device.name, is_rtx5090=report.device.is_rtx5090,
         dtype=first.case.mode if first.fast else "fp32", torch_version=report.software.torch,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainer import norms
 from trainer.attention import (
     AttentionShape,
     BlockStack,
@@ -162,7 +163,10 @@ def _plain_time(width: int) -> nn.Sequential:
 
 
 def _modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+    factor = 1 + scale
+    if norms.suits(x, factor):
+        return norms.layer_normed(x, factor, shift)
+    return F.layer_norm(x, x.shape[-1:]) * factor + shift
 
 
 def _embedded(clock_B: Tensor, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The kernels behind `trainer.head_norm`: memory is what they wait for. Imports triton.
+"""The kernels behind `trainer.norms.rms_normed`: memory is what they wait for. Imports triton.
 
 Shapes: N positions of all samples, H heads, C channels of a head; P programs.
 """
@@ -21,8 +21,8 @@ def _read(heads, row, channel, is_there, position_stride, head_stride, H: tl.con
 
 
 @triton.jit
-def _normed(x, gain, normed, num_rows, position_stride, head_stride, EPS: tl.constexpr, H: tl.constexpr,
-            W: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
+def _normed_heads(x, gain, normed, num_rows, position_stride, head_stride, EPS: tl.constexpr,
+                  H: tl.constexpr, W: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
     row, channel = (tl.program_id(0) * R + tl.arange(0, R))[:, None], tl.arange(0, C)[None, :]
     is_there = (row < num_rows) & (channel < W)
     value = _read(x, row, channel, is_there, position_stride, head_stride, H)
@@ -32,9 +32,9 @@ def _normed(x, gain, normed, num_rows, position_stride, head_stride, EPS: tl.con
 
 
 @triton.jit
-def _gradients(upstream, x, gain, for_x, sums, num_rows, num_tiles, upstream_position, upstream_head,
-               x_position, x_head, EPS: tl.constexpr, H: tl.constexpr, W: tl.constexpr, R: tl.constexpr,
-               C: tl.constexpr):
+def _head_norm_gradients(upstream, x, gain, for_x, sums, num_rows, num_tiles, upstream_position,
+                         upstream_head, x_position, x_head, EPS: tl.constexpr, H: tl.constexpr,
+                         W: tl.constexpr, R: tl.constexpr, C: tl.constexpr):
     channel = tl.arange(0, C)[None, :]
     factor = tl.load(gain + channel, mask=channel < W, other=0.0).to(tl.float32)
     summed = tl.zeros((R, C), tl.float32)
@@ -54,12 +54,13 @@ def _gradients(upstream, x, gain, for_x, sums, num_rows, num_tiles, upstream_pos
 
 
 def normed_heads(x: Tensor, gain_C: Tensor) -> Tensor:
-    """See `trainer.head_norm.normed`."""
+    """See `trainer.norms.rms_normed`."""
     x_NHC, (height, columns, num_warps) = _heads(x), _tile(x)
     normed, num_rows = x.new_empty(x.shape), x_NHC[..., 0].numel()
     with torch.cuda.device(x.device):
-        _normed[(triton.cdiv(num_rows, height),)](x_NHC, gain_C, normed, num_rows, *x_NHC.stride()[:2], _EPS,
-                                                  *x_NHC.shape[1:], height, columns, num_warps=num_warps)
+        _normed_heads[(triton.cdiv(num_rows, height),)](
+            x_NHC, gain_C, normed, num_rows, *x_NHC.stride()[:2], _EPS, *x_NHC.shape[1:], height, columns,
+            num_warps=num_warps)
     return normed
 
 
@@ -70,9 +71,9 @@ def gradients(for_normed: Tensor, x: Tensor, gain_C: Tensor) -> tuple[Tensor, Te
     num_tiles = triton.cdiv(num_rows, height)
     sums_PC = x.new_empty(min(num_tiles, _MOST_PROGRAMS), x.shape[-1], dtype=torch.float32)
     with torch.cuda.device(x.device):
-        _gradients[(len(sums_PC),)](upstream_NHC, x_NHC, gain_C, for_x, sums_PC, num_rows, num_tiles,
-                                    *upstream_NHC.stride()[:2], *x_NHC.stride()[:2], _EPS, *x_NHC.shape[1:],
-                                    height, columns, num_warps=num_warps)
+        _head_norm_gradients[(len(sums_PC),)](
+            upstream_NHC, x_NHC, gain_C, for_x, sums_PC, num_rows, num_tiles, *upstream_NHC.stride()[:2],
+            *x_NHC.stride()[:2], _EPS, *x_NHC.shape[1:], height, columns, num_warps=num_warps)
     return for_x, sums_PC.sum(0).to(gain_C.dtype)
 
 
@@ -85,4 +86,4 @@ def _heads(x: Tensor) -> Tensor:
 def _tile(x: Tensor) -> tuple[int, int, int]:
     """Rows and columns that a program holds at once, powers of two, and its warps: registers suffice."""
     columns = triton.next_power_of_2(x.shape[-1])
-    return max(1, _NUMBERS // columns), columns, 4 if columns <= _FEW else 8
+    return max(1, _NUMBERS // columns), columns, 4 if columns <= _FEW else max(8, columns // 512)

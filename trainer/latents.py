@@ -16,6 +16,7 @@ from trainer.attention import (
     BlockStack,
     CrossAttention,
     MultiHead,
+    RowNorm,
     SelfAttention,
     TransformerBlock,
     plain_mlp,
@@ -40,7 +41,7 @@ class JointBlock(MultiHead):
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__(shape)
         width = shape.width
-        self.latent_norm, self.context_norm, self.mlp_norm = (nn.LayerNorm(width) for _ in range(3))
+        self.latent_norm, self.context_norm, self.mlp_norm = (RowNorm(width) for _ in range(3))
         self.query = nn.Linear(width, width)
         self.context_key, self.context_value = nn.Linear(width, width), nn.Linear(width, width)
         self.latent_key, self.latent_value = nn.Linear(width, width), nn.Linear(width, width)
@@ -62,7 +63,7 @@ class SplitBlock(nn.Module):
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
         self.self_norm, self.cross_norm, self.context_norm, self.mlp_norm = (
-            nn.LayerNorm(shape.width) for _ in range(4))
+            RowNorm(shape.width) for _ in range(4))
         self.self_attention, self.cross_attention = SelfAttention(shape), CrossAttention(shape)
         self.mlp = plain_mlp(shape.width, shape.dropout)
         cross = self.cross_attention
@@ -120,7 +121,7 @@ class Perceiver(nn.Module):
         block, shape = JointBlock if is_joint else SplitBlock, attention_shape(sizes)
         self.blocks = BlockStack((block(shape) for _ in range(num_layers)), config.activation_checkpointing)
         projects = is_joint or output_width != width
-        self.norm = nn.LayerNorm(width) if projects else nn.Identity()
+        self.norm = RowNorm(width) if projects else nn.Identity()
         self.output = nn.Linear(width, output_width) if projects else nn.Identity()
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -172,7 +173,7 @@ class TokenDecoder(nn.Module):
         nn.init.normal_(self.positions, std=0.02)
         self.blocks = BlockStack((TransformerBlock(shape, gated) for _ in range(sizes.token_decoder_layers)),
                                  config.activation_checkpointing)
-        self.norm = nn.LayerNorm(width)
+        self.norm = RowNorm(width)
         self.head = VocabularyHead(width, num_rows)
 
     def features(self, hidden_BLD: Tensor) -> Tensor:

@@ -321,7 +321,8 @@ def _denoiser_block(job: JobSizes) -> int:
     if model.denoiser_block == "plain":
         block = _transformer_block(latents, model.width, model.qk_norm)
     else:
-        # Modulation keeps what it multiplies: normed inputs, and what each branch gives.
+        # Modulation keeps what it multiplies: normed inputs, which kernels of our own do not, and what each
+        # branch gives.
         block = latents * model.width * (20 + 2 * norm)
     read = latents * (6 + norm) + prompt * (2 + norm) if prompt else 0
     return block + read * model.width

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.attention import AttentionShape, CrossAttention, sinusoid
+from trainer.attention import AttentionShape, CrossAttention, RowNorm, sinusoid
 from trainer.config import TrainConfig
 from trainer.sizes import longest_prompt
 
@@ -66,7 +66,7 @@ class PromptAttention(nn.Module):
 
     def __init__(self, shape: AttentionShape) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(shape.width)
+        self.norm = RowNorm(shape.width)
         self.attention = CrossAttention(shape)
         self.gate = nn.Parameter(torch.zeros(shape.width))
 
