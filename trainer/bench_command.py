@@ -1,8 +1,8 @@
 """`python -m trainer.bench generate`: random weights of profiles, the reference and the fast path in one run.
 
-Exit codes: 0 measured; 1 a path computes something else, nothing was measured, not all could be kept, no first
-text came, a case is slower than in the earlier result, or lost, or nothing can be compared with it; 2 usage;
-others as of the `ldlm` command.
+Exit codes: 0 measured; 1 a path computes something else, nothing was measured, not all could be kept, no
+first text came, a case is slower than in the earlier result, or lost, or nothing can be compared with it;
+2 usage; others as of the `ldlm` command.
 """
 
 import os
