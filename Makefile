@@ -46,6 +46,7 @@ test: tools
 	@$(ENVIRONMENT) trainer --with-tests
 	@said=$$(mktemp); failed=0; \
 	.venv/bin/python -m pytest $(PYTEST_ARGS) -n 1 >"$$said" 2>&1 & launcher=$$!; \
+	trap 'kill $$launcher; rm -f "$$said"; exit 130' INT TERM; \
 	echo ".venv-train/bin/python -m pytest $(PYTEST_ARGS)"; \
 	.venv-train/bin/python -m pytest $(PYTEST_ARGS) || failed=1; \
 	wait $$launcher || failed=1; \
