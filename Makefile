@@ -40,13 +40,17 @@ tools:
 demo: .venv .venv-train
 	.venv/bin/python -m tests.demo
 
-# Each test runs in one of the two environments; tests/conftest.py has the rule.
+# Each test runs in one of the two environments; tests/conftest.py has the rule. Both at once, since many tests
+# wait: the trainer's take longer and have two workers, and what the launcher's say comes after them.
 test: tools
 	@$(ENVIRONMENT) trainer --with-tests
-	@failed=0; for env in .venv .venv-train; do \
-	    echo "$$env/bin/python -m pytest $(PYTEST_ARGS)"; \
-	    $$env/bin/python -m pytest $(PYTEST_ARGS) || failed=1; \
-	done; exit $$failed
+	@said=$$(mktemp); failed=0; \
+	.venv/bin/python -m pytest $(PYTEST_ARGS) -n 1 >"$$said" 2>&1 & launcher=$$!; \
+	trap 'kill $$launcher; rm -f "$$said"; exit 130' INT TERM; \
+	echo ".venv-train/bin/python -m pytest $(PYTEST_ARGS)"; \
+	.venv-train/bin/python -m pytest $(PYTEST_ARGS) || failed=1; \
+	wait $$launcher || failed=1; \
+	echo ".venv/bin/python -m pytest $(PYTEST_ARGS) -n 1"; cat "$$said"; rm "$$said"; exit $$failed
 
 # SEEDS="--seeds 300-599" are new cases; what a range has not finished, it does when it is called again.
 chaos:

@@ -73,7 +73,7 @@ def trainer_python() -> Path:
     """
     named = os.environ.get(TRAIN_PYTHON)
     path = Path(named) if named else checkout_folder() / ".venv-train" / "bin" / "python"
-    if not os.access(path, os.X_OK):
+    if not (path.is_file() and os.access(path, os.X_OK)):  # not the environment's folder
         raise LdlmError("there is no trainer's environment", place=str(path),
                         fix=f"set {TRAIN_PYTHON} to its Python" if named else
                             f"make it: make -C {checkout_folder()} .venv-train (some minutes, once)")

@@ -32,6 +32,10 @@ from trainer.token_encoder import load_token_encoder
 from trainer.train_state import TrainState
 
 STEPS, NUM_RANKS = 3, (1, 2, 4)
+# Else every rank would load them anew.
+_LATE = ("deepspeed.ops.op_builder.all_ops", "deepspeed.runtime.zero.muon.original_muon", "torch._dynamo",
+         "torch.distributed.tensor", "transformers.models.auto.modeling_auto",
+         "transformers.models.auto.tokenization_auto", "transformers.models.gpt2.modeling_gpt2")
 # Changes of the config by name.
 CASES: dict[str, dict[str, Any]] = {
     "stage 1": {},
@@ -119,7 +123,8 @@ def one_rank(rank: int, world_size: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    importlib.import_module("deepspeed")  # else every rank loads it anew
+    for name in _LATE:
+        importlib.import_module(name)
     for num_ranks in NUM_RANKS:
         torch.multiprocessing.start_processes(one_rank, (num_ranks, Path(sys.argv[1])), nprocs=num_ranks,
                                               start_method="fork")

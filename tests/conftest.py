@@ -33,9 +33,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("untimed", settings(), deadline=None)
 settings.load_profile("untimed")
 
-# Of minutes each: two that were measured, then those that start most trainers.
-_LONGEST = ("test_learning_runs.py", "test_elastic.py", "test_resume.py", "test_chaos.py", "test_wandb.py",
-            "test_bad_input.py", "test_saving.py", "test_notices_node.py", "test_hang.py", "test_node.py")
+# Of a minute or more each (measured on two cores, longest first), then those of few tests and many processes.
+_LONGEST = ("test_resume.py", "test_saving.py", "test_notices_node.py", "test_hang.py", "test_node.py",
+            "test_wandb.py", "test_elastic.py", "test_bad_input.py", "test_learning_runs.py",
+            "test_export.py", "test_chaos.py", "test_micro_batch.py", "test_learning_arms.py",
+            "test_prepare_interrupted.py", "test_prepare_nodes.py", "test_communication.py")
 
 _NEEDS_TORCH = re.compile(r'^(?:\w+ = )?pytest\.importorskip\("torch"\)', re.MULTILINE)
 _HAS_TORCH = find_spec("torch") is not None

@@ -110,6 +110,38 @@ def test_a_fast_path_that_computes_something_else_leaves_the_reference_s_speed(
         "run, 3 steps, 8 tokens, batch 1, fp32: 0.0% of tokens are the same, fewer than 99%",)
 
 
+def test_what_breaks_behind_the_headline_does_not_take_it_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = FastPaths.at
+
+    def at(self: FastPaths, own: Generator, mode: str) -> object:
+        if mode == "bf16":
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED\nand more")
+        return plain(self, own, mode)
+
+    monkeypatch.setattr(FastPaths, "at", at)
+    monkeypatch.setattr(bench_trained, "_modes", lambda device: ("fp32", "bf16"))
+    config = small_config({"prompt": True}, sampling={"steps": 3, "bench_generations": 2})
+    generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
+
+    report, found = measure(generator, "run", 4, Circumstances(limit=lambda: None))
+
+    case, = report.cases
+    assert case.fast and found.tokens_per_s == case.fast.tokens_per_s and found.prompted_tokens_per_s is None
+    assert found.warnings == report.problems == (
+        "broken off behind run, 3 steps, 8 tokens, batch 1, fp32: CUDA error: CUBLAS_STATUS_NOT_SUPPORTED",)
+
+
+def test_a_headline_that_breaks_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def at(self: FastPaths, own: Generator, mode: str) -> object:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(FastPaths, "at", at)
+    config = small_config(sampling={"steps": 3, "bench_generations": 2})
+    generator = Generator(config, small_model(config).eval(), None, VOCABULARY, end_of_text_id=3)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure(generator, "run", 4, Circumstances(limit=lambda: None))
+
+
 def test_a_headline_of_a_card_whose_clocks_were_held_down_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     def hot(*arguments: object) -> Iterator[CaseResult]:
         state = GpuState(name="NVIDIA GeForce RTX 5090", driver_version="580", pstate="P0", throttled=(

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors import SafetensorError  # noqa: E402
 
-from trainer import bench_command, bench_models  # noqa: E402
+from trainer import bench_command, bench_models, bench_output  # noqa: E402
 from trainer.bench_cases import Model  # noqa: E402
 from trainer.bench_models import profile_config, random_generator  # noqa: E402
 from trainer.bench_options import read_bench_options  # noqa: E402
@@ -185,6 +185,19 @@ def test_a_plot_that_cannot_be_written_ends_with_1_and_the_table_is_told(
     assert bench_command.main([*SMALL, "--out", str(out), "--plot", str(picture)]) == 1
     said = " ".join(capsys.readouterr().out.replace("\n ", "").split())
     assert f"! no plot: {picture} cannot be written: No space left on device" in said
+    assert "smoke: median tokens/s" in said
+
+
+def test_a_result_that_cannot_be_kept_ends_with_1_and_the_table_is_told(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(report, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bench_output, "keep", full)
+    out = tmp_path / "bench.json"
+    assert bench_command.main([*SMALL, "--out", str(out)]) == 1
+    said = " ".join(capsys.readouterr().out.replace("\n ", "").split())
+    assert said.endswith(f"! {out} does not hold all of this: No space left on device")
     assert "smoke: median tokens/s" in said
 
 

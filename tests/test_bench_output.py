@@ -28,6 +28,20 @@ def test_a_kept_result_touches_no_other_file(tmp_path: Path) -> None:
     assert (tmp_path / "bench.json").read_text() == '{\n "speed": 2.0\n}'
 
 
+def test_a_disk_that_is_full_for_a_while_costs_nothing_that_was_measured(tmp_path: Path) -> None:
+    folder, away = tmp_path / "folder", tmp_path / "away"
+    folder.mkdir()
+    kept = Kept(folder / "bench.json")
+    kept.write(Found(speed=1))
+    folder.rename(away)
+    kept.write(Found(speed=2))
+    assert kept.problem == f"{folder}/bench.json does not hold all of this: No such file or directory"
+    assert (away / "bench.json").read_text() == '{\n "speed": 1.0\n}'
+    away.rename(folder)
+    kept.write(Found(speed=3))
+    assert kept.problem is None and (folder / "bench.json").read_text() == '{\n "speed": 3.0\n}'
+
+
 def test_a_result_without_a_file_is_kept_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     kept = Kept(None)

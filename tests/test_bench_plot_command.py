@@ -39,7 +39,10 @@ def test_the_folder_of_a_run_says_where_its_benchmark_lies(tmp_path: Path) -> No
 @pytest.mark.parametrize(("made", "words"), [
     (None, "cannot be read: there is no such file or folder"),
     ("folder", "holds no bench/report.json: no benchmark of this run has ended"),
-    ("[1]", "is no result of this benchmark"), ("{", "is no result of this benchmark")])
+    (report_of().model_dump_json(), "no case in it was timed: there is nothing to draw"),
+    (REPORT.model_copy(update={"cases": ()}).model_dump_json(), "no case in it was timed"),
+    ("[1]", "is no result of this benchmark"), ("{", "is no result of this benchmark")],
+    ids=["nothing", "empty folder", "generation without cases", "training without cases", "list", "torn"])
 def test_what_is_no_benchmark_is_refused_in_a_sentence(made: str | None, words: str, tmp_path: Path,
                                                        capsys: pytest.CaptureFixture[str]) -> None:
     place = tmp_path / "x"

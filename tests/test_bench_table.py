@@ -114,7 +114,8 @@ def test_the_longest_names_and_figures_have_eighty_columns() -> None:
     slow = timed(3_600, 1)
     found = screen(report_of(MEASURED.model_copy(update={
         "case": long, "fast": slow.model_copy(update={"num_generations": 9_999}), "reference": slow,
-        "usd_per_million_tokens": Decimal("277777777.777778")}), price="1000000"))
+        "usd_per_million_tokens": Decimal("277777777.777778")}), price="1E6"))
     assert [line for line in found if len(line) > 80] == []
     assert any("3,240,000 3,600,000 4,500,000 9999" in line for line in found)
     assert any(line.endswith(" 277777778") for line in found)
+    assert any(line.endswith("; $ per million tokens at $1000000/h") for line in found)

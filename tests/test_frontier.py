@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from tiny_ldlm import VOCABULARY, TableEncoder, Words, tiny_config, tiny_model  # noqa: E402
 
+from trainer import frontier  # noqa: E402
 from trainer.completions import complete  # noqa: E402
 from trainer.frontier import sample_frontier, setting_of  # noqa: E402
 from trainer.generate import Generator, decode, sample_latents  # noqa: E402
@@ -33,6 +34,24 @@ def test_every_pair_of_steps_and_temperature_is_sampled_with_the_same_seed() -> 
         assert one["tokens_per_s_batch_2"] > 0
         assert one["setting"]["denoiser_passes"] == one["setting"]["steps"]
     assert found[0]["tokens"] != found[2]["tokens"]
+
+
+@pytest.mark.parametrize(("most_s", "num"), [(1e9, 50), (0.0, 3)])
+def test_single_texts_are_timed_fifty_times_or_three_where_they_take_long(
+        most_s: float, num: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Rows:
+        def __init__(self) -> None:
+            self.asked: list[tuple[int, int]] = []
+
+        def tokens(self, num: int, seed: int) -> torch.Tensor:
+            self.asked.append((num, seed))
+            return torch.zeros(num, 8, dtype=torch.int64)
+
+    monkeypatch.setattr(frontier, "_MOST_S", most_s)
+    source = Rows()
+    found = frontier.timed_rows(source, 5, 2, seed=4, name="rows", say=lambda _: None)
+    assert source.asked == [*((1, 4 + index) for index in range(1 + num)), (2, 4), (5, 4)]
+    assert found["generations_batch_1"] == num and len(found["tokens"]) == 5
 
 
 def test_a_guided_step_counts_as_two_passes() -> None:

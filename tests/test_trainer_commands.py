@@ -148,10 +148,11 @@ def test_a_trainer_that_is_killed_gives_the_code_a_shell_would(echo):
 
 
 def test_without_the_trainers_environment_the_make_target_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("LDLM_TRAIN_PYTHON", str(tmp_path / "none"))
-    with pytest.raises(LdlmError, match="no trainer's environment") as caught:
-        run_in_trainer("trainer.prepare", [])
-    assert "set LDLM_TRAIN_PYTHON" in (caught.value.fix or "")
+    for named in (tmp_path / "none", tmp_path):  # nothing, and the folder of an environment
+        monkeypatch.setenv("LDLM_TRAIN_PYTHON", str(named))
+        with pytest.raises(LdlmError, match="no trainer's environment") as caught:
+            run_in_trainer("trainer.prepare", [])
+        assert "set LDLM_TRAIN_PYTHON" in (caught.value.fix or "")
     monkeypatch.delenv("LDLM_TRAIN_PYTHON")
     monkeypatch.setattr("launcher.trainer_commands.checkout_folder", lambda: tmp_path)
     with pytest.raises(LdlmError) as caught:

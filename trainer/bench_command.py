@@ -1,8 +1,8 @@
 """`python -m trainer.bench generate`: random weights of profiles, the reference and the fast path in one run.
 
-Exit codes: 0 measured; 1 a path computes something else, nothing was measured, no first text came, a case is
-slower than in the earlier result, or lost, or nothing can be compared with it; 2 usage; others as of the
-`ldlm` command.
+Exit codes: 0 measured; 1 a path computes something else, nothing was measured, not all could be kept, no
+first text came, a case is slower than in the earlier result, or lost, or nothing can be compared with it;
+2 usage; others as of the `ldlm` command.
 """
 
 import os
@@ -25,7 +25,7 @@ from trainer.bench_result import Report, read_report
 from trainer.bench_room import if_room
 from trainer.bench_run import Effort, run_cases
 from trainer.bench_sources import Source, of_export, of_profile
-from trainer.bench_table import screen
+from trainer.bench_table import note, screen
 from trainer.command import carry_out, talk
 from trainer.contract import ConfigError, LdlmError
 from trainer.fast.weights import Mode, is_emulated, usual_mode
@@ -39,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
 
     def answer() -> str:
         report, comparison = generate(options, kept)
-        verdicts.append(is_good(report, comparison))
-        words = [] if comparison is None else ["", *in_words(comparison)]
+        verdicts.append(is_good(report, comparison) and kept.problem is None)
+        words = [] if kept.problem is None else note(kept.problem)
+        words += [] if comparison is None else ["", *in_words(comparison)]
         return "\n".join([*screen(report), *words])
 
     code = carry_out(answer, out=options.out, interrupted=kept.interrupted)

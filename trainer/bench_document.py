@@ -69,10 +69,11 @@ def run_bench(config: TrainConfig, folder: RunFolder, device: torch.device,
     # It makes latents of texts, never texts: 32 GB have no room for it beside both paths of seed-27b.
     del generator.model.encoder
     generator.model.to(device)
+    samples = generator.texts(config.sampling.num_samples, config.seed)  # first: times may end in an error
     report, throughput = measure(generator, folder.run_id, manifest.step, told)
     result = BenchResult(
         step=manifest.step, scores=evaluation.scores, reconstructions=evaluation.reconstructions,
-        samples=generator.texts(config.sampling.num_samples, config.seed), throughput=throughput)
+        samples=samples, throughput=throughput)
     return result, report
 
 

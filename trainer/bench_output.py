@@ -62,16 +62,25 @@ def _require_place(option: str, path: Path) -> None:
 
 
 class Kept:
-    """The file of what has been measured so far. None: there is none."""
+    """The file of what has been measured so far. None: there is none.
+
+    Attributes:
+        problem: Why the newest could not be written, in words; None: it was. Measuring goes on meanwhile.
+    """
 
     def __init__(self, out: Path | None) -> None:
         self._out, self._is_written = out, False
+        self.problem: str | None = None
 
     def write(self, report: BaseModel) -> None:
         """Take the place of what it held."""
-        if self._out is not None:
+        if self._out is None:
+            return
+        try:
             keep(report, self._out)
-            self._is_written = True
+            self._is_written, self.problem = True, None
+        except OSError as error:
+            self.problem = f"{self._out} does not hold all of this: {error.strerror or error}"
 
     def interrupted(self) -> str:
         """Said after Ctrl-C."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer import bench_plot, bench_train_plot
-from trainer.bench_output import require_places
+from trainer.bench_output import Found, require_places
 from trainer.bench_result import Report, parsed_report
 from trainer.bench_train_result import TrainReport
 from trainer.command import carry_out
@@ -31,17 +31,27 @@ def drawn(report: str, picture: Path) -> str:
     """Draw a report into a PNG; says so.
 
     Raises:
-        ConfigError: It is none, or nothing can be drawn here.
+        ConfigError: It is none, nothing was timed in it, or nothing can be drawn here.
         StoreError: The store of the run cannot be read.
     """
     bench_plot.require_plots(None)
     require_places({"picture": picture}, {"the report": Path(report)})
     text = _text(report)
     if _kind(text) == _TRAINING:
-        bench_train_plot.plot(parsed_report(text, report, TrainReport), picture)
+        trained = parsed_report(text, report, TrainReport)
+        _require_times(trained.cases, report)
+        bench_train_plot.plot(trained, picture)
     else:
-        bench_plot.plot(parsed_report(text, report, Report), picture)
+        generated = parsed_report(text, report, Report)
+        _require_times(generated.cases, report)
+        bench_plot.plot(generated, picture)
     return f"wrote {picture}"
+
+
+def _require_times(cases: Sequence[Found], place: str) -> None:
+    if not any(result.fast for result in cases):
+        raise ConfigError("no case in it was timed: there is nothing to draw", place=place,
+                          fix="name another benchmark's file or run")
 
 
 def _text(report: str) -> bytes:

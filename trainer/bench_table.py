@@ -75,7 +75,7 @@ def _figures(result: CaseResult) -> str:
 def _spreads(results: list[CaseResult], report: Report) -> Iterator[str]:
     """Milliseconds; dollars and projections where they were asked for."""
     price = report.price_usd_per_hour
-    dollars = f"; $ per million tokens at ${price}/h" if price is not None else ""
+    dollars = f"; $ per million tokens at ${price:f}/h" if price is not None else ""
     yield f"  milliseconds of a generation{dollars}"
     yield (f"  {'steps':>5} {'tokens':>6} {'batch':>5} {'mode':>5} {'p10':>9} {'median':>9} {'p90':>9} "
            f"{'of':>4} {'path':>8}" + (f" {'$/M tok':>9}" if price is not None else ""))

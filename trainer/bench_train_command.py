@@ -19,6 +19,7 @@ from trainer.bench_limits import measure_rates
 from trainer.bench_output import Kept, Progress, keep, require_places
 from trainer.bench_plot import require_plots
 from trainer.bench_result import read_report
+from trainer.bench_table import note
 from trainer.bench_train_cases import TrainCase
 from trainer.bench_train_job import as_first_rank, as_rank_of_torchrun
 from trainer.bench_train_options import cases_of, read_train_options
@@ -53,8 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     def answer() -> str:
         kernels: dict[TrainCase, Kernels] = {}
         report, comparison = train(options, kernels, kept)
-        verdicts.append(report.is_good and (comparison is None or comparison.is_good))
-        words = [] if comparison is None else ["", *in_words(comparison)]
+        is_as_fast = comparison is None or comparison.is_good
+        verdicts.append(report.is_good and is_as_fast and kept.problem is None)
+        words = [] if kept.problem is None else note(kept.problem)
+        words += [] if comparison is None else ["", *in_words(comparison)]
         return "\n".join([*screen(report, kernels), *words])
 
     code = carry_out(answer, out=options.out or options.plot, interrupted=kept.interrupted)

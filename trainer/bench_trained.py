@@ -1,6 +1,7 @@
 """The benchmark of a trained checkpoint: the same cases, checks and times as of random weights."""
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -98,10 +99,25 @@ def measure(generator: Generator, run_id: str, step: int, told: Circumstances) -
         device=look_at(device, told.before, told.expected_gpu), software=software(device, told.git_sha),
         rates=measure_rates(device, modes), price_usd_per_hour=told.price_usd_per_hour, cases=())
     results = run_cases(_cases(generator, modes, device, run_id), subject, report.rates, effort, device)
-    report = report.model_copy(update={"cases": tuple(results)})
+    report = report.model_copy(update=_gathered(results))
     if reached := told.limit():
         print(f"warning: the benchmark was cut short: {reached}", flush=True)
     return report, _throughput(generator, report)
+
+
+def _gathered(results: Iterator[CaseResult]) -> dict[str, object]:
+    """Cases of a report, and what kept it from having all: the headline, which is the first, is not lost for
+    what a new card or format cannot do behind it."""
+    found, problems = list[CaseResult](), list[str]()
+    try:
+        found.extend(results)
+    except RuntimeError as error:
+        if not found:
+            raise
+        traceback.print_exc()
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        problems.append(f"broken off behind {found[-1].case}: {why}")
+    return {"cases": tuple(found), "problems": tuple(problems)}
 
 
 def _modes(device: torch.device) -> tuple[Mode, ...]:
@@ -121,7 +137,9 @@ def _throughput(generator: Generator, report: Report) -> Throughput:
     first = report.cases[0]
     own = with_sampling(generator, first.case)
     timed = first.fast or _timed(Eager(own), first.case, generator)
-    prompt = longest_dummy_prompt(generator) if generator.config.model.prompt else None
+    # Behind an error of CUDA a process can do no more.
+    has_prompt = generator.config.model.prompt and not report.problems
+    prompt = longest_dummy_prompt(generator) if has_prompt else None
     prompted = None
     if prompt:  # weights are laid out again for it: those of the cases are gone
         path: Path = FastPaths(generator).at(own, first.case.mode) if first.fast else Eager(own)
@@ -137,7 +155,7 @@ def _throughput(generator: Generator, report: Report) -> Throughput:
         reference_tokens_per_s=first.reference.tokens_per_s if first.reference else None,
         fraction_of_limit=first.fraction_of_limit, **_checked(first),
         usd_per_million_tokens=first.usd_per_million_tokens,
-        warnings=(*report.device.warnings, *problems))
+        warnings=(*report.device.warnings, *problems, *report.problems))
 
 
 def _checked(result: CaseResult) -> dict[str, float | None]:

@@ -12,10 +12,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from trainer.bench_timing import over_after
 from trainer.generate import Generator, to_text
 from trainer.judge_rows import JudgeRows, RowJudge
 
-_TIMED = 3  # generations at batch 1
+_FEWEST, _MOST, _MOST_S = 3, 50, 1.0  # generations at batch 1, and when the fewest are enough
 
 
 class Source(Protocol):
@@ -55,16 +56,18 @@ def timed_rows(source: Source, num: int, batch: int, seed: int, name: str,
         say: Hears it.
 
     Returns:
-        `batch`, `tokens`, `seconds_batch_1` (median), `tokens_per_s_batch_1`, `tokens_per_s_batch_<batch>`.
+        `batch`, `tokens`, `seconds_batch_1` (median of `generations_batch_1`), `tokens_per_s_batch_1`,
+        `tokens_per_s_batch_<batch>` (all rows once).
     """
-    latencies = [_timed(source, 1, seed + index)[1] for index in range(_TIMED + 1)][1:]
+    latencies = _latencies(source, seed)
     _timed(source, batch, seed)  # warm-up
     tokens_NL, seconds = _timed(source, num, seed)
     latency = statistics.median(latencies)
     length = tokens_NL.shape[1]
     say(f"{num} texts of {name}: {num * length / seconds:,.0f} tokens/s")
-    return {"batch": batch, "seconds_batch_1": latency, "tokens_per_s_batch_1": length / latency,
-            f"tokens_per_s_batch_{batch}": num * length / seconds, "tokens": tokens_NL.tolist()}
+    return {"batch": batch, "seconds_batch_1": latency, "generations_batch_1": len(latencies),
+            "tokens_per_s_batch_1": length / latency, f"tokens_per_s_batch_{batch}": num * length / seconds,
+            "tokens": tokens_NL.tolist()}
 
 
 def with_settings(generator: Generator, steps: Sequence[int], temperatures: Sequence[float],
@@ -98,6 +101,16 @@ def judged(generation: dict[str, Any], row_judge: RowJudge, reference: JudgeRows
     kept = {key: value for key, value in generation.items() if key not in ("tokens", "texts")}
     tokens_NL = generation["tokens"][:len(reference.rows)]
     return kept | row_judge.scores(tokens_NL, reference.rows if has_mauve else (), num_prompt)
+
+
+def _latencies(source: Source, seed: int) -> list[float]:
+    """Seconds of one row at a time, after one that warms up."""
+    is_late, found = over_after(_MOST_S), list[float]()
+    for index in range(1 + _MOST):
+        if len(found) > _FEWEST and is_late():
+            break
+        found.append(_timed(source, 1, seed + index)[1])
+    return found[1:]
 
 
 def _timed(source: Source, num: int, seed: int) -> tuple[Tensor, float]:
