@@ -64,16 +64,22 @@ def _micro_batches(config: TrainConfig) -> tuple[int, int]:
     return config.micro_batch_size, config.token_encoder.micro_batch_size or config.micro_batch_size
 
 
+def _shared_out(config: TrainConfig) -> tuple[object, ...]:
+    """What decides how much ranks send, and what saves memory."""
+    return config.token_encoder.placement, config.zero_stage, config.activation_checkpointing
+
+
 def nearest(config: TrainConfig, gpu: str, num_ranks: int,
             benchmarks: Sequence[Benchmarked]) -> Benchmarked | None:
     """Of a config's benchmarks the one to go by: of this GPU, of about as many, of micro-batches like its own
-    (the encoder's last), the newest."""
-    def distance(one: Benchmarked) -> tuple[bool, float, float, float, float]:
+    (the encoder's last), shared out as it is, the newest."""
+    def distance(one: Benchmarked) -> tuple[bool, float, float, float, bool, float]:
         ratios = [there / here for there, here in zip(_micro_batches(one.config), _micro_batches(config),
                                                       strict=True)]
         trained, encoder = (abs(math.log(ratio)) for ratio in ratios)
         ranks = abs(math.log(one.num_ranks / num_ranks))
-        return one.gpu != gpu, ranks, trained, encoder, -one.at.timestamp()
+        is_other = _shared_out(one.config) != _shared_out(config)
+        return one.gpu != gpu, ranks, trained, encoder, is_other, -one.at.timestamp()
 
     return min((one for one in benchmarks if one.is_of(config)), key=distance, default=None)
 

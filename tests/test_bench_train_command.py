@@ -15,6 +15,7 @@ from trainer.bench_result import read_report  # noqa: E402
 from trainer.bench_train_options import cases_of, read_train_options  # noqa: E402
 from trainer.bench_train_result import TrainReport  # noqa: E402
 from trainer.bench_train_work import Training  # noqa: E402
+from trainer.contract import ConfigError  # noqa: E402
 
 SMALL = ("--preset", "tiny-dense", "--micro-batches", "1", "--steps", "2")
 
@@ -169,3 +170,22 @@ def test_the_help_has_eighty_columns(
     with pytest.raises(SystemExit):
         read_train_options(["--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_rank_that_cannot_begin_says_why_since_the_first_one_cannot(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def none_left(gpus_per_rank: int) -> list[torch.device]:
+        raise ConfigError("the node has 1 GPU", place="rank 1", fix="start fewer ranks")
+
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+                        "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(bench_train_command, "own_devices", none_left)
+    assert bench_train_command.main(SMALL) == 3
+    assert "error: rank 1: rank 1: the node has 1 GPU\n" in capsys.readouterr().err
+
+    def interrupted(gpus_per_rank: int) -> list[torch.device]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench_train_command, "own_devices", interrupted)
+    assert (bench_train_command.main(SMALL), capsys.readouterr().err) == (130, "")

@@ -77,6 +77,15 @@ def test_memory_is_what_a_plan_says_of_as_much_as_there_is():
     assert told.parts["token encoder"] < encoder < told.allocated_bytes
 
 
+@pytest.mark.parametrize("scope", ["joint", "encoder"])
+def test_of_an_encoder_that_two_ranks_share_each_holds_half_and_two_blocks_on_their_way(scope: str):
+    whole = CASE.model_copy(update={"num_ranks": 2, "ranks_are_real": True, "scope": scope})
+    split = whole.model_copy(update={"placement": "sharded"})
+    block = 2 * 24.35e9 / 64  # bytes
+    less = predicted_bytes(whole, SHAPE) - predicted_bytes(split, SHAPE)
+    assert less == pytest.approx(62 / 2 * block - 2 * block, rel=0.02)
+
+
 def test_the_end_of_a_step_counts_once_whatever_the_number_of_micro_batches():
     parts = {"encoder": 2.0, "backward": 1.6, "clipping": 0.1, "optimizer": 0.2, "average": 0.1}
     # 4 micro-batches take 3.6 s and their end 0.4 s; the profile's step has 64.

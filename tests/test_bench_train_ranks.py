@@ -43,13 +43,15 @@ def test_two_ranks_that_share_an_encoder_give_one_answer(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("started", "arguments", "words"), [
     ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2"}, ["--ranks", "8"], "torchrun has started real ones"),
+    ({"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, [],
+     "ranks of several nodes are not timed"),
     ({}, ["--encoder-placement", "sharded"], "--encoder-placement sharded wants ranks"),
     # Of another program: nobody would answer.
     ({"WORLD_SIZE": "2"}, ["--encoder-placement", "sharded"], "--encoder-placement sharded wants ranks")])
 def test_ranks_are_imagined_or_started_and_never_both(
         started: dict[str, str], arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE"):
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in started.items():
         monkeypatch.setenv(name, value)

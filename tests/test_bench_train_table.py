@@ -92,3 +92,12 @@ qwen3.6-35b-a3b joint step, 2 x 64 x 1024 tokens, encoder fp8, ZeRO 2
   experts of unequal size take longer
 ! warm"""
     assert not REPORT.is_good
+
+
+def test_speeds_of_real_ranks_are_of_each_and_a_rate_in_fp8_is_beside_that_in_bf16():
+    case = CASE.model_copy(update={"products": "fp8", "num_ranks": 2, "ranks_are_real": True})
+    result = RESULT.model_copy(update={"case": case})
+    said = "\n".join(screen(REPORT.model_copy(update={"cases": (result,)}), {}))
+    assert "tokens/s    40,960 of each rank, 81,920 of all\n" in said
+    assert "as trained  ~41,200 tokens/s of each rank (projection by parts)\n" in said
+    assert "useful      287.5 TFLOP/s, 35.9% of the matrix rate in bf16; 25.3% of the\n" in said

@@ -209,6 +209,17 @@ def test_ranks_that_talk_are_a_speed_of_all_and_imagined_ones_are_none(tmp_path)
     assert (of_two.origin, of_two.tokens_per_s) == ("bench", 18_800)
 
 
+def test_a_whole_and_a_split_encoder_are_measured_each_for_itself_whichever_is_newer():
+    def two(day: int, **case: object) -> Benchmarked:
+        return replace(benchmark(at=datetime(2026, 12, day, tzinfo=UTC), num_ranks=2, **case), num_ranks=2)
+
+    whole, split, stage_2 = two(1), two(2, placement="sharded"), two(3, zero_stage=2)
+    config = load_recipe(NAME, SAME).train
+    assert nearest(config, "H200", 2, [whole, split, stage_2]) is whole
+    config = load_recipe(NAME, [SAME[0], "train.token_encoder.placement=sharded"]).train
+    assert nearest(config, "H200", 2, [whole, split, stage_2]) is split
+
+
 def test_an_encoder_that_reads_more_at_once_is_measured_for_itself(tmp_path):
     overrides = ("train.micro_batch_size=8", "train.token_encoder.micro_batch_size=32")
     plain, at_once = benchmark(micro_batch=8), benchmark(micro_batch=8, encoder_micro_batch=32)

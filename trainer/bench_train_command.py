@@ -31,6 +31,7 @@ from trainer.bench_train_table import screen
 from trainer.command import carry_out, talk
 from trainer.contract import LdlmError
 from trainer.fast.weights import Mode
+from trainer.interrupts import INTERRUPTED
 from trainer.ranks import own_devices
 
 _LIBRARIES = ("transformers", "deepspeed", "fla-core", "causal-conv1d")
@@ -69,7 +70,10 @@ def _take_part(options: Namespace) -> int:
         setattr(options, place, None)
     try:
         train(options, {}, Kept(None))
-    except LdlmError as error:
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except LdlmError as error:  # torchrun ends rank 0 at once, which may not know why
+        talk(f"error: rank {os.environ['RANK']}: {error}")
         return error.cli_exit_code
     return 0
 

@@ -40,7 +40,7 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
                         help="of timing each case: fewer steps where they take longer")
     parser.add_argument("--reference", action="store_true",
                         help="also the same work operation by operation: no kernels for linear attention, "
-                             "nothing compiled")
+                             "norms or vocabulary loss, nothing compiled")
     parser.add_argument("--check-steps", type=number(int, 0, 10_000), default=3, metavar="N",
                         help="with --reference: first steps of both whose losses are compared (default 3)")
     parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, help="of weights and tokens")
@@ -57,6 +57,8 @@ def read_train_options(arguments: Sequence[str]) -> argparse.Namespace:
     if options.encoder_micro_batch and options.scope != "joint":
         parser.error("--encoder-micro-batch is of the joint step: give --micro-batch")
     num_started = int(os.environ.get("WORLD_SIZE", "1")) if started_by_torchrun() else 1
+    if num_started > int(os.environ.get("LOCAL_WORLD_SIZE", num_started)):
+        parser.error("ranks of several nodes are not timed: plans take it for one node's speed")
     if options.ranks and num_started > 1:
         parser.error("--ranks imagines ranks, but torchrun has started real ones")
     if options.encoder_placement == "sharded" and num_started == 1:

@@ -188,14 +188,14 @@ def _agreed(is_so: bool) -> bool:
 
 def predicted_bytes(case: TrainCase, shape: EncoderShape) -> int:
     """What a plan would say that torch allocates."""
-    config = config_of(case)
-    if case.scope == "encoder":  # as on a GPU of its own
+    config, ranks = config_of(case), case.num_ranks  # all on one node
+    told = memory_per_gpu(config, shape, ranks, ranks)
+    held = told.parts.get("token encoder", 0)
+    if case.scope == "encoder":  # as on a GPU of its own, but for how much of it lies there
         apart = config.token_encoder.model_copy(update={"placement": "next_gpu"})
         config = config.model_copy(update={"token_encoder": apart})
-        return sum(memory_per_gpu(config, shape, case.num_ranks).encoder_gpu.values())
-    told = memory_per_gpu(config, shape, case.num_ranks)
-    absent = told.parts.get("token encoder", 0) if case.scope == "trainables" else 0
-    return told.allocated_bytes - absent
+        return sum((memory_per_gpu(config, shape, ranks).encoder_gpu | {"token encoder": held}).values())
+    return told.allocated_bytes - (held if case.scope == "trainables" else 0)
 
 
 def as_trained_tokens_per_s(case: TrainCase, seconds: float, parts: dict[str, float]) -> float:

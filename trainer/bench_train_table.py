@@ -51,7 +51,8 @@ def _case(result: TrainCaseResult) -> Iterator[str]:
                            for name, error in result.check.errors.items())
         rows["off by"] = f"{errors} at most in {result.check.num_steps} steps"
     if result.as_trained_tokens_per_s:
-        rows["as trained"] = f"~{result.as_trained_tokens_per_s:,.0f} tokens/s (projection by parts)"
+        each = " of each rank" if result.case.ranks_are_real else ""
+        rows["as trained"] = f"~{result.as_trained_tokens_per_s:,.0f} tokens/s{each} (projection by parts)"
     if result.peak_memory_gib and result.predicted_memory_gib:
         error = result.predicted_memory_gib / result.peak_memory_gib - 1
         rows["memory"] = f"{result.peak_memory_gib:.2f} GiB, predicted {result.predicted_memory_gib:.2f} " \
@@ -71,7 +72,8 @@ def _case(result: TrainCaseResult) -> Iterator[str]:
 def _shares(result: TrainCaseResult) -> dict[str, str]:
     assert result.fast and result.flops and result.share_of_matrix_rate and result.floor_s
     rate = result.flops / result.fast.seconds_median / 1e12
-    return {"useful": f"{rate:,.1f} TFLOP/s, {result.share_of_matrix_rate:.1%} of the matrix rate; "
+    of = "the matrix rate in bf16" if result.case.products == "fp8" else "the matrix rate"  # may be above 1
+    return {"useful": f"{rate:,.1f} TFLOP/s, {result.share_of_matrix_rate:.1%} of {of}; "
                       f"{result.floor_s / result.fast.seconds_median:.1%} of the limit"}
 
 
