@@ -44,8 +44,11 @@ def test_the_command_as_it_is_typed(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert case["fast"]["num_steps"] == case["reference"]["num_steps"] == 2
     assert case["ratio"] == pytest.approx(case["reference"]["seconds_median"]
                                           / case["fast"]["seconds_median"])
-    # The same operations on a CPU: the same losses.
-    assert case["check"] == {"num_steps": 2, "problem": None, "errors": dict.fromkeys(case["losses"], 0.0)}
+    # The same operations on a CPU: the same losses, and gradients.
+    gradients = [f"gradient of {part}" for part in ("latent encoder", "latent decoder", "token decoder",
+                                                    "denoiser")]
+    assert case["check"] == {"num_steps": 2, "problem": None,
+                             "errors": dict.fromkeys([*case["losses"], *gradients], 0.0)}
     assert list(json.loads(kernels.read_text())["cases"]) == [words]
     assert f"1/1 {words}: " in said.err and f"\n{words}\n" in said.out
     assert max(map(len, said.out.splitlines())) <= 80
@@ -67,6 +70,25 @@ def test_losses_that_are_not_the_references_end_with_1_and_are_named(
     assert "losses are off by more than 0.1% of the reference's: token 1.00%" in said
     result, = read_report(tmp_path / "a.json", TrainReport).cases
     assert result.check is not None and result.check.errors["token"] == pytest.approx(0.01)
+
+
+def test_a_wrong_way_back_shows_in_the_gradients_where_losses_say_nothing(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Doubled(Training):
+        count = 0
+
+        def __init__(self, *told):
+            super().__init__(*told)
+            Doubled.count += 1
+            if Doubled.count == 1:
+                for weight in self._job.model.denoiser.parameters():
+                    weight.register_hook(lambda gradient: 2 * gradient)
+
+    monkeypatch.setattr(bench_train_run, "Training", Doubled)
+    assert bench_train_command.main([*SMALL, "--reference", "--check-steps", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "token 0.000%, diffusion 0.000%, gradient of latent encoder 0.000%" in said
+    assert "gradient of denoiser 100.000% at most in 1 steps" in said
 
 
 def test_products_in_fp8_of_other_weights_are_refused_with_what_to_type(

@@ -29,8 +29,9 @@ class Check(BaseModel):
 
     Attributes:
         num_steps: First steps that were compared.
-        errors: Greatest relative difference by loss, of all steps; of an encoder alone, of its hidden states
-            by norms. None: no number, which JSON cannot say.
+        errors: Greatest relative difference by loss, and by norm of a part's gradients (`gradient_of`), of
+            all steps; of an encoder alone, of its hidden states by norms. None: no number, which JSON cannot
+            say.
         problem: Why the two do not train the same; None: they do, as far as this says.
     """
 
@@ -109,14 +110,24 @@ class TrainReport(BaseModel):
             result.fast and not (result.check and result.check.problem) for result in self.cases)
 
 
+def gradient_of(part: str) -> str:
+    """The name under which the norm of a part's gradients is compared."""
+    return f"gradient of {part.replace('_', ' ')}"
+
+
+def is_loss(name: str) -> bool:
+    """Whether it is judged: gradients and hidden states are shown alone."""
+    return not name.startswith(("gradient of ", "hidden states"))
+
+
 def check_of(case: TrainCase, errors: Mapping[str, float], num_steps: int) -> Check | None:
-    """What differences come to; None: nothing was compared. Hidden states alone are judged by nobody."""
+    """What differences come to; None: nothing was compared. Losses alone are judged."""
     if not errors:
         return None
     most = MOST_ERROR_QUANTISED if case.weights != "bf16" else MOST_ERROR[config_of(case).precision]
-    off = [f"{name} {error:.2%}" for name, error in errors.items() if not error <= most]
+    off = [f"{name} {error:.2%}" for name, error in errors.items() if is_loss(name) and not error <= most]
     problem = None
-    if off and case.scope != "encoder":
+    if off:
         problem = f"losses are off by more than {most:.1%} of the reference's: {', '.join(off)}"
     told = {name: error if math.isfinite(error) else None for name, error in errors.items()}
     return Check(num_steps=num_steps, errors=told, problem=problem)

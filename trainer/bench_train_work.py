@@ -18,6 +18,7 @@ from trainer.bench_paths import relative_error
 from trainer.bench_train_cases import TrainCase, config_of
 from trainer.bench_train_encoder import RandomText
 from trainer.bench_train_job import build_step, end_step, take_step
+from trainer.bench_train_result import gradient_of
 from trainer.bench_train_timing import parts_of_step
 from trainer.host_copies import to_device
 
@@ -82,12 +83,15 @@ class Training:
         self._taken += 1
 
     def outputs(self, num: int) -> dict[str, Tensor]:
-        """Losses (N,) by name."""
-        taken: list[Tensor] = []
+        """Losses (N,) by name, and norms of each part's gradients: the first steps of a profile are so small
+        that its losses hardly tell a wrong way back."""
+        taken, names = list[Tensor](), list[str]()
         for _ in range(num):
             self.do()
-            taken.append(torch.stack(list(self._job.losses.values())).double())
-        return dict(zip(self._job.losses, torch.stack(taken).cpu().T, strict=True)) if taken else {}
+            told = self._job.losses | {gradient_of(part): norm for part, norm in self._job.grad_norms.items()}
+            names = list(told)
+            taken.append(torch.stack([value.double() for value in told.values()]))
+        return dict(zip(names, torch.stack(taken).cpu().T, strict=True)) if taken else {}
 
     def errors(self, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, float]:
         """Of the worst step."""
