@@ -30,6 +30,12 @@ def test_an_encoder_alone_is_one_bar() -> None:
     assert [bar.get_label() for bar in axes.containers][-1] == "_measured encoder"
 
 
+def test_the_speed_of_real_ranks_is_called_that_of_each() -> None:
+    case = RESULT.case.model_copy(update={"num_ranks": 2, "ranks_are_real": True})
+    axes, = figure_of(REPORT.model_copy(update={"cases": (RESULT.model_copy(update={"case": case}),)})).axes
+    assert axes.get_title().endswith("ZeRO 2, 2 ranks: 40,960 tokens/s of each rank, 36% of the matrix rate")
+
+
 def test_nothing_timed_is_an_empty_picture() -> None:
     axes, = figure_of(REPORT.model_copy(update={"cases": ()})).axes
     assert not axes.containers

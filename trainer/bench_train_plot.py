@@ -55,7 +55,8 @@ def _draw(axes: Any, result: TrainCaseResult) -> None:
 def _speed(result: TrainCaseResult) -> str:
     assert result.fast is not None
     share = result.share_of_matrix_rate or 0
-    return f"{result.fast.tokens_per_s:,.0f} tokens/s, {share:.0%} of the matrix rate"
+    each = " of each rank" if result.case.ranks_are_real else ""
+    return f"{result.fast.tokens_per_s:,.0f} tokens/s{each}, {share:.0%} of the matrix rate"
 
 
 def _bars(result: TrainCaseResult) -> dict[str, dict[str, float]]:
