@@ -244,7 +244,8 @@ def test_a_dataset_of_few_files_says_that_it_cannot_be_cut_and_leaves_nothing_be
     done = subprocess.run([sys.executable, "-m", "trainer.prepare", *arguments], cwd=ROOT, text=True,
                           capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == [
+    # A busy machine takes long enough to be told how far it is.
+    assert [line for line in done.stderr.splitlines() if "/2 units, " not in line] == [
         "2 large files cannot be cut: each is read by one process from its start, also",
         "  after an interruption; 1 of 3 processes will have nothing to do",
         "2 units, 0 finished, 2 to do here"]
