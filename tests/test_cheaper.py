@@ -182,8 +182,11 @@ def test_an_encoder_in_fp8_on_a_card_without_its_products_is_refused_with_what_t
 
 
 def test_products_in_fp8_of_other_weights_are_refused():
-    with pytest.raises(RecipeError, match="products in fp8 want weights in fp8, not bf16"):
-        planned(profile("qwen3.5-0.8b", "H100:1", "train.token_encoder.products=fp8"))
+    words = profile("qwen3.5-0.8b", "H100:1", "train.token_encoder.products=fp8", "limits.max_cost_usd=9999",
+                    "limits.deadline_hours=")
+    with pytest.raises(RecipeError, match="products in fp8 want weights in fp8, not bf16") as caught:
+        planned(words)
+    planned([*words, *typed(caught.value.fix)])
 
 
 def test_no_advice_names_a_card_without_bf16():

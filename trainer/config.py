@@ -90,7 +90,8 @@ class TokenEncoderConfig(Section):
     @model_validator(mode="after")
     def _products_fit(self) -> Self:
         if self.products == "fp8" and self.weights != "fp8":
-            raise ValueError(f"products in fp8 want weights in fp8, not {self.weights}")
+            raise ValueError(f"products in fp8 want weights in fp8, not {self.weights}: add "
+                             f"{set_option('train.token_encoder.weights', 'fp8')}")
         return self
 
 
